@@ -10,7 +10,7 @@ from emocap_pretrain.dry_run.failures import FailureModel
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How the nodes of the job spent their time, and the number of failures.
+    """The ways in which the nodes of a job spent their time, and the number of failures.
 
     All attributes but `failures` are shares of the time of all nodes, and add up to 1.
 
