@@ -1,7 +1,7 @@
-"""Finds the visible state of each region of a face (its cue).
+"""Finds the cues of a FER+ face: the visible states of its regions, such as raised eyebrows or closed lips.
 
-Each measurement of the face enters as its rank in [0, 1] among the measurements of many faces. The intensity of a cue
-is slight or strong.
+The input is, for each measurement of the face, its rank in [0, 1] among the measurements of many faces. A cue says that
+a region is at rest, or that it shows a slight or a strong movement.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,9 +28,10 @@ def _band(rank: float, slight: float, strong: float) -> Band | None:
 
 
 def _first(region: Region, *choices: tuple[Look, Band | None], at_rest: bool) -> RegionState | None:
-    """Returns the first choice with a strong band, else the first with a slight band, else the region at rest.
+    """Returns the state of a region: the first of the `choices` with a strong band, else the first with a slight band.
 
-    The region at rest is returned only if `at_rest`; otherwise the result is None.
+    A choice is a look and its band, which is None if the face does not have the look. If no choice has one
+    of these bands, the result is the state at rest if `at_rest` is True, and None if it is False.
     """
     for wanted in (Band.STRONG, Band.SLIGHT):
         for look, band in choices:

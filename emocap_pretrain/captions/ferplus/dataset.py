@@ -31,14 +31,15 @@ SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 
 _USAGE: Mapping[Split, str] = {"train": "Training", "valid": "PublicTest", "test": "PrivateTest"}
 _MAX_SPREAD = 0.05
-"""The greatest distance between several detections of a landmark, in eye distances, at which it is trusted."""
+"""The greatest spread of the detections of a face, in eye distances, at which its landmarks are trusted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Faces:
     """Holds the FER+ set in memory; row `i` of every field belongs to the same face.
 
-    A landmark is NaN if its detections disagree or if it lies outside of the image.
+    All landmarks of a face are NaN unless several detections of the face agree. A single landmark is NaN if it lies
+    outside of the image.
     """
 
     names: Sequence[str]

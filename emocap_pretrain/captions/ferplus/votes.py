@@ -1,8 +1,9 @@
 """Turns the votes of ten people on one face into its emotion label and into the emotion that its caption describes.
 
 The label follows the majority rule of FER+: an emotion's only vote is dropped as an outlier, and more than half of the
-other votes must agree. The caption also depends on the shares of the first emotion, of the second one and
-of "neutral", which determine the degree and the mixture.
+other votes must agree. The caption describes the emotion with the most votes. The degree of that emotion depends on its
+own share of the votes and on the share of "neutral". The emotion with the second most votes is mixed in, unless the
+first emotion is clear.
 """
 
 from collections.abc import Mapping
@@ -42,10 +43,11 @@ def is_face(votes: Votes) -> bool:
 
 
 def emotion_state(votes: Votes, *, expressive: bool = True) -> EmotionState:
-    """Returns the emotion that the votes describe, with a second emotion if a few people voted for another one.
+    """Returns the emotion with the most votes, and a second emotion if several people voted for another one.
 
-    `expressive` is False if no strong cue was measured on the face; then the degree of an emotion other than neutral is
-    never high. Of two emotions with equally many votes, neutral comes last; the others come in the order of `EMOTIONS`.
+    There is no second emotion if the first one is not neutral and has a high degree. `expressive` is False if no strong
+    cue was measured on the face; then the degree of an emotion other than neutral is never high. Emotions with the same
+    number of votes are taken in the order of `EMOTIONS`, with neutral last.
     """
     kept = without_outliers(votes)
     first, second = sorted((*EMOTIONS[1:], "neutral"), key=lambda name: -kept[name])[:2]

@@ -72,7 +72,11 @@ class RegionState:
 
 
 def _phrases(given: Words | Mapping[str, Words]) -> Phrases:
-    """Converts the phrases of a look: the keys of a mapping name bands, while a list has phrases for all bands."""
+    """Returns the phrases of a look for each group of bands.
+
+    `given` comes from the TOML file. It is a mapping from the names of some bands, separated by blanks, to their
+    phrases, or a list of phrases that fit all bands.
+    """
     if isinstance(given, Mapping):
         return {tuple(map(Band, bands.split())): words for bands, words in given.items()}
     return {BANDS: given}

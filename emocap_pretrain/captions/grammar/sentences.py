@@ -65,7 +65,10 @@ def local_sentence(states: Sequence[RegionState], wording: Wording) -> str:
 
 
 def _purpose(state: RegionState) -> tuple[str, ...]:
-    """Returns the purpose of a choice of words about this state, so that each state chooses independently."""
+    """Returns the first words of the purpose that `Wording.pick` gets for phrases about this state.
+
+    They name the region and its action units, so that the choices for different states are independent.
+    """
     return state.region, *map(str, state.look.units)
 
 
@@ -81,7 +84,7 @@ def _with_adverbs(phrase: str, state: RegionState, wording: Wording) -> str:
 
 
 def _joined(clauses: Sequence[str]) -> str:
-    """Joins clauses into one; predicates of the same subject share it ("the lips are parted and stretched")."""
+    """Returns the clauses as one text. Clauses with one subject are merged: "the lips are parted and stretched"."""
     predicates: dict[str, list[str]] = {}
     for clause in clauses:
         match = re.fullmatch(r"(.+? (?:is|are)) (.+)", clause)

@@ -46,7 +46,10 @@ def arched(right: Points) -> Points:
 
 @cache
 def _weights(steps: int) -> Float[np.ndarray, "steps 4"]:
-    """Returns the Catmull-Rom weights of four neighbouring knots in `steps` points between the middle two knots."""
+    """Returns the weights of four neighbouring knots at each of `steps` points of a Catmull-Rom spline.
+
+    The points begin at the second knot and end before the third knot.
+    """
     t = np.arange(steps) / steps
     powers = np.stack([np.ones_like(t), t, t * t, t**3], 1)
     matrix = np.array([[0, 2, 0, 0], [-1, 0, 1, 0], [2, -5, 4, -1], [-1, 3, -3, 1]]) / 2
@@ -55,10 +58,10 @@ def _weights(steps: int) -> Float[np.ndarray, "steps 4"]:
 
 @cache
 def _blend(knots: int, steps: int, *, closed: bool) -> Float[np.ndarray, "count knots"]:
-    """Returns the weight of each knot in each point of a smooth curve through the knots.
+    """Returns the weight of each knot at each point of a smooth curve through the knots.
 
-    An open curve lacks a knot before its first segment and after its last one; a mirror image of the inner knot
-    replaces it.
+    The first segment of an open curve needs a knot before the first knot: the mirror image of the second knot at the
+    first one is used. The last segment is treated in the same way.
     """
     count = knots if closed else knots - 1
     blend = np.zeros((count * steps + (not closed), knots))
@@ -94,9 +97,9 @@ def _course(knots: int, steps: int) -> Float[np.ndarray, "twice knots"]:
 
 @cache
 def _swell(count: int, taper: tuple[float, float]) -> Complex[np.ndarray, " count"]:
-    """Returns half the width of a stroke in each of its points, as multiples of the imaginary unit.
+    """Returns, for each point of a stroke, half the width of the stroke there, as a multiple of the imaginary unit.
 
-    The stroke is 1 wide in the middle; `taper` has its widths at the start and at the end.
+    The width is 1 in the middle of the stroke; `taper` gives the widths at the start and at the end.
     """
     t = np.linspace(0, 1, count)
     swell = np.sin(np.pi * t)
@@ -106,7 +109,7 @@ def _swell(count: int, taper: tuple[float, float]) -> Complex[np.ndarray, " coun
 def ribbon(knots: Lines, width: float, taper: tuple[float, float] = (0.0, 0.0), steps: int = 4) -> Lines:
     """Returns the outline of a stroke through `knots`.
 
-    The stroke is `width` wide in the middle; `taper` is the share of this width at the start and at the end.
+    The stroke is `width` wide in the middle; `taper` gives the shares of this width at the start and at the end.
     """
     # The points are complex numbers, so that a turn by a right angle is a multiplication by i.
     course = (_course(knots.shape[-2], steps) @ knots).view(np.complex128)[..., 0]
@@ -160,7 +163,7 @@ class View:
         return shape @ self._turn + (depth * self._forward + self._origin)
 
     def place(self, x: float, y: float, lift: float = 0.0) -> tuple[float, float]:
-        """Projects one point; faster than `project`, with the same result."""
+        """Projects one point. This is faster than `project` and gives the same result."""
         depth = _DEPTH * math.sqrt(max(1 - (x / 1.08) ** 2 - (y / 1.6) ** 2, 0.0)) + lift
         (xx, xy), (yx, yy), (zx, zy), (ox, oy) = self._rows
         return x * xx + y * yx + depth * zx + ox, x * xy + y * yy + depth * zy + oy

@@ -127,7 +127,11 @@ def _state_of(region: Region, look: Look, acting: Actions) -> RegionState:
 
 
 def _mouth(acting: Actions, wording: Wording) -> tuple[RegionState, ...]:
-    """Returns the one or two strongest movements of the lips, and whether the mouth is open."""
+    """Returns the states of the lips: the one or two strongest movements, and how far the mouth is open.
+
+    If the lips move and the mouth is closed, three of five captions also say that it is closed. If the lips do not
+    move, the result is the state at rest.
+    """
     moving = sorted((look for look in _LIPS if _fits(look, acting)), key=lambda look: -acting[look.units[0]])[:2]
     if wording.number("one movement") % 4 == 0:
         moving = moving[:1]
@@ -159,7 +163,7 @@ def _chosen(acting: Actions, wording: Wording) -> list[tuple[RegionState, ...]]:
 def _summarized(acting: Actions) -> list[RegionState]:
     """Returns the states that a summary names, the strongest first, with each action unit in one state only.
 
-    If no action unit is active, it returns the regions at rest.
+    There are five states at most. If no look of `SUMMARY_LOOKS` fits, the states of the regions at rest are returned.
     """
     left, found = set(acting), list[RegionState]()
     for region, look in SUMMARY_LOOKS:

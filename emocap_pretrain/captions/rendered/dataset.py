@@ -16,7 +16,7 @@ JPEG_QUALITY = 92
 
 
 def sample_face(seed: int, index: int) -> Face:
-    """Samples a face. Seven indices in a row, from a multiple of seven on, contain each of the seven emotions once.
+    """Samples a face. Each of the seven emotions occurs once among the indices 7 k to 7 k + 6, for every integer k.
 
     Person, scene, emotion and wording come from separate random streams, so none of them reveals another one.
     """

@@ -130,7 +130,7 @@ def _settle(strength: dict[int, float]) -> dict[int, float]:
 
 
 def _affect(prototype: Prototype, acting: Actions, intensity: float, rng: np.random.Generator) -> tuple[float, float]:
-    """Samples valence and arousal around those of the prototype, which count less if the intensity is low.
+    """Samples valence and arousal around the values of the prototype, which are scaled down for a low intensity.
 
     Raised upper lids or a dropped jaw raise the arousal, and closed eyes lower it.
     """

@@ -72,9 +72,9 @@ def draw_ears(sketch: Sketch, face: Face) -> None:
 
 
 def draw_face(sketch: Sketch, face: Face) -> Patch | None:
-    """Paints the skin and returns the patch that the skin covers, to which the features of the face are limited.
+    """Paints the skin and returns the patch that it covers, or None if the face lies outside of the image.
 
-    It returns None if the face lies outside of the image.
+    The features of the face must not be painted outside of this patch.
     """
     skin = face.identity.skin
     patch = sketch.cover(outline(face))
@@ -120,7 +120,7 @@ def draw_beard(sketch: Sketch, face: Face) -> None:
 
 
 def draw_moustache(sketch: Sketch, face: Face) -> None:
-    """Draws two tapered wings under the nose; they move with the upper lip."""
+    """Draws a moustache: two tapered strokes under the nose, which move with the upper lip."""
     person = face.identity
     if person.beard not in {"moustache", "full"}:
         return
@@ -199,9 +199,10 @@ def _shine(sketch: Sketch, face: Face, patch: Patch | None, colour: Colour) -> N
 
 
 def _strand(x: float, spread: float) -> Points:
-    """Returns a strand of hair that starts near the crown and falls to its own side of the head.
+    """Returns a strand of hair that starts near the crown and falls to one side of the head.
 
-    `x` in [-1, 1] is the side, and `spread` below 1 brings the upper part of the strand nearer to the middle.
+    `x` in [-1, 1] says how far the strand is from the middle; a negative value is on the left of the image. A `spread`
+    below 1 brings the upper part of the strand nearer to the middle.
     """
     return points((0.25 * x, -1.48), (0.75 * x * spread, -1.22), (1.05 * x, -0.75), (1.12 * x, -0.2))
 
@@ -237,9 +238,9 @@ def _cap(person: Identity, volume: float, hairline: Half, peak: float = 0.0) -> 
 
 
 def _sweep(person: Identity, volume: float, hairline: Half) -> Points:
-    """Returns the outline of hair between its outer edge and an asymmetric hairline, given from left to right.
+    """Returns the outline of hair between its outer edge and an asymmetric hairline.
 
-    For half of all people the outline is mirrored.
+    `hairline` runs from left to right. For half of all people the outline is mirrored.
     """
     side = 1 if person.marks % 2 else -1
     outer = spline(arched(_crown(person, volume)))

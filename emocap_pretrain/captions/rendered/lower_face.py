@@ -39,7 +39,7 @@ def _apples(sketch: Sketch, face: Face, y: float) -> None:
 
 
 def _crow_feet(sketch: Sketch, face: Face) -> None:
-    """Draws rays from the outer corners of the eyes, for AU 6 and a little for age."""
+    """Draws rays from the outer corners of the eyes. AU 6 makes them darker, and so does age to a lesser degree."""
     force = 0.8 * face.actions[6] + 0.25 * max(face.identity.age - 0.4, 0.0)
     x, y = eye_x(face.identity) + eye_half(face.identity) + 0.055, EYE_Y - face.identity.eye_tilt
     rays = [points((x, y + 0.3 * d), (x + 0.06, y + 0.7 * d), (x + 0.125, y + d)) for d in (-0.09, 0.015, 0.11)]
@@ -124,7 +124,7 @@ def _wrinkles(sketch: Sketch, face: Face) -> None:
 def draw_folds(sketch: Sketch, face: Face, corner: tuple[float, float]) -> None:
     """Draws the nasolabial folds, which run from the wings of the nose around the corners of the mouth.
 
-    AU 12 bows the folds outwards, AU 9 and AU 10 raise their upper half, and all three deepen them.
+    AU 10 and AU 12 bow the folds outwards, AU 9 and AU 10 raise their upper half, and all three deepen the folds.
 
     Args:
         sketch: The drawing.
@@ -156,9 +156,10 @@ _T = np.linspace(-1, 1, 29)
 
 @dataclass(frozen=True, slots=True)
 class Lips:
-    """Holds the four edges of the lips in face units, each from left to right, and the height of the gap between them.
+    """Holds the four edges of the lips, each from left to right, and the height of the gap between both lips.
 
     From top to bottom, `top` and `upper` are the edges of the upper lip, `lower` and `bottom` those of the lower lip.
+    All values are in face units.
     """
 
     top: Points
@@ -291,7 +292,7 @@ def _inside(sketch: Sketch, face: Face, shape: Lips) -> None:
 
 
 def _teeth(edge: Points, height: float) -> Points:
-    """Returns the outline of a row of teeth that hangs from a lip's `edge`; a negative `height` lets them rise."""
+    """Returns the outline of a row of teeth that hangs down from a lip's `edge`, or rises from it if `height` < 0."""
     other = edge + np.stack([np.zeros_like(_T), height * (1 - _T**6)], 1)
     return np.concatenate([edge, other[::-1]])
 
