@@ -55,7 +55,7 @@ def commit(
         state: JSON values for the training loop; those of rank 0 are stored.
         write: Writes this rank's files into the empty folder whose path it gets.
         world: All ranks.
-        run_attempt: The attempt of the run that saves.
+        run_attempt: This attempt of the run, which saves the checkpoint.
 
     Returns:
         The checkpoint of this step: the new one, or an intact one that another attempt committed first.

@@ -40,7 +40,7 @@ class StepFolder:
 
 
 def step_folders(store: Store) -> list[StepFolder]:
-    """Lists the steps that have a manifest or files of a save attempt, newest first. Other files are ignored."""
+    """Returns the files of each step that has a manifest, a save attempt or both, newest first. Ignores other files."""
     return _grouped(store.list(FOLDER))
 
 

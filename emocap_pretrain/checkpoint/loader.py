@@ -63,7 +63,8 @@ class Resumed(NamedTuple):
     Args:
         checkpoint: The checkpoint, equal on all ranks.
         folder: Local folder with the files that this rank needs.
-        refused: Save attempts of newer checkpoints whose files were found damaged; equal on all ranks, newest first.
+        refused: Save attempts of the newer checkpoints that were refused because a downloaded file was damaged; equal
+            on all ranks, newest first.
     """
 
     checkpoint: Checkpoint
@@ -75,9 +76,9 @@ class Resumed(NamedTuple):
 def resumable(store: Store, world: RankGroup, select: Callable[[Checkpoint, str], bool]) -> Generator[Resumed | None]:
     """Yields the newest checkpoint that is intact on every rank; None if the run has no checkpoint.
 
-    All ranks must call this function. A damaged checkpoint is refused with a warning, and stays in the store. It is
-    refused only if all of up to `MAX_VERIFYING_HOSTS` hosts find it damaged, so that one host with a broken disk or
-    network cannot discard it.
+    All ranks must call this function. A checkpoint is refused, with a warning, if all of up to `MAX_VERIFYING_HOSTS`
+    hosts find it damaged. In a job of several hosts, one host with a broken disk or network therefore cannot cause a
+    refusal. A refused checkpoint stays in the store.
 
     Args:
         store: The run's store.
@@ -85,8 +86,8 @@ def resumable(store: Store, world: RankGroup, select: Callable[[Checkpoint, str]
         select: Returns whether this rank needs the file with this path.
 
     Raises:
-        CheckpointError: If there are checkpoints and all are refused; or if one host reads other bytes than another
-            host. Then the message names the host.
+        CheckpointError: In one of three cases: every checkpoint is refused, no checkpoint is listed although an
+            attempt has reported one, or a host reads other bytes than the other hosts. The message names that host.
     """
     search = _Search(store, world, _verifying_ranks(world.gather(socket.gethostname())))
     with ExitStack() as stack:
@@ -115,7 +116,8 @@ class _Search:
         world: All ranks.
         verifiers: The ranks that read the store to find out whether a checkpoint is damaged, one for each host.
         refused: For the step of each refused checkpoint, the fault.
-        refused_attempts: Save attempts of the refused checkpoints whose manifest is intact and whose files are damaged.
+        refused_attempts: Save attempts of the checkpoints that were refused because a downloaded file was damaged. The
+            manifest and the file sizes of these checkpoints are right.
     """
 
     store: Store
@@ -191,7 +193,10 @@ class _Search:
         )
 
     def _on_verifiers(self, act: Callable[[], Value], *, failing: str) -> list[Value]:
-        """Calls `act` on the ranks in `verifiers`; every rank gets their results. All ranks must call this method."""
+        """Calls `act` on the ranks in `verifiers`, and returns their results on every rank.
+
+        All ranks must call this method. `failing` is the beginning of the error message if `act` fails on a rank.
+        """
         results = self.world.run_on_all(lambda: act() if self.world.rank in self.verifiers else None, failing=failing)
         return [each for each in results if each is not None]
 

@@ -132,7 +132,7 @@ def _read_once(store: Store, step: int) -> Checkpoint | None:
 
 
 def committed(store: Store) -> list[Checkpoint]:
-    """Returns the checkpoints of the run whose manifest is undamaged, newest first. Their files are not verified."""
+    """Returns those checkpoints of the run that have an undamaged manifest, newest first. No other file is verified."""
     return [found for folder in step_folders(store) if (found := read_listed(store, folder))]
 
 

@@ -163,7 +163,9 @@ def _is_complete(store: Store, counts: Callable[[Checkpoint], bool], folder: Ste
 
 
 def _deletable_attempts(store: Store, folder: StepFolder, before: int | None, oldest: int) -> tuple[str, ...]:
-    """Returns the unfinished save attempts of a step that may be deleted; other folders are never among them.
+    """Returns the unfinished save attempts of a step that may be deleted.
+
+    A folder that does not have the name of a save attempt is never returned.
 
     Args:
         store: The run's store.

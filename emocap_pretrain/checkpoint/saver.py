@@ -30,10 +30,11 @@ log = logging.getLogger(__name__)
 
 
 class Saver:
-    """Saves one checkpoint at a time, in a thread of its own. All ranks construct it and call its methods alike.
+    """Saves one checkpoint at a time, in a thread of its own.
 
-    If a save fails in the thread of one rank, the next call on every rank raises an error. It is `Superseded` if a
-    newer attempt owns the run, a `CheckpointError` that names the rank, or the error of a collective if a rank died.
+    All ranks must construct a saver and call its methods in the same order. If a save fails in the thread of one rank,
+    the next call on every rank raises an error. The error is `Superseded` if a newer attempt owns the run, the error of
+    a collective if a rank died, and otherwise a `CheckpointError` that names the rank.
 
     Args:
         store: The run's store.
@@ -41,7 +42,8 @@ class Saver:
         run_attempt: This attempt of the run.
         retention: The rule by which `sweep` keeps checkpoints.
         newest: The step that training resumed from; 0 for a new run.
-        refused: Save attempts whose checkpoints were found damaged; they do not count as intact for `retention`.
+        refused: Save attempts of checkpoints that were found damaged; these checkpoints do not count towards
+            `Retention.keep_last`.
     """
 
     def __init__(
@@ -128,11 +130,13 @@ class Saver:
         return self._take_committed()
 
     def sweep(self, proven: int) -> None:
-        """Begins to delete the checkpoints that `retention` does not keep, once further ones are known to be good.
+        """Begins to delete the checkpoints that `retention` does not keep.
+
+        It does nothing unless a checkpoint that this attempt has committed is newly known to be good.
 
         Args:
-            proven: Checkpoints of earlier steps are known to be good, because training has continued from their
-                weights. Later ones do not count towards `keep_last`, because their weights may be broken.
+            proven: Checkpoints of steps before this one are known to be good, because training has continued from their
+                weights. Other checkpoints do not count towards `keep_last`, because their weights may be broken.
         """
         due = [step for step in self._unswept if step < proven]
         self._unswept = [step for step in self._unswept if step >= proven]

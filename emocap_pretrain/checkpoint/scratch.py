@@ -1,4 +1,4 @@
-"""Makes temporary folders on the local disk for the files that one rank writes or reads of a checkpoint."""
+"""Makes temporary folders on the local disk, in which one rank's files of a checkpoint are written or read."""
 
 import errno
 import fcntl
@@ -28,7 +28,8 @@ def scratch() -> Generator[Path]:
     First it deletes the folders that killed processes have left there.
 
     Raises:
-        CheckpointError: If the disk becomes full in the body. The message says how much was written and is free.
+        CheckpointError: If the disk becomes full in the `with` block. The message says how many bytes were written, and
+            how many are free.
     """
     _clear()
     # After an error a download may still write into the folder: a later call deletes what remains of it.

@@ -12,7 +12,7 @@ from emocap_pretrain.run_folder.storage import DocumentKind
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Holds the seconds of training so far, over all attempts, and in `row` the metrics that were logged last."""
+    """Holds the seconds of training so far, over all attempts, and the metrics that were logged last (`row`)."""
 
     seconds: Finite = 0.0
     row: Mapping[str, Finite] = field(default_factory=dict[str, float])

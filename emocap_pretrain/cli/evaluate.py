@@ -94,7 +94,7 @@ def _list_tasks(*, as_json: bool) -> None:
 def _changes(
     data: str | None, task: list[str] | None, label: str | None, classes: str | None, prompts: Path | None
 ) -> dict[str, Any]:
-    """Returns the settings of the evaluation that the command line gives, by their names in the config."""
+    """Returns the values of the evaluation settings that the command line sets, by the names of the settings."""
     given = {
         "url": data,
         "tasks": task or None,
@@ -126,9 +126,10 @@ def _lines(path: Path) -> list[str]:
 def _evaluated(
     run_url: str, step: int | None, own: Config | None, changes: dict[str, Any], *, may_read: bool, device: str
 ) -> "tuple[Restored, tuple[TaskResult, ...]]":
-    """Restores the model and runs the tasks. A collective, if a launcher has started several ranks.
+    """Restores the model, runs the tasks, and returns the model and the results.
 
-    Only rank 0 gets results, so that they are printed once.
+    If a launcher has started several ranks, this is a collective. Ranks other than 0 get an empty tuple of results, so
+    that the results are printed once.
     """
     from dataclasses import replace
 
@@ -160,8 +161,8 @@ def _with_settings(config: Config, changes: dict[str, Any], *, may_read: bool) -
     `may_read` says whether the user allows reading the dataset that the checkpoint's config names.
 
     Raises:
-        ConfigError: If the user has neither named nor allowed a dataset, if its stored address is incomplete, or if a
-            setting is wrong.
+        ConfigError: If neither the command line nor the config names a dataset, if the user has not allowed the dataset
+            of the config, if the URL of that dataset has a `${...}` or a masked secret, or if a setting is wrong.
     """
     settings = config.evaluation
     if "url" not in changes:

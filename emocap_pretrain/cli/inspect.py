@@ -68,7 +68,7 @@ def _summary(url: str, look_at: int | None, seconds: float | None) -> Summary:
 
 
 def _cut(url: str, config: Config) -> tuple[str, dict[str, Any]]:
-    """Counts the texts of the first samples that the text tower of a run cuts.
+    """Counts those texts of the first samples of a dataset that are too long for the text tower of a run.
 
     Returns:
         A line of text for the terminal, and the same numbers as JSON values.
@@ -83,7 +83,7 @@ def _cut(url: str, config: Config) -> tuple[str, dict[str, Any]]:
 
 
 def _write(summary: Summary, path: Path) -> None:
-    """Writes the page; an earlier page is replaced only after the new one is complete."""
+    """Writes the summary as an HTML page. An existing file is replaced only after the new page is complete."""
     from emocap_shards.inspecting.page import page
 
     target = path.resolve()  # If the path is a link, the file that it points to is replaced.
@@ -100,7 +100,7 @@ def _write(summary: Summary, path: Path) -> None:
 
 
 def _check_writable(path: Path) -> None:
-    """Checks that the page can be written. The command calls this before it reads the dataset, which takes a while.
+    """Checks that the HTML page can be written. The command calls this first, because it takes long to read a dataset.
 
     Raises:
         ConfigError: If the page cannot be written.

@@ -150,7 +150,10 @@ class Bar(AbstractContextManager["Bar"]):
         return time.monotonic() - self._begun
 
     def show(self, progress: PackProgress) -> None:
-        """Shows the progress of a pack, which calls this method after each row, or once for a shard that exists."""
+        """Shows the progress of packing.
+
+        `pack` and `reshard` call this method after each row, and once for each shard that an earlier process stored.
+        """
         self._begun = self._begun or time.monotonic()
         step = progress.rows - self._rows
         if step > 1:  # An earlier process has stored this shard already.

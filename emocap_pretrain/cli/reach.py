@@ -1,4 +1,7 @@
-"""Opens stores for commands for which a user waits. They give up after a minute, while training waits 15 minutes."""
+"""Opens stores for commands for which a user waits.
+
+If a store does not answer, these commands give up after a minute, while training waits 15 minutes.
+"""
 
 import os
 from dataclasses import replace
@@ -16,7 +19,9 @@ def open_soon(url: str) -> Store:
 
 
 def need_answer(url: str, path: str) -> None:
-    """Checks that the store answers within a minute, before work that would wait for it as long as training does.
+    """Checks that the store answers within a minute.
+
+    A command calls this before it begins work that would wait for the store as long as training does.
 
     Args:
         url: The URL of the store.

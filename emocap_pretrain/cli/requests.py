@@ -28,7 +28,10 @@ def stop_command(
     wait: Annotated[bool, typer.Option(help="Wait until the run has ended.")] = True,
     debug: Debug = False,
 ) -> None:
-    """Ask a run to save and end. The command that started the run resumes it. Exit code 1 if the run failed instead."""
+    """Ask a run to save and end. Exit code 1 if the run failed instead.
+
+    To resume the run, repeat the command that started it.
+    """
     with errors_as_lines(debug=debug):
         store = open_soon(run_url)
         _require_running(RunState.read(store))

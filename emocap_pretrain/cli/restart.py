@@ -85,7 +85,11 @@ def _code(outcome: RelaunchResult) -> int:
 
 
 def _config(command: list[str]) -> Config | None:
-    """Returns the config that the command names, with the overrides that follow, or the default config if it exists."""
+    """Returns the config that the command names, with the overrides that follow its path.
+
+    If the command names no config, the default config is read with all overrides of the command. The result is None if
+    there is no default config either.
+    """
     place = next((place for place, word in enumerate(command) if word.endswith((".yaml", ".yml"))), None)
     if place is None:
         return load(Path(DEFAULT), _overrides(command)) if Path(DEFAULT).exists() else None

@@ -1,4 +1,7 @@
-"""Turns a pydantic error into sentences with the place in the file, the value, the rule, and the nearest valid one."""
+"""Turns a pydantic error into sentences for the user.
+
+A sentence names the place in the file, the wrong value, the rule that it breaks, and the nearest valid value, if any.
+"""
 
 import difflib
 import re
@@ -92,7 +95,10 @@ def explain(error: ValidationError, origin: Origin, texts: Mapping[Keys, str]) -
 
 
 def _with_plain_key(problem: Any) -> dict[str, Any]:
-    """Removes the name of a type from the end of a key. Pydantic adds it if a value may have one of several types."""
+    """Returns the problem without the name of a type at the end of its key (`loc`).
+
+    Pydantic adds such a name if a value may have one of several types.
+    """
     keys: Keys = problem["loc"]
     is_type = bool(keys) and isinstance(keys[-1], str) and re.fullmatch(r"[a-z]+-[a-z]+|.*\[.*\]", keys[-1])
     return {**problem, "loc": keys[:-1] if is_type else keys}
@@ -107,7 +113,10 @@ def _lies_in(inner: Keys, outer: Keys) -> bool:
 
 
 def _joined(lines: Iterable[str]) -> list[str]:
-    """Joins several lines about one value into one: a value that may have several types breaks a rule of each type."""
+    """Merges all lines about the same value into one line.
+
+    A value that may have one of several types causes a line for each type, because it breaks a rule of each.
+    """
     rules: dict[str, list[str]] = {}
     for line in lines:
         value, separator, rule = line.partition(": it should be ")
@@ -121,7 +130,7 @@ def _joined(lines: Iterable[str]) -> list[str]:
 
 
 def _without_secrets(sentence: str, problem: Any, texts: Mapping[Keys, str]) -> str:
-    """Replaces values of the environment in a sentence by the `${oc.env:...}` texts from which they came."""
+    """Replaces the values of environment variables in a sentence by the `${oc.env:...}` texts from which they came."""
     keys: Keys = problem["loc"]
     for place, text in texts.items():
         if place[: len(keys)] == keys:
@@ -171,7 +180,10 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
 
 
 def _closest(name: str, known: Sequence[str], cutoff: float = CLOSE) -> str | None:
-    """Returns a known name that differs from `name` by a typing error or by whole words; None if there is none."""
+    """Returns the known name that resembles `name`, or one that is `name` with words added or removed at one end.
+
+    The result is None if there is no such name.
+    """
     close = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
     longer = [each for each in known if _has_more_words(each, name) or _has_more_words(name, each)]
     return next(iter([*close, *longer]), None)

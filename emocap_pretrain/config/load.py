@@ -1,4 +1,4 @@
-"""Reads a config from a YAML file and overrides of the command line. An error has one line for each wrong value."""
+"""Reads a config from a YAML file and from the command line. An error message has one line for each wrong value."""
 
 import os
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -44,13 +44,14 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def from_stored(tree: Any) -> Config:
-    """Reads settings that `Config.stored` or `stored.dump` returned. They are not trusted, as others may write them.
+    """Reads settings that `Config.stored` or `stored.dump` returned.
 
-    Therefore a `${...}` text is not resolved, and no path is looked up. Settings of another version that this version
-    does not have are left out, except those of `model`.
+    The settings are not trusted, because another user may have written them. Therefore a `${...}` text is not resolved,
+    and no path is looked up. A setting that this version does not have is left out.
 
     Raises:
-        ConfigError: If this version cannot read the settings, or if a setting that is not a text contains a `${...}`.
+        ConfigError: If this version cannot read the settings, because a value is not valid (such as a `${...}` in place
+            of a number), or because the user had set a setting of `model` that this version does not have.
     """
     try:
         settings = current(cast("dict[str, Any]", tree), decisive=("model.",)) if isinstance(tree, dict) else tree
@@ -181,7 +182,7 @@ def _validate(tree: DictConfig, origin: Origin) -> Config:
 
 @contextmanager
 def _recorded_environment() -> Generator[dict[str, str]]:
-    """Yields a mapping to which each environment variable that `oc.env` reads in the body is added, with its value."""
+    """Yields a mapping, and adds to it the environment variables that `oc.env` reads in the `with` block."""
     read: dict[str, str] = {}
 
     def env(key: str, *default: Any) -> str | None:

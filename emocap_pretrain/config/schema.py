@@ -68,7 +68,10 @@ class DataConfig(Section):
         return self.mix or (SourceConfig(url=str(self.url)),)
 
     def window_samples(self, global_batch: int) -> int:
-        """Returns the number of samples that are shuffled together. By default, a batch then mixes many shards."""
+        """Returns the number of samples that are shuffled together.
+
+        The default is so large that a batch contains samples of many shards.
+        """
         return self.shuffle_window or max(8 * global_batch, 1 << 14)
 
     @model_validator(mode="after")
@@ -418,20 +421,21 @@ class Config(Section):
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """Returns the values of the environment in this config, so that other processes can mask them too."""
+        """Returns the values of environment variables that messages must not show. Other processes mask them too."""
         return self._secrets
 
     def with_interpolations(self, texts: dict[Keys, str], secrets: Sequence[str] = ()) -> "Config":
-        """Returns this config with the `${oc.env:...}` texts from which some of its values came, by their keys.
+        """Returns a copy of this config that also holds `texts`. The values of the settings do not change.
 
-        `secrets` are the values of the environment that messages must not show.
+        `texts` maps the key of each value that came from a `${oc.env:...}` text to that text. `stored` returns the text
+        in place of the value. `secrets` are the values of environment variables that messages must not show.
         """
         config = self.model_copy()
         config._interpolations, config._secrets = dict(texts), tuple(secrets)
         return config
 
     def replacing(self, name: str, section: Section, changed: Collection[str]) -> "Config":
-        """Returns this config with `section` in place of its section `name`.
+        """Returns a copy of this config with `section` in place of its section `name`.
 
         The `changed` settings lose the `${oc.env:...}` texts that they had in the file, so `stored` shows their values.
         """

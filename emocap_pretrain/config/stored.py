@@ -1,8 +1,8 @@
 """Converts settings to the tree that `run.json` and checkpoints store, and reads trees that another version has stored.
 
 A stored config contains every setting, the number of its schema, and the list `set` of the keys that the user has set.
-All other keys had their defaults. A later version may add a setting, whose default must behave as before. A version
-that renames or drops a setting needs a `Migration`. See docs/decisions/20-documents-of-a-run.md.
+All other keys had their defaults. A later version may add a setting, if its default keeps the behaviour of the earlier
+versions. A version that renames or drops a setting needs a `Migration`. See docs/decisions/20-documents-of-a-run.md.
 """
 
 import copy

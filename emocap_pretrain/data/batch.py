@@ -49,7 +49,7 @@ class Texts:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Holds a rank's share of one global batch: images, and for the name of each caption part its texts.
+    """Holds a rank's share of one global batch: its images, and its texts by the name of their caption part.
 
     Parts that the objective does not use are missing in `texts`.
     """

@@ -33,7 +33,7 @@ def train_tokenizer(data: DataConfig, vocabulary: int) -> Tokenizer:
 
 
 def tokenizer_of(settings: TextTowerConfig, data: DataConfig) -> Tokenizer:
-    """Returns the tokenizer of a new run, which is trained on the data or read from the place in the settings."""
+    """Returns the tokenizer of a new run: it is trained on the data, or read from the folder or hub in the settings."""
     if settings.tokenizer == "data":
         return train_tokenizer(data, settings.vocabulary)
     return Tokenizer.load(settings.tokenizer)
@@ -166,7 +166,7 @@ class DatasetUse:
 
 
 def training_data(data: DataConfig, stored: Mapping[str, Any]) -> list[DatasetUse]:
-    """Reads the manifests of the datasets that a run trains on, and describes the datasets.
+    """Reads the manifests of the datasets that a run trains on, and returns a description of each dataset.
 
     Args:
         data: The settings.
@@ -177,7 +177,9 @@ def training_data(data: DataConfig, stored: Mapping[str, Any]) -> list[DatasetUs
 
 
 def evaluation_data(settings: EvaluationConfig, stored: Mapping[str, Any]) -> list[DatasetUse]:
-    """Reads the manifest of the dataset on which a run is evaluated, and describes the dataset, if there is one.
+    """Reads the manifest of the dataset on which a run is evaluated, and returns a list with a description of it.
+
+    The list is empty if the settings name no dataset.
 
     Args:
         settings: The settings.

@@ -262,10 +262,10 @@ def batches(
 
 @contextmanager
 def _signals_blocked() -> Generator[None]:
-    """Blocks SIGTERM and SIGINT in the body, so that processes that are started there begin with blocked signals.
+    """Blocks SIGTERM and SIGINT in the `with` block. Processes that are started there begin with blocked signals.
 
-    Without the block, a signal to the process group would end a loader process that has not run `_init_worker` yet.
-    This process receives the signals after the body.
+    Otherwise a signal to the process group would end a loader process that has not run `_init_worker` yet. This process
+    receives the blocked signals after the `with` block.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:

@@ -39,7 +39,7 @@ class Quarantine:
 
     @classmethod
     def open(cls, store: Store, world: RankGroup, budget: int) -> "Quarantine":
-        """Reads the damaged samples that earlier attempts have found. A collective.
+        """Reads the damaged samples that earlier attempts have found. This is a collective.
 
         Raises:
             BudgetSpent: If the number of damaged samples exceeds the budget already.
@@ -59,9 +59,9 @@ class Quarantine:
         return bool(self._pending)
 
     def exchange(self) -> list[QuarantinedSample]:
-        """Shares the samples that ranks have added since the last call, and returns the new ones. A collective.
+        """Shares the samples that ranks have added since the last call. This is a collective.
 
-        Rank 0 stores the new list.
+        Returns those of them that were not in the list yet. Rank 0 stores the new list.
 
         Raises:
             BudgetSpent: On all ranks, if the number of damaged samples exceeds the budget.
@@ -78,9 +78,9 @@ class Quarantine:
 
     @contextmanager
     def recorded(self, step: int) -> Generator[None]:
-        """Stores the samples of this rank at once if the body raises `BudgetSpent`.
+        """Stores the samples of this rank at once if the `with` block raises `BudgetSpent`.
 
-        The other ranks may be unable to take part in another collective, so this rank does not wait for them.
+        This needs no collective, because the other ranks may be unable to take part in one.
         """
         try:
             yield
