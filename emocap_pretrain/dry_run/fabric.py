@@ -29,7 +29,8 @@ class Fabric:
         ranks_per_node: Number of ranks on each node.
         inside: The links inside a node.
         between: The links between nodes.
-        vectors_behind_loss: Share of the time of the loss in which embeddings are exchanged too, at no extra time.
+        vectors_behind_loss: Share of the time of the loss in which embeddings can be exchanged at the same time. Only
+            the rest of the exchange delays a step.
     """
 
     words: str

@@ -8,9 +8,10 @@ new work is exactly
 $$\frac{\tau\,e^{-(R + D)/M}}{M\,(e^{(\tau + \delta)/M} - 1)}.$$
 
 Without D this is the inverse of Daly's expected run time (J. T. Daly, A higher order estimate of the optimum checkpoint
-interval for restart dumps, Future Generation Computer Systems 22, 2006). D appears in a factor only: at the time x
-after a restart there are floor((x - D)/(tau + delta)) committed checkpoints, and the time until a failure is
-memoryless. So neither R nor D changes the best interval.
+interval for restart dumps, Future Generation Computer Systems 22, 2006). R and D appear only in the factor
+\(e^{-(R + D)/M}\), which does not depend on \(\tau\). So neither of them changes the best interval. D is in this factor
+because the time until a failure is memoryless, and \(\lfloor(x - D)/(\tau + \delta)\rfloor\) checkpoints are committed
+at the time \(x \ge D\) after a restart.
 """
 
 import math
@@ -38,7 +39,7 @@ class FailureModel:
 
     @property
     def mtbf_s(self) -> float:
-        """Mean time between failures of the whole job."""
+        """Returns the mean time between failures of the whole job."""
         return self.node_mtbf_s / self.nodes
 
 

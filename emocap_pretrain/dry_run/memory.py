@@ -62,7 +62,7 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
-        """All bytes at the peak of a step."""
+        """Returns the number of all bytes at the peak of a step."""
         return self.weights + self.gradients + self.optimizer + self.buffers + self.activations
 
     def lines(self) -> list[tuple[str, str]]:

@@ -34,12 +34,12 @@ class Assumptions:
 
     @property
     def asked(self) -> bool:
-        """True if the user has given an assumption, which means that the user wants to see the whole forecast."""
+        """Returns whether the user has given an assumption, and thus wants to see the whole forecast."""
         return any(given is not None for given in (self.fabric, self.step_s, self.node_mtbf_days))
 
     @property
     def mtbf_days(self) -> float:
-        """Mean days between failures of one node, with a default if the user has not given it."""
+        """Returns the mean number of days between failures of one node, with a default if the user has not given it."""
         return MTBF_DAYS if self.node_mtbf_days is None else self.node_mtbf_days
 
     def fabric_for(self, *, on_gpu: bool) -> Fabric:
@@ -71,7 +71,7 @@ class Outlook:
 
     @property
     def failure_model(self) -> FailureModel:
-        """The failures and delays of the job, with the times of a save on rank 0.
+        """Returns the failure model of the job, with the times of a save on rank 0.
 
         Rank 0 saves the most bytes: the weights and its share of the optimizer's state.
         """

@@ -25,7 +25,7 @@ LOSS_FLOPS_PER_S = {True: 400e12, False: 50e9}
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
-    """The plan of a run: how the batch is divided, the memory of a rank, the data, and a forecast.
+    """Holds the plan of a run: how the batch is divided, the memory of a rank, the datasets, and a forecast.
 
     Attributes:
         config: The config of the run.
@@ -33,7 +33,7 @@ class RunPlan:
         on_gpu: Whether the ranks use GPUs.
         split: How a batch is divided over the ranks.
         memory: The memory of a rank.
-        manifests: The manifests of the datasets; empty if one cannot be read.
+        manifests: The manifests of the datasets; empty if one of them cannot be read.
         assumed: The user's assumptions for the forecast.
     """
 
@@ -104,7 +104,10 @@ class RunPlan:
         )
 
     def _speed(self, work: Workload) -> Speed | None:
-        """Returns the speed of a single rank; None without a measured step and without a known GPU on this host."""
+        """Returns the speed of a single rank, from a measured step of the user or from the type of this host's GPU.
+
+        The result is None if there is no measured step and this host has no GPU of a known type.
+        """
         half = self.config.engine.precision == "bf16"
         name = torch.cuda.get_device_name() if self.on_gpu and torch.cuda.is_available() else ""
         flops = device_flops(name, half=half)

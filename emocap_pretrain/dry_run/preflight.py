@@ -248,12 +248,12 @@ def _other_steps(config: Config, done: int, before: int) -> str:
 
 
 def _memory(config: Config, devices: Devices, needed: MemoryEstimate, found: Findings) -> None:
-    """Checks that the memory of a device suffices for a rank. `needed` assumes the longest captions.
+    """Checks that the memory of a device suffices for a rank. `needed` is the estimate for the longest captions.
 
-    If it suffices only for shorter captions, a note is added.
+    If the memory suffices only for shorter captions, a note is added.
 
     Raises:
-        ConfigError: If it does not even suffice for the shortest captions.
+        ConfigError: If the memory does not even suffice for the shortest captions.
     """
     available = devices.memory_bytes()
     if available is None or needed.total <= available:

@@ -53,17 +53,17 @@ class StepTime:
 
     @property
     def total_s(self) -> float:
-        """Seconds of the whole step."""
+        """Returns the seconds of the whole step."""
         return self.towers_s + self.loss_s + self.update_s + self.network_s
 
     @property
     def network_s(self) -> float:
-        """Seconds of communication that do not overlap computation."""
+        """Returns the seconds of communication that do not overlap computation."""
         return self.vectors_s + self.gradients_s
 
 
 def step_time(work: Workload, ranks: int, speed: Speed, fabric: Fabric) -> StepTime:
-    """Returns the time of a step, for equally fast ranks that never wait for data and a network without congestion."""
+    """Returns the time of a step, if no rank is slow or waits for data, and the network has no congestion."""
     loss_s = work.loss_flops(ranks) / speed.loss_flops_per_s
     vectors_s = vectors(work, ranks, fabric).seconds(fabric)
     return StepTime(

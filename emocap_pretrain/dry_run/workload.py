@@ -43,9 +43,10 @@ class Workload:
             teacher are assumed to have the size of the embeddings.
         products: Number of matrix products of the rank's images with the texts of all ranks. Each product has
             2 x rows x all rows x embedding FLOP.
-        patch_products: Number of such products of patches with the texts of all ranks, times the patches and texts of a
-            row. It is 0 if texts are compared with the patches of their own image only.
-        own_products: The corresponding number if texts are compared with the patches of their own image only; else 0.
+        patch_products: Work of the local loss if texts are compared with the patches of all images, in the unit of
+            `products`; else 0.
+        own_products: Work of the local loss if texts are compared with the patches of their own image only, in units of
+            2 x rows x embedding FLOP; else 0.
         parameters: Number of parameters of the model, which are reduced and updated in float32.
         zero_stage: Stage of ZeRO.
         schedule: The schedule by which embeddings are exchanged.
@@ -102,7 +103,7 @@ class Workload:
         return 2.0 * self.rows * self.embedding * (self.rows * with_all_ranks + self.own_products)
 
     def route(self, nodes: int) -> Schedule:
-        """Returns the schedule of a job on this number of nodes; if the setting is "auto", the one that it selects."""
+        """Returns the schedule in the settings, or for "auto" the schedule that a job on this number of nodes uses."""
         if self.schedule != "auto":
             return self.schedule
         return "hierarchical" if nodes > 1 else "gather"
@@ -146,7 +147,7 @@ class Received:
 
     @property
     def bytes(self) -> float:
-        """All bytes that the rank receives."""
+        """Returns the number of all bytes that the rank receives."""
         return self.inside_bytes + self.between_bytes
 
     def seconds(self, fabric: Fabric) -> float:

@@ -140,7 +140,9 @@ class WeightShapes:
 
     @contextmanager
     def budget(self) -> Generator[None]:
-        """Limits the size of a model that the body builds, so that a hostile config cannot use up memory and time.
+        """Limits the size of a model that is built in the `with` block.
+
+        A hostile config then cannot use up memory and time.
 
         Raises:
             CheckpointError: As soon as the model has clearly more modules or elements than the weights could fill.
@@ -210,7 +212,7 @@ def _refused(what: str) -> ConfigError:
 
 
 def _leaves(tree: Any) -> Iterator[Any]:
-    """Yields every value in nested lists and mappings; without recursion, because a document may be nested deeply."""
+    """Yields every value in nested lists and mappings. It uses no recursion, because the nesting may be deep."""
     left = [tree]
     while left:
         node = left.pop()

@@ -44,8 +44,8 @@ class Share:
         Args:
             url: URL of the dataset.
             size: Number of samples of a batch.
-            each: Function that is applied to each sample as soon as it is decoded, such as `Embedder.cropped`, which
-                reduces its size in memory.
+            each: Function that is applied to each sample as soon as it is decoded. `Embedder.cropped` reduces the image
+                to the size that the tower reads, which saves memory.
         """
         stream = Stream(url=url, global_batch=size, shuffle=False, epochs=1)
         for step in stream.steps(self.rank, self.world_size, each=each):

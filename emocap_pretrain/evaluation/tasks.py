@@ -62,7 +62,8 @@ def prepare(settings: EvaluationConfig, *, seconds: float | None = None) -> list
 def were_prepared(checkpoint: Checkpoint | None, evaluation: Mapping[str, Any]) -> bool:
     """Returns whether the newest checkpoint was saved with these evaluation settings.
 
-    The attempt that saved it has then checked the whole evaluation dataset, so it need not be checked again.
+    If so, the attempt that saved it has checked the whole evaluation dataset, and no other attempt needs to check the
+    dataset again.
 
     Args:
         checkpoint: The newest checkpoint of the run; None if the run has no checkpoint.
@@ -88,6 +89,9 @@ def evaluate(settings: EvaluationConfig, embedder: Embedder, world: RankGroup, *
 
 
 def cut_prompts(settings: EvaluationConfig, tokenizer: Tokenizer, lengths: PartLengthsConfig) -> list[CutTexts]:
-    """Counts the prompts of the tasks that are longer than the text tower reads. Without prompts the list is empty."""
+    """Counts the prompts of all tasks, and those of them that have more tokens than the text tower reads.
+
+    Without prompts the list is empty.
+    """
     texts = [prompt for task in tasks_of(settings) for prompt in task.prompts()]
     return [CutTexts.of("prompts", tokenizer, texts, lengths.by_part[PROMPT_PART.name])] if texts else []

@@ -28,7 +28,7 @@ SHOWN = 8
 class LabelledImages:
     """Holds the labels and the image vectors of those samples of a batch that have a label.
 
-    `embeddings` is None if no sample of the batch has one.
+    `embeddings` is None if no sample of the batch has a label.
     """
 
     labels: tuple[str, ...] = ()
@@ -48,7 +48,10 @@ class ZeroShot:
         return _prompts(self.settings.templates, self.settings.classes or {})
 
     def prepare(self, *, seconds: float | None = None) -> Sequence[str]:
-        """Compares the labels of the dataset with the classes; all labels, or as many as can be read in `seconds`."""
+        """Checks that the labels of the dataset are among the classes, and returns notes for the user.
+
+        It checks all labels, or those that it can read within `seconds`.
+        """
         settings = self.settings
         found = label_values(str(settings.url), settings.label, seconds=seconds)
         if found.values or found.complete:

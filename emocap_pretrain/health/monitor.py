@@ -108,7 +108,10 @@ class Monitor:
             self._fail(error)
 
     def enter(self, phase: str, step: int) -> None:
-        """Records that a phase begins after `step` steps: "training", "saving" or "evaluating"."""
+        """Records that `phase` ("training", "saving" or "evaluating") begins after `step` steps.
+
+        It also stops a recording of the profiler whose last step is done.
+        """
         self.position.enter(phase, step)
         self._profiler.stop_after(step)
         self.timer.record = self._profiler.recording
@@ -136,7 +139,7 @@ class Monitor:
             extra: Further numbers of this rank. All ranks must give the same number of them.
 
         Raises:
-            Superseded: On all ranks, if the run's folder was deleted.
+            Superseded: On all ranks, if the run's folder was deleted or replaced.
         """
         values = self._meter.read() | self.timer.read()
         names = (*RANK_METRICS, *SECTIONS)
@@ -153,12 +156,16 @@ class Monitor:
         return LoggedStep(stop, damage, row, [each[len(flags) + len(names) :] for each in table])
 
     def poll(self, should_stop: bool) -> bool:
-        """Returns whether training must stop, because a runtime or a user asks for it, at a step that is not logged.
+        """Returns whether training must stop, because the runtime of some rank or a user has asked for it.
 
-        This is a collective, which exchanges only the flags of `exchange`.
+        The training loop calls this before the first step, and after some of the steps for which it does not call
+        `exchange`. This is a collective. As in `exchange`, a second one follows if a user has requested a profile.
+
+        Args:
+            should_stop: Whether this rank's runtime asks to stop.
 
         Raises:
-            Superseded: On all ranks, if the run's folder was deleted.
+            Superseded: On all ranks, if the run's folder was deleted or replaced.
         """
         requests = self._take_requests()
         flags = self._flags(requests, should_stop)
@@ -173,7 +180,11 @@ class Monitor:
         return requests
 
     def _flags(self, requests: Requests | None, should_stop: bool) -> tuple[bool, bool, bool]:
-        """Returns three flags of this rank: there is a reason to stop, a profile request, or a deleted run folder."""
+        """Returns three flags of this rank.
+
+        They say whether the rank has a reason to stop, whether it has read a request for a profile, and whether this
+        attempt must write nothing more.
+        """
         stop, profile = (requests.stop, bool(requests.profile)) if requests else (False, False)
         return should_stop or stop, profile, bool(self._status and self._status.superseded)
 
@@ -238,7 +249,10 @@ class Monitor:
             self._watchdog.close(keep_store=isinstance(error, LostContact))
 
     def _explain_loss(self, error: RuntimeError) -> LostContact:
-        """Returns an error for a failed collective that names the lost rank, if it can be found within seconds."""
+        """Returns the error for a failed collective.
+
+        The error names the rank that is lost or hangs, if this rank can be found within seconds.
+        """
         timed_out = "imed out" in str(error)
         diagnosis = self._watchdog.explain_loss(timed_out=timed_out) if self._watchdog else None
         reason = diagnosis.message if diagnosis else "another rank has ended or hangs, see its own message"

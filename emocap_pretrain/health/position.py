@@ -72,7 +72,7 @@ class TrainingPosition:
     def bounded(self) -> bool:
         """Returns whether a long stay at this position is a hang.
 
-        In the first step of an attempt, kernels may compile for any time, so only its phase "data" is bounded.
+        In the first step of an attempt, kernels may compile for a long time, so only its phase "data" is bounded.
         """
         first = self._first_step
         return self.phase not in UNBOUNDED_PHASES and first is not None and (self.step > first or self.phase == "data")

@@ -90,7 +90,7 @@ class StatusThread:
             self._wake.wait(INTERVAL_S)
 
     def _log_errors(self, problem: str, act: Callable[[], None]) -> None:
-        """Calls `act` and logs its error, so that no error of the store ends this thread."""
+        """Calls `act`, and stores the error `Superseded` or logs another error, so that no error ends this thread."""
         try:
             act()
         except Superseded as error:

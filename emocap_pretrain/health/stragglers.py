@@ -40,9 +40,11 @@ def slowest_rank(seconds: Sequence[Mapping[str, float]], hosts: Sequence[str]) -
 
 
 class StragglerWarnings:
-    """Warns of a rank that is the slowest in `WARN_ROWS` logged steps one after another.
+    """Warns of a rank that is too slow in `WARN_ROWS` logged steps one after another.
 
-    It warns once, and again only after another rank or no rank was too slow.
+    A rank is too slow if it is the slowest one, takes `WARN_FACTOR` times as long as the median rank, and delays all
+    ranks by the share `WARN_SHARE` of a step. The warning is not repeated until there was a logged step in which this
+    rank was not too slow.
     """
 
     def __init__(self) -> None:

@@ -24,8 +24,9 @@ def _ignore(_name: str) -> None: ...
 class SectionTimer:
     """Measures the seconds that the named sections of a step take on one rank.
 
-    On a GPU a section is timed by CUDA events on the current stream, so the host waits for the device only in `read`.
-    The sections "data" and "saving" are measured by the host's clock on every device.
+    On a GPU a section is timed by CUDA events on the current stream. So the host waits for the device only in `read`,
+    and once in every `MAX_PENDING_PAIRS` uses of a section. The sections "data" and "saving" are measured by the
+    host's clock on every device.
 
     Attributes:
         device: The name of the rank's torch device, such as `cuda:3` or `cpu`.
@@ -43,7 +44,10 @@ class SectionTimer:
 
     @contextmanager
     def measure(self, name: str) -> Generator[None]:
-        """Adds the time of the block to the section `name`. Sections do not nest. The section "update" ends a step."""
+        """Adds the time of the `with` block to the section `name`. The section "update" ends a step.
+
+        Sections must not be nested, because the inner time would count twice.
+        """
         self.on_enter(name)
         on_device = self.device.startswith("cuda") and name not in HOST_SECTIONS
         with (
@@ -56,7 +60,7 @@ class SectionTimer:
     def read(self) -> dict[str, float]:
         """Returns the mean seconds of each section in a step since the last call, in the order of `SECTIONS`.
 
-        Waits for the device. All values are 0 if there was no step.
+        It waits for the device. If no step has ended since the last call, the values are the total seconds.
         """
         for name, pairs in self._pairs.items():
             self._add_up(name, pairs)

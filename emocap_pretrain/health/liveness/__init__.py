@@ -1,10 +1,10 @@
-"""Finds ranks that are lost or hang, and ends the processes of the job that cannot continue without them.
+"""Finds ranks that are lost or hang, and ends the processes of all ranks, because none can continue without the others.
 
 Five classes share this work:
 
-- `Heartbeat` is the position of a rank, which the rank writes into the job's store once a second.
+- `Heartbeat` is a rank's report of its position. Each rank writes one into the job's store every second.
 - `HeartbeatExchange` is the thread that writes and reads heartbeats.
-- `FailureDetector` judges heartbeats and times. It has no I/O.
+- `FailureDetector` decides which ranks have failed or hang. It has no I/O.
 - `Diagnosis` says why the job cannot continue.
 - `Watchdog` is the thread that prints and stores a diagnosis and ends the process with exit code 70.
 

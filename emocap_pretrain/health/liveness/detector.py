@@ -1,4 +1,7 @@
-"""Judges from heartbeats and times which ranks have failed or hang. It has no I/O, no clock and no thread."""
+"""Decides from heartbeats which ranks have failed or hang.
+
+The detector has no I/O, no clock and no thread: its caller passes the heartbeats and the time.
+"""
 
 import json
 from collections.abc import Collection, Mapping, Sequence

@@ -168,8 +168,8 @@ class HeartbeatExchange:
         """Replaces the connection to the store.
 
         Raises:
-            OSError: If the host of the store does not accept a connection. Without this check `clone` would try for an
-                hour and print stacks.
+            OSError: If the host of the store does not accept a connection. This is checked before `clone` is called,
+                which would try to connect for an hour and print stacks.
         """
         socket.create_connection(self._host_and_port, timeout=CONNECT_TIMEOUT_S).close()
         self._store = self._store.clone()

@@ -10,7 +10,9 @@ HEARTBEAT_S = 1.0
 
 
 class Heartbeat(NamedTuple):
-    """The position of a rank. It is a tuple, which is quick to parse: rank 0 may read a thousand heartbeats a second.
+    """Reports the position of a rank.
+
+    A heartbeat is a tuple, because a tuple is quick to parse: rank 0 may read a thousand heartbeats a second.
 
     Attributes:
         rank: The rank that wrote the heartbeat.

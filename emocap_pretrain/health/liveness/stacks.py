@@ -16,7 +16,7 @@ WATCHING_THREADS = frozenset({"emocap-heartbeat", "emocap-watchdog", "emocap-sta
 
 
 def of_this_process(first: int) -> str:
-    """Returns the innermost calls of all threads of this process, except those that watch it.
+    """Returns the innermost calls of all threads of this process, except `WATCHING_THREADS`.
 
     The newest call of each thread comes last.
 

@@ -91,8 +91,9 @@ class Watchdog:
         """Returns why a collective has failed, or None if the reason is not found within `wait_s` seconds.
 
         It first stops the watchdog's thread. The rank that finds the reason publishes it, so that all ranks report the
-        same reason, and a rank that is alive but hangs ends too. A lost process on this host and an error of another
-        rank are found at once. A lost rank on another host is found after three missing heartbeats.
+        same reason. If a rank hangs, its own watchdog reads the published reason and ends that rank. A lost process on
+        this host and an error of another rank are found at once. A lost rank on another host is found after three
+        missing heartbeats.
 
         Args:
             timed_out: Whether the collective reached its timeout. If so, a rank that hangs may be the reason.
@@ -189,7 +190,7 @@ class Watchdog:
     def _ranks_to_inspect(self, diagnosis: Diagnosis) -> list[int]:
         """Returns the silent ranks on this host whose stacks this rank prints.
 
-        Only the first rank of the host that is not silent itself prints them; for the others the list is empty.
+        On each host, only one rank prints them: the first one that is not silent. For the others the list is empty.
         """
         here = [rank for rank in range(len(self._pids)) if self._on_this_host(rank)]
         others = [rank for rank in here if rank not in diagnosis.ranks]
