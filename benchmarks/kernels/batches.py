@@ -56,9 +56,10 @@ class PairBatch:
 
 
 def draw_pairs(size: Size, dtype: torch.dtype, device: torch.device, *, seed: int = 0) -> PairBatch:
-    """Returns a batch as in the middle of training: own pairs are most similar, and rows in groups of four are similar.
+    """Returns a batch like one in the middle of training. An image is most similar to its own text.
 
-    Mining finds the groups. Their cosines are so far from the threshold that rounding does not change the positives.
+    The rows form groups of four similar ones, which mining finds. The cosines are so far from the threshold that
+    rounding does not change the positives.
     """
     source = torch.Generator(device).manual_seed(seed)
     rows = size.rows
@@ -118,10 +119,10 @@ class Regions:
 
 
 def draw_regions(size: Size, dtype: torch.dtype, device: torch.device, *, seed: int = 0) -> Regions:
-    """Returns a batch as in the middle of training: a sentence is most similar to one patch of its image.
+    """Returns a batch like one in the middle of training. A sentence is most similar to one patch of its image.
 
-    Four sentences at a time, mostly of different images, are similar. Their cosines are so far from the threshold of
-    mining that rounding does not change the positives.
+    The sentences form groups of four similar ones, mostly of different images. Their cosines are so far from the
+    threshold of mining that rounding does not change the positives.
     """
     source = torch.Generator(device).manual_seed(seed)
     patches, sentences = size.regions

@@ -72,12 +72,12 @@ def _first_line(error: Exception) -> str:
 
 
 def clock_of(device: torch.device) -> Clock:
-    """Returns the clock of a device: events in the stream of a GPU, wall-clock time on a CPU."""
+    """Returns the function that times calls: with events in the stream of a GPU, or with the wall clock on a CPU."""
     return _cuda_seconds if device.type == "cuda" else seconds_of
 
 
 def _cuda_seconds(call: Call, times: int) -> float:
-    """Returns the mean seconds of calls on a GPU."""
+    """Returns the mean seconds of `times` calls in a row on a GPU, after one call that is not measured."""
     # The first call is not measured, because the contender before this one may have used the cached memory.
     call()
     torch.cuda.synchronize()

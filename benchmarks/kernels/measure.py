@@ -70,7 +70,7 @@ def _found(findings: Findings, contender: Contender, size: Size | None = None, p
 
 
 def _probed(plan: LossPlan, contender: Contender, sizes: Sequence[Size]) -> Mapping[Place, Finding]:
-    """Returns the findings about a contender at `sizes`, which have one width."""
+    """Returns the findings about a contender at `sizes`, which all have the same width."""
     if contender.needs_cuda and plan.device.type != "cuda":
         return {(None, None): Finding(skipped="needs a CUDA device")}
     task = ProbeTask(
@@ -106,7 +106,7 @@ def _readings(plan: LossPlan, findings: Findings, entries: Sequence[Entry], size
 def _measured(
     plan: LossPlan, occasion: Occasion, findings: Findings, size: Size, readings: Readings, entry: Entry
 ) -> Measurement:
-    """Returns the record of an entry, with its ratio to ours in the same rounds and its efficiency."""
+    """Returns the record of an entry, with its efficiency and the ratio of its time to that of ours (see `_ours`)."""
     contender, pass_ = entry
     taken, rate = readings[entry], readings[MATMUL]
     if isinstance(taken, Skipped) or isinstance(rate, Skipped):
@@ -127,9 +127,10 @@ def _measured(
 
 
 def _ours(readings: Readings, entry: Entry) -> dict[str, list[float]]:
-    """Returns the fastest of our backends that ran in these rounds, by its name; empty if none ran.
+    """Returns the readings of our loss with which `entry` is compared, by the name of the backend; empty if none exist.
 
-    It computes in the same pass the same variant, or the plain loss if the variant is another function.
+    They are those of `fused`, or those of `chunked` if `fused` did not run, in the same pass and the same variant. If
+    the variant has a `function`, they are those of the plain loss.
     """
     variant = entry[0].variant if entry[0].variant.function is None else PLAIN
     for name in OURS:
@@ -153,7 +154,10 @@ def _record(
     ratios: Mapping[str, Sequence[float]] | None = None,
     more: Mapping[str, Any] | None = None,
 ) -> Measurement:
-    """Returns the record of a contender; without size and pass if it was skipped at every size."""
+    """Returns the record of a contender.
+
+    If the contender was skipped at every size, `size` and `pass_` are None.
+    """
     variant = contender.variant
     what = {"objective": variant.objective, "mining": variant.mining_in_words, "function": variant.function}
     return measured(

@@ -1,6 +1,6 @@
-"""Calls the symmetric and exact losses of other packages as their authors document.
+"""Calls losses of other packages, each in the way that its authors document. All are symmetric and exact.
 
-The packages are optional and have no types. Only this module imports them, each when its loss is called.
+The packages are optional and have no type hints. Only this module imports them, each when its loss is called.
 """
 
 from collections.abc import Callable
@@ -44,7 +44,10 @@ def inf_cl(batch: PairBatch) -> Tensor:
 
 
 def cut_cross_entropy(batch: PairBatch) -> Tensor:
-    """Computes CCE without its filter of small gradients: it is made for vocabularies and would drop needed terms."""
+    """Computes CCE without its filter of small gradients.
+
+    The filter is made for large vocabularies, and would drop terms that matter here.
+    """
     loss = _peer("cut_cross_entropy").linear_cross_entropy
     return _both_directions(batch, lambda rows, columns, own: loss(rows, columns, own, filter_eps=None, impl="cce"))
 
@@ -56,7 +59,7 @@ def liger(batch: PairBatch) -> Tensor:
 
 
 def _both_directions(batch: PairBatch, loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
-    """Computes the symmetric loss with a loss of one direction that has no scale."""
+    """Computes the symmetric loss by two calls of `loss`, which computes one direction and takes no scale."""
     own = torch.arange(len(batch.image), device=batch.image.device)
     forth = loss(batch.scale * batch.image, batch.text, own)
     return (forth + loss(batch.scale * batch.text, batch.image, own)) / 2

@@ -19,14 +19,14 @@ from .tables import duration, label_of, memory, more_of, place_of, size_of, size
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """A size that varies within a figure while the others are fixed.
+    """A size that varies within a figure while other quantities are fixed.
 
     Attributes:
         name: The suffix of the names of the files.
         label: The label of the axis.
         value: Returns the size that varies.
-        fixed: Returns the sizes that are fixed.
-        fixed_in_words: Returns the sizes that are fixed in words.
+        fixed: Returns the quantities that are fixed, such as the number of sentences of an image.
+        fixed_in_words: Returns a text that names these quantities and their values.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Topic:
     Attributes:
         plain: The title of the figure of the plain loss.
         varied: The title of the figure of all variants.
-        limited: The loss whose fewest operations are drawn as a limit.
+        limited: The name of the loss for which the figures show the limit (see `_draw_limit`).
         sweeps: The sizes over which figures are drawn. If no size varies, the first of them is used.
     """
 
@@ -108,7 +108,7 @@ class Panel:
         pass_: The pass whose measurements are drawn.
         value: Returns the drawn value; None if a measurement has none.
         written: Returns a value with its unit.
-        limited: The limit of the fewest operations is drawn.
+        limited: Whether the limit is drawn (see `_draw_limit`).
     """
 
     title: str
@@ -131,10 +131,12 @@ _PANELS = (
 
 
 def draw(lines: Sequence[Measurement]) -> Iterator[tuple[str, Figure]]:
-    """Draws the plain loss by all contenders, and our variants, for each device, type, width and size that varies.
+    """Draws figures for each device, type, width and size that varies.
+
+    One figure shows the plain loss by all contenders. Another one shows all variants, of the plain loss only ours.
 
     Yields:
-        Each figure twice, for an SVG and for a PNG file.
+        (name of a file, figure). Each figure comes twice, for an SVG and for a PNG file.
     """
     for (what, device, dtype, width), measured in grouped(lines, place_of).items():
         here = [line for line in measured if line.skipped is None]
@@ -159,7 +161,10 @@ def _sweeps(topic: Topic, lines: Sequence[Measurement]) -> Iterator[tuple[Sweep,
 
 
 def longest(sweep: Sweep, sizes: Iterable[Size]) -> Sequence[Size]:
-    """Returns the largest group of sizes that differ only in the size of `sweep`. Of equal groups, larger sizes win."""
+    """Returns the largest group of sizes that have the same fixed quantities of `sweep`.
+
+    Of groups with equally many sizes, the one that contains the largest size is returned.
+    """
     groups: dict[tuple[float, ...], list[Size]] = {}
     for each in sorted(sizes, key=lambda each: each.order):
         groups.setdefault(sweep.fixed(each), []).append(each)
@@ -212,7 +217,7 @@ def _styles(lines: Sequence[Measurement]) -> Mapping[str, Mapping[str, Any]]:
 def _draw_panel(
     axes: Axes, panel: Panel, sweep: Sweep, lines: Sequence[Measurement], styles: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Draws a curve for each label, and the limit."""
+    """Draws a curve for each label, and the limit if the panel has one."""
     chosen = [line for line in lines if line.setting["pass"] == panel.pass_]
     for label, style in styles.items():
         drawn = [(size_of(line), panel.value(line)) for line in chosen if label_of(line) == label]
@@ -224,7 +229,10 @@ def _draw_panel(
 
 
 def _draw_limit(axes: Axes, sweep: Sweep, lines: Sequence[Measurement]) -> None:
-    """Draws the time of the fewest operations at the rate of a square matrix product in the same rounds."""
+    """Draws the limit: the time that the fewest operations of the plain loss (`floor_flops`) would take.
+
+    Their rate is that of the square matrix product that was timed in the same rounds.
+    """
     limits: dict[int, list[float]] = {}
     for line in lines:
         size, rate = size_of(line), more_of(line, "matmul_flops_per_s")

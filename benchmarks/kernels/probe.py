@@ -40,9 +40,9 @@ Place = tuple[Size | None, Pass | None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeTask:
-    """The task of one process: a contender at some sizes, which have one width.
+    """The task of one process: a contender at some sizes, which all have the same width.
 
-    With `check_rows`, so many rows of the gradients of the plain loss are compared with float64 at every size.
+    If `check_rows` is not 0, that many rows of the gradients of the plain loss are compared with float64 at every size.
     """
 
     subject: str
@@ -91,7 +91,10 @@ class Finding:
 
 
 def probe(task: ProbeTask) -> dict[Place, Finding]:
-    """Runs a task in a new process. If the process fails, its missing findings are skipped with the reason."""
+    """Runs a task in a new process, and returns the findings of the process.
+
+    If the process fails, each finding that it did not report is marked as skipped, with the reason of the failure.
+    """
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "findings.jsonl"
         report.touch()
@@ -188,9 +191,10 @@ def agreement(subject: Subject, contender: Contender, batch: Batch) -> Mapping[s
 
 
 def sampled(subject: Subject, contender: Contender, batch: Batch, rows: int) -> Mapping[str, Any]:
-    """Compares a contender of the plain loss, in some rows of its gradients, with our chunked loss in float64.
+    """Compares the loss and some rows of the gradients of a contender with our chunked loss in float64.
 
-    The chunked loss needs so little memory that the size may be large; the tests compare it with the reference.
+    The contender computes the plain loss. The chunked loss needs so little memory that the size may be large. Tests
+    compare the chunked loss with the reference.
     """
     value, of_images, of_texts, *_ = forward_backward(contender.build(), batch, PLAIN)
     true = forward_backward(subject.ours("chunked", PLAIN), batch.to(torch.float64), PLAIN)

@@ -1,4 +1,7 @@
-"""Measures both losses on several processes: the time relative to one process's share of the work, and the bytes."""
+"""Measures both losses on several processes.
+
+The results are the time, relative to one process's share of the work, and the bytes that a process receives.
+"""
 
 import json
 import tempfile
@@ -103,7 +106,10 @@ def _serve(rank: int, setting: RankSetting, folder: str, answer: Path) -> None:
 
 
 def _measured(setting: RankSetting, rank: int, device: torch.device) -> dict[str, Any]:
-    """Returns the seconds of the whole batch on rank 0 and of its shares on all ranks, and the received bytes."""
+    """Returns the readings of two times, the backend, and the bytes that this rank receives, counted and by formula.
+
+    `alone` is the time of the whole batch on rank 0, and `seconds` that of the slowest rank for its share of the batch.
+    """
     batch = SUBJECTS[setting.loss].draw(setting.size, setting.dtype, device)
     rows = setting.size.rows // setting.processes
     share = batch.share(slice(rank * rows, (rank + 1) * rows))
@@ -139,16 +145,20 @@ def _timed(step: Call, device: torch.device) -> float:
 
 
 def _slowest(seconds: float, device: torch.device) -> float:
-    """Returns the longest time of all processes. It is a collective, after which all start their next task together."""
+    """Returns the longest of the times of all processes.
+
+    This is a collective: all processes must call it. Afterwards they start their next task together.
+    """
     found = torch.tensor(seconds, dtype=torch.float64, device=device)
     dist.all_reduce(found, op=dist.ReduceOp.MAX)
     return found.item()
 
 
 def _expected(others: int, own: int, setting: RankSetting) -> int:
-    """Returns the bytes that a process receives by the formula.
+    """Returns the bytes that a process receives in a step, by the formula.
 
-    They are the texts of the other processes, twice in a ring, and from each of them the gradients of the own texts.
+    It receives the texts of the other processes, with `ring` twice. From each other process it also receives gradients
+    of its own texts.
     """
     passes = 2 if setting.schedule == "ring" else 1
     numbers = passes * others + (setting.processes - 1) * own

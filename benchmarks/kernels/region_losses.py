@@ -20,7 +20,10 @@ _BLOCK_NUMBERS = {"cuda": 1 << 27, "cpu": 1 << 22}
 
 
 def dense(batch: Regions) -> Tensor:
-    """Computes scores as means of patch similarities, weighted by a softmax over the patches of each image."""
+    """Returns the loss whose scores are weighted means of the similarities of a sentence with the patches of an image.
+
+    The weights are a softmax over the patches.
+    """
     similarity = _similarity(batch)
     weight = (SHARPNESS * similarity).softmax(2)
     return _both_directions(batch.scale * (weight * similarity).sum(2).T, batch.owner)
@@ -33,7 +36,10 @@ def dense_bytes(size: Size) -> float:
 
 
 def pooled_vectors(batch: Regions) -> Tensor:
-    """Computes scores as cosines of each sentence with the vector that it pools from an image by a softmax."""
+    """Returns the loss whose scores are the cosines of a sentence with the vector that it pools from an image.
+
+    The pooled vector is a weighted sum of the patches, with a softmax over the patches as weights.
+    """
     weight = (SHARPNESS * _similarity(batch)).softmax(2).to(batch.patches.dtype)
     vector = _at_least_float(weight.transpose(0, 1) @ batch.patches)
     cosine = torch.einsum("ind,nd->in", normalize(vector, dim=2), batch.sentences.to(vector.dtype))
@@ -48,7 +54,7 @@ def pooled_bytes(size: Size) -> float:
 
 
 def within_images(batch: Regions) -> Tensor:
-    """Computes the loss of SPARC, which compares only sentences of the same image, for all images at once.
+    """Returns the loss of SPARC, which compares only sentences of the same image. All images are computed at once.
 
     The weights of the patches are the similarities, min-max normalised over the patches, set to zero below 1 / patches
     and divided by their sum. The score is the product of a sentence with the pooled vector, which has unit length.
@@ -71,7 +77,8 @@ def within_images(batch: Regions) -> Tensor:
 def best_patches(batch: Regions) -> Tensor:
     """Returns the similarity of each sentence with the best patch of each image, [rows, sentences].
 
-    Any late interaction needs at least this time. The similarities are computed for some images at a time.
+    A loss by late interaction, which needs these similarities, takes at least the time of this function. The
+    similarities are computed for some images at a time.
     """
     rows, patches, width = batch.patches.shape
     together = max(1, _BLOCK_NUMBERS[batch.device.type] // (patches * len(batch.sentences)))
@@ -104,7 +111,10 @@ def _both_directions(score: Tensor, owner: Tensor) -> Tensor:
 
 
 def _padded(batch: Regions) -> tuple[Tensor, Tensor]:
-    """Returns the sentences of each image, [rows, most sentences, width], and a mask that is false for the padding."""
+    """Returns the sentences of each image, padded to [rows, longest, width], and a mask that is False for the padding.
+
+    `longest` is the largest number of sentences of an image.
+    """
     rows = len(batch.patches)
     count = torch.bincount(batch.owner, minlength=rows)
     place = torch.arange(len(batch.owner), device=batch.device) - (count.cumsum(0) - count)[batch.owner]

@@ -35,7 +35,10 @@ _HEAD_WIDTH = 64
 
 @dataclass(frozen=True, slots=True)
 class TowerShape:
-    """The image tower by its name in timm, the text tower by layers and width, and the embedding size of both."""
+    """Describes the image tower by its name in timm, and the text tower by its number of layers and its width.
+
+    Both towers have the same embedding size.
+    """
 
     image: str
     text_layers: int
@@ -45,7 +48,10 @@ class TowerShape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepSetting:
-    """The setting of a step of one rank. `dtype` is the type of the vectors; a half type is also that of the towers."""
+    """The setting of a step of one rank.
+
+    `dtype` is the type of the vectors. If it is a half precision, the towers are computed in it as well (autocast).
+    """
 
     rows: int
     sentences: int
@@ -62,12 +68,12 @@ class StepSetting:
 def share(setting: StepSetting, about: Occasion) -> Measurement:
     """Measures forward and backward of one step in common rounds, without an optimizer and without other ranks.
 
-    The value is the time of towers and objective together. The record also has the times of the towers, of the
-    objective (the global, the summary and the local loss, mined by thresholds) and of its local loss, each without the
-    rest, and the share of the objective in the step of the same round.
+    The value is the time of towers and objective together. The objective consists of the global, the summary and the
+    local loss, with positives mined by thresholds. The record also has the times of the towers alone, of the objective
+    alone and of the local loss alone, and the ratio of the objective to the whole step in the same rounds.
 
     Raises:
-        ValueError: If one of these does not run.
+        ValueError: If one of these four cannot be measured.
     """
     rounds = _Rounds(setting)
     readings = complete(in_rounds(rounds.calls(), clock_of(setting.device), repeats=setting.repeats))
@@ -91,10 +97,10 @@ def share(setting: StepSetting, about: Occasion) -> Measurement:
 
 
 class _Rounds:
-    """The towers, their inputs, and the vectors of a batch as in the middle of training.
+    """The towers, their inputs, and the vectors of a batch like one in the middle of training.
 
-    The objective gets these vectors, moved a little by the outputs of the towers. The outputs themselves would not do:
-    those of random towers are so similar that all pairs would be mined.
+    In a step, the objective gets these vectors, moved a little by the outputs of the towers. It does not get the
+    outputs themselves, because those of random towers are so similar that all pairs would be mined.
     """
 
     def __init__(self, setting: StepSetting) -> None:
@@ -155,7 +161,7 @@ def _moved(drawn: Tensor, vectors: Tensor) -> Tensor:
 
 
 def _objective(batch: PairBatch, summary: Tensor, local: Regions) -> Tensor:
-    """Returns the weighted sum of the three terms. The texts of `batch` and `summary` belong to the same images."""
+    """Returns the weighted sum of the global, the summary and the local loss. `summary` has a text for each image."""
     of_whole, of_summary, of_local = _WEIGHTS
     terms = [
         of_whole * batch.loss(mining=THRESHOLD.mining),

@@ -113,11 +113,12 @@ class Contender:
     Attributes:
         name: The name of the implementation; unique together with the variant.
         variant: The variant that it computes.
-        loss: The function of a batch.
-        package: The distribution whose version is recorded; None for torch and ours.
-        needs_cuda: It cannot run on a CPU.
+        loss: The function that computes the loss of a batch.
+        package: The package whose version is recorded, by its name in `pip list`; None for torch and ours.
+        needs_cuda: Whether it cannot run on a CPU.
         dense: Returns the bytes of the whole matrices that it holds at a size; None if it holds none.
-        compiles: The function is compiled with torch.compile. Its first call then needs more memory than the others.
+        compiles: Whether the function is compiled with torch.compile. Its first call then needs more memory than the
+            others.
         passes: The passes that it can run.
     """
 
@@ -131,7 +132,10 @@ class Contender:
     passes: tuple[Pass, ...] = PASSES
 
     def build(self) -> Loss:
-        """Returns the loss for batches of one size. Without the reset, the compiler gives up after eight sizes."""
+        """Returns the loss for batches of one size, compiled if `compiles` is set.
+
+        Before that, the caches of the compiler are cleared, because otherwise it gives up after eight sizes.
+        """
         if not self.compiles:
             return self.loss
         torch.compiler.reset()
@@ -145,7 +149,7 @@ class Subject:
     Attributes:
         name: The name on the command line.
         what: The measured quantity in the records.
-        records: The name of the file of records without its suffix, with which names of figures begin as well.
+        records: The name of the file of records, without its suffix. The names of figures begin with it as well.
         variants: The variants; the first one is the plain loss.
         contenders: All contenders, ours first.
         draw: Returns a batch of a size, a type and a device.

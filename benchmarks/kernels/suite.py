@@ -62,7 +62,7 @@ def _measure(options: argparse.Namespace, about: Occasion) -> Iterator[Measureme
 
 
 def _tune(options: argparse.Namespace, about: Occasion) -> Iterator[Measurement]:
-    """Runs `tune`: the time of the tiles of the fused kernels at the largest size."""
+    """Runs `tune`: the time of the fused loss with each tile size, at the last of the chosen sizes."""
     conditions = _conditions(options)
     variants = [contender.variant for contender in _chosen(GLOBAL, ("fused",), options.variants)]
     batch = draw_pairs(_sizes(options, GLOBAL)[-1], conditions["dtype"], conditions["device"])
@@ -106,7 +106,9 @@ def _conditions(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _sizes(options: argparse.Namespace, subject: Subject) -> list[Size]:
-    """Returns every combination of width and rows, and for the local loss of patches and sentences.
+    """Returns every combination of the widths and numbers of rows.
+
+    For the local loss, they are combined with the numbers of patches and of sentences of an image as well.
 
     Raises:
         ValueError: If the global loss is measured and patches or sentences are chosen.
@@ -165,7 +167,7 @@ def _common_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _loss_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of a loss."""
+    """Adds the options of the commands that measure one of the two losses."""
     _common_options(parser)
     add = parser.add_argument
     add("--loss", choices=tuple(SUBJECTS), default=GLOBAL.name, help="the global or the local loss")

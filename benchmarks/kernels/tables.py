@@ -89,13 +89,13 @@ def _time(line: Measurement) -> str:
 
 
 def _memory(line: Measurement) -> str:
-    """Returns the peak memory of a measurement; nothing if it was not measured."""
+    """Returns the peak memory of a measurement, or an empty text if it was not measured."""
     peak = more_of(line, "peak_bytes")
     return "" if peak is None else memory(peak)
 
 
 def _where(lines: Sequence[Measurement]) -> str:
-    """Returns the sizes at which contenders were skipped; nothing if it was at every size."""
+    """Returns the sizes at which contenders were skipped, or an empty text if they were skipped at every size."""
     sizes = sizes_of(lines)
     return f" at {', '.join(map(_shape, sizes))}" if sizes else ""
 
@@ -123,7 +123,10 @@ def memory(count: float) -> str:
 
 
 def _with_unit(number: float, units: Sequence[tuple[str, float]]) -> str:
-    """Returns a number with three digits, in the largest unit of which it has at least one, or in the last unit."""
+    """Returns a number with three digits and its unit.
+
+    The unit is the largest one in which the number is at least 1, or the last one if there is none.
+    """
     unit, factor = next((each for each in units if number >= each[1]), units[-1])
     number /= factor
     digits = f"{number:.0f}" if number >= 100 else f"{number:.1f}" if number >= 10 else f"{number:.2f}"

@@ -1,4 +1,4 @@
-"""Times all candidates for the tile of the fused kernels on the current GPU, in common rounds."""
+"""Times the fused loss with each tile size of `CANDIDATES` on the current GPU, in common rounds."""
 
 from collections.abc import Iterator, Sequence
 
@@ -32,7 +32,7 @@ CANDIDATES = tuple(
 
 
 def tune(batch: PairBatch, variants: Sequence[Variant], about: Occasion, *, repeats: int) -> Iterator[Measurement]:
-    """Yields the time of every candidate on `batch` for each of `variants`.
+    """Yields the time of the fused loss on `batch`, for each of `variants`, pass and tile size of `CANDIDATES`.
 
     Raises:
         ValueError: If the batch is not on a CUDA device.

@@ -1,6 +1,6 @@
 """Provides contrastive losses for large image-text batches.
 
-The losses are exact, need bounded memory, and are equal on any number of ranks.
+The losses are exact and need bounded memory. Their values do not depend on the number of ranks.
 """
 
 from emocap_kernels.contrastive.op import choose_backend, contrastive_loss

@@ -80,7 +80,7 @@ def check_regions(patches: Tensor, sentences: Tensor, images: Tensor, patch_mask
         sentences: [sentences, width].
         images: int64 [sentences], the row of `patches` of each sentence, in [0, rows).
         patch_mask: Bool [rows, patches] or None.
-        owner: The name of the argument that holds `images`, for the messages.
+        owner: The name under which the caller's function takes `images`, for the error messages.
 
     Raises:
         ArgumentError: If an index is out of range. On a GPU the device checks this and stops the process.

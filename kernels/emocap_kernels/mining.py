@@ -57,7 +57,9 @@ class Mining:
 
 
 def top_k_pairs(similarity: Tensor, top_k: int) -> Tensor:
-    """Returns the pairs of each row with its `top_k` most similar columns, bool like `similarity`, for the references.
+    """Returns a mask of the pairs of each row with its `top_k` most similar columns, bool of the shape of `similarity`.
+
+    Only the backend `reference` uses it.
 
     Of equal similarities the lower index wins. The diagonal contains the own pairs, which are never selected.
     """

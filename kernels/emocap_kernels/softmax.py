@@ -145,7 +145,7 @@ class AnchorStats:
 
         Args:
             ranks: The ranks of the batch.
-            peak: [anchors], the maximum of `peak` over the ranks.
+            peak: [anchors], the largest of the ranks' values of `self.peak`.
         """
         sum_exp = self.sum_exp * (self.peak - finite(peak)).exp_()
         sums = torch.stack([sum_exp.double(), self.positive, self.count.double()])
@@ -285,7 +285,10 @@ def softmax_gradient(score: Tensor, targets: Targets, rows: GradientWeights, col
 
 
 def score_gradient(score: Tensor, targets: Targets, rows: GradientWeights, columns: GradientWeights) -> Tensor:
-    """Returns the gradient of the InfoNCE losses of both directions in a tile of scores, [rows, columns]."""
+    """Returns the gradient of the weighted sum of all InfoNCE losses with respect to the scores of a tile.
+
+    The result is [rows, columns], like the tile.
+    """
     gradient = softmax_gradient(score, targets, rows, columns)
     targets.subtract_at_positives_(gradient, rows.positive, columns.positive)
     return gradient

@@ -41,14 +41,14 @@ class Targets(Protocol):
         ...
 
     def positives_only(self) -> Targets:
-        """Returns targets with the same positives, which exclude all other pairs."""
+        """Returns targets with the same positives, in which all other pairs are excluded."""
         ...
 
     def subtract_at_positives_(self, gradient: Tensor, row_weight: Tensor, column_weight: Tensor) -> None:
-        """Subtracts weights from `gradient`, [rows, columns], in place.
+        """Subtracts weights from the entries of `gradient`, [rows, columns], that belong to positives, in place.
 
-        Each positive of a row loses that row's entry of `row_weight`, and each positive of a column that column's entry
-        of `column_weight`.
+        At each positive of a row, the row's entry of `row_weight` is subtracted. At each positive of a column, the
+        column's entry of `column_weight` is subtracted.
         """
         ...
 
@@ -62,7 +62,7 @@ class DiagonalTargets:
     Attributes:
         first: The column of the positive of row 0. It is negative, or beyond the last column, if the tile lacks it.
         rows: Number of rows of the tile.
-        zeros: Zeros, [columns], in the type of the scores.
+        zeros: Zeros, [columns], in the type of the scores. They give the number of columns and the type of results.
     """
 
     first: int

@@ -30,7 +30,9 @@ from emocap_kernels.precision import compute_dtype, product_dtype, scale_tensor
 
 @dataclass(frozen=True, slots=True)
 class GuideFeatures:
-    """Holds the guide features of the rows of this rank, without a gradient. Mining compares them.
+    """Holds the guide features of the rows of this rank, without a gradient.
+
+    Mining compares these features. For `soft` they are the features of the teacher, whose cosines give its scores.
 
     Attributes:
         own: The features of each modality, [local, width of that modality].
@@ -76,7 +78,8 @@ class TextBlock:
     Attributes:
         columns: Global indices of the texts.
         text: [texts, width], in the type of the images.
-        guides: Guide features of each modality that mining or a teacher reads, [texts, width of that modality].
+        guides: Guide features of the samples by modality, [texts, width of that modality]; empty if there is neither
+            mining nor a teacher.
     """
 
     columns: slice
@@ -202,7 +205,8 @@ def sharded_batch(
 ) -> ContrastiveBatch:
     """Returns the batch in which this rank scores its own images against all texts.
 
-    Only the texts are sent between ranks, together with guide features that mining or a teacher needs.
+    Only two kinds of vectors are sent between ranks: the texts, and the guide features that mining or the scores of a
+    teacher need from other ranks.
 
     Args:
         inputs: The inputs of this rank.

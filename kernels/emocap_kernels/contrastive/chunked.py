@@ -5,7 +5,7 @@ each anchor. Backward computes each tile again, in the same shapes from the same
 those of forward to the bit. Then it adds the tile's part of the gradients. The cost is four matrix products of the size
 of the score matrix, the least for a symmetric loss that stores no scores.
 
-The module `pairwise` computes objectives that are sums over pairs, for which the scores of a tile give its gradient.
+The module `pairwise` computes objectives that are sums over pairs, whose gradients forward can compute as well.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def evaluate(batch: ContrastiveBatch, *, block_bytes: int | None = None) -> Loss
         block_bytes: Largest number of bytes of one tile of scores; None means the default of the device.
 
     Raises:
-        NotSupportedError: If the objective has only the formula `anchor_losses`.
+        NotSupportedError: If the objective is neither `infonce` nor `mil_nce` nor a `PairwiseObjective`.
     """
     tiling = Tiling.of(batch, block_bytes)
     if isinstance(batch.objective, PairwiseObjective):
@@ -140,7 +140,7 @@ class _SoftmaxWeights:
     positive_columns: GradientWeights | None = None
 
     def gradient(self, score: Tensor, targets: Targets, rows: slice, columns: slice) -> Tensor:
-        """Returns the gradient of both directions with respect to a tile of scores, [rows, columns]."""
+        """Returns the gradient of the sum of all losses with respect to a tile of scores, [rows, columns]."""
         if self.positive_rows is None or self.positive_columns is None:
             return score_gradient(score, targets, self.rows.part(rows), self.columns.part(columns))
         gradient = softmax_gradient(score, targets, self.rows.part(rows), self.columns.part(columns))

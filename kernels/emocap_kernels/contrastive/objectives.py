@@ -5,11 +5,11 @@ differentiates it with autograd. The other backends compute scores tile by tile,
 
 - `infonce` and `mil_nce` need the sum over all candidates before any gradient is known. Therefore scores are computed
   twice (module `chunked`).
-- For an objective that is a sum over pairs (`PairwiseObjective`), the scores of a tile give its gradient. Therefore
-  both are computed together (module `pairwise`).
+- For an objective that is a sum over pairs (`PairwiseObjective`), the scores of a tile determine the gradient with
+  respect to them. Therefore both are computed together (module `pairwise`).
 
-A new objective with only a formula runs with `backend="reference"`. With `losses` and `gradient` of a tile it also runs
-in bounded memory, on any number of ranks. Fused kernels are optional.
+A new objective with only a formula runs with `backend="reference"`. If it also has the methods `losses` and `gradient`,
+which compute a tile, it runs in bounded memory as well. Fused kernels are optional.
 """
 
 from __future__ import annotations
@@ -100,7 +100,10 @@ class ContrastiveObjective(ABC):
 
 @runtime_checkable
 class PairwiseObjective(Protocol):
-    """Describes an objective that is a sum over pairs: the scores of a tile give its losses and its gradient."""
+    """Describes an objective that is a sum over pairs.
+
+    The scores of a tile determine the losses of the tile and their gradient with respect to these scores.
+    """
 
     def losses(self, tile: Tile) -> tuple[Tensor, Tensor]:
         """Returns the sum of the tile's losses for the image and for the text direction, 0-dim float64 each."""

@@ -34,7 +34,7 @@ class PairPass(Protocol):
 
 
 def evaluate_pair_pass(batch: ContrastiveBatch, pair_pass: PairPass) -> LossResult:
-    """Returns the loss of `batch`, whose sums and gradients `pair_pass` computes.
+    """Returns the loss of `batch`. `pair_pass` computes the sums of the losses, and the gradients if any are needed.
 
     This is a collective: all ranks must call it.
     """
@@ -165,7 +165,7 @@ def _teacher_scores(batch: ContrastiveBatch, rows: slice, block: TextBlock) -> T
 
 
 class _RunningLossSums:
-    """Adds up the losses and positives of a rank and keeps its best candidates, over all tiles added so far."""
+    """Adds up losses and numbers of positives over tiles, and keeps the best candidate of each anchor."""
 
     def __init__(self, batch: ContrastiveBatch) -> None:
         self._batch = batch
@@ -184,7 +184,7 @@ class _RunningLossSums:
         self._texts.add_(column_argmax(tile.score, first=self._batch.partition.first + rows.start), block.columns)
 
     def result(self) -> LossSums:
-        """Returns the sums over the local anchors.
+        """Returns this rank's part of the sums of losses, positives and hits.
 
         This is a collective, because the best image of a text may be on any rank: all ranks must call it.
         """

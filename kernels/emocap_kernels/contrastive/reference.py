@@ -54,7 +54,10 @@ class _DirectionMeans:
 def _direction(
     score: Tensor, known: Tensor, batch: ContrastiveBatch, mined: Tensor | None, teacher: Tensor | None
 ) -> _DirectionMeans:
-    """Returns the means of one direction. The rows of `score`, `mined` and `teacher` are its anchors."""
+    """Returns the mean loss, number of positives and recall at 1 of the anchors of one direction.
+
+    The anchors are the rows of `score`, `known`, `mined` and `teacher`.
+    """
     positive, dropped = known, torch.zeros_like(known)
     if batch.mining is not None and mined is not None:
         if batch.mining.attracts:

@@ -21,7 +21,9 @@ PRODUCT_ROWS = 4096
 
 @dataclass(frozen=True, slots=True)
 class LossSums:
-    """Holds sums over the local anchors of each direction, 0-dim each.
+    """Holds this rank's part of sums over the anchors of each direction, 0-dim each.
+
+    The parts of all ranks add up to the sums over all anchors of the global batch.
 
     Attributes:
         image_loss: Losses of the image anchors.
@@ -72,7 +74,7 @@ class GradientSums:
     """Adds up the gradients of the inputs over tiles of scores, for every backend that computes scores in tiles.
 
     The sums are gradients of 2B times this rank's part of the loss, where B is the number of rows of the global batch.
-    Those of image and text lack the factor `scale`, by which `finished` multiplies.
+    The gradients of image and text lack the factor `scale`. The caller multiplies by it, for instance in `finished`.
     """
 
     def __init__(self, batch: ContrastiveBatch, needs: Sequence[bool]) -> None:
@@ -96,7 +98,7 @@ class GradientSums:
         self._part: Tensor | None = None
 
     def blocks(self) -> Iterator[TextBlock]:
-        """Yields the blocks of the batch. `add` adds gradients for the texts of the block that was yielded last.
+        """Yields the blocks of the batch. The caller adds the gradients of a block before it requests the next one.
 
         This is a collective: all ranks must call it.
         """
@@ -108,10 +110,10 @@ class GradientSums:
                 self._texts.add(block.columns, self._part)
 
     def add(self, gradient: Tensor, rows: slice, columns: slice) -> None:
-        """Adds the products of a gradient of scores with the vectors of both modalities.
+        """Adds what the gradient of some scores contributes to the gradients of the images and of the texts.
 
         Args:
-            gradient: [rows, columns], in a form that `addmm_` accepts.
+            gradient: [rows, columns], the gradient of the scores, in a type that `matmul.addmm_` accepts.
             rows: Local images.
             columns: Texts of the current block, counted from its first text.
         """
@@ -134,13 +136,16 @@ class GradientSums:
             self.scale += cosine.mul_(gradient).sum(1).double().sum()
 
     def finish_scale(self) -> None:
-        """Computes the gradient of the scale from that of the images, if that is accurate, after the last block."""
+        """Computes the gradient of the scale from the gradient of the images, if this is accurate enough.
+
+        It must be called after the last block.
+        """
         if self.image is not None and self.needs_scale and self._scale_from_image():
             for rows in even_blocks(len(self._image), PRODUCT_ROWS):
                 self.scale += (self.image[rows] * self._image[rows]).sum(1).double().sum()
 
     def text(self) -> Tensor | None:
-        """Returns the gradient of the texts of this rank, summed over ranks, after the last block.
+        """Returns the gradient of the texts of this rank, summed over ranks. It must be called after the last block.
 
         This is a collective: all ranks must call it.
         """

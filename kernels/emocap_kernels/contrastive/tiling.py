@@ -19,11 +19,11 @@ from emocap_kernels.targets import DiagonalTargets, MaskTargets, Targets
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """Holds the slices that cut the score matrix, and what all tiles share to determine their positives.
+    """Holds the slices that cut the score matrix, and the values from which the positives of any tile are determined.
 
     Attributes:
         rows: Slices of the local images. The images of a slice and the texts of a block form a tile.
-        zeros: Zeros, [total], in the type of the scores.
+        zeros: Zeros, [total], in the type of the scores; `DiagonalTargets` needs a part of them for each tile.
         lists: The mined candidates, if the rule has `top_k`.
     """
 

@@ -1,9 +1,9 @@
-"""Gathers the rows of all ranks in blocks and returns their gradients, while the caller computes with the blocks.
+"""Gathers the rows of all ranks in blocks, and sends the gradients of the rows back to the ranks that hold them.
 
 Every rank scores its own images against the texts of all ranks. The rows that are gathered are therefore the columns of
-the score matrix: the texts, and the guide features by which mining compares them. While one block is used, the next one
-is received. On a GPU nothing here makes the host wait. The messages and their order follow from the communication plan
-and the row counts, never from tensor values.
+the score matrix: the texts, and the guide features by which mining compares them. While the caller computes
+with one block, the next one is received. On a GPU nothing here makes the host wait. The messages and their order follow
+from the communication plan and the row counts, never from tensor values.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class ColumnBlock:
 class ColumnAllGather:
     """Gathers tensors of which each rank holds some rows, and yields the rows in blocks as they arrive.
 
-    No gradient passes through the gathered rows; `ColumnReduceScatter` returns their gradients.
+    Autograd does not differentiate the gathered rows; `ColumnReduceScatter` sends their gradients back.
     """
 
     def __init__(
@@ -99,9 +99,10 @@ class ColumnAllGather:
         return tuple(torch.cat(parts) for parts in zip(*[block.vectors for block in blocks], strict=True))
 
     def _arriving(self) -> Iterator[list[ColumnBlock]]:
-        """Yields the blocks of each `Stage` of the communication plan, the rows that arrive together.
+        """Yields a list of blocks for each `Stage` of the communication plan.
 
-        While one stage is used, the transfers of the next two are in progress.
+        While the blocks of one stage are used, the last hop of the next stage is in progress. So is the first hop of
+        the stage after that, if it has two hops.
         """
         transfers = [_StageGather(self._local, stage, self.partition, self.ranks) for stage in self.plan.stages]
         while transfers:
@@ -124,7 +125,7 @@ class _StageGather:
         self._works: list[dist.Work] = []
 
     def start_hop(self, hops_left: int) -> None:
-        """Starts the last hop of this stage (`hops_left` 1) or the one before it (2), if the stage has that hop."""
+        """Starts the last hop of this stage (`hops_left` 1) or the hop before the last (2), if the stage has it."""
         place = len(self._stage.hops) - hops_left
         if place < 0:
             return
@@ -239,7 +240,11 @@ class _StageReduce:
         self._works: list[dist.Work] = []
 
     def start_hop(self, dtype: torch.dtype) -> bool:
-        """Starts the last hop that is left, from its receivers to its senders. Returns False if no hop is left."""
+        """Starts to send sums back along one hop of the all-gather, as `dtype`. Returns False if no hop is left.
+
+        The hops are taken in reverse order. In each, the ranks that received rows send the sums of these rows to the
+        ranks that sent the rows.
+        """
         if not self._hops:
             return False
         hop = self._hops.pop()

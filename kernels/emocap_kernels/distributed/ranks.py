@@ -93,7 +93,7 @@ def _find_out(group: ProcessGroup, device: torch.device) -> tuple[dist.ProcessGr
 def ranks_per_node(names: tuple[int, ...]) -> int:
     """Returns the number of ranks on each machine.
 
-    `names` has an entry for every rank, in rank order, that is equal for ranks of one machine. If machines have
+    `names` has one entry for each rank, in rank order. Ranks of one machine have equal entries. If machines have
     different numbers of ranks, or if the ranks of a machine are not consecutive, all ranks count as one machine.
     """
     node = next((rank for rank, name in enumerate(names) if name != names[0]), len(names))

@@ -39,7 +39,9 @@ def _padded(rows: Tensor, length: int) -> Tensor:
 
 
 def sum_over_ranks(values: Tensor, ranks: Ranks) -> Tensor:
-    """Returns the sum over ranks. It is added in rank order, so that it is equal on every rank to the bit.
+    """Returns the sum of `values` over the ranks.
+
+    The values are added in rank order, so that the result is equal on every rank to the bit.
 
     This is a collective: all ranks must call it.
     """

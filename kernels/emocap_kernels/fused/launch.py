@@ -1,4 +1,4 @@
-"""Starts Triton kernels, and describes matrices for their tile copies."""
+"""Starts Triton kernels, and makes the descriptors by which kernels load and store tiles of a matrix."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-# A tile copy of the hardware needs rows that begin on addresses of a multiple of this many bytes.
+# To copy a tile, the hardware needs rows that begin at addresses that are multiples of this many bytes.
 ALIGNMENT_BYTES = 16
 
 

@@ -16,11 +16,11 @@ from emocap_kernels.fused.tiling import TileConfig, strips
 
 @dataclass(frozen=True, slots=True)
 class CandidateBlock:
-    """Holds the vectors of some candidates and those of all local anchors, whose products are their similarities.
+    """Holds the vectors of some candidates and those of all local anchors. Their products are the similarities.
 
     Attributes:
         start: Global index of the first candidate.
-        vectors: One or two similarities, each as (vectors of the anchors, vectors of the candidates).
+        vectors: For each of one or two similarities, (vectors of the anchors, vectors of the candidates).
     """
 
     start: int
@@ -42,7 +42,7 @@ def nearest_candidates(
         blocks: All candidates of the batch, in any order of blocks.
         anchors: Number of local anchors.
         first: Global index of anchor 0. An anchor is no candidate of its own.
-        tile: The tile of the kernel.
+        tile: The tile size of the kernel.
         top_k: At most `MAX_TOP_K`, which a kernel holds in registers.
         threshold: Candidates of a lower similarity are left out.
 
@@ -66,7 +66,7 @@ def nearest_candidates(
 def _of_block(
     block: CandidateBlock, anchors: int, first: int, tile: TileConfig, *, top_k: int, threshold: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Returns the most similar candidates in a block of each anchor: similarities, and indices within the block.
+    """Returns, for each anchor, the similarities of its most similar candidates in a block, and their indices in it.
 
     Each strip of candidates contributes its best ones, so both tensors are [anchors, strips * slots] with `slots` at
     least `top_k`.

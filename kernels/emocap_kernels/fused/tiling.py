@@ -1,8 +1,8 @@
 """Chooses the sizes into which fused kernels cut a score matrix, from type, device and sizes, never from values.
 
-There are five sizes, from large to small. A *block* of columns has arrived together from other ranks. A *panel* of
-local rows is merged together. A *chunk* of a panel's columns has its gradient, or its mask, in memory at once. A
-*strip* of columns is the work of one program, which goes over the strip *tile* by tile.
+There are five sizes, from large to small. A *block* of columns has arrived together from other ranks. The
+statistics of a *panel* of local rows are merged together. A *chunk* of a panel's columns has its gradient, or its mask,
+in memory at once. A *strip* of columns is the work of one program, which goes over the strip *tile* by tile.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class TileConfig:
     widen: bool = False
 
     def options(self) -> dict[str, int | str | bool]:
-        """Returns the options that all kernels get."""
+        """Returns the compile-time options of a kernel that computes tiles of this size."""
         # A score must be the same number in every kernel. Therefore the compiler must not fuse a product into a sum,
         # unless the kernel asks for it.
         compiled = {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": False}
@@ -80,7 +80,11 @@ INTERPRETER = TileConfig(rows=32, columns=32, depth=32, warps=4, stages=1, widen
 
 
 def tile_config_for(dtype: torch.dtype, device: torch.device, *, masked: bool) -> TileConfig:
-    """Returns the tile for vectors of `dtype`; `masked` says whether there are positives other than the own pairs."""
+    """Returns the tile size for vectors of `dtype`.
+
+    `masked` says whether a kernel needs registers for more than the scores of a tile, for instance for a mask of
+    positives. Its tile is then smaller.
+    """
     if INTERPRETED:
         return INTERPRETER
     if dtype == torch.float32:

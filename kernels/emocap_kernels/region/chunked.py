@@ -34,14 +34,14 @@ TILE_SENTENCES = 1024
 
 @dataclass(frozen=True, slots=True)
 class _Tiling:
-    """Holds the sizes of one rank's tiles, and what all tiles share.
+    """Holds the sizes of one rank's tiles, and the values that the computation of every tile needs.
 
     Attributes:
         batch: The batch.
-        positives: The positives of any tile.
-        images: Slices of the local images that are taken together.
+        positives: Determines the positives of a tile.
+        images: Slices of the local images. A tile contains the images of one slice.
         longest: Largest number of sentences of a tile.
-        weights: The weights of the anchors.
+        weights: The weights of the anchors in the means of the loss.
     """
 
     batch: RegionBatch
@@ -65,7 +65,7 @@ class _Tiling:
         return _Tiling(batch, positives, images, numbers // (patches * tallest), AnchorWeights.of(batch))
 
     def tiles(self, block: SentenceBlock) -> list[slice]:
-        """Returns the sentences of `block` in pieces, one for each tile."""
+        """Returns slices of the sentences of `block`, one for each tile."""
         return even_blocks(len(block.sentences), self.longest)
 
     def similarity(self, images: slice, sentences: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ class _MatmulComparison:
     """Implements `SentenceComparison` by matrix products of torch.
 
     Attributes:
-        own: The order of the sentences of this rank.
+        own: The order in which the sentences of this rank are sorted by image.
         starts: `own.starts`, on the host.
         longest: Number of sentences that may be compared with all others at once.
     """
@@ -190,8 +190,8 @@ def _running_stats(tiling: _Tiling) -> RunningScoreStats:
 class _GradientSums:
     """Adds up the gradients of patches, sentences and scale over tiles.
 
-    The sums are 2A times the gradients of the loss, where A is the number of image anchors. Those of patches and
-    sentences lack the factor `scale`, by which `finished` multiplies.
+    The sums are 2A times the gradients of the loss, where A is the number of image anchors. The gradients of
+    patches and sentences lack the factor `scale`; the caller includes it in the argument of `finished`.
     """
 
     def __init__(

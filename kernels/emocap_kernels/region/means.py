@@ -15,14 +15,14 @@ from emocap_kernels.softmax import GradientWeights, ScoreStats, gradient_weights
 
 @dataclass(frozen=True, slots=True)
 class AnchorWeights:
-    """Holds the weight of each anchor in the mean of its direction, times the number of image anchors.
+    """Holds A times the weight of each anchor in the mean of its direction, where A is the number of image anchors.
 
-    No weight exceeds 1.
+    An image anchor has 1, and each of N sentences has A / N, which is at most 1.
 
     Attributes:
         rows: [local images], 1 for an image that owns a sentence and 0 for the others.
-        column: 0-dim, the weight of every sentence.
-        anchors: 0-dim, the number of images of the batch that own a sentence.
+        column: 0-dim, A / N, the same for every sentence.
+        anchors: 0-dim, A, the number of images of the batch that own a sentence.
     """
 
     rows: Tensor
@@ -42,9 +42,10 @@ class AnchorWeights:
         return gradient_weights(stats.rows, self.rows), gradient_weights(stats.columns, self.column)
 
     def gradient_factor(self, grad_output: Tensor, ranks: Ranks) -> Tensor:
-        """Returns the factor that turns gradients by `gradient_weights` into those of the loss.
+        """Returns the factor by which gradients that were computed with `gradient_weights` must be multiplied.
 
-        It contains the number of ranks, because a mean over ranks must give the sum of the parts of all ranks.
+        The product is the gradient of the loss. The factor contains the number of ranks, because a mean over ranks must
+        give the sum of the parts of all ranks.
         """
         return grad_output * ranks.size / (2.0 * self.anchors)
 

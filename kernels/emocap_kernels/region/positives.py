@@ -1,4 +1,4 @@
-"""Computes the positives of the local loss, for any images and sentences, equally in forward and in backward."""
+"""Computes the positives of the local loss for any images and sentences. Forward and backward get equal positives."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class RegionPositives:
     """Determines the positives of images and sentences. Sentences are compared to mine further positives.
 
     Attributes:
-        comparison: Compares sentences in the way of the backend.
+        comparison: The backend's way to compare sentences.
         lists: The mined sentences, if the rule has `top_k`.
     """
 

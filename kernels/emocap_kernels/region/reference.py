@@ -46,7 +46,10 @@ def evaluate(batch: RegionBatch) -> LossResult:
 
 
 def _direction(score: Tensor, own: Tensor, mined: Tensor, *, attract: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns loss, mean number of positives, and recall of one direction. The rows of `score` are its anchors."""
+    """Returns the mean loss, number of positives and recall at 1 of the anchors of one direction.
+
+    The anchors are the rows of `score`, `own` and `mined`.
+    """
     positive = own | mined if attract else own
     dropped = torch.zeros_like(own) if attract else mined & ~own
     log_probability = score.masked_fill(dropped, float("-inf")).log_softmax(1)
@@ -59,14 +62,14 @@ def _direction(score: Tensor, own: Tensor, mined: Tensor, *, attract: bool) -> t
 def _mined(batch: RegionBatch, own: Tensor) -> tuple[Tensor, Tensor]:
     """Returns two bool masks, [images, sentences]: pairs mined for images, and pairs mined for sentences.
 
-    Both contain the pairs of a sentence and its own image. M(n) consists of sentence n and the sentences mined for it.
+    Both masks also contain the pairs of a sentence and its own image.
     """
     if batch.mining is None:
         return own, own
     similar = _similar(batch.sentences.detach(), batch.mining)
     has = own.to(batch.sentences.dtype)
-    # Sentence m is mined for image i if m is in M(n) for an own sentence n of the image. Image i is mined for sentence
-    # n if it owns a sentence of M(n).
+    # M(n) consists of sentence n and the sentences that are mined for it. Sentence m is mined for image i if m is in
+    # M(n) for an own sentence n of the image. Image i is mined for sentence n if it owns a sentence of M(n).
     return has @ similar > 0, has @ similar.T > 0
 
 

@@ -16,7 +16,7 @@ Let \(X\) be the images of this rank and \(Y\) all texts. The matrix of scores i
    \(\partial L/\partial Y = \frac{\mathrm{scale}}{2B}\,G^\top X\). The gradient of the scale,
    \(\frac1{2B} \sum G_{ij} \langle x_i, y_j \rangle\), is summed before \(G\) is rounded.
 3. *Mined positives* (`kernels/mining.py`): unless the score itself decides, products of the guide features decide
-   which pairs are mined. They are written to a mask of bytes, chunk by chunk, again in each pass.
+   which pairs are mined. Each pass writes these decisions to a mask of bytes, chunk by chunk.
 
 Texts arrive in blocks from other ranks. Each block is computed like a whole batch of columns.
 
@@ -89,7 +89,7 @@ def _evaluate(batch: ContrastiveBatch) -> LossResult:
 
 
 def _tile_with_teacher(batch: ContrastiveBatch) -> TileConfig:
-    """Returns the tile for kernels that compute the scores of the student and of the teacher together."""
+    """Returns the tile size for kernels that compute the scores of the student and of the teacher together."""
     assert batch.features is not None
     image, teacher_dtype = batch.image, batch.features.own["image"].dtype
     return tile_config_for(image.dtype if image.dtype == teacher_dtype else torch.float32, image.device, masked=True)
@@ -132,7 +132,10 @@ class _Softmax(Function):
 
 
 def _loss_sums(rows: Base2Stats, columns: Base2Stats) -> LossSums:
-    """Returns the sums over the local anchors of both directions."""
+    """Returns the sums of losses, positives and hits over the local anchors.
+
+    `rows` are the statistics of the local image anchors, and `columns` those of the local text anchors.
+    """
     return LossSums(
         image_loss=rows.losses().sum(),
         text_loss=columns.losses().sum(),

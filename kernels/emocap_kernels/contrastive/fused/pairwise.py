@@ -65,7 +65,7 @@ class PairwiseKernels:
     ) -> tuple[Best, Best]:
         """Adds the loss sums of one block to `totals`, and its gradients to `sums`.
 
-        Returns the best candidates in this block of the local rows, and those of the columns of the block.
+        Returns, for each local row, its best column of the block, and for each column of the block its best local row.
         """
         tile, scale, total = operands.tile, scale_and_bias[0], len(operands.right)
         image, text = operands.descriptors()

@@ -79,7 +79,7 @@ class FusedPositives:
 
     @property
     def masked(self) -> bool:
-        """Returns whether pairs other than own pairs may be positives."""
+        """Returns whether pairs other than own pairs may be positives or excluded."""
         return self.has_ids or self.rule != RULE_NONE.value
 
     @property
@@ -94,7 +94,7 @@ class FusedPositives:
         return float("-inf") if threshold is None else threshold
 
     def options(self) -> dict[str, bool | int]:
-        """Returns the options that all kernels need to find positives."""
+        """Returns the options by which `statistics_kernel` and `sigmoid_kernel` find positives."""
         return {"HAS_IDS": self.has_ids, "RULE": self.rule, "ATTRACT": self.attract}
 
     def in_block(self, block: TextBlock, features: GuideFeatures | None) -> BlockPositives:
@@ -114,8 +114,8 @@ class BlockPositives:
     Attributes:
         all: The positives of the batch.
         columns: Global indices of the block.
-        left: Guide features of the local rows, aligned, if a threshold reads them.
-        right: Guide features of the columns, aligned, if a threshold reads them.
+        left: Guide features of the local rows by modality, as `aligned` returns them; empty if no threshold needs them.
+        right: The same for the columns.
     """
 
     all: FusedPositives
@@ -134,7 +134,10 @@ class BlockPositives:
         return self.all.groups[self.all.own], self.all.groups[self.columns]
 
     def mask(self, rows: Range, columns: Range, tile: TileConfig) -> TensorDescriptor | None:
-        """Returns the mask of local `rows` and `columns` for tile copies, or None if the rule reads no mask."""
+        """Returns a descriptor of the mask of local `rows` and `columns`, or None if the kernels read no mask.
+
+        Kernels load tiles of the mask by this descriptor.
+        """
         if self.all.rule != RULE_MASK.value:
             return None
         lists = self.all.lists

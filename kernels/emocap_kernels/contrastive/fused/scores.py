@@ -23,7 +23,7 @@ from emocap_kernels.fused.launch import aligned, launch, tile_descriptor
 from emocap_kernels.fused.tiling import TileConfig
 
 LOG2_E = 1.0 / math.log(2.0)
-# Exponents of float32: a sum must stay below 2^127, and a sum above B 2^-102 loses less than a rounding to underflow.
+# Exponents of float32: a sum must stay below 2^127. In a sum above B 2^-102, underflow changes less than rounding does.
 MAX_EXPONENT, MIN_EXPONENT = 127.0, -102.0
 # Rows of a program of `score_bounds_kernel`.
 BOUND_ROWS = 32
@@ -34,9 +34,9 @@ class Operands:
     """Holds the two sides of a matrix product: the local rows and a block of columns.
 
     Attributes:
-        left: [local, width], aligned.
-        right: [columns, width], aligned.
-        tile: The tile in which they are multiplied.
+        left: [local, width], as `aligned` returns it.
+        right: [columns, width], as `aligned` returns it.
+        tile: The size of the tiles in which kernels compute the product.
     """
 
     left: Tensor

@@ -38,7 +38,7 @@ class KernelPlan:
 
     Attributes:
         positives: The positives of the batch.
-        tile: The tile of all kernels.
+        tile: The tile size of the kernels that compute scores.
         sum_positives: Whether the objective sums the probabilities of positives (`mil_nce`).
     """
 
@@ -242,13 +242,16 @@ def _fill_gradient(
 
 
 class GradientBuffer:
-    """Holds memory for the gradient of one chunk, in the type of the embeddings. Each chunk overwrites the last one."""
+    """Holds memory for the gradient of one chunk, in the type of the embeddings. All chunks use the same memory."""
 
     def __init__(self, like: Tensor) -> None:
         self._memory = torch.empty(0, dtype=like.dtype, device=like.device)
 
     def chunk(self, rows: Range, columns: Range) -> Tensor:
-        """Returns uninitialised memory, [rows, columns]; the last axis is rounded up so that rows are aligned."""
+        """Returns uninitialised memory for the gradient of a chunk, [rows, pitch].
+
+        `pitch` is the number of columns, rounded up so that each row begins at an aligned address.
+        """
         height, width = rows[1] - rows[0], columns[1] - columns[0]
         pitch = width + -width % (ALIGNMENT_BYTES // self._memory.element_size())
         if self._memory.numel() < height * pitch:

@@ -1,4 +1,4 @@
-"""Contains operations on a tile for the kernels of both losses: its product, and the storage of its statistics."""
+"""Contains two operations for the kernels of both losses: a tile of a matrix product, and storing its statistics."""
 
 # Triton has types of its own, which pyright does not know.
 # pyright: basic, reportAssignmentType=false, reportGeneralTypeIssues=false

@@ -2,11 +2,13 @@ r"""Computes the local loss by fused Triton kernels, without storing the matrix 
 
 1. *Pooling* (`kernels/pooling.py`): the similarities of a sentence with all patches of an image stay in registers, are
    weighted, and give one score. Only the scores of some images with a block of sentences are written to memory.
-2. *Sums*: the losses need sums over the scores and their positives, in both directions. One score costs hundreds of
-   products, so these sums are plain tensor operations, the same that `chunked` uses.
+2. *Sums*: the losses need sums over the scores and their positives, in both directions. These sums are cheap in
+   comparison with the scores, each of which costs hundreds of products. Therefore they are computed by the same plain
+   tensor operations that `chunked` uses.
 3. *Gradient*: similarities are computed again in registers. The gradient of a score follows from the statistics of its
-   anchors and from a byte of the mask. The gradients of the similarities are written to a chunk \(H\) of bounded size.
-   With the sentences \(U\), two matrix products of torch propagate it:
+   anchors and from a byte that says which anchors have the pair as a positive or exclude it. The gradients of the
+   similarities are written to a chunk \(H\) of bounded size. With the sentences \(U\), two matrix products of torch
+   propagate \(H\):
    \(\partial L/\partial\,\mathrm{patches} \mathrel{+}= H^\top U\) and
    \(\partial L/\partial U \mathrel{+}= H\,\mathrm{patches}\).
 
@@ -62,7 +64,10 @@ class _KernelPlan:
         return self.batch.sharpness * LOG2_E.value
 
     def patch_descriptors(self, patches: Tensor) -> list[TensorDescriptor | None]:
-        """Returns a descriptor for each piece of the patches of some images, [images, patches, width]."""
+        """Returns, for each of the three pieces, the descriptor by which kernels load the patches of a tile, or None.
+
+        A piece that does not exist has None. `patches` are those of some images, [images, patches, width].
+        """
         flat = aligned(patches.flatten(0, 1))
         return [tile_descriptor(flat, size, self.tile.depth) if size > 1 else None for size in self.tile.pieces]
 
@@ -70,7 +75,7 @@ class _KernelPlan:
         return tile_descriptor(aligned(sentences), self.tile.sentences, self.tile.depth)
 
     def options(self) -> dict[str, int | str | bool]:
-        """Returns the options that both kernels get."""
+        """Returns the options that both `pool_kernel` and `pool_backward_kernel` get."""
         return {
             "nP": self.batch.patches.shape[1],
             "MASKED": self.batch.patch_mask is not None,
@@ -197,7 +202,7 @@ class _GradientSums:
         self._row_weights, self._column_weights = weights
         self._dtype = batch.patches.dtype
         self._stored_scale = similarity_storage_scale(self._dtype)
-        # The row of an image in a chunk must begin at an address that tile copies can reach.
+        # The row of an image in a chunk must begin at an aligned address, so that the kernel can store tiles there.
         patches = batch.patches.shape[1]
         self._pitch = patches + -patches % (ALIGNMENT_BYTES // self._dtype.itemsize)
         # With one block, the gradient of an image is complete at once. With several, its sums stay in float32.
@@ -234,7 +239,11 @@ class _GradientSums:
         return by_patch, self._by_sentence.result().mul_(self._factor).to(self._batch.sentences.dtype)
 
     def _add(self, images: slice, columns: list[slice], block: SentenceBlock, by_sentence: Tensor | None) -> None:
-        """Adds the gradients that follow from the scores of the local `images` with all sentences of `block`."""
+        """Adds the gradients that follow from the scores of the local `images` with all sentences of `block`.
+
+        `columns` are slices of the sentences, one for each chunk. The gradients of the sentences are added to
+        `by_sentence`.
+        """
         batch = self._batch
         patches = batch.patches[images]
         mask = mask_bytes(self._plan.positives.targets(batch, images, block))
@@ -261,11 +270,11 @@ class _GradientSums:
                 self._by_patch[images] += found
 
     def _chunk(self, patches: Tensor, images: slice, sentences: Tensor, columns: slice, mask: Tensor) -> Tensor:
-        """Returns the gradients of the similarities for one chunk, [sentences, images * pitch].
+        """Returns the gradients of the similarities of one chunk, [sentences, images * pitch].
 
-        They lack the factor `scale`, and are multiplied by `similarity_storage_scale`, so that float16 does not round
-        small ones to zero. The chunk's part of the gradient of `scale` is added to `by_scale`. The next chunk
-        overwrites the result.
+        `pitch` is the number of patches of an image, rounded up for alignment. The gradients lack the factor `scale`.
+        They are multiplied by `similarity_storage_scale`, so that float16 does not round small values to zero. The
+        chunk's part of the gradient of `scale` is added to `by_scale`. The next call overwrites the result.
         """
         plan, height, width = self._plan, len(patches), len(sentences)
         tile = plan.tile
@@ -305,7 +314,7 @@ class _GradientSums:
         return memory.flatten(1)
 
     def _reserve(self, numbers: int) -> Tensor:
-        """Returns uninitialised memory for a chunk of `numbers` elements. Each chunk overwrites the last one."""
+        """Returns uninitialised memory for a chunk of `numbers` elements. All chunks use the same memory."""
         if self._memory.numel() < numbers:
             self._memory = self._memory.new_empty(numbers)
         return self._memory[:numbers]

@@ -64,7 +64,7 @@ class RegionTileConfig:
 
 
 def region_tile_config(patches: int, dtype: torch.dtype, device: torch.device) -> RegionTileConfig:
-    """Returns the tile for images of `patches` patches."""
+    """Returns the tile size for images of `patches` patches."""
     if INTERPRETED:
         return _config(patches, most=48, sentences=16, depth=32, warps=4, stages=1, widen=True)
     # sm_90 and sm_100 have 227 KiB of shared memory, and matrix units that read it.
@@ -125,7 +125,10 @@ def gradient_chunks(images: int, sentences: int, pair_bytes: int) -> tuple[list[
 
 
 def image_strips(images: int, sentences: int, tile: RegionTileConfig) -> tuple[int, int]:
-    """Returns (number of strips, images of a strip). One program computes a strip of images and a tile of sentences."""
+    """Returns (number of strips, images of a strip).
+
+    One program computes the scores, or the gradients, of a strip of images with a tile of sentences.
+    """
     wanted = max(1, PROGRAMS // ceil_div(sentences, tile.sentences))
     strip = max(1, ceil_div(images, wanted))
     return ceil_div(images, strip), strip

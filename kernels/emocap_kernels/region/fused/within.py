@@ -49,7 +49,7 @@ class _WithinPlan:
 
     @staticmethod
     def of(inputs: RegionInputs, owner: Tensor, images: Partition, ranks: Ranks) -> _WithinPlan:
-        """Prepares the pass for sentences that are sorted by image; `owner` contains their images.
+        """Returns the plan for sentences that are sorted by image. `owner` is the local image of each of them.
 
         This is a collective, because images that own sentences are counted: all ranks must call it.
         """
@@ -147,10 +147,11 @@ class _Within(Function):
 def _score_gradients(
     unit: Tensor, sentences: Tensor, scale: Tensor, fields: Tensor, plan: _WithinPlan
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns three gradients of the sum of all losses that pass through the scores.
+    """Returns the gradients of the sum of all losses with respect to three inputs of the scores.
 
-    They are those with respect to the unit pooled vectors and the sentences, both divided by scale, and that with
-    respect to the scale, as one number for each sentence.
+    The inputs are the pooled vectors of unit length, the sentences and the scale. The first two gradients are divided
+    by scale, and the third one is one number for each sentence. The gradient of the sentences does not contain their
+    influence on the pooled vectors; `_pool_backward` adds it.
     """
     by_unit, by_sentence = torch.empty_like(unit), torch.empty_like(unit)
     by_scale = unit.new_empty(len(unit))
@@ -203,7 +204,7 @@ def patch_options(patches: Tensor, *, masked: bool) -> dict[str, int | bool]:
 
 
 def options(dtype: torch.dtype) -> dict[str, int | str]:
-    """Returns the options of all kernels within an image, for vectors of `dtype`."""
+    """Returns the options that all kernels of `kernels/within.py` get, for vectors of `dtype`."""
     # Converting a half is exact, and the other factors of its products need no more digits than tf32 has.
     precision = "tf32x3" if dtype == torch.float32 else "tf32"
     compiled = {} if INTERPRETED else {"num_warps": 8, "num_stages": 2}

@@ -84,9 +84,9 @@ def gradient_kernel(
 ):
     """Computes the chunk [top, bottom) x [left, right) of G, and its part of the gradient of the scale.
 
-    G is the gradient of the loss with respect to the scores. Program (i, j) takes the i-th tile of rows and the j-th
-    strip of columns, and goes over the strip tile by tile. There are two variants of the kernel, and a value on the
-    device (`running_max_ptr`) selects one; the other variant returns immediately.
+    G is 2B times the gradient of the loss with respect to the scores. Program (i, j) takes the i-th tile of rows and
+    the j-th strip of columns, and goes over the strip tile by tile. There are two variants of the kernel, and a value
+    on the device (`running_max_ptr`) selects one; the other variant returns immediately.
 
     Reads:
         image_desc_RD, text_desc_CD: Embeddings.

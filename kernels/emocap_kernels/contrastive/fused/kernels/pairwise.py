@@ -61,7 +61,10 @@ def load_log_sum(log_sums_ptr_FN, field: tl.constexpr, pitch, index_N, inside_N)
 
 @triton.jit
 def log1p(e):
-    """Returns the natural logarithm of 1 + e for e in [0, 1]: e times a polynomial, within 2^-22 of the result."""
+    """Returns the natural logarithm of 1 + e for e in [0, 1], as e times a polynomial in e.
+
+    The relative error is less than 2^-22.
+    """
     p = tl.fma(e, 0.005232623778283596, -0.029504956677556038)
     p = tl.fma(p, e, 0.07822549343109131)
     p = tl.fma(p, e, -0.1366320699453354)
@@ -123,8 +126,8 @@ def sigmoid_kernel(
         mask_desc_RC: Mined pairs of the chunk, with RULE_MASK.
     Writes:
         column_parts_ptr_FTC: [fields, n_column_slots, column_pitch]. Slot i is written after each tile.
-        gradient_desc_RC: Only if WITH_GRADIENT is set: `storage_scale` times the gradient of both directions, tile by
-            tile.
+        gradient_desc_RC: Only if WITH_GRADIENT is set: `storage_scale` times the gradient of the summed losses of both
+            directions with respect to the scores, tile by tile.
         row_parts_ptr_FTR: [fields, n_row_slots, row_pitch]. Slot `row_slot + j` is written once, at the end.
 
     Without a rule the losses of both directions are equal, and TEXT_LOSS stays 0. The counts are written only if
@@ -274,8 +277,8 @@ def soft_kernel(
         teacher_image_desc_RD, teacher_text_desc_CD: Features of the teacher, of width `teacher_nD`.
         row_log_sums_ptr_FR, column_log_sums_ptr_FC: Normalisers of student and teacher.
     Writes:
-        gradient_desc_RC: Only if WITH_GRADIENT is set: `storage_scale` times the gradient of both directions, tile by
-            tile.
+        gradient_desc_RC: Only if WITH_GRADIENT is set: `storage_scale` times the gradient of the summed losses of both
+            directions with respect to the scores, tile by tile.
         row_parts_ptr_FTR: [fields, n_row_slots, row_pitch]. Slot `row_slot + j` is written once, at the end. Of the
             fields only the two losses and BY_SCALE are written.
     """

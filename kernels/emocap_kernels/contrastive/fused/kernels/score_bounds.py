@@ -1,4 +1,7 @@
-"""Computes bounds of the scores in one pass over the embeddings. The host code tests by them if one shift fits."""
+"""Computes bounds of the scores in one pass over the embeddings.
+
+`choose_exponent_scale` tests with these bounds whether one shift fits all scores.
+"""
 
 # Triton has types of its own, which pyright does not know.
 # pyright: basic, reportAssignmentType=false, reportGeneralTypeIssues=false
@@ -35,7 +38,7 @@ def score_bounds_kernel(
 
     Reads:
         image_ptr_RD, text_ptr_RD: [bottom, nD] each. Row r of both is an own pair. `image_pitch` and `text_pitch` are
-            the distances between rows, in numbers.
+            the distances between the beginnings of consecutive rows, in elements.
     Writes:
         bounds_ptr_FT: float32 [fields, programs], one column for each program.
     """

@@ -7,12 +7,12 @@ For unit vectors \(|z_{ij}| \le \mathrm{slope}\), so the constant
 keeps every sum of \(E_{ij} = 2^{z_{ij} - h}\) below \(2^{127}\). Row sums and column sums are then plain sums of the
 same \(E_{ij}\): there is no running maximum and no second exponential, and tiles and ranks are combined by addition.
 
-Sums may underflow. A sum that exceeds \(B\,2^{-102}\) loses less than a rounding. An anchor's own pair is always a
-candidate, so it is enough that \(2^{z_{ii} - h}\) exceeds that bound for all i. The device tests this, and the norms of
-the inputs, before the first tile (`score_bounds.py`). The test fails only if an own pair has a cosine below about -0.3
-at scale 100, or if vectors do not have unit length. Then the other variant of the kernel runs (RUNNING_MAX), which
-keeps each sum relative to a running maximum of its own. Both variants are started, and each first reads the result of
-the test from the device, so that the host does not wait for it.
+Sums may underflow. In a sum that exceeds \(B\,2^{-102}\), underflow changes less than rounding does. An anchor's own
+pair is always a candidate, so it is enough that \(2^{z_{ii} - h}\) exceeds that bound for all i. The device tests this,
+and the norms of the inputs, before the first tile (`score_bounds.py`). The test fails only if an own pair has a
+cosine below about -0.3 at scale 100, or if vectors do not have unit length. Then the other variant of the kernel runs
+(RUNNING_MAX), which keeps each sum relative to a running maximum of its own. Both variants are started, and each first
+reads the result of the test from the device, so that the host does not wait for it.
 
 Each program has `bR` rows and goes over a strip of columns. Its row statistics stay in registers. The column statistics
 of a tile are written to a slot of their own. The slots are merged in a fixed order afterwards, without atomics: two

@@ -8,7 +8,7 @@ them:
    e^{S_{ij}} = 2^{z_{ij}} \]
 
 A tile is computed from the same operands in the same order wherever it is needed again. Therefore a comparison that
-decided a positive in forward gives the same answer in backward.
+decides whether a pair is a positive gives the same answer in forward and in backward.
 """
 
 # Triton has types of its own, which pyright does not know.
@@ -65,7 +65,8 @@ def larger_of_two(a, b, c, d):
 def best_is_known(score_RC, known_RC, before_RC, axis: tl.constexpr):
     """Returns 1.0 where a known pair is the best of its row (axis 1) or column (axis 0) in this tile, else 0.0.
 
-    If another pair has the same score, it wins if its candidate comes before the anchor's own candidate (`before_RC`).
+    A pair that is not known and has the same score counts as better if its candidate comes before the candidate of
+    the anchor's own pair. `before_RC` marks the pairs whose candidate comes before that one.
     """
     known, before = tl.reduce(
         (
@@ -81,10 +82,11 @@ def best_is_known(score_RC, known_RC, before_RC, axis: tl.constexpr):
 
 @triton.jit
 def known_hits(score_RC, group_R, group_C, own_R, column_C, any_known, bR: tl.constexpr, bC: tl.constexpr):
-    """Returns 1.0 for rows [bR], and for columns [bC], whose best candidate in this tile is a known positive, else 0.0.
+    """Returns two tensors, one for the rows [bR] and one for the columns [bC].
 
-    `any_known` says whether the tile has a known pair, so that most tiles skip the comparison. `own_R` is the column of
-    the own pair of each row.
+    An entry is 1.0 if the best candidate of that row or column in this tile is a known positive, else 0.0. `any_known`
+    says whether the tile has a known pair. Most tiles have none and skip the comparison. `own_R` is the column of the
+    own pair of each row.
     """
     hit_R = tl.zeros([bR], tl.float32)
     hit_C = tl.zeros([bC], tl.float32)

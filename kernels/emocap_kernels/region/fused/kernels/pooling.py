@@ -11,10 +11,11 @@ No exponent is above 0, so any sharpness is safe. A tile is as wide as the patch
 a power of two (196 patches need 128 + 64 + 16), which share every load of the sentences. If an image has more patches
 than registers hold, the kernel goes over windows of them with a running maximum.
 
-Backward computes the tile again. With \(G_{in}\) the gradient in the score \(S_{in} = \mathrm{scale}\,r_{in}\),
+Backward computes the tile again. \(G_{in}\) is the gradient with respect to the score
+\(S_{in} = \mathrm{scale}\,r_{in}\). The gradient with respect to a similarity,
 
 \[ \frac{\partial L}{\partial z_{ipn}} = \mathrm{scale}\; G_{in}\, a_{ipn} (1 + \mathrm{sharpness}\,(z_{ipn} - r_{in})),
-   \qquad a_{ipn} = e_{ipn} / \textstyle\sum_q e_{iqn} \]
+   \qquad a_{ipn} = e_{ipn} / \textstyle\sum_q e_{iqn}, \]
 
 is written, without the scale, to a chunk that torch multiplies with sentences and with patches.
 """
@@ -48,7 +49,10 @@ N_FIELDS = 3
 
 @triton.jit
 def add_product(sentence_SD, patch_desc_PD, place, d, z_SP, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
-    """Returns `z_SP` plus the products of one piece of the width, which begins at `d`, from patch row `place` on."""
+    """Returns `z_SP` plus the products of sentences with patches, over the elements of the vectors from `d` on.
+
+    `sentence_SD` contains these elements of the sentences. The patches are in `patch_desc_PD`, from row `place` on.
+    """
     patch_PD = patch_desc_PD.load([place, d])
     if WIDEN:
         patch_PD = patch_PD.to(tl.float32)
@@ -389,7 +393,10 @@ def score_gradient(
     column_weight_S,
     column_positive_S,
 ):
-    """Returns the gradient of both directions with respect to the scores of one image with some sentences, [bS]."""
+    """Returns 2A times the gradient of the loss with respect to the scores of one image with some sentences, [bS].
+
+    A is the number of image anchors.
+    """
     row_peak = tl.load(row_weights_ptr_FI + PEAK * row_pitch + image)
     row_weight = tl.load(row_weights_ptr_FI + WEIGHT * row_pitch + image)
     row_positive = tl.load(row_weights_ptr_FI + POSITIVE * row_pitch + image)
@@ -418,9 +425,9 @@ def store_piece(
     bP: tl.constexpr,
     RAGGED: tl.constexpr,
 ):
-    """Writes the gradients of the similarities z of one piece of the patches to the chunk.
+    """Writes the gradients with respect to the similarities z of one piece of patches to the chunk.
 
-    They are e (constant + linear z), where `exponentials` returns e.
+    The gradients are e (constant + linear z), where e is the result of `exponentials`.
     """
     e_SP = exponentials(z_SP, keep_P, shift_S, slope, RAGGED)
     gradient_SP = e_SP * (constant_S[:, None] + linear_S[:, None] * z_SP)
@@ -451,7 +458,10 @@ def store_window(
     WINDOWS: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """Writes the gradients of the similarities z of a window, e (constant + linear z), to the chunk, piece by piece."""
+    """Writes the gradients with respect to the similarities z of one window of patches to the chunk.
+
+    The window is written piece by piece, see `store_piece`.
+    """
     RAGGED: tl.constexpr = MASKED or WINDOWS > 1 or bP > nP
     RAGGED_1: tl.constexpr = MASKED or WINDOWS > 1 or bP + bP_1 > nP
     RAGGED_2: tl.constexpr = MASKED or WINDOWS > 1 or bP + bP_1 + bP_2 > nP
@@ -535,15 +545,16 @@ def pool_backward_kernel(
     """Computes the gradients of the patch-sentence similarities, and parts of the gradient of the scale.
 
     Program (j, i) takes the j-th tile of sentences and the i-th strip of images, and goes over the strip image by
-    image. For each image it computes the similarities again, from them the score and its gradient, and from these the
+    image. For each image it computes the similarities again, then the scores and their gradients, and from these the
     gradients of the similarities.
 
     Reads:
         sentence_desc_SD, patch_desc_PD and its pieces, keep_ptr_IP: The same as for `pool_kernel`.
-        mask_ptr_IS: uint8 [images, column_pitch], positives and excluded pairs.
+        mask_ptr_IS: uint8 [images, column_pitch], the bits of positives and excluded pairs.
         row_weights_ptr_FI, column_weights_ptr_FS: Gradient weights, [fields, row_pitch] and [fields, column_pitch].
     Writes:
-        gradient_desc_SIP and its pieces: `storage_scale` times the gradient over scale, [sentences, images, patches].
+        gradient_desc_SIP and its pieces: `storage_scale` times the gradient divided by scale, [sentences, images,
+            patches].
         scale_parts_ptr_T: float32, one sum for each program, at the end.
     """
     sentence = tl.program_id(0) * bS

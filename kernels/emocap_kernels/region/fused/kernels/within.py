@@ -91,7 +91,10 @@ def products(
 
 @triton.jit
 def kept_patches(keep_ptr_IP, image, nP, bP: tl.constexpr, MASKED: tl.constexpr):
-    """Returns which patches are kept, bool [1, bP], and the least normalised similarity that gets a weight."""
+    """Returns a mask of the kept patches, bool [1, bP], and 1 / n for n kept patches.
+
+    A patch gets a weight of 0 if its normalised similarity is less than 1 / n.
+    """
     patch_P = tl.arange(0, bP)
     keep_P = patch_P < nP
     if MASKED:
@@ -183,7 +186,8 @@ def direction(
 ):
     """Computes the losses of `bK` anchors against all candidates of their image.
 
-    Returns the losses, 1.0 where the own candidate is the best (else 0.0), and the log-sum-exps of the scores.
+    Returns three tensors, [bK] each: the losses; the hits, 1.0 if the own candidate is the best, else 0.0; and the
+    log-sum-exps of the scores.
     """
     anchor_K = anchor + tl.arange(0, bK)
     peak_K = tl.full([bK], float("-inf"), tl.float32)
@@ -317,7 +321,9 @@ def score_gradient_kernel(
     bD: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Computes the gradients of the sum of all losses of one image that pass through its scores.
+    """Computes the gradients of the sum of all losses of one image, as far as they come through its scores.
+
+    The gradients of the sentences that come through the pooled vectors are added later (`pool_backward_kernel`).
 
     Program i takes image i. The scores are computed twice, once with pooled vectors and once with sentences as rows.
 
