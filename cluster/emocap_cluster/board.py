@@ -24,7 +24,8 @@ class BoardState:
     Attributes:
         nodes: Ray's id of the node of each rank.
         hosts: The host name of each rank.
-        commits: Number of checkpoints that this attempt has committed.
+        commits: Number of checkpoints that this attempt has committed. It may be too low after Ray has restarted the
+            board's process, but it is 0 only before the first checkpoint.
         report: The last report of rank 0.
     """
 
@@ -34,11 +35,17 @@ class BoardState:
     report: StepReport | None = None
 
     def merged_with(self, earlier: "BoardState") -> "BoardState":
-        """Returns this state, with the nodes and hosts of the ranks that only `earlier` contains.
+        """Returns this state, with what only the `earlier` state of the same attempt contains.
 
-        If Ray has restarted the board's process, the board contains only the ranks that registered after the restart.
+        If Ray has restarted the board's process, the board has lost the ranks that registered before the restart, and
+        it counts the committed checkpoints from 0 again.
         """
-        return replace(self, nodes=earlier.nodes | self.nodes, hosts=earlier.hosts | self.hosts)
+        return replace(
+            self,
+            nodes=earlier.nodes | self.nodes,
+            hosts=earlier.hosts | self.hosts,
+            commits=max(earlier.commits, self.commits),
+        )
 
 
 class Board:

@@ -33,6 +33,19 @@ def root_cause(
     return ordered[0] if ordered else Cause("StartFailed", str(failed))
 
 
+def error_of(failed: RankFailed | None, cause: Cause | None) -> Exception | None:
+    """Returns an error of the class that `cause.kind` names; None if no rank has raised one.
+
+    The error of the rank `cause.rank` is preferred, because other ranks may have raised the same class.
+    """
+    if failed is None or cause is None:
+        return None
+    for _, error in sorted(failed.errors.items(), key=lambda each: (each[0] != cause.rank, each[0])):
+        if type(error).__name__ == cause.kind:
+            return error
+    return None
+
+
 def was_announced(failed: RankFailed) -> bool:
     """Returns whether a rank died with a node whose removal had been announced."""
     actors = (_actor_error(error) for error in failed.errors.values())

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from emocap_cluster.board import BoardState, StepReport
-from emocap_cluster.causes import SILENT_ENDS, root_cause, was_announced
+from emocap_cluster.causes import SILENT_ENDS, error_of, root_cause, was_announced
 from emocap_cluster.cluster import Cluster
 from emocap_cluster.errors import NoCluster, RankFailed
 from emocap_cluster.placement import Node, Placement, ResourceRequest, place
@@ -138,7 +138,7 @@ class _Supervisor:
 
     def _over(self, over: Stop, failed: RankFailed | None) -> JobHistory:
         if over.how is End.FAILED:
-            raise RankFailed(over.reason, cause=_raised(failed, self._attempts[-1].ended.cause))
+            raise RankFailed(over.reason, cause=error_of(failed, self._attempts[-1].ended.cause))
         if over.reason:
             self._screen.say(over.reason)
         return JobHistory(over.how, tuple(self._attempts), self._stop.interrupted)
@@ -246,12 +246,6 @@ class _Supervisor:
                 self._screen.say(_waiting(placement, max(wanted, job.request.least), job.request))
             self._stop.asked.wait(1.0)
         return None
-
-
-def _raised(failed: RankFailed | None, cause: Cause | None) -> Exception | None:
-    """Returns the first error of a rank whose class has the name `cause.kind`; None if there is no such error."""
-    errors = failed.errors.values() if failed else ()
-    return next((error for error in errors if cause and type(error).__name__ == cause.kind), None)
 
 
 def drains(state: BoardState, nodes: Sequence[Node]) -> bool:

@@ -1,7 +1,7 @@
 from collections.abc import Sequence
 
 import pytest
-from emocap_cluster.causes import root_cause, was_announced
+from emocap_cluster.causes import error_of, root_cause, was_announced
 from emocap_cluster.errors import RankFailed
 from emocap_cluster.restarts import Cause
 from ray.exceptions import RayActorError
@@ -67,3 +67,12 @@ def test_the_end_of_a_process_has_a_name(text: str, kind: str) -> None:
 def test_a_death_with_an_announced_node_is_a_preemption() -> None:
     assert was_announced(RankFailed("failed", errors={0: RuntimeError("gloo"), 1: gone(preempted=True)}))
     assert not was_announced(RankFailed("failed", errors={0: RuntimeError("gloo"), 1: gone()}))
+
+
+def test_the_error_that_is_raised_is_that_of_the_rank_in_the_cause() -> None:
+    errors = {0: ValueError("first"), 1: KeyError("k"), 2: ValueError("bad row")}
+    assert error_of(RankFailed("failed", errors=errors), BUG) is errors[2]
+    assert error_of(RankFailed("failed", errors={0: errors[0], 1: errors[1]}), BUG) is errors[0]
+    assert error_of(RankFailed("failed", errors={1: errors[1]}), BUG) is None
+    assert error_of(None, BUG) is None
+    assert error_of(RankFailed("failed", errors=errors), None) is None

@@ -13,6 +13,13 @@ def test_a_job_grows_once_a_checkpoint_is_committed_and_not_before() -> None:
     assert growth(BoardState(commits=1), [ONE], RUNNING, WISH) == 0
 
 
+def test_a_job_still_grows_after_ray_has_restarted_the_process_of_its_board() -> None:
+    before = BoardState(nodes={0: "a", 1: "a"}, hosts={0: "h"}, commits=2)
+    after = BoardState(nodes={1: "b"}).merged_with(before)
+    assert (after.nodes, after.hosts) == ({0: "a", 1: "b"}, {0: "h"})
+    assert growth(after, [ONE, TWO], RUNNING, WISH) == 4
+
+
 def test_a_job_with_all_the_ranks_that_it_asked_for_does_not_grow() -> None:
     request = ResourceRequest(8, least=1, most=64, on_gpu=True)
     assert growth(BoardState(commits=1), [ONE, TWO], place([ONE], request), request) == 0
