@@ -66,7 +66,7 @@ def _with(tile: TileConfig, batch: PairBatch, variant: Variant, pass_: Pass) -> 
     call = call_of(our_global_loss("fused", variant), batch, variant, pass_)
 
     def timed() -> object:
-        tiling.TALL = tiling.SQUARE = tiling.SMALL = tile
+        tiling.TALL = tiling.SQUARE = tiling.SMALL = tiling.FLOAT32 = tile
         return call()
 
     return timed
