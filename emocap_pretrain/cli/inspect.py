@@ -17,7 +17,7 @@ from emocap_pretrain.cli.inspect_report import show
 from emocap_pretrain.cli.options import Debug
 from emocap_pretrain.cli.reach import need_answer
 from emocap_pretrain.config.load import load
-from emocap_pretrain.config.schema import Config, SourceConfig
+from emocap_pretrain.config.schema import Config, MixtureDatasetConfig
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.terminal import console, errors_as_lines, say_json
 
@@ -76,7 +76,7 @@ def _cut(url: str, config: Config) -> tuple[str, dict[str, Any]]:
     from emocap_pretrain.data.datasets import cut_captions, tokenizer_of
 
     samples, cut = cut_captions(
-        [SourceConfig(url=url)], tokenizer_of(config.model.text, config.data), config.model.text.lengths
+        [MixtureDatasetConfig(url=url)], tokenizer_of(config.model.text, config.data), config.model.text.lengths
     )
     line = f"Texts that {config.name} cuts, of the first {samples:,} samples: {', '.join(map(str, cut))}."
     return line, {"samples": samples, "parts": [asdict(each) for each in cut]}

@@ -227,7 +227,10 @@ def _section(keys: Keys) -> type[BaseModel] | None:
 
 
 def model_in(annotation: Any) -> type[BaseModel] | None:
-    """Returns the model class in an annotation such as `SgdConfig | None` or `tuple[SourceConfig, ...]`, if any."""
+    """Returns the model class in an annotation such as `SgdConfig | None` or `tuple[MixtureDatasetConfig, ...]`.
+
+    Returns None if there is none.
+    """
     if get_origin(annotation) in {Union, UnionType, tuple}:
         return next((found for part in get_args(annotation) if (found := model_in(part))), None)
     return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None

@@ -14,7 +14,7 @@ from emocap_pretrain.config.objective import ObjectiveConfig
 Keys = tuple[str | int, ...]
 
 
-class SourceConfig(Section):
+class MixtureDatasetConfig(Section):
     """Configures one dataset of a mixture."""
 
     url: Location = Field(description="Folder or URL of a packed dataset")
@@ -31,7 +31,7 @@ class DataConfig(Section):
     url: Location | None = Field(
         default=None, description="Folder or URL of a packed dataset (the one that holds manifest.json)."
     )
-    mix: tuple[SourceConfig, ...] = Field(
+    mix: tuple[MixtureDatasetConfig, ...] = Field(
         default=(), description="Several datasets in place of url, each with its share of the samples."
     )
     shuffle_window: Positive | None = Field(
@@ -63,9 +63,9 @@ class DataConfig(Section):
     )
 
     @property
-    def sources(self) -> tuple[SourceConfig, ...]:
+    def datasets(self) -> tuple[MixtureDatasetConfig, ...]:
         """Returns the datasets that are read: the datasets of `mix`, or the one at `url`."""
-        return self.mix or (SourceConfig(url=str(self.url)),)
+        return self.mix or (MixtureDatasetConfig(url=str(self.url)),)
 
     def window_samples(self, global_batch: int) -> int:
         """Returns the number of samples that are shuffled together.

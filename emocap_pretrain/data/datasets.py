@@ -10,13 +10,19 @@ from emocap_shards.annotation import load_annotation
 from emocap_shards.cache import Cache
 from emocap_shards.cursor import Cursor
 from emocap_shards.inspecting.wording import percent
-from emocap_shards.library import MixtureSource
+from emocap_shards.library import MixtureDataset
 from emocap_shards.manifest import Manifest, read_manifest
 from emocap_shards.sample import Caption
 from emocap_shards.store import open_store
 from emocap_shards.stream import Stream
 
-from emocap_pretrain.config.schema import DataConfig, EvaluationConfig, PartLengthsConfig, SourceConfig, TextTowerConfig
+from emocap_pretrain.config.schema import (
+    DataConfig,
+    EvaluationConfig,
+    MixtureDatasetConfig,
+    PartLengthsConfig,
+    TextTowerConfig,
+)
 from emocap_pretrain.data.parts import PARTS
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.ranks.info import RankInfo
@@ -26,7 +32,7 @@ TOKENIZER_SAMPLES, CUT_SAMPLES = 20_000, 2000
 
 def train_tokenizer(data: DataConfig, vocabulary: int) -> Tokenizer:
     """Trains a tokenizer with `vocabulary` tokens on the captions of the first 20,000 samples of the manifests."""
-    samples = _first_captions(data.sources, TOKENIZER_SAMPLES, error_budget=data.error_budget)
+    samples = _first_captions(data.datasets, TOKENIZER_SAMPLES, error_budget=data.error_budget)
     captions = itertools.chain.from_iterable(samples)
     texts = (text for each in captions for part in PARTS for text in part.texts(each))
     return Tokenizer.trained_on(texts, vocabulary)
@@ -74,14 +80,14 @@ class CutTexts:
 
 
 def cut_captions(
-    sources: Sequence[SourceConfig], tokenizer: Tokenizer, lengths: PartLengthsConfig
+    datasets: Sequence[MixtureDatasetConfig], tokenizer: Tokenizer, lengths: PartLengthsConfig
 ) -> tuple[int, list[CutTexts]]:
     """Counts the cut texts of the first 2,000 samples at most.
 
     Returns:
         The number of samples that were read, and the counts for each caption part.
     """
-    samples = list(_first_captions(sources, CUT_SAMPLES, error_budget=CUT_SAMPLES))
+    samples = list(_first_captions(datasets, CUT_SAMPLES, error_budget=CUT_SAMPLES))
     captions = list(itertools.chain.from_iterable(samples))
     texts = {part.name: [text for each in captions for text in part.texts(each)] for part in PARTS}
     limits = lengths.by_part
@@ -89,10 +95,10 @@ def cut_captions(
 
 
 def _first_captions(
-    sources: Sequence[SourceConfig], samples: int, *, error_budget: int
+    datasets: Sequence[MixtureDatasetConfig], samples: int, *, error_budget: int
 ) -> Iterator[tuple[Caption, ...]]:
     """Yields a tuple with the captions of a sample, for each of the first samples in the order of the manifest."""
-    stream = Stream(url=_sources(sources), global_batch=256, shuffle=False, epochs=1, error_budget=error_budget)
+    stream = Stream(url=_mixture(datasets), global_batch=256, shuffle=False, epochs=1, error_budget=error_budget)
     encoded = itertools.chain.from_iterable(portion.samples for portion in stream.encoded_steps())
     return (load_annotation(sample.annotation)[0] for sample in itertools.islice(encoded, samples))
 
@@ -108,7 +114,7 @@ def open_stream(data: DataConfig, info: RankInfo, start: Cursor, *, global_batch
         seed: Seed of the order of the samples.
     """
     return Stream(
-        url=_sources(data.sources),
+        url=_mixture(data.datasets),
         global_batch=global_batch,
         seed=seed,
         rank=info.rank,
@@ -121,13 +127,13 @@ def open_stream(data: DataConfig, info: RankInfo, start: Cursor, *, global_batch
     )
 
 
-def _sources(sources: Sequence[SourceConfig]) -> tuple[MixtureSource, ...]:
-    return tuple(MixtureSource(source.url, source.weight) for source in sources)
+def _mixture(datasets: Sequence[MixtureDatasetConfig]) -> tuple[MixtureDataset, ...]:
+    return tuple(MixtureDataset(dataset.url, dataset.weight) for dataset in datasets)
 
 
 def data_digest_of(data: DataConfig) -> str:
     """Reads the manifests of the datasets and returns their digest."""
-    return digest_of([read_manifest(source.url) for source in data.sources])
+    return digest_of([read_manifest(dataset.url) for dataset in data.datasets])
 
 
 def digest_of(manifests: Sequence[Manifest]) -> str:
@@ -172,8 +178,10 @@ def training_data(data: DataConfig, stored: Mapping[str, Any]) -> list[DatasetUs
         data: The settings.
         stored: The same settings without secrets, as `Config.stored` returns them.
     """
-    urls = [source["url"] for source in stored["mix"]] or [stored["url"]]
-    return [_use(source.url, url, "training", source.weight) for source, url in zip(data.sources, urls, strict=True)]
+    urls = [dataset["url"] for dataset in stored["mix"]] or [stored["url"]]
+    return [
+        _use(dataset.url, url, "training", dataset.weight) for dataset, url in zip(data.datasets, urls, strict=True)
+    ]
 
 
 def evaluation_data(settings: EvaluationConfig, stored: Mapping[str, Any]) -> list[DatasetUse]:
@@ -197,7 +205,7 @@ def _use(
 
 def foreign_data(data: DataConfig, run_url: str) -> str:
     """Returns the error message for a run whose checkpoint was trained on other data; it shows no secrets."""
-    addresses = " with ".join(open_store(source.url).url for source in data.sources)
+    addresses = " with ".join(open_store(dataset.url).url for dataset in data.datasets)
     return (
         f"{addresses} is not the data that {open_store(run_url).url} was trained on: a manifest has changed. "
         "Give a new run another url."

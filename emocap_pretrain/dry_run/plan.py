@@ -118,9 +118,9 @@ class RunPlan:
         return None if flops is None else Speed(repeated * work.rows * self.memory.row_flops / flops, flops, 0.0)
 
     def _data(self) -> list[tuple[str, str]]:
-        sources = self.config.data.sources
         if not self.manifests:
-            return [("data", f"no dataset can be read at {' and '.join(source.url for source in sources)} from here")]
+            urls = " and ".join(dataset.url for dataset in self.config.data.datasets)
+            return [("data", f"no dataset can be read at {urls} from here")]
         samples = sum(manifest.samples for manifest in self.manifests)
         epochs = self.config.steps * self.config.global_batch / samples
         window = min(self.config.data.window_samples(self.config.global_batch), samples)
@@ -142,8 +142,8 @@ class RunPlan:
     def _mixture(self) -> list[tuple[str, str]]:
         if len(self.manifests) == 1:
             return []
-        pairs = zip(self.config.data.sources, self.manifests, strict=True)
-        weights = [source.weight or manifest.samples for source, manifest in pairs]
+        pairs = zip(self.config.data.datasets, self.manifests, strict=True)
+        weights = [dataset.weight or manifest.samples for dataset, manifest in pairs]
         shares = " + ".join(f"{weight / sum(weights):.1%}" for weight in weights)
         return [("mixture", f"{shares} of every batch")]
 
@@ -155,6 +155,6 @@ def _described(manifest: Manifest) -> str:
 
 def _manifests(config: Config) -> tuple[Manifest, ...]:
     try:
-        return tuple(read_manifest(source.url) for source in config.data.sources)
+        return tuple(read_manifest(source.url) for source in config.data.datasets)
     except ShardsError:
         return ()

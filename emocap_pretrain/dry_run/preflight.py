@@ -170,8 +170,8 @@ def _writable(folder: Path) -> None:
 def _datasets(config: Config, found: Findings) -> list[Manifest]:
     """Returns the manifests of all datasets; none if one of them cannot be read."""
     names = [f"data.mix[{place}].url" for place in range(len(config.data.mix))] or ["data.url"]
-    pairs = zip(names, config.data.sources, strict=True)
-    manifests = [found.collect(lambda name=name, url=source.url: _manifest(url, name)) for name, source in pairs]
+    pairs = zip(names, config.data.datasets, strict=True)
+    manifests = [found.collect(lambda name=name, url=dataset.url: _manifest(url, name)) for name, dataset in pairs]
     return [each for each in manifests if each] if all(manifests) else []
 
 
@@ -204,7 +204,7 @@ def _contrast(config: Config, manifests: Sequence[Manifest], found: Findings) ->
             "or more."
         )
     if samples == 1 and not within:
-        found.add(f"{config.data.sources[0].url} has one sample: there is nothing to contrast it with; pack more.")
+        found.add(f"{config.data.datasets[0].url} has one sample: there is nothing to contrast it with; pack more.")
     if len(manifests) != 1:
         return
     if config.data.drop_last and samples < batch:

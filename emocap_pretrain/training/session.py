@@ -431,7 +431,7 @@ def _preview(tracker: Tracker, stream: Stream, *, of: str) -> None:
 def _count_cut_texts(tracker: Tracker, config: Config, tokenizer: Tokenizer) -> None:
     """Logs and tracks the share of cut texts: those with more tokens than `model.text.lengths` allows."""
     lengths = config.model.text.lengths
-    samples, cut = cut_captions(config.data.sources, tokenizer, lengths)
+    samples, cut = cut_captions(config.data.datasets, tokenizer, lengths)
     cut += cut_prompts(config.evaluation, tokenizer, lengths)
     cure = "; model.text.lengths says how many tokens are read" if any(each.cut for each in cut) else ""
     log.info("texts that are cut, of the first %s samples: %s%s", f"{samples:,}", ", ".join(map(str, cut)), cure)

@@ -15,7 +15,7 @@ from emocap_shards.store import Store, open_store
 
 
 @dataclass(frozen=True, slots=True)
-class MixtureSource:
+class MixtureDataset:
     """One dataset of a mixture. `weight` is its share relative to the other weights; by default its number of
     samples.
     """
@@ -58,41 +58,41 @@ class Library:
         ]
 
     @classmethod
-    def open(cls, url: str | Sequence[MixtureSource], cache: Cache | None = None) -> "Library":
+    def open(cls, url: str | Sequence[MixtureDataset], cache: Cache | None = None) -> "Library":
         """Opens the datasets at the given URLs.
 
         Raises:
             ManifestError: If there is no dataset at one of the URLs.
             StoreError: If a store cannot be reached.
         """
-        sources = (MixtureSource(url),) if isinstance(url, str) else tuple(url)
-        stores = [open_store(source.url) for source in sources]
-        return cls([(store, read_manifest(store)) for store in stores], [source.weight for source in sources], cache)
+        datasets = (MixtureDataset(url),) if isinstance(url, str) else tuple(url)
+        stores = [open_store(dataset.url) for dataset in datasets]
+        return cls([(store, read_manifest(store)) for store in stores], [dataset.weight for dataset in datasets], cache)
 
-    def first(self, source: int) -> int:
-        """Returns the number of the first sample of a dataset; `source` is the number of the dataset."""
-        return int(self._firsts[source])
+    def first(self, dataset: int) -> int:
+        """Returns the number of the first sample of a dataset; `dataset` is the number of the dataset."""
+        return int(self._firsts[dataset])
 
     def fetch(self, ids: Ids, *, direct: bool = False) -> list[Encoded | DamagedSample]:
         """Fetches samples as `Reader.fetch` does, but `ids` are numbered consecutively over all datasets."""
         found: list[Encoded | DamagedSample | None] = [None] * len(ids)
-        for source, places in self._by_source(ids):
-            fetched = self._readers[source].fetch(ids[places] - self._firsts[source], direct=direct)
+        for dataset, places in self._by_dataset(ids):
+            fetched = self._readers[dataset].fetch(ids[places] - self._firsts[dataset], direct=direct)
             for place, sample in zip(places, fetched, strict=True):
                 found[place] = sample
         return [sample for sample in found if sample is not None]
 
     def warm(self, ids: Ids) -> None:
         """Warms the cache as `Reader.warm` does, but `ids` are numbered consecutively over all datasets."""
-        for source, places in self._by_source(ids):
-            self._readers[source].warm(ids[places] - self._firsts[source])
+        for dataset, places in self._by_dataset(ids):
+            self._readers[dataset].warm(ids[places] - self._firsts[dataset])
 
-    def _by_source(self, ids: Ids) -> list[tuple[int, Ids]]:
+    def _by_dataset(self, ids: Ids) -> list[tuple[int, Ids]]:
         """Returns, for each dataset that holds some of the samples, its number and the places of these samples in
         `ids`.
         """
         if len(ids) and not 0 <= ids.min() <= ids.max() < self._firsts[-1]:
             wrong = int(ids.min() if ids.min() < 0 else ids.max())
             raise IndexError(f"sample {wrong} of {self._firsts[-1]}: there is none of this number.")
-        sources = np.searchsorted(self._firsts, ids, side="right") - 1
-        return [(int(source), np.flatnonzero(sources == source)) for source in np.unique(sources)]
+        datasets = np.searchsorted(self._firsts, ids, side="right") - 1
+        return [(int(dataset), np.flatnonzero(datasets == dataset)) for dataset in np.unique(datasets)]

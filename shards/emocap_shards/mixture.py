@@ -5,7 +5,7 @@ the earliest deadline is chosen. Among the first p samples, the number of sample
 one from its share of p, for any number of datasets. The turns repeat after `ROUND` positions. So the dataset at
 position p is computed from p alone, and resuming needs no other state.
 
-In this module, `source` is the number of a dataset in the mixture.
+In this module, `dataset` is the number of a dataset in the mixture.
 """
 
 import functools
@@ -45,9 +45,9 @@ class MixturePlan:
 
     def __post_init__(self) -> None:
         if self.global_batch < 1 or len(self.samples) != len(self.weights) or min(self.samples) < 1:
-            raise PlanError(f"{self}: a mixture needs a weight for each source, and steps of one sample or more.")
+            raise PlanError(f"{self}: a mixture needs a weight for each dataset, and steps of one sample or more.")
         if not all(weight > 0 and np.isfinite(weight) for weight in self.weights):
-            raise PlanError(f"weights={self.weights}: every weight is a number above 0; leave out a source instead.")
+            raise PlanError(f"weights={self.weights}: every weight is a number above 0; leave out a dataset instead.")
 
     def steps(self, start: Cursor) -> Iterator[Step]:
         epoch = sum(self.samples)
@@ -61,8 +61,8 @@ class MixturePlan:
 
     def ranges(self, start: int, stop: int) -> Iterator[PositionRange]:
         """Yields the ranges that together fill positions [start, stop) of the mixture, one dataset after the other."""
-        for source, (first, last) in enumerate(zip(self.given(start), self.given(stop), strict=True)):
-            yield from passes(source, first, last, self.samples[source])
+        for dataset, (first, last) in enumerate(zip(self.given(start), self.given(stop), strict=True)):
+            yield from passes(dataset, first, last, self.samples[dataset])
 
     def given(self, position: int) -> list[int]:
         """Returns how many samples each dataset has provided before a position."""
@@ -70,7 +70,7 @@ class MixturePlan:
         return (rounds * self._turns[-1] + self._turns[rest]).tolist()
 
     @functools.cached_property
-    def _turns(self) -> Int64[np.ndarray, "turns sources"]:
+    def _turns(self) -> Int64[np.ndarray, "turns datasets"]:
         """The number of samples that each dataset has provided before each position of a round.
 
         The last row counts the samples of the full round.
@@ -96,7 +96,7 @@ def apportioned(weights: Sequence[float], seats: int) -> list[int]:
         PlanError: If there are more weights than seats.
     """
     if len(weights) > seats:
-        raise PlanError(f"{len(weights)} sources are too many; a mixture takes at most {seats}.")
+        raise PlanError(f"{len(weights)} datasets are too many; a mixture takes at most {seats}.")
     free = seats - len(weights)
     exact = np.asarray(weights, dtype=np.float64) / np.sum(weights) * seats
     above = np.maximum(exact - 1, 0)

@@ -12,10 +12,10 @@ from emocap_shards.errors import PlanError
 class PositionRange:
     """Positions [start, stop) of one pass over one dataset.
 
-    `source` is the number of the dataset in a mixture, or 0 without a mixture. `epoch` is the number of the pass.
+    `dataset` is the number of the dataset in a mixture, or 0 without a mixture. `epoch` is the number of the pass.
     """
 
-    source: int
+    dataset: int
     epoch: int
     start: int
     stop: int
@@ -112,16 +112,16 @@ def rank_slice(rows: int, rank: int, world_size: int) -> slice:
     return slice(rows * rank // world_size, rows * (rank + 1) // world_size)
 
 
-def passes(source: int, start: int, stop: int, samples: int) -> Iterator[PositionRange]:
+def passes(dataset: int, start: int, stop: int, samples: int) -> Iterator[PositionRange]:
     """Yields positions [start, stop) of repeated passes over a dataset, cut into one range for each pass.
 
-    `start` and `stop` count over all passes. `samples` is the number of samples in a pass, and `source` the number of
+    `start` and `stop` count over all passes. `samples` is the number of samples in a pass, and `dataset` the number of
     the dataset.
     """
     while start < stop:
         epoch, position = divmod(start, samples)
         end = min(stop, (epoch + 1) * samples)
-        yield PositionRange(source, epoch, position, position + end - start)
+        yield PositionRange(dataset, epoch, position, position + end - start)
         start = end
 
 

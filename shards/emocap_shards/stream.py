@@ -14,7 +14,7 @@ from emocap_shards.background import ahead
 from emocap_shards.cache import Cache
 from emocap_shards.cursor import Cursor
 from emocap_shards.errors import BudgetSpent, DamagedSample, PlanError
-from emocap_shards.library import Library, MixtureSource
+from emocap_shards.library import Library, MixtureDataset
 from emocap_shards.mixture import MixturePlan
 from emocap_shards.order import Ids, Order
 from emocap_shards.plan import EpochPlan, Step, StepPlan, rank_slice
@@ -93,7 +93,7 @@ class Stream:
         cache: A cache for datasets that are not on a local disk; the processes of a node share it.
     """
 
-    url: str | tuple[MixtureSource, ...] = field(repr=False)  # it may hold a password
+    url: str | tuple[MixtureDataset, ...] = field(repr=False)  # it may hold a password
     global_batch: int
     seed: int = 0
     rank: int = 0
@@ -222,7 +222,7 @@ class _Reading:
         # Each dataset keeps the order of two epochs. With one shared cache, a small dataset that passes through many
         # epochs in a step would evict the order of a large one.
         kept = functools.lru_cache(maxsize=2)
-        self._orders = [kept(partial(self._order, source)) for source in range(len(library.layouts))]
+        self._orders = [kept(partial(self._order, dataset)) for dataset in range(len(library.layouts))]
 
     def fetch(self, step: Step, direct: bool) -> tuple[Step, list[tuple[Encoded | DamagedSample, int]]]:
         """Returns the step, and this rank's samples of the step, each with the epoch of its dataset.
@@ -248,13 +248,13 @@ class _Reading:
             first, last = max(share.start - before, 0), min(share.stop - before, len(range_))
             before += len(range_)
             if first < last:
-                ids = np.sort(self._orders[range_.source](range_.epoch).ids(range_.start, range_.stop))
-                yield range_.epoch, self._library.first(range_.source) + ids[first:last]
+                ids = np.sort(self._orders[range_.dataset](range_.epoch).ids(range_.start, range_.stop))
+                yield range_.epoch, self._library.first(range_.dataset) + ids[first:last]
 
-    def _order(self, source: int, epoch: int) -> Order:
+    def _order(self, dataset: int, epoch: int) -> Order:
         # The first dataset has the order of the seed itself, so that it is the same alone and in a mixture.
-        seed = self._stream.seed + (source << 64)
-        layout, stream = self._library.layouts[source], self._stream
+        seed = self._stream.seed + (dataset << 64)
+        layout, stream = self._library.layouts[dataset], self._stream
         return Order(layout, seed, epoch, stream.window_samples, stream.shuffle)
 
 

@@ -8,7 +8,7 @@ from itertools import islice
 import pytest
 from emocap_shards.cache import Cache
 from emocap_shards.cursor import Cursor
-from emocap_shards.library import MixtureSource
+from emocap_shards.library import MixtureDataset
 from emocap_shards.order import Order
 from emocap_shards.stream import Stream
 from emocap_shards.writer import write_shards
@@ -36,7 +36,7 @@ def streams(urls, tmp_path_factory):
     return {
         "one dataset": Stream(url=near, global_batch=7, **common),
         "from far": Stream(url=far, global_batch=3, **common),
-        "a mixture": Stream(url=(MixtureSource(near, 2), MixtureSource(far, 1)), global_batch=6, **common),
+        "a mixture": Stream(url=(MixtureDataset(near, 2), MixtureDataset(far, 1)), global_batch=6, **common),
     }
 
 
@@ -81,7 +81,7 @@ def test_every_batch_of_a_mixture_has_its_shares(streams):
 
 
 def test_weights_default_to_sizes(urls):
-    stream = Stream(url=tuple(map(MixtureSource, urls)), global_batch=SAMPLES + OTHERS)
+    stream = Stream(url=tuple(map(MixtureDataset, urls)), global_batch=SAMPLES + OTHERS)
     rank_step = next(stream.encoded_steps())
     assert abs(sum(sample.index >= SAMPLES for sample in rank_step.samples) - OTHERS) <= 1
 

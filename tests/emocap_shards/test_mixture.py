@@ -27,22 +27,22 @@ def test_every_prefix_is_shared_by_weight(mixture, position):
 
 
 @given(mixtures(), st.integers(0, 3 * ROUND))
-def test_each_position_is_given_by_one_source(mixture, position):
+def test_each_position_is_given_by_one_dataset(mixture, position):
     before, after = mixture.given(position), mixture.given(position + 1)
     assert sorted(late - early for early, late in zip(before, after, strict=True))[-2:] == [0, 1]
 
 
 @given(mixtures(), st.integers(0, 500))
-def test_each_source_goes_through_its_own_epochs_without_a_gap(mixture, start):
+def test_each_dataset_goes_through_its_own_epochs_without_a_gap(mixture, start):
     cursor = Cursor(*divmod(start, sum(mixture.samples)))
     told = [[] for _ in mixture.samples]
     for step in islice(mixture.steps(cursor), 6):
         assert step.rows == mixture.global_batch
         for stretch in step.ranges:
-            size = mixture.samples[stretch.source]
-            told[stretch.source] += [stretch.epoch * size + at for at in range(stretch.start, stretch.stop)]
-    for source, first in enumerate(mixture.given(start)):
-        assert told[source] == list(range(first, first + len(told[source])))
+            size = mixture.samples[stretch.dataset]
+            told[stretch.dataset] += [stretch.epoch * size + at for at in range(stretch.start, stretch.stop)]
+    for dataset, first in enumerate(mixture.given(start)):
+        assert told[dataset] == list(range(first, first + len(told[dataset])))
 
 
 @given(mixtures(), st.integers(1, 6))
@@ -67,7 +67,7 @@ def test_seats_add_up_and_everyone_has_one(shares, seats):
     )
 
 
-def test_every_batch_of_many_sources_has_its_shares_to_within_two_samples():
+def test_every_batch_of_many_datasets_has_its_shares_to_within_two_samples():
     mixture = MixturePlan((50,) * 10, (100, 2, 2, 1, 2, 1, 3.4, 6, 9, 10), 256)
     parts = apportioned(mixture.weights, ROUND)
     for start in range(0, 3 * ROUND, 97):

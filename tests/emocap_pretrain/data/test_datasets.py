@@ -6,7 +6,7 @@ from emocap_shards.sample import Caption, Record
 from emocap_shards.writer import write_shards
 from PIL import Image
 
-from emocap_pretrain.config.schema import EvaluationConfig, PartLengthsConfig, SourceConfig
+from emocap_pretrain.config.schema import EvaluationConfig, MixtureDatasetConfig, PartLengthsConfig
 from emocap_pretrain.data.datasets import CutTexts, cut_captions
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.evaluation.tasks import cut_prompts
@@ -16,17 +16,17 @@ LENGTHS = PartLengthsConfig.model_validate({"global": 5, "local": 4, "summary": 
 
 
 @pytest.fixture
-def packed(tmp_path: Path) -> SourceConfig:
+def packed(tmp_path: Path) -> MixtureDatasetConfig:
     file = io.BytesIO()
     Image.new("RGB", (8, 8)).save(file, "PNG")
     captions = [Caption("a b c", ("a b", "a b c"), ""), Caption("a b c d", (), "a b c d e f g")]
     more = Caption("a b c d e", ("a",), "a")
     rows = [Record(f"k{number}", file.getvalue(), "png", each, {}, (more,)) for number, each in enumerate(captions)]
     write_shards(rows, tmp_path / "packed")
-    return SourceConfig(url=str(tmp_path / "packed"))
+    return MixtureDatasetConfig(url=str(tmp_path / "packed"))
 
 
-def test_texts_longer_than_the_tower_reads_are_counted_by_part_with_their_marks(packed: SourceConfig) -> None:
+def test_texts_longer_than_the_tower_reads_are_counted_by_part_with_their_marks(packed: MixtureDatasetConfig) -> None:
     samples, cut = cut_captions([packed], TOKENIZER, LENGTHS)
     assert samples == 2
     assert cut == [
@@ -41,7 +41,7 @@ def test_texts_longer_than_the_tower_reads_are_counted_by_part_with_their_marks(
     ]
 
 
-def test_the_samples_of_a_mixture_count_together(packed: SourceConfig) -> None:
+def test_the_samples_of_a_mixture_count_together(packed: MixtureDatasetConfig) -> None:
     samples, cut = cut_captions([packed, packed], TOKENIZER, LENGTHS)
     assert samples == 4
     assert cut[0].texts == 8
