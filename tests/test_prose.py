@@ -1,9 +1,5 @@
-"""New text is plain English: no file has more findings of the word list than prose/unclean.toml grants it.
+"""All text is plain English: no file contains a phrase of the word list in prose_words.toml."""
 
-The list in prose/unclean.toml can only shrink. `python tests/test_prose.py` lowers its numbers to what is found.
-"""
-
-import functools
 import re
 import tomllib
 from collections.abc import Iterator
@@ -16,8 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("benchmarks", "cluster", "docs", "emocap_pretrain", "kernels", "launch", "shards", "tests")
 SUFFIXES = {".css", ".html", ".md", ".py", ".sh", ".toml", ".yaml", ".yml"}
-WORDS = ROOT / "tests/prose/words.toml"
-UNCLEAN = ROOT / "tests/prose/unclean.toml"
+WORDS = ROOT / "tests/prose_words.toml"
 # The word list holds the words, and this file has examples of them.
 EXEMPT = {WORDS, Path(__file__)}
 
@@ -98,7 +93,7 @@ def _files() -> Iterator[Path]:
     yield from sorted(ROOT.glob("*.md"))
     for folder in FOLDERS:
         for path in sorted((ROOT / folder).rglob("*")):
-            if path.suffix in SUFFIXES and path not in EXEMPT and path != UNCLEAN:
+            if path.suffix in SUFFIXES and path not in EXEMPT:
                 yield path
 
 
@@ -106,28 +101,14 @@ def _load(path: Path) -> dict[str, Any]:
     return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
-@functools.cache
-def _found() -> dict[str, list[Finding]]:
+def test_no_file_contains_a_phrase_of_the_word_list():
     checker = Checker(_load(WORDS))
-    found: dict[str, list[Finding]] = {}
-    for path in _files():
-        findings = checker.findings(path.read_text(encoding="utf-8"), python=path.suffix == ".py")
-        if findings:
-            found[path.relative_to(ROOT).as_posix()] = findings
-    return found
-
-
-def test_no_file_has_more_findings_than_are_listed_for_it():
-    granted = _load(UNCLEAN)
-    new = {path: findings for path, findings in _found().items() if len(findings) > granted.get(path, 0)}
-    lines = [f"{path}:{finding}" for path, findings in new.items() for finding in findings]
-    assert not new, "\n".join(["Some of these are new; write them plainly (tests/prose/words.toml):", *lines])
-
-
-def test_the_list_has_no_higher_number_than_is_found():
-    found = _found()
-    high = {path: number for path, number in _load(UNCLEAN).items() if number > len(found.get(path, ()))}
-    assert not high, f"run `python tests/test_prose.py`, which lowers these numbers in {UNCLEAN.name}: {high}"
+    found = [
+        f"{path.relative_to(ROOT)}:{finding}"
+        for path in _files()
+        for finding in checker.findings(path.read_text(encoding="utf-8"), python=path.suffix == ".py")
+    ]
+    assert not found, "\n".join(["Write these plainly (tests/prose_words.toml):", *found])
 
 
 @pytest.mark.parametrize(
@@ -166,17 +147,3 @@ def test_code_and_correct_uses_are_not_found(text):
 def test_a_finding_says_line_words_and_cure():
     (finding,) = Checker(_load(WORDS)).findings("\n\nIt goes on.", python=False)
     assert str(finding) == '3: "goes on": write continues, resumes'
-
-
-def _lower() -> None:
-    """Writes the list anew with the smaller of the listed and the found number of each file."""
-    granted = _load(UNCLEAN)
-    lower = {path: min(granted[path], len(findings)) for path, findings in _found().items() if path in granted}
-    head = (
-        "# Files whose prose is not plain yet, and how many findings each has (tests/test_prose.py). It only shrinks.\n"
-    )
-    UNCLEAN.write_text(head + "".join(f'"{path}" = {number}\n' for path, number in sorted(lower.items())), "utf-8")
-
-
-if __name__ == "__main__":
-    _lower()
