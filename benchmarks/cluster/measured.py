@@ -22,6 +22,7 @@ from .job import BIN, RUN, WAYS, JobError, RunningJob, RunSize, Site, free_port,
 START, OVERHEAD, STALL, RECOVER = "start to first step", "step time", "stall of a save", "kill to next step"
 PACKAGES = ("torch", "ray", "deepspeed", "mlflow")
 HELD = "time/saving_s_slowest"
+STOPPED, PROLONGED = "time for which training stops", "additional time of a step with a save"
 WARM_UP, BLOCK = 10, 10
 # The command line of a rank contains one of these words; Ray names the processes of its workers.
 RANK_WORDS = ("RayTrainWorker", RUN[1])
@@ -107,7 +108,7 @@ def stall(place: Site, size: RunSize, rounds: int, about: Occasion) -> Iterator[
         usual.append(statistics.median(others))
         longer.append(statistics.median(saving) - usual[-1])
         held.append(statistics.median(each.value for each in place.history(config, HELD) if each.value))
-    for who, readings in (("training held up", held), ("step and save beside it", longer)):
+    for who, readings in ((STOPPED, held), (PROLONGED, longer)):
         share = {"share of a step": ratios(readings, usual)}
         yield measured_line(about, STALL, who, size, readings, ratios=share, more={"step_s": spread(usual)})
 

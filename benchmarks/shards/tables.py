@@ -30,7 +30,8 @@ def stream(lines: Sequence[Measurement]) -> Iterable[str]:
             for decode, workers in sorted(set(map(column, here)))
         }
         load = max(line.load_before or 0.0 for line in here)
-        yield f"#### {title}\n\n{here[0].device}, load before {load:.1f}, {here[0].date}\n"
+        rounds = " or ".join(map(str, sorted({line.repetitions for line in here if line.repetitions})))
+        yield f"#### {title}\n\n{here[0].device}, {rounds} rounds, load before {load:.1f}, {here[0].date}\n"
         yield "Samples per second (ours over it, in the same round)\n"
         yield _matrix(here, column, columns, lambda line: f"{line.median:,.0f}{_beside_ours(line, 'ours over it')}")
         yield "CPU seconds for 1,000 samples (ours over it)\n"
@@ -68,7 +69,10 @@ def scale(lines: Sequence[Measurement]) -> Iterable[str]:
     readers = [line for line in lines if line.what == MEMORY]
     yield "Memory of a reader after four batches: USS above the imports (all of its RSS); seconds to its first batch\n"
     yield _matrix(readers, _setting("shards"), columns, _memory)
-    yield "Ours: seconds for the manifest, and for the sample ids of every rank's step (of the step after it)\n"
+    yield (
+        "Ours: seconds to read the manifest; seconds to compute which samples each rank reads in the first step (in "
+        "brackets: in the next step)\n"
+    )
     rest = [line for line in lines if line.what != MEMORY]
     yield _matrix(rest, _setting("shards"), columns, _plan_time, name=lambda line: line.what)
 
@@ -85,8 +89,9 @@ def pictures(lines: Sequence[Measurement]) -> Iterable[str]:
 def shuffle(lines: Sequence[Measurement]) -> Iterable[str]:
     """Yields the quality of each shuffle by size of a shard."""
     yield (
-        "Times what a perfect shuffle has: how often stored neighbours meet in a batch / variance of the share of a "
-        "class in a batch, stored class by class / mean displacement\n"
+        "Three numbers, each divided by that of a perfect shuffle: how often stored neighbours meet in a batch; the "
+        "variance of the share of a class in a batch, for a dataset that is stored class by class; how far a sample "
+        "moves\n"
     )
     yield _matrix(
         sorted(lines, key=lambda line: (line.contender, line.setting["size"])),
