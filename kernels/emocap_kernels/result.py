@@ -24,14 +24,14 @@ class LossResult:
 
     Attributes:
         loss: Mean of the two directions. After its backward, the mean over ranks of each gradient (as DDP and DeepSpeed
-            compute it) is the gradient of the global loss.
+            compute it) is the gradient of this loss.
         image_to_text: Mean loss of the image anchors.
         text_to_image: Mean loss of the text anchors (of the sentences, in the local loss).
         positives: Mean number of positives of an anchor, averaged over both directions. The anchor's own pair counts.
         recall_at_1: Fraction of anchors, 0 to 1, whose best-scoring candidate is their own pair or has an equal id. In
             the local loss, it must be a sentence of the image, or the image that owns the sentence. All candidates take
             part, also those that mining excludes. Of equal scores, as a matrix product rounds them, the lower global
-            index wins.
+            index wins; docs/method.md, section 5, describes the one exception of `fused`.
     """
 
     loss: Tensor

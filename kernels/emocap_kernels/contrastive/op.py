@@ -96,7 +96,8 @@ def contrastive_loss(  # noqa: PLR0913  (one call for every objective)
         schedule: How the texts are sent. `gather` and `hierarchical` keep the texts of all ranks; `ring` holds those
             of three ranks at a time and sends them again in backward. `auto` is `hierarchical` if there are several
             machines, else `gather`.
-        backend: `auto` is `fused` where that can run and `chunked` elsewhere; `choose_backend` gives the reason.
+        backend: `auto` is `fused` where fused kernels can run, and `chunked` elsewhere; for an objective that has only
+            a formula it is `reference`. `choose_backend` gives the reason.
 
     Raises:
         ArgumentError: If the value of an argument is not allowed.

@@ -86,7 +86,7 @@ def region_contrastive_loss(
         group: The ranks that share the batch; None means that nothing is communicated. All ranks of the group must
             make the call with the same settings.
         schedule: How sentences are sent; the values are those of `contrastive_loss`.
-        backend: `auto` is `fused` where that can run and `chunked` elsewhere; `choose_region_backend` gives the
+        backend: `auto` is `fused` where fused kernels can run, else `chunked`; `choose_region_backend` gives the
             reason.
 
     Raises:
