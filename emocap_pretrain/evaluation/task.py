@@ -90,11 +90,11 @@ class Task(Protocol[Part]):
         ...
 
     def run(self, embedder: Embedder, share: Share) -> Iterable[Part]:
-        """Yields one part for each batch of this rank's share, even for a batch of which the task uses no sample."""
+        """Yields one partial result for each batch of this rank's share, even for one of which it uses no sample."""
         ...
 
     def result(self, embedder: Embedder, parts: Sequence[Part]) -> TaskResult:
-        """Computes the scores from the parts of all batches, in the order of the data. Only rank 0 calls it.
+        """Computes the scores from the partial results of all batches, in the order of the data. Only rank 0 calls it.
 
         Raises:
             ConfigError: If the dataset does not fit the settings.
@@ -114,6 +114,6 @@ def run_task(task: Task[Part], embedder: Embedder, world: RankGroup) -> TaskResu
 
 
 def _in_order(parts: Sequence[Sequence[Part]]) -> list[Part]:
-    """Returns the parts of all ranks in the order of the batches: rank r has batches r, r + world_size, ..."""
+    """Returns the partial results in the order of the batches: rank r has batches r, r + world_size, ..."""
     rounds = zip_longest(*parts, fillvalue=_NONE)
     return [part for each in rounds for part in each if part is not _NONE]  # pyright: ignore[reportReturnType]
