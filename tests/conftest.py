@@ -9,13 +9,31 @@ from launch.local_s3 import BUCKET, LocalS3
 
 ROOT = Path(__file__).parents[1]
 COSTLY = {line for line in (ROOT / "tests/costly.txt").read_text().splitlines() if not line.startswith("#")}
+# The files that take longest, in the order of their time. They begin first: otherwise one of them would begin last, and
+# the other processes of pytest-xdist would wait for it.
+LONGEST = (
+    "tests/emocap_cluster/test_supervise.py",
+    "tests/launch/test_forms.py",
+    "tests/launch/test_canaries.py",
+    "tests/emocap_kernels/test_kernel_engines.py",
+    "tests/drills/test_ray_short.py",
+    "tests/emocap_pretrain/test_signals.py",
+    "tests/emocap_pretrain/health/liveness/test_watched_ranks.py",
+    "tests/emocap_pretrain/tracking/test_mlflow_server.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the tests of the files in tests/costly.txt as `costly`."""
+    """Marks the tests of the files in tests/costly.txt as `costly`, and puts the files of `LONGEST` first."""
+    ranks = {file: rank for rank, file in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(_file(item), len(LONGEST)))
     for item in items:
-        if item.path.relative_to(ROOT).as_posix() in COSTLY:
+        if _file(item) in COSTLY:
             item.add_marker("costly")
+
+
+def _file(item: pytest.Item) -> str:
+    return item.path.relative_to(ROOT).as_posix()
 
 
 @pytest.fixture(scope="session")
