@@ -1,4 +1,13 @@
-"""Runs a job's ranks on the nodes of a Ray cluster, and starts them again after failures."""
+"""Runs a job's ranks on the nodes of a Ray cluster, and starts them again after failures.
+
+A job is a sequence of attempts (decision 15). `cluster.connected` joins or starts a Ray cluster, and
+`supervise.supervise` runs a job on it: `placement` computes the number of ranks, `ranks` starts one attempt, and driver
+and ranks exchange messages through the `board`. `relaunch.relaunch` runs the command of another launcher, such as
+torchrun, again. Both ask `restarts` what follows the end of an attempt. `runtime` is what a rank sees of all this.
+
+The package does not import the training code. It learns the state of a run through the protocols `SupervisedRun` and
+`RelaunchedRun`, which the training code implements. torch is imported in `rendezvous` alone.
+"""
 
 import os
 

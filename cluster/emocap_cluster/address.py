@@ -7,9 +7,10 @@ from pathlib import Path
 
 from emocap_cluster.errors import NoCluster
 
+# No more than this is read of the record of an address, which other programs may have written.
 ADDRESS_BYTES = 1024
 ANSWER_S = 10.0
-HERE = "local"
+HERE = "local"  # With this address `ray.init` starts a new cluster.
 
 
 def address_of_ray() -> str:
@@ -41,11 +42,13 @@ def _recorded_address() -> str | None:
     record of a cluster that has ended is deleted, as `ray stop` would do.
     """
     file = Path(os.environ.get("RAY_TMPDIR") or "/tmp", "ray", "ray_current_cluster")  # noqa: S108
+    # Another user may have put a link or a pipe there. A link is not followed, and a pipe is not waited for.
     try:
         number = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return None
     with os.fdopen(number, encoding="utf-8", errors="replace") as opened:
+        # The open file is examined and not its path, so that nobody can exchange the file in between.
         status = os.fstat(number)
         if {status.st_uid, file.parent.stat().st_uid} != {os.geteuid()} or not stat.S_ISREG(status.st_mode):
             return None

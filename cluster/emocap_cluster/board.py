@@ -1,4 +1,10 @@
-"""Exchanges messages between the driver and the ranks of a job, through one small actor on the driver's node."""
+"""Exchanges messages between the driver and the ranks of a job, through one small actor on the driver's node.
+
+The driver requests a stop, for which a thread of rank 0 waits. The ranks report where they run, and rank 0 reports its
+progress; the driver reads the state every half second. The actor may be lost at any time, and Ray then starts an empty
+one. So no reader relies on a complete state: the driver merges what it reads with what it has read before, and repeats
+a stop request until the attempt ends.
+"""
 
 import asyncio
 from dataclasses import dataclass, field, replace
@@ -53,6 +59,9 @@ class Board:
 
     All methods run in one event loop. A waiting rank therefore costs nothing, and no caller sees a state that is only
     partly changed.
+
+    Every rank calls `register` once. Only rank 0 calls `report_step`, `committed` and `stop_requested`, and only the
+    driver calls `begin`, `request_stop` and `state`.
     """
 
     def __init__(self) -> None:
@@ -94,5 +103,7 @@ def start_board() -> Any:
 
     If the process of the actor is lost, Ray starts an empty board in its place. The actor ends with the job.
     """
+    # The driver's node is the only place for the board: the loss of this node ends the job in any case, and the job
+    # outlives the loss of every other node. The board requests no CPU, so that all CPUs are left for the ranks.
     here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(Board).remote()

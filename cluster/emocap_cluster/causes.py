@@ -1,4 +1,8 @@
-"""Finds the failure of a rank that caused the failures of the others."""
+"""Finds the failure of a rank that caused the failures of the others.
+
+A rank that fails takes the others along: they lose their connection to it. So an attempt usually ends with one error
+for each rank, of which a single one says what happened.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -9,6 +13,7 @@ from emocap_cluster.errors import RankFailed
 from emocap_cluster.restarts import Cause
 
 SILENT_ENDS = ("Killed", "NodeLost")  # Kinds of an end without an error of the rank itself.
+# Parts of the texts in which Ray says why a process ended. A text without any of them counts as "Killed".
 OUT_OF_MEMORY = ("NODE_OUT_OF_MEMORY", "running low on memory", "memory pressure")
 NODE_GONE = ("node has died", "node died", "NODE_DIED", "unreachable")
 
@@ -26,9 +31,11 @@ def root_cause(
         cause_of: Converts an error that a rank raised to a `Cause`.
         hosts: Names of the ranks' hosts, as far as they are known.
     """
+    # What a rank has stored itself, with its step, says more than what Ray has seen of its end.
     known = {each.rank for each in reported}
     seen = [_seen(rank, error, cause_of, hosts) for rank, error in sorted(failed.errors.items()) if rank not in known]
-    # Losing contact to another rank may be a consequence, so any other cause comes first.
+    # Losing contact to another rank may be a consequence, so any other cause comes first. The sort is stable, so that
+    # among equals the stored causes are first, in their order.
     ordered = sorted([*reported, *seen], key=lambda each: each.lost)
     return ordered[0] if ordered else Cause("StartFailed", str(failed))
 
@@ -62,6 +69,7 @@ def _seen(rank: int, error: Exception, cause_of: Callable[[int, Exception], Caus
 
 
 def _actor_error(error: Exception) -> RayActorError | None:
+    # Ray Train puts an error of its own around the error that it gets when it polls a rank.
     inner = getattr(error, "health_check_failure", error)
     return inner if isinstance(inner, RayActorError) else None
 
@@ -87,5 +95,6 @@ def unwrapped(error: Exception) -> Exception:
     if isinstance(error, _RayError) or hasattr(error, "health_check_failure"):
         inner = getattr(error, "cause", None)
         return unwrapped(inner) if isinstance(inner, Exception) else error
+    # Ray Train also puts an error of its own, with the traceback as text, around an error that the function raised.
     inner = getattr(error, "_base_exc", None)
     return unwrapped(inner) if isinstance(inner, Exception) else error

@@ -20,7 +20,7 @@ from emocap_cluster.errors import NoCluster
 from emocap_cluster.placement import Node, Placement
 from emocap_cluster.security import LOOPBACK, check_token, make_token, on_loopback, private_folder
 
-VITAL = ("gcs_server", "raylet")
+VITAL = ("gcs_server", "raylet")  # A cluster of one host ends with either of these processes.
 BOARD_ANSWER_S = 5.0
 BOARD_TRIES = 5
 
@@ -94,7 +94,8 @@ class Cluster:
         """Frees the devices of an attempt that has ended, in whichever way it ended.
 
         Ray Train keeps its placement group if a rank dies during its start, or if the controller is killed. Ray removes
-        such a group only when the job ends, so the next attempt would wait for the devices of this attempt.
+        such a group only when the job ends, so the next attempt would wait for the devices of this attempt. Decision 19
+        says why the driver does this, and not an actor.
         """
         job: str = ray.get_runtime_context().get_job_id()
         groups: dict[str, dict[str, Any]] = placement_group_table()
@@ -132,6 +133,8 @@ def connected(env: Mapping[str, str]) -> Generator[Cluster]:
     A cluster that is started here listens on the loopback interface alone and requires a token. Only this user can read
     the token, and open the folder of the cluster's sockets and logs.
 
+    At the end of the block the connection is closed, and a cluster that was started here has ended.
+
     Args:
         env: Environment variables of the ranks. Ray shows them in its dashboard, so they must not contain secrets.
 
@@ -148,7 +151,7 @@ def connected(env: Mapping[str, str]) -> Generator[Cluster]:
 
 @contextmanager
 def _joined(address: str, env: Mapping[str, str]) -> Generator[Cluster]:
-    check_token()
+    check_token()  # Before Ray reads the token and sends it to the cluster.
     # Helper processes of Ray Train look for a cluster on their host. If there are several, they must find this one.
     here = {name: os.environ[name] for name in ("RAY_ADDRESS",) if os.environ.get(name)}
     with _ray(f"Ray at {address} cannot be joined", address=address, env={**env, **here}):
@@ -166,6 +169,7 @@ def _started(env: Mapping[str, str]) -> Generator[Cluster]:
         _ray(
             "Ray cannot be started here",
             address=HERE,
+            # LOOPBACK comes first, so that an interface that the user has chosen takes precedence.
             env={**LOOPBACK, **env},
             include_dashboard=False,
             _temp_dir=str(folder),

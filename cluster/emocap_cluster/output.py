@@ -16,8 +16,9 @@ def name_lines(rank: int) -> None:
 
 
 class Named(io.TextIOBase):
-    """A text stream that writes complete lines to `target`, each after the prefix `name`. An incomplete line is held
-    back.
+    """A text stream that writes complete lines to `target`, each after the prefix `name`.
+
+    An incomplete line is held back until its end is written, also if the stream is flushed before.
     """
 
     def __init__(self, target: IO[str], name: str) -> None:
@@ -35,6 +36,7 @@ class Named(io.TextIOBase):
         self._target.flush()
 
     def fileno(self) -> int:
+        # faulthandler writes the stacks of a rank that hangs to this descriptor.
         return self._target.fileno()
 
     def writable(self) -> bool:

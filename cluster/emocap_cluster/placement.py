@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-RANKS_WITHOUT_GPU = 2
+RANKS_WITHOUT_GPU = 2  # The fewest ranks of a job that requests no number of ranks.
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,15 @@ class Placement:
 def place(nodes: Sequence[Node], request: ResourceRequest) -> Placement:
     """Returns a placement with as many of the requested ranks as fit; `ranks` is 0 if there is no suitable device at
     all.
+
+    Nodes that are dead or draining count as absent. The result may have fewer than `request.least` ranks; the caller
+    decides whether to wait for more devices.
+
+    Example:
+        ```python
+        nodes = [Node("a", "10.0.0.1", cpus=64, gpus=8), Node("b", "10.0.0.2", cpus=64, gpus=4)]
+        place(nodes, ResourceRequest(ranks=None, least=1, most=4096, on_gpu=True)).ranks  # 12
+        ```
     """
     there = [node for node in nodes if node.alive and not node.draining]
     ranks = min(request.most, _room(there, request))
@@ -87,4 +96,5 @@ def _share(there: Sequence[Node], ranks: int) -> float:
     if not cpus:
         return 0.0
     parts = max(1, math.ceil(ranks / sum(cpus)))
+    # If the share were rounded up, the shares of the `parts` ranks on a CPU would together exceed it.
     return math.floor(10_000 / parts) / 10_000

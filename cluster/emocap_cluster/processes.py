@@ -26,8 +26,12 @@ class ProcessTree:
     """
 
     def __init__(self, command: Sequence[str]) -> None:
+        # This comes first, so that no orphan of the command is missed.
         _adopt_orphans(enabled=True)
+        # The children that exist already are not the command's.
         self._before = {each.pid for each in psutil.Process().children(recursive=True)}
+        # In a session of its own the command does not get the Ctrl-C of the terminal. The caller sends signals to the
+        # ranks, and not to the launcher (decision 15).
         self._leader = subprocess.Popen(command, start_new_session=True)
 
     def __enter__(self) -> Self:
@@ -56,6 +60,7 @@ class ProcessTree:
 
     def ranks(self) -> list[psutil.Process]:
         """Returns the ranks of the job, without the loader processes that they have started."""
+        # Loader processes inherit RANK from their rank. So a process is a rank if it has RANK and its parent has not.
         of_a_rank = {each.pid: "RANK" in _tried(each.environ, {}) for each in self.members()}
         found = (each for each in self.members() if of_a_rank.get(each.pid))
         return [each for each in found if not of_a_rank.get(_tried(each.ppid, 0))]
@@ -67,6 +72,7 @@ class ProcessTree:
         Returns the number of ranks that were running.
         """
         ranks = self.ranks()
+        # The children are collected first: after the end of a rank nothing shows which processes it had started.
         theirs = [child for rank in ranks for child in _tried(partial(rank.children, recursive=True), [])]
         send_signal(ranks, signal.SIGTERM)
         psutil.wait_procs(ranks, timeout=grace_s)
@@ -82,6 +88,7 @@ class ProcessTree:
         """Collects the exit codes of adopted orphans, which would otherwise remain as zombies."""
         for child in psutil.Process().children():
             with suppress(psutil.Error, ChildProcessError):
+                # `wait` collects the exit code of the command itself.
                 if child.pid not in {self._leader.pid, *self._before} and child.status() == psutil.STATUS_ZOMBIE:
                     os.waitpid(child.pid, os.WNOHANG)
 

@@ -1,4 +1,9 @@
-"""Runs one attempt: calls a function on every rank of a job, under Ray Train."""
+"""Runs one attempt: calls a function on every rank of a job, under Ray Train.
+
+`start` runs in the driver and returns at once. In a thread of the driver, `_fit` starts Ray Train and blocks until all
+ranks have ended; `_failure` turns Ray Train's errors into a `RankFailed`. `_act` is the first of our functions that
+runs in the process of a rank. Decision 15 says why an attempt is one `fit` of Ray Train.
+"""
 
 import logging
 import os
@@ -50,7 +55,8 @@ def start(
         except BaseException as error:  # noqa: BLE001 - the future raises it where the result is requested
             future.set_exception(error)
 
-    # In the main thread Ray Train would handle SIGINT, and end the ranks without a checkpoint.
+    # In the main thread Ray Train would handle SIGINT, and end the ranks without a checkpoint. The thread is a daemon,
+    # so a driver that gives up does not wait for it.
     threading.Thread(target=run, name="attempt", daemon=True).start()
     return future
 
@@ -79,6 +85,7 @@ def _torch(placement: Placement, timeout_s: int, on_loopback: bool) -> TorchConf
 
 
 def _fit(function: Callable[[], None], placement: Placement, torch_config: TorchConfig) -> None:
+    # Ray Train stores only files of its own here. Checkpoints go to the run's folder, past Ray Train.
     with tempfile.TemporaryDirectory(prefix="emocap-ray-") as folder:
         trainer = _Trainer(
             function,
@@ -109,12 +116,14 @@ def _act(function: Function, board: Any, env: Mapping[str, str]) -> None:
     # An error of a rank reaches the driver as the cause of the failure, so the rank does not need to print it.
     logging.getLogger("ray.train").setLevel(logging.CRITICAL)
     logging.getLogger().setLevel(logging.WARNING)  # Ray sets INFO, with which every library would print messages.
+    # The variables come with the function and not in Ray's runtime environment, which its dashboard shows.
     os.environ.update(env)
     name_lines(ray.train.get_context().get_world_rank())
     function(RayRuntime(board))
 
 
 def _failure(error: TrainingFailedError) -> RankFailed:
+    # Ray Train raises one of two classes: one with the errors of ranks, or one with the error of its controller.
     failures: dict[int, Exception] = getattr(error, "worker_failures", {})
     if failures:
         return RankFailed("ranks failed", errors={rank: unwrapped(each) for rank, each in failures.items()})

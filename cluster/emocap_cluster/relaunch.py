@@ -1,4 +1,8 @@
-"""Runs a launcher's command, and runs it again after failures, with the same policy as for jobs on Ray."""
+"""Runs a launcher's command, and runs it again after failures, with the same policy as for jobs on Ray.
+
+Each round runs the command in a `ProcessTree` until it has ended, ends ranks that have survived it, reads from the
+run's folder how the attempt ended, and asks `RestartBudget` what follows.
+"""
 
 import random
 import signal
@@ -12,6 +16,7 @@ from emocap_cluster.restarts import AttemptEnd, Cause, End, RestartBudget, Stop,
 from emocap_cluster.stopping import StopFlag, stop_signals
 
 LOOK_S = 0.5
+# The service of the command is asked every CHECK_S. After UNREACHABLE_S without an answer it counts as lost.
 CHECK_S, UNREACHABLE_S = 5.0, 60.0
 ORPHANS_S = 60.0  # Time for ranks without a launcher to save and end.
 WRONG_INPUT, STOPPED = 2, 75  # Exit codes of `emocap pretrain`.
@@ -19,7 +24,11 @@ LOST = 137  # The exit code of a command that was killed, as a shell reports it.
 
 
 class RelaunchedRun(Protocol):
-    """Tells `relaunch` the state of the run that the command trains, from the records in the run folder."""
+    """Tells `relaunch` the state of the run that the command trains, from the records in the run folder.
+
+    `done`, `progress`, `failures` and `asked_to_stop` are those of `SupervisedRun`. `stopped` returns whether the
+    newest attempt has saved and ended, because of a user's request or because of a signal.
+    """
 
     def done(self) -> bool: ...
 
@@ -60,7 +69,7 @@ def relaunch(
         record: The state of the run that the command trains.
         restarts: Budget of failures.
         ask: Stores a request in the run folder that the ranks save and stop. It is called if no rank runs on this host.
-        say: Shows a line to the user.
+        say: Shows a line to the user. The handler of signals calls it too, in the main thread.
         answers: Returns whether the command's service answers, such as the head of a Ray cluster. The command is killed
             after a minute without an answer, because it may wait forever for a head whose host has lost its power.
         still_trains: Returns whether the run trains without its command, as the ranks of a submitted job can. While it
@@ -68,6 +77,12 @@ def relaunch(
 
     Raises:
         KeyboardInterrupt: At the second Ctrl-C; no process of the command remains on this host.
+
+    Example:
+        ```python
+        command = ["torchrun", "--nproc_per_node", "8", "-m", "emocap_pretrain.run", "cfg.yaml"]
+        result = relaunch(command, record=record, restarts=RestartBudget(10), ask=ask_to_stop, say=print)
+        ```
     """
     restarts = replace(restarts, progress=record.progress())
     with stop_signals(say) as stop:
@@ -97,12 +112,14 @@ def _once(
     checked_s = answered_s
     with ProcessTree(command) as family:
         while (code := family.wait(LOOK_S)) is None:
+            # First: does the service of the command still answer?
             if time.monotonic() - checked_s > CHECK_S:
                 answered_s = time.monotonic() if answers() else answered_s
                 checked_s = time.monotonic()
                 if checked_s - answered_s > UNREACHABLE_S:
                     family.end()
                     return LOST, f"the service that it depends on did not answer for {checked_s - answered_s:.0f} s"
+            # Second: pass a stop request on, once.
             if stop.asked.is_set() and not asked:
                 asked = True
                 # The ranks get the signal, and not the launcher: deepspeed's forwards it to one rank after the other,
@@ -112,6 +129,7 @@ def _once(
                 send_signal(ranks, signal.SIGTERM)
                 if not ranks:
                     ask()
+        # If the launcher was killed, its ranks still run. They must have ended before the next attempt starts.
         orphans = family.end_ranks(ORPHANS_S)
         return code, f"{orphans} ranks survived the command" if orphans else ""
 
@@ -130,9 +148,11 @@ def _ended(record: RelaunchedRun, code: int, trouble: str) -> AttemptEnd:
     progress, failures = record.progress(), record.failures()
     if record.done():
         return AttemptEnd(End.DONE, progress)
+    # Under torchrun a run that was stopped and saved ends with 0, otherwise with STOPPED.
     well = code in (0, STOPPED) and not trouble
     if record.asked_to_stop() or (well and (record.stopped() or not failures)):
         return AttemptEnd(End.STOPPED, progress)
+    # A rank that only lost contact to another one may have failed as a consequence, so its failure comes last.
     cause = next((each for each in failures if not each.lost), next(iter(failures), None))
     if cause is None:
         more = f"; {trouble}" if trouble else ""

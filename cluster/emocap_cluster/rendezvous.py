@@ -3,6 +3,8 @@
 By default torch's store listens on all interfaces of rank 0's host and does not authenticate its clients. The store
 tells each rank the addresses of the others. A stranger who changes an entry can join the job's collectives, some of
 which transfer pickled objects.
+
+This is not used for the ranks of several hosts, whose store must be reachable from all of them (docs/security.md).
 """
 
 import os
@@ -34,11 +36,17 @@ class LoopbackConfig(TorchConfig):
 
 class _LoopbackBackend(_TorchBackend):
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
-        """Sets up the process groups of the ranks as Ray 2.60 does, but with the store of `open_store`."""
+        """Sets up the process groups of the ranks as Ray 2.60 does, but with the store of `open_store`.
+
+        Ray Train calls this in its controller, once for each attempt, before the function of the ranks begins.
+        """
+        # The store must exist before a rank looks for it. So rank 0 opens it first, and then all ranks learn its port.
         port = worker_group.execute_single(0, open_store)
         worker_group.execute(_name_store, port)
         worker_group.execute(_set_torch_distributed_env_vars)
         ranks = len(worker_group)
+        # `init_process_group` is a collective: it returns only after all ranks have called it. So it is started on
+        # every rank before the first result is awaited.
         pending = [
             worker_group.execute_single_async(
                 rank,
@@ -56,6 +64,8 @@ class _LoopbackBackend(_TorchBackend):
 
 def open_store() -> int:
     """Opens the store in this process, which will be rank 0, and returns its port."""
+    # The kernel chooses a free port. After `detach` the store owns the socket; otherwise the socket would be closed
+    # when `listener` is freed.
     listener = socket.create_server((LOOPBACK, 0))
     port: int = listener.getsockname()[1]
     descriptor = listener.detach()
@@ -64,6 +74,7 @@ def open_store() -> int:
             LOOPBACK,
             port,
             is_master=True,
+            # The other ranks connect later, so the constructor must not wait for them.
             wait_for_workers=False,
             multi_tenant=True,
             master_listen_fd=descriptor,

@@ -1,5 +1,7 @@
-"""Decides the next step after the end of an attempt: no further attempt, a retry after a pause, or giving up. It uses
-no clock.
+"""Decides the next step after the end of an attempt: no further attempt, a retry after a pause, or giving up.
+
+The rules are those of decision 15. They are functions of values: clock and random numbers are the caller's, so that
+every sequence of attempts can be tested. `supervise` and `relaunch` use the same rules.
 """
 
 from dataclasses import dataclass, replace
@@ -107,6 +109,13 @@ class RestartBudget:
         failures: Failures in a row since `progress` last grew.
         preemptions: Announced losses of nodes so far.
         last: The cause of the last attempt's failure, if that attempt failed.
+
+    Example:
+        ```python
+        budget, then = budget.after(AttemptEnd(End.FAILED, progress=100, cause=cause), random.random())
+        if isinstance(then, Retry):
+            time.sleep(then.pause_s)
+        ```
     """
 
     max_restarts: int
@@ -124,11 +133,14 @@ class RestartBudget:
             luck: A uniform random number in [0, 1) that selects the pause within its range (full jitter). So jobs that
                 ended in the same outage do not return at the same moment.
         """
+        # A new checkpoint means that the job gets on, so its failures are counted from 0 again. An older newest
+        # checkpoint than before is no progress, and does not lower `progress`.
         moved = ended.progress > self.progress
         state = replace(self, progress=max(self.progress, ended.progress), failures=0 if moved else self.failures)
         if ended.how in (End.DONE, End.STOPPED):
             return state, Stop(ended.how)
         if ended.how is End.GROWING:
+            # Without `last`, the next failure is never the same one "twice in a row".
             return replace(state, last=None), Retry(0.0)
         if ended.how is End.DRAINED:
             return state._after_drain()
@@ -163,6 +175,7 @@ def longest_pause_s(failures: int) -> float:
 
     It is 0 s after the first failure, then 1 s, 2 s, 4 s and so on, up to 60 s.
     """
+    # The exponent is bounded, because 2.0 ** 1024 raises an OverflowError.
     return 0.0 if failures <= 1 else min(LONGEST_PAUSE_S, SHORTEST_PAUSE_S * 2.0 ** min(failures - 2, 10))
 
 

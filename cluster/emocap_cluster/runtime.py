@@ -15,7 +15,7 @@ from ray.exceptions import RayActorError
 from emocap_cluster.board import StepReport
 
 SHORTEST_REPORT_S = 0.5
-RETRY_S = 1.0
+RETRY_S = 1.0  # Pause while Ray restarts the process of the board.
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,8 @@ class RayRuntime:
     `Runtime`.
 
     Only rank 0 receives stop requests from the driver and reports progress. The training loop passes the requests on to
-    the other ranks.
+    the other ranks, by an all-reduce (decision 15). No method waits for the board, so a lost or slow board does not
+    delay training.
 
     Args:
         board: Handle of the job's `Board`.
@@ -54,6 +55,7 @@ class RayRuntime:
         self._board = board
         self._stop = threading.Event()
         self._reported_s = -math.inf
+        # Nobody waits for the result of this call. Only `_listen` waits for the board, in a thread of its own.
         board.register.remote(self.rank_info.rank, ray.get_runtime_context().get_node_id(), socket.gethostname())
         if self.rank_info.rank == 0:
             threading.Thread(target=self._listen, name="stop-listener", daemon=True).start()
@@ -84,6 +86,7 @@ class RayRuntime:
     def _listen(self) -> None:
         while not self._stop.is_set():
             try:
+                # This blocks until the driver requests a stop, so the request arrives without polling.
                 if ray.get(self._board.stop_requested.remote()):
                     self._stop.set()
             except RayActorError:  # Ray restarts the board's process; until then there can be no request.

@@ -17,7 +17,7 @@ OTHERS_WRITE = 0o022
 CURE = "set RAY_AUTH_TOKEN_PATH to a path in a folder of your own."
 # Makes ranks on one host use its loopback interface; gloo and NCCL would use the host's outer address.
 LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
-_SWITCH = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+_SWITCH = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR  # RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER in Ray 2.60.
 
 
 @contextmanager
@@ -54,6 +54,8 @@ def private_folder() -> Path:
     cure = "remove it, or set RAY_TMPDIR to a folder of your own."
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
+        # The folder may have existed before, with another owner or mode. `lstat` does not follow a link, which another
+        # user could have put into a folder that all users share.
         status = folder.lstat()
     except OSError as error:
         raise NoCluster(f"the folder for Ray's sockets cannot be made: {error}; {cure}") from error
@@ -79,6 +81,7 @@ def make_token() -> None:
         number, made = tempfile.mkstemp(prefix="token-", dir=path.parent)
         with os.fdopen(number, "w", encoding="ascii") as file:
             file.write(secrets.token_hex(32))
+        # A link, unlike a rename, does not replace the token of a job that was faster. Both jobs then use that token.
         with suppress(FileExistsError):
             os.link(made, path)
         Path(made).unlink()
@@ -100,6 +103,7 @@ def check_token() -> None:
         raise NoCluster(f"the file of Ray's token cannot be examined: {error}.") from error
     if not stat.S_ISREG(status.st_mode):
         raise NoCluster(f"{path} must be a regular file, as it holds Ray's token: remove it.")
+    # Root may own the file, because root can read every file anyway.
     if status.st_mode & OTHERS or status.st_uid not in (os.geteuid(), 0):
         raise NoCluster(
             f"other users can read Ray's token in {path} (mode {stat.S_IMODE(status.st_mode):03o}): "

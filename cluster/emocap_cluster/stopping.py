@@ -24,10 +24,12 @@ class StopFlag:
 def stop_signals(tell: Callable[[str], None]) -> Generator[StopFlag]:
     """Yields a flag that SIGTERM and SIGINT set inside the `with` block.
 
-    Only the main thread may call this function; every thread may read the flag.
+    Only the main thread may call this function; every thread may read the flag. The previous handlers are restored when
+    the block ends.
 
     Args:
-        tell: Shows a line to the user at the first signal.
+        tell: Shows a line to the user at the first signal. The handler calls it in the main thread, between any two
+            steps of what that thread is doing.
 
     Raises:
         KeyboardInterrupt: At the second Ctrl-C.
@@ -35,6 +37,7 @@ def stop_signals(tell: Callable[[str], None]) -> Generator[StopFlag]:
     stop = StopFlag()
 
     def take(number: int, _frame: FrameType | None) -> None:
+        # Only a second SIGINT interrupts. A SIGTERM that is repeated, or that follows a SIGINT, changes nothing.
         again = stop.interrupted
         stop.interrupted |= number == signal.SIGINT
         if again and number == signal.SIGINT:

@@ -1,4 +1,10 @@
-"""Supervises a job: a sequence of attempts, each on the devices that exist and from the newest checkpoint."""
+"""Supervises a job: a sequence of attempts, each on the devices that exist and from the newest checkpoint.
+
+`_Supervisor.run` is the loop: `_devices` waits for devices, `_attempt` starts the ranks on them, `_watch` looks at the
+ranks, the nodes and the user's requests until all ranks have ended, and `RestartBudget.after` decides what follows. All
+of this runs in the main thread of the driver. The ranks run in processes of their own and learn of a decision only
+through the board: they save, end, and the next attempt begins with other devices.
+"""
 
 import random
 import time
@@ -16,11 +22,16 @@ from emocap_cluster.ranks import Function, start
 from emocap_cluster.restarts import AttemptEnd, Cause, End, RestartBudget, Stop, restart_message
 from emocap_cluster.stopping import StopFlag, stop_signals
 
+# Pauses between two looks at the ranks, two looks at the nodes (decision 15), and two lines about a wait for devices.
 LOOK_S, NODES_S, REMIND_S = 0.5, 2.0, 60.0
 
 
 class SupervisedRun(Protocol):
-    """Tells the supervisor the state of a run. The training code implements this protocol."""
+    """Tells the supervisor the state of a run. The training code implements this protocol.
+
+    `done` returns whether the run has done all steps and written its report. All methods are called in the main thread
+    of the driver, and may read the run's folder.
+    """
 
     def done(self) -> bool: ...
 
@@ -45,7 +56,10 @@ class SupervisedRun(Protocol):
 
 
 class ProgressDisplay(Protocol):
-    """Shows lines and progress to the user."""
+    """Shows lines and progress to the user.
+
+    `say` is also called by the handler of signals, so it may interrupt a call of either method in the main thread.
+    """
 
     def say(self, line: str) -> None: ...
 
@@ -57,7 +71,7 @@ class Job:
     """The function of a job, the devices for it, and limits on its restarts.
 
     Args:
-        function: Called on every rank; picklable.
+        function: Called on every rank with the rank's `RayRuntime`; picklable.
         request: The devices that the job requests.
         restarts: How often the job may be started again.
         patience_s: How long the job waits for lost devices to return.
@@ -95,12 +109,20 @@ class JobHistory:
 def supervise(job: Job, cluster: Cluster, record: SupervisedRun, screen: ProgressDisplay) -> JobHistory:
     """Runs the job to its end. Only the main thread may call this function.
 
+    The call blocks until the job has ended. SIGTERM and Ctrl-C during the call ask the ranks to save and stop.
+
     The job is started again after failures and preemptions, as long as its budget of restarts allows it, and when more
     devices become available.
 
     Raises:
         NoCluster: If there are too few devices for a first attempt, or the Ray cluster that the job started has ended.
         RankFailed: If the job is given up; the message says why.
+
+    Example:
+        ```python
+        with connected({}) as cluster:
+            history = supervise(job, cluster, record, screen)
+        ```
     """
     with stop_signals(screen.say) as stop:
         return _Supervisor(job, cluster, record, screen, stop).run()
@@ -119,6 +141,7 @@ class _Supervisor:
         self._attempts: list[AttemptRecord] = []
 
     def run(self) -> JobHistory:
+        # A job that resumes a run begins with the run's checkpoint, which is not progress of this job.
         restarts = replace(self._job.restarts, progress=self._record.progress())
         while placement := self._devices():
             began_s = self._now_s()
@@ -128,6 +151,7 @@ class _Supervisor:
             if isinstance(then, Stop):
                 return self._over(then, failed)
             if self._stop.asked.is_set():
+                # The user's request came while the attempt ended for another reason. No further attempt follows.
                 return self._over(Stop(End.FAILED, str(ended.cause)) if ended.cause else Stop(End.STOPPED), failed)
             self._screen.say(restart_message(ended, then))
             self._stop.asked.wait(then.pause_s)
@@ -155,6 +179,7 @@ class _Supervisor:
             on_loopback=self._cluster.own,
         )
         asked, state = self._watch(running, placement)
+        # If the job's own Ray has ended, the ranks have failed because of it, and there is nothing to release.
         self._check_ray()
         self._cluster.release()
         failed = running.exception()
@@ -187,12 +212,14 @@ class _Supervisor:
         asked, state, nodes, looked_s, shown = None, BoardState(), list[Node](), -NODES_S, StepReport(0, 0, "")
         while not wait([running], timeout=LOOK_S).done:
             self._check_ray()
+            # The board may be empty or not answer for a moment, so what it said before is kept.
             state = (self._cluster.state() or state).merged_with(state)
             if state.report and state.report != shown:
                 shown = state.report
                 self._screen.beat(shown.step, shown.steps, shown.note)
             if self._now_s() - looked_s >= NODES_S:
                 nodes, looked_s = self._cluster.nodes(), self._now_s()
+            # The first reason is kept. If the user asks after that, `run` makes no further attempt.
             if asked is None and (asked := self._reason(state, nodes, placement)) and asked is not End.STOPPED:
                 self._screen.say(_stop_message(asked))
             if asked:  # Repeated, because a board whose process was restarted has lost the request.
@@ -201,7 +228,7 @@ class _Supervisor:
 
     def _check_ray(self) -> None:
         """Raises an error if the job's own Ray cluster has ended. Otherwise Ray would end this process without a
-        message.
+        message, some 14 s later.
 
         Raises:
             NoCluster: If a process of the cluster has ended.
@@ -214,6 +241,7 @@ class _Supervisor:
     def _reason(self, state: BoardState, nodes: Sequence[Node], placement: Placement) -> End | None:
         if self._stop.asked.is_set():
             return End.STOPPED
+        # Ray lists a node once it has joined, also while others use its devices. So growth needs free devices too.
         more = growth(state, nodes, placement, self._job.request)
         if drains(state, nodes):
             return End.DRAINED
@@ -231,6 +259,7 @@ class _Supervisor:
         """
         job, before = self._job, self._attempts[-1].ranks if self._attempts else 0
         wanted = min(job.request.ranks or before, job.request.most)
+        # A cluster that consists of this host alone gets no further nodes, so there is nothing to wait for.
         patience_s = 0.0 if self._cluster.own else job.patience_s
         began_s, said_s = self._now_s(), None
         while not self._stop.asked.is_set():
