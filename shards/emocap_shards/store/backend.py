@@ -63,6 +63,8 @@ class Condition:
 class Backend(Protocol):
     """Sends the requests of a store of one kind. Each method makes a single attempt.
 
+    All methods run on the event loop of this process (`together.wait_for`), so they must not block.
+
     Paths are relative to the root. The methods raise the errors of the underlying library, or `Refusal`.
     """
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
+# Decision 22 explains the four numbers.
 SHARE = 0.1  # Tokens that a request earns if it succeeds at its first attempt.
 PER_S = 0.5
 BURST = 10.0  # Tokens at the beginning, and their maximum.
@@ -30,6 +31,8 @@ class Budget:
 
     async def turn(self) -> None:
         """Waits until one more retry may be sent, in the order of arrival."""
+        # Only the first in the line waits for a token; the others wait for the lock, which is given in the order of
+        # arrival. A retry that succeeds wakes the first one early.
         async with self._line:
             while wait_s := self.take():
                 self._earned.clear()

@@ -22,6 +22,7 @@ class Driver:
     swaps = False
 
     def __init__(self, url: str) -> None:
+        # A cached listing would not show what other processes have written since.
         fs, root = url_to_fs(url, use_listings_cache=False)
         self._fs: Any = fs if fs.async_impl else AsyncFileSystemWrapper(fs)
         self._root = str(root).rstrip("/")

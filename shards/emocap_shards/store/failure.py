@@ -1,4 +1,9 @@
-"""Interprets the errors of a store: whether another attempt may succeed, the reason, and advice for the user."""
+"""Interprets the errors of a store: whether another attempt may succeed, the reason, and advice for the user.
+
+botocore, aiohttp, fsspec's drivers and the operating system each have their own exceptions. Only this module knows them
+all. The rest of the store asks it whether an error is transient, whether it means an absent object or a condition that
+does not hold, and what to tell the user.
+"""
 
 import errno
 import re
@@ -95,8 +100,10 @@ def is_transient(error: BaseException) -> bool:
     """
     status, code = answer(error)
     if status or code:
+        # The server has answered, so its answer decides. Otherwise the class of the error does.
         return code in _PASSING or status in {408, 429} or (status >= 500 and str(status) not in _FOREVER)
     if isinstance(error, BotoSSLError | aiohttp.ClientSSLError | ssl.SSLError):
+        # A wrong certificate stays wrong; other errors of TLS are those of a connection.
         return "CERTIFICATE_VERIFY_FAILED" not in str(error)
     return isinstance(error, _CUT)
 

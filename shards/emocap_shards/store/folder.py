@@ -1,4 +1,8 @@
-"""Implements a store in a folder on a local or shared file system, with the guarantees of an object store."""
+"""Implements a store in a folder on a local or shared file system, with the guarantees of an object store.
+
+Every guarantee comes from one call of the file system: `rename` replaces an object at once, `link` creates one only if
+it is absent, and `flock` lets one process at a time compare and write.
+"""
 
 import hashlib
 import os
@@ -53,6 +57,7 @@ class FolderStore:
             size = os.fstat(file).st_size
             if size > limit_bytes:
                 raise too_large(path, self.root, size, limit_bytes)
+            # Not more than the checked size is read, also if the file has grown since.
             return _span(file, 0, size)
 
     def read_versioned(self, path: str, *, limit_bytes: int = DOCUMENT_BYTES) -> tuple[bytes, str]:
@@ -90,6 +95,8 @@ class FolderStore:
         with self._as_store_error("write", path), self._landing(path) as part:
             _write(part, data)
             try:
+                # A link fails if the target exists; a rename would replace it. The name in `part` is deleted
+                # afterwards.
                 os.link(part, target)
             except FileExistsError as error:
                 raise ConditionFailed(f"{path} exists already in {self.root}; nothing was written.") from error
@@ -103,6 +110,7 @@ class FolderStore:
     def list(self, prefix: str = "") -> list[Entry]:
         with self._as_store_error("list", prefix):
             top = self._at(prefix) if prefix else Path(self.root)
+            # Hidden files are unfinished writes, locks and probes.
             files = (path for path in top.rglob("*") if path.is_file() and not path.name.startswith("."))
             entries = (Entry(path.relative_to(self.root).as_posix(), path.stat().st_size) for path in files)
             return sorted(entries, key=lambda entry: entry.path)
@@ -168,6 +176,8 @@ class FolderStore:
     def _locked(self, path: str) -> Generator[None]:
         target = self._at(path)
         target.parent.mkdir(parents=True, exist_ok=True)
+        # The lock file stays. If it were deleted, two processes could hold the locks of two different files of this
+        # name.
         lock = open_regular(target.with_name(f".{target.name}.lock"), os.O_RDWR | os.O_CREAT, follow=False)
         try:
             if not locked(lock, wait_s=_LOCK_WAIT_S):

@@ -15,7 +15,8 @@ from emocap_shards.store.failure import local_trouble
 def landing(target: Path) -> Generator[Path]:
     """Yields a hidden path next to the target, to which the caller writes.
 
-    Afterwards the hidden file is renamed to the target. After an error it is deleted.
+    Afterwards the hidden file is renamed to the target. After an error it is deleted. The caller flushes the bytes to
+    the disk, if they have to survive a loss of power.
 
     Raises:
         StoreError: If the local disk fails; the message names the target.

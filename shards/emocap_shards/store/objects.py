@@ -1,4 +1,9 @@
-"""Implements a store of objects on S3, web servers, fsspec's drivers or memory."""
+"""Implements a store of objects on S3, web servers, fsspec's drivers or memory.
+
+The methods of `ObjectStore` are synchronous. `_run` runs their work as a coroutine on fsspec's event loop, in a thread
+of its own, and turns the errors of the libraries into those of `emocap_shards.errors`. One `Connection` for each store
+and process does the requests.
+"""
 
 import asyncio
 import functools
@@ -23,7 +28,7 @@ from emocap_shards.store.together import in_parallel, wait_for
 from emocap_shards.store.transfer import Connection
 
 T = TypeVar("T")
-OTHER_VERSION = '"00000000000000000000000000000000"'
+OTHER_VERSION = '"00000000000000000000000000000000"'  # An ETag that no object has, for a probe of conditions.
 DELETED_AT_ONCE = 1000  # S3 accepts at most this many paths in one request.
 MOST_PAGES = 10_000  # Pages of a listing; each page has up to 1000 objects.
 
@@ -84,6 +89,7 @@ class ObjectStore:
         target = Path(local_path)
         with landing(target) as part, part.open("xb") as file:
             self._run("copy", path, lambda: self._connection.get_to(checked(path), file.fileno(), target))
+            # The bytes are on the disk before `landing` gives the file its name.
             os.fsync(file.fileno())
 
     def put_if_absent(self, path: str, data: bytes) -> None:
@@ -154,6 +160,7 @@ class ObjectStore:
             except EXPECTED as error:
                 if not is_lost_condition(error):
                     raise
+                # The condition fails also if an earlier attempt of this very call has made the object.
                 if not await self._is_ours(path, data, condition.writer, again=number > 1):
                     raise ConditionFailed(path) from error
 
@@ -163,6 +170,8 @@ class ObjectStore:
         backend = self._connection.backend
         try:
             facts = await backend.head(path)
+            # A server that keeps no metadata reports no writer. Then a first attempt is never ours, and a later one is
+            # if its bytes are the same.
             if facts.writer or not again or facts.size != len(data):
                 return facts.writer == writer
             return (await backend.get_whole(path, limit_bytes=len(data))).data == data
@@ -179,6 +188,7 @@ class ObjectStore:
             found += page.entries
             if not page.token:
                 return found
+            # A broken server could repeat a page without end.
             if page.token == token:
                 raise StoreError(f"the listing of {top!r} in {self.url} repeats page {number}: check the server.")
             token = page.token
@@ -216,6 +226,7 @@ class ObjectStore:
             raise StoreError(f"cannot {verb} {path!r} in {self.url}: {reason(error)}; {cure(error)}.") from cause
 
 
+# `url` has the secrets, which `store` does not compare, so the cache needs it too.
 @functools.lru_cache(maxsize=64)
 def _connection(store: ObjectStore, url: str, pid: int) -> Connection:  # A forked process must not share connections.
     if MASK in url:
@@ -255,6 +266,7 @@ def _refuses_second_write(store: ObjectStore) -> bool:
     """Returns whether the store honours conditions, tested once for each store with a probe object."""
     probe = f".emocap-probe-{uuid.uuid4().hex}"
     try:
+        # The second and the third write must be refused. A server that ignores conditions accepts them.
         store.put_if_absent(probe, b"first")
         second = _refuses(lambda: store.put_if_absent(probe, b"second"))
         third = not store.swaps or _refuses(lambda: store.put_if_match(probe, b"third", OTHER_VERSION))

@@ -47,6 +47,7 @@ def open_store(url: str | Path, *, patience: RetryConfig | None = None, traffic:
         cure = "write / ? # [ ] @ and % of a user or password percent-encoded, such as %2F, and also an @ of the path"
         raise StoreError(f"{masked_url(text)}: it is not clear which host that is; {cure}.")
     _need_bucket(protocol, text)
+    # The shown URL is compared, pickled and printed. The one with its secrets stays in this process.
     shown = public_url(text).rstrip("/")
     secret = text if shown != text.rstrip("/") else ""
     return ObjectStore(shown, patience or RetryConfig.of_environment(), traffic or TransferConfig(), secret)

@@ -24,12 +24,20 @@ class Store(Protocol):
     """Objects below one root. Paths are relative to the root and written with "/".
 
     A store is a small picklable value; connections are opened in the process that uses the store. At every moment an
-    object is complete or absent, and its bytes are durable when `put` returns.
+    object is complete or absent, and its bytes are durable when `put` returns. All methods block, and threads may share
+    a store.
 
     Requests to a failing store are repeated (`RetryConfig`), and the log reports the wait from time to time. A
     permanent error is raised at once. Every method raises `StoreError`. Its subclass `NotFound` means that the object
     does not exist, and `ConditionFailed` that a condition does not hold. `delete` and `delete_tree` ignore objects that
     do not exist.
+
+    Example:
+        ```python
+        store = open_store("s3://bucket/run")
+        data, version = store.read_versioned("state.json")
+        store.put_if_match("state.json", changed(data), version)  # ConditionFailed if another writer was faster
+        ```
     """
 
     @property
@@ -69,7 +77,10 @@ class Store(Protocol):
         ...
 
     def read_ranges(self, spans: Sequence[tuple[str, int, int]]) -> list[bytes]:
-        """Returns the results of `read_range` for several spans, which are requested at the same time if possible."""
+        """Returns the results of `read_range` for several spans, which are requested at the same time if possible.
+
+        A span is (path, start, end). The results are in the order of the spans.
+        """
         ...
 
     def put(self, path: str, data: bytes) -> None: ...
@@ -96,7 +107,12 @@ class Store(Protocol):
         ...
 
     def put_if_match(self, path: str, data: bytes, version: str) -> None:
-        """Writes an object if it still has the version that `read_versioned` returned."""
+        """Writes an object if it still has the version that `read_versioned` returned.
+
+        Raises:
+            ConditionFailed: If it has another version, or was deleted.
+            StoreError: Also if the store cannot write on this condition, as the drivers of fsspec cannot.
+        """
         ...
 
     def list(self, prefix: str = "") -> list[Entry]:

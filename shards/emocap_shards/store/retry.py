@@ -60,6 +60,8 @@ class Retrier:
         began = time.monotonic()
         # A large request is slow without any trouble, so only small ones are reported.
         watches = not self._is_known and (size_bytes or 0) <= SMALL_BYTES
+        # If the store has never answered, a server may have taken the connection and never answer. This is reported
+        # after FIRST_WORD_S, before the attempt fails.
         loop = asyncio.get_running_loop()
         watch = loop.call_later(FIRST_WORD_S, self._waiting, verb, path, began) if watches else None
         try:
@@ -90,6 +92,7 @@ class Retrier:
             while is_transient(error):
                 left_s, asked_s = ends - time.monotonic(), retry_after_s(error)
                 pause_s = asked_s + self._jitter_s(number)
+                # The server asks for more time than is left: the pause is cut, for one attempt before the deadline.
                 if asked_s > 0 and pause_s >= left_s > LAST_S:
                     pause_s = left_s - LAST_S
                 if pause_s >= left_s:
@@ -98,6 +101,8 @@ class Retrier:
                 self._waiting(verb, path, began)
                 await asyncio.sleep(pause_s)
                 try:
+                    # The wait for a token counts as well, so the deadline holds also if many requests wait in this
+                    # process.
                     async with asyncio.timeout(ends - time.monotonic()):
                         await self._budget.turn()
                 except TimeoutError:
@@ -123,6 +128,7 @@ class Retrier:
         """
         now = time.monotonic()
         waited_s = now - began
+        # The factor allows for a timer that fires a little early.
         if waited_s < FIRST_WORD_S * 0.99 or now - self._last_word < NEXT_WORD_S:
             return
         self._last_word = now

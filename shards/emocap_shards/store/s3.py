@@ -1,4 +1,8 @@
-"""Implements the backend for S3 and compatible servers. s3fs opens the session, and this module makes the requests."""
+"""Implements the backend for S3 and compatible servers. s3fs opens the session, and this module makes the requests.
+
+Ranges are read by signed URLs with plain HTTP, which costs far less than to sign and to parse every request with
+botocore. Everything else, and a range whose signed URL is refused, goes through botocore's client.
+"""
 
 import ssl
 import time
@@ -55,6 +59,8 @@ class S3:
                 self._signed_once = True
                 return part
         part = await self._get(path, start, end)
+        # The signed URL was refused and the ordinary request was not. If no signed URL has ever worked, this server
+        # does not accept them, and no further one is tried.
         self._signs = self._signs and (self._signed_once or not signed)
         return part
 
@@ -72,6 +78,7 @@ class S3:
                 data, seen = await cut(body.read, start, end)
                 return ObjectBytes(data, seen if size is None else int(size), version)
             total = total_of(response.get("ContentRange", ""), start)
+            # One byte more than requested shows an answer that is too long; `Connection.get` refuses it.
             return ObjectBytes(await at_most(body.read, end - start + 1), total, version)
 
     async def get_whole(self, path: str, *, limit_bytes: int, most_bytes: int | None = None) -> ObjectBytes:
@@ -82,6 +89,7 @@ class S3:
         version, size = response.get("ETag", ""), response.get("ContentLength")
         limit = limit_bytes if most_bytes is None else min(limit_bytes, most_bytes)
         async with response["Body"] as body:
+            # Too large to be read in one answer: the caller reads ranges, or refuses the object.
             if size is not None and int(size) > limit:
                 return ObjectBytes(b"", int(size), version)
             data = await at_most(body.read, limit + 1)  # botocore verifies the checksum when it reads the end.
@@ -148,6 +156,7 @@ class S3:
             return
         keys = [{"Key": self._key(path)} for path in paths]
         response = await client.delete_objects(Bucket=self._bucket, Delete={"Objects": keys, "Quiet": True})
+        # The answer to a deletion of many objects has status 200 also if single ones were refused.
         for failed in response.get("Errors", []):
             code = str(failed.get("Code", ""))
             status = {"AccessDenied": 403, "InternalError": 500, "SlowDown": 503}.get(code, 400)
@@ -170,6 +179,7 @@ class S3:
         return {"Bucket": self._bucket, "Key": self._key(path)}
 
     async def _client(self) -> Any:
+        # s3fs keeps the client, and makes a new one only if the old one is closed.
         return await self._fs.set_session()
 
     async def _need_bucket(self) -> None:
@@ -205,6 +215,7 @@ class S3:
         if path not in self._urls:
             client = await self._client()
             url = await client.generate_presigned_url("get_object", Params=self._at(path), ExpiresIn=SIGNED_FOR_S)
+            # With `encoded`, yarl leaves the URL unchanged, and the signature stays valid.
             self._urls[path] = yarl.URL(url, encoded=True)
         return self._urls[path]
 

@@ -13,7 +13,8 @@ R = TypeVar("R")
 def wait_for(work: Coroutine[Any, Any, T]) -> T:
     """Runs the work on fsspec's event loop in another thread, and returns its result.
 
-    A forked process gets a new loop. Ctrl-C cancels the work too.
+    A forked process gets a new loop. Ctrl-C cancels the work too. The caller must not be on that loop, which would wait
+    for itself.
     """
     future = asyncio.run_coroutine_threadsafe(work, get_loop())
     try:
@@ -32,6 +33,8 @@ async def in_parallel(jobs: Sequence[T], act: Callable[[T], Awaitable[R]], *, wi
     results: dict[int, R] = {}
     queue = iter(enumerate(jobs))
 
+    # All tasks take from one iterator. They run in one thread and change only where they await, so no job is taken
+    # twice.
     async def work() -> None:
         for number, job in queue:
             results[number] = await act(job)

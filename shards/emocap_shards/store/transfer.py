@@ -1,4 +1,9 @@
-"""Transfers large objects in parts, many at a time."""
+"""Transfers large objects in parts, many at a time.
+
+A `Connection` joins a backend, its retries and its limits; a process has one for each store. Two limits act together:
+`turn` bounds the reads in flight over all threads of the process, and `parts_in_flight` the parts of one file that are
+in memory.
+"""
 
 import asyncio
 import logging
@@ -37,8 +42,11 @@ class Connection:
         """Returns bytes [start, end) of the object. There are fewer only if the object ends earlier."""
 
         async def act(number: int) -> ObjectBytes:
+            # A place in `turn` is held for one attempt, and not during the pause before the next one.
             async with self.turn, asyncio.timeout(self.patience.attempt_s(end - start)):
                 part = await self.backend.get(path, start, end, attempt=number)
+            # The number of bytes that the range has, given the size of the object. Any other number is an answer that
+            # was cut or is too long.
             there = (end if part.total is None else max(start, min(end, part.total))) - start
             if len(part.data) != there:
                 raise ShortAnswer(f"got {len(part.data)} of {there} bytes from {start}")
@@ -105,6 +113,7 @@ class Connection:
                 `target`.
         """
         part_bytes = self.traffic.part_bytes
+        # The first part also tells the size and the version of the object, to which all other parts must fit.
         first = await self.get(path, 0, part_bytes)
         facts = (
             Facts(first.total, first.version) if first.total is not None and first.version else await self.head(path)
@@ -120,6 +129,7 @@ class Connection:
                 await asyncio.to_thread(write_at, descriptor, part.data, piece[0])
 
         await in_parallel(pieces_of(0, facts.size, part_bytes), copy, width=self.traffic.parts_in_flight)
+        # Without versions in the answers, a change is noticed by the object's properties before and after the copy.
         if not first.version and await self.head(path) != facts:
             raise _changed(path)
 
@@ -151,6 +161,7 @@ class Connection:
         try:
             await self._put_parts(backend, path, upload, size, take, writer)
         except BaseException:
+            # Also after a cancellation: the parts of an unfinished upload would stay in the bucket, invisible.
             await _abort(backend, path, upload)
             raise
 

@@ -1,4 +1,8 @@
-"""Reads ranges over plain HTTP, and implements the read-only backend for web servers."""
+"""Reads ranges over plain HTTP, and implements the read-only backend for web servers.
+
+`open_session` and `ranged` serve the S3 backend as well, which reads by signed URLs. What a server sends is not
+trusted: bodies are read within limits, compressed ones are refused, and redirects stay on the host (docs/security.md).
+"""
 
 import netrc
 import os
@@ -57,6 +61,7 @@ class WebServer:
             if total is not None and total > limit:
                 response.close()
                 return ObjectBytes(b"", total, _version(response.headers))
+            # One byte above the limit shows the caller that the object is too large.
             data = await at_most(response.content.read, most + 1)
             return ObjectBytes(data, len(data), _version(response.headers))
 
@@ -111,6 +116,7 @@ def open_session(
     ~/.netrc for every request. Host names are resolved in threads that the interpreter joins, so a resolver that hangs
     delays the end of the process.
     """
+    # An attempt as a whole is limited by `RetryConfig.attempt_s`, because its time depends on the size of the request.
     timeout = aiohttp.ClientTimeout(
         total=None, sock_connect=patience.connect_timeout_s, sock_read=patience.read_timeout_s
     )
