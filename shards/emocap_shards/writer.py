@@ -42,12 +42,20 @@ def write_shards(
         ManifestError: If there is a dataset at the URL already.
         RecordError: If there is no record, one of them cannot be written (the message names its key), or the URL
             holds an unfinished dataset of other records.
+
+    Example:
+        ```python
+        caption = Caption("a joyful face", ("raised corners of the mouth",), "a joyful face with a broad smile")
+        record = Record("face-0001", Path("face.jpg").read_bytes(), "jpg", caption, {"emotion": "joy"})
+        write_shards([record], "data/train")
+        ```
     """
     size = ShardSize(samples_per_shard)
     reported = 0
 
     def report(now: PackProgress) -> None:
         nonlocal reported
+        # `pack` reports every row; this caller is interested in stored shards alone.
         if progress and now.stored > reported:
             progress(now.stored)
             reported = now.stored

@@ -12,6 +12,7 @@ from emocap_shards.sample import Caption
 _WORD = re.compile(r"\w+(?:['\u2019-]\w+)*")
 _WORD_CHARACTERS = 64
 _TEXT_CHARACTERS = 400
+# Bounds on memory. docs/looking-at-data.md tells the user what happens beyond them.
 _MOST_WORDS, _MOST_TEXTS = 200_000, 100_000
 _TOP_WORDS, _TOP_TEXTS = 60, 12
 MOST_NAMES = 200
@@ -77,7 +78,11 @@ def words(text: str) -> list[str]:
 
 
 def caption_digest(caption: Caption) -> str:
-    """Returns a short digest that is equal for equal captions."""
+    """Returns a short digest that is equal for equal captions.
+
+    The parts are joined by a character that separates fields, with an empty one after the local sentences. So two
+    captions that divide the same words into parts differently have different digests.
+    """
     return _digest("\x1f".join([caption.global_, *caption.local, "", caption.summary]))
 
 

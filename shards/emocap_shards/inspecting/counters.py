@@ -65,6 +65,7 @@ class TextCounter:
         """Returns the counts so far, with the `top` most frequent texts."""
         once = sum(1 for count in self._counts.values() if count == 1)
         ordered = sorted(self._counts.items(), key=lambda item: (-item[1], item[0]))
+        # After texts were forgotten, the largest number that was counted together is a lower bound.
         distinct = max(self._most, len(self._counts))
         return Counts(self._total, distinct, once, self._short, tuple(ordered[:top]))
 
@@ -75,6 +76,7 @@ class TextCounter:
         `_short`, by which any count may be too small. `_most` is the largest number of different texts so far.
         """
         self._most = max(self._most, len(self._counts))
+        # The median count. Texts with this count or a smaller one are forgotten, at least half of all.
         limit = sorted(self._counts.values())[len(self._counts) // 2]
         self._short += limit
         self._counts = Counter({item: count for item, count in self._counts.items() if count > limit})
@@ -136,6 +138,8 @@ class NumberCounter:
     def _keep(self, number: float) -> None:
         if len(self._kept) < _KEPT:
             self._kept.append(number)
+        # The n-th number replaces a kept one with probability _KEPT / n, so all numbers are kept with equal
+        # probability.
         elif (place := self._random.randrange(self._count)) < _KEPT:
             self._kept[place] = number
 
@@ -156,6 +160,7 @@ def _edges(numbers: Float64[np.ndarray, " numbers"]) -> list[float]:
     if np.all(numbers == np.floor(numbers)) and max(abs(least), abs(most)) < _WHOLE:
         values = int(most - least) + 1
         width = -(-values // _BINS)
+        # The edges lie at halves, so that every integer lies inside of a bin.
         return [least - 0.5 + width * step for step in range(-(-values // width) + 1)]
     # Halved, because the difference of two large floats may overflow.
     edges = np.unique(2 * np.linspace(least / 2, most / 2, _BINS + 1))

@@ -39,6 +39,7 @@ class ContactSheet:
     def add(self, sample: HeaderSample) -> bool:
         """Adds a face. Returns False if the face was chosen for the sheet and its image cannot be decoded."""
         self._count += 1
+        # Only a chosen face is decoded, so the cost does not grow with the dataset.
         place = len(self._faces) if len(self._faces) < self._size else self._random.randrange(self._count)
         if place >= self._size:
             return True

@@ -32,6 +32,7 @@ class FaultKind(StrEnum):
     IMAGE = "unusable image", _SOURCE
     TWICE = "sample twice", "give every sample its own key and pack it again"
 
+    # The value of a member is its name alone, so that it is a plain text in JSON and stays itself when it is pickled.
     def __new__(cls, name: str, cure: str) -> "FaultKind":
         kind = str.__new__(cls, name)
         kind._value_ = name

@@ -62,6 +62,7 @@ def evenly(manifest: Manifest, look_at: int) -> list[Pick]:
     wanted = max(0, min(look_at, int(ends[-1])))
     places = np.arange(wanted, dtype=np.int64) * int(ends[-1]) // max(wanted, 1)
     parts = np.split(places, np.searchsorted(places, ends[:-1]))
+    # `places` count over the chosen shards laid end to end; each part becomes ids of the whole dataset.
     picks: list[Pick] = []
     for shard, size, end, part in zip(shards, sizes, ends.tolist(), parts, strict=True):
         picks += _picks(manifest, shard, part - (end - size) + firsts[shard])
@@ -83,6 +84,7 @@ def look(reader: Reader, picks: Iterable[Pick]) -> Iterator[tuple[Pick, list[See
 
     If the shard of a pick cannot be read, the error replaces the samples.
     """
+    # `in_order` takes picks ahead of the results, so each pick is remembered until its result comes.
     first, second = tee(picks)
     with ThreadPoolExecutor(_READERS) as pool:
         yield from zip(first, in_order(pool, partial(_open, reader), second, ahead=_READERS), strict=True)

@@ -45,6 +45,7 @@ def _as_text(value: Any) -> Any:
 
     A plain `str` comes from the data and is made printable. Our own markup has another type, and is returned unchanged.
     """
+    # The type is compared exactly, because jinja2's markup is a subclass of str.
     return printable(value, lines=True) if type(value) is str else value
 
 

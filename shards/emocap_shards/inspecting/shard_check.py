@@ -1,4 +1,9 @@
-"""Checks one shard, its index and every sample in it."""
+"""Checks one shard, its index and every sample in it.
+
+The checks go from the whole to the parts, and only what is not explained yet is reported: a wrong index ends the checks
+that need it, the damage of a sample is named by its checksum first and by its contents second, and the digest of the
+shard is reported alone, if nothing else was found. `verify` runs this check in several processes.
+"""
 
 import hashlib
 import io
@@ -111,6 +116,7 @@ def _bytes(tape: Tape, store: Store, shard: Shard, index: ShardIndex | None) -> 
     """
     faults = [] if index is None else list(_samples(store, tape, shard, index))
     last = 0 if index is None else int((index.offsets + index.lengths).max())
+    # The shard is read to its end in any case, because its digest needs every byte.
     faults += _end(tape, shard, last, is_known=index is not None and all(f.kind is not FaultKind.CUT for f in faults))
     if not faults and (found := tape.sha256()) != shard.sha256:  # Other faults say more than the digest.
         reason = f"its SHA-256 is {found[:16]}…, the manifest says {shard.sha256[:16]}…"
@@ -124,6 +130,7 @@ def _samples(store: Store, tape: Tape, shard: Shard, index: ShardIndex) -> Itera
         if len(block) < slot.length:
             yield _cut(tape.position, shard, index, row)
             return
+        # A damaged sample is read a second time. If the bytes differ, the way is at fault and not the store.
         if fault := _sample(block, slot, shard):
             yield _unsteady(store, slot, shard, block) or fault
 
@@ -143,6 +150,7 @@ def _sample(block: bytes, slot: Slot, shard: Shard) -> Fault | None:
         reason = f"{what} (CRC-32C {found:08x}, the index says {slot.crc32c:08x})"
         return _fault(kind, shard, reason, key=slot.key, lost=1)
     try:
+        # From here on the bytes are those that were packed, so what is wrong was packed like this.
         parts = _members(block)
         if parts.key != slot.key:
             raise ValueError(f"the index says this key, but its members have the key {parts.key!r}")

@@ -67,7 +67,10 @@ class ImageStatistics:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Holds the complete summary of a dataset. `stock` is exact; all else describes the samples counted in `looked`.
+    """Holds the complete summary of a dataset.
+
+    `stock` holds the numbers of the manifest, and is exact. All other fields describe only the samples that were read;
+    `looked` says how many these are, how many of them are damaged, and why there are not more.
 
     `sentences` summarises the number of local sentences in a caption. `captions` counts complete captions by a digest,
     so that `captions.total - captions.distinct` of them repeat another one.
@@ -112,12 +115,21 @@ def summarise(
     Raises:
         ManifestError: If there is no dataset.
         StoreError: If the store cannot be read.
+
+    Example:
+        ```python
+        summary = summarise("s3://bucket/faces/train")
+        print(summary.stock.samples, summary.parts["global"].words.mean)
+        Path("faces.html").write_text(page(summary), encoding="utf-8")
+        ```
     """
     store = open_store(url)
     manifest = read_manifest(store)
     reader = Reader(store, manifest)
     picks = everything(manifest) if look_at is None else evenly(manifest, look_at)
     collector = _Collector(manifest.samples if look_at is None else min(look_at, manifest.samples), faces)
+    # A shard that cannot be read costs all samples of the pick; a damaged sample costs itself. Both are counted, and
+    # neither ends the summary.
     for pick, found in look(reader, picks):
         if isinstance(found, DamagedShard):
             collector.lose(len(pick), str(found))

@@ -58,9 +58,11 @@ class Tape:
     def _read_on(self, *, keep_from: int) -> None:
         """Reads the next range, and drops the held bytes before `keep_from`."""
         part = self._store.read_range(self._path, self.position, self.position + self._range_bytes)
+        # A store returns fewer bytes than requested only at the end of the object.
         self._ended = len(part) < self._range_bytes
         self._sha256.update(part)
         self._on_bytes(len(part))
+        # `_held` always begins at `_start` and ends at `position`.
         dropped = min(max(0, keep_from - self._start), len(self._held))
         self._held = self._held[dropped:] + part
         self._start += dropped

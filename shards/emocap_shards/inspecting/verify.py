@@ -1,4 +1,9 @@
-"""Verifies that a dataset is still as it was written, by checking every digest and every sample."""
+"""Verifies that a dataset is still as it was written, by checking every digest and every sample.
+
+Three checks follow each other: the listing of the store against the manifest (`_listing_faults`), each shard by itself
+(`shard_pool` and `shard_check`), and the keys of all shards together (`_repeated_keys`). Faults are yielded as they are
+found, so that the user sees the first ones at once. Nothing is written to the dataset.
+"""
 
 import time
 from collections import Counter
@@ -83,6 +88,12 @@ def verify(
     Raises:
         ManifestError: If there is no dataset, or this version cannot read it.
         StoreError: If the store cannot be listed.
+
+    Example:
+        ```python
+        result = verify("s3://bucket/faces/train", on_fault=print)
+        assert result.whole, f"{result.lost} of {result.samples} samples are lost"
+        ```
     """
     started = time.monotonic()
     store = open_store(url)
@@ -192,6 +203,7 @@ def _listed(shard: Shard, sizes: Mapping[str, int]) -> Iterator[Fault]:
             kind=FaultKind.SIZE, shard=shard.path, reason=f"it has {size:,} bytes, the manifest says {shard.bytes:,}"
         )
     if shard.index_path not in sizes:
+        # If the shard is missing too, its samples are already counted as lost.
         lost = shard.samples if size is not None else 0
         reason = f"its index {shard.index_path} is missing"
         yield Fault(kind=FaultKind.MISSING_INDEX, shard=shard.path, reason=reason, lost=lost)
@@ -207,6 +219,8 @@ def _recognised(
     faults = checked.faults
     owner = owners.get(checked.sha256)
     if owner is not None and checked.sha256 != shard.sha256:
+        # The bytes belong to another shard, so nothing that was found in them says anything. Only the faults of the
+        # index stay.
         faults = tuple(fault for fault in checked.faults if fault.kind in {FaultKind.INDEX, FaultKind.INDEX_DIGEST})
         lost = sum(fault.lost for fault in checked.faults) - sum(fault.lost for fault in faults)
         yield Fault(kind=FaultKind.SWAPPED, shard=shard.path, reason=f"its bytes are those of {owner}", lost=lost)
@@ -225,6 +239,7 @@ def _repeated_keys(
     each shard, which take 8 bytes of memory for each sample. Equal hashes show which shards may share keys, and only
     the indexes of these shards are read again.
     """
+    # Different keys may have the same hash of 64 bits. So equal hashes are only a suspicion, which the keys decide.
     ordered = np.sort(np.concatenate([np.zeros(0, np.uint64), *hashes]))
     repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
     if not repeated.size:

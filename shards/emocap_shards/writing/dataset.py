@@ -84,6 +84,7 @@ class DatasetSource:
         """
         parts = zip(self.urls, self.manifests, self._firsts.tolist(), strict=False)
         readers = [Reader(open_store(url), manifest, first=first, place=f"{url}/") for url, manifest, first in parts]
+        # One thread fetches the groups in their order, while the consumer writes the ones before.
         with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as thread:
             for group in in_order(thread, partial(self._fetch, readers), self._groups(), ahead=_GROUPS):
                 yield from group
@@ -127,6 +128,8 @@ def _read(reader: Reader, manifest: Manifest, ids: Ids) -> list[Fetched]:
         return reader.fetch(ids)
     except DamagedShard as error:
         shards = ShardLayout(manifest.counts).shard_of(ids)
+        # If all ids are of one shard, it is the one that cannot be read. Otherwise each shard is read by itself, so
+        # that the others lose nothing.
         if (shards == shards[0]).all():
             return [DamagedSample(f"sample {index}: {error}", shard=error.shard) for index in ids.tolist()]
     return _by_group(ids, shards, lambda _, own: _read(reader, manifest, own))

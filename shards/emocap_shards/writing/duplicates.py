@@ -113,6 +113,8 @@ class FingerprintIndex:
         if (same := self._digests.get(digest)) is not None:
             return self._keys[same], 0, True
         number = int.from_bytes(value)
+        # Only samples that share a band are compared; the docstring of the module says why that misses none within the
+        # limit. Among equally similar samples the earliest is chosen.
         near = {other for band, bits in zip(self._bands, _bands(value), strict=True) for other in band.get(bits, ())}
         best = min((((self._hashes[other] ^ number).bit_count(), other) for other in near), default=None)
         if best is None or best[0] > self._bits:

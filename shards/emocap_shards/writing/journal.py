@@ -4,6 +4,10 @@ Each finished shard has one small JSON file, such as `journal/shard-000000.json`
 its index. The file records the options of the pack, and the rows of the source from which the shard was made: their
 number, and a digest of their stamps (`SourceRow.stamp`). A resumed pack with another source or other options is
 refused. The journal is deleted when the manifest is written.
+
+The order of the writes is what makes resuming safe: an entry exists only after its shard and index are stored, and the
+entries are written in the order of the shards. So a crash leaves at most one shard without an entry, which is written
+again.
 """
 
 import hashlib
@@ -90,6 +94,8 @@ class Journal:
 
     def put(self, number: int, entry: JournalEntry) -> None:
         origin = {**asdict(entry.origin), "fingerprints": entry.origin.fingerprints.hex()}
+        # The origin is stored as "stretch", its name in an earlier version, so that a pack which that version began can
+        # resume.
         value = {"schema": _SCHEMA, "options": self.options, "shard": asdict(entry.shard), "stretch": origin}
         self.store.put(_path(number), json.dumps(value, ensure_ascii=False, sort_keys=True).encode())
 
@@ -131,6 +137,7 @@ class Journal:
             raise RecordError(f"{where} is not a journal of a pack ({error!r}); delete {self.store.url}.") from error
 
     def _check_options(self, found: Mapping[str, Any], schema: int) -> None:
+        # Both sides of the comparison have passed JSON, which makes lists of tuples.
         wanted = json.loads(json.dumps(self.options))
         names = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
         if names or schema != _SCHEMA:
@@ -145,6 +152,7 @@ class Journal:
 
         `sizes` maps each path in the store to its size.
         """
+        # The shard itself is compared by its size alone, because its digest would need all of its bytes.
         if sizes.get(shard.path) != shard.bytes or shard.index_path not in sizes:
             return False
         index = self.store.read(shard.index_path, limit_bytes=most_index_bytes(shard))

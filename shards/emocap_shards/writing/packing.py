@@ -1,6 +1,11 @@
 """Packs the rows of a source into a dataset.
 
 Rows are prepared in parallel and written in order, and an interrupted pack resumes after its last finished shard.
+
+`pack` does all of this in order: refuse an existing dataset, repeat the decisions about the rows of finished shards
+(`RowLedger.replay`), prepare the other rows in worker processes (`workers.prepared`), decide about each in order
+(`RowLedger.admits`), write shards (`ShardWriter`), and write the manifest last. All decisions are made in this process
+and in the order of the rows, so the result does not depend on the number of workers.
 """
 
 import json
@@ -52,6 +57,7 @@ class PackConfig:
 
     def describe(self) -> dict[str, Any]:
         """Returns the settings as the journal stores them."""
+        # `skip_bad` is missing on purpose: it may change between an interrupted pack and its continuation.
         rule = self.duplicates and asdict(self.duplicates)
         return {
             "shard_samples": self.size.samples,
@@ -120,6 +126,13 @@ def pack(
         RecordError: If there is no row, more than `skip_bad` rows are unusable, another pack writes to the URL, or the
             URL holds an unfinished pack of another source or with other options.
         StoreError: If the store fails.
+
+    Example:
+        ```python
+        source = open_source("faces.csv", TableColumns(image="path", global_="caption", labels=("emotion",)))
+        packed = pack(source, "s3://bucket/train", PackConfig(skip_bad=100), processes=8)
+        print(packed.manifest.samples, packed.skipped)
+        ```
     """
     options = options or PackConfig()
     store = open_store(url)
@@ -128,6 +141,8 @@ def pack(
     ledger = RowLedger(options.skip_bad, options.duplicates)
     rows = _numbered(source.rows()) if options.number_keys else iter(source.rows())
     reporter = _ProgressReporter(progress or (lambda _: None))
+    # The rows of finished shards are taken from `rows` and decided again, so that keys, duplicates and bad rows are
+    # known and the iterator is at the first row that is not stored.
     finished = journal.finished()
     for entry in finished:
         ledger.replay(entry, rows, url=store.url)
@@ -144,6 +159,8 @@ def pack(
     if not shards:
         others = f" It holds {described(left)}." if (left := _left_out(source)) else ""
         raise RecordError(f"there is no record to write to {url}; check the source.{others}")
+    # Everything else is stored before the manifest, with which the dataset begins to exist for readers. After a crash
+    # from here on, the same command finds all shards finished, or a dataset with a journal that it deletes.
     _refuse_another_pack(store, journal, shards)
     _report(store, ledger)
     manifest = Manifest(tuple(shards))

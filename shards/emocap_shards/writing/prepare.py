@@ -86,6 +86,7 @@ class PrepareConfig:
 
     def describe(self) -> dict[str, Any]:
         """Returns the settings that determine the bytes of a dataset, with the version of the library that encodes."""
+        # Another version of Pillow may encode the same pixels to other bytes.
         encoding = self.encoding and {**asdict(self.encoding), "pillow": PIL.__version__}
         return {"encoding": encoding, "fingerprints": self.fingerprints}
 
@@ -140,6 +141,7 @@ def _prepare(row: SourceRow, recipe: PrepareConfig, mark: bytes) -> Prepared:
     if len(image) > MAX_FILE_BYTES:
         raise RecordError(f"the image has {len(image)} bytes; the limit is {MAX_FILE_BYTES}")
     if recipe.trusted:
+        # The checksum has shown that the bytes are those that were packed, so no pixel is decoded again.
         checked_header(image, row.extension)
         load_annotation(annotation)
         return Prepared(row.where, row.key, row.extension, image, annotation, mark)

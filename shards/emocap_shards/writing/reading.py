@@ -50,6 +50,8 @@ def matching(pattern: str) -> Iterator[tuple[Store, str]]:
     """
     found = False
     for url in braceexpand.braceexpand(pattern) if "{" in pattern else [pattern]:
+        # A file whose name itself has such a character is taken literally. Otherwise the folder before the first wild
+        # card is opened.
         literal = url if Path(url).is_file() or not _WILD.search(url) else _WILD.split(url)[0]
         folder = posixpath.dirname(literal)
         store, rest = open_store(folder or "."), url[len(folder) :].lstrip("/")

@@ -52,6 +52,7 @@ class LocalFile:
             found = [os.path.realpath(os.path.join(start, self.path)) for start in (self.root, self.table) if start]  # noqa: PTH118
         except (OSError, ValueError) as error:
             raise RecordError(f"{short(self.path)} is not a path of a file ({error})") from error
+        # Links are resolved before the comparison, so a link that leads out of `root` is found too.
         for real in found:
             if real.startswith(self.root.rstrip("/") + "/"):
                 return real
@@ -142,7 +143,11 @@ class BadRow:
         return printable(f"{self.where}: {self.reason}" if self.where else self.reason)
 
     def stamp(self) -> bytes:
-        """Returns `mark`, or a digest of the reason if there is no `mark`."""
+        """Returns bytes that change when the row changes: `mark`, or a digest of the reason if there is no `mark`.
+
+        The journal keeps a digest of the stamps of a shard's rows. A pack that resumes computes it again from the
+        source, and is refused if it differs.
+        """
         return self.mark or hashlib.sha256(self.reason.encode()).digest()
 
 

@@ -1,4 +1,9 @@
-"""Decides for each row, in order, whether its sample is written, and records bad rows, repeated keys and duplicates."""
+"""Decides for each row, in order, whether its sample is written, and records bad rows, repeated keys and duplicates.
+
+A decision depends on all earlier rows: on their keys, their fingerprints and the number of bad ones. So it is made in
+one process, in order, after the rows were prepared in parallel. A pack that resumes makes the same decisions again from
+the journal.
+"""
 
 import hashlib
 from collections.abc import Iterator
@@ -77,6 +82,7 @@ class RowLedger:
                 f"{url} holds an unfinished pack of another source (the rows of {entry.shard.path} have changed): "
                 "give the same source to resume it, choose another URL, or delete it."
             )
+        # The journal has fingerprints of the usable rows only, so these are counted by themselves.
         bad = {number: BadRow(where, reason) for number, where, reason in entry.origin.bad}
         good = 0
         for number, (where, key) in enumerate(taken):

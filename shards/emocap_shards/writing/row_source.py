@@ -11,7 +11,11 @@ _KINDS = 1000
 
 @runtime_checkable
 class RowSource(Protocol):
-    """Provides rows. Every call of `rows` must yield the same rows in the same order, so that a pack can resume."""
+    """Provides rows. Every call of `rows` must yield the same rows in the same order, so that a pack can resume.
+
+    A row has to be cheap, because it is made in the main process: an image on a disk is a `LocalFile`, which a worker
+    process reads later. docs/extend/source.md shows how to write a source.
+    """
 
     @property
     def total(self) -> int | None:

@@ -98,11 +98,14 @@ class ShardWriter:
                 with _disk():
                     self._tar.close()
         finally:
+            # The uploads read from the folder, so it is deleted after they have ended.
             self._thread.shutdown(wait=True)
             self._folder.cleanup()
 
     def add(self, sample: Prepared) -> None:
         """Writes the sample into the current shard, or into the next shard if it does not fit."""
+        # The sample that does not fit begins the next shard. Rows that were left out before it belong to the shard that
+        # is closed here.
         if self._tar and not self._size.has_room(self._tar, sample):
             self._hand_over(self._tar)
         if not self._tar:
@@ -131,6 +134,7 @@ class ShardWriter:
         with _disk():
             tar.close()
         self._pending.append(self._thread.submit(self._upload, number, tar, origin))
+        # Uploads that have ended are collected at once, for the report of progress; others only if too many wait.
         while len(self._pending) > _WAITING or (self._pending and self._pending[0].done()):
             self._collect()
 
@@ -148,7 +152,9 @@ class ShardWriter:
         shard = Shard(
             path, len(sealed.slots), sealed.bytes, sealed.sha256, index_path, hashlib.sha256(index).hexdigest()
         )
+        # Another pack may have finished at this URL meanwhile, and its shards have the same names.
         refuse_dataset(self._store)
+        # The journal entry is the last of the three: after a crash before it, the shard is written again.
         self._store.put_file(path, tar.path)
         self._store.put(index_path, index)
         self._journal.put(number, JournalEntry(shard, origin))

@@ -53,6 +53,7 @@ class TarFile:
 
     def bytes_with(self, image: bytes, annotation: bytes) -> int:
         """Returns the number of bytes of the closed tar if a sample with these members were its last."""
+        # Each member is a header and its contents, padded to whole blocks; two blocks of zeros end the tar.
         return self.stop + sum(_BLOCK + len(data) + -len(data) % _BLOCK for data in (image, annotation)) + _END
 
     def add(self, key: str, extension: str, image: bytes, annotation: bytes) -> None:

@@ -52,6 +52,7 @@ def unpack(
     if names != sorted(names):
         (partial / ORDER).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
     if target.exists():
+        # It is empty, as was checked above.
         target.rmdir()
     shutil.move(partial, target)
     return Unpacked(len(names), tuple(damaged))

@@ -17,7 +17,7 @@ from emocap_shards.writing.row import BadRow, SourceRow
 
 _TOGETHER_BYTES = 1 << 22
 _TOGETHER_ROWS = 64
-_FIRST_ROWS = 4
+_FIRST_ROWS = 4  # The rows of a group while no size of an image is known.
 
 
 def prepared(rows: Iterable[SourceRow | BadRow], recipe: PrepareConfig, processes: int) -> Generator[Prepared | BadRow]:
@@ -38,6 +38,7 @@ def prepared(rows: Iterable[SourceRow | BadRow], recipe: PrepareConfig, processe
     work = partial(prepare_all, recipe=recipe)
     with ProcessPoolExecutor(processes, mp_context=context, initializer=_begin) as pool:
         try:
+            # `iter` ends at the first empty group, after the last row.
             for results in in_order(pool, work, iter(groups.take, []), ahead=2 * processes):
                 yield from groups.weigh(results)
         except BrokenProcessPool as error:
@@ -80,6 +81,7 @@ def _begin() -> None:
 
 
 def _end_with_parent() -> None:
+    # A parent that was killed cannot end its workers, which would otherwise wait for work without end.
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -111,6 +111,7 @@ class ParquetSource:
 
 def rows_of(batch: Any) -> Iterator[dict[str, Any]]:
     """Yields the rows of a record batch as dictionaries: 64 at a time, or one by one if 64 could exceed 256 MiB."""
+    # If rows share bytes, each of them may be as large as the whole batch.
     times = TOGETHER if _SHARED.search(str(batch.schema.types)) else 1
     for start in range(0, batch.num_rows, TOGETHER):
         part = batch.slice(start, TOGETHER)

@@ -47,8 +47,16 @@ def open_source(
 
     Raises:
         RecordError: If there is no source of a known kind.
+
+    Example:
+        ```python
+        open_source("faces/")  # images, each with a .json
+        open_source("faces.csv", TableColumns(image="path", global_="caption"))
+        open_source("s3://bucket/laion-*.tar", TableColumns(global_="txt"))
+        ```
     """
     text = str(where)
+    # The order matters: a pattern of tars may be a URL too, and every other URL must be that of a packed dataset.
     if _TAR.search(text):
         # The webdataset library imports torch, which the other sources do not need.
         from emocap_shards.writing.sources.tars import TarsSource

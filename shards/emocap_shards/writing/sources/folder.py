@@ -88,7 +88,7 @@ def _walk(root: str, below: str, left_out: Counter[str]) -> Iterator[str | BadRo
 
 
 def _file(entry: "os.DirEntry[str]", below: str, stems: set[str], left_out: Counter[str]) -> str | BadRow | None:
-    """Returns the path of an image, a bad row, or None for a file that the source ignores."""
+    """Returns the path if the file is an image, a `BadRow` if it is a fault, and None if the source ignores it."""
     stem, extension = _split(entry.name)
     if entry.name.startswith(MACOS):
         leave_out(left_out, f"{MACOS}* of macOS")

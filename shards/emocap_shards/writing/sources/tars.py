@@ -145,6 +145,7 @@ def _members(
                 if not wanted:
                     leave_out(left_out, f".{extension}")
                 size = member.size if wanted else 0
+                # The members of a sample are neighbours, so the sum begins again where the key changes.
                 sample, sample_bytes = key, size + (sample_bytes if key == sample else 0)
                 fits = sample_bytes <= _MAX_SAMPLE_BYTES
                 data = (_content(tar, member) if size else b"") if fits else None
@@ -171,6 +172,7 @@ def _fault(member: tarfile.TarInfo, seen: set[str]) -> str:
         return "its name has no extension, so that it belongs to no sample"
     if member.size > MAX_FILE_BYTES:
         return f"it has {member.size} bytes; the limit is {MAX_FILE_BYTES}"
+    # webdataset's `group_by_keys` would end the whole tar at a second member of the same name.
     name = member.name.lower()
     if name in seen:
         return "the tar has two members of this name"

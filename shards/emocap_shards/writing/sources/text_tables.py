@@ -66,6 +66,7 @@ class DelimitedSource:
         with _read(self.path), self.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             _refuse_utf16(file.buffer.peek(2)[:2], self.path)  # pyright: ignore[reportAttributeAccessIssue]
             delimiter = self._delimiter(file.readline(_HEADER))
+            # The whole table is read with the delimiter that was found, from its header on.
             file.seek(0)
             table = csv.reader(file, delimiter=delimiter, strict=True)
             header = _header(table, str(self.path))
