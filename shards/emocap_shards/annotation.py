@@ -2,6 +2,9 @@
 
 An image with several captions has its first caption under "caption", and the others, in the same form, in a list under
 "further".
+
+Readers accept any JSON with this content. The writer's form is one line with sorted keys, because equal samples must be
+equal bytes: the digests of shards depend on it.
 """
 
 import json
@@ -29,6 +32,8 @@ def dump_annotation(caption: Caption, labels: Labels, further: Sequence[Caption]
 
 def normal_annotation(data: bytes | memoryview) -> bytes:
     """Returns an annotation in the form of `dump_annotation`, except that integer labels are not converted to floats.
+
+    So an annotation that comes from a shard keeps its bytes when it is packed again.
 
     Raises:
         AnnotationError: If `load_annotation` would refuse `data`.
@@ -67,12 +72,14 @@ def _line(parts: Sequence[dict[str, Any]], labels: Labels) -> bytes:
     annotation: dict[str, Any] = {"caption": parts[0], "labels": labels}
     if parts[1:]:
         annotation["further"] = parts[1:]
+    # This form is a part of the format. Another writer of JSON, or other options, would change the digests of equal
+    # data, which a test pins.
     return json.dumps(annotation, ensure_ascii=False, sort_keys=True, allow_nan=False).encode()
 
 
 def _parts(caption: Caption) -> dict[str, Any]:
     parts = {"global": caption.global_, "local": list(caption.local), "summary": caption.summary}
-    _caption(parts)
+    _caption(parts)  # Raises the error that a reader would raise.
     return parts
 
 
@@ -109,5 +116,6 @@ def _with_floats(labels: Labels) -> Labels:
 
 
 def _is_label(value: object) -> bool:
+    # For Python, True and False are integers too, but they are not labels.
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return isinstance(value, str) or is_number

@@ -24,7 +24,10 @@ _WAIT_S = 0.2
 
 
 class Background:
-    """One daemon thread that does the submitted work in order."""
+    """One daemon thread that does the submitted work in order.
+
+    The owner calls `close` when it needs the thread no longer. Work that is submitted after that is never done.
+    """
 
     def __init__(self, name: str) -> None:
         self._work: SimpleQueue[Work | None] = SimpleQueue()
@@ -42,6 +45,7 @@ class Background:
 
         Running work is not interrupted.
         """
+        # First of all, because the thread may take the next work while the loop below empties the queue.
         self._closed = True
         with suppress(Empty):
             while work := self._work.get_nowait():
@@ -77,7 +81,7 @@ def _call_off(future: Future[Any]) -> None:
 def concurrently(act: Callable[[Item], Result], items: Sequence[Item], *, at_once: int) -> list[Result]:
     """Returns `act(item)` for every item, in order, with at most `at_once` calls at the same time.
 
-    The first error, in the order of the items, is raised.
+    The first error, in the order of the items, is raised. Calls that are running at that moment are not waited for.
     """
     threads = [Background(f"concurrently-{number}") for number in range(min(at_once, len(items)))]
     try:
@@ -104,6 +108,8 @@ def in_order(
     source = iter(items)
     begun: deque[Future[Result]] = deque()
     try:
+        # `begun` holds the futures in the order of the items: at most `ahead` of them, whether done or not. An item is
+        # submitted only when the consumer has asked for a further result, so a slow consumer bounds the memory.
         begun.extend(pool.submit(work, item) for item in islice(source, ahead))
         while begun:
             yield _result(begun.popleft(), waiting)
@@ -130,9 +136,11 @@ def ahead(
 
     A second thread calls `warm` for up to `warmed_ahead` items before they are fetched. The consumer is waiting for the
     first item. Therefore only this item is fetched with `direct=True`, which asks for the fastest way to one item, and
-    warming begins after it.
+    warming begins after it. `items` is consumed in the calling thread. The threads end when the generator is exhausted
+    or closed.
     """
     fetcher, warmer = Background("fetch"), Background("warm")
+    # An item passes through two queues: `upcoming` while it may be warmed, and `begun` once its fetch is submitted.
     upcoming: deque[tuple[Item, Future[None] | None]] = deque()
     begun: deque[Future[Result]] = deque()
 
@@ -146,6 +154,7 @@ def ahead(
         for number, item in enumerate(items):
             if number == 0:
                 begun.append(fetcher.submit(partial(fetch, item, True)))
+                # This work occupies the warmer until the first item is fetched.
                 warmer.submit(partial(wait, [begun[0]]))
             else:
                 # An error of `warm` may be ignored, because `fetch` raises it too.
@@ -154,6 +163,7 @@ def ahead(
                 fetch_next()
             if len(begun) > FETCHED_AHEAD:
                 yield begun.popleft().result()
+        # No item is left: the rest of both queues is delivered.
         while begun or upcoming:
             if upcoming:
                 fetch_next()

@@ -27,7 +27,7 @@ from emocap_shards.segment import Segment, ShardRows, Span
 
 Fetch = Callable[[Sequence[Span]], list[bytes]]
 
-# Segments that a process fetches together, and holds in memory at that time.
+# Segments that a process fetches together, and holds in memory at that time, about 32 MiB.
 IN_FLIGHT = 8
 # How long another process may take for a segment. After that its samples are read from the store.
 WAIT_S = 60.0
@@ -51,7 +51,17 @@ class _Experience:
 
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """Keeps at most `max_bytes` of segments in `folder`, the most recently used ones."""
+    """Keeps at most `max_bytes` of segments in `folder`, the most recently used ones.
+
+    All processes and threads of a node may use the same folder at the same time; they share its contents and its bound.
+    The folder must be on a disk of the node, because the locks are those of `flock` (decision 13). A pickled cache is
+    its folder and its bound: nothing has to be closed, and the folder outlives the process.
+
+    Example:
+        ```python
+        stream = Stream(url="s3://bucket/faces", global_batch=4096, cache=Cache("/nvme/shards", max_bytes=64 << 30))
+        ```
+    """
 
     folder: str
     max_bytes: int
@@ -82,9 +92,12 @@ class Cache:
         Raises:
             StoreError: If the folder cannot be used when it is first tried, or `fetch` fails.
         """
+        # A segment that is larger than the whole cache would never fit, so it is not fetched here.
         missing = {segment.name: segment for segment in segments if segment.size_bytes <= self.max_bytes}
         waited_s = 0.0
         while self._keeps() and missing:
+            # A round fetches up to IN_FLIGHT segments that no other process is fetching. If it finds none, others are
+            # fetching all that is missing: then this process waits, but only for those that give a sign of life.
             before = len(missing)
             yield from self._fetch_free(missing, fetch)
             if missing and len(missing) == before:
@@ -101,6 +114,7 @@ class Cache:
         except OSError:
             return None
         try:
+            # The time of the file is the time of its last use, by which the ledger chooses what to evict.
             with suppress(OSError):  # The disk may have become read-only.
                 os.utime(file)
             return [os.pread(file, length, start) for start, length in segment.places(wanted)]
@@ -119,6 +133,8 @@ class Cache:
         if time.monotonic() < self._seen.rests_until:
             return False
         if not self._seen.usable:
+            # An unusable folder is an error only at the first attempt. Whatever the disk does later, the run continues
+            # without the cache (decision 13).
             try:
                 make_own_folder(self.folder)
                 with self._ledger.opened():
@@ -147,6 +163,8 @@ class Cache:
 
         Segments that are already in the cache are removed from `missing` too.
         """
+        # A segment gets its final name while its `.part` file is still locked. So whoever gets the lock next finds
+        # either the complete segment or none. After the renaming `release` only unlocks.
         with ExitStack() as claims:
             mine: list[tuple[Segment, int]] = []
             for name, segment in list(missing.items()):
@@ -173,13 +191,18 @@ class Cache:
             with ExitStack() as unless_mine:
                 file = open_own(part, os.O_RDWR | os.O_CREAT)
                 unless_mine.callback(os.close, file)
+                # Until the lock is held, this process must only close the file. Afterwards it must also delete it.
                 if not locked(file, wait_s=0):
                     return None
                 unless_mine.pop_all()
                 unless_mine.callback(release, file, part)
+                # Between the opening and the locking, the former owner may have renamed or deleted the file. The lock
+                # would then be on a file that no other process looks at.
                 if not is_at(file, part) or _is_there(self._file(segment)):
                     return None
+                # A process that was killed may have left bytes here.
                 os.ftruncate(file, 0)
+                # A sign of life for the processes that wait (`_may_come`).
                 os.utime(file)
                 unless_mine.pop_all()
                 return file
@@ -197,7 +220,7 @@ class Cache:
         """
         try:
             return time.time() - self._part(segment).stat().st_mtime < WAIT_S
-        except OSError:
+        except OSError:  # The other process may just have finished or given up; the next round shows which.
             return True
 
     def _keep(self, segment: Segment, file: int, data: bytes) -> None:
@@ -205,11 +228,14 @@ class Cache:
 
         The bytes are booked before they are written, so that a crash in between never leads to more than `max_bytes`.
         """
+        # A full disk is met once by evicting half of the cache. If that does not help, this process stores nothing for
+        # REST_S (decision 13).
         for last in (False, True):
             try:
                 if self._keeps() and self._ledger.book(file, len(data), halve=last):
                     if os.pwrite(file, data, 0) < len(data):
                         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                    # Nothing is flushed to the disk, because readers verify every sample that they read from the cache.
                     self._part(segment).replace(self._file(segment))
                 break
             except FileNotFoundError:
@@ -231,7 +257,11 @@ class Cache:
 
 
 def _intact(segments: Sequence[Segment], fetch: Fetch) -> list[bytes]:
-    """Returns the bytes of the segments. Damaged ones are fetched once more, because bits may flip in the transfer."""
+    """Returns the bytes of the segments. Damaged ones are fetched once more, because bits may flip in the transfer.
+
+    A segment may still be damaged after that. It is stored all the same, because the damage may concern one sample, and
+    the reader examines each sample by itself.
+    """
     parts = fetch([segment.span for segment in segments])
     again = [number for number, segment in enumerate(segments) if not segment.is_intact(parts[number])]
     for number, part in zip(again, fetch([segments[number].span for number in again]) if again else [], strict=True):

@@ -21,7 +21,8 @@ from emocap_shards.local_files import UnsafePath, locked, open_own
 WAIT_S = 30.0
 # A `.part` file of this age has no owner even if it is locked: a forked child may have inherited the lock.
 ABANDONED_S = 3600
-# An eviction leaves this share of `max_bytes` in use.
+# An eviction leaves this share of `max_bytes` in use. It looks at every file, so it makes room for many bookings at
+# once.
 FILLED = 0.9
 
 
@@ -48,13 +49,19 @@ class CacheLedger:
             Whether the bytes are booked.
         """
         with self.opened() as ledger:
+            # If this is the second call for the file, its first size must not be counted by `_evict`.
             os.ftruncate(file, 0)
             said = os.pread(ledger, 64, 0)
+            # A ledger without a number counts as full, so that `_evict` counts the files anew.
             total = (int(said) if re.fullmatch(rb"\d{1,18}", said) else self.max_bytes) + count
+            # The counted bytes replace those of the ledger, so an error of the ledger lasts only until the cache is
+            # full.
             if halve or total > self.max_bytes:
                 total = self._evict(int(self.max_bytes * FILLED) - count, halve=halve) + count
             has_room = total <= self.max_bytes
             # Overwritten in place with a fixed length: this works on a full disk, and a crash leaves no partial number.
+            # The ledger is written before the file grows: a crash between the two leaves the number too high, not too
+            # low.
             os.pwrite(ledger, b"%018d" % (total if has_room else total - count), 0)
             os.ftruncate(ledger, 18)
             os.ftruncate(file, count if has_room else 0)
@@ -72,6 +79,8 @@ class CacheLedger:
         try:
             if not locked(file, wait_s=WAIT_S):
                 raise TimeoutError(errno.ETIMEDOUT, f"another process has held the ledger for {WAIT_S:.0f} s")
+            # Unlocked explicitly: a child that was forked meanwhile holds the lock with its own descriptor, which the
+            # `close` below does not close.
             try:
                 yield file
             finally:
@@ -120,6 +129,7 @@ def _live_bytes(part: Path, now: float) -> int:
     except (FileNotFoundError, UnsafePath):
         return 0
     if locked(file, wait_s=0):
+        # The lock is free, so its owner has died.
         release(file, part)
         return 0
     try:

@@ -11,7 +11,15 @@ from emocap_shards.errors import PlanError
 class Cursor:
     """A position in a stream: all ranks together have consumed `position` samples of epoch `epoch`.
 
-    It does not depend on the number of ranks, so a run can resume at any world size.
+    It does not depend on the number of ranks, so a run can resume at any world size. The cursor that comes with a step
+    (`RankStep.cursor`) is the position after the step; a stream that starts there begins with the next one. Cursors of
+    one stream are ordered: the later position is the larger one. The position may lie at the end of its epoch.
+
+    Example:
+        ```python
+        cursor = Cursor(epoch=2, position=4096)
+        assert Cursor.from_json(cursor.to_json()) == cursor
+        ```
     """
 
     epoch: int = 0
@@ -33,6 +41,7 @@ class Cursor:
             PlanError: If a number is missing, or is not a non-negative integer.
         """
         numbers = value.get("epoch"), value.get("position")
+        # For Python, JSON's true is an integer too.
         if not all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
             raise PlanError(f"{value!r} is not a cursor; a cursor has the integers epoch and position.")
         return cls(value["epoch"], value["position"])

@@ -69,6 +69,8 @@ def decode_image(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS) -> U
         ImageError: If the bytes are not a complete JPEG, PNG or WebP, or the image has more than `max_pixels`
             pixels or more than `MAX_SCANS` scans.
     """
+    # The two bytes may also occur in metadata, such as a thumbnail, so this is an upper bound of the scans. Image data
+    # cannot contain them, because a JPEG writes FF as FF 00 there.
     if data[:3] == _JPEG and (scans := bytes(data).count(_SCAN)) > MAX_SCANS:
         raise ImageError(f"the JPEG has {scans} scans, more than {MAX_SCANS}: save it again")
     if (pixels := _plain_jpeg(data, max_pixels)) is not None:
@@ -115,6 +117,8 @@ def _plain_jpeg(data: bytes | memoryview, max_pixels: int) -> UInt8[np.ndarray, 
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        # The header alone was read so far. An image with other colours or with too many pixels is left to Pillow, which
+        # handles it or refuses it.
         if colours not in {"Gray", "YCbCr"} or int(height) * int(width) > max_pixels:
             return None
         return simplejpeg.decode_jpeg(data)
@@ -123,7 +127,11 @@ def _plain_jpeg(data: bytes | memoryview, max_pixels: int) -> UInt8[np.ndarray, 
 
 
 def _may_have_exif(data: bytes | memoryview) -> bool:
-    """Returns whether there may be EXIF among the APPn and COM segments at the beginning of a JPEG."""
+    """Returns whether there may be EXIF among the APPn and COM segments at the beginning of a JPEG.
+
+    In case of doubt the result is True, and Pillow decodes the image.
+    """
+    # A segment is FF, its marker, and its length in two bytes that count themselves. E0 to EF are APPn, and FE is COM.
     place = 2
     while place + 4 <= len(data):
         marker = data[place + 1]
@@ -185,6 +193,7 @@ def _opened(data: bytes | memoryview, max_pixels: int) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=known)
     except UnidentifiedImageError:  # Pillow's message contains only an address in memory.
         raise ImageError(_refusal(bytes(data[:64]))) from None
+    # Pillow has read only the header so far, and decodes the pixels when they are used.
     if image.width * image.height > max_pixels:
         raise ImageError(f"the image is {image.width} x {image.height}, more than {max_pixels} pixels; make it smaller")
     return image

@@ -15,6 +15,10 @@
     └── BudgetSpent           more samples were quarantined than the error budget allows
 
 A message says what went wrong, where it happened (URL, shard, key) and what to do.
+
+Callers distinguish `NotFound`, `TooLarge` and `ConditionFailed` from other store errors, because these three say
+something about the object and not about the store. A reader returns `DamagedSample` as a value, so that the stream can
+leave the sample out; it raises `DamagedShard`, because then no sample of the shard can be read.
 """
 
 

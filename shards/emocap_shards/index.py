@@ -1,4 +1,9 @@
-"""Defines the index of a shard, with the place and the checksum of each sample, and reads indexes from a store."""
+"""Defines the index of a shard, with the place and the checksum of each sample, and reads indexes from a store.
+
+The index is what makes a single sample of a tar readable: with it, a sample is one range of bytes that can be checked
+by itself. It comes from the store of the dataset and is not trusted: its digest must be the one in the manifest, and
+every number in it is bounded before it is used.
+"""
 
 import hashlib
 import io
@@ -55,7 +60,8 @@ class Slot:
 class ShardIndex:
     """The slots of one shard, stored as columns in the order of the tar.
 
-    The file of an index is one structured array in a .npy.
+    The file of an index is one structured array in a .npy. Offsets and lengths are in bytes. An index from `load_index`
+    is in ascending order without overlaps, and its keys are UTF-8.
     """
 
     encoded_keys: np.ndarray
@@ -93,6 +99,7 @@ def load_index(data: bytes, *, shard: str) -> ShardIndex:
     try:
         rows = _rows(data)
         columns = [np.ascontiguousarray(rows[name]) for name in ("key", "offset", "length", "crc32c")]
+        # A key that is not UTF-8 is found here, and not when its sample is read.
         for key in columns[0]:
             key.decode()
         index = ShardIndex(*columns)
@@ -133,6 +140,8 @@ class Indexes:
         self._shards = shards
         self._kept: OrderedDict[int, ShardIndex] = OrderedDict()
         self._samples = 0
+        # It protects `_kept` and `_samples`, and is not held while indexes are read, so that threads read at the same
+        # time. Two threads may then read the same index, which is harmless: both get the same content.
         self._lock = threading.Lock()
 
     def of(self, numbers: Sequence[int]) -> list[ShardIndex]:

@@ -27,6 +27,9 @@ class MixtureDataset:
 class Library:
     """Datasets whose samples are numbered consecutively: the numbers of the second follow those of the first.
 
+    A store in a folder of this machine is read without the cache, which would only copy its files. Threads may share a
+    library.
+
     Attributes:
         layouts: The layout of the shards of each dataset.
         samples: The number of samples of each dataset.
@@ -75,6 +78,7 @@ class Library:
 
     def fetch(self, ids: Ids, *, direct: bool = False) -> list[Encoded | DamagedSample]:
         """Fetches samples as `Reader.fetch` does, but `ids` are numbered consecutively over all datasets."""
+        # Every id belongs to one dataset, so each place in `found` is filled once.
         found: list[Encoded | DamagedSample | None] = [None] * len(ids)
         for dataset, places in self._by_dataset(ids):
             fetched = self._readers[dataset].fetch(ids[places] - self._firsts[dataset], direct=direct)

@@ -54,6 +54,8 @@ def open_regular(path: str | Path, flags: int = os.O_RDONLY, mode: int = 0o666, 
         OSError: As `os.open` does; a folder is an `IsADirectoryError`.
     """
     try:
+        # With O_NONBLOCK the opening of a pipe returns at once, with or without an error, instead of waiting for its
+        # other end.
         file = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW), mode)
     except OSError as error:
         if error.errno == errno.ELOOP:
@@ -61,6 +63,7 @@ def open_regular(path: str | Path, flags: int = os.O_RDONLY, mode: int = 0o666, 
         if error.errno in _NO_FILE:
             raise _irregular(path, Path(path).stat().st_mode) from error
         raise
+    # The open file is examined, and not the path, at which another file may lie by now.
     status = os.fstat(file)
     if stat.S_ISREG(status.st_mode):
         return file
@@ -92,6 +95,7 @@ def make_own_folder(folder: str | Path) -> None:
         OSError: If the folder cannot be made.
     """
     Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+    # A link to a folder is allowed if both belong to this user, or if root has made the link to a folder of this user.
     name, status = os.lstat(folder), os.stat(folder)  # noqa: PTH116 - the link, and the folder that it leads to
     foreign = next((uid for uid in (status.st_uid, name.st_uid) if uid != os.geteuid()), None)
     if foreign is not None and not (stat.S_ISLNK(name.st_mode) and foreign == 0 and status.st_uid == os.geteuid()):

@@ -1,6 +1,9 @@
 """Describes a dataset by its manifest, which lists the shards, each with its size and digests.
 
-A folder without a manifest does not count as a dataset.
+A folder without a manifest does not count as a dataset. The manifest is written last, under the condition that it is
+absent, so a dataset is complete from its first moment, and no later pack changes it. The digest of the manifest
+identifies the dataset. A manifest may come from a stranger, so all of its numbers are bounded, and its paths stay below
+its folder.
 """
 
 import functools
@@ -94,7 +97,8 @@ class Manifest:
 
     Sample `i` is the i-th sample, counted from 0, when the shards are read one after the other.
 
-    A hundred thousand shards take about 16 MB of memory, because `shards` stores columns.
+    A hundred thousand shards take about 16 MB of memory, because `shards` stores columns. Manifests are equal if their
+    digests are.
     """
 
     def __init__(self, shards: Iterable[Shard], *, digest: str | None = None) -> None:
@@ -108,6 +112,7 @@ class Manifest:
         Raises:
             ManifestError: If the manifest has a schema that this version does not read, lists no shard, or is damaged.
         """
+        # The digest is that of the stored bytes, which another version may have formatted in another way.
         return cls(_parsed(data, url), digest=hashlib.sha256(data).hexdigest())
 
     def __eq__(self, other: object) -> bool:
@@ -154,6 +159,7 @@ class Manifest:
             raise ManifestError(f"{store.url}: a {MANIFEST} of {len(self.shards):,} shards is too long: {cure}.")
         try:
             refuse_dataset(store)
+            # The condition decides between two writers that both found no dataset.
             store.put_if_absent(MANIFEST, data)
         except ConditionFailed as error:
             raise _occupied(store) from error

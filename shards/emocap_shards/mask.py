@@ -24,6 +24,7 @@ SHORTEST_ID = 16
 _LOCAL = ("sqlite", "file", "local")
 _URL = re.compile(rf'(?:{"|".join(_LOCAL)})?://[^\s"]+')
 _HEADER = re.compile(r"(?P<name>\bauthorization['\"]?\s*[=:]\s*['\"]?)[^'\"\r\n]+", re.IGNORECASE)
+# The value must have a digit or one of =_./+- in it, so that prose such as "basic knowledge" is not masked.
 _SCHEME = re.compile(r"(?P<name>\b(?:bearer|basic)\s+)(?=[^\s\"']*[0-9=_./+-])[^\s\"']{6,}", re.IGNORECASE)
 # A letter after the word makes it a different word: tokens, tokenizer, credentials, SignatureDoesNotMatch.
 _NAME = (
@@ -33,6 +34,7 @@ _NAME = (
 _QUOTED = re.compile(
     rf"(?P<name>{_NAME}['\"]?\s*[=:]\s*b?(?P<quote>['\"]))(?:\\.|(?!(?P=quote)).)*", re.IGNORECASE | re.DOTALL
 )
+# Quoted values are those of _QUOTED. A bracket or a brace begins an object, whose members are matched one by one.
 _NAMED = re.compile(rf"(?P<name>{_NAME}['\"]?\s*(?:=|:))(?P<gap>[ \t]*)(?!['\"{{\[]|b['\"])[^\s\"]+", re.IGNORECASE)
 
 _SECRET_WORDS = {"SECRET", "TOKEN", "PASSWORD", "PASSWD", "PASSPHRASE", "PASS", "PWD", "KEY", "SAS", "CREDENTIAL"}
@@ -40,11 +42,17 @@ _PLACES = {"FILE", "PATH", "DIR", "FOLDER", "URL", "URI", "ENDPOINT", "MODE", "N
 _FOLDERS = {"PWD", "OLDPWD"}
 
 _remembered: set[str] = set()
-_lock = threading.Lock()
+_lock = threading.Lock()  # It protects `_remembered`.
 
 
 def masked(text: str) -> str:
-    """Returns the text with *** in place of each secret. Masking a second time changes nothing."""
+    """Returns the text with *** in place of each secret. Masking a second time changes nothing.
+
+    Example:
+        ```python
+        masked("cannot read s3://KEY:SE/CRET@bucket/x")  # "cannot read s3://***@bucket/x"
+        ```
+    """
     if known := secrets():
         text = _any_of(known).sub(MASK, text)
     text = _URL.sub(lambda match: masked_url(match[0]), text)
@@ -199,6 +207,8 @@ def _is_number(text: str) -> bool:
 @functools.lru_cache(maxsize=64)
 def _any_of(values: tuple[str, ...]) -> re.Pattern[str]:
     forms = {form for value in values for form in _forms(value)}
+    # A regular expression takes the first alternative that matches, so a longer form comes before a shorter one that it
+    # contains.
     return re.compile("|".join(map(re.escape, sorted(forms, key=len, reverse=True))))
 
 

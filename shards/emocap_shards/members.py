@@ -21,6 +21,9 @@ def members_of(block: bytes) -> Places:
         tarfile.TarError: If the bytes are not a tar.
         ValueError: If a member occurs twice, does not end inside the block, or is not a plain file.
     """
+    # Fields of a ustar header: the name in bytes 0 to 99, the size in octal digits in 124 to 134, the type in 156, the
+    # magic number and the version in 257 to 264, and a prefix of long names from 345 on. Contents are padded to whole
+    # blocks.
     members: Places = {}
     position = 0
     while position < len(block):

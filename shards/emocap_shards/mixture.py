@@ -36,6 +36,12 @@ class MixturePlan:
             1 / `ROUND`, and at least 1 / `ROUND`.
         global_batch: Number of samples in a step, over all ranks.
         epochs: The plan ends before this epoch, with a smaller last step if needed; with None it never ends.
+
+    Example:
+        ```python
+        plan = MixturePlan(samples=(1000, 200), weights=(3.0, 1.0), global_batch=4)
+        plan.given(4)  # [3, 1]: the first four samples come three times from the first dataset
+        ```
     """
 
     samples: tuple[int, ...]
@@ -66,6 +72,7 @@ class MixturePlan:
 
     def given(self, position: int) -> list[int]:
         """Returns how many samples each dataset has provided before a position."""
+        # The last row of `_turns` counts a full round, so all earlier rounds are a multiple of it.
         rounds, rest = divmod(position, ROUND)
         return (rounds * self._turns[-1] + self._turns[rest]).tolist()
 
@@ -81,6 +88,9 @@ class MixturePlan:
         for turn in range(1, ROUND + 1):
             # How many samples a dataset still owes, in units of 1 / (slack ROUND). Integers, so equal on every machine.
             owed = slack * (parts * turn - ROUND * given[turn - 1])
+            # Tijdeman's rule: a dataset may have the turn if it is owed 1 / (2 n - 2) of a sample or more. Its deadline
+            # is the turn by which it would be owed 1 - 1 / (2 n - 2); the earliest one wins, the first dataset among
+            # equals.
             deadline = np.where(owed >= ROUND, (slack * ROUND - ROUND - owed) / parts, np.inf)
             given[turn] = given[turn - 1]
             given[turn, int(np.argmin(deadline))] += 1
@@ -97,11 +107,13 @@ def apportioned(weights: Sequence[float], seats: int) -> list[int]:
     """
     if len(weights) > seats:
         raise PlanError(f"{len(weights)} datasets are too many; a mixture takes at most {seats}.")
+    # Every weight gets one seat. The other seats are shared in proportion to the exact shares, less that first seat.
     free = seats - len(weights)
     exact = np.asarray(weights, dtype=np.float64) / np.sum(weights) * seats
     above = np.maximum(exact - 1, 0)
     quotas = above / above.sum() * free if above.sum() else np.full(len(weights), free / len(weights))
     parts = np.floor(quotas).astype(np.int64)
+    # The seats that rounding down has left go to the largest remainders.
     leftover = np.argsort(parts - quotas, kind="stable")[: free - int(parts.sum())]
     parts[leftover] += 1
     return (parts + 1).tolist()

@@ -3,6 +3,10 @@
 First the shards are shuffled. Their sequence of samples is cut after every `window_samples` samples, and the shards
 that begin between two cuts form a window. Then the samples are shuffled within each window. World size, ranks and
 workers have no influence.
+
+Any stretch of the order is computed from the windows that it touches, so resuming late in an epoch costs as much as
+resuming early. What is shuffled is numbers; no file is read here. A test pins the order, because a run that resumes
+after an update must continue with the same samples.
 """
 
 import functools
@@ -38,6 +42,12 @@ class Order:
     """The order of the samples of a layout in one epoch.
 
     Windows are computed when they are needed, and the last two are kept.
+
+    Example:
+        ```python
+        order = Order(ShardLayout([1000] * 64), seed=0, epoch=3, window_samples=1 << 14)
+        order.ids(4096, 8192)  # the sample ids of the second step of 4,096
+        ```
     """
 
     layout: ShardLayout
@@ -86,8 +96,11 @@ class Order:
         """The shards of every window, and an array with the first position of every window, followed by the end of the
         epoch.
         """
+        # Block 0 is the order of the shards; window n shuffles its samples with block n + 1.
         order = permutation(self.seed, self.epoch, 0, len(self.layout.counts))
         begins = np.cumsum(self.layout.counts[order]) - self.layout.counts[order]
+        # A window holds the shards that begin between two cuts, and all of their samples. A shard that is longer than a
+        # window leaves cuts in which no shard begins; those give no window.
         _, heads = np.unique(begins // self.window_samples, return_index=True)
         return np.split(order, heads[1:]), np.append(begins[heads], self.layout.samples)
 
@@ -98,5 +111,6 @@ def permutation(seed: int, epoch: int, block: int, size: int) -> Ids:
     The permutation is the order that sorts raw random integers. NumPy guarantees that raw integers stay the same in
     later versions, and makes no such promise for the methods of `Generator`.
     """
+    # The sort is stable, so equal integers keep their order, and the result is the same on every machine.
     bits = np.random.PCG64(np.random.SeedSequence([seed, epoch, block]))
     return np.argsort(bits.random_raw(size), kind="stable")

@@ -1,4 +1,8 @@
-"""Plans which samples form which step, and which of them belong to a rank, without any I/O."""
+"""Plans which samples form which step, and which of them belong to a rank, without any I/O.
+
+A plan yields steps as ranges of positions; `order` turns positions into samples, and `rank_slice` cuts the rows of a
+step for a rank. So every rank and every loader process computes the same steps without a message to the others.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -58,6 +62,12 @@ class EpochPlan:
         global_batch: Number of samples in a step, over all ranks.
         drop_last: Whether to drop the remainder of each pass.
         epochs: The plan ends before this epoch; with None it never ends.
+
+    Example:
+        ```python
+        plan = EpochPlan(samples=10, global_batch=4, epochs=1)
+        [step.rows for step in plan.steps(Cursor())]  # [4, 4, 2]
+        ```
     """
 
     samples: int
@@ -75,6 +85,8 @@ class EpochPlan:
         epoch, position = start.epoch, start.position
         while self.epochs is None or epoch < self.epochs:
             while (stop := self._stop(position)) is not None:
+                # After the last step of an epoch the cursor is at the start of the next one, so that the same position
+                # has one cursor.
                 ends = self._stop(stop) is None
                 after = Cursor(epoch + 1, 0) if ends else Cursor(epoch, stop)
                 yield Step((PositionRange(0, epoch, position, stop),), after)
@@ -102,7 +114,8 @@ def steps_per_epoch(samples: int, global_batch: int, *, drop_last: bool) -> int:
 def rank_slice(rows: int, rank: int, world_size: int) -> slice:
     """Returns the rank's contiguous share of `rows`.
 
-    Shares differ by at most one row. Some shares are empty if rows < world_size.
+    Shares differ by at most one row. Some shares are empty if rows < world_size. The training code cuts its batch by
+    the same rule (decision 18).
 
     Raises:
         PlanError: If `rank` is not below `world_size`.

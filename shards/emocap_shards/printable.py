@@ -11,6 +11,8 @@ def printable(text: str, *, lines: bool = False) -> str:
         text: Any text.
         lines: Whether line feeds are kept. Without them the result is one line.
     """
+    # `isprintable` is false for every character that controls something, bidi controls among them, and for lone
+    # surrogates.
     if text.isprintable():
         return text
     return "".join(

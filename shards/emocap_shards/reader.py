@@ -1,4 +1,10 @@
-"""Reads samples by number: neighbouring samples in one request, and every byte checked against the shard index."""
+"""Reads samples by number: neighbouring samples in one request, and every byte checked against the shard index.
+
+`Reader.fetch` looks up the samples in the indexes, groups them by segment (with a cache) or by shard (without), takes
+their bytes from the cache or from the store, checks each CRC-32C, and finds the members of each sample. Nothing is
+decoded here; `decoded` does that for one sample, in the process that needs the pixels. A damaged sample is a result, so
+that the others of the same call are not lost; a missing shard is an error.
+"""
 
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -37,6 +43,13 @@ class Reader:
         cache: A cache for segments of the shards, if the store is remote.
         first: The `index` that the first sample of the dataset gets. The ids of `fetch` always count from 0.
         place: A prefix for the paths of damaged shards, used if there are several datasets.
+
+    Example:
+        ```python
+        store = open_store("s3://bucket/faces")
+        reader = Reader(store, read_manifest(store))
+        samples = [decoded(sample) for sample in reader.fetch(np.arange(100))]
+        ```
     """
 
     def __init__(
@@ -64,6 +77,8 @@ class Reader:
             StoreError: If the store cannot be read, or the folder of the cache cannot be used.
             IndexError: If an id is not in the dataset.
         """
+        # Each sample is read once, in ascending order, so that neighbours share a request. `places` restores the
+        # caller's order and repetitions at the end.
         unique, places = np.unique(ids, return_inverse=True)
         wanted = self._wanted(unique)
         parts = self._parts(wanted)
@@ -124,6 +139,8 @@ class Reader:
 
         The bytes come from `fetched`, from the cache, or from the store, where neighbouring samples share a request.
         """
+        # First find out what neither this call nor the cache has. Then request all of that in one call, so that the
+        # store can send the requests at the same time. Last, merge both in the order of the samples.
         found = [(rows, self._kept(segment, rows, fetched)) for segment, rows in parts]
         runs = [rows.runs(self._gap_bytes) for rows, kept in found if kept is None]
         ranges = iter(self._ranges([span for spans, _ in runs for span in spans]))
@@ -153,6 +170,7 @@ class Reader:
         """
         open_cases = [place for place, (_, slot) in enumerate(slots) if not is_intact(blocks[place], slot)]
         damaged = set(open_cases)
+        # The wrong bytes may come from the cache. The reads below go past it, to the store.
         self._forget(ids[open_cases])
         for _ in range(READS_AGAIN):
             if not open_cases:
@@ -162,6 +180,7 @@ class Reader:
             for place, data in zip(open_cases, self._ranges(spans), strict=True):
                 blocks[place] = data
             damaged -= {place for place in open_cases if is_intact(blocks[place], slots[place][1])}
+            # Equal wrong bytes twice mean that the store holds them: the case is closed as damage.
             pairs = zip(open_cases, before, strict=True)
             open_cases = [place for place, data in pairs if place in damaged and blocks[place] != data]
         return damaged
@@ -172,6 +191,7 @@ class Reader:
         try:
             members = members_of(block)
             annotation = members.pop("json")
+            # Exactly one member, the image, must be left.
             ((extension, image),) = members.items()
         except (tarfile.TarError, KeyError, ValueError) as error:
             return DamagedSample.at(path, slot.key, f"it is not one image and one annotation ({error!r})")
@@ -220,6 +240,7 @@ def is_intact(block: bytes, slot: Slot) -> bool:
 
 def _view(captions: int, key: tuple[int, int, int]) -> int:
     """Returns which of several captions is chosen, as a function of `key`, which is (seed, epoch, sample)."""
+    # A function of the key and not of a stream of random numbers, so a resumed run shows the same caption (decision 2).
     return int(np.random.SeedSequence(key).generate_state(1)[0]) % captions if captions > 1 else 0
 
 

@@ -45,7 +45,8 @@ class Encoded:
 
     `index` is the number of the sample in the order of the manifests, which does not depend on epochs or world size.
     `shard` is the path of the tar. `block` holds the bytes of the sample in the tar, with the tar headers of its two
-    members. `image_at` and `annotation_at` are the (start, stop) of the contents of the members within `block`.
+    members. `image_at` and `annotation_at` are the (start, stop) of the contents of the members within `block`; each
+    use of the properties `image` and `annotation` copies these bytes.
     """
 
     index: int
@@ -70,8 +71,8 @@ class Sample:
     """A decoded sample of a shard.
 
     `index` is the number of the sample in the order of the manifests, which does not depend on epochs or world size.
-    `epoch` is the number of complete passes over the sample's dataset before this one. `further` holds the captions of
-    the image that are not chosen in this epoch.
+    `image` is upright RGB. `caption` is the one of the image's captions that is shown in this epoch, and `further`
+    holds the others. `epoch` is the number of complete passes over the sample's dataset before this one.
     """
 
     index: int

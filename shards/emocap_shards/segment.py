@@ -1,5 +1,8 @@
 """Groups neighbouring samples of a shard into segments. A segment is fetched in one request, and the cache stores it as
 one file.
+
+Segments tile a shard, and are cut between samples: a sample belongs to the segment in whose interval of bytes it
+begins. So the segments of a shard are the same for every rank and every run (decision 13).
 """
 
 from collections.abc import Iterator
@@ -62,6 +65,8 @@ class ShardRows:
             The ranges, and for each sample (number of its range, start and stop within the range).
         """
         starts, stops = self.starts, self.stops
+        # `breaks` are the rows that begin a new range, `run` is the number of each row's range, and `origin` the first
+        # byte of that range.
         breaks = np.flatnonzero(starts[1:] - stops[:-1] > gap_bytes) + 1
         heads, tails = np.append(0, breaks), np.append(breaks, len(starts)) - 1
         ranges = zip(starts[heads].tolist(), stops[tails].tolist(), strict=True)
@@ -72,6 +77,8 @@ class ShardRows:
 
     def segments(self) -> Iterator[tuple["Segment", "ShardRows"]]:
         """Yields the segments that contain these samples, each with those of the samples that lie in it."""
+        # Rows are ascending, so the rows of one segment are neighbours, among the wanted ones and among all of the
+        # shard.
         numbers = self.starts // SEGMENT_BYTES
         every = self.index.offsets // SEGMENT_BYTES
         for rows in np.split(self.rows, np.flatnonzero(np.diff(numbers)) + 1):

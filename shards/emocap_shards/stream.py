@@ -1,4 +1,11 @@
-"""Streams the samples that one rank reads, in steps. Each step has the cursor from which a run resumes after it."""
+"""Streams the samples that one rank reads, in steps. Each step has the cursor from which a run resumes after it.
+
+`Stream` is a value that describes what is read. Its generators put the parts together: a plan (`plan`, `mixture`)
+yields the steps, `_Reading` finds this rank's samples of a step (`order`) and fetches them (`library`), threads do so
+ahead of the consumer (`background.ahead`), and `SampleQuarantine` leaves out damaged samples. The order is a function
+of seed and position, so ranks and processes exchange no message, and a resumed stream continues with the same samples
+(decisions 1 and 13).
+"""
 
 import functools
 import logging
@@ -32,7 +39,11 @@ Decode = Callable[[Encoded | DamagedSample, int], T | DamagedSample]
 
 @dataclass(frozen=True, slots=True)
 class RankStep(Generic[T]):
-    """A rank's samples of one step, the damaged samples that were left out, and the cursor after the step."""
+    """A rank's samples of one step, the damaged samples that were left out, and the cursor after the step.
+
+    `samples` are in the order of the manifest, and may be empty on some ranks in the last step of an epoch. `cursor` is
+    the same on all ranks. `damaged` has the samples of this step that this process had not met before.
+    """
 
     samples: list[T]
     cursor: Cursor
@@ -91,6 +102,14 @@ class Stream:
         error_budget: Number of damaged samples that each process of a rank may leave out. With 0 the first damaged
             sample raises an error.
         cache: A cache for datasets that are not on a local disk; the processes of a node share it.
+
+    Example:
+        ```python
+        stream = Stream(url="s3://bucket/faces", global_batch=4096, rank=rank, world_size=world_size, start=cursor)
+        for step in stream.steps():
+            train(step.samples)  # this rank's rows of the step
+            cursor = step.cursor  # where any number of ranks can resume
+        ```
     """
 
     url: str | tuple[MixtureDataset, ...] = field(repr=False)  # it may hold a password
@@ -134,6 +153,9 @@ class Stream:
         each pass over a dataset are sorted separately. So a rank's samples lie close together in the shards. A
         quarantined sample is left out, so a step may have fewer rows.
 
+        Nothing is opened before the first step is requested. Two daemon threads read ahead in this process until the
+        generator is exhausted or closed.
+
         Args:
             part: Which of the `parts` to yield, from 0.
             parts: Number of processes of this rank that share the steps.
@@ -169,6 +191,7 @@ class Stream:
         return _sound(found, SampleQuarantine(0))[0]
 
     def _rank_steps(self, part: int, parts: int, decode: "Decode[T]") -> Iterator[RankStep[T]]:
+        # Only the check of the two numbers is needed here.
         rank_slice(parts, part, parts)
         library = self._library()
         reading = _Reading(self, library)
@@ -186,6 +209,8 @@ class Stream:
         library = Library.open(self.url, self.cache)
         if self.cache is None or not library.uses_cache:
             return library
+        # The current window and the next one. Only the bytes of this rank are counted, because a stream does not know
+        # how many ranks share the node's cache.
         windows = 2 * min(1.0, self.window_samples / sum(library.samples))
         needed_bytes = windows * library.total_bytes / self.world_size
         if needed_bytes <= self.cache.max_bytes:
@@ -248,11 +273,14 @@ class _Reading:
             first, last = max(share.start - before, 0), min(share.stop - before, len(range_))
             before += len(range_)
             if first < last:
+                # The whole range is sorted before the rank takes its part, so the parts of all ranks lie one after
+                # another in the shards.
                 ids = np.sort(self._orders[range_.dataset](range_.epoch).ids(range_.start, range_.stop))
                 yield range_.epoch, self._library.first(range_.dataset) + ids[first:last]
 
     def _order(self, dataset: int, epoch: int) -> Order:
-        # The first dataset has the order of the seed itself, so that it is the same alone and in a mixture.
+        # The first dataset has the order of the seed itself, so that it is the same alone and in a mixture. The others
+        # have seeds beyond 64 bits, which `SeedSequence` accepts.
         seed = self._stream.seed + (dataset << 64)
         layout, stream = self._library.layouts[dataset], self._stream
         return Order(layout, seed, epoch, stream.window_samples, stream.shuffle)
