@@ -1,4 +1,8 @@
-"""Starts small training runs as a user starts them, and reads from MLflow when each step was logged."""
+"""Starts small training runs as a user starts them, and reads from MLflow when each step was logged.
+
+`site` prepares a folder, a dataset and an environment in which a run finds no outer job or cluster. `started` runs a
+command there, and kills it with all of its descendants at the end.
+"""
 
 import contextlib
 import json

@@ -1,4 +1,8 @@
-"""Measures starts, steps, saves and restarts of small runs from outside: with commands and the times in MLflow."""
+"""Measures starts, steps, saves and restarts of small runs from outside: with commands and the times in MLflow.
+
+The commands `start`, `overhead`, `stall` and `recover` of the suite are the functions of these names. Where contenders
+are compared, they take turns in common rounds (`harness.rounds`).
+"""
 
 import http.client
 import json

@@ -1,6 +1,7 @@
 """Measures many restarts in a row of one job, on a Ray cluster of its own.
 
-If files or processes of one restart slow the next one down, the times grow from restart to restart.
+If files or processes of one restart slow the next one down, the times grow from restart to restart. The ranks only
+wait, so a restart has no imports and no model of a training run; `measured.recover` measures a restart with those.
 """
 
 import json

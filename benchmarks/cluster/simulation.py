@@ -1,4 +1,7 @@
-"""Simulates a job under failures, event by event. Unlike the formulas, it covers nodes that come back later."""
+"""Simulates a job under failures, event by event. Unlike the formulas, it covers nodes that come back later.
+
+docs/cluster-benchmarks.md describes the model of failures and compares the simulation with the formula.
+"""
 
 import heapq
 import math

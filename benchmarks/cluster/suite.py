@@ -49,7 +49,7 @@ def _run_options(steps: int) -> Callable[[argparse.ArgumentParser], None]:
 
 
 def _recover_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of small runs, and the command that starts them."""
+    """Adds the options that describe a small run, and the option `--by` for the command line that starts it."""
     _run_options(200)(parser)
     command = "the command that starts the job, with {config} and {port} filled in; without it the job runs on Ray"
     parser.add_argument("--by", type=shlex.split, default=[], help=command)

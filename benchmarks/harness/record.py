@@ -1,4 +1,8 @@
-"""Stores measurements as JSON lines, the only source of all tables and figures."""
+"""Stores measurements as JSON lines, the only source of all tables and figures.
+
+Two records with the same quantity, contender, setting and device are records of one measurement. Files only grow; a
+reader uses the latest of these records (decision 27).
+"""
 
 import json
 import statistics

@@ -1,4 +1,7 @@
-"""Takes readings in common rounds: every contender is read once in a round, so slow phases of a machine affect all."""
+"""Takes readings in common rounds: every contender is read once in a round, so slow phases of a machine affect all.
+
+Ratios between contenders are taken within a round for the same reason (`record.ratios`).
+"""
 
 import time
 from collections.abc import Callable, Hashable, Mapping

@@ -1,4 +1,9 @@
-"""Defines what a suite of measurements is, and runs the command line of a suite."""
+"""Defines what a suite of measurements is, and runs the command line of a suite.
+
+A suite is a value: its commands, the files of its records with tables and figures, and its page in docs. Each
+measurement is appended to its file as soon as it is made, so an interrupted command loses nothing. The harness knows
+nothing of torch or of the product (decision 27).
+"""
 
 import argparse
 import sys

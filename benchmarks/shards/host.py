@@ -1,4 +1,8 @@
-"""Starts hosts: processes that each run one task with one system, in the Python environment of that system."""
+"""Starts hosts: processes that each run one task with one system, in the Python environment of that system.
+
+The peers pin other versions than ours, so they have an environment of their own (`peers.sh`). A host reads its task as
+JSON from standard input, and writes its measurements as JSON to standard output (`hosts.task`).
+"""
 
 import json
 import os

@@ -1,4 +1,8 @@
-"""Measures reading in common rounds: the rate and the CPU time of whole epochs, and the time to the first batch."""
+"""Measures reading in common rounds: the rate and the CPU time of whole epochs, and the time to the first batch.
+
+A reading is one pass in a fresh process with an empty cache (`Place.read`). docs/streaming-benchmarks.md says what is
+the same for all systems.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
