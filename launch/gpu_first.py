@@ -2,10 +2,10 @@
 
     python3 launch/gpu_first.py --seconds 540 --out docs/benchmarks
 
-The script needs only torch and triton. It installs nothing, and imports the sources of this checkout. A stage is
-skipped if too little time is left for it, and an error in one stage does not prevent the next. Each result is printed
-and appended to `gpu_first.jsonl` at once, so that an interrupted run keeps its results. The most important stages come
-first:
+The measurements need only torch and triton; the last stage, the tests, needs the whole environment of this repository.
+The script installs nothing, and imports the sources of this checkout. A stage is skipped if too little time is left for
+it, and an error in one stage does not prevent the next. Each result is printed and appended to `gpu_first.jsonl` at
+once, so that an interrupted run keeps its results. The most important stages come first:
 
     device      the rate of a large matrix product, with which later stages compare theirs, and that of a copy
     checks      the errors of every setting, compared with float64, in parallel processes

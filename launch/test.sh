@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the tests. The environment is created if needed.
 #
-#   launch/test.sh           everything, in three stages
+#   launch/test.sh           all tests except the drills (launch/drills.sh), in three stages
 #   launch/test.sh fast      unit tests that start no other process, in a few minutes
 #   launch/test.sh ARGS      pytest with these arguments
 set -euo pipefail
