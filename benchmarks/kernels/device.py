@@ -1,4 +1,8 @@
-"""Measures calls on a device of torch: their time in common rounds, their peak memory, and whether they fail."""
+"""Measures calls on a device of torch: their time in common rounds, their peak memory, and whether they fail.
+
+A failure of a contender is a result (`Skipped` with its reason) and no error of the measurement: `attempt` turns one
+into the other.
+"""
 
 import gc
 import math

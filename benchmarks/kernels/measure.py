@@ -1,4 +1,9 @@
-"""Measures contenders: each is probed in a process of its own, then all are timed in common rounds, size by size."""
+"""Measures contenders: each is probed in a process of its own, then all are timed in common rounds, size by size.
+
+A probe (`probe`) measures errors and peak memory, and finds out which contenders run at which sizes. Only those take
+part in the rounds, in which they follow each other in one process (`device.in_rounds`). A record combines both. Widths
+are measured one after the other, because a probe has one width.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -129,8 +134,9 @@ def _measured(
 def _ours(readings: Readings, entry: Entry) -> dict[str, list[float]]:
     """Returns the readings of our loss with which `entry` is compared, by the name of the backend; empty if none exist.
 
-    They are those of `fused`, or those of `chunked` if `fused` did not run, in the same pass and the same variant. If
-    the variant has a `function`, they are those of the plain loss.
+    These are the readings of `fused` in the same pass and variant, or those of `chunked` if `fused` did not run. If the
+    variant of `entry` is another function than our plain loss with or without mining (`Variant.function`), the readings
+    of our plain loss in the same pass are taken instead.
     """
     variant = entry[0].variant if entry[0].variant.function is None else PLAIN
     for name in OURS:

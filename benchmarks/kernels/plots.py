@@ -1,4 +1,8 @@
-"""Draws the figures of a loss's records: time and memory over the size of the batch, on logarithmic axes."""
+"""Draws the figures of a loss's records: time and memory over the size of the batch, on logarithmic axes.
+
+`draw` groups the records by device, type and width. A figure has the panels `_PANELS`, and in each of them one curve
+for each contender and variant.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,6 +1,10 @@
 """Measures both losses on several processes.
 
-The results are the time, relative to one process's share of the work, and the bytes that a process receives.
+The results are two. One is the time of a step, divided by the share of one process: the time that one process alone
+needs for the whole batch, divided by the number of processes. The other one is the number of bytes that a process
+receives in a step, counted and by the formula of docs/method.md, section 6.
+
+`across` starts the processes (`_serve`). Each of them joins one group of torch, and all measure in common rounds.
 """
 
 import json
@@ -157,7 +161,7 @@ def _slowest(seconds: float, device: torch.device) -> float:
 def _expected(others: int, own: int, setting: RankSetting) -> int:
     """Returns the bytes that a process receives in a step, by the formula.
 
-    It receives the texts of the other processes, with `ring` twice. From each other process it also receives gradients
+    It receives the texts of the other processes, twice with `ring`. From each other process it also receives gradients
     of its own texts.
     """
     passes = 2 if setting.schedule == "ring" else 1

@@ -1,4 +1,8 @@
-"""Defines what is measured: a loss in several variants, its batches, and the contenders that compute it."""
+"""Defines what is measured: a loss in several variants, its batches, and the contenders that compute it.
+
+The classes here are descriptions without a measurement. `subjects` makes the two subjects from them, `batches` draws
+their inputs, and `measure` and the other commands take them as arguments. docs/glossary.md explains the words.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,8 @@
-"""Defines the two losses that are measured: their variants, all contenders, and the fewest operations they need."""
+"""Defines the two losses that are measured: their variants, all contenders, and the fewest operations they need.
+
+A new contender is one entry in `contenders` of `GLOBAL` or `REGION`. Losses of other packages are in `peers`, and those
+that are written here for comparison are in `region_losses`.
+"""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,9 @@
-"""Defines the suite of `python benchmarks kernels`: our contrastive losses beside those of others."""
+"""Defines the suite of `python benchmarks kernels`: our contrastive losses beside those of others.
+
+A command that measures turns its options into a plan, and passes this to the module of the same name: `measure`,
+`ranks`, `step` or `tune`. These yield records, which the harness appends to docs/benchmarks. Default sizes and types
+depend on the device.
+"""
 
 import argparse
 from collections.abc import Iterable, Iterator, Sequence

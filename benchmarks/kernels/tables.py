@@ -1,4 +1,7 @@
-"""Reads the records of a loss, and formats them as Markdown tables with suitable units."""
+"""Reads the records of a loss, and formats them as Markdown tables with suitable units.
+
+Tables and figures (`plots`) are made from the records alone, so they can be made again without a measurement.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,4 +1,7 @@
-"""Times the fused loss with each tile size of `CANDIDATES` on the current GPU, in common rounds."""
+"""Times the fused loss with each tile size of `CANDIDATES` on the current GPU, in common rounds.
+
+It replaces the sizes of `emocap_kernels.fused.tiling` before each call. A better size is then written there by hand.
+"""
 
 from collections.abc import Iterator, Sequence
 

@@ -1,4 +1,8 @@
-"""Selects the backend of a loss, and gives the reason if fused Triton kernels cannot run."""
+"""Selects the backend of a loss, and gives the reason if fused Triton kernels cannot run.
+
+The `op.py` of each loss first asks `why_not_fused`, adds reasons of its own, and passes them to `select_backend`. The
+ranks exchange the result and raise an error if it differs, because the backends exchange different messages.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +19,11 @@ from emocap_kernels.errors import NotSupportedError
 from emocap_kernels.mining import Mining
 
 Backend = Literal["auto", "reference", "chunked", "fused"]
+# Ranks compare their backends by position in this tuple.
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
+# The kernels compile under triton 3.6.0 and 3.7.1 for sm_80 and sm_90, and the interpreter's tests pass under both
+# (docs/log.md, 2026-11-23).
 MIN_TRITON = (3, 6)
 MIN_CAPABILITY = (8, 0)
 # The kernel that mines top_k keeps the list of each anchor in registers.
@@ -27,7 +34,12 @@ MIN_WIDTH = 16
 
 @dataclass(frozen=True, slots=True)
 class BackendChoice:
-    """Holds the name of the selected backend, and one sentence that says why it was selected."""
+    """Holds the name of the selected backend, and one sentence that says why it was selected.
+
+    Attributes:
+        backend: `reference`, `chunked` or `fused`, never `auto`.
+        reason: The sentence, for a log or an error message.
+    """
 
     backend: Backend
     reason: str
@@ -63,6 +75,11 @@ def why_not_fused(vectors: list[Tensor], mining: Mining | None) -> str | None:
 
     The answer depends on device, type, width and mining rule, never on the number of rows. Therefore ranks with
     different numbers of rows get the same answer.
+
+    Args:
+        vectors: All tensors that a kernel would multiply. The first one determines device and width. In the global
+            loss, guide features may have another width.
+        mining: The rule of the loss. Only its `top_k` matters here.
     """
     first = vectors[0]
     if not first.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
@@ -87,6 +104,7 @@ def _unsupported_inputs(vectors: list[Tensor], mining: Mining | None) -> str | N
 
 def _unsupported_triton() -> str | None:
     try:
+        # The metadata of the package contains the version, so Triton is not imported before a kernel is needed.
         installed = version("triton")
     except PackageNotFoundError:
         return "triton is not installed"

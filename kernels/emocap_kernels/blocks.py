@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 
 # Such a block and its few temporaries are small compared with a batch of 8,192, but large enough for a matrix product
-# at full speed (docs/method.md has the measurement).
+# at full speed. docs/method.md, section 5, states this size and the next one.
 BLOCK_BYTES = 16 * 2**20
 
 # A GPU needs more rows to fill its processors, and starts one kernel for each operation on a block.
@@ -33,5 +33,6 @@ def even_blocks(length: int, longest: int) -> list[slice]:
 
 def _cut(length: int, longest: int) -> Iterator[slice]:
     number = ceil_div(length, longest)
+    # Equal shares differ by 1 at most, whereas cutting off `longest` each time could leave a very short last block.
     for index in range(number):
         yield slice(index * length // number, (index + 1) * length // number)

@@ -1,4 +1,8 @@
-"""Checks the arguments of both public losses. Every message names the value, the rule and the cure."""
+"""Checks the arguments of both public losses. Every message names the value, the rule and the cure.
+
+The checks read shapes, types and devices. They read values only on the CPU, because on a GPU the host would wait for
+the device.
+"""
 
 from __future__ import annotations
 
@@ -109,11 +113,13 @@ def check_regions(patches: Tensor, sentences: Tensor, images: Tensor, patch_mask
 
 def _check_range(name: str, images: Tensor, rows: int) -> None:
     if images.is_cuda:
-        # A check on the host would wait for the device, so the device checks for itself.
+        # A check on the host would wait for the device, so the device checks for itself. The host goes ahead, and a
+        # failure appears at a later call of CUDA.
         inside = (images >= 0) & (images < rows)
         torch._assert_async(inside.all(), f"{name} must hold local row numbers, 0 to {rows - 1}.")  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
         return
     try:
+        # `int` raises a RuntimeError for a meta or a fake tensor.
         low, high = (int(end) for end in images.aminmax())
     except RuntimeError as error:
         raise NotSupportedError(

@@ -6,6 +6,9 @@ KernelError
 ├── NotSupportedError    a backend cannot do what was requested (also a NotImplementedError)
 ├── RanksDisagreeError   the inputs of the ranks do not form one batch (also a RuntimeError)
 └── NumericalError       a result differs too much from its float64 value (also an AssertionError)
+
+Each class is also a builtin exception, so that a caller may catch either. With a `group`, an error about the inputs is
+raised on all ranks: the rank with invalid inputs raises its own error, and the others raise a RanksDisagreeError.
 """
 
 
@@ -22,12 +25,22 @@ class ShapeError(KernelError, ValueError):
 
 
 class NotSupportedError(KernelError, NotImplementedError):
-    """Reports that a backend, such as the fused kernels, cannot do what was requested. The message gives the reason."""
+    """Reports that a backend, such as the fused kernels, cannot do what was requested. The message gives the reason.
+
+    Most of these errors are raised before anything is computed. A second derivative of `chunked` or `fused` raises one
+    in backward.
+    """
 
 
 class RanksDisagreeError(KernelError, RuntimeError):
-    """Reports that the ranks of one group called a loss with inputs that do not form one global batch."""
+    """Reports that the ranks of one group called a loss with inputs that do not form one global batch.
+
+    All ranks of the group raise an error, so that none of them waits for the others.
+    """
 
 
 class NumericalError(KernelError, AssertionError):
-    """Reports a result that differs from its float64 value by more than the rule in `numerics` allows."""
+    """Reports a result that differs from its float64 value by more than the rule in `numerics` allows.
+
+    Only code that checks results raises it, such as tests. The losses themselves never do.
+    """

@@ -1,7 +1,11 @@
 """Multiplies matrices with sums in float32 or float64, also if the vectors have half precision.
 
-A CUDA matrix unit multiplies half-precision vectors exactly and adds in float32; torch offers this as `out_dtype`. On
-other devices the vectors are converted first, which gives the same products.
+A CUDA matrix unit multiplies half-precision vectors exactly and adds in float32; torch offers this as `out_dtype`, from
+2.11 on (decision 10). On other devices the vectors are converted first, which gives the same products.
+
+`matmul` computes scores. `addmm_` multiplies the gradient of a tile of scores with vectors, and adds the product to the
+gradient of the inputs. A gradient of scores may be stored in half precision, and in float16 it is multiplied by a power
+of two.
 """
 
 from __future__ import annotations
@@ -12,9 +16,10 @@ from torch import Tensor
 HALF_DTYPES = (torch.bfloat16, torch.float16)
 
 # Gradients of scores lie in [-2, 2]. float16 would round small ones to zero, so they are multiplied by this factor
-# before they are stored.
+# before they are stored. The product is at most 2^15, below 65,504, the largest float16. A power of two rounds nothing.
 FLOAT16_STORAGE_SCALE = 2.0**14
 # Gradients of similarities in the local loss also contain the slope of the pooling weights, which may reach about 12.
+# With the larger factor, float16 would overflow.
 FLOAT16_SIMILARITY_STORAGE_SCALE = 2.0**8
 
 
@@ -62,6 +67,8 @@ def addmm_(total: Tensor, gradient: Tensor, vectors: Tensor, *, stored_scale: fl
         gradient = (gradient * factor).to(kind)
     alpha = 1.0 / factor
     if total.is_cuda:
+        # With `out=total` the sum is formed in place, without a copy of `total`.
         torch.addmm(total, gradient, vectors, out_dtype=total.dtype, alpha=alpha, out=total)  # pyright: ignore[reportCallIssue]
     else:
+        # `gradient` has been rounded to half precision above, as on a GPU, before it is widened here.
         total.addmm_(gradient.to(total.dtype), vectors.to(total.dtype), alpha=alpha)

@@ -1,4 +1,8 @@
-"""Defines `Mining`, the rule for additional positives, and selects the most similar candidates of an anchor."""
+"""Defines `Mining`, the rule for additional positives, and selects the most similar candidates of an anchor.
+
+The module `positives` applies the rule to the tiles of a loss. The functions here serve `reference` and `chunked`, and
+the module `fused.nearest` does the same by a kernel. In each of them, of equal similarities the lower index wins.
+"""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -31,6 +35,12 @@ class Mining:
 
     Raises:
         ArgumentError: If neither `threshold` nor `top_k` is given, or if a value is not allowed.
+
+    Example:
+        ```python
+        Mining(threshold=0.9)  # further positives
+        Mining("text", top_k=4, treatment="ignore")  # the 4 samples with the most similar texts are no negatives
+        ```
     """
 
     guide: Guide = "counterpart"
@@ -45,6 +55,7 @@ class Mining:
             raise ArgumentError("Mining has no rule; give threshold, top_k or both, or pass mining=None.")
         if self.threshold is not None and not -1.0 <= self.threshold <= 1.0:
             raise ArgumentError(f"threshold={self.threshold} must be a cosine, in [-1, 1].")
+        # `isinstance` would accept True.
         if self.top_k is not None and type(self.top_k) is not int:
             raise ArgumentError(f"top_k={self.top_k} must be a whole number of at least 1.")
         if self.top_k is not None and self.top_k < 1:
@@ -66,6 +77,7 @@ def top_k_pairs(similarity: Tensor, top_k: int) -> Tensor:
     itself = torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
     # A stable sort keeps equal similarities in the order of their index.
     order = similarity.masked_fill(itself, float("-inf")).sort(stable=True, dim=1, descending=True).indices
+    # If `top_k` is at least the number of columns, the own pair is among the first ones as well.
     return torch.zeros_like(itself).scatter_(1, order[:, :top_k], True) & ~itself
 
 
@@ -74,6 +86,8 @@ def top_k_indices(similarity: Tensor, own: Tensor, top_k: int) -> Tensor:
 
     `torch.topk` orders equal similarities arbitrarily. Therefore only its k-th largest value is used. If several
     candidates of an anchor have that value, those of lowest index are selected.
+
+    The host waits for the device, because it reads where ties are. The kernels of `fused` never do.
 
     Args:
         similarity: [anchors, candidates]; overwritten.
@@ -91,16 +105,19 @@ def top_k_indices(similarity: Tensor, own: Tensor, top_k: int) -> Tensor:
     similarity.nan_to_num_(nan=float("-inf"), posinf=float("inf"), neginf=float("-inf"))
     similarity.scatter_(1, own[:, None], float("-inf"))
     last = similarity.topk(taken, dim=1, sorted=False).values.amin(1, keepdim=True)
+    # Without a tie at the k-th largest value, exactly `taken` candidates of the row reach it.
     selected = similarity >= last
     tied = (selected.sum(1) > taken).nonzero()[:, 0]
     if len(tied):
         selected[tied] = _first_of_ties(similarity[tied], last[tied], taken)
+    # Each row has `taken` candidates now, and `nonzero` lists them row by row in ascending order.
     return selected.nonzero()[:, 1].view(rows, taken)
 
 
 def _first_of_ties(similarity: Tensor, last: Tensor, taken: int) -> Tensor:
     above = similarity > last
     tied = similarity == last
+    # How many of the tied candidates are selected: those of lowest index, because `cumsum` counts from the left.
     room = taken - above.sum(1, keepdim=True)
     return above | (tied & (tied.cumsum(1) <= room))
 
@@ -109,16 +126,18 @@ def first_duplicates(features: Tensor) -> Tensor | None:
     """Returns for each row the lowest index of an equal row, int64 [rows], or None if all rows differ.
 
     A matrix product may round equal columns differently, for example on a CPU. Callers therefore replace the similarity
-    of each candidate by that of its first duplicate, so that equal candidates have equal similarities.
+    of each candidate by that of its first duplicate, so that equal candidates have equal similarities. The host waits
+    for the device.
 
     Args:
         features: [rows, width].
     """
+    # Rows of equal hashes form a group, and `first` is the lowest index of each row's group.
     keys = _hashes(features)
     _, group = torch.unique(keys, return_inverse=True)
     index = torch.arange(len(features), device=features.device)
     first = index.new_full((len(features),), len(features)).scatter_reduce(0, group, index, "amin")[group]
-    # Rows whose hashes collide are compared in full.
+    # Rows of equal hashes are compared in full. A row that differs from the first of its group counts as unique.
     first = torch.where((features == features[first]).all(1), first, index)
     return first if bool((first != index).any()) else None
 

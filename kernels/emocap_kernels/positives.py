@@ -2,7 +2,8 @@
 
 With a threshold alone, every pair is decided by itself, so a backend decides the pairs tile by tile. With `top_k`, all
 candidates of an anchor are compared. The result is then computed once, as lists (`MinedLists`), from which the masks of
-any tile are made. Backends differ only in how they compute similarities: by torch, or by kernels.
+any tile are made. Backends differ only in how they compute similarities: by torch, or by kernels. The reference
+repeats the rule in formulas of its own, because it is the specification (decision 26).
 
 In the global loss, samples are mined for samples. In the local loss, sentences are mined for sentences, and a sentence
 that is mined for another one is also mined for the image that owns the other one.
@@ -62,8 +63,13 @@ def tile_similarities(guide: Guide) -> tuple[GuideSimilarities, ...]:
 
 
 def modalities_to_gather(mining: Mining) -> set[Modality]:
-    """Returns the modalities whose guide features every rank needs for the whole batch."""
+    """Returns the modalities whose guide features every rank needs for the whole batch.
+
+    A rank holds the guide features of its own rows in both modalities. Only the other side of a comparison is gathered.
+    """
     texts = TEXT_ANCHORS[mining.guide]
+    # With `top_k` a rank mines for its own texts, and the candidates come from other ranks. With a threshold alone, it
+    # decides the pairs of a tile, in which its own images are the candidates and the texts of other ranks the anchors.
     by_text = transposed(texts) if mining.top_k is None else texts
     return {candidate for _, candidate in (*IMAGE_ANCHORS[mining.guide], *by_text)}
 
@@ -107,6 +113,7 @@ class MinedLists:
             mined = self.by_row[rows]
             row = torch.arange(len(mined), device=mined.device)
         else:
+            # The anchors of these rows lie anywhere in the list, so all are taken. `_mask` leaves out other rows.
             mined, row = self.by_row, self.row_of - top
         by_row = _mask(row[:, None].expand_as(mined), mined.long() - columns.start, shape)
         mined = self.by_column[columns]
@@ -143,11 +150,13 @@ def mine_top_k(
         int64 [anchors, at most top_k], -1 where a candidate misses the threshold.
     """
     assert mining.top_k is not None
+    # A rank without anchors must return as many columns as the others, because the lists are gathered.
     parts = [own.new_empty(0, max(0, min(mining.top_k, candidates - 1)))]
     for rows in blocks:
         found = similarity(rows)
         mined = top_k_indices(found, own[rows], mining.top_k)
         if mining.threshold is not None:
+            # `top_k_indices` has replaced NaN in `found` by -inf, which misses every threshold.
             mined.masked_fill_(found.gather(1, mined) < mining.threshold, -1)
         parts.append(mined)
     return torch.cat(parts)

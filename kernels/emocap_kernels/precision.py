@@ -1,10 +1,15 @@
-"""Chooses the floating-point types in which the losses compute."""
+"""Chooses the floating-point types in which the losses compute.
+
+There are two: the type in which vectors are multiplied (`product_dtype`, which may be a half precision) and the type of
+scores and of all sums (`compute_dtype`, at least float32). Autocast has no influence on either.
+"""
 
 from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
 
+# Ranks compare the types of their inputs by position in this tuple.
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -26,6 +31,7 @@ def product_dtype(*tensors: Tensor) -> torch.dtype:
 
 def full_precision(device: torch.device) -> AbstractContextManager[object]:
     """Returns a context that disables autocast, which would compute similarities in half precision."""
+    # `torch.autocast` does not accept the meta device, on which the losses give shapes.
     kind = "cpu" if device.type == "meta" else device.type
     return torch.autocast(device_type=kind, enabled=False)
 

@@ -20,7 +20,8 @@ class Directions(NamedTuple):
 class LossResult:
     """Holds the loss of the global batch, which is equal on every rank to the bit.
 
-    All fields are 0-dim tensors. All except `loss` are detached.
+    All fields are 0-dim tensors on the device of the inputs, so the caller decides when the host waits for a value. All
+    except `loss` are detached.
 
     Attributes:
         loss: Mean of the two directions. After its backward, the mean over ranks of each gradient (as DDP and DeepSpeed
@@ -54,7 +55,10 @@ class LossResult:
 
 
 def empty_result(*inputs: Tensor | float) -> LossResult:
-    """Returns the result of a batch without anchors: the loss is 0, and every input tensor gets a gradient of zeros."""
+    """Returns the result of a batch without anchors: the loss is 0, and every input tensor gets a gradient of zeros.
+
+    The loss has a graph, so that a training loop may call its backward as in any other step.
+    """
     tensors = [tensor for tensor in inputs if isinstance(tensor, Tensor)]
     # Sums over no elements are exactly 0 whatever the tensors hold, NaN included.
     loss = torch.stack([tensor.reshape(-1)[:0].sum() for tensor in tensors]).sum()

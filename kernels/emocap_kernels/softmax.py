@@ -5,6 +5,10 @@ anchors of its rows and of its columns: a peak (the largest score so far), the s
 and the sum over the positives. Statistics of several tiles, and of several ranks, are merged by rescaling to the larger
 peak. Losses are computed in float64. At scale 100, a float32 difference of a log-sum-exp and a score near 100 would
 round a small loss to 0.
+
+In forward, a backend passes its tiles to `RunningScoreStats` and calls `reduce` once. From the result it makes
+`GradientWeights`, and in backward `score_gradient` turns each tile of scores, computed again, into its gradient. Both
+losses use this module with `chunked`. The local loss also uses its statistics and weights with `fused`.
 """
 
 from __future__ import annotations
@@ -42,6 +46,7 @@ class Argmax:
 
     def add_(self, part: Argmax, at: slice) -> None:
         """Merges the candidates of one tile into the anchors `at`, in place."""
+        # Both are views, so `copy_` changes the fields of this object.
         score, index = self.score[at], self.index[at]
         better = (part.score > score) | ((part.score == score) & (part.index < index))
         index.copy_(torch.where(better, part.index, index))
@@ -59,6 +64,7 @@ class Argmax:
         if score is None:
             score = self.score.clone()
             all_reduce_max_(score, ranks)
+        # A rank whose best score is lower than the best of all ranks offers NO_INDEX, and the minimum ignores it.
         index = torch.where(self.score == score, self.index, NO_INDEX)
         all_reduce_min_(index, ranks)
         return index
@@ -117,6 +123,8 @@ class AnchorStats:
 
     def losses(self) -> Tensor:
         """Returns the InfoNCE loss of each anchor, float64."""
+        # The two large numbers are subtracted first, in float64. What remains may be as small as the loss. A count of 0
+        # occurs only in the local loss: an image without a sentence, whose loss gets the weight 0.
         return (self.peak.double() - self.positive / self.count.clamp(min=1)) + self.sum_exp.double().log()
 
     def log_sum_exp(self) -> Tensor:
@@ -133,8 +141,10 @@ class AnchorStats:
         stats = self.part(at)
         peak = torch.maximum(stats.peak, part.peak)
         shift = finite(peak)
+        # Both sums are rescaled to the larger peak. A side without a candidate has the peak -inf and so the factor 0.
         stats.sum_exp.mul_((stats.peak - shift).exp_()).add_((part.peak - shift).exp_().mul_(part.sum_exp))
         stats.peak.copy_(peak)
+        # Sums over positives are not relative to a peak.
         stats.positive.add_(part.positive)
         stats.count.add_(part.count)
 
@@ -148,6 +158,7 @@ class AnchorStats:
             peak: [anchors], the largest of the ranks' values of `self.peak`.
         """
         sum_exp = self.sum_exp * (self.peak - finite(peak)).exp_()
+        # One all-reduce for all three: its latency costs more than its bytes.
         sums = torch.stack([sum_exp.double(), self.positive, self.count.double()])
         all_reduce_sum_(sums, ranks)
         kind = self.sum_exp.dtype
@@ -160,12 +171,14 @@ def row_stats(score: Tensor, targets: Targets, best: Tensor) -> AnchorStats:
     `best` [rows] is the largest score of each row over all pairs, also over excluded ones.
     """
     candidates = targets.row_candidates(score)
+    # If no pair is excluded, `row_candidates` returns `score` itself, whose maxima are known.
     peak = best if candidates is score else candidates.amax(1)
     count = targets.row_counts().to(score.dtype)
     shift = finite(peak)
     shifted = candidates - shift[:, None]
     # Scores of positives are summed relative to the peak, where the roundings are small.
     positive = targets.row_sums(shifted).double() + count * shift.double()
+    # `exp_` overwrites `shifted`, so the positives are summed before.
     return AnchorStats(peak, shifted.exp_().sum(1), positive, count)
 
 
@@ -206,7 +219,11 @@ class ScoreStats:
 
 
 class RunningScoreStats:
-    """Keeps the statistics of the rows and of the columns of a score matrix, over all tiles added so far."""
+    """Keeps the statistics of the rows and of the columns of a score matrix, over all tiles added so far.
+
+    Each pair of a local row and a column of the batch must be in exactly one tile. The order of the tiles changes only
+    the rounding.
+    """
 
     def __init__(self, rows: Partition, columns: Partition, *, like: Tensor) -> None:
         """Starts without any tile.
@@ -222,6 +239,7 @@ class RunningScoreStats:
 
     def add(self, score: Tensor, targets: Targets, rows: slice, columns: slice) -> None:
         """Adds the scores of the local rows `rows` with the columns of the global indices `columns`."""
+        # A maximum over no elements is an error in torch.
         if score.numel() == 0:
             return
         row_best = row_argmax(score, first=columns.start)
@@ -236,6 +254,8 @@ class RunningScoreStats:
 
         This is a collective: all ranks must call it.
         """
+        # The statistics of the rows are complete: this rank has scored its rows against all columns. Those of the
+        # columns lack the rows of the other ranks.
         peak, score = self._columns.peak, self._column_best.score
         if ranks.size > 1:
             # One all-reduce for both: its latency costs more than its bytes.
@@ -271,6 +291,7 @@ def gradient_weights(stats: AnchorStats, weight: Tensor | float) -> GradientWeig
 
     `weight` is the factor of an anchor's loss in the mean, one for all anchors or [anchors].
     """
+    # `sum_exp` is not 0: every anchor has a candidate, because known positives are never excluded.
     return GradientWeights(stats.peak, weight / stats.sum_exp, weight / stats.count.clamp(min=1))
 
 
@@ -279,6 +300,7 @@ def softmax_gradient(score: Tensor, targets: Targets, rows: GradientWeights, col
 
     The result is [rows, columns], like the tile of scores.
     """
+    # The peaks are those over all candidates, so no exponent is above 0.
     gradient = (targets.row_candidates(score) - rows.peak[:, None]).exp_().mul_(rows.softmax[:, None])
     by_column = (targets.column_candidates(score) - columns.peak).exp_()
     return gradient.addcmul_(by_column, columns.softmax.expand_as(by_column))

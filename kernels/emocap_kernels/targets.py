@@ -2,6 +2,9 @@
 
 A tile is a part of the score matrix. Its rows are image anchors and its columns are text anchors (sentences, in the
 local loss). Each direction mines its own positives, so a pair may be a positive for its row and not for its column.
+
+The tilings of the two losses make these values for each tile (`contrastive.tiling`, `region.positives`), and `softmax`
+and `contrastive.objectives` read them. Neither side knows how the other one represents or uses positives.
 """
 
 from __future__ import annotations
@@ -14,7 +17,14 @@ from torch import Tensor
 
 
 class Targets(Protocol):
-    """Describes the positives and the excluded pairs of a tile of scores, [rows, columns], for both directions."""
+    """Describes the positives and the excluded pairs of a tile of scores, [rows, columns], for both directions.
+
+    A positive is never excluded for the same anchor. Therefore sums over positives never meet the -inf that
+    `row_candidates` and `column_candidates` write.
+
+    The tensors are on the device of the tile, and no method makes the host wait for it. Two implementations exist:
+    `DiagonalTargets` needs no mask, and `MaskTargets` describes any pairs.
+    """
 
     def row_sums(self, score: Tensor) -> Tensor:
         """Returns the sum of `score` over the positives of each row, [rows]."""
@@ -57,7 +67,8 @@ class Targets(Protocol):
 class DiagonalTargets:
     """Describes a tile whose only positives are own pairs (image and text of one sample), without a mask.
 
-    The positive of row r is column `first + r`, if the tile has that column.
+    The positive of row r is column `first + r`, if the tile has that column. For example, with `first` -1 the positive
+    of row 1 is column 0, and row 0 has none in this tile.
 
     Attributes:
         first: The column of the positive of row 0. It is negative, or beyond the last column, if the tile lacks it.
@@ -89,6 +100,7 @@ class DiagonalTargets:
 
     def positives_only(self) -> MaskTargets:
         own = torch.zeros(self.rows, len(self.zeros), dtype=torch.bool, device=self.zeros.device)
+        # `diagonal` returns a view, so filling it changes `own`.
         self._diagonal(own).fill_(True)
         return MaskTargets(own, own).positives_only()
 
@@ -99,11 +111,13 @@ class DiagonalTargets:
 
     @property
     def _length(self) -> int:
+        # The number of own pairs in the tile: the length of its diagonal `first`, 0 if the diagonal misses the tile.
         return max(0, min(self.rows, len(self.zeros) - self.first) - max(0, -self.first))
 
     def _diagonal(self, matrix: Tensor) -> Tensor:
         return matrix.diagonal(self.first)
 
+    # Returns zeros of `length` with `values`, one for each own pair of the tile, from place `first` on.
     def _spread(self, values: Tensor, length: int, first: int) -> Tensor:
         spread = self.zeros.new_zeros(length)
         spread[first : first + self._length] = values
@@ -115,7 +129,13 @@ class MaskTargets:
     """Describes any positives of a tile by bool masks, [rows, columns] each.
 
     A dropped pair is excluded from the softmax denominator of its direction. Where a mask of dropped pairs is None, no
-    pair is dropped.
+    pair is dropped. Several fields may hold the same tensor, so a mask must not be changed.
+
+    Attributes:
+        row_positive: Pairs whose column is a positive of the row's anchor.
+        column_positive: Pairs whose row is a positive of the column's anchor.
+        row_dropped: Pairs that are excluded for the row's anchor, or None.
+        column_dropped: Pairs that are excluded for the column's anchor, or None.
     """
 
     row_positive: Tensor

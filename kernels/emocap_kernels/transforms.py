@@ -28,6 +28,8 @@ def run_uncompiled(function: Callable[P, R]) -> Callable[P, R]:
     A loss exchanges metadata with other ranks, selects a backend and loops over tiles, which a compiled graph would not
     make faster. torch's own decorator imports the compiler when the function is called, which takes seconds. Therefore
     that decorator is used only if the compiler has been imported already; otherwise nothing can be compiled.
+
+    With `fullgraph=True`, where a graph must not break, torch.compile raises an error at the loss.
     """
     uncompiled = torch._disable_dynamo(function)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
 
@@ -42,11 +44,16 @@ def once_differentiable(backward: Callable[..., tuple[Any, ...]]) -> Callable[..
     """Decorates the backward of an autograd function whose gradients cannot be differentiated again.
 
     A second differentiation raises a NotSupportedError. torch's decorator of this name raises an error only if the
-    incoming gradient requires a gradient, which that of a loss never does.
+    incoming gradient requires a gradient. The incoming gradient of a loss never requires one, so torch's decorator
+    would raise no error.
+
+    The decorated function must save the inputs that can be differentiated again with `save_for_backward`, even if its
+    own computation does not read them.
     """
 
     @wraps(backward)
     def once(ctx: Any, *upstream: Any) -> tuple[Any, ...]:
+        # With create_graph=True torch enables gradients here. `backward` computes in place and must not be recorded.
         with torch.no_grad():
             gradients = backward(ctx, *upstream)
         if not torch.is_grad_enabled():  # Without create_graph nobody can differentiate again.
@@ -63,6 +70,8 @@ def _refuse_gradient(gradient: Tensor, history: list[Tensor]) -> Tensor:
     return cast("Tensor", _NoSecondDerivative.apply(gradient.detach().requires_grad_(), *history))
 
 
+# Returns its first argument unchanged, and raises an error if the result is differentiated. The other arguments connect
+# the result to the graphs of the inputs, so that autograd reaches this backward from each of them.
 class _NoSecondDerivative(Function):
     @staticmethod
     def forward(ctx: Any, gradient: Tensor, *history: Tensor) -> Tensor:

@@ -1,4 +1,9 @@
-"""Describes the batch of the global loss on one rank: its own rows, and the rows of other ranks as they arrive."""
+"""Describes the batch of the global loss on one rank: its own rows, and the rows of other ranks as they arrive.
+
+`chunked` and `fused` get a sharded batch: this rank scores its own images against all texts, which arrive in blocks.
+`reference` gets a replicated one: every rank holds all rows and computes everything. A backend sees blocks of texts and
+does not know from which ranks they came (decision 11).
+"""
 
 from __future__ import annotations
 
@@ -91,6 +96,9 @@ class TextBlock:
 class ContrastiveBatch:
     """Describes the global batch on a rank that holds some of its rows and receives the others.
 
+    Each loop over `blocks` is one pass over all texts of the global batch. An autograd function keeps the batch from
+    forward to backward: it saves what `pack` returns, and calls `unpack` on it.
+
     Attributes:
         image: [local, width].
         text: [local, width], in the type in which it is sent (in the reference, in the type of `image`).
@@ -160,6 +168,7 @@ class ContrastiveBatch:
             return None
         images, texts = IMAGE_ANCHORS[self.mining.guide], TEXT_ANCHORS[self.mining.guide]
         of_images = nearest(images)
+        # A rank mines for its own rows. Directions that use the same similarities mine the same candidates.
         of_texts = of_images if texts == images else nearest(texts)
         return MinedLists(of_images, gather_rows(of_texts, self.partition, self.ranks), self.partition.first)
 
@@ -206,7 +215,8 @@ def sharded_batch(
     """Returns the batch in which this rank scores its own images against all texts.
 
     Only two kinds of vectors are sent between ranks: the texts, and the guide features that mining or the scores of a
-    teacher need from other ranks.
+    teacher need from other ranks. They are sent later, when a backend loops over the blocks. The ids are gathered here,
+    so this is a collective: all ranks must call it.
 
     Args:
         inputs: The inputs of this rank.
@@ -217,16 +227,20 @@ def sharded_batch(
         narrow: Whether half-precision vectors keep their type, for matrix units that add products in float32. If
             not, they are converted to float32.
     """
+    # The images stay on this rank and are converted once. Texts are sent in their own type and converted on arrival.
     dtype_of = product_dtype if narrow else compute_dtype
     image = inputs.image.to(dtype_of(inputs.image, inputs.text)).contiguous()
     text = inputs.text.contiguous()
+    # torch runs backward only if an input needs a gradient. This one makes the rank take part; nobody reads it.
     if needs_gradient and not text.requires_grad:
         text = text.detach().requires_grad_()
+    # The modalities in which other ranks' guide features are compared with those of this rank.
     formula = inputs.formula
     needed: set[Modality] = set()
     if inputs.mining is not None:
         needed = modalities_to_gather(inputs.mining)
     elif formula.has_teacher:
+        # Like the student, a teacher scores the images of this rank against all texts.
         needed = {"text"}
     # The embeddings of the texts are sent in any case.
     has_guide_text = inputs.guide_text is not None
@@ -262,7 +276,12 @@ def sharded_batch(
 
 
 def replicated_batch(inputs: ContrastiveInputs, partition: Partition, ranks: Ranks) -> ContrastiveBatch:
-    """Returns the batch in which every rank holds all rows, for the reference."""
+    """Returns the batch in which every rank holds all rows, for the reference.
+
+    This is a collective: all ranks must call it. `gather_replicated` multiplies the gradients of the rows by the number
+    of ranks, because each rank returns only those of its own rows. The gradient of the scale needs no factor, because
+    each rank computes all of it.
+    """
     dtype = compute_dtype(inputs.image, inputs.text)
     guided = {"guide_image": inputs.guide_image, "guide_text": inputs.guide_text}
     gathered = replace(

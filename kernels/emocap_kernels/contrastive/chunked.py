@@ -6,6 +6,9 @@ those of forward to the bit. Then it adds the tile's part of the gradients. The 
 of the score matrix, the least for a symmetric loss that stores no scores.
 
 The module `pairwise` computes objectives that are sums over pairs, whose gradients forward can compute as well.
+
+Both passes are loops over blocks of texts, which arrive from the ranks one after the other (`batch`), and over slices
+of the local images (`tiling`). `softmax` merges the statistics of the tiles, and `sums` adds up their gradients.
 """
 
 from __future__ import annotations
@@ -71,6 +74,7 @@ class _Softmax(Function):
         stats = _statistics(batch, tiling)
         ctx.tiling, ctx.weights = tiling, stats.gradient_weights()
         ctx.batch, vectors = batch.pack()
+        # `ids` is saved only so that autograd raises an error if it was changed: `ctx.batch` holds it as well.
         ctx.save_for_backward(scale, batch.ids, *vectors)
         means = stats.loss_sums(batch).means(batch.partition, batch.ranks).to(scale.dtype)
         ctx.mark_non_differentiable(means)
@@ -88,6 +92,7 @@ class _Softmax(Function):
             for block in sums.blocks():
                 for rows in ctx.tiling.rows:
                     cosine = matmul(batch.image[rows], block.text.T)
+                    # The targets may be decided by the cosines, which `mul_` then overwrites by the scores.
                     targets = ctx.tiling.targets(batch, rows, block, cosine)
                     gradient = ctx.weights.gradient(cosine.mul_(scale), targets, rows, block.columns)
                     sums.add(gradient, rows, slice(None))
@@ -123,6 +128,7 @@ class _SoftmaxStats:
         )
 
     def gradient_weights(self) -> _SoftmaxWeights:
+        # The weight 1 leaves out the factor 1 / (2B) of the loss, which backward applies to the finished sums.
         weights = gradient_weights(self.candidates.rows, 1.0), gradient_weights(self.candidates.columns, 1.0)
         if self.positives is None:
             return _SoftmaxWeights(*weights)
@@ -143,6 +149,7 @@ class _SoftmaxWeights:
         """Returns the gradient of the sum of all losses with respect to a tile of scores, [rows, columns]."""
         if self.positive_rows is None or self.positive_columns is None:
             return score_gradient(score, targets, self.rows.part(rows), self.columns.part(columns))
+        # The gradient of `mil_nce` is the softmax over all candidates minus the softmax over the positives alone.
         gradient = softmax_gradient(score, targets, self.rows.part(rows), self.columns.part(columns))
         positives = self.positive_rows.part(rows), self.positive_columns.part(columns)
         return gradient.sub_(softmax_gradient(score, targets.positives_only(), *positives))
@@ -162,6 +169,7 @@ def _statistics(batch: ContrastiveBatch, tiling: Tiling) -> _SoftmaxStats:
         for rows in tiling.rows:
             cosine = matmul(batch.image[rows], block.text.T)
             targets = tiling.targets(batch, rows, block, cosine)
+            # From here on the memory of the cosines holds the scores.
             score = cosine.mul_(batch.scale)
             candidates.add(score, targets, rows, block.columns)
             if positives is not None:

@@ -1,4 +1,8 @@
-"""Checks the arguments of the global loss on one rank, and describes them to the other ranks."""
+"""Checks the arguments of the global loss on one rank, and describes them to the other ranks.
+
+`exchange_facts` compares the facts of all ranks. Whatever decides which messages a rank sends, or how it computes, is
+one of them. Facts are integers, so names and rules are compared by their checksums.
+"""
 
 from __future__ import annotations
 
@@ -60,6 +64,8 @@ class ContrastiveInputs:
 def check_and_describe(inputs: ContrastiveInputs) -> Mapping[str, int]:
     """Checks the inputs of this rank and returns the facts that the other ranks need to know about them.
 
+    There are at most `MAX_FACTS` facts, together with those that the caller adds.
+
     Raises:
         ArgumentError: If the value of an argument is not allowed.
         ShapeError: If tensors do not fit together.
@@ -89,10 +95,12 @@ def check_and_describe(inputs: ContrastiveInputs) -> Mapping[str, int]:
 def _backward_communicates(inputs: ContrastiveInputs) -> bool:
     """Returns whether backward on this rank sends messages. If it does on one rank, all ranks must run backward."""
     wanted = [isinstance(each, Tensor) and each.requires_grad for each in inputs.parameters()]
+    # A `ring` sends the texts again for any gradient. The other schedules keep them and send only their gradients.
     return any(wanted) if inputs.schedule == "ring" else inputs.text.requires_grad
 
 
 def _check_values(inputs: ContrastiveInputs) -> None:
+    # An argument that would have no effect is refused, as a setting without effect is refused in a run (decision 26).
     formula = inputs.formula
     checks.check_choice("schedule", inputs.schedule, SCHEDULES)
     if inputs.bias is not None and not formula.has_bias:

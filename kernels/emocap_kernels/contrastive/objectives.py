@@ -9,7 +9,21 @@ differentiates it with autograd. The other backends compute scores tile by tile,
   respect to them. Therefore both are computed together (module `pairwise`).
 
 A new objective with only a formula runs with `backend="reference"`. If it also has the methods `losses` and `gradient`,
-which compute a tile, it runs in bounded memory as well. Fused kernels are optional.
+which compute a tile, it runs in bounded memory as well. Fused kernels are optional. Decision 26 gives the reasons, and
+docs/extend/objective.md adds an objective step by step.
+
+Example:
+    ```python
+    class SquaredDistance(ContrastiveObjective):
+        name = "squared_distance"
+
+        def anchor_losses(self, scores: DenseScores) -> Tensor:
+            wanted = scores.positive.to(scores.score.dtype)
+            return ((scores.score - wanted) ** 2).masked_fill(scores.dropped, 0.0).sum(1)
+
+
+    contrastive_loss(image, text, 1.0, objective=SquaredDistance())
+    ```
 """
 
 from __future__ import annotations
@@ -29,6 +43,8 @@ from emocap_kernels.targets import Targets
 @dataclass(frozen=True, slots=True)
 class DenseScores:
     """Holds all scores of one direction. The rows are the anchors of this direction.
+
+    A pair is never both positive and dropped. The own pairs are on the diagonal, and every one of them is a positive.
 
     Attributes:
         score: [anchors, candidates], scale and bias included.
@@ -66,6 +82,10 @@ class TeacherTile:
 class Tile:
     """Holds the scores of some images with some texts.
 
+    Both directions share the scores: images are the anchors of the rows, and texts those of the columns. `targets` says
+    for each direction which pairs are positives, and an excluded pair has the score -inf in its `row_candidates` or
+    `column_candidates`.
+
     Attributes:
         score: [images, texts], scale and bias included.
         targets: The positives and the excluded pairs.
@@ -80,8 +100,12 @@ class Tile:
 class ContrastiveObjective(ABC):
     """Is the base class of objectives. A subclass computes the loss of each anchor from its scores.
 
+    The loss of a batch is the mean over the anchors of a direction, averaged over both directions. An objective has no
+    state, so one object may serve several losses at once.
+
     Attributes:
-        name: The name by which `contrastive_loss` selects the objective. All ranks must use the same objective.
+        name: The name by which `contrastive_loss` selects the objective. All ranks must use the same objective, and
+            they compare this name.
         has_bias: Whether a bias is added to all scores. In a softmax it would cancel.
         has_teacher: Whether the softmax of a teacher's scores replaces the positives.
         has_kernels: Whether fused kernels for the objective exist.
@@ -94,7 +118,10 @@ class ContrastiveObjective(ABC):
 
     @abstractmethod
     def anchor_losses(self, scores: DenseScores) -> Tensor:
-        """Returns the loss of each anchor, [anchors]. The backend `reference` differentiates it with autograd."""
+        """Returns the loss of each anchor, [anchors]. The backend `reference` differentiates it with autograd.
+
+        It is called once for each direction.
+        """
         ...
 
 
@@ -102,7 +129,10 @@ class ContrastiveObjective(ABC):
 class PairwiseObjective(Protocol):
     """Describes an objective that is a sum over pairs.
 
-    The scores of a tile determine the losses of the tile and their gradient with respect to these scores.
+    The scores of a tile determine the losses of the tile and their gradient with respect to these scores. A
+    `ContrastiveObjective` that has both methods is recognised by them; it need not name this class.
+
+    For each tile, `losses` is called first. It must not change the scores, because they are read afterwards.
     """
 
     def losses(self, tile: Tile) -> tuple[Tensor, Tensor]:
@@ -164,8 +194,10 @@ class Sigmoid(ContrastiveObjective):
 
     def losses(self, tile: Tile) -> tuple[Tensor, Tensor]:
         score, targets = tile.score, tile.targets
+        # An excluded pair has the score -inf, whose softplus and sigmoid are 0.
         by_row, by_column = targets.row_candidates(score), targets.column_candidates(score)
         image = softplus(by_row).sum(1).double().sum()
+        # Without excluded pairs both are `score` itself, and the sum over all pairs is the same.
         text = image if by_row is by_column else softplus(by_column).sum(1).double().sum()
         return image - targets.row_sums(score).double().sum(), text - targets.column_sums(score).double().sum()
 
@@ -183,7 +215,8 @@ class Soft(ContrastiveObjective):
     r"""Computes the KL divergence from the softmax of a teacher's scores to that of the scores (distillation).
 
     The loss is \(\sum_j T_{ij} (\log T_{ij} - \log p_{ij})\), where \(T_i\) is the softmax of the teacher's scores and
-    \(p_i\) that of \(S_i\). The gradient is \(p_{ij} - T_{ij}\).
+    \(p_i\) that of \(S_i\). The gradient is \(p_{ij} - T_{ij}\). The loss is smaller than the cross-entropy with the
+    teacher by the teacher's entropy, which has no gradient.
     """
 
     name = "soft"
@@ -216,6 +249,7 @@ class Soft(ContrastiveObjective):
 ObjectiveName = Literal["infonce", "mil_nce", "sigmoid", "soft"]
 # A caller passes a name, or an object of the caller's own class.
 Objective = ObjectiveName | ContrastiveObjective
+# `Kind` in emocap_pretrain/config/objective.py repeats these names without importing torch. A test compares them.
 OBJECTIVES: dict[str, ContrastiveObjective] = {each.name: each for each in (InfoNCE(), MilNCE(), Sigmoid(), Soft())}
 
 

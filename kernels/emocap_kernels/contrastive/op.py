@@ -1,4 +1,9 @@
-"""Provides the public functions of the global loss, `contrastive_loss` and `choose_backend`."""
+"""Provides the public functions of the global loss, `contrastive_loss` and `choose_backend`.
+
+A call has three parts. The ranks exchange facts about their inputs (`inputs`, `distributed.consistency`). A batch is
+made, which knows the rows of this rank and receives those of others (`batch`). One backend evaluates it: `reference`,
+`chunked` or `fused.evaluate`. A reader continues with `reference`, which is the specification.
+"""
 
 from __future__ import annotations
 
@@ -38,6 +43,15 @@ def choose_backend(
     The choice depends on device, type, width, objective and mining rule, never on the number of rows. Therefore no
     result changes its rounding when a batch grows, and ranks with different numbers of rows choose the same backend.
 
+    The arguments are those of `contrastive_loss`. Of the tensors only device, type and width are read, so tensors
+    without rows are enough. Nothing is communicated.
+
+    Example:
+        ```python
+        choice = choose_backend(image, text, mining=Mining(top_k=4))
+        print(choice.backend, choice.reason)
+        ```
+
     Raises:
         ArgumentError: If `backend` or `objective` is unknown.
         NotSupportedError: If `backend` is `fused` and fused kernels cannot run.
@@ -72,7 +86,8 @@ def contrastive_loss(  # noqa: PLR0913  (one call for every objective)
 
     Row r of every input belongs to sample r of this rank. Inputs are used as given: nothing is normalised or clamped.
     docs/method.md, section 1, has the equations. With a `group`, the call and its backward are collectives: all ranks
-    of the group must run both.
+    of the group must run both. The gradients are scaled for a mean over ranks, as DDP and DeepSpeed compute it. They
+    cannot be differentiated again, except with `backend="reference"`.
 
     Args:
         image: [rows, width], unit vectors. `rows` may be 0 and may differ between ranks.
@@ -99,6 +114,9 @@ def contrastive_loss(  # noqa: PLR0913  (one call for every objective)
         backend: `auto` is `fused` where fused kernels can run, and `chunked` elsewhere; for an objective that has only
             a formula it is `reference`. `choose_backend` gives the reason.
 
+    Returns:
+        The loss of the global batch, equal on every rank to the bit, and numbers for a log.
+
     Raises:
         ArgumentError: If the value of an argument is not allowed.
         ShapeError: If tensors do not fit together.
@@ -118,6 +136,7 @@ def contrastive_loss(  # noqa: PLR0913  (one call for every objective)
     )
     ranks = ranks_of(group, image.device)
 
+    # All checks run inside `describe`, whose error on one rank becomes an error on all ranks.
     def describe() -> dict[str, int]:
         facts = check_and_describe(inputs)
         choice = choose_backend(
@@ -135,11 +154,13 @@ def contrastive_loss(  # noqa: PLR0913  (one call for every objective)
     partition = Partition(counts=tuple(each["rows"] for each in facts), rank=ranks.rank)
     selected = BACKENDS[facts[ranks.rank]["backend"]]
     needs_gradient = any(each["text needs a gradient"] for each in facts)
+    # From here on every branch depends only on values that are equal on all ranks, so all send the same messages.
     with full_precision(image.device):
         if partition.total == 0:
             return empty_result(*inputs.parameters())
         if selected == "reference":
             return reference.evaluate(replicated_batch(inputs, partition, ranks))
+        # The matrix units of a GPU add half-precision products in float32. A CPU gets converted vectors.
         narrow = selected == "fused" or image.is_cuda
         batch = sharded_batch(inputs, partition, ranks, needs_gradient=needs_gradient, narrow=narrow)
         if selected == "chunked":

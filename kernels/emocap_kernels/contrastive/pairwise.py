@@ -4,6 +4,9 @@ The gradient of such a loss with respect to a score follows from that score. For
 gradients of the inputs, if any are needed, and backward only multiplies them by the incoming gradient. An objective
 without a teacher costs three matrix products, and no tile is computed twice. An objective with a teacher needs an
 additional first pass over all scores, which computes the softmax normalisers of student and teacher.
+
+`evaluate` computes the tiles by torch. The kernels of the fused backend share only `evaluate_pair_pass`, for which they
+are another `PairPass`.
 """
 
 from __future__ import annotations
@@ -29,7 +32,11 @@ class PairPass(Protocol):
     """Describes a function that goes once over the scores of this rank's images with all texts."""
 
     def __call__(self, sums: GradientSums, *, with_gradient: bool) -> LossSums:
-        """Returns the sums of the losses. If `with_gradient` is set, also adds the gradients to `sums`."""
+        """Returns the sums of the losses. If `with_gradient` is set, also adds the gradients to `sums`.
+
+        This is a collective: all ranks must call it. The sums are this rank's parts. Gradients are switched off during
+        the call.
+        """
         ...
 
 
@@ -65,6 +72,7 @@ class _GradientInForward(Function):
             ctx.ranks_over_anchors = batch.ranks.size / (2 * batch.partition.total)
             ctx.dtypes = image.dtype, text.dtype
             ctx.by_scale, ctx.by_bias = sums.scale.to(scale.dtype), sums.bias.to(bias.dtype)
+            # Backward reads neither image nor text, but `once_differentiable` needs the inputs.
             ctx.save_for_backward(sums.image, sums.text(), scale, image, text)
         ctx.mark_non_differentiable(means)
         return (means[0] + means[1]) / 2, means
@@ -150,6 +158,7 @@ def _teacher(batch: ContrastiveBatch, tiling: Tiling) -> _Teacher:
     for block in batch.blocks():
         for rows in tiling.rows:
             score = matmul(batch.image[rows], block.text.T).mul_(batch.scale)
+            # Nothing is mined with a teacher, so `targets` does not read the values of its last argument.
             targets = tiling.targets(batch, rows, block, score)
             student.add(score, targets, rows, block.columns)
             teacher.add(_teacher_scores(batch, rows, block), targets, rows, block.columns)

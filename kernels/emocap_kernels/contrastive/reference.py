@@ -9,7 +9,9 @@ InfoNCE (van den Oord et al. 2018) averages the log-probabilities of several pos
 positives \(Q_j\) of text j, and the loss is the mean of both directions. The other objectives (see `objectives`)
 replace the expression in brackets.
 
-Every matrix is held in full, and autograd computes the gradients.
+Every matrix is held in full, and autograd computes the gradients. With several ranks, each of them holds the whole
+batch and repeats the whole computation (`replicated_batch`). This module has the rule of mined positives as formulas of
+its own instead of using that of `positives`, because it is the specification (decision 26).
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from emocap_kernels.result import Directions, LossResult
 def evaluate(batch: ContrastiveBatch) -> LossResult:
     """Returns the loss of a batch of which this rank holds all rows, by the formulas on whole matrices."""
     score = batch.scale * (batch.image @ batch.text.T) + batch.bias
+    # The known pairs are symmetric, so one matrix serves both directions. In each direction the anchors are the rows.
     known = _known(batch)
     teacher = _teacher(batch)
     image = _direction(score, known, batch, _mined(batch, IMAGE_ANCHORS), teacher)
@@ -65,6 +68,7 @@ def _direction(
         else:
             dropped = mined & ~known
     loss = batch.objective.anchor_losses(DenseScores(score, positive, dropped, teacher)).mean()
+    # All candidates take part in the recall, also the excluded ones.
     hits = known.gather(1, score.detach().max(1, keepdim=True).indices)
     return _DirectionMeans(loss, positive.sum(1).to(score.dtype).mean(), hits.to(score.dtype).mean())
 

@@ -1,4 +1,8 @@
-"""Adds up the losses, counts and input gradients of one rank during a pass over the scores."""
+"""Adds up the losses, counts and input gradients of one rank during a pass over the scores.
+
+`chunked`, `pairwise` and the fused backend share these sums. A pass is a loop over `GradientSums.blocks`, in which a
+backend computes gradients of tiles of scores and adds each of them.
+"""
 
 from __future__ import annotations
 
@@ -46,6 +50,7 @@ class LossSums:
 
         This is a collective: all ranks must call it.
         """
+        # One exchange for all five numbers. Dividing by the total gives the mean, because all anchors weigh equally.
         sums = [
             self.image_loss,
             self.text_loss,
@@ -75,6 +80,13 @@ class GradientSums:
 
     The sums are gradients of 2B times this rank's part of the loss, where B is the number of rows of the global batch.
     The gradients of image and text lack the factor `scale`. The caller multiplies by it, for instance in `finished`.
+    Without these factors, our objectives have gradients of scores in [-2, 2] for every batch and scale, which half
+    precision can store (decision 10).
+
+    Attributes:
+        image: [local, width], in at least float32, or None if the images need no gradient.
+        scale: 0-dim float64. Kernels add to it directly.
+        bias: 0-dim float64. Kernels add to it directly.
     """
 
     def __init__(self, batch: ContrastiveBatch, needs: Sequence[bool]) -> None:
@@ -103,6 +115,7 @@ class GradientSums:
         This is a collective: all ranks must call it.
         """
         for block in self._batch.blocks(self._texts if self._needs_text else None):
+            # Each block gets new memory: `add` of the reduce-scatter keeps it while it is sent.
             self._block = block
             self._part = torch.zeros_like(block.text, dtype=self._batch.scale.dtype) if self._needs_text else None
             yield block
@@ -132,14 +145,19 @@ class GradientSums:
             self.bias += gradient.sum()
         if self.needs_scale and not self._scale_from_image():
             assert self._block is not None
+            # The caller has overwritten the cosines, so they are computed again.
             cosine = matmul(self._image[rows], self._block.text.T)
             self.scale += cosine.mul_(gradient).sum(1).double().sum()
 
     def finish_scale(self) -> None:
-        """Computes the gradient of the scale from the gradient of the images, if this is accurate enough.
+        """Computes the gradient of the scale from that of the images, unless this would be inaccurate.
 
-        It must be called after the last block.
+        It is inaccurate with half-precision vectors, and impossible if the images need no gradient. In these cases
+        `add_scale_and_bias` has already summed the gradient of the scale, which this method then leaves as it is. It
+        must be called after the last block. Kernels sum the gradient of the scale themselves, and do not need it.
         """
+        # The sum of G_ij <x_i, y_j> over all pairs is the sum over i of <x_i, sum over j of G_ij y_j>. The inner sum is
+        # the gradient of image i without the factor `scale`.
         if self.image is not None and self.needs_scale and self._scale_from_image():
             for rows in even_blocks(len(self._image), PRODUCT_ROWS):
                 self.scale += (self.image[rows] * self._image[rows]).sum(1).double().sum()

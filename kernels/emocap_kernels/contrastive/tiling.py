@@ -1,6 +1,7 @@
 """Cuts the scores of the chunked backend into tiles, and computes the targets of each tile.
 
-The targets of a tile are computed the same way in forward and in backward.
+The targets of a tile are computed the same way in forward and in backward. Therefore backward has the same positives to
+the bit, and no mask has to be kept.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ class Tiling:
             block_bytes: Largest number of bytes of the scores of a tile; None means the default of the device.
         """
         most = block_bytes_on(batch.image.device) if block_bytes is None else block_bytes
+        # The widest possible block contains all texts of the batch. The same rows are cut for every block, so forward
+        # and backward have tiles of the same shapes.
         row_bytes = batch.scale.element_size() * max(1, batch.partition.total)
         # Masks, guide similarities and a teacher's scores double the memory that a tile of scores needs.
         copies = 1 if batch.features is None else 2
@@ -59,6 +62,7 @@ class Tiling:
             cosine: [rows, texts], the cosines from which the scores are computed.
         """
         first = batch.partition.first
+        # Without mining and ids, no mask is needed at all.
         if batch.mining is None and batch.ids is None:
             own = first + rows.start - block.columns.start
             return DiagonalTargets(own, rows.stop - rows.start, self.zeros[block.columns])
@@ -84,6 +88,7 @@ class Tiling:
             return close, close
         similar = [batch.features.similarity(each, rows, block.guides) for each in tile_similarities(mining.guide)]
         close = [each >= mining.threshold for each in similar]
+        # `similar` has one entry if both directions use the same similarities, and then both masks are the same tensor.
         return close[0], close[-1]
 
 

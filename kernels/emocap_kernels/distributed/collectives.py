@@ -1,4 +1,8 @@
-"""Wraps torch's collectives for all supported versions of torch, and counts the bytes that a rank receives."""
+"""Wraps torch's collectives for all supported versions of torch, and counts the bytes that a rank receives.
+
+Only this module of the package calls collectives of a process group on tensors of the device. Exceptions are the first
+call for a group and the exchange of integers on the CPU, both in `ranks`.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +28,7 @@ _all_gather: Callable[..., Any] = getattr(
 # One side of a message: the rank at the other end, and the tensor that is sent or filled.
 Message = tuple[int, Tensor]
 
+# All threads of the process share the list, because torch runs backward on a GPU in threads of its own.
 _counters: list[Counter[ReceivedKind]] = []
 
 
@@ -61,6 +66,7 @@ def all_gather(local: Tensor, size: int, group: ProcessGroup | None) -> Tensor:
     This is a collective: all ranks must call it, with equal shapes.
     """
     received = local.new_empty(size, *local.shape)
+    # `received` is contiguous, so its `flatten` is a view, and the call fills `received`.
     add_received_bytes("numbers", (size - 1) * local.nbytes)
     _all_gather(received.flatten(), local.flatten().contiguous(), group=group)
     return received
@@ -83,7 +89,13 @@ def start_messages(
 
     Empty tensors are neither sent nor received. Two ranks match their messages by order alone, so all ranks must start
     their messages in the same order.
+
+    Args:
+        sends: Contiguous tensors, which must not be changed before the messages are complete.
+        receives: Contiguous tensors, which are filled. Each has the shape and type of the tensor that its peer sends.
+        group: The group in which the ranks of the messages are numbered.
     """
+    # `group_peer` is a rank within the group, whereas the argument `peer` of torch is a rank of the world.
     calls = [dist.P2POp(dist.isend, each, group=group, group_peer=peer) for peer, each in sends if each.numel()]
     calls += [dist.P2POp(dist.irecv, each, group=group, group_peer=peer) for peer, each in receives if each.numel()]
     add_received_bytes("vectors", sum(each.nbytes for _, each in receives))

@@ -4,6 +4,10 @@ Every rank scores its own images against the texts of all ranks. The rows that a
 the score matrix: the texts, and the guide features by which mining compares them. While the caller computes
 with one block, the next one is received. On a GPU nothing here makes the host wait. The messages and their order follow
 from the communication plan and the row counts, never from tensor values.
+
+`ColumnAllGather` yields the blocks, and `ColumnReduceScatter` collects their gradients. The batches of both losses hold
+an all-gather, and a pass over the scores is one loop over its blocks. Decision 11 says why neither is a collective of
+torch, and `schedule` makes the plan.
 """
 
 from __future__ import annotations
@@ -39,6 +43,20 @@ class ColumnAllGather:
     """Gathers tensors of which each rank holds some rows, and yields the rows in blocks as they arrive.
 
     Autograd does not differentiate the gathered rows; `ColumnReduceScatter` sends their gradients back.
+
+    Unless the schedule is `ring`, the first complete pass keeps the blocks, and later passes yield them again without
+    messages. With `ring` every pass receives the rows again. An autograd function that needs the rows in backward saves
+    what `pack` returns, and calls `unpack`.
+
+    Example:
+        ```python
+        columns = ColumnAllGather((text,), partition, ranks)
+        sums = ColumnReduceScatter(columns, like=text[:0].float(), message_dtype=text.dtype)
+        for block in columns.blocks(sums):
+            (texts,) = block.vectors
+            sums.add(block.columns, gradient_of(texts))  # float32, like `texts`
+        by_text = sums.result()  # the gradient of the texts of this rank, over all ranks
+        ```
     """
 
     def __init__(
@@ -46,13 +64,16 @@ class ColumnAllGather:
     ) -> None:
         self.partition, self.ranks = partition, ranks
         self.plan = plan_communication(schedule, partition, ranks)
+        # Messages need contiguous tensors. With one rank there are none, and a block is made of the tensors themselves.
         self._local = tuple(each if ranks.size == 1 else each.detach().contiguous() for each in local)
         self._kept: list[list[ColumnBlock]] | None = None
 
     def blocks(self, gradients: ColumnReduceScatter | None = None) -> Iterator[ColumnBlock]:
         """Yields every row of the batch once, in blocks. The rank's own rows come first.
 
-        This is a collective: all ranks must call it. Each call yields the same blocks in the same order.
+        This is a collective: all ranks must call it, and must take all blocks. Messages of stages that the caller does
+        not reach are not started, and other ranks would wait for them. Each call yields the same blocks in the same
+        order.
 
         Args:
             gradients: Collects the gradients of the rows. The caller adds those of a block before it requests the next
@@ -60,6 +81,8 @@ class ColumnAllGather:
         """
         arriving = self._arriving() if self._kept is None else iter(self._kept)
         seen: list[list[ColumnBlock]] = []
+        # On each rank, the rows of the next stages are requested before a stage is used, and its gradients are sent
+        # afterwards. Ranks match messages by order alone, and this order is the same on all of them.
         for stage, blocks in zip(self.plan.stages, arriving, strict=True):
             yield from blocks
             if gradients is not None:
@@ -69,7 +92,11 @@ class ColumnAllGather:
         self._kept = seen if self.plan.keeps_rows else None
 
     def pack(self) -> tuple[ColumnAllGather, tuple[Tensor, ...]]:
-        """Returns a copy of this object without its tensors, and the tensors, for `save_for_backward` of autograd."""
+        """Returns a copy of this object without its tensors, and the tensors, for `save_for_backward` of autograd.
+
+        The order of the tensors is that of the gathered tensors of this rank, followed by those of each block.
+        """
+        # With one rank, the only block consists of the local tensors, which are returned in any case.
         kept = self._kept if self.ranks.size > 1 else None
         blocks = [block for stage in kept or [] for block in stage]
         empty = copy(self)
@@ -78,7 +105,10 @@ class ColumnAllGather:
         return empty, (*self._local, *(each for block in blocks for each in block.vectors))
 
     def unpack(self, tensors: Sequence[Tensor]) -> ColumnAllGather:
-        """Returns a copy of this packed object that holds `tensors`, which `pack` returned."""
+        """Returns a copy of this object in which `tensors` have their places again.
+
+        `pack` returned these tensors, together with this object, which lacks them.
+        """
         stages = self._kept or []
         number = len(tensors) // (1 + sum(len(stage) for stage in stages))
         held = iter([tuple(tensors[first : first + number]) for first in range(0, len(tensors), number)])
@@ -105,10 +135,13 @@ class ColumnAllGather:
         the stage after that, if it has two hops.
         """
         transfers = [_StageGather(self._local, stage, self.partition, self.ranks) for stage in self.plan.stages]
+        # A transfer is dropped as soon as its stage has been used. So with `ring`, which keeps no blocks, the rows that
+        # were used are freed.
         while transfers:
             transfer = transfers.pop(0)
             transfer.wait()
-            # A stage of two hops starts its first hop while the stage two places before it is in use.
+            # A stage of two hops starts its first hop while the stage two places before it is in use. There is always
+            # such a stage: the rank's own rows and those of its own machine come first.
             for hops_left, later in enumerate(transfers[:2], start=1):
                 later.start_hop(hops_left)
             yield transfer.blocks()
@@ -119,6 +152,7 @@ class _StageGather:
 
     def __init__(self, local: tuple[Tensor, ...], stage: Stage, partition: Partition, ranks: Ranks) -> None:
         self._local, self._stage, self._partition, self._ranks = local, stage, partition, ranks
+        # The rows of the stage are one piece of memory, in the order of `stage.ranks`.
         ends = list(accumulate((partition.counts[rank] for rank in stage.ranks), initial=0))
         self._rows = {rank: slice(*ends[place : place + 2]) for place, rank in enumerate(stage.ranks)}
         self._vectors = local
@@ -129,6 +163,7 @@ class _StageGather:
         place = len(self._stage.hops) - hops_left
         if place < 0:
             return
+        # Memory is allocated no earlier than the first message needs it, which bounds what a `ring` holds.
         if place == 0:
             total = sum(self._partition.counts[rank] for rank in self._stage.ranks)
             self._vectors = tuple(each.new_empty(total, *each.shape[1:]) for each in self._local)
@@ -155,6 +190,7 @@ class _StageGather:
                 found.append(ColumnBlock(columns, tuple(each[rows] for each in self._vectors)))
         return found
 
+    # Returns the rows of a rank: as the memory to receive into, or, once they are here, as the rows to send.
     def _of(self, rank: int) -> list[Tensor]:
         if rank == self._ranks.rank:
             return list(self._local)
@@ -177,6 +213,9 @@ class ColumnReduceScatter:
 
     The sums take the hops of the all-gather in reverse. A sum is rounded to the type of the messages once for each hop,
     and is added up in its own type.
+
+    It is passed to `ColumnAllGather.blocks`, which calls `send` for each stage. The caller calls `add` for each block,
+    and `result` at the end.
     """
 
     def __init__(self, columns: ColumnAllGather, like: Tensor, message_dtype: torch.dtype) -> None:
@@ -197,8 +236,10 @@ class ColumnReduceScatter:
     def add(self, columns: slice, part: Tensor) -> None:
         """Takes what this rank contributes to the rows of one block, [rows, ...].
 
-        `columns` are the global indices of the rows. The caller must not change `part` afterwards.
+        `columns` are the global indices of the rows. The caller must not change `part` afterwards: parts of it are
+        sent, and the contributions of other ranks are added to it.
         """
+        # A block consists of all rows of one or more ranks, never of a part of them.
         for rank, count in enumerate(self._partition.counts):
             rows = self._partition.rows_of(rank)
             if count and columns.start <= rows.start and rows.stop <= columns.stop:
@@ -210,6 +251,8 @@ class ColumnReduceScatter:
         It also starts the next hop of all earlier stages.
         """
         parts = {rank: self._parts.pop(rank, self._nothing) for rank in stage.ranks}
+        # The first stage consists of this rank's own rows. Each later transfer gets them too, because it adds the sums
+        # that other ranks send for them.
         self._own = parts.get(self._ranks.rank, self._own)
         self._advance()
         transfer = _StageReduce({**parts, self._ranks.rank: self._own}, stage, self._partition, self._ranks)
@@ -217,7 +260,10 @@ class ColumnReduceScatter:
             self._returning.append(transfer)
 
     def result(self) -> Tensor:
-        """Returns the sums of the rows of this rank, [local, ...]. It must be called after `send` of the last stage."""
+        """Returns the sums of the rows of this rank, [local, ...]. It must be called after `send` of the last stage.
+
+        This is a collective, because it completes messages that are still being sent: all ranks must call it.
+        """
         while self._returning:
             self._advance()
         return self._own
@@ -247,6 +293,8 @@ class _StageReduce:
         """
         if not self._hops:
             return False
+        # The last hop of the all-gather is the first one here. In it a machine's sums for the rows of another machine
+        # come together on the rank that forwarded the rows. The hop before it then sends one sum between the machines.
         hop = self._hops.pop()
         like = self._parts[self._ranks.rank]
         self._sending = [(peer, self._parts[source].to(dtype).contiguous()) for peer, source in hop.receives]
@@ -264,4 +312,5 @@ class _StageReduce:
             work.wait()
         for _, source, part in self._receiving:
             self._parts[source].add_(part)
+        # Until here `_sending` has kept the sent copies alive.
         self._works, self._receiving, self._sending = [], [], []

@@ -1,4 +1,8 @@
-"""Exchanges metadata about the inputs before a loss begins. An error on one rank becomes an error on all ranks."""
+"""Exchanges metadata about the inputs before a loss begins. An error on one rank becomes an error on all ranks.
+
+Without this exchange, a rank with invalid inputs would raise its error while the other ranks wait for its vectors until
+the timeout of the group.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,8 @@ def exchange_facts(
     Args:
         ranks: The ranks that take part.
         describe: Checks the local inputs and returns at most `MAX_FACTS` facts, with the same keys on every rank. It
-            raises a KernelError if the inputs are invalid.
+            raises a KernelError if the inputs are invalid. Errors of other classes are not passed on: they are raised
+            on this rank alone.
         may_differ: Keys of the facts that may differ between ranks. All others must be equal.
 
     Raises:
@@ -41,11 +46,13 @@ def exchange_facts(
     numbers = [int(refusal is not None), *facts.values()]
     numbers += [0] * (MAX_FACTS + 1 - len(numbers))
     table = all_gather_integers(numbers, ranks.group, ranks.cpu_group)
+    # From here on all ranks know the whole table, so all of them raise an error or none does.
     if refusal is not None:
         raise refusal
     refused = [str(rank) for rank, row in enumerate(table) if row[0]]
     if refused:
         raise RanksDisagreeError(f"the inputs of rank {', '.join(refused)} are invalid; see the error of that rank.")
+    # The names are those of this rank: all ranks describe their inputs in the same order.
     found: list[Mapping[str, int]] = [dict(zip(facts, row[1:], strict=False)) for row in table]
     for name in facts:
         if name not in may_differ:

@@ -1,4 +1,8 @@
-"""Describes the ranks that share a global batch and the division of its rows, and exchanges integers between ranks."""
+"""Describes the ranks that share a global batch and the division of its rows, and exchanges integers between ranks.
+
+A loss begins with `ranks_of` and an exchange of facts (`consistency`), from which it makes a `Partition`. All later
+messages follow from these two values: `schedule` plans them, `columns` sends vectors, and `reductions` sends numbers.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +55,8 @@ class Ranks:
 SINGLE_RANK = Ranks(group=None, cpu_group=None, size=1, rank=0, node=1)
 
 # The CPU group and the number of ranks on each machine, for each group that was used. The references are weak, so that
-# a group ends when its owner drops it.
+# a group ends when its owner drops it. A cache that held the groups ended processes by SIGABRT, because the threads of
+# gloo outlived `destroy_process_group` (docs/log.md, 2026-11-23).
 _KNOWN: WeakKeyDictionary[ProcessGroup, tuple[dist.ProcessGroupGloo | None, int]] = WeakKeyDictionary()
 
 
@@ -72,6 +77,7 @@ def ranks_of(group: ProcessGroup | None, device: torch.device) -> Ranks:
     rank, size = dist.get_rank(group), dist.get_world_size(group)
     if rank < 0:
         raise ArgumentError("This process is not a member of group; only its members may call the loss.")
+    # A group is new to all of its members or to none, because each loss is a collective of the group.
     if group not in _KNOWN:
         _KNOWN[group] = _find_out(group, device)
     cpu_group, node = _KNOWN[group]
@@ -85,6 +91,7 @@ def _find_out(group: ProcessGroup, device: torch.device) -> tuple[dist.ProcessGr
     if "nccl" in dist.get_backend_config(group):
         dist.all_reduce(torch.zeros(1, device=device), group=group)
     cpu_group = new_cpu_group(group)
+    # Only integers are exchanged, so the name of a machine is sent as its checksum.
     name = os.environ.get(NODE_VARIABLE) or socket.gethostname()
     (names,) = zip(*all_gather_integers([crc32(name.encode())], group, cpu_group), strict=True)
     return cpu_group, ranks_per_node(names)
@@ -94,11 +101,13 @@ def ranks_per_node(names: tuple[int, ...]) -> int:
     """Returns the number of ranks on each machine.
 
     `names` has one entry for each rank, in rank order. Ranks of one machine have equal entries. If machines have
-    different numbers of ranks, or if the ranks of a machine are not consecutive, all ranks count as one machine.
+    different numbers of ranks, or if the ranks of a machine are not consecutive, all ranks count as one machine. For
+    example, the result for the names (7, 7, 9, 9) is 2, and for (7, 9, 7, 9) it is 4.
     """
     node = next((rank for rank, name in enumerate(names) if name != names[0]), len(names))
     runs = [names[first : first + node] for first in range(0, len(names), node)]
     regular = all(len(set(run)) == 1 and len(run) == node for run in runs)
+    # A name in two runs means that the ranks of this machine are not consecutive.
     distinct = len({run[0] for run in runs}) == len(runs)
     return node if regular and distinct else len(names)
 
@@ -111,7 +120,9 @@ def new_cpu_group(group: ProcessGroup) -> dist.ProcessGroupGloo | None:
     if "cpu:" in dist.get_backend_config(group):
         return None
     # `dist.new_group` cannot be used here: every process of the world would have to call it, for every group, in the
-    # same order.
+    # same order. With `use_local_synchronization=True` it hangs if ranks belong to different numbers of groups, because
+    # the name of the new group counts them (docs/log.md, 2026-11-23). The prefix separates the keys from those of
+    # `group`, whose store is used again.
     store = PrefixStore("emocap_kernels.hosts/", group.get_group_store())
     return dist.ProcessGroupGloo(store, dist.get_rank(group), dist.get_world_size(group), TIMEOUT)
 
@@ -136,7 +147,8 @@ def all_gather_integers(
 class Partition:
     """Describes how the rows of the global batch are divided among the ranks.
 
-    The global index of a row is its local index plus the number of rows of all lower ranks.
+    The global index of a row is its local index plus the number of rows of all lower ranks. For example, with counts
+    (3, 0, 2) rank 2 holds the rows 3 and 4: `Partition((3, 0, 2), rank=2).own` is `slice(3, 5)`.
 
     Attributes:
         counts: Number of rows of each rank; 0 is allowed.

@@ -1,4 +1,8 @@
-"""Gathers and reduces small tensors over the ranks. Every function is a collective: all ranks must call it."""
+"""Gathers and reduces small tensors over the ranks. Every function is a collective: all ranks must call it.
+
+Vectors take another way (`columns`), except for those of the reference. A function whose name ends in an underscore
+overwrites its argument. With one rank nothing is communicated.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +29,10 @@ def gather_rows(local: Tensor, partition: Partition, ranks: Ranks) -> Tensor:
     """
     if ranks.size == 1:
         return local.detach()
+    # All ranks take this branch or none does: the total and the shape of a row are equal on all ranks.
     if partition.total == 0 or local.shape[1:].numel() == 0:
         return local.new_empty(partition.total, *local.shape[1:])
+    # torch's all-gather needs equal shapes, so shorter parts are padded to the longest one and cut afterwards.
     longest = max(partition.counts)
     received = all_gather(_padded(local.detach(), longest), ranks.size, ranks.group)
     return torch.cat([rows[:count] for rows, count in zip(received, partition.counts, strict=True)])

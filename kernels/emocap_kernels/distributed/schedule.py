@@ -14,6 +14,9 @@ receives at any time, and different ranks send to different ranks.
 
 The gradient of a row takes the same hops in reverse: a rank that received a row sends a sum for it to the rank from
 which the row came.
+
+Decision 11 gives the reasons. The module `columns` carries out a plan. Nothing here communicates: a plan follows from
+numbers that all ranks know, so the plans of all ranks fit together without any exchange.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from emocap_kernels.blocks import ceil_div, even_blocks
 from emocap_kernels.distributed.ranks import Partition, Ranks
 
 Schedule = Literal["auto", "gather", "hierarchical", "ring"]
+# Ranks compare their schedules by position in this tuple.
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 
 # Fewer rows in a stage would make kernels that are too short to hide the transfer of the next stage.
@@ -37,7 +41,8 @@ MAX_STAGES = 4
 class Hop:
     """Describes messages that start together.
 
-    Each message is a pair: the rank at the other end, and the rank whose rows the message carries.
+    Each message is a pair: the rank at the other end, and the rank whose rows the message carries. The rows that a rank
+    sends need not be its own: inside a machine, ranks forward rows of other machines.
     """
 
     sends: tuple[tuple[int, int], ...]
@@ -70,11 +75,17 @@ class CommunicationPlan:
 
 
 def plan_communication(schedule: Schedule, partition: Partition, ranks: Ranks) -> CommunicationPlan:
-    """Returns the plan of this rank. `auto` means `hierarchical` if there are several machines, else `gather`."""
+    """Returns the plan of this rank. `auto` means `hierarchical` if there are several machines, else `gather`.
+
+    The number of stages follows from the mean number of rows of a rank and not from this rank's own number, so that it
+    is equal on all ranks.
+    """
     if schedule == "ring":
         stages = plan_stages(ranks.rank, ranks.size, node=ranks.size, pieces=ranks.size)
         return CommunicationPlan(stages, keeps_rows=False)
+    # `ranks.node` is `ranks.size` if there is one machine. Then `hierarchical` is the same plan as `gather`.
     node = ranks.size if schedule == "gather" else ranks.node
+    # The rows that a rank receives from its own machine, if all ranks hold equally many.
     rows = ceil_div(partition.total * (node - 1), ranks.size)
     stages = plan_stages(ranks.rank, ranks.size, node=node, pieces=min(MAX_STAGES, rows // MIN_STAGE_ROWS))
     return CommunicationPlan(stages, keeps_rows=True)
@@ -91,9 +102,12 @@ def plan_stages(rank: int, size: int, *, node: int, pieces: int) -> tuple[Stage,
     """
     place = rank % node
     base = rank - place
+    # If this rank receives from the rank `shift` places after it, it sends to the rank `shift` places before it. So in
+    # each hop, every message that is sent is one that its receiver expects.
     next_places = [(place + shift) % node for shift in range(1, node)]
     previous_places = [(place - shift) % node for shift in range(1, node)]
     stages = [Stage((rank,), ())]
+    # The rows of the own machine arrive directly from the ranks that hold them.
     for part in even_blocks(node - 1, ceil_div(node - 1, max(1, pieces))):
         sources = [base + other for other in next_places[part]]
         hop = Hop(
@@ -101,6 +115,8 @@ def plan_stages(rank: int, size: int, *, node: int, pieces: int) -> tuple[Stage,
             receives=tuple((source, source) for source in sources),
         )
         stages.append(Stage(tuple(sources), (hop,)))
+    # The rows of another machine arrive in two hops. First this rank receives those of the rank with the same place on
+    # that machine. Then all ranks of this machine exchange what they have received.
     for step in range(1, size // node):
         source, target = (rank + step * node) % size, (rank - step * node) % size
         between = Hop(sends=((target, rank),), receives=((source, source),))

@@ -1,4 +1,8 @@
-"""Finds the most similar candidates of every local anchor with a kernel, one block of candidates at a time."""
+"""Finds the most similar candidates of every local anchor with a kernel, one block of candidates at a time.
+
+Both losses use it for rules with `top_k`: the global loss compares samples, and the local loss compares sentences. The
+kernel finds the best candidates of each strip. torch merges those of all strips and blocks, without a wait of the host.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +43,8 @@ def nearest_candidates(
     """Returns the `top_k` most similar candidates of each local anchor. Of two similarities the smaller one counts.
 
     Args:
-        blocks: All candidates of the batch, in any order of blocks.
+        blocks: All candidates of the batch, in any order of blocks. If the iterator receives blocks from other ranks,
+            this function is a collective.
         anchors: Number of local anchors.
         first: Global index of anchor 0. An anchor is no candidate of its own.
         tile: The tile size of the kernel.
@@ -72,10 +77,12 @@ def _of_block(
     least `top_k`.
     """
     left, right = (aligned(each) for each in block.vectors[0])
+    # With one similarity these are the first vectors again, and the kernel does not read them.
     second_left, second_right = (aligned(each) for each in block.vectors[-1])
     number, strip = strips(anchors, len(right), tile)
     # Registers hold powers of two.
     slots = 1 << max(1, (top_k - 1).bit_length())
+    # The kernel writes the first `top_k` slots of each anchor. The others keep these values and are never selected.
     values = left.new_full((number, anchors, slots), float("-inf"), dtype=torch.float32)
     indices = left.new_full((number, anchors, slots), -1, dtype=torch.int32)
     launch(

@@ -3,6 +3,8 @@
 There are five sizes, from large to small. A *block* of columns has arrived together from other ranks. The
 statistics of a *panel* of local rows are merged together. A *chunk* of a panel's columns has its gradient, or its mask,
 in memory at once. A *strip* of columns is the work of one program, which goes over the strip *tile* by tile.
+
+Tests replace the sizes in capital letters, so that small batches have several panels and chunks.
 """
 
 from __future__ import annotations
@@ -68,9 +70,12 @@ class TileConfig:
         }
 
 
+# benchmarks/kernels/tune.py replaces the next four sizes to measure others. docs/log.md, 2026-11-23, lists instructions
+# and spilled loads of the kernels for sm_90.
 # A tall tile halves the cost of columns: their sums cross lanes once for each tile, those of rows once for each strip.
 TALL = TileConfig(rows=256, columns=128, depth=64, warps=8, stages=3)
-# Masks need the registers of half a tile.
+# Masks need the registers of half a tile. So does the gradient of a sigmoid: with a tall tile, its kernel spilled 1,100
+# loads.
 SQUARE = TileConfig(rows=128, columns=128, depth=64, warps=8, stages=3)
 # sm_80 to sm_89 and sm_120: matrix units read registers, and shared memory may be as small as 99 KiB.
 SMALL = TileConfig(rows=128, columns=64, depth=32, warps=8, stages=3)
@@ -101,6 +106,7 @@ def panels(length: int, tile: TileConfig, columns: int) -> list[Range]:
     A panel has so few rows that one statistic of all `columns`, stored once for each tile of rows, stays below
     `PART_BYTES`.
     """
+    # The statistics are float32, and a panel of `tiles` tiles of rows stores each of them `tiles` times for a column.
     tiles = max(1, PART_BYTES // (4 * max(1, columns)))
     return ranges(length, min(max(tile.rows, MAX_PANEL_ROWS), tiles * tile.rows))
 
@@ -111,6 +117,7 @@ def chunks(length: int, tile: TileConfig, rows: int, itemsize: int) -> list[Rang
     A chunk of `rows` rows with `itemsize` bytes for each element stays below `CHUNK_BYTES`, but has at least one tile.
     """
     longest = CHUNK_BYTES // max(1, rows * itemsize)
+    # Whole tiles, so that a chunk begins where a tile would begin, and only the last one has a tile that is cut.
     return ranges(length, max(tile.columns, longest - longest % tile.columns))
 
 
@@ -123,6 +130,7 @@ def strips(rows: int, columns: int, tile: TileConfig) -> tuple[int, int]:
     """Returns (number of strips, columns of a strip). A strip has at least four tiles if there are that many."""
     row_tiles = ceil_div(max(1, rows), tile.rows)
     column_tiles = ceil_div(max(1, columns), tile.columns)
+    # As many strips as are needed for `PROGRAMS` programs, but none so short that its tiles are few.
     wanted = max(1, ceil_div(PROGRAMS, row_tiles))
     tiles = min(column_tiles, max(4, ceil_div(column_tiles, wanted)))
     return ceil_div(column_tiles, tiles), tiles * tile.columns

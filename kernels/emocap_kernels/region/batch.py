@@ -1,4 +1,8 @@
-"""Describes the batch of the local loss on one rank: its own images, and all sentences as they arrive."""
+"""Describes the batch of the local loss on one rank: its own images, and all sentences as they arrive.
+
+There are two partitions, because the numbers of images and of sentences of a rank are independent. Scores are [images,
+sentences]: rows are the images of this rank, and columns are the sentences of all ranks.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +36,9 @@ class SentenceBlock:
 @dataclass(frozen=True, slots=True)
 class RegionBatch:
     """Describes the global batch on a rank that holds some images and receives all sentences.
+
+    Each loop over `blocks` is one pass over all sentences of the global batch. An autograd function saves what `pack`
+    returns, and calls `unpack` in backward.
 
     Attributes:
         patches: [local images, patches, width]; zero where `patch_mask` is False.
@@ -110,6 +117,8 @@ def sharded_batch(
 ) -> RegionBatch:
     """Returns the batch in which this rank scores its own images against all sentences. Patches are never sent.
 
+    This is a collective, because the owners of all sentences are gathered: all ranks must call it.
+
     Args:
         inputs: The inputs of this rank.
         image_partition: The division of the images among the ranks.
@@ -121,6 +130,7 @@ def sharded_batch(
             not, they are converted to float32.
     """
     patches, sentences = inputs.zeroed_patches(), inputs.sentences.contiguous()
+    # torch runs backward only if an input needs a gradient. This one makes the rank take part; nobody reads it.
     if needs_gradient and not sentences.requires_grad:
         sentences = sentences.detach().requires_grad_()
     dtype_of = product_dtype if narrow else compute_dtype
@@ -142,7 +152,11 @@ def sharded_batch(
 def replicated_batch(
     inputs: RegionInputs, image_partition: Partition, sentence_partition: Partition, ranks: Ranks
 ) -> RegionBatch:
-    """Returns the batch in which every rank holds all images and sentences, for the reference."""
+    """Returns the batch in which every rank holds all images and sentences, for the reference.
+
+    This is a collective: all ranks must call it. The factors of the gradients are those of the global loss
+    (`contrastive.batch.replicated_batch`).
+    """
     dtype = compute_dtype(inputs.patches, inputs.sentences)
     mask = inputs.patch_mask
     gathered = replace(

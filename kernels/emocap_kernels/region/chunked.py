@@ -3,6 +3,9 @@
 A tile contains the similarities of some sentences with the patches of some images. Forward keeps a few numbers of each
 anchor. Backward computes the scores of each tile again in the same shapes, gets their gradient from those numbers, and
 propagates it through the pooling to patches and sentences.
+
+Two matrices have different sizes here: similarities are [sentences, images, patches] and exist for one tile at a time,
+and scores are [images, sentences] and exist for some images and a whole block of sentences.
 """
 
 from __future__ import annotations
@@ -56,11 +59,14 @@ class _Tiling:
 
         This is a collective, because the lists are gathered: all ranks must call it.
         """
+        # Two limits: similarities of some images with up to TILE_SENTENCES sentences, and scores of the same images
+        # with all sentences, must each fit into the budget.
         numbers = max(1, block_bytes // batch.scale.element_size())
         patches, total = batch.patches.shape[1], batch.sentence_partition.total
         together = min(numbers // (patches * min(total, TILE_SENTENCES)), numbers // total)
         images = even_blocks(batch.image_partition.local, together)
         tallest = max((block.stop - block.start for block in images), default=1)
+        # The comparison of own sentences with all sentences has the same budget.
         positives = RegionPositives.of(batch, _MatmulComparison.of(batch, longest=max(1, numbers // total)))
         return _Tiling(batch, positives, images, numbers // (patches * tallest), AnchorWeights.of(batch))
 
@@ -119,6 +125,7 @@ class _MatmulComparison:
         number, width = images.stop - images.start, len(block.sentences)
         hits = torch.zeros(number, width, dtype=torch.int32, device=block.sentences.device)
         mine = slice(self.starts[images.start], self.starts[images.stop])
+        # In the order by image, the own sentences of consecutive images are a slice.
         sentences = batch.sentences.detach()[self.own.order[mine]].to(block.sentences.dtype)
         rows = self.own.images[mine] - images.start
         for part in even_blocks(len(rows), self.longest):
@@ -150,6 +157,8 @@ class _RegionNCE(Function):
         packed, vectors = batch.pack()
         ctx.tiling = replace(tiling, batch=packed)
         ctx.rows, ctx.columns = tiling.weights.gradient_weights(stats)
+        # `owner` and `patch_mask` are saved only so that autograd raises an error if they were changed: the packed
+        # batch holds them as well.
         ctx.save_for_backward(scale, batch.owner, batch.patch_mask, *vectors)
         means = loss_means(batch, stats, tiling.weights).to(scale.dtype)
         ctx.mark_non_differentiable(means)
@@ -183,6 +192,7 @@ def _running_stats(tiling: _Tiling) -> RunningScoreStats:
                 similarity = tiling.similarity(images, block.sentences[part])
                 score[:, part] = tiling.attention(similarity, images).mul_(similarity).sum(-1).T
             score *= batch.scale
+            # The statistics take all sentences of the block at once, so the targets are computed once for all tiles.
             running.add(score, tiling.positives.targets(batch, images, block), images, block.columns)
     return running
 

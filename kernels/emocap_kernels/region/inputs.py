@@ -43,6 +43,9 @@ class RegionInputs:
 def check_and_describe(inputs: RegionInputs) -> Mapping[str, int]:
     """Checks the inputs of this rank and returns the facts that the other ranks need to know about them.
 
+    There are at most `MAX_FACTS` facts, together with those that the caller adds. The sharpness and the rule of mining
+    are compared by their checksums.
+
     Raises:
         ArgumentError: If the value of an argument is not allowed.
         ShapeError: If tensors do not fit together.
@@ -76,4 +79,5 @@ def _backward_communicates(inputs: RegionInputs) -> bool:
     """Returns whether backward on this rank sends messages. If it does on one rank, all ranks must run backward."""
     given = (inputs.patches, inputs.sentences, inputs.scale)
     wanted = [isinstance(each, Tensor) and each.requires_grad for each in given]
+    # A `ring` sends the sentences again for any gradient. The other schedules keep them and send only their gradients.
     return any(wanted) if inputs.schedule == "ring" else inputs.sentences.requires_grad

@@ -17,7 +17,8 @@ from emocap_kernels.softmax import GradientWeights, ScoreStats, gradient_weights
 class AnchorWeights:
     """Holds A times the weight of each anchor in the mean of its direction, where A is the number of image anchors.
 
-    An image anchor has 1, and each of N sentences has A / N, which is at most 1.
+    An image anchor has 1, and each of N sentences has A / N, which is at most 1. With the factor N instead of A,
+    gradients in float16 overflowed from three sentences for each image on (docs/log.md, 2026-11-23).
 
     Attributes:
         rows: [local images], 1 for an image that owns a sentence and 0 for the others.
@@ -55,6 +56,7 @@ def loss_means(batch: RegionBatch, stats: ScoreStats, weights: AnchorWeights) ->
 
     This is a collective: all ranks must call it.
     """
+    # Unlike in the global loss, the weights of the two directions differ, so each sum contains its weight already.
     weight, own = weights.rows.double() / weights.anchors.double(), batch.sentence_partition.own
     column_weight = 1.0 / batch.sentence_partition.total
     columns = stats.columns.part(own)

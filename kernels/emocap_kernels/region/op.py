@@ -1,4 +1,9 @@
-"""Provides the public functions of the local loss, `region_contrastive_loss` and `choose_region_backend`."""
+"""Provides the public functions of the local loss, `region_contrastive_loss` and `choose_region_backend`.
+
+A call has the same three parts as one of the global loss (`contrastive.op`): an exchange of facts (`inputs`), a batch
+(`batch`) and a backend. With scope `batch` the backends are `reference`, `chunked` and `fused.evaluate`, with scope
+`image` they are `reference.evaluate_within`, `within` and `fused.within`.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +26,8 @@ from emocap_kernels.transforms import run_uncompiled
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-# Within an image, a kernel holds the similarities of a sentence with all patches in registers.
+# Within an image, a kernel holds the similarities of a sentence with all patches in registers. In float32 with 256
+# patches it already spills 350 loads (docs/log.md, 2026-11-23).
 MAX_PATCHES_WITHIN = 256
 
 
@@ -36,6 +42,13 @@ def choose_region_backend(
     """Returns the backend that `region_contrastive_loss` uses with these arguments, and the reason.
 
     The choice depends on device, type, width, number of patches and mining rule, never on the number of rows.
+
+    The arguments are those of `region_contrastive_loss`. Nothing is communicated, and no values are read.
+
+    Example:
+        ```python
+        print(choose_region_backend(patches, sentences, scope="image").reason)
+        ```
 
     Raises:
         ArgumentError: If `backend` is unknown.
@@ -68,7 +81,8 @@ def region_contrastive_loss(
     pooled similarity is the score. With scope `image`, only the sentences of one image are compared with each other
     (`region.within`). Images without a sentence are candidates but no anchors. Inputs are used as given: nothing is
     normalised or clamped. docs/method.md, section 2, has the equations. With a `group`, the call and its backward are
-    collectives: all ranks of the group must run both.
+    collectives: all ranks of the group must run both. The gradients are scaled for a mean over ranks, as DDP and
+    DeepSpeed compute it. Only `backend="reference"` promises second derivatives.
 
     Args:
         patches: [rows, patches, width], unit vectors.
@@ -89,6 +103,10 @@ def region_contrastive_loss(
         backend: `auto` is `fused` where fused kernels can run, else `chunked`; `choose_region_backend` gives the
             reason.
 
+    Returns:
+        The loss of the global batch, equal on every rank to the bit, and numbers for a log. Without any sentence on any
+        rank, the loss is 0 with zero gradients.
+
     Raises:
         ArgumentError: If the value of an argument is not allowed.
         ShapeError: If tensors do not fit together.
@@ -106,6 +124,7 @@ def region_contrastive_loss(
     inputs = RegionInputs(patches, sentences, owner, scale, float(sharpness), scope, patch_mask, mining, schedule)
     ranks = ranks_of(group, patches.device)
 
+    # All checks run inside `describe`, whose error on one rank becomes an error on all ranks.
     def describe() -> dict[str, int]:
         facts = check_and_describe(inputs)
         choice = choose_region_backend(patches, sentences, scope=scope, mining=mining, backend=backend)
@@ -116,6 +135,7 @@ def region_contrastive_loss(
     of_sentences = Partition(counts=tuple(each["sentences"] for each in facts), rank=ranks.rank)
     selected = BACKENDS[facts[ranks.rank]["backend"]]
     needs_gradient = any(each["sentences need a gradient"] for each in facts)
+    # From here on every branch depends only on values that are equal on all ranks, so all send the same messages.
     with full_precision(patches.device):
         if of_sentences.total == 0:
             return empty_result(patches, sentences, scale)

@@ -1,4 +1,8 @@
-"""Computes the attention weights by which a sentence pools the patches of an image."""
+"""Computes the attention weights by which a sentence pools the patches of an image.
+
+`reference` and `chunked` use `pooling_weights`. `region_attention` gives the same weights for chosen pairs, to look at
+them. The kernels compute the weights in registers (`fused.kernels.pooling`).
+"""
 
 from __future__ import annotations
 
@@ -21,6 +25,8 @@ def pooling_weights(similarity: Tensor, sharpness: float, kept: Tensor | None) -
     logits = similarity * sharpness
     if kept is None:
         return logits.softmax(-1)
+    # The smallest number instead of -inf: the softmax over an image of which no patch is kept would be NaN. The product
+    # makes its weights 0.
     return logits.masked_fill(~kept, torch.finfo(logits.dtype).min).softmax(-1) * kept
 
 
@@ -34,7 +40,8 @@ def region_attention(
 ) -> Tensor:
     """Returns the attention weights of `region_contrastive_loss` for given pairs of sentence and image.
 
-    They show which parts of the image a sentence is about, for instance as a map over a face.
+    They show which parts of the image a sentence is about, for instance as a map over a face. Only some pairs are
+    computed at a time, so memory is linear in the inputs and the result.
 
     Args:
         patches: [rows, patches, width], unit vectors.
@@ -59,6 +66,7 @@ def region_attention(
     checks.check_sharpness(sharpness)
     dtype = compute_dtype(patches, sentences)
     _, number, width = patches.shape
+    # Each pair takes a copy of the patches of its image.
     together = block_bytes_on(patches.device) // max(1, dtype.itemsize * number * width)
     found = sentences.new_empty(len(sentences), number, dtype=dtype)
     with torch.no_grad(), full_precision(patches.device):

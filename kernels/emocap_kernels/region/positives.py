@@ -1,4 +1,9 @@
-"""Computes the positives of the local loss for any images and sentences. Forward and backward get equal positives."""
+"""Computes the positives of the local loss for any images and sentences. Forward and backward get equal positives.
+
+Sentences are mined for sentences, and owners translate the result: a sentence that is mined for an own sentence of an
+image is mined for the image, and the owner of a sentence that is mined for another one is mined for the other one.
+`chunked` and `fused` share this module, and each of them brings its own way to compare sentences.
+"""
 
 from __future__ import annotations
 
@@ -50,6 +55,7 @@ class OwnSentences:
     @staticmethod
     def of(batch: RegionBatch) -> OwnSentences:
         """Sorts the sentences of this rank by image. The sort is stable, and no value is copied to the host."""
+        # `owner` has global indices of images. A sentence and its image are always on the same rank.
         images = batch.owner[batch.sentence_partition.own] - batch.image_partition.first
         by_image = images.sort(stable=True)
         edges = torch.arange(batch.image_partition.local + 1, device=images.device)
@@ -103,7 +109,9 @@ def _mine_lists(batch: RegionBatch, comparison: SentenceComparison) -> MinedList
     if batch.mining is None or batch.mining.top_k is None:
         return None
     partition = batch.sentence_partition
+    # Every rank needs the lists of all sentences, because each sentence is a column of its scores.
     mined = gather_rows(comparison.nearest(batch, batch.mining), partition, batch.ranks).long()
+    # An unused entry is -1. It is clamped only so that it can be an index.
     owners = torch.where(mined >= 0, batch.owner[mined.clamp(min=0)], -1)
     own = partition.own
     return MinedLists(mined[own], owners, batch.image_partition.first, row_of=batch.owner[own])

@@ -10,6 +10,9 @@ positives of image i and of sentence n.
                                                    - \operatorname{mean}_{n \in P_i} S_{in} \Big] \]
 
 \[ L_{s2i} = \operatorname{mean}_n \Big[ \log\sum_i e^{S_{in}} - \operatorname{mean}_{i \in Q_n} S_{in} \Big] \]
+
+This is scope `batch` (`evaluate`). `evaluate_within` computes scope `image` in a loop over images. With several ranks,
+each of them holds the whole batch and repeats the whole computation.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ def evaluate(batch: RegionBatch) -> LossResult:
     score = batch.scale * (attention * similarity).sum(-1).T
     own = batch.owner == torch.arange(len(score), device=score.device)[:, None]
     by_image, by_sentence = _mined(batch, own)
+    # Images without a sentence are no anchors. As candidates of sentences they stay.
     anchors = batch.is_anchor()
     attract = batch.mining is None or batch.mining.attracts
     to_text = _direction(score[anchors], own[anchors], by_image[anchors], attract=attract)
@@ -67,6 +71,8 @@ def _mined(batch: RegionBatch, own: Tensor) -> tuple[Tensor, Tensor]:
     if batch.mining is None:
         return own, own
     similar = _similar(batch.sentences.detach(), batch.mining)
+    # A product of matrices of 0 and 1 counts the sentences that lead from an image to a sentence. More than 0 means
+    # "any".
     has = own.to(batch.sentences.dtype)
     # M(n) consists of sentence n and the sentences that are mined for it. Sentence m is mined for image i if m is in
     # M(n) for an own sentence n of the image. Image i is mined for sentence n if it owns a sentence of M(n).

@@ -5,6 +5,9 @@ to zero below 1 / (number of patches) and divided by their sum. The pooled vecto
 image the scores are \(s_{nm} = \mathrm{scale}\,\langle c_n, u_m \rangle\). The loss is the cross-entropy of each pooled
 vector with its own sentence, and of each sentence with its own pooled vector. It is averaged over the sentences of an
 image, then over the images that own a sentence.
+
+This is the backend `chunked` of that scope, in plain torch with autograd. The reference uses `pooled_patches` too.
+Sentences of other images do not matter, so ranks exchange only sums.
 """
 
 from __future__ import annotations
@@ -44,6 +47,8 @@ def pooled_patches(patches: Tensor, sentences: Tensor, kept: Tensor | None) -> T
         )
         least = 1.0 / kept.sum(-1).clamp(min=1)[..., None, None]
     low, high = smallest.amin(-1, keepdim=True), largest.amax(-1, keepdim=True)
+    # Without a difference there is nothing to normalise, and every patch gets the share 1. This includes images of
+    # which no patch is kept, where `low` is above `high`.
     flat = ~(high > low)
     share = ((similarity - low) / (high - low).masked_fill(flat, 1.0)).masked_fill(flat, 1.0)
     weight = share.masked_fill(share < least if dropped is None else dropped | (share < least), 0.0)
@@ -63,12 +68,15 @@ def evaluate(
     dtype = compute_dtype(inputs.patches, inputs.sentences)
     patches, sentences = inputs.zeroed_patches().to(dtype), inputs.sentences.to(dtype)
     scale = scale_tensor(inputs.scale, patches, dtype)
+    # `order` lists the sentences image by image, and those of image i begin at `starts[i]`.
     counts = torch.bincount(inputs.owner, minlength=image_partition.local)
     order = inputs.owner.sort(stable=True).indices
     starts = counts.cumsum(0) - counts
+    # Exactly 0, with a graph to all inputs: a rank whose images own no sentence has a backward as well.
     losses = [scale.reshape(1)[:0].sum() + patches[:0].sum() + sentences[:0].sum()]
     to_text, to_image = losses[0], losses[0]
     hits = to_text.new_zeros(2, dtype=torch.float64)
+    # Images that own equally many sentences are one group. On a GPU the host waits here for the different numbers.
     for number in counts.unique().tolist():
         if number == 0:
             continue
@@ -83,6 +91,7 @@ def evaluate(
         to_image = to_image - score.log_softmax(1).diagonal(dim1=1, dim2=2).mean(1).sum()
         hits[0] += (score.detach().max(2).indices == diagonal).sum()
         hits[1] += (score.detach().max(1).indices == diagonal).sum()
+    # The number of image anchors of all ranks must be known before the loss, so there are two exchanges.
     anchors = (counts > 0).sum()
     sums = sum_over_ranks(torch.cat([hits, anchors[None].double()]), ranks)
     both = sum_of_parts(torch.stack([to_text, to_image]) / sums[2].to(to_text.dtype), ranks)

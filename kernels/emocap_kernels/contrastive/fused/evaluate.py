@@ -23,6 +23,10 @@ Texts arrive in blocks from other ranks. Each block is computed like a whole bat
 With b rows on this rank, B rows in the batch and width D, this costs 8 b B D floating-point operations, the least for a
 symmetric loss that stores no scores. `sigmoid` has no normaliser: its gradient is computed in forward, and it costs
 6 b B D (`pairwise.py`).
+
+This file dispatches by objective and holds the autograd function of the softmax objectives. `softmax.py` starts their
+kernels, `scores.py` chooses the shift (decision 9), `positives.py` prepares masks, and `stats.py` merges what kernels
+wrote. Decision 10 says why kernels write chunks that torch multiplies.
 """
 
 from __future__ import annotations
@@ -92,6 +96,7 @@ def _tile_with_teacher(batch: ContrastiveBatch) -> TileConfig:
     """Returns the tile size for kernels that compute the scores of the student and of the teacher together."""
     assert batch.features is not None
     image, teacher_dtype = batch.image, batch.features.own["image"].dtype
+    # One kernel loads both kinds of vectors with one tile size. If their types differ, the tile of float32 fits both.
     return tile_config_for(image.dtype if image.dtype == teacher_dtype else torch.float32, image.device, masked=True)
 
 
@@ -102,14 +107,18 @@ class _Softmax(Function):
     ) -> tuple[Tensor, Tensor]:
         # Autograd differentiates `text`. The batch holds it too.
         del text
+        # 1. The device chooses one of the two variants of the kernels.
         own = batch.text.to(image.dtype)
         exponents = choose_exponent_scale(image, own, scale, batch.partition, batch.ranks)
+        # 2. One pass over all scores gives the statistics. Backward needs only their gradient weights.
         rows, columns = score_statistics(batch, exponents, plan)
         weights = (each.gradient_weights(exponents.shift, exponents.needs_running_max) for each in (rows, columns))
+        # 3. What backward needs is kept: a few numbers of each anchor, and the vectors.
         ctx.plan = plan
         ctx.batch, vectors = batch.pack()
         saved = scale, exponents.slope, exponents.shift, exponents.needs_running_max, *weights, plan.positives.groups
         ctx.save_for_backward(*saved, *vectors)
+        # 4. The losses of this rank's own anchors become means over the global batch.
         sums = _loss_sums(rows, columns.part(batch.partition.own))
         means = sums.means(batch.partition, batch.ranks).to(scale.dtype)
         ctx.mark_non_differentiable(means)

@@ -1,4 +1,8 @@
-"""Runs the kernels of `sigmoid` and `soft`, which compute losses and, if needed, gradients in one pass."""
+"""Runs the kernels of `sigmoid` and `soft`, which compute losses and, if needed, gradients in one pass.
+
+The methods of `PairwiseKernels` take the place of the tiles that `emocap_kernels.contrastive.pairwise` computes by
+torch. Its autograd function calls them in forward, and multiplies their gradients by the incoming one in backward.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +49,8 @@ class PairwiseKernels:
             positives = self.plan.positives.in_block(block, batch.features)
             best = self._sigmoid_block(operands, positives, scale_and_bias, totals, buffer, sums)
             blocks.append((block.columns.start, *best))
-        # Blocks are merged in the order of their columns: of equal scores the lower index wins.
+        # Blocks are merged in the order of their columns: of equal scores the lower index wins. Each column is in one
+        # block only, so the columns of all blocks are joined.
         blocks.sort(key=lambda each: each[0])
         rows = reduce(Best.merge, [each[1] for each in blocks])
         columns = Best(*(torch.cat(parts) for parts in zip(*[(b.score, b.hit) for _, _, b in blocks], strict=True)))
@@ -69,9 +74,12 @@ class PairwiseKernels:
         """
         tile, scale, total = operands.tile, scale_and_bias[0], len(operands.right)
         image, text = operands.descriptors()
+        # A rank without rows has no panel, and these first values are its result.
         best_rows = [Best(scale.new_empty(0), scale.new_empty(0))]
         columns = Best(scale.new_full((total,), float("-inf")), scale.new_zeros(total))
         for rows in panels(len(operands.left), tile, total):
+            # All chunks of a panel write into one set of slots, and a chunk's gradient is multiplied before the next
+            # one.
             height, row_tiles = rows[1] - rows[0], ceil_div(rows[1] - rows[0], tile.rows)
             ranges = panel_chunks(operands, rows, operands.left.element_size())
             cuts = [strips(height, right - left, tile) for left, right in ranges]
@@ -110,6 +118,7 @@ class PairwiseKernels:
                 slot += number
                 if gradient is not None:
                     sums.add(gradient[:, : chunk[1] - chunk[0]], slice(*rows), slice(*chunk))
+            # The fields before BEST are sums, which are added over all strips and rows.
             best_rows.append(Best(row_parts[pairwise.BEST.value], row_parts[pairwise.HIT.value]).merge_parts())
             totals[: pairwise.BEST.value] += row_parts[: pairwise.BEST.value].double().sum((1, 2))
             columns = columns.merge(Best(*column_parts).merge_parts())
@@ -125,12 +134,15 @@ class PairwiseKernels:
         batch, plan = self.batch, self.plan
         assert batch.features is not None
         ranks, partition, features = batch.ranks, batch.partition, batch.features.own
+        # 1. Both softmaxes get a shift of their own, because their scales differ.
         own = batch.text.detach().to(batch.image.dtype)
         student = choose_exponent_scale(batch.image, own, batch.scale, partition, ranks)
         teacher = choose_exponent_scale(features["image"], features["text"], batch.guide_scale, partition, ranks)
+        # 2. One pass over all scores for each of them gives the normalisers.
         student_rows, student_columns = score_statistics(batch, student, plan)
         teacher_rows, teacher_columns = score_statistics(batch, teacher, plan, teacher=True)
         log_sums = _log_sums(student_rows, teacher_rows), _log_sums(student_columns, teacher_columns)
+        # 3. A last pass computes losses and gradients.
         totals = student.slope.new_zeros(pairwise.N_ROW_FIELDS, dtype=torch.float64)
         buffer = GradientBuffer(batch.image) if with_gradient else None
         for block in sums.blocks():
@@ -166,6 +178,7 @@ class PairwiseKernels:
             for chunk in panel_chunks(operands, rows, operands.left.element_size()):
                 gradient = None if buffer is None else buffer.chunk(rows, chunk)
                 number, strip = strips(height, chunk[1] - chunk[0], tile)
+                # The kernel writes only three of the fields, so the others must be 0.
                 row_parts = totals.new_zeros(pairwise.N_ROW_FIELDS, number, height, dtype=torch.float32)
                 launch(
                     soft_kernel,

@@ -3,6 +3,10 @@
 If a rule reads other similarities than the scores, its result is written to a mask with one byte for each pair of a
 chunk. The bit `MINED_BY_ROW` is set if the pair was mined for the row's anchor, and the bit `MINED_BY_COLUMN` if it was
 mined for the column's anchor.
+
+`FusedPositives` describes the whole batch and is made once for each loss. `in_block` gives a `BlockPositives` for each
+block of texts, whose `mask` is computed again in each pass and each chunk. Decision 10 says why the mask is a matrix of
+its own and not part of the kernels of the scores.
 """
 
 from __future__ import annotations
@@ -130,7 +134,10 @@ class BlockPositives:
 
     @property
     def groups(self) -> tuple[Tensor, Tensor]:
-        """Returns the groups of the local rows and those of the columns, int32."""
+        """Returns the group of each local row and of each column of the block, int32 [local] and int32 [columns].
+
+        A row and a column of the same group are a known positive: they are the same sample or have equal ids.
+        """
         return self.all.groups[self.all.own], self.all.groups[self.columns]
 
     def mask(self, rows: Range, columns: Range, tile: TileConfig) -> TensorDescriptor | None:
@@ -146,6 +153,7 @@ class BlockPositives:
 
     def _threshold_mask(self, rows: Range, columns: Range) -> Tensor:
         assert self.all.mining is not None
+        # The first launch stores all bits, so the memory need not be initialised.
         mask = self.all.groups.new_empty(_height(rows), _pitch(columns), dtype=torch.uint8)
         decisive = tile_similarities(self.all.mining.guide)
         if len(decisive) == 1:
@@ -154,6 +162,7 @@ class BlockPositives:
                 # Of two similarities the smaller one decides, so a pair must reach the threshold in both.
                 self._add_bits(mask, similarity, rows, columns, both, combine=(AND if number else STORE).value)
             return mask
+        # Only the guide `counterpart` mines rows and columns by different similarities, by one each.
         (of_rows,), (of_columns,) = decisive
         self._add_bits(mask, of_rows, rows, columns, MINED_BY_ROW.value, combine=STORE.value)
         self._add_bits(mask, of_columns, rows, columns, MINED_BY_COLUMN.value, combine=OR.value)
@@ -169,6 +178,7 @@ class BlockPositives:
         *,
         combine: int,
     ) -> None:
+        # The kernel needs registers for one product only, so its tile may be as tall as without a mask.
         left, right = self.left[similarity[0]], self.right[similarity[1]]
         tile = tile_config_for(left.dtype, left.device, masked=False)
         grid = (ceil_div(_height(rows), tile.rows), ceil_div(columns[1] - columns[0], tile.columns))
@@ -205,6 +215,8 @@ def _groups(batch: ContrastiveBatch) -> tuple[Tensor, Tensor]:
     numbers = torch.arange(total, device=batch.image.device)
     if batch.ids is None:
         return numbers.int(), batch.scale.new_ones(total, dtype=torch.float32)
+    # In the order of the ids, a group begins where the id differs from the one before. Counting these places numbers
+    # the groups, and `scatter_` brings the numbers back to the order of the samples.
     ordered, order = batch.ids.sort(stable=True)
     is_new = torch.ones_like(ordered)
     is_new[1:] = ordered[1:] != ordered[:-1]

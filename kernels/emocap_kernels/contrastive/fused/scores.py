@@ -1,4 +1,8 @@
-"""Describes a score matrix for kernels: the operands of its product, and the scaling of its exponents."""
+"""Describes a score matrix for kernels: the operands of its product, and the scaling of its exponents.
+
+`choose_exponent_scale` implements decision 9: one shift for all exponentials of a batch, if it fits. The module
+docstring of `kernels.statistics` derives the bounds.
+"""
 
 from __future__ import annotations
 
@@ -61,6 +65,8 @@ class Operands:
 class ExponentScale:
     """Holds the numbers by which cosines become exponents of two, for all scores of a batch.
 
+    All are tensors, because the host never reads them. They are equal on all ranks, so all ranks run the same variant.
+
     Attributes:
         slope: float32 [1]; a score in base 2 is `slope` times a cosine.
         shift: float32 [1], subtracted from every score before the exponential.
@@ -90,13 +96,16 @@ def choose_exponent_scale(
     """
     slope = (scale.detach().float() * LOG2_E).reshape(1)
     log_total = math.log2(partition.total)
-    # Products of unit vectors in half precision may exceed 1 a little, hence 1.02.
+    # The largest possible sum has B terms of 2^slope, so its exponent is slope + log2(B), and the shift lowers it to at
+    # most 126. Products of unit vectors in half precision may exceed 1 a little, hence 1.02.
     shift = (1.02 * slope + log_total).ceil().sub_(MAX_EXPONENT - 1).clamp_(min=0.0)
     negated_own, left_norm, right_norm = _score_bounds(aligned(left), aligned(own), ranks).unbind()
+    # Every text is the own text of some row, so the bounds cover all columns, although each rank sees its rows alone.
     # No sum underflows: each contains the own pair of its anchor.
     fits = (slope >= 0) & (-negated_own * slope - shift >= MIN_EXPONENT + log_total)
     # No sum overflows: no score exceeds the product of the largest norms.
     fits &= slope * (left_norm * right_norm).sqrt() - shift + log_total <= MAX_EXPONENT
+    # A bound that is NaN does not fit, because comparisons with NaN are False.
     return ExponentScale(slope, shift, ~fits)
 
 
@@ -106,6 +115,7 @@ def _score_bounds(left: Tensor, own: Tensor, ranks: Ranks) -> Tensor:
     They are the maximum of the negated cosine of the own pairs, and the maxima of the squared norms of `left` and of
     `own`.
     """
+    # A rank without rows takes part in the all-reduce with values that change no maximum.
     nothing = left.new_zeros(1, dtype=torch.float32)
     largest = torch.cat([nothing - math.inf, nothing, nothing])
     if len(left) > 0:
@@ -125,6 +135,7 @@ def _score_bounds(left: Tensor, own: Tensor, ranks: Ranks) -> Tensor:
             bD=128,
         )
         own_cosine, left_norm, right_norm = bounds[OWN_COSINE.value], bounds[IMAGE_NORM.value], bounds[TEXT_NORM.value]
+        # The least cosine is negated, so that one all-reduce by maximum serves all three.
         largest = torch.stack([-own_cosine.amin(), left_norm.amax(), right_norm.amax()])
     all_reduce_max_(largest, ranks)
     return largest

@@ -1,7 +1,8 @@
 """Runs the kernels of `infonce` and `mil_nce`: statistics in forward, and the gradient of the scores in backward.
 
 Each of the two passes goes over blocks of columns, panels of rows and chunks of columns (see
-`emocap_kernels.fused.tiling`).
+`emocap_kernels.fused.tiling`). The host only starts kernels and products, and reads no value of the device. It starts
+both variants of each kernel, and the device decides which of them computes (decision 9).
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ def score_statistics(
     blocks.sort(key=lambda block: block[0])
     rows = reduce(Base2Stats.merge, [block[1] for block in blocks])
     columns = concatenate([block[2] for block in blocks]).reduce(batch.ranks)
+    # Without mining, an anchor has as many positives as its group has samples, and the kernel does not count them.
     if plan.positives.rule == RULE_NONE.value:
         sizes = plan.positives.group_sizes
         return replace(rows, count=sizes[plan.positives.own]), replace(columns, count=sizes)
@@ -79,10 +81,12 @@ def _block_statistics(
 ) -> tuple[Base2Stats, Base2Stats]:
     """Returns the statistics of all local rows over one block, and those of the columns of the block."""
     number = len(operands.right)
+    # A rank without rows has no panel. Its columns still need statistics for the sums over ranks.
     nothing = _empty_statistics(exponents, number, sum_positives=plan.sum_positives)
     row_stats: list[Base2Stats] = [nothing.part(slice(0, 0))]
     columns = nothing
     for rows in panels(len(operands.left), plan.tile, number):
+        # Panels are merged in the order of their rows: of equal scores the lower index wins.
         panel_rows, panel_columns = _panel_statistics(operands, exponents, positives, rows, plan)
         row_stats.append(panel_rows)
         columns = columns.merge(panel_columns)
@@ -106,10 +110,12 @@ def _panel_statistics(
     fields = statistics.N_FIELDS if sum_positives else statistics.N_FIELDS - 1
     height, total = rows[1] - rows[0], len(operands.right)
     has_mask = plan.positives.rule == RULE_MASK.value
+    # Only a mask, with one byte for each pair, must be cut into chunks. Scores are never written.
     ranges = panel_chunks(operands, rows, 1) if has_mask else [(0, total)]
     cuts = [strips(height, right - left, tile) for left, right in ranges]
     row_tiles, row_slots = ceil_div(height, tile.rows), sum(number for number, _ in cuts)
-    # Row statistics have a slot for each strip of columns, column statistics one for each tile of rows.
+    # Row statistics have a slot for each strip of columns, column statistics one for each tile of rows. The programs
+    # fill all slots, so the memory need not be initialised.
     row_parts = exponents.slope.new_empty(fields, row_slots, height)
     column_parts = exponents.slope.new_empty(fields, row_tiles, total)
     image, text = operands.descriptors()
@@ -178,6 +184,7 @@ def add_gradients(
     for block in sums.blocks():
         operands = Operands(left, aligned(block.text), plan.tile)
         positives = plan.positives.in_block(block, batch.features)
+        # Kernels read the fields at a fixed distance, the number of columns of the block.
         column_weights = weights[1][:, block.columns].contiguous()
         for rows in panels(len(left), plan.tile, len(operands.right)):
             for columns in panel_chunks(operands, rows, left.element_size()):
@@ -185,6 +192,7 @@ def add_gradients(
                 by_scale = _fill_gradient(
                     gradient, operands, exponents, positives, (row_weights, column_weights), rows, columns, plan
                 )
+                # The columns from `columns[1]` on only fill the rows up to an aligned length.
                 sums.add(gradient[:, : columns[1] - columns[0]], slice(*rows), slice(*columns))
                 sums.scale += by_scale
 
@@ -207,6 +215,7 @@ def _fill_gradient(
     image, text = operands.descriptors()
     row_tiles = ceil_div(rows[1] - rows[0], tile.rows)
     number, strip = strips(rows[1] - rows[0], columns[1] - columns[0], tile)
+    # One number for each program. They are added in a fixed order afterwards, without atomics.
     by_scale = exponents.slope.new_zeros(row_tiles * number)
     mask = positives.mask(rows, columns, tile)
     for running_max in (False, True):
@@ -242,7 +251,11 @@ def _fill_gradient(
 
 
 class GradientBuffer:
-    """Holds memory for the gradient of one chunk, in the type of the embeddings. All chunks use the same memory."""
+    """Holds memory for the gradient of one chunk, in the type of the embeddings. All chunks use the same memory.
+
+    A chunk is valid until the next one is requested. The device runs kernels and products in the order in which the
+    host starts them, so the next kernel overwrites a chunk only after it has been multiplied.
+    """
 
     def __init__(self, like: Tensor) -> None:
         self._memory = torch.empty(0, dtype=like.dtype, device=like.device)

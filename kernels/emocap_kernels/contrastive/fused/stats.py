@@ -2,6 +2,9 @@
 
 Exponentials and logarithms are in base 2. A kernel writes one *part* for each strip or tile: the statistics over the
 candidates of that strip or tile alone. Parts are merged in a fixed order, so that two runs are equal to the bit.
+
+With one shift for the batch (decision 9), all peaks are equal to it, and merging is plain addition: every factor is 1.
+With running maxima each part has a peak of its own, and merging rescales to the largest one. The code is the same.
 """
 
 from __future__ import annotations
@@ -38,6 +41,7 @@ class Best:
     def merge_parts(self) -> Best:
         """Returns the best over all parts that a kernel wrote, [anchors]. Of equal scores the earlier part wins."""
         score = self.score.amax(0)
+        # If the scores are NaN no part equals the maximum, and the last part is a valid place.
         numbers = torch.arange(len(self.score), device=score.device)[:, None]
         first = torch.where(self.score == score, numbers, len(self.score) - 1).amin(0)
         return Best(score, self.hit.gather(0, first[None])[0])
@@ -59,6 +63,7 @@ class Best:
             score = self.score.clone()
             all_reduce_max_(score, ranks)
         # One number holds the lowest rank with the best score and whether it is a hit: 2 rank + (0 for a hit, else 1).
+        # A rank with a lower score offers a larger and odd number, so NaN on all ranks is no hit.
         key = torch.where(self.score == score, 2.0 * ranks.rank + 1.0 - self.hit, 2.0 * ranks.size + 1.0)
         all_reduce_min_(key, ranks)
         return Best(score, (key % 2 == 0).float())
@@ -100,6 +105,7 @@ class LogSumExp2:
 
         The returned peak is the common `shift`, or the anchor's own peak where `running_max` is set.
         """
+        # The kernel without running maxima subtracts the shift from all scores, and uses no peak of an anchor.
         peak = torch.where(running_max, self.peak, shift)
         return (peak.double() - self.log2()).exp2(), peak
 
@@ -149,7 +155,8 @@ class Base2Stats:
     def reduce(self, ranks: Ranks) -> Base2Stats:
         """Returns the statistics of columns over the rows of all ranks.
 
-        This is a collective: all ranks must call it.
+        This is a collective: all ranks must call it. The statistics of rows need no exchange, because a rank scores its
+        rows against all columns.
         """
         if ranks.size == 1:
             return self

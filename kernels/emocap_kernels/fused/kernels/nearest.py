@@ -62,6 +62,8 @@ def nearest_kernel(
     index_RK = tl.full([bR, bK], -1, tl.int32)
     begin = tl.program_id(1) * strip
     for column in tl.range(begin, tl.minimum(begin + strip, right), bC):
+        # 1. The similarities of a tile; -inf for what is not a candidate. So far each list holds the best candidates of
+        # the earlier tiles of the strip.
         similarity_RC = cosines(left_desc_RD, right_desc_CD, row, column, nD, bR, bC, bD, PRECISION, WIDEN)
         if TWO_SIMILARITIES:
             second_RC = cosines(
@@ -71,7 +73,8 @@ def nearest_kernel(
         column_C = column + tl.arange(0, bC)
         candidate_RC = (first + row_R[:, None] != column_C[None, :]) & (column_C < right)[None, :]
         similarity_RC = tl.where(candidate_RC & (similarity_RC >= threshold), similarity_RC, float("-inf"))
-        # While any row has a candidate above the last of its list, each such row inserts its best candidate.
+        # 2. While any row has a candidate above the last of its list, each such row inserts its best candidate. If it
+        # is only as similar as the last, it is not inserted: the last has a lower index.
         last_R = tl.min(tl.where(slot_K[None, :] == TOP_K - 1, value_RK, float("inf")), 1)
         best_R, place_R = tl.max(similarity_RC, 1, return_indices=True)
         while tl.max((best_R > last_R).to(tl.int32), 0) > 0:
@@ -80,6 +83,7 @@ def nearest_kernel(
             # lower.
             ahead_RK = value_RK >= best_R[:, None]
             rank_R = tl.sum(ahead_RK.to(tl.int32), 1)
+            # Entries from place `rank_R` on move one place back, and the last one drops out.
             before_RK = tl.broadcast_to(tl.maximum(slot_K - 1, 0)[None, :], [bR, bK])
             shifted_value_RK = tl.gather(value_RK, before_RK, 1)
             shifted_index_RK = tl.gather(index_RK, before_RK, 1)
@@ -88,10 +92,12 @@ def nearest_kernel(
             new_index_RK = tl.where(here_RK, column + place_R[:, None], tl.where(ahead_RK, index_RK, shifted_index_RK))
             value_RK = tl.where(better_R[:, None], new_value_RK, value_RK)
             index_RK = tl.where(better_R[:, None], new_index_RK, index_RK)
+            # The inserted candidate is removed from the tile, and the next round finds the next best one.
             taken_RC = better_R[:, None] & (tl.arange(0, bC)[None, :] == place_R[:, None])
             similarity_RC = tl.where(taken_RC, float("-inf"), similarity_RC)
             last_R = tl.min(tl.where(slot_K[None, :] == TOP_K - 1, value_RK, float("inf")), 1)
             best_R, place_R = tl.max(similarity_RC, 1, return_indices=True)
+    # 3. The list of this strip is written to a slot of its own.
     place_RK = (tl.program_id(1).to(tl.int64) * bottom + row_R[:, None]) * bK + slot_K[None, :]
     kept_RK = inside_R[:, None] & (slot_K < TOP_K)[None, :]
     tl.store(values_ptr_TRK + place_RK, value_RK, mask=kept_RK)

@@ -11,7 +11,8 @@ import triton.language as tl
 #        b* size of a tile along *   n* how many there are
 
 # Arguments that change from launch to launch. Triton would compile a kernel again for each value that is 1 or a
-# multiple of 16, which costs seconds in the middle of training.
+# multiple of 16, which costs seconds in the middle of training. For the same reason, kernels name pointers into the
+# middle of a tensor in `do_not_specialize_on_alignment`: their alignment changes with the place.
 NOT_SPECIALIZED = [
     "first",
     "top",
@@ -46,7 +47,8 @@ def cosines(
     """Returns the products of `bR` rows of the left side with `bC` rows of the right side, float32 [bR, bC].
 
     Rows beyond the end are loaded as zeros, so products there are 0. Products are added along D in a fixed order, so
-    that a tile has the same bits in every kernel.
+    that a tile has the same bits in every kernel. Forward and backward rely on this: both decide by the same bits which
+    pairs reach a threshold.
     """
     cosine_RC = tl.zeros([bR, bC], tl.float32)
     for d in range(0, nD, bD):

@@ -13,7 +13,8 @@ r"""Computes the local loss by fused Triton kernels, without storing the matrix 
    \(\partial L/\partial U \mathrel{+}= H\,\mathrm{patches}\).
 
 With b images of P patches and N sentences of width D this costs 8 b P N D floating-point operations, the least if
-no similarity is stored, and 10 b P N D if an image has more patches than registers hold.
+no similarity is stored, and 10 b P N D if an image has more patches than registers hold. Decision 12 says why a tile
+holds all patches of one image.
 """
 
 from __future__ import annotations
@@ -85,6 +86,7 @@ class _KernelPlan:
     def kept(self, images: slice) -> Tensor | None:
         """Returns the patch mask of the local `images` as uint8, or None if all patches are kept."""
         kept = self.batch.kept(images)
+        # Kernels read the mask by pointers, row by row. A mask with other strides was once read in the wrong order.
         return None if kept is None else kept.to(torch.uint8).contiguous()
 
 
@@ -205,7 +207,8 @@ class _GradientSums:
         # The row of an image in a chunk must begin at an aligned address, so that the kernel can store tiles there.
         patches = batch.patches.shape[1]
         self._pitch = patches + -patches % (ALIGNMENT_BYTES // self._dtype.itemsize)
-        # With one block, the gradient of an image is complete at once. With several, its sums stay in float32.
+        # With one block, the gradient of an image is complete at once, and is stored in the type of the patches. With
+        # several, its sums stay in float32.
         self._one_block = len(batch.columns.plan.stages) == 1
         kind = self._dtype if self._one_block else torch.float32
         self._by_patch = torch.zeros_like(batch.patches, dtype=kind) if needs[0] else None
@@ -247,6 +250,8 @@ class _GradientSums:
         batch = self._batch
         patches = batch.patches[images]
         mask = mask_bytes(self._plan.positives.targets(batch, images, block))
+        # A chunk has `pitch` columns for each image, so the patches get rows of zeros to match. The kernel writes zeros
+        # to the additional columns, because its tiles cover the whole pitch.
         vectors = pad(patches, (0, 0, 0, self._pitch - patches.shape[1])).flatten(0, 1)
         by_patch: Tensor | None = None
         for part in columns:
@@ -257,11 +262,13 @@ class _GradientSums:
                 addmm_(by_sentence[part], gradient, vectors, stored_scale=self._stored_scale)
             if self._by_patch is None:
                 continue
+            # The first product creates the sum in float32, and the others are added to it.
             if by_patch is None:
                 by_patch = matmul(gradient.T, sentences)
                 by_patch = by_patch.div_(self._stored_scale) if self._stored_scale != 1.0 else by_patch
             else:
                 addmm_(by_patch, gradient.T, sentences, stored_scale=self._stored_scale)
+        # All sentences of the block have been added, and the additional rows of each image are cut off.
         if self._by_patch is not None and by_patch is not None:
             found = by_patch.view(len(patches), self._pitch, -1)[:, : patches.shape[1]]
             if self._one_block:
@@ -283,6 +290,7 @@ class _GradientSums:
         memory = self._reserve(width * height * self._pitch).view(width, height, self._pitch)
         row_weights = self._row_weights[:, images].contiguous()
         column_weights = self._column_weights[:, columns][:, :width].contiguous()
+        # One number for each program. They are added in a fixed order afterwards, without atomics.
         by_scale = row_weights.new_zeros(tiles * number)
         launch(
             pool_backward_kernel,

@@ -1,4 +1,8 @@
-"""Compares sentences by kernels, and packs the targets of the local loss into the mask that a kernel reads."""
+"""Compares sentences by kernels, and packs the targets of the local loss into the mask that a kernel reads.
+
+`KernelComparison` is the fused counterpart of the matrix products of `region.chunked`. The rule itself is in
+`emocap_kernels.positives` and `region.positives`.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,7 @@ from emocap_kernels.region.fused.kernels.pooling import (
 from emocap_kernels.region.positives import OwnSentences
 from emocap_kernels.targets import MaskTargets
 
-# Own sentences of an image that are compared at once.
+# Own sentences of an image that are compared at once: the columns of a tile of `any_similar_kernel`.
 OWN_SENTENCES = 16
 
 

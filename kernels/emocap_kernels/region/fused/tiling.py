@@ -2,7 +2,7 @@
 
 Their sizes depend on type, device and number of patches, never on values. A tile is made of up to three *pieces* of
 patches, each a power of two. If an image has more patches than registers hold, a kernel goes over several *windows* of
-patches.
+patches, each as wide as all pieces together. Decision 12 gives the reasons.
 """
 
 from __future__ import annotations
@@ -78,6 +78,7 @@ def region_tile_config(patches: int, dtype: torch.dtype, device: torch.device) -
 def _config(
     patches: int, *, most: int, sentences: int, depth: int, warps: int, stages: int, widen: bool = False
 ) -> RegionTileConfig:
+    # Windows of equal width: 257 patches become two windows of 144, not one of 256 and one of a single patch.
     windows = ceil_div(patches, most)
     pieces = pieces_of(ceil_div(patches, windows), most)
     return RegionTileConfig(sentences, pieces, ceil_div(patches, _width(pieces)), depth, warps, stages, widen)
@@ -87,7 +88,8 @@ def pieces_of(patches: int, most: int) -> tuple[int, int, int]:
     """Returns the sizes of up to three pieces that cover `patches` at the least cost.
 
     Each size is a power of two of at least 16, and their sum is at most `most`. The size 1 marks a piece that does not
-    exist, as in `pieces_of(144, 256) == (128, 16, 1)`.
+    exist, as in `pieces_of(144, 256) == (128, 16, 1)`. 196 patches get the pieces (128, 64, 16), because one piece of
+    256 takes 14 % more time on the matrix units (docs/log.md, 2026-11-23).
     """
     sizes = [1, *(size for size in (16, 32, 64, 128, 256) if size <= most)]
     found = [
@@ -95,6 +97,7 @@ def pieces_of(patches: int, most: int) -> tuple[int, int, int]:
         for each in product(sizes[1:], sizes, sizes)
         if each[0] >= each[1] >= each[2] and patches <= _width(each) <= most
     ]
+    # The least cost wins, and of equal costs the fewest pieces. A piece of 16 costs as much as one of 32.
     return min(
         found, key=lambda each: (sum(max(size, MIN_FAST_COLUMNS) for size in each if size > 1), _count(each), each)
     )
@@ -125,7 +128,7 @@ def gradient_chunks(images: int, sentences: int, pair_bytes: int) -> tuple[list[
 
 
 def image_strips(images: int, sentences: int, tile: RegionTileConfig) -> tuple[int, int]:
-    """Returns (number of strips, images of a strip).
+    """Returns (number of strips, number of images in each strip).
 
     One program computes the scores, or the gradients, of a strip of images with a tile of sentences.
     """

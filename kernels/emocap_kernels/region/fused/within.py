@@ -1,6 +1,8 @@
 """Computes the local loss within each image by fused Triton kernels.
 
-No vector is sent between ranks, and each pass reads every patch twice.
+No vector is sent between ranks, and each pass reads every patch twice. The formula is that of `region.within`. Forward
+starts two kernels: one pools the patches, the other one compares pooled vectors with sentences. Backward takes the same
+two steps in reverse. Between them, torch gives the pooled vectors unit length.
 """
 
 from __future__ import annotations
@@ -69,6 +71,8 @@ def evaluate(
 
     This is a collective: all ranks must call it.
     """
+    # Sorted by image, so that a kernel finds the sentences of an image in consecutive rows. Autograd brings the
+    # gradient of the sentences back to the caller's order, because the indexing is outside of `_Within`.
     patches, order = inputs.zeroed_patches(), inputs.owner.sort(stable=True)
     dtype = product_dtype(patches, inputs.sentences)
     sentences = inputs.sentences.to(dtype)[order.indices].contiguous()
@@ -102,6 +106,7 @@ class _Within(Function):
             **patch_options(patches, masked=plan.kept is not None),
             **options(patches.dtype),
         )
+        # An image without a kept patch pools zeros, which stay zeros.
         norm = pooled.norm(dim=1, keepdim=True)
         unit = pooled / norm.clamp(min=MIN_NORM)
         fields = pooled.new_empty(kernels.N_FIELDS, number)
@@ -119,6 +124,7 @@ class _Within(Function):
         )
         ctx.plan = plan
         ctx.save_for_backward(patches, sentences, scale, unit, norm, fields, plan.kept)
+        # The first four fields are losses and hits. The weights turn the losses into means, and hits are only counted.
         of_sentence = fields[: kernels.IMAGE_LOG_SUM.value].double()
         local_sums = torch.cat([(of_sentence[:2] * plan.weight).sum(1), of_sentence[2:].sum(1)])
         sums = sum_over_ranks(local_sums, plan.ranks).float()
@@ -136,6 +142,7 @@ class _Within(Function):
         weight = (plan.weight.float() * grad_outputs[0] * (plan.ranks.size / 2))[:, None]
         with torch.cuda.device_of(patches):
             by_unit, by_sentence, by_scale = _score_gradients(unit, sentences, scale, fields, plan)
+            # All sentences of an image have the same weight, so it can be applied after the kernel.
             by_unit, by_sentence = by_unit * (weight * scale), by_sentence * (weight * scale)
             # This is the backward of the normalisation of the pooled vectors.
             by_pooled = by_unit - unit * (unit * by_unit).sum(1, keepdim=True)

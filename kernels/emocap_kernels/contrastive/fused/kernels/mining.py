@@ -3,6 +3,9 @@
 It writes a mask with one byte for each pair of a chunk. The bit `MINED_BY_ROW` is set if the pair was mined for the
 row's anchor, the bit `MINED_BY_COLUMN` if it was mined for the column's anchor. Each similarity of the guide takes one
 matrix product. If a guide has two similarities, the smaller one must reach the threshold, so both must.
+
+The kernels of the scores read the mask tile by tile (`mined_pairs`). Reading its bytes by pointers cost 64-bit
+addresses for each pair, and 7 KB of spilled registers (docs/log.md, 2026-11-23).
 """
 
 # Triton has types of its own, which pyright does not know.
@@ -52,6 +55,7 @@ def threshold_kernel(
     row = tl.program_id(0) * bR
     column = tl.program_id(1) * bC
     similarity_RC = cosines(left_desc_RD, right_desc_CD, top + row, left + column, nD, bR, bC, bD, PRECISION, WIDEN)
+    # Beyond the end the similarities are 0 and may reach the threshold. No kernel relies on the mask there.
     mask_RC = tl.where(similarity_RC >= threshold, bits, 0).to(tl.uint8)
     if COMBINE == AND:
         mask_RC &= mask_desc_RC.load([row, column])

@@ -63,7 +63,8 @@ def load_log_sum(log_sums_ptr_FN, field: tl.constexpr, pitch, index_N, inside_N)
 def log1p(e):
     """Returns the natural logarithm of 1 + e for e in [0, 1], as e times a polynomial in e.
 
-    The relative error is less than 2^-22.
+    The relative error is less than 2^-22. The factor e keeps it small where e is tiny. `tl.fma` asks for fused sums,
+    which the compiler must not form by itself (`TileConfig.options`).
     """
     p = tl.fma(e, 0.005232623778283596, -0.029504956677556038)
     p = tl.fma(p, e, 0.07822549343109131)
@@ -152,6 +153,7 @@ def sigmoid_kernel(
     hit_R = tl.zeros([bR], tl.float32)
     begin = left + tl.program_id(1) * strip
     for column in tl.range(begin, tl.minimum(begin + strip, right), bC):
+        # 1. The scores of the tile; beyond the end -inf, whose softplus and probability are 0.
         cosine_RC = cosines(image_desc_RD, text_desc_CD, row, column, nD, bR, bC, bD, PRECISION, WIDEN)
         column_C = column + tl.arange(0, bC)
         inside_C = column_C < right
@@ -160,6 +162,7 @@ def sigmoid_kernel(
         if (row + bR > bottom) | (column + bC > right):
             score_RC = tl.where(inside_R[:, None] & inside_C[None, :], score_RC, float("-inf"))
 
+        # 2. Hits and best scores, as in `statistics_kernel`.
         any_known = contains_known(group_R, group_C, first + row, column, bR, bC, HAS_IDS)
         hit_tile_R, hit_C = known_hits(score_RC, group_R, group_C, own_R, column_C, any_known, bR, bC)
         best_tile_R = tl.max(score_RC, 1)
@@ -177,6 +180,7 @@ def sigmoid_kernel(
         )
         store_part(column_parts_ptr_FTC, COLUMN_HIT, tile, n_column_slots, column_pitch, column_C, hit_C, inside_C)
 
+        # 3. The losses of both directions.
         e_RC = tl.exp2(-tl.abs(score_RC) * LOG2_E)
         softplus_RC = tl.maximum(score_RC, 0.0) + log1p(e_RC)
         if RULE == RULE_NONE:
@@ -204,6 +208,7 @@ def sigmoid_kernel(
                 image_loss_R += tl.sum(tl.where(mined_row_RC, 0.0, softplus_RC), 1) - positive_R
                 text_loss_R += tl.sum(tl.where(mined_column_RC, 0.0, softplus_RC), 1) - positive_R
 
+        # 4. The gradient is written, and the gradients of scale and bias are summed before it is rounded.
         if WITH_GRADIENT:
             # This computes 1 / (1 + e) with one instruction and a product; a division takes eight instructions.
             probability_RC = tl.where(score_RC >= 0, 1.0, e_RC) * tl.rsqrt((1.0 + e_RC) * (1.0 + e_RC))
@@ -308,15 +313,18 @@ def soft_kernel(
         log_C = load_log_sum(column_log_sums_ptr_FC, STUDENT_LOG, column_log_sums_pitch, column_C, inside_C)
         teacher_peak_C = load_log_sum(column_log_sums_ptr_FC, TEACHER_PEAK, column_log_sums_pitch, column_C, inside_C)
         teacher_log_C = load_log_sum(column_log_sums_ptr_FC, TEACHER_LOG, column_log_sums_pitch, column_C, inside_C)
-        # Beyond the end both distributions are 1, and their difference is 0.
+        # 1. The scores of student and teacher. Beyond the end both distributions are 1, and their difference is 0.
         score_RC = tl.where(inside_RC, cosine_RC * slope, 0.0)
         teacher_score_RC = tl.where(inside_RC, teacher_score_RC * teacher_slope, 0.0)
+        # 2. The image direction, with logarithms in base 2. The peak is subtracted first, because score and peak may be
+        # large and nearly equal.
         log_student_RC = (score_RC - peak_R[:, None]) - log_R[:, None]
         log_teacher_RC = (teacher_score_RC - teacher_peak_R[:, None]) - teacher_log_R[:, None]
         teacher_RC = tl.exp2(log_teacher_RC)
         loss_RC = tl.where(inside_RC, teacher_RC * (log_teacher_RC - log_student_RC), 0.0)
         image_loss_R += tl.sum(loss_RC, 1)
         gradient_RC = tl.exp2(log_student_RC) - teacher_RC
+        # 3. The text direction, in the same variables.
         log_student_RC = (score_RC - peak_C[None, :]) - log_C[None, :]
         log_teacher_RC = (teacher_score_RC - teacher_peak_C[None, :]) - teacher_log_C[None, :]
         teacher_RC = tl.exp2(log_teacher_RC)

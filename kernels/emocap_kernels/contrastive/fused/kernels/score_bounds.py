@@ -58,6 +58,7 @@ def score_bounds_kernel(
         own_R += tl.sum(image_RD * text_RD, 1)
         image_norm_R += tl.sum(image_RD * image_RD, 1)
         text_norm_R += tl.sum(text_RD * text_RD, 1)
+    # Rows beyond the end have norms of 0, which change no maximum. Their cosines of 0 could change the minimum.
     n_programs = tl.num_programs(0)
     tl.store(bounds_ptr_FT + OWN_COSINE * n_programs + program, tl.min(tl.where(inside_R, own_R, float("inf")), 0))
     tl.store(bounds_ptr_FT + IMAGE_NORM * n_programs + program, tl.max(image_norm_R, 0))

@@ -17,6 +17,9 @@ reads the result of the test from the device, so that the host does not wait for
 Each program has `bR` rows and goes over a strip of columns. Its row statistics stay in registers. The column statistics
 of a tile are written to a slot of their own. The slots are merged in a fixed order afterwards, without atomics: two
 runs are equal to the bit.
+
+The order of the steps and the two variants were chosen to keep registers free: everything in one kernel, with the rare
+cases as branches, spilled 2.7 KB for each thread (docs/log.md, 2026-11-23).
 """
 
 # Triton has types of its own, which pyright does not know.
@@ -41,7 +44,8 @@ from emocap_kernels.fused.kernels.tiles import NOT_SPECIALIZED, cosines, store_p
 
 # The statistics of an anchor. In infonce, POSITIVE is the sum of the scores of the positives. In mil_nce it is the sum
 # of 2^(score - POSITIVE_PEAK) over them.
-# HIT is 1 if the best-scoring candidate is a known positive.
+# HIT is 1 if the best-scoring candidate is a known positive. COUNT stays 0 without a rule, because the host knows the
+# sizes of the groups.
 PEAK = tl.constexpr(0)
 SUM_EXP2 = tl.constexpr(1)
 BEST = tl.constexpr(2)
@@ -113,6 +117,7 @@ def statistics_kernel(
     row_R = row + tl.arange(0, bR)
     inside_R = row_R < bottom
     own_R = first + row_R
+    # Beyond the end a row has the group -1 and a column the group -2, so they form no known pair.
     group_R = tl.load(row_groups_ptr_R + row_R, mask=inside_R, other=-1)
     slope = tl.load(slope_ptr)
     shift = tl.load(shift_ptr)
@@ -125,6 +130,7 @@ def statistics_kernel(
     count_R = tl.zeros([bR], tl.float32)
     begin = left + tl.program_id(1) * strip
     for column in tl.range(begin, tl.minimum(begin + strip, right), bC):
+        # 1. The scores of the tile; -inf beyond the end.
         cosine_RC = cosines(image_desc_RD, text_desc_CD, row, column, nD, bR, bC, bD, PRECISION, WIDEN)
         column_C = column + tl.arange(0, bC)
         inside_C = column_C < right
@@ -133,6 +139,8 @@ def statistics_kernel(
         if (row + bR > bottom) | (column + bC > right):
             score_RC = tl.where(inside_R[:, None] & inside_C[None, :], score_RC, float("-inf"))
 
+        # 2. Hits, known positives without a rule, and best scores. After the exponentials they would spill more
+        # registers.
         any_known = contains_known(group_R, group_C, first + row, column, bR, bC, HAS_IDS)
         hit_tile_R, hit_C = known_hits(score_RC, group_R, group_C, own_R, column_C, any_known, bR, bC)
         positive_C = tl.zeros([bC], tl.float32)
@@ -151,9 +159,11 @@ def statistics_kernel(
                     positive_C = tl.sum(known_score_RC, 0)
         best_tile_R = tl.max(score_RC, 1)
         best_C = tl.max(score_RC, 0)
+        # An equal score in a later tile does not replace the best one, because its columns have higher indices.
         hit_R = tl.where(best_tile_R > best_R, hit_tile_R, hit_R)
         best_R = tl.maximum(best_R, best_tile_R)
 
+        # 3. Mined pairs become positives, or they are excluded by -inf.
         row_score_RC = score_RC
         column_score_RC = score_RC
         if RULE != RULE_NONE:
@@ -188,6 +198,7 @@ def statistics_kernel(
                     (tl.where(by_column_RC, score_RC, 0.0), by_column_RC.to(tl.float32)), 0, add_two
                 )
 
+        # 4. Exponentials and their sums. With the common shift, rows and columns share them if no pair is excluded.
         if RUNNING_MAX:
             peak_R, sum_exp2_R = add_to_log_sum(peak_R, sum_exp2_R, row_score_RC, 1)
             peak_C, sum_exp2_C = add_to_log_sum(
@@ -199,6 +210,7 @@ def statistics_kernel(
             peak_R = tl.full([bR], 0.0, tl.float32) + shift
             peak_C = tl.full([bC], 0.0, tl.float32) + shift
 
+        # 5. No other program writes to slot `tile` of these columns, so nothing is added in memory.
         store_part(column_parts_ptr_FTC, PEAK, tile, n_column_slots, column_pitch, column_C, peak_C, inside_C)
         store_part(column_parts_ptr_FTC, SUM_EXP2, tile, n_column_slots, column_pitch, column_C, sum_exp2_C, inside_C)
         store_part(column_parts_ptr_FTC, BEST, tile, n_column_slots, column_pitch, column_C, best_C, inside_C)

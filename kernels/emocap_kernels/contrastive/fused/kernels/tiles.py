@@ -8,7 +8,8 @@ them:
    e^{S_{ij}} = 2^{z_{ij}} \]
 
 A tile is computed from the same operands in the same order wherever it is needed again. Therefore a comparison that
-decides whether a pair is a positive gives the same answer in forward and in backward.
+decides whether a pair is a positive gives the same answer in forward and in backward. Products must not be fused into
+sums for this (`TileConfig.options`).
 """
 
 # Triton has types of its own, which pyright does not know.
@@ -66,7 +67,9 @@ def best_is_known(score_RC, known_RC, before_RC, axis: tl.constexpr):
     """Returns 1.0 where a known pair is the best of its row (axis 1) or column (axis 0) in this tile, else 0.0.
 
     A pair that is not known and has the same score counts as better if its candidate comes before the candidate of
-    the anchor's own pair. `before_RC` marks the pairs whose candidate comes before that one.
+    the anchor's own pair. `before_RC` marks the pairs whose candidate comes before that one. docs/method.md, section 5,
+    describes in which case this differs from the other backends. Two maxima spilled fewer registers than a tensor of
+    indices.
     """
     known, before = tl.reduce(
         (
@@ -103,6 +106,7 @@ def contains_known(group_R, group_C, row, column, bR: tl.constexpr, bC: tl.const
 
     `row` is the column of the own pair of the first row, and `column` is the first column.
     """
+    # The result is one number for the tile, so a branch on it is the same for all threads.
     if HAS_IDS:
         known_inside = tl.max((group_R[:, None] == group_C[None, :]).to(tl.int32)) > 0
     else:

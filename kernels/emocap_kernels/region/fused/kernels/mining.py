@@ -1,4 +1,8 @@
-"""Contains the kernel that finds, for each image, the sentences that are similar to one of its own sentences."""
+"""Contains the kernel that finds, for each image, the sentences that are similar to one of its own sentences.
+
+Images own different numbers of sentences. The kernel reads from memory where those of its image begin and end, so
+nothing is padded and the host reads no number.
+"""
 
 # Triton has types of its own, which pyright does not know.
 # pyright: basic, reportAssignmentType=false, reportGeneralTypeIssues=false
@@ -38,8 +42,8 @@ def any_similar_kernel(
         sentence_desc_RD, own_desc_CD: All sentences of a block, and the local sentences sorted by image.
         starts_ptr_I: int32 [images + 1].
     Writes:
-        similar_ptr_IR: uint8 [images, row_pitch], 1 where a cosine reaches `threshold`, else 0, for sentences up to
-            `right`.
+        similar_ptr_IR: uint8 [images, row_pitch], 1 where a cosine reaches `threshold`, else 0. Only the sentences
+            [0, right) are written.
     """
     sentence = tl.program_id(0) * bR
     sentence_R = sentence + tl.arange(0, bR)
@@ -49,6 +53,7 @@ def any_similar_kernel(
     similar_R = tl.zeros([bR], tl.int32)
     for own in tl.range(begin, end, bC):
         cosine_RC = cosines(sentence_desc_RD, own_desc_CD, sentence, own, nD, bR, bC, bD, PRECISION, WIDEN)
+        # The last tile may reach into the sentences of the next image.
         inside_C = own + tl.arange(0, bC) < end
         close_RC = (cosine_RC >= threshold) & inside_C[None, :]
         similar_R = tl.maximum(similar_R, tl.max(close_RC.to(tl.int32), 1))

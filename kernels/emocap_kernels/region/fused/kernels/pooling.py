@@ -18,6 +18,9 @@ Backward computes the tile again. \(G_{in}\) is the gradient with respect to the
    \qquad a_{ipn} = e_{ipn} / \textstyle\sum_q e_{iqn}, \]
 
 is written, without the scale, to a chunk that torch multiplies with sentences and with patches.
+
+`pool_kernel` is forward and `pool_backward_kernel` is backward. Both call `image_sums`, which goes over the windows of
+an image (`similarities`, `window_sums`). Decision 12 gives the reasons for this form.
 """
 
 # Triton has types of its own, which pyright does not know.
@@ -81,8 +84,10 @@ def similarities(
     """Returns the products of `bS` sentences with a window of the patches of one image, in three pieces.
 
     The window begins at patch `patch`. A piece of width 1 does not exist. Columns beyond the patches of the image
-    contain those of the next image, so callers must mask them.
+    contain those of the next image, so callers must mask them. The patches of all images are one matrix, because a
+    three-dimensional tile compiles to pointer arithmetic for sm_80, which spilled 550 bytes (docs/log.md, 2026-11-23).
     """
+    # All pieces use the sentences of a step that are loaded once.
     place = image * nP + patch
     z_SP = tl.zeros([bS, bP], tl.float32)
     z_SP_1 = tl.zeros([bS, bP_1], tl.float32)
@@ -184,6 +189,7 @@ def window_sums(
     if bP_2 > 1:
         new_S = largest(new_S, z_SP_2, keep_P_2, RAGGED_2)
     shift_S = finite(new_S) * slope
+    # With one window, the sums are still 0 here.
     if WINDOWS > 1:
         rescale_S = tl.exp2(finite(peak_S) * slope - shift_S)
         # Before the first patch that is kept, the sums are 0.
@@ -222,8 +228,9 @@ def image_sums(
 ):
     """Returns for each sentence the largest z and the sums of e and of e * z over the patches of one image.
 
-    z is the similarity with a patch, and e is 2^(slope (z - largest z)). The last three results are the z of the first
-    window, in three pieces.
+    z is the similarity with a patch, and e is 2^(slope (z - largest z)). The patches are processed in windows of
+    `window_width` patches. The last three results are the similarities z of the first window, split into the columns of
+    its three pieces (`bP`, `bP_1`, `bP_2`). If there is one window, backward uses them and need not compute them again.
     """
     peak_S = tl.full([bS], float("-inf"), tl.float32)
     sum_exp2_S = tl.zeros([bS], tl.float32)
@@ -307,7 +314,10 @@ def image_sums(
 
 @triton.jit
 def window_width(bP: tl.constexpr, bP_1: tl.constexpr, bP_2: tl.constexpr):
-    """Returns the number of patches of a window."""
+    """Returns the number of patches that are processed together (a window): the sum of the sizes of the pieces.
+
+    A piece of size 1 does not exist and does not count.
+    """
     patches: tl.constexpr = bP + (bP_1 if bP_1 > 1 else 0) + (bP_2 if bP_2 > 1 else 0)
     return patches
 
@@ -397,6 +407,7 @@ def score_gradient(
 
     A is the number of image anchors.
     """
+    # The image is one row for the whole tile, so its weights are single numbers.
     row_peak = tl.load(row_weights_ptr_FI + PEAK * row_pitch + image)
     row_weight = tl.load(row_weights_ptr_FI + WEIGHT * row_pitch + image)
     row_positive = tl.load(row_weights_ptr_FI + POSITIVE * row_pitch + image)
@@ -462,6 +473,7 @@ def store_window(
 
     The window is written piece by piece, see `store_piece`.
     """
+    # The same conditions as in `window_sums`. Columns beyond the patches of the image get the gradient 0.
     RAGGED: tl.constexpr = MASKED or WINDOWS > 1 or bP > nP
     RAGGED_1: tl.constexpr = MASKED or WINDOWS > 1 or bP + bP_1 > nP
     RAGGED_2: tl.constexpr = MASKED or WINDOWS > 1 or bP + bP_1 + bP_2 > nP
@@ -568,6 +580,7 @@ def pool_backward_kernel(
     by_scale_S = tl.zeros([bS], tl.float32)
     begin = tl.program_id(1) * strip
     for image in tl.range(begin, tl.minimum(begin + strip, bottom)):
+        # 1. The similarities and their sums, as in forward.
         peak_S, sum_exp2_S, weighted_S, z_SP, z_SP_1, z_SP_2 = image_sums(
             sentence_desc_SD,
             patch_desc_PD,
@@ -592,6 +605,7 @@ def pool_backward_kernel(
         # If no patch is kept, the similarities have no gradient.
         inverse_sum_S = tl.where(sum_exp2_S > 0.0, 1.0 / tl.where(sum_exp2_S > 0.0, sum_exp2_S, 1.0), 0.0)
         pooled_S = weighted_S * inverse_sum_S
+        # 2. The gradient with respect to the scores, and its part of the gradient of the scale.
         mask_S = tl.load(mask_ptr_IS + tl.cast(image, tl.int64) * column_pitch + sentence_S, mask=inside_S, other=0)
         gradient_S = score_gradient(
             pooled_S * scale,
@@ -607,7 +621,8 @@ def pool_backward_kernel(
         gradient_S = tl.where(inside_S, gradient_S, 0.0)
         by_scale_S += gradient_S * pooled_S
 
-        # The gradient is multiplied by a (1 + sharpness (z - r)), which is e (constant + linear z).
+        # 3. The gradients with respect to the similarities. The gradient of the score is multiplied by
+        # a (1 + sharpness (z - r)), which is e (constant + linear z).
         gradient_S *= inverse_sum_S * storage_scale
         linear_S = gradient_S * sharpness
         constant_S = gradient_S - linear_S * pooled_S

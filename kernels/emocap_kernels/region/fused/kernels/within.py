@@ -10,6 +10,9 @@ weights of the patches are \(w_p \propto s_p [s_p \ge 1/n]\), and the pooled vec
 gradient \(g\) with respect to the pooled vector before normalisation to unit length. \(g\) is orthogonal to the
 pooled vector, so \(\sum_p w_p \langle g, p \rangle = 0\). The gradient with respect to a weight before the division by
 the sum of weights is therefore \(\langle g, p \rangle\) divided by that sum.
+
+Vectors are loaded in pieces of `bD` elements. The first kernels took whole vectors of 512 elements into a tile and
+spilled 1,200 to 4,000 loads (docs/log.md, 2026-11-23).
 """
 
 # Triton has types of its own, which pyright does not know.
@@ -165,6 +168,7 @@ def pool_kernel(
         weight_KP = tl.where(active_KP, share_KP, 0.0)
         sum_K = tl.sum(weight_KP, 1)
         weight_KP = weight_KP / tl.where(sum_K > 0.0, sum_K, 1.0)[:, None]
+        # The second reading of the patches. The weights are float32, so the patches are converted as well.
         for d in range(0, nD, bD):
             patch_PD = load_rows(patches_ptr_IPD + first, 0, nP, d, nD, bP, bD).to(tl.float32)
             pooled_KD = tl.dot(weight_KP, patch_PD, input_precision=PRECISION)
@@ -208,6 +212,7 @@ def direction(
         sum_K = sum_K * tl.exp(peak_K - new_K) + tl.sum(tl.exp(score_KM - new_K[:, None]), 1)
         peak_K = new_K
     hit_K = (own_K == peak_K) & (own_K > before_K)
+    # The peak and the own score are subtracted first, because both may be large and nearly equal.
     log_K = tl.log(sum_K)
     return (peak_K - own_K) + log_K, hit_K.to(tl.float32), peak_K + log_K
 
@@ -267,7 +272,8 @@ def log_sums(fields_ptr_FN, field: tl.constexpr, n_sentences, sentence, end, bK:
 def score_gradient(cosine_KM, scale, log_K, log_M, anchor, other, end, bK: tl.constexpr):
     """Returns the gradient of the sum of all losses with respect to the scores of one image, [bK, bK].
 
-    Either side of the scores can be passed as the rows.
+    Either side of the scores can be passed as the rows. `log_K` are the log-sum-exps of the rows as anchors, and
+    `log_M` those of the columns.
     """
     anchor_K = anchor + tl.arange(0, bK)
     other_M = other + tl.arange(0, bK)
@@ -346,6 +352,7 @@ def score_gradient_kernel(
         for other in range(begin, end, bK):
             image_log_M = log_sums(fields_ptr_FN, IMAGE_LOG_SUM, n_sentences, other, end, bK)
             text_log_M = log_sums(fields_ptr_FN, TEXT_LOG_SUM, n_sentences, other, end, bK)
+            # 1. Pooled vectors as rows: their gradient, and all of the gradient of the scale.
             cosine_KM = products(
                 unit_ptr_ND, anchor, end, sentences_ptr_ND, other, end, nD, bK, bK, bD, PRECISION, False
             )
@@ -354,6 +361,7 @@ def score_gradient_kernel(
             add_products(
                 by_unit_ptr_ND, anchor, gradient_KM, sentences_ptr_ND, other, begin, end, nD, bK, bD, PRECISION
             )
+            # 2. Sentences as rows, for their gradient.
             cosine_KM = products(
                 sentences_ptr_ND, anchor, end, unit_ptr_ND, other, end, nD, bK, bK, bD, PRECISION, False
             )
@@ -414,7 +422,8 @@ def pool_backward_kernel(
         patches_ptr_IPD, sentences_ptr_ND, keep_ptr_IP: The same as for `pool_kernel`.
         by_pooled_ptr_ND: float32 [sentences, nD], gradients of the pooled vectors before they got unit length.
     Writes:
-        by_patch_ptr_IPD: In the type of the patches; zeros for an image without a sentence.
+        by_patch_ptr_IPD: In the type of the patches; zeros for an image without a sentence. For each further `bK`
+            sentences of an image, the sum so far is read, added to and rounded to that type again.
         by_sentence_ptr_ND: float32, added to the gradients that `score_gradient_kernel` wrote.
     """
     image = tl.program_id(0)
@@ -422,16 +431,21 @@ def pool_backward_kernel(
     end = tl.load(starts_ptr_I + image + 1)
     first = tl.cast(image, tl.int64) * nP * nD
     keep_P, min_share = kept_patches(keep_ptr_IP, image, nP, bP, MASKED)
+    # The host does not initialise the gradient of the patches.
     if begin == end:
         for d in range(0, nD, bD):
             store_rows(by_patch_ptr_IPD + first, 0, nP, d, nD, tl.zeros([bP, bD], tl.float32), bP, bD)
     for sentence in range(begin, end, bK):
+        # 1. The similarities again, and the gradients of the weights: the products of patches with the gradients of the
+        # pooled vectors.
         z_KP = products(
             sentences_ptr_ND, sentence, end, patches_ptr_IPD + first, 0, nP, nD, bK, bP, bD, PRECISION, WIDEN
         )
         by_weight_KP = products(
             by_pooled_ptr_ND, sentence, end, patches_ptr_IPD + first, 0, nP, nD, bK, bP, bD, PRECISION, WIDEN
         )
+        # 2. The gradient of the similarities goes to both of their factors. That of a pooled vector also goes to the
+        # patches directly, multiplied by their weights.
         by_z_KP, weight_KP = similarity_gradient(z_KP, by_weight_KP, keep_P, min_share)
         for d in range(0, nD, bD):
             patch_PD = load_rows(patches_ptr_IPD + first, 0, nP, d, nD, bP, bD).to(tl.float32)
@@ -441,6 +455,7 @@ def pool_backward_kernel(
             by_sentence_KD = tl.dot(by_z_KP, patch_PD, by_sentence_KD, input_precision=PRECISION)
             store_rows(by_sentence_ptr_ND, sentence, end, d, nD, by_sentence_KD, bK, bD)
             by_patch_PD = tl.zeros([bP, bD], tl.float32)
+            # The first sentences of an image begin the sum, so the memory need not be initialised.
             if sentence > begin:
                 by_patch_PD = load_rows(by_patch_ptr_IPD + first, 0, nP, d, nD, bP, bD).to(tl.float32)
             by_patch_PD = tl.dot(tl.trans(weight_KP), g_KD, by_patch_PD, input_precision=PRECISION)
