@@ -1,4 +1,10 @@
-"""Defines the model that is trained: two towers, projections, learned scales and, for a sigmoid, a learned bias."""
+"""Defines the model that is trained: two towers, projections, learned scales and, for a sigmoid, a learned bias.
+
+`TowerPair.of` builds the model from settings, and `TowerPair.forward` maps a `Batch` to `Embeddings`, from which
+`training/objective.py` computes the loss. The towers are in `timm_image.py` and `transformers_text.py`; they implement
+the interfaces of `towers.py`. Towers and projections may run in bf16. Normalization and scales are always float32,
+because the losses need unit vectors, and because the scale changes by less than bf16's spacing in a step (decision 4).
+"""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +25,8 @@ from emocap_pretrain.model.timm_image import TimmImageTower, check_image_weights
 from emocap_pretrain.model.towers import ImageTower, TextTower
 from emocap_pretrain.model.transformers_text import TransformersTextTower, check_text_weights
 
+# The losses rely on this bound and never clamp: scores of unit vectors are at most this large, and one shift brings the
+# exponentials of a whole batch into the range of float32 (decisions 7 and 9).
 MAX_SCALE = 100.0
 
 
@@ -37,7 +45,8 @@ def check_weights(model: ModelConfig) -> tuple[str, ...]:
 class Embeddings(NamedTuple):
     """Holds the unit vectors of one rank's rows, in float32, and the learned scales and biases.
 
-    It is a named tuple because DeepSpeed looks for tensors in the tuples and dictionaries that a module returns.
+    It is a named tuple because DeepSpeed looks for tensors in the tuples and dictionaries that a module returns. For
+    the same reason `texts`, `scales` and `biases` are dictionaries and not general mappings.
 
     Attributes:
         image: The pooled vector of each image.
@@ -55,13 +64,22 @@ class Embeddings(NamedTuple):
     biases: dict[str, Float[Tensor, ""]]
 
     def tensors(self) -> list[Tensor]:
-        """Returns all tensors in one list, always in the same order."""
+        """Returns all tensors in one list, always in the same order, for two batches of the same parts."""
         named = self.texts, self.scales, self.biases
         return [self.image, self.patches, *(each for some in named for each in some.values())]
 
 
 class TowerPair(nn.Module):
-    """The model that is trained. It maps a batch to `Embeddings` in one forward call, so that DeepSpeed can wrap it."""
+    """The model that is trained. It maps a batch to `Embeddings` in one forward call, so that DeepSpeed can wrap it.
+
+    Its state dict is what a checkpoint stores as weights, so the names of its parameters are a stored format. The parts
+    of a caption that are compared with whole images share the projection `to_text`, and those that are compared with
+    patches share `to_sentence`. `logit_scale` and `local_logit_scale` are logarithms of the scales.
+
+    Example:
+        `TowerPair(image, text, embedding=16)` with any two towers (docs/extend/tower.md); `TowerPair.of` builds the
+        towers of a config.
+    """
 
     logit_bias: nn.Parameter | None
 
@@ -101,6 +119,7 @@ class TowerPair(nn.Module):
         self.logit_scale = nn.Parameter(torch.full((1,), math.log(initial_scale)))
         self.local_logit_scale = nn.Parameter(torch.full((1,), math.log(initial_scale)))
         bias = None if initial_bias is None else nn.Parameter(torch.full((1,), initial_bias))
+        # A parameter that is registered as None exists as an attribute, but is not in the state dict.
         self.register_parameter("logit_bias", bias)
         self.pixels, self.prompt_length, self.precision = image.pixels, prompt_length, precision
         self._parts = tuple(parts)
@@ -117,6 +136,9 @@ class TowerPair(nn.Module):
         text_architecture: Mapping[str, Any] | None = None,
     ) -> "TowerPair":
         """Builds both towers from the settings, and the model from the towers.
+
+        Parameters without pretrained weights are random, from torch's global generator. All ranks train with the
+        weights of rank 0, which the engine broadcasts.
 
         Args:
             settings: The towers, the shared space and the learned scales.
@@ -157,7 +179,13 @@ class TowerPair(nn.Module):
         return self.image.notes + self.text.notes
 
     def forward(self, batch: Batch) -> Embeddings:
-        """Returns the embeddings of the images and of the texts of all active caption parts."""
+        """Returns the embeddings of the images and of the texts of all active caption parts.
+
+        There is no collective in it, except those that DeepSpeed runs at ZeRO stage 3 to collect the parameters of a
+        module before its forward pass. They come in the same order on all ranks, because the parts have a fixed order
+        and a rank without rows runs the towers too.
+        """
+        # Autocast ends before `_unit` and the scales, which stay in float32 (decision 4).
         with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             pooled, patches = self.image.encode_image(batch.images)
             image, patches = self.to_image(pooled), self.to_patch(patches)
@@ -176,11 +204,17 @@ class TowerPair(nn.Module):
         return projection(self.text.encode_text(texts))
 
     def embed_images(self, images: Tensor) -> Float[Tensor, "batch embedding"]:
-        """Returns the unit vectors of images, for an evaluation."""
+        """Returns the unit vectors of images, for an evaluation.
+
+        Autocast is not used, so an evaluation computes in float32 whatever `precision` the run was trained with.
+        """
         return functional.normalize(self.to_image(self.image.encode_image(images)[0]), dim=-1)
 
     def embed_texts(self, texts: Texts) -> Float[Tensor, "texts embedding"]:
-        """Returns the unit vectors of texts in the space of the pooled image vectors, for an evaluation."""
+        """Returns the unit vectors of texts in the space of the pooled image vectors, for an evaluation.
+
+        Like `embed_images`, it computes in float32.
+        """
         return functional.normalize(self.to_text(self.text.encode_text(texts)), dim=-1)
 
 
@@ -197,7 +231,8 @@ class _ClampDescent(torch.autograd.Function):
     """Computes min(x, bound). Above the bound, the gradient passes if a descent step would decrease x.
 
     A plain clamp has no gradient above its bound. Adam's momentum may move a scale above the bound, and with a plain
-    clamp the scale would never return.
+    clamp the scale would never return. Clamping the parameter itself after each update is no alternative: under ZeRO
+    the optimizer updates a copy of its own (decision 7).
     """
 
     @staticmethod
@@ -209,8 +244,10 @@ class _ClampDescent(torch.autograd.Function):
     def backward(ctx: torch.autograd.function.FunctionCtx, *upstream: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (gradient,) = upstream
         (over,) = ctx.saved_tensors  # pyright: ignore[reportAttributeAccessIssue]
+        # A descent step subtracts the gradient, so a negative gradient would move x further above the bound.
         return torch.where(over & (gradient < 0), torch.zeros_like(gradient), gradient), None
 
 
 def _clamped_scale(logit_scale: Tensor) -> Float[Tensor, ""]:
+    # The logarithm is clamped before `exp`, so that a parameter far above the bound cannot overflow.
     return _ClampDescent.apply(logit_scale.float(), math.log(MAX_SCALE)).exp().squeeze(0)  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]

@@ -1,4 +1,8 @@
-"""Defines the teacher: a frozen image tower whose similarities of images guide the losses."""
+"""Defines the teacher: a frozen image tower whose similarities of images guide the losses.
+
+The teacher serves the `soft` objective and, if one is configured, the mining guides that compare images (docs/method.md
+section 1, decision 26). It sees the pixels of the trained tower, so a batch needs no second copy of the images.
+"""
 
 from typing import ClassVar
 
@@ -13,13 +17,15 @@ from emocap_pretrain.model.timm_image import TimmImageTower, check_image_weights
 
 
 class _TeacherTowerConfig(ImageTowerConfig):
+    # `TimmImageTower` begins its error messages with this key, so that they name the setting that the user wrote.
     key: ClassVar[str] = "objective.teacher"
 
 
 class Teacher(nn.Module):
     """A frozen image tower that maps images to unit vectors.
 
-    The teacher is not a part of the model. Its weights are in no checkpoint, and every rank holds all of them.
+    The teacher is not a part of the model. Its weights are in no checkpoint, and every rank holds all of them, also
+    under ZeRO 3. They must be at the configured place whenever the run starts again.
 
     Attributes:
         notes: Remarks for the user on the weights, one line each.
@@ -54,7 +60,11 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch width"]:
-        """Returns the unit vectors of images, in float32 and without gradients."""
+        """Returns the unit vectors of images, in float32 and without gradients.
+
+        An empty batch gives an empty result. Unlike a trained tower, the teacher runs no collectives.
+        """
+        # `split` refuses a size of 0, and returns one empty part for an empty batch, so `torch.cat` has an argument.
         parts = images.split(self._rows_at_once or max(1, len(images)))
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
             pooled = [self.tower.encode_image(part)[0].float() for part in parts]

@@ -1,4 +1,9 @@
-"""Builds image towers from models of timm, with one vector for the image and one for each patch."""
+"""Builds image towers from models of timm, with one vector for the image and one for each patch.
+
+`TimmImageTower` builds a tower, with its pretrained weights if wanted. `check_image_weights` makes the same comparison
+of weights and tower before a run starts, on the device "meta" and with the header of the file alone. Both paths go
+through `_pretrained`, so that a dry run and a run refuse the same weights with the same message.
+"""
 
 import inspect
 import re
@@ -20,11 +25,13 @@ from timm.layers.norm_act import freeze_batch_norm_2d  # noqa: E402
 from timm.models import build_model_with_cfg, clean_state_dict, group_parameters  # noqa: E402
 
 # Arguments of timm's factories, which open files, contact hubs or choose classes. All other arguments go to the model.
+# They are read from the signatures, so that an argument that a later timm adds is refused too.
 FACTORY_ARGUMENTS = frozenset(
     {"device", "dtype", *inspect.signature(timm.create_model).parameters}
     | set(inspect.signature(build_model_with_cfg).parameters)
 ) - {"kwargs"}
 
+# Weights of a classifier are left out. Its module has one of these names, or one that the config of timm's model gives.
 _HEADS = {"head", "heads", "fc", "classifier"}
 _QUICK_GELU = re.compile(r"openai|quick.?gelu", re.IGNORECASE)
 
@@ -47,6 +54,10 @@ class TimmImageTower(nn.Module):
             settings: Name, size and options of the model, and the source of pretrained weights.
             weights: Whether pretrained weights are loaded. False is for a tower that takes its weights from a
                 checkpoint.
+
+        Raises:
+            ConfigError: If timm has no such model or refuses its options, if the model cannot be trained here
+                (`_checked` says why), or if pretrained weights do not fill it.
         """
         super().__init__()
         self.notes: tuple[str, ...]
@@ -58,13 +69,15 @@ class TimmImageTower(nn.Module):
         self.patch_width: int = self.backbone.num_features
         self.prefix_tokens: int = getattr(self.backbone, "num_prefix_tokens", 0)
         statistics = self.backbone.pretrained_cfg
+        # timm's statistics are those of values in [0, 1]. The buffers follow the module to its device, but are not in
+        # the state dict, because they follow from the name of the model.
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor(statistics[name]).view(1, 3, 1, 1) * 255, persistent=False)
 
     def encode_image(
         self, images: UInt8[Tensor, "batch 3 height width"]
     ) -> tuple[Float[Tensor, "batch width"], Float[Tensor, "batch patches patch_width"]]:
-        if images.shape[0] == 0:
+        if images.shape[0] == 0:  # One black image runs all parameters and hooks; its vectors are dropped.
             pooled, patches = self.encode_image(images.new_zeros((1, *images.shape[1:])))
             return pooled[:0], patches[:0]
         features = self.backbone.forward_features((images.to(self.mean.dtype) - self.mean) / self.std)
@@ -72,6 +85,7 @@ class TimmImageTower(nn.Module):
         if features.ndim == 4:  # The cells of the last feature map are the patches.
             last = getattr(self.backbone, "output_fmt", "NCHW") == "NHWC"
             return pooled, features.flatten(1, 2) if last else features.flatten(2).transpose(1, 2)
+        # The first tokens of a transformer are no patches: class and register tokens.
         return pooled, features[:, self.prefix_tokens :]
 
     def parameter_depths(self) -> dict[str, int]:
@@ -85,6 +99,9 @@ class TimmImageTower(nn.Module):
 
 def check_image_weights(settings: ImageTowerConfig) -> tuple[str, ...]:
     """Compares the weights in `settings.pretrained` with the tower, by names and shapes. It loads no weights.
+
+    The tower is built on the device "meta", so this needs almost no memory, and a wrong file is refused before ranks
+    start. Weights on the hub are not downloaded for this; they are compared when the run starts.
 
     Returns:
         Remarks for the user on the weights, one line each.
@@ -108,6 +125,7 @@ def _create(settings: ImageTowerConfig, **weights: Any) -> Any:
             f"{settings.key}.options.{foreign[0]} is an argument of timm's factory and not of a model; options are "
             f"those of the model's own class, such as depth. Weights come from {settings.key}.pretrained."
         )
+    # Models of these families need the size of the images for their position embeddings.
     if settings.name.startswith(("vit_", "deit", "eva", "beit")):
         options["img_size"] = settings.pixels
     if settings.patch_dropout:
@@ -124,6 +142,9 @@ def _pretrained(settings: ImageTowerConfig, *, empty: bool = False) -> tuple[Any
     """Creates the model with pretrained weights, and returns it with remarks on the weights for the user.
 
     With `empty`, the model has tensors without values, so that only the names and shapes of the weights are compared.
+
+    timm first converts names and shapes in a file, such as those of another library's ViT, and then calls
+    `load_state_dict`. So the comparison is made in this call, and not with the names in the file.
     """
     path = _weights(settings)
     header = Header.read([path], f"{settings.key}.pretrained") if path else None
@@ -151,6 +172,7 @@ def _pretrained(settings: ImageTowerConfig, *, empty: bool = False) -> tuple[Any
             f"{settings.key}.pretrained: timm loads the weights of {settings.name} with special code, so that it is "
             "unknown whether they fill the tower; give a .safetensors file."
         )
+    # timm keeps the overlay in the model's config. The placeholders in it are not a part of the tower.
     model.pretrained_cfg.pop("state_dict", None)
     return model, (*_resized(header, seen[0], settings.key), *_activation(model, settings, path, header))
 
@@ -164,6 +186,7 @@ def _require(expected: Shapes, given: Shapes, settings: ImageTowerConfig) -> Non
     known = timm.get_pretrained_cfg(settings.name)
     names = (known and known.classifier) or ()
     heads = _HEADS | {name.split(".")[0] for name in ((names,) if isinstance(names, str) else names)}
+    # Batch norm counts its batches in this buffer, and frozen batch norm has none.
     needed = {name: shape for name, shape in expected.items() if not name.endswith(".num_batches_tracked")}
     own = {name: shape for name, shape in given.items() if not name.endswith(".num_batches_tracked")}
     Fit.of(needed, own, ignore=lambda name: name.split(".")[0] in heads).require(
@@ -177,7 +200,8 @@ def _require(expected: Shapes, given: Shapes, settings: ImageTowerConfig) -> Non
 def _resized(header: Header | None, loaded: Shapes, key: str) -> tuple[str, ...]:
     """Returns at most one remark for the user, which lists the tensors that timm has resized.
 
-    Timm resizes, for example, position embeddings if the number of pixels differs from that of the training.
+    timm resizes, for example, position embeddings if the number of pixels differs from that of the training. The
+    tensors are found by their names in the file, so weights whose names timm converts give no remark.
     """
     before = header.shapes if header else {}
     names = sorted(name for name in before.keys() & loaded.keys() if before[name] != loaded[name])
@@ -222,6 +246,8 @@ def _checked(model: Any, settings: ImageTowerConfig) -> Any:
     """
     _check_patch_dropout(model, settings)
     _check_pixels(model, settings)
+    # This depends on the settings alone. So the tower of a checkpoint, which is built without pretrained weights, has
+    # the same modules and names.
     if settings.pretrained is not None:
         model = freeze_batch_norm_2d(model)
     if any(isinstance(each, nn.BatchNorm1d | nn.BatchNorm2d) for each in model.modules()):

@@ -4,7 +4,10 @@ timm always imports torchvision, and torchvision's wheels on PyPI are linked aga
 their C++ part does not load, and `import torchvision` fails where it registers the shapes of `torchvision::nms`, an
 operator that this project does not call. So, if torch has no CUDA, this module declares the schemas of `nms` and `qnms`
 before torchvision is imported. No file of the wheel is changed, and calling the operators still fails with
-torchvision's own error. With a CUDA build of torch this module does nothing.
+torchvision's own error. With a CUDA build of torch this module does nothing (decision 5).
+
+transformers imports torchvision too, where it handles images. So each module of a tower calls `install()` before it
+imports timm or transformers, and these imports are therefore not at the top of the modules.
 """
 
 import sys
@@ -20,7 +23,11 @@ SCHEMAS = (
 
 
 class _DeclareOperators(MetaPathFinder):
-    """An import finder that declares `SCHEMAS` when torchvision is first imported. It finds no module itself."""
+    """An import finder that declares `SCHEMAS` when torchvision is first imported. It finds no module itself.
+
+    Declaring at import time of torchvision, and not of this module, costs nothing in a process that never imports
+    torchvision.
+    """
 
     def __init__(self) -> None:
         self._library: object = None  # The declarations live as long as this object.
@@ -33,14 +40,14 @@ class _DeclareOperators(MetaPathFinder):
     ) -> ModuleSpec | None:
         if fullname == "torchvision" and self._library is None:
             self._library = _declare()
-        return None
+        return None  # Python then asks the other finders, which find the real torchvision.
 
 
 def _declare() -> object:
     import torch
 
     if torch.version.cuda is not None:
-        return False
+        return False  # Any value but None: it keeps `find_spec` from asking again.
     library = torch.library.Library("torchvision", "FRAGMENT")
     for schema in SCHEMAS:
         library.define(schema)

@@ -1,6 +1,12 @@
 """Defines the interfaces of the image tower and the text tower of a `TowerPair`.
 
-`TimmImageTower` and `TransformersTextTower` implement them. docs/extend/tower.md shows how to add another tower.
+`TimmImageTower` and `TransformersTextTower` implement them, and `TowerPair` uses no other member of a tower.
+docs/extend/tower.md shows how to add another tower. Two rules hold for every tower, because ranks train together:
+
+- Every parameter takes part in every forward pass, also if the rank has no rows. DeepSpeed reduces the gradients of all
+  ranks together, and at ZeRO stage 3 each forward pass runs collectives.
+- The vector of a row does not depend on the other rows. Otherwise the loss would depend on how the rows of the global
+  batch are split over the ranks; batch norm with the statistics of the batch is refused for this reason.
 """
 
 from collections.abc import Mapping
@@ -16,12 +22,13 @@ from emocap_pretrain.data.batch import Texts
 class ImageTower(Protocol):
     """The interface of an image encoder. At run time every such encoder is also a `torch.nn.Module`.
 
-    The encoder normalizes the 8-bit values of the images itself.
+    The encoder normalizes the 8-bit values of the images itself, because each model has its own mean and standard
+    deviation, and because 8-bit images take a quarter of the bytes on their way to the device.
 
     Attributes:
         pixels: Side of the square images.
         width: Size of the pooled vector.
-        patch_width: Size of the vector of a patch.
+        patch_width: Size of the vector of a patch, which may differ from `width`.
         notes: Remarks for the user on the pretrained weights that were loaded, one line each.
     """
 
@@ -35,7 +42,9 @@ class ImageTower(Protocol):
     ) -> tuple[Float[Tensor, "batch width"], Float[Tensor, "batch patches patch_width"]]:
         """Returns one pooled vector for each image, and one vector for each of its patches.
 
-        The patches of an image are in row-major order: from left to right, and from top to bottom.
+        The vectors are neither projected nor of unit length; `TowerPair` does both. The patches of an image are in
+        row-major order: from left to right, and from top to bottom. `objective.patch_mask` relies on this order. With
+        patch dropout, only some of the patches are returned in training.
 
         If there are no images, every parameter must still take part in the computation, because every rank needs a
         gradient for every parameter. An encoder can, for example, encode one black image and drop the result.
@@ -43,11 +52,18 @@ class ImageTower(Protocol):
         ...
 
     def parameter_depths(self) -> dict[str, int]:
-        """Returns the depth of every parameter by its name: 0 next to the pixels, ascending towards the output."""
+        """Returns the depth of every parameter by its name: 0 next to the pixels, ascending towards the output.
+
+        `optimizer.layer_decay` lowers the learning rate with the distance from the output. The names are those of
+        `named_parameters` of the tower.
+        """
         ...
 
     def checkpoint_activations(self) -> None:
-        """Makes the tower recompute its activations in the backward pass, to save memory."""
+        """Makes the tower recompute its activations in the backward pass, to save memory.
+
+        The gradients do not change. It is called at most once, before the model is given to DeepSpeed.
+        """
         ...
 
 
@@ -64,9 +80,11 @@ class TextTower(Protocol):
     notes: tuple[str, ...]
 
     def encode_text(self, texts: Texts) -> Float[Tensor, "texts width"]:
-        """Returns one vector for each text.
+        """Returns one vector for each text, before projection and normalization.
 
-        If there are no texts, every parameter must still take part in the computation, as in `ImageTower`.
+        The ids at padded places (`texts.mask` is False) must have no effect: how far a text is padded depends on the
+        other texts of the rank. If there are no texts, every parameter must still take part in the computation, as in
+        `ImageTower`.
         """
         ...
 
@@ -75,12 +93,13 @@ class TextTower(Protocol):
         ...
 
     def checkpoint_activations(self) -> None:
-        """Makes the tower recompute its activations in the backward pass, to save memory."""
+        """Makes the tower recompute its activations in the backward pass, to save memory, as in `ImageTower`."""
         ...
 
     def recorded(self) -> Mapping[str, Any] | None:
         """Returns a JSON value from which the tower can be built without its pretrained source.
 
-        A checkpoint stores the value. It is None if the settings alone suffice to build the tower.
+        A checkpoint stores the value, so that an evaluation elsewhere opens neither the folder nor the hub from which
+        the run took its weights. It is None if the settings alone suffice to build the tower.
         """
         ...

@@ -1,4 +1,10 @@
-"""Builds text towers from encoders of transformers, and pools the vectors of a text's tokens into one vector."""
+"""Builds text towers from encoders of transformers, and pools the vectors of a text's tokens into one vector.
+
+An encoder comes from one of three places, between which `_backbone` chooses: from the settings alone (`_from_scratch`),
+from a folder or hub with pretrained weights (`_pretrained`), or from the description in a checkpoint (`_recorded`).
+Whoever wrote that checkpoint may be a stranger, so the last way opens nothing by name and runs no code that is not in
+transformers (docs/security.md).
+"""
 
 import json
 import logging
@@ -49,8 +55,10 @@ KINDS = (
     "roberta",
     "xlm-roberta",
 )
-# With any other value in a config, transformers would download a kernel, which is a program.
+# With any other value in a config, transformers would download a kernel, which is a program. `trust_remote_code=False`
+# does not prevent this.
 ATTENTIONS = frozenset({None, "eager", "sdpa"})
+# What torch and transformers raise if a model is built from a config with wrong values.
 WRONG_NUMBERS = (ArithmeticError, AttributeError, KeyError, RuntimeError, TypeError, ValueError)
 TRUST: dict[str, Any] = {"trust_remote_code": False}  # None would ask on the terminal.
 
@@ -95,6 +103,8 @@ class TransformersTextTower(nn.Module):
         """
         if not self._is_pretrained:
             return None
+        # All values are stored, also those that equal the defaults, which another release of transformers may change.
+        # The two keys that are left out name the folder of the user and code of a hub.
         stored: dict[str, Any] = json.loads(self.backbone.config.to_json_string(use_diff=False))
         return {key: value for key, value in stored.items() if key not in {"_name_or_path", "auto_map"}}
 
@@ -110,6 +120,7 @@ class TransformersTextTower(nn.Module):
         return self.encode_text(one)[:0]
 
     def parameter_depths(self) -> dict[str, int]:
+        # Embeddings have depth 0, layer n has depth n + 1, and what follows the last layer has the largest depth.
         names = [name for name, _ in self.backbone.named_parameters()]
         layers = {name: int(found[1]) for name in names if (found := _LAYER.search(name))}
         last = max(layers.values(), default=-1) + 2
@@ -124,11 +135,13 @@ class TransformersTextTower(nn.Module):
 def pool(hidden: Float[Tensor, "texts length width"], mask: Tensor, how: str) -> Float[Tensor, "texts width"]:
     """Returns one vector for each text: its last token (`eos`), its first (`cls`), or the mean of its tokens (`mean`).
 
-    Padding, where `mask` is False, is ignored.
+    Padding, where `mask` is False, is ignored. It must follow the tokens, as in the result of `Tokenizer.encode`, and
+    every text must have at least one token.
     """
     if how == "cls":
         return hidden[:, 0]
     if how == "eos":
+        # A text of n tokens ends at place n - 1. Its id is not searched for, so it may be that of any tokenizer.
         return hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1) - 1]
     weight = mask.unsqueeze(-1).to(hidden.dtype)
     return (hidden * weight).sum(1) / weight.sum(1)
@@ -160,6 +173,7 @@ def _from_scratch(settings: TextTowerConfig, vocabulary: Vocabulary) -> nn.Modul
             intermediate_size=4 * shape.width,
             num_hidden_layers=shape.layers,
             num_attention_heads=shape.heads,
+            # The longest length of any part, also of one with weight 0, so that weights do not change the shapes.
             max_position_embeddings=max(lengths.by_part.values()),
             pad_token_id=vocabulary.pad_id,
             bos_token_id=None,
@@ -203,6 +217,7 @@ def _described(name: str) -> tuple[Any, Any]:
         _check_attention(config, f"model.text.pretrained={name}")
         if config.model_type == "clip":
             return config.text_config, CLIPTextModel
+        # The class is known only after an encoder is built. On the device "meta" this allocates no memory.
         with torch.device("meta"):
             return config, type(AutoModel.from_config(config, **TRUST))
     except (OSError, ValueError, StrictDataclassError) as error:
@@ -210,13 +225,21 @@ def _described(name: str) -> tuple[Any, Any]:
 
 
 def _loaded(kind: Any, name: str, *source: str | None, **loading: Any) -> tuple[nn.Module, tuple[str, ...]]:
-    """Loads an encoder, checks that the weights fill it, and returns it with remarks for the user on the weights."""
+    """Loads an encoder, checks that the weights fill it, and returns it with remarks for the user on the weights.
+
+    Weights of modules that the tower does not have, such as a head for pretraining, are only a remark. Weights for a
+    module that it has, such as a layer that its config lacks, are an error.
+    """
+    # The weights are float32 whatever the file holds (decision 4). With the other two options transformers lists all
+    # differences, instead of raising an error at the first tensor of another shape.
     options: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
         with _quiet():
             model, found = kind.from_pretrained(*source, **loading, **options)
     except (OSError, ValueError, RuntimeError) as error:
         raise _no_encoder(name, error) from error
+    # The first word of a name says to which module of the tower it belongs. In a file with a head, the names of the
+    # encoder begin with the prefix of the encoder.
     parts = {model.base_model_prefix, *(part for part, _ in model.named_children())}
     extra = [each for each in found["unexpected_keys"] if not each.endswith(_CONSTANT)]
     fit = Fit(

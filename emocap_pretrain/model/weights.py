@@ -2,6 +2,9 @@
 
 If weights fill a tower only in part, the other layers begin at random values. The loss still falls, and nothing later
 in the run shows the mistake. So the run is refused unless every parameter has weights.
+
+`Header` reads names and shapes from files, `before_load_state_dict` gets those that timm has converted, and `Fit`
+compares them with a tower. `timm_image.py` and `transformers_text.py` put them together, each in its library's way.
 """
 
 import json
@@ -24,6 +27,9 @@ _MAX_LISTED = 4
 @dataclass(frozen=True, slots=True)
 class Fit:
     """Holds the differences between the weights of a file and the parameters and buffers of a tower.
+
+    All differences are collected before an error is raised, so that one message shows whether, for example, only the
+    depth of the tower is wrong. An empty `Fit()` means that the weights fill the tower.
 
     Attributes:
         missing: Names in the tower for which there are no weights.
@@ -77,7 +83,11 @@ class Fit:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Returns a text with the first few names and the number of further names."""
+    """Returns a text with the first few names and the number of further names.
+
+    >>> listed(["a", "b", "c", "d", "e", "f"])
+    'a, b, c, d and 2 more'
+    """
     found = list(names)
     more = f" and {len(found) - _MAX_LISTED} more" if len(found) > _MAX_LISTED else ""
     return ", ".join(found[:_MAX_LISTED]) + more
@@ -91,6 +101,8 @@ def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 @dataclass(frozen=True, slots=True)
 class Header:
     """Holds the names and shapes of the tensors in one or more .safetensors files, without the tensors.
+
+    A .safetensors file begins with them as JSON, so a file of gigabytes is compared by reading some kilobytes.
 
     Attributes:
         shapes: The shapes by the names of the tensors.
@@ -140,6 +152,7 @@ class Header:
         """Returns a placeholder for each tensor, by name. It has the tensor's shape, but occupies almost no memory.
 
         On the device "meta" a placeholder has no values. On "cpu" it is a single zero that is expanded to the shape.
+        Placeholders are for comparing shapes only; they must not be written to.
         """
         one = torch.zeros((), device=device)
         return {name: one.expand(shape) for name, shape in self.shapes.items()}
@@ -150,8 +163,11 @@ def before_load_state_dict(check: Callable[[Shapes, Shapes], None]) -> Generator
     """Calls `check(expected, given)` whenever a module loads a state dict within the block.
 
     `expected` holds the shapes in the module, and `given` those in the state dict. timm converts the names and shapes
-    of a file to those of the tower, and only the call of `load_state_dict` shows the result. The method is replaced for
-    all modules, so no other thread may load a state dict meanwhile.
+    of a file to those of the tower, and only the call of `load_state_dict` shows the result: timm 1.0.31 passes the
+    converted names to nothing else. The method is replaced for all modules, so no other thread may load a state dict
+    meanwhile.
+
+    An error that `check` raises leaves the call before any weight is loaded.
     """
     original = nn.Module.load_state_dict
 
