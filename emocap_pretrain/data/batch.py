@@ -1,4 +1,9 @@
-"""Defines the batch that one rank feeds to its towers in one step."""
+"""Defines the batch that one rank feeds to its towers in one step.
+
+`Collate` in `loader.py` makes batches, the engine encodes them, and `training/representation_cache.py` cuts them into
+passes. Batches are plain values: every method returns a new batch, except `share_memory_`, which moves the tensors in
+place.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,12 +17,17 @@ from torch import Tensor
 class Texts:
     """Holds tokenized texts, such as the texts of one caption part for the images of a batch.
 
+    A part that is aligned with whole images has one text for each image, in the order of the images, and `owner` is
+    None. A part that is aligned with patches has any number of texts for an image, also none, and `owner` names the
+    image of each text.
+
     Attributes:
-        ids: Token ids, padded to the longest text.
+        ids: Token ids, padded at the end to the longest text.
         mask: True on real tokens, False on padding.
         owner: The row of the image that each text describes, ascending; None if text `i` describes image `i`.
-        identity: A hash of the tokens of each text, which is equal on every rank for equal tokens. None if no loss
-            needs the hashes.
+        identity: A hash of the tokens of each text, which is equal on every rank for equal tokens. With
+            `objective.known_positives`, samples with equal hashes are positives of each other. None if no loss needs
+            the hashes.
     """
 
     ids: Int[Tensor, "texts length"]
@@ -26,13 +36,25 @@ class Texts:
     identity: Int64[Tensor, " texts"] | None = None
 
     def starts(self, rows: Sequence[int]) -> list[int]:
-        """Returns, for each of these image rows, the index of its first text. Synchronizes with the device once."""
+        """Returns, for each of these image rows, the index of its first text. Synchronizes with the device once.
+
+        An image without texts gets the index of the next image's first text, so the texts of the rows from `a` to `b`
+        lie between two neighbouring results. A row number past the last image gives the number of texts.
+
+        >>> owner = torch.tensor([0, 0, 2])
+        >>> Texts(torch.zeros(3, 1).long(), torch.ones(3, 1).bool(), owner).starts([0, 1, 2, 3])
+        [0, 2, 2, 3]
+        """
         if self.owner is None:
             return list(rows)
+        # The binary search relies on the ascending order of `owner`.
         return torch.searchsorted(self.owner, self.owner.new_tensor(rows)).tolist()
 
     def piece(self, span: slice, first_row: int) -> "Texts":
-        """Returns the texts in a span, renumbered so that image row `first_row` becomes row 0."""
+        """Returns the texts in a span, renumbered so that image row `first_row` becomes row 0.
+
+        The tensors are views of those of this object, except `owner`.
+        """
         owner = None if self.owner is None else self.owner[span] - first_row
         identity = None if self.identity is None else self.identity[span]
         return Texts(self.ids[span], self.mask[span], owner, identity)
@@ -51,7 +73,8 @@ class Texts:
 class Batch:
     """Holds a rank's share of one global batch: its images, and its texts by the name of their caption part.
 
-    Parts that the objective does not use are missing in `texts`.
+    Parts that the objective does not use are missing in `texts`. In the last step of an epoch, ranks may have different
+    numbers of rows, and a rank may have none. Then the images have the shape [0, 3, height, width].
     """
 
     images: UInt8[Tensor, "batch 3 height width"]
@@ -64,7 +87,7 @@ class Batch:
 
     @property
     def tokens(self) -> int:
-        """Returns the number of text tokens without padding. Synchronizes with the device."""
+        """Returns the number of text tokens of all parts, without padding. Synchronizes with the device."""
         return sum(int(texts.mask.sum()) for texts in self.texts.values())
 
     def to(self, device: str) -> "Batch":

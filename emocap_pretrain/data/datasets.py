@@ -1,4 +1,8 @@
-"""Opens the datasets of a run: computes their digest, opens a rank's stream, and trains a tokenizer on the captions."""
+"""Opens the datasets of a run: computes their digest, opens a rank's stream, and trains a tokenizer on the captions.
+
+Most functions here take settings and read the datasets that they name. `open_stream` is what training uses in every
+step; the other functions run once, when a run is opened, checked or tracked. None of them is a collective.
+"""
 
 import hashlib
 import itertools
@@ -27,11 +31,20 @@ from emocap_pretrain.data.parts import PARTS
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.ranks.info import RankInfo
 
+# Samples from which a tokenizer is trained, and from which the share of cut texts is estimated.
 TOKENIZER_SAMPLES, CUT_SAMPLES = 20_000, 2000
 
 
 def train_tokenizer(data: DataConfig, vocabulary: int) -> Tokenizer:
-    """Trains a tokenizer with `vocabulary` tokens on the captions of the first 20,000 samples of the manifests."""
+    """Trains a tokenizer with `vocabulary` tokens on the captions of the first 20,000 samples of the manifests.
+
+    All captions of a sample and all parts of a caption are used, whatever their weights. The samples are read in the
+    order of the manifests, so the result depends on the data and not on the seed of the run.
+
+    Raises:
+        DamagedSample: If a sample is damaged and `data.error_budget` is 0.
+        BudgetSpent: If more samples are damaged than `data.error_budget` allows.
+    """
     samples = _first_captions(data.datasets, TOKENIZER_SAMPLES, error_budget=data.error_budget)
     captions = itertools.chain.from_iterable(samples)
     texts = (text for each in captions for part in PARTS for text in part.texts(each))
@@ -49,6 +62,9 @@ def tokenizer_of(settings: TextTowerConfig, data: DataConfig) -> Tokenizer:
 class CutTexts:
     """Counts texts, and how many of them are cut because they have more tokens than the text tower reads.
 
+    Cut texts are counted because a cut is silent otherwise, and two texts that are equal after the cut are one text for
+    the loss.
+
     Attributes:
         kind: Name of a caption part, or "prompts".
         limit: Largest number of tokens that the tower reads from a text.
@@ -65,7 +81,7 @@ class CutTexts:
 
     @classmethod
     def of(cls, kind: str, tokenizer: Tokenizer, texts: Sequence[str], limit: int) -> "CutTexts":
-        """Returns the counts for these texts."""
+        """Counts the tokens of each of `texts` without cutting it, and compares them with `limit`."""
         counts = tokenizer.counts(texts)
         return cls(kind, limit, len(counts), sum(count > limit for count in counts), max(counts, default=0))
 
@@ -87,6 +103,7 @@ def cut_captions(
     Returns:
         The number of samples that were read, and the counts for each caption part.
     """
+    # With a budget as large as the number of samples, damaged samples never end this count. It is only a report.
     samples = list(_first_captions(datasets, CUT_SAMPLES, error_budget=CUT_SAMPLES))
     captions = list(itertools.chain.from_iterable(samples))
     texts = {part.name: [text for each in captions for text in part.texts(each)] for part in PARTS}
@@ -98,6 +115,7 @@ def _first_captions(
     datasets: Sequence[MixtureDatasetConfig], samples: int, *, error_budget: int
 ) -> Iterator[tuple[Caption, ...]]:
     """Yields a tuple with the captions of a sample, for each of the first samples in the order of the manifest."""
+    # `encoded_steps` leaves the images undecoded. The batch size only says how many samples are read together.
     stream = Stream(url=_mixture(datasets), global_batch=256, shuffle=False, epochs=1, error_budget=error_budget)
     encoded = itertools.chain.from_iterable(portion.samples for portion in stream.encoded_steps())
     return (load_annotation(sample.annotation)[0] for sample in itertools.islice(encoded, samples))
@@ -105,6 +123,8 @@ def _first_captions(
 
 def open_stream(data: DataConfig, info: RankInfo, start: Cursor, *, global_batch: int, seed: int) -> Stream:
     """Returns the stream of the samples that this rank reads.
+
+    Nothing is opened here: a stream is a picklable value, and each loader process opens the datasets for itself.
 
     Args:
         data: The datasets, and how they are shuffled and cached.
@@ -137,7 +157,11 @@ def data_digest_of(data: DataConfig) -> str:
 
 
 def digest_of(manifests: Sequence[Manifest]) -> str:
-    """Returns the digest that identifies the datasets of a run; `manifests` are in the order of the settings."""
+    """Returns the digest that identifies the datasets of a run; `manifests` are in the order of the settings.
+
+    A checkpoint stores it, and a run does not resume on data with another digest. For a single dataset it is the digest
+    of its manifest, as `emocap inspect` prints it. Weights of a mixture do not count; the stored config holds them.
+    """
     digests = [manifest.digest for manifest in manifests]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
@@ -178,6 +202,7 @@ def training_data(data: DataConfig, stored: Mapping[str, Any]) -> list[DatasetUs
         data: The settings.
         stored: The same settings without secrets, as `Config.stored` returns them.
     """
+    # The manifest is read from the real address, but what is described, and so tracked, is the address as it is stored.
     urls = [dataset["url"] for dataset in stored["mix"]] or [stored["url"]]
     return [
         _use(dataset.url, url, "training", dataset.weight) for dataset, url in zip(data.datasets, urls, strict=True)

@@ -1,4 +1,13 @@
-"""Makes batches from the samples of a stream, in loader processes or in the training process."""
+"""Makes batches from the samples of a stream, in loader processes or in the training process.
+
+`batches` is the entry. In each loader process, `_Steps` asks the stream for its steps, `Collate.prepare` augments each
+sample as soon as it is decoded, and `Collate` makes tensors of the samples of a step. The batch comes to the training
+process through shared memory, together with the cursor after its samples, which a checkpoint stores. So it does not
+matter for resuming how far the loader processes have read ahead (decision 1).
+
+Much of this file is about how loader processes end. `_share`, `shrink_to_fit`, `_signals_blocked`, `_init_worker` and
+`_raise_errors` each prevent a case in which a rank waits for a batch that never comes, or a process outlives its rank.
+"""
 
 import errno
 import hashlib
@@ -45,6 +54,10 @@ log = logging.getLogger(__name__)
 class Collate:
     """Makes a batch from the prepared samples of one step. A `Collate` can be pickled for loader processes.
 
+    Each sample passes `prepare` first, and then all samples of the step together are made a batch by a call of the
+    object. Both are deterministic: the result depends on the samples, the settings and `seed`, and not on the rank, the
+    process or the order of calls (decision 2).
+
     Attributes:
         tokenizer: Encodes the captions.
         parts: The caption parts that the objective uses; the batch has no other parts.
@@ -66,7 +79,9 @@ class Collate:
     def prepare(self, sample: Sample) -> Sample:
         """Returns the sample with the augmented image for its epoch. If that image is mirrored, so is the caption.
 
-        An image whose caption cannot be mirrored is never mirrored.
+        An image whose caption cannot be mirrored is never mirrored. The image of the result has the size that the
+        towers need. The stream calls this for each sample by itself, while the decoded image is still in the CPU's
+        cache; to keep the decoded images of a whole step first cost a third of the time of decoding.
         """
         key = (self.seed, sample.epoch, sample.index)
         mirrored_caption = mirrored(sample.caption) if self.flip else None
@@ -79,19 +94,25 @@ class Collate:
         return Batch(self._images(samples), {part.name: self._texts(part, samples) for part in self.parts})
 
     def batch_bytes(self, rows: int) -> int:
-        """Estimates the size of a batch of `rows` samples in shared memory, in bytes, if all texts have full length."""
+        """Estimates the size of a batch of `rows` samples in shared memory, in bytes, if all texts have full length.
+
+        It counts `Part.texts_per_image` texts for each image, so a batch with more local sentences may be larger.
+        """
         tokens = sum(part.texts_per_image * self.lengths[part.name] for part in self.parts)
         return rows * (3 * self.pixels**2 + TOKEN_BYTES * tokens) + PAGES_BYTES
 
     def _texts(self, part: Part, samples: Sequence[Sample]) -> Texts:
         by_image = [part.texts_to_encode(sample.caption) for sample in samples]
         encoded = self.tokenizer.encode([text for texts in by_image for text in texts], self.lengths[part.name])
+        # Such a part has exactly one text for each image, so text i belongs to image i.
         if part.aligned_with == "image":
             return replace(encoded, identity=_identities(encoded))
+        # For counts of 2, 0 and 3 the owners are 0, 0, 2, 2, 2: ascending, as `Texts.starts` requires.
         counts = torch.tensor([len(texts) for texts in by_image], dtype=torch.int64)
         return replace(encoded, owner=torch.repeat_interleave(counts))
 
     def _images(self, samples: Sequence[Sample]) -> torch.Tensor:
+        # Rows are written through a numpy view of the tensor, so each image is copied once.
         images = torch.empty((len(samples), 3, self.pixels, self.pixels), dtype=torch.uint8)
         for row, sample in zip(images.numpy(), samples, strict=True):
             row[:] = sample.image.transpose(2, 0, 1)
@@ -99,14 +120,21 @@ class Collate:
 
 
 def _identities(texts: Texts) -> torch.Tensor:
-    """Returns a hash of the tokens of each text, without padding. Equal tokens have equal hashes on every rank."""
+    """Returns a hash of the tokens of each text, without padding. Equal tokens have equal hashes on every rank.
+
+    The tokens are those that the tower reads, after truncation: for the loss, two captions that differ only in the part
+    that is cut are the same text. Python's own `hash` of bytes differs between processes, so it is of no use here.
+    """
     rows = (ids[mask].tobytes() for ids, mask in zip(texts.ids.numpy(), texts.mask.numpy(), strict=True))
     digests = (hashlib.blake2b(row, digest_size=8).digest() for row in rows)
     return torch.tensor([int.from_bytes(digest, "little", signed=True) for digest in digests], dtype=torch.int64)
 
 
 class LoadedBatch(NamedTuple):
-    """Holds a batch, the cursor after its last sample, and the damaged samples that were left out of the batch."""
+    """Holds a batch, the cursor after its last sample, and the damaged samples that were left out of the batch.
+
+    It is a named tuple because DataLoader looks into tuples when it pins memory.
+    """
 
     batch: Batch
     cursor: Cursor
@@ -115,6 +143,9 @@ class LoadedBatch(NamedTuple):
 
 class _Steps(IterableDataset[LoadedBatch | EmocapError | ShardsError]):
     """Yields the batches of this rank. Loader process `w` of `n` makes those of the steps w, w + n, w + 2n and so on.
+
+    DataLoader asks its processes in turn, so the training process receives the steps in order. Neither the order nor
+    the content of batches depends on the number of processes (decision 1).
 
     An error of this project is yielded as a value. If it were raised, DataLoader would add the traceback of the loader
     process to its message.
@@ -147,7 +178,7 @@ def _share(batch: Batch) -> None:
     """
     try:
         batch.share_memory_()
-    except RuntimeError as error:
+    except RuntimeError as error:  # torch gives the system's error only as a part of its message.
         if os.strerror(errno.ENOSPC) not in str(error):
             raise
         raise _no_room("a loader process cannot pass on its batch") from error
@@ -159,6 +190,9 @@ def _no_room(what: str) -> DataError:
 
 def shrink_to_fit(data: DataConfig, *, each_bytes: int, ranks: int, free_bytes: int) -> DataConfig:
     """Reduces the numbers of loader processes and of prefetched batches, so that all batches fit into /dev/shm.
+
+    A container has only 64 MB of /dev/shm by default. Prefetched batches are given up before loader processes. The
+    order and the content of batches do not depend on either number.
 
     Args:
         data: The settings of the run.
@@ -175,6 +209,7 @@ def shrink_to_fit(data: DataConfig, *, each_bytes: int, ranks: int, free_bytes: 
     candidates = [(data.workers, prefetch) for prefetch in range(data.prefetch, 0, -1)]
     candidates += [(workers, 1) for workers in range(data.workers - 1, 0, -1)]
     for workers, prefetch in candidates:
+        # Each rank holds the prefetched batches of its loader processes, and the batch of the present step.
         if workers == 0 or ranks * (workers * prefetch + 1) * each_bytes <= free_bytes:
             return data.model_copy(update={"workers": workers, "prefetch": prefetch})
     raise ConfigError(
@@ -229,7 +264,11 @@ def batches(
     """Yields the batches of this rank without end, from the cursor at which the stream starts.
 
     Loader processes are spawned and not forked, because clients of object stores have threads, which a fork does not
-    copy.
+    copy. They are started by this call, before the first batch is requested, and they end when the generator ends or is
+    closed. The caller owns the generator and must close it.
+
+    The batches are in host memory. In the last step of an epoch a batch may have fewer rows than the others, or none,
+    because the samples that are left are divided over the ranks.
 
     Args:
         stream: The samples of this rank.
@@ -244,14 +283,16 @@ def batches(
     """
     loader = DataLoader(
         _Steps(stream, collate),
-        batch_size=None,
+        batch_size=None,  # Each item of `_Steps` is a whole batch already.
         num_workers=workers,
-        prefetch_factor=prefetch if workers else None,
+        prefetch_factor=prefetch if workers else None,  # torch raises an error for a number without processes.
         multiprocessing_context="spawn" if workers else None,
+        # A spawned process does not know the secrets that this process has taken from the config.
         worker_init_fn=partial(_init_worker, known=secrets()),
         pin_memory=pin,
     )
     try:
+        # `iter` starts the processes. `_raise_errors` is a generator, so its body runs only when a batch is requested.
         with _signals_blocked():
             return _raise_errors(iter(loader))
     except OSError as error:
@@ -284,7 +325,7 @@ def _raise_errors(results: Iterator[LoadedBatch | EmocapError | ShardsError]) ->
             if isinstance(result, Exception):
                 raise result
             yield result
-    except RuntimeError as error:
+    except RuntimeError as error:  # torch has no error class of its own for a process that has ended.
         if not str(error).startswith("DataLoader worker"):
             raise
         raise TrainingError(
@@ -293,6 +334,7 @@ def _raise_errors(results: Iterator[LoadedBatch | EmocapError | ShardsError]) ->
         ) from error
     finally:
         # DataLoader ends its processes when its iterator is deleted; the traceback of an error keeps this frame alive.
+        # Loader processes ignore SIGTERM, so nothing else would end them, and this process would wait for them.
         del results
 
 
@@ -305,7 +347,8 @@ def _init_worker(_: int, *, known: tuple[str, ...] = ()) -> None:
     remember(*known)
     show_logs(logging.WARNING)
     guard_tracebacks()
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # The loader processes of a rank are its parallelism.
+    # The process began with both signals blocked (`_signals_blocked`). One that arrived meanwhile is now ignored too.
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     # This runs after all other finalizers and skips the interpreter's shutdown, which may abort while threads run C++.
@@ -314,7 +357,11 @@ def _init_worker(_: int, *, known: tuple[str, ...] = ()) -> None:
 
 
 def _end_with_parent() -> None:
-    """Ends this process when its parent ends. torch does not notice a parent that ends while this process starts."""
+    """Ends this process when its parent ends. torch does not notice a parent that ends while this process starts.
+
+    `join` returns when the parent has ended in any way, SIGKILL included, because it waits for a pipe that the kernel
+    then closes.
+    """
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

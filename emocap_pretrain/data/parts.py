@@ -2,7 +2,7 @@
 
 The loader, the towers, the cached representations, the estimate of memory and the forecast of a step iterate over the
 active parts and mention no part by name. A new part needs a `Part` here, a weight in `config/objective.py` and a length
-in `config/schema.py`. docs/extend/part.md shows an example.
+in `config/schema.py`. docs/extend/part.md shows an example, and decision 23 gives the reason.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -56,6 +56,7 @@ def _local(caption: Caption) -> Sequence[str]:
 PROMPT_PART = Part("global", _global, "image")
 """The part that the prompts of an evaluation resemble; prompts are cut to its length."""
 
+# The order is that in which the towers encode the parts. It is the same on all ranks, which ZeRO stage 3 needs.
 PARTS: tuple[Part, ...] = (
     PROMPT_PART,
     Part("summary", _summary, "image"),

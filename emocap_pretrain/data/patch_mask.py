@@ -1,6 +1,8 @@
 """Finds the patches of an image that have more than one colour.
 
-Aligned faces often have borders of one colour, which no sentence describes.
+Aligned faces often have borders of one colour, which no sentence describes. The local loss leaves these patches out if
+`objective.patch_mask` is set. The rule looks at pixels because nothing in a dataset says which patches show a face
+(decision 26).
 """
 
 import math
@@ -16,6 +18,8 @@ def patches_with_contrast(
 ) -> Bool[Tensor, "batch patches"]:
     """Returns a mask that is True for each patch in which a colour channel varies by `contrast` or more.
 
+    The columns of the mask are in the order of the patches that `ImageTower.encode_image` returns.
+
     Args:
         images: Square images, as the tower receives them.
         patches: Number of patches into which the tower divides an image, row by row.
@@ -25,7 +29,9 @@ def patches_with_contrast(
         ConfigError: If the patches do not divide the image into equal squares.
     """
     side = patches_along_a_side(patches, images.shape[-1])
+    # [batch, 3, row of the patch, row within it, column of the patch, column within it]
     cells = images.unflatten(3, (side, -1)).unflatten(2, (side, -1))
+    # The difference of a maximum and a minimum is never negative, so it does not wrap around in uint8.
     spread = cells.amax((3, 5)) - cells.amin((3, 5))
     return (spread.amax(1) >= contrast).flatten(1)
 

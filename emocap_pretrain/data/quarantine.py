@@ -1,4 +1,10 @@
-"""Records the damaged samples that a run leaves out, for all ranks and attempts together."""
+"""Records the damaged samples that a run leaves out, for all ranks and attempts together.
+
+The stream of each loader process leaves damaged samples out within `data.error_budget` of its own. This module adds
+them up over processes, ranks and attempts, and holds the sum against the same budget. Between logged steps a rank only
+notes its samples (`add`); at a logged step with damage the ranks exchange them (`exchange`). If a rank must end between
+two exchanges, it writes its samples alone (`recorded`).
+"""
 
 import logging
 from collections.abc import Generator, Iterable, Sequence
@@ -23,6 +29,9 @@ log = logging.getLogger(__name__)
 @dataclass(slots=True)
 class Quarantine:
     """Keeps the list of damaged samples, which is equal on all ranks and stored in `quarantine.json` of the run folder.
+
+    A sample counts once, although it is met again in each epoch, and then perhaps by another rank. Only the training
+    thread calls the methods.
 
     Args:
         store: The run folder.
@@ -66,11 +75,13 @@ class Quarantine:
         Raises:
             BudgetSpent: On all ranks, if the number of damaged samples exceeds the budget.
         """
+        # Every rank sees the same gathered rows in the same order, so all ranks make the same list and decide alike.
         known = {_place(row): row for row in self.rows}
         found = {_place(row): row for rows in self.world.gather(self._pending) for row in rows}
         fresh = [row for place, row in found.items() if place not in known]
         self.rows += fresh
         self._pending = []
+        # The file is written before the budget is checked, so that a run that ends here has named all its samples.
         if fresh and self.world.is_main:
             self.store.put(QUARANTINE_FILE, self.dump())
         self._check()
@@ -104,7 +115,10 @@ class Quarantine:
 
 
 def _write_from_one_rank(store: Store, rows: Sequence[QuarantinedSample]) -> None:
-    """Adds samples to `quarantine.json`, while other ranks may do the same. If the store fails, a warning is logged."""
+    """Adds samples to `quarantine.json`, while other ranks may do the same. If the store fails, a warning is logged.
+
+    The caller is about to raise `BudgetSpent`. An error of the store here would hide that reason, so there is none.
+    """
     try:
         for _ in range(MAX_RACES):
             with suppress(ConditionFailed):
@@ -116,6 +130,7 @@ def _write_from_one_rank(store: Store, rows: Sequence[QuarantinedSample]) -> Non
 
 
 def _merge(store: Store, rows: Sequence[QuarantinedSample]) -> None:
+    # The write fails with `ConditionFailed` if another rank has written since the read; the caller then tries again.
     try:
         data, version = store.read_versioned(QUARANTINE_FILE, limit_bytes=QUARANTINE.limit_bytes)
     except NotFound:

@@ -1,4 +1,8 @@
-"""Turns texts into token ids, with a tokenizer that is trained on the captions or read from a folder or the hub."""
+"""Turns texts into token ids, with a tokenizer that is trained on the captions or read from a folder or the hub.
+
+A checkpoint contains the tokenizer as JSON, so a resumed run and an evaluation never train or download it again. All
+forms are JSON; no tokenizer is a pickle, and none runs code of its own.
+"""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,7 +21,8 @@ PAD, START, END = "<|pad|>", "<|start|>", "<|end|>"
 class Vocabulary(NamedTuple):
     """Holds two properties of a tokenizer that a text tower needs.
 
-    `size` is one more than the largest token id, and `pad_id` is the id of the padding token.
+    `size` is one more than the largest token id, so an embedding with `size` rows has one for each token. `pad_id` is
+    the id of the padding token.
     """
 
     size: int
@@ -25,18 +30,25 @@ class Vocabulary(NamedTuple):
 
 
 class Tokenizer:
-    """Wraps a fast Hugging Face tokenizer, which adds start and end tokens. It can be pickled for loader processes."""
+    """Wraps a fast Hugging Face tokenizer, which adds start and end tokens. It can be pickled for loader processes.
+
+    `counts` and `encode` set the truncation of the wrapped tokenizer before they use it. So one object must not be used
+    by two threads at a time. Each loader process has its own copy.
+    """
 
     def __init__(self, fast: FastTokenizer) -> None:
         self._fast = fast
-        fast.no_padding()
+        fast.no_padding()  # `encode` pads; a stored tokenizer may pad to a fixed length of its own.
         # The ids may have gaps, and the vocabulary may lack the start and end tokens.
         ids = (*fast.get_vocab().values(), *fast.encode("a").ids)
         self._size = max(fast.get_vocab_size(), 1 + max(ids, default=0))
 
     @classmethod
     def trained_on(cls, texts: Iterable[str], vocabulary: int) -> "Tokenizer":
-        """Trains byte-level BPE with `vocabulary` tokens on lower-cased texts. Equal texts give equal vocabularies."""
+        """Trains byte-level BPE with `vocabulary` tokens on lower-cased texts. Equal texts give equal vocabularies.
+
+        The vocabulary may be smaller than `vocabulary` if the texts have too few different words.
+        """
         fast = FastTokenizer(models.BPE())
         fast.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
         fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -44,6 +56,7 @@ class Tokenizer:
         trainer = trainers.BpeTrainer(
             vocab_size=vocabulary,
             special_tokens=[PAD, START, END],
+            # All 256 bytes are tokens, so a character that no caption had can still be encoded.
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
@@ -63,7 +76,7 @@ class Tokenizer:
         """
         try:
             return cls(FastTokenizer.from_str(text))
-        except Exception as error:
+        except Exception as error:  # tokenizers has no error class of its own, and raises plain Exception.
             raise ConfigError(f"the tokenizer cannot be read: {_first_line(error)}.") from error
 
     @classmethod
@@ -94,20 +107,25 @@ class Tokenizer:
     @property
     def vocabulary(self) -> Vocabulary:
         """Returns the size and the padding id. The id is 0 if the tokenizer has no padding token; padding is masked."""
+        # The names of the padding token in our own tokenizers, in those of BERT, and in those of RoBERTa.
         marks = (self._fast.token_to_id(mark) for mark in (PAD, "[PAD]", "<pad>"))
         return Vocabulary(self._size, next((each for each in marks if each is not None), 0))
 
     def counts(self, texts: Sequence[str]) -> list[int]:
         """Returns the number of tokens of each text, including start and end tokens, without truncation."""
+        # The fast variant of `encode_batch` leaves out the places of tokens in the text, which nothing here needs.
         self._fast.no_truncation()
         return [len(row.ids) for row in self._fast.encode_batch_fast(list(texts))]
 
     def encode(self, texts: Sequence[str], length: int) -> Texts:
-        """Encodes texts and pads them to the longest one.
+        """Encodes texts and pads them at the end to the longest one.
 
         Args:
             texts: The texts; an empty list gives tensors of shape [0, 1].
             length: Largest number of tokens of a text. A longer text is cut, and its end token is kept.
+
+        Returns:
+            The texts without `owner` and `identity`, on the CPU.
         """
         self._fast.enable_truncation(length)
         rows = self._fast.encode_batch_fast(list(texts))

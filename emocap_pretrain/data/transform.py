@@ -1,7 +1,9 @@
 """Crops, mirrors and resizes decoded images to the size that the tower needs.
 
 The random numbers for a sample depend only on (seed, epoch, sample index). Therefore they are the same on any rank, in
-any loader process and in any attempt.
+any loader process and in any attempt (decision 2).
+
+Images here are numpy arrays of bytes, [height, width, 3], as the stream yields them. `Collate` puts the channels first.
 """
 
 import numpy as np
@@ -27,6 +29,7 @@ def augment(
         flip: Probability that the crop is mirrored, in [0, 1].
         key: (seed, epoch, sample index), which determines all random numbers.
     """
+    # The numbers are drawn in a fixed order and all of them always, so that `flip` does not change the crop.
     random = np.random.default_rng(key)
     height, width = image.shape[:2]
     side = max(1, round(min(height, width) * random.uniform(crop, 1.0)))
@@ -47,8 +50,9 @@ def center_crop(image: UInt8[np.ndarray, "height width 3"], pixels: int) -> UInt
 def _resized(square: UInt8[np.ndarray, "side side 3"], pixels: int) -> UInt8[np.ndarray, "pixels pixels 3"]:
     """Returns the image resized with an antialiased bicubic filter.
 
-    The result is that of Pillow up to rounding, and takes a quarter of the time.
+    The result is that of Pillow up to rounding (at most two levels of 255), and takes a quarter of the time.
     """
+    # torch warns about arrays that may not be written to; such an array is copied here, any other is not.
     channels = torch.from_numpy(np.require(square, requirements="W")).permute(2, 0, 1)[None]
     resized = interpolate(channels, size=(pixels, pixels), mode="bicubic", antialias=True)
     return resized[0].permute(1, 2, 0).numpy()
