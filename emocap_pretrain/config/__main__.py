@@ -9,7 +9,10 @@ USAGE = "usage: python -m emocap_pretrain.config --schema > emocap.schema.json"
 
 
 def main(arguments: list[str]) -> int:
-    """Prints the schema, or the usage if the arguments are not `--schema`, and returns the exit code."""
+    """Prints the schema, or the usage if the arguments are not `--schema`, and returns the exit code.
+
+    The schema describes each setting with the texts of the fields in `schema.py`, under the keys of a YAML file.
+    """
     if arguments != ["--schema"]:
         sys.stderr.write(f"{USAGE}\n")
         return 0 if arguments in (["-h"], ["--help"]) else 2

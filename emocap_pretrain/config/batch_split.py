@@ -1,4 +1,9 @@
-"""Divides a global batch over the ranks, and the samples of a rank into passes of `micro_batch` samples."""
+"""Divides a global batch over the ranks, and the samples of a rank into passes of `micro_batch` samples.
+
+Rank r of W takes the rows from G r / W to G (r + 1) / W of a global batch of G samples (decision 18). So a batch fits
+any number of ranks up to its size, and ranks differ by one row at most. `emocap_shards.plan.rank_slice` computes the
+same split for the stream; here only its largest share counts.
+"""
 
 from dataclasses import dataclass
 
@@ -27,7 +32,12 @@ class BatchSplit:
 
 
 def batch_split(global_batch: int, micro_batch: int | None, *, ranks: int) -> BatchSplit:
-    """Returns how a full step is divided over the ranks.
+    """Returns how a full step is divided over the ranks. It is the same on all ranks.
+
+    >>> batch_split(100, 10, ranks=3)
+    BatchSplit(rows=34, micro_batch=10)
+    >>> batch_split(100, 10, ranks=3).passes
+    4
 
     Args:
         global_batch: Number of samples of a step over all ranks.
@@ -42,5 +52,7 @@ def batch_split(global_batch: int, micro_batch: int | None, *, ranks: int) -> Ba
             f"global_batch={global_batch} leaves some of {ranks} ranks without a sample: "
             f"set global_batch to at least {ranks}, or cluster.ranks={global_batch}."
         )
+    # The number of passes follows from the fullest rank, because all ranks must make equally many: each pass of the
+    # towers runs collectives under ZeRO stage 3.
     rows = -(-global_batch // ranks)
     return BatchSplit(rows, min(rows, micro_batch or rows))

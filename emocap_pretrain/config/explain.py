@@ -1,6 +1,10 @@
 """Turns a pydantic error into sentences for the user.
 
 A sentence names the place in the file, the wrong value, the rule that it breaks, and the nearest valid value, if any.
+An example is `my.yaml:7: data.flip=1.5: it should be less than or equal to 1; the nearest that works is 1.0.`
+
+`load.py` calls `explain` with the error of `Config.model_validate`. The texts of pydantic name types of Python, so they
+are replaced here by texts about YAML (`RULES`).
 """
 
 import difflib
@@ -38,6 +42,9 @@ CLOSE, CLOSE_VALUE = 0.8, 0.7
 class Origin:
     """Holds the origin of each value: a line of the config file, or the command line.
 
+    OmegaConf and pydantic do not keep the lines of a YAML file. So the text is parsed a second time by PyYAML, into
+    nodes that know their lines.
+
     Args:
         file: The config file.
         lines: The number of the line of each key, counted from 1.
@@ -60,6 +67,8 @@ class Origin:
 
         For a missing key, the line is that of the section that lacks the key.
         """
+        # A value is from the command line if its key, a section that contains it, or a setting inside of it was given
+        # there.
         dotted = [".".join(map(str, keys[:end])) for end in range(1, len(keys) + 1)]
         if not self.overridden.isdisjoint(dotted) or any(key.startswith(f"{dotted[-1]}.") for key in self.overridden):
             return "command line"
@@ -78,6 +87,8 @@ def _lines(node: yaml.Node | None, keys: Keys) -> Iterator[tuple[Keys, int]]:
 
 def explain(error: ValidationError, origin: Origin, texts: Mapping[Keys, str]) -> list[str]:
     """Returns one line of explanation for each wrong value.
+
+    All wrong values of a config are explained at once, so that a user corrects them in one go.
 
     Args:
         error: The error of pydantic.
@@ -133,8 +144,10 @@ def _without_secrets(sentence: str, problem: Any, texts: Mapping[Keys, str]) -> 
     """Replaces the values of environment variables in a sentence by the `${oc.env:...}` texts from which they came."""
     keys: Keys = problem["loc"]
     for place, text in texts.items():
+        # The problem may be the section that contains the value; then the sentence shows the whole section.
         if place[: len(keys)] == keys:
             value = str(_at(problem["input"], place[len(keys) :]))
+            # The sentence contains a text as `repr` writes it, so characters that `repr` escapes are searched for too.
             for shown in (value, repr(value)[1:-1]):
                 sentence = sentence.replace(shown, text) if shown else sentence
     return sentence
@@ -154,7 +167,7 @@ def _sentence(problem: Any, origin: Origin) -> str:
         return f"{place}: unknown key {dotted}{did_you_mean(str(keys[-1]), _names(keys[:-1]))}"
     if problem["type"] == "missing":
         return f"{place}: {dotted} is required{_described(keys)}."
-    if problem["type"] == "value_error":
+    if problem["type"] == "value_error":  # Raised by a validator of ours, whose text is a whole sentence.
         return f"{place}: {dotted}: {problem['ctx']['error']}"
     return f"{place}: {dotted}={problem['input']!r}: {_rule(problem)}{_nearest(problem)}"
 
@@ -174,7 +187,13 @@ def _rule(problem: Any) -> str:
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """Returns the end of a message about an unknown name: the closest known name, or all of them."""
+    """Returns the end of a message about an unknown name: the closest known name, or all of them.
+
+    >>> did_you_mean("stpes", ["steps", "seed"])
+    '; did you mean steps?'
+    >>> did_you_mean("colour", ["steps", "seed"])
+    '; known here: steps, seed.'
+    """
     close = _closest(name, known)
     return f"; did you mean {close}?" if close else f"; known here: {', '.join(known)}."
 
@@ -194,11 +213,13 @@ def _has_more_words(longer: str, shorter: str) -> bool:
 
 
 def _nearest(problem: Any) -> str:
+    # An open bound (`gt`, `lt`) has no nearest valid value, so none is named.
     bounds = problem.get("ctx", {})
     for bound in ("ge", "le"):
         if bound in bounds:
             return f"; the nearest that works is {bounds[bound]}."
     if problem["type"] == "literal_error":
+        # Pydantic gives the allowed values only as a text, such as "'pack' or 'spread'".
         options = [text.strip("' ") for text in bounds["expected"].replace(" or ", ",").split(",")]
         close = _closest(str(problem["input"]), options, CLOSE_VALUE)
         return f"; did you mean {close}?" if close else "."
@@ -219,6 +240,7 @@ def _described(keys: Keys) -> str:
 def _section(keys: Keys) -> type[BaseModel] | None:
     """Returns the model class of the section at these keys; for a list of sections, the class of its entries."""
     section: type[BaseModel] | None = Config
+    # The numbers of list entries are left out: all entries of a list have the same class.
     for key in (key for key in keys if isinstance(key, str)):
         fields = section.model_fields if section else {}
         found = next((field for name, field in fields.items() if key in {name, field.alias}), None)

@@ -1,4 +1,7 @@
-"""Defines the types of the values of settings, and the base class of all sections of a config."""
+"""Defines the types of the values of settings, and the base class of all sections of a config.
+
+A type carries its bounds, so that pydantic refuses a wrong value and `explain.py` can name the nearest valid one.
+"""
 
 import re
 from typing import Annotated, Any, cast
@@ -17,7 +20,10 @@ Length = Annotated[int, Field(ge=3)]  # Tokens: the start token, the end token, 
 
 
 def is_part_weight(info: FieldInfo) -> bool:
-    """Returns whether a setting is the weight of a caption part."""
+    """Returns whether a setting is the weight of a caption part.
+
+    The mark is on the field and not in a list of names, so that a new part needs one line in `ObjectiveConfig`.
+    """
     return _IS_PART_WEIGHT in info.metadata
 
 
@@ -27,11 +33,18 @@ def _has_placeholder(template: str) -> str:
     return template
 
 
+# A whole number with decimals that are all zero. "007" and "1e3" do not match and stay as they are.
 _WHOLE = re.compile(r"([+-]?\d+)\.0*")
 
 
 def label_text(label: str | float) -> str:
-    """Returns the name of the class of a label. The labels 0, 0.0 and "0.0" all name the class "0"."""
+    """Returns the name of the class of a label. The labels 0, 0.0 and "0.0" all name the class "0".
+
+    One class may be written in several ways, because a table with missing values stores whole numbers as floats.
+
+    >>> [label_text(label) for label in (0, 0.0, "0.0", 0.5, "joy")]
+    ['0', '0', '0', '0.5', 'joy']
+    """
     whole = _WHOLE.fullmatch(str(label))
     return str(int(whole[1])) if whole else str(label)
 
@@ -67,4 +80,5 @@ Classes = Annotated[dict[str, Words], BeforeValidator(_by_text), Field(min_lengt
 class Section(BaseModel):
     """Provides a frozen block of settings, which refuses unknown keys and numbers that are not finite."""
 
+    # Unknown keys are refused because a misspelled setting would otherwise keep its default without a word.
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

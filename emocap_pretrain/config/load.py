@@ -1,4 +1,12 @@
-"""Reads a config from a YAML file and from the command line. An error message has one line for each wrong value."""
+"""Reads a config from a YAML file and from the command line. An error message has one line for each wrong value.
+
+There are two ways in, which trust their input differently. `load` reads a file of the user: it resolves `${oc.env:...}`
+and makes paths absolute. `from_stored` reads the settings in a checkpoint, which a stranger may have written: nothing
+in them is resolved, and no path is looked up (docs/security.md).
+
+`load` works in four steps: it reads a bounded number of bytes, composes the YAML and checks its size before it builds
+values, applies the overrides, and then resolves and validates the settings.
+"""
 
 import os
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -20,7 +28,8 @@ from emocap_pretrain.config.stored import current
 from emocap_pretrain.errors import ConfigError
 
 LARGEST_BYTES = 256 << 10
-# Limits against documents that are small as a file and huge as a value.
+# Limits against documents that are small as a file and huge as a value: aliases of aliases, lists in lists, and long
+# numbers. docs/security.md lists them.
 MOST_NODES, DEEPEST, LONGEST_NUMBER, MOST_INTERPOLATIONS = 20_000, 40, 40, 32
 _NUMBERS = {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}
 _NOT_SECRET = {"HOME", "HOSTNAME", "LOGNAME", "PWD", "TMPDIR", "USER"}  # Environment variables that are never masked.
@@ -29,9 +38,17 @@ _NOT_SECRET = {"HOME", "HOSTNAME", "LOGNAME", "PWD", "TMPDIR", "USER"}  # Enviro
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Reads the config of a run from a file.
 
+    Relative paths count from the folder in which the process was started, and not from the folder of the file. The
+    values of environment variables that the file names are masked in all later messages of this process, unless they
+    are public, such as a user name or an existing path.
+
+    Example:
+        `load("launch/recipes/tiny.yaml", ["steps=20", "data.flip=0"])`
+
     Args:
         path: A YAML file.
-        overrides: `dotted.key=value` texts, with values in YAML; they take precedence over the file.
+        overrides: `dotted.key=value` texts, with values in YAML; they take precedence over the file. A value replaces
+            the whole value at its key, also if that is a section.
 
     Raises:
         ConfigError: For a missing file, bad YAML, an unknown key or a value out of bounds.
@@ -64,6 +81,9 @@ def from_stored(tree: Any) -> Config:
 def with_section(config: Config, section: str, values: Mapping[str, Any]) -> Config:
     """Returns the config with other values in one section. Paths among the values are not made absolute.
 
+    The whole config is validated again, so rules between sections hold for the new values too. The other sections keep
+    their `${oc.env:...}` texts.
+
     Args:
         config: The config.
         section: Name of the section, such as `evaluation`.
@@ -89,7 +109,7 @@ def unresolved(tree: Any) -> list[tuple[str, str]]:
 def _read(path: Path) -> str:
     try:
         with path.open("rb") as file:
-            data = file.read(LARGEST_BYTES + 1)
+            data = file.read(LARGEST_BYTES + 1)  # One byte more shows that the file is too large.
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(
@@ -106,6 +126,7 @@ def _read(path: Path) -> str:
 
 def _parse(text: str, path: Path) -> DictConfig:
     try:
+        # `compose` makes only nodes, in which an alias is a reference. OmegaConf then builds the values.
         _require_small(yaml.compose(text, Loader=yaml.SafeLoader))
         tree = OmegaConf.create(text)
     except AssertionError:  # OmegaConf raises it for a document that is a single number.
@@ -126,6 +147,7 @@ def _require_small(root: yaml.Node | None) -> None:
         ValueError: If the document has too many values (aliases count in full), is nested too deeply, or has a number
             with too many digits.
     """
+    # A node that aliases refer to is visited once; its size is counted at each place where it occurs.
     sizes: dict[int, int] = {}
 
     def size(node: yaml.Node, depth: int) -> int:
@@ -167,6 +189,7 @@ def _validate(tree: DictConfig, origin: Origin) -> Config:
     # An interpolation may refer to a text with further interpolations, so their number limits the size of the result.
     if (count := sum(text.count("${") for text in texts.values())) > MOST_INTERPOLATIONS:
         raise ConfigError(f"{origin.file}: {count} interpolations ${{...}}; at most {MOST_INTERPOLATIONS} are allowed.")
+    # Only the values that this config has read become secrets. The whole environment would mask ordinary words.
     with _recorded_environment() as read:
         try:
             values = OmegaConf.to_container(tree, resolve=True)
@@ -182,7 +205,10 @@ def _validate(tree: DictConfig, origin: Origin) -> Config:
 
 @contextmanager
 def _recorded_environment() -> Generator[dict[str, str]]:
-    """Yields a mapping, and adds to it the environment variables that `oc.env` reads in the `with` block."""
+    """Yields a mapping, and adds to it the environment variables that `oc.env` reads in the `with` block.
+
+    OmegaConf has one resolver of a name in a process, so it is replaced for all threads and restored afterwards.
+    """
     read: dict[str, str] = {}
 
     def env(key: str, *default: Any) -> str | None:
@@ -202,6 +228,8 @@ def _is_public(name: str, value: str) -> bool:
     """Returns whether an environment variable holds a user, host or path, which is no secret and helps in messages."""
     if name in _NOT_SECRET or name.startswith("SLURM_"):
         return True
+    # A path counts if it or its folder exists, because an output may not exist yet. A secret may begin with a slash,
+    # and the root always exists, so a path directly below the root must exist itself.
     path = Path(value)
     try:
         return path.is_absolute() and (path.exists() or (path.parent != Path("/") and path.parent.exists()))

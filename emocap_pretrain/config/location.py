@@ -1,4 +1,8 @@
-"""Makes paths absolute when a config is read, because ranks may start in another folder."""
+"""Makes paths absolute when a config is read, because ranks may start in another folder.
+
+`Location` is the type of settings that name a folder or URL, and `FolderOrName` that of settings that may also name
+something on a hub. Both leave a value unchanged if the validation context is `INERT`.
+"""
 
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +20,7 @@ def _absolute(location: str, info: ValidationInfo) -> str:
     scheme, separator, path = location.partition("://")
     if not separator:
         return _absolute_path(location)
+    # SQLAlchemy writes a relative file with three slashes (sqlite:///runs/x.db), and an absolute one with four.
     if scheme == "sqlite" and path.startswith("/") and not path.startswith("//"):
         return f"sqlite:///{_absolute_path(path[1:])}"
     return location

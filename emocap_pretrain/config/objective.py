@@ -1,4 +1,8 @@
-"""Defines the settings of the losses and of the mining of positives."""
+"""Defines the settings of the losses and of the mining of positives.
+
+docs/method.md defines what they mean, and `training/objective.py` builds the terms of the loss from them. Rules that
+need torch or `emocap_kernels`, such as whether some term reads the teacher, are checked there.
+"""
 
 from typing import Literal, Self
 
@@ -7,7 +11,7 @@ from pydantic import ConfigDict, Field, JsonValue, model_validator
 from emocap_pretrain.config.fields import Count, PartWeight, Positive, Section, is_part_weight
 from emocap_pretrain.config.location import FolderOrName
 
-# The names of the objectives in emocap_kernels, which is not imported here because it needs torch.
+# The names of the objectives in emocap_kernels, which is not imported here because it needs torch. Tests compare both.
 Kind = Literal["infonce", "mil_nce", "sigmoid", "soft"]
 
 
@@ -128,7 +132,10 @@ class ObjectiveConfig(Section):
 
     @property
     def weights(self) -> dict[str, float]:
-        """Returns the weight of each caption part, by the name of the part."""
+        """Returns the weight of each caption part, by the name of the part.
+
+        The name is the key in a config: "global" and not `global_`.
+        """
         infos = type(self).model_fields.items()
         return {info.alias or name: getattr(self, name) for name, info in infos if is_part_weight(info)}
 

@@ -1,4 +1,13 @@
-"""Defines every setting of a run, with its default and its bounds. This module imports neither torch nor Ray."""
+"""Defines every setting of a run, with its default and its bounds. This module imports neither torch nor Ray.
+
+`Config` is the whole, and each section is a class of its own, so that a part of the program takes only the section that
+it needs. `load.py` makes a `Config` of a file, `explain.py` explains errors, and `stored.py` converts a config to the
+form in which a run stores it. The descriptions are shown by editors (JSON schema) and in messages about missing keys.
+
+A new setting must have a default that behaves as before, because resuming compares the stored settings of a run with
+those of today (decision 20). What a setting cannot express alone is checked by a validator of the smallest section that
+contains all that the rule reads.
+"""
 
 import copy
 from collections.abc import Collection, Sequence
@@ -11,6 +20,7 @@ from emocap_pretrain.config.fields import Classes, Count, Decay, Fraction, Lengt
 from emocap_pretrain.config.location import FolderOrName, Location
 from emocap_pretrain.config.objective import ObjectiveConfig
 
+# The key of a value: the names of its sections and settings, and the numbers of list entries, from the outside inwards.
 Keys = tuple[str | int, ...]
 
 
@@ -70,7 +80,8 @@ class DataConfig(Section):
     def window_samples(self, global_batch: int) -> int:
         """Returns the number of samples that are shuffled together.
 
-        The default is so large that a batch contains samples of many shards.
+        The default is so large that a batch contains samples of many shards. If a window held little more than a batch,
+        the samples of a shard would meet in the same step in every epoch, as each other's negatives.
         """
         return self.shuffle_window or max(8 * global_batch, 1 << 14)
 
@@ -84,7 +95,8 @@ class DataConfig(Section):
 class ImageTowerConfig(Section):
     """Configures the image tower, which is a timm model."""
 
-    key: ClassVar[str] = "model.image"  # The dotted key of this section, for messages.
+    # The dotted key of this section, for messages. The teacher's tower has another one (`model/teacher.py`).
+    key: ClassVar[str] = "model.image"
 
     name: str = Field(default="vit_base_patch16_224", description="Model name in timm.")
     pixels: Positive = Field(default=224, description="Side of the square input, in pixels.")
@@ -230,7 +242,8 @@ class OptimizerConfig(Section):
         return self
 
 
-# Settings that only one optimizer has.
+# Settings that only one optimizer has. For another optimizer they must keep their defaults, so that no setting is
+# without an effect.
 _OWNERS = {"betas": "adamw", "eps": "adamw", "sgd": "sgd", "adafactor": "adafactor"}
 
 
@@ -362,7 +375,12 @@ class Config(Section):
     """Holds all settings of one run.
 
     `url` is the folder of the run, which contains its checkpoints and its report. Another attempt with the same `url`
-    resumes the run.
+    resumes the run (decision 6). Settings that decide what is learned must then be equal; `config/stored.py` lists the
+    others.
+
+    A config is immutable. Only code that opens, runs or stores a whole run takes it; other parts take one section or
+    plain values (docs/architecture.md). It contains secrets where the file had `${oc.env:...}`, so it must be stored
+    and logged only as `stored` returns it.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="Name of the run in MLflow and messages.")
@@ -389,6 +407,7 @@ class Config(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
 
     # The `${oc.env:NAME}` text that each key had in the file. Logs and stored settings show this text, not the value.
+    # Pydantic leaves private attributes out of `model_dump`, and `model_copy` keeps them.
     _interpolations: dict[Keys, str] = PrivateAttr(default_factory=dict[Keys, str])
     _secrets: tuple[str, ...] = PrivateAttr(default=())
 
@@ -414,6 +433,7 @@ class Config(Section):
         An interpolated value is replaced by its `${oc.env:...}` text in the file. The user, password and query of a URL
         are masked.
         """
+        # The copy makes the tree independent: `_put` writes into it.
         tree = _public(copy.deepcopy(self.model_dump(mode="json")))
         for keys, text in self._interpolations.items():
             _put(tree, keys, text)

@@ -3,6 +3,9 @@
 A stored config contains every setting, the number of its schema, and the list `set` of the keys that the user has set.
 All other keys had their defaults. A later version may add a setting, if its default keeps the behaviour of the earlier
 versions. A version that renames or drops a setting needs a `Migration`. See docs/decisions/20-documents-of-a-run.md.
+
+The list `set` decides about settings that this version does not know. One that nobody set had its default, and a
+default behaves as this version does, so it can be ignored. One that somebody set may have changed what was learned.
 """
 
 import copy
@@ -21,7 +24,7 @@ from emocap_pretrain.errors import ConfigError
 Tree = dict[str, Any]
 SCHEMA_KEY, SET_KEY = "schema", "set"
 # Settings that may change between two attempts of a run, because they only say where, how long and how fast it runs.
-# `data.url` may change too, because a digest identifies the data.
+# `data.url` may change too, because a digest identifies the data. A name that ends in a dot is that of a whole section.
 FREE = (
     "steps",
     "name",
@@ -60,12 +63,16 @@ class Migration:
     dropped: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
-# MIGRATIONS[n] converts schema n to schema n + 1. Version 0.1.0 stored no number of a schema, which means schema 0.
+# MIGRATIONS[n] converts schema n to schema n + 1. Version 0.1.0 stored no number of a schema, which means schema 0. A
+# new entry is appended by whoever renames or drops a setting; tests/upgrade has the stored settings of each release.
 MIGRATIONS: tuple[Migration, ...] = (Migration(),)
 
 
 def dump(config: Config) -> Tree:
-    """Returns the settings as they are stored, with the number of the schema and the keys that the user has set."""
+    """Returns the settings as they are stored, with the number of the schema and the keys that the user has set.
+
+    The result is plain JSON without secrets (`Config.stored`). `current` reads it in any later version.
+    """
     given = config.model_dump(mode="json", exclude_unset=True)
     return {SCHEMA_KEY: len(MIGRATIONS), SET_KEY: sorted(leaves(given)), **config.stored()}
 
@@ -89,10 +96,12 @@ def current(
     schema, given = tree.pop(SCHEMA_KEY, 0), tree.pop(SET_KEY, None)
     if type(schema) is not int or schema < 0:
         raise ConfigError(f"the stored settings say schema={str(schema)[:20]!r}, which is not a version number.")
+    # Settings of a newer version have a larger schema: then no migration runs, and what is unknown is left out below.
     for migration in migrations[schema:]:
         _migrate(tree, migration)
     for key in _unknown(tree, Config):
         value = _pop(tree, key)
+        # Version 0.1.0 stored no list `set`, so each of its settings counts as set.
         was_set = not isinstance(given, list) or _touches(key, cast("list[Any]", given))
         if was_set and _matters(key, decisive):
             raise ConfigError(
@@ -105,7 +114,10 @@ def current(
 
 
 def filled(tree: Mapping[str, Any], section: type[BaseModel]) -> Tree:
-    """Returns a stored section, in which each missing setting has its default. A required setting stays missing."""
+    """Returns a stored section, in which each missing setting has its default. A required setting stays missing.
+
+    The values are not validated, so the result can be compared with other stored settings even if a value is wrong.
+    """
     result = dict(tree)
     for name, known in section.model_fields.items():
         key = known.alias or name
@@ -124,7 +136,8 @@ def filled(tree: Mapping[str, Any], section: type[BaseModel]) -> Tree:
 def differences(before: Tree, after: Tree) -> Iterator[tuple[str, Any, Any]]:
     """Yields the key, the old and the new value of each setting that differs although it must not change during a run.
 
-    A missing value is None.
+    A missing value is None. Both trees must come from `current`, so that a setting that one of them lacked has its
+    default.
     """
     first, second = leaves(before), leaves(after)
     for key in sorted(first.keys() | second.keys()):
