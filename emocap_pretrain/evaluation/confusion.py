@@ -1,4 +1,8 @@
-"""Counts predictions by true class, and computes the recalls that papers on facial emotion report."""
+"""Counts predictions by true class, and computes the recalls that papers on facial emotion report.
+
+Classes of emotions occur unequally often. WAR, which is accuracy, can be high for a model that always predicts the most
+frequent class; UAR cannot. So both are reported, each beside what a guess reaches.
+"""
 
 from dataclasses import dataclass
 
@@ -20,8 +24,13 @@ class Confusion:
 
     @classmethod
     def of(cls, classes: tuple[str, ...], truth: np.ndarray, predicted: np.ndarray) -> "Confusion":
-        """Counts predictions. `truth` and `predicted` hold an index into `classes` for each sample."""
+        """Counts predictions. `truth` and `predicted` hold an index into `classes` for each sample.
+
+        >>> Confusion.of(("joy", "fear"), np.array([0, 0, 1]), np.array([0, 1, 1])).counts.tolist()
+        [[1, 1], [0, 1]]
+        """
         counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
+        # `counts[truth, predicted] += 1` would count a pair only once, however often it occurs.
         np.add.at(counts, (truth, predicted), 1)
         return cls(classes, counts)
 
@@ -34,7 +43,7 @@ class Confusion:
         )
 
     def recalls(self, task: str) -> ClassValues:
-        """Returns the recall of each class, with a title that begins with `task`."""
+        """Returns the recall of each class, with a title that begins with `task`; None for a class without samples."""
         samples = tuple(map(int, self.counts.sum(1)))
         right = map(int, np.diag(self.counts))
         values = tuple(hits / count if count else None for hits, count in zip(right, samples, strict=True))
@@ -59,7 +68,10 @@ class Confusion:
 
     @property
     def chance(self) -> float:
-        """Returns the expected UAR of any guess that ignores the image: one over the number of classes with samples."""
+        """Returns one over the number of classes with samples.
+
+        It is the expected UAR of a guess among these classes that ignores the image, however often it guesses each one.
+        """
         return 1 / int((self.counts.sum(1) > 0).sum())
 
     @property

@@ -1,4 +1,7 @@
-"""Embeds images and texts with a trained model, for the evaluation tasks."""
+"""Embeds images and texts with a trained model, for the evaluation tasks.
+
+A task knows the model only as an `Embedder`: it crops a sample while the stream decodes it, and then asks for vectors.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +21,11 @@ from emocap_pretrain.model.pair import TowerPair
 class Embedder:
     """Holds a trained model in evaluation mode, on any device, and its tokenizer.
 
-    All vectors are returned in float32 on the CPU.
+    All vectors are returned in float32 on the CPU, without a graph. A vector can differ in its last bits if the size of
+    its batch differs, so a task must embed the same samples together on any number of ranks (`Share.batches`).
+
+    Example:
+        `Embedder(restored.model, restored.tokenizer).texts(["a happy face"])` with a model of `restore`.
     """
 
     model: TowerPair

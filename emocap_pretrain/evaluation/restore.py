@@ -2,6 +2,10 @@
 
 The checkpoint is not trusted. Its config is only data: no path or URL in it is opened, and no expression in it is
 resolved or executed. The model that the config describes must fit the checkpoint's weights before memory is allocated.
+
+`restore` proceeds in this order: it downloads weights and tokenizer, reads the header of the weights, checks the
+settings (`_require_inert`), builds the model on the device "meta" within a budget that follows from the header,
+compares it with the header, and only then builds it again in memory. docs/security.md lists what this guarantees.
 """
 
 import re
@@ -31,7 +35,9 @@ from emocap_pretrain.model.weights import Fit, shapes_of
 
 # A name in timm's registry. For a name with the prefix `hf-hub:` or `local-dir:` timm would open a hub or files.
 _TIMM_NAME = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)?")
+# A text among the options of a tower may name a kind of layer, but neither a path nor a URL, which contain a slash.
 _PLAIN_OPTION = re.compile(r"[A-Za-z0-9_.-]{0,40}")
+# Bounds for numbers in a config, for the side of images, and for the length of a run's id.
 LARGEST_NUMBER, LARGEST_PIXELS, LONGEST_ID = 1 << 24, 4096, 64
 
 
@@ -51,6 +57,9 @@ class Restored:
 
 def restore(run_url: str, *, step: int | None = None, config: Config | None = None) -> Restored:
     """Restores the model of a checkpoint, on the CPU.
+
+    It is not a collective: one process reads the checkpoint, and may send the model to others. Pretrained sources of
+    the towers are not opened, because the checkpoint holds all weights.
 
     Args:
         run_url: The run's `url`.
@@ -81,6 +90,7 @@ def restore(run_url: str, *, step: int | None = None, config: Config | None = No
             weights=False,
             text_architecture=architecture,
         )
+        # Nothing is allocated before this comparison. After it, the model is known to be as large as the weights.
         with torch.device("meta"), weights.budget():
             weights.require_fit(build())
         model = build()
@@ -142,7 +152,8 @@ class WeightShapes:
     def budget(self) -> Generator[None]:
         """Limits the size of a model that is built in the `with` block.
 
-        A hostile config then cannot use up memory and time.
+        A hostile config then cannot use up memory and time. The hooks count registrations in the whole process, so no
+        other thread may build a model meanwhile.
 
         Raises:
             CheckpointError: As soon as the model has clearly more modules or elements than the weights could fill.
@@ -162,7 +173,7 @@ class WeightShapes:
 
         def tensor_registered(_module: nn.Module, _name: str, tensor: Tensor | None) -> None:
             spend("numbers", 0 if tensor is None else tensor.numel())
-            spend("modules", 1)
+            spend("modules", 1)  # Tensors without elements take time and memory as well.
 
         def module_registered(_module: nn.Module, _name: str, _submodule: nn.Module | None) -> None:
             spend("modules", 1)
@@ -198,6 +209,7 @@ def _require_inert(config: Config, architecture: Any, weights: WeightShapes) -> 
     if text.pretrained is not None and not isinstance(architecture, Mapping):
         raise _refused(f"names the text encoder {text.pretrained!r} without its architecture, and it is not opened")
     largest = max((abs(leaf) for leaf in _leaves([model, architecture]) if isinstance(leaf, int | float)), default=0)
+    # "Not at most" rather than "greater": a comparison with NaN is false, so NaN is refused too.
     if not largest <= max(LARGEST_NUMBER, weights.largest) or image.pixels > LARGEST_PIXELS:
         number = str(max(largest, image.pixels))[:20]
         raise _refused(f"asks for a model with the number {number}; no side of its weights is over {weights.largest:,}")

@@ -21,7 +21,7 @@ from emocap_pretrain.evaluation.embedder import Embedder
 from emocap_pretrain.evaluation.task import Share
 from emocap_pretrain.run_folder.results import Baseline, Score, TaskResult
 
-NEAREST = (1, 5, 10)
+NEAREST = (1, 5, 10)  # The k of the reported recalls. Their scores' names contain them, so they are a stored format.
 ROWS = 1024  # Number of queries whose cosines with all candidates are in memory at the same time.
 
 
@@ -36,7 +36,11 @@ class RetrievalBatch:
 
 @dataclass(frozen=True, slots=True)
 class Retrieval:
-    """Implements the retrieval task. Its dataset needs no labels; its captions must not occur in the training data."""
+    """Implements the retrieval task. Its dataset needs no labels; its captions must not occur in the training data.
+
+    Only the global caption of a sample is used. Both directions are measured: a face is the query and the distinct
+    captions are the candidates, and a distinct caption is the query and the faces are the candidates.
+    """
 
     settings: EvaluationConfig
     name: ClassVar[str] = "retrieval"
@@ -63,6 +67,7 @@ class Retrieval:
             yield RetrievalBatch(captions, embedder.images(samples), embedder.texts(captions))
 
     def result(self, embedder: Embedder, parts: Sequence[RetrievalBatch]) -> TaskResult:  # noqa: ARG002 - the parts hold all vectors
+        # Number the distinct captions in the order in which they first occur.
         captions = [caption for part in parts for caption in part.captions]
         first: dict[str, int] = {}  # The first row of each caption.
         for row, caption in enumerate(captions):
@@ -71,6 +76,7 @@ class Retrieval:
         caption_of = torch.tensor([numbers[caption] for caption in captions])
         # Products in float64, so that the order of two candidates does not depend on rounding.
         images = torch.cat([part.images for part in parts]).double()
+        # A caption that occurs several times has about the same vector each time; that of its first row counts.
         texts = torch.cat([part.texts for part in parts]).double()[list(first.values())]
         each = torch.arange(len(first))
         to_text = wrong_before(images, texts, query=caption_of, candidate=each)
@@ -95,6 +101,9 @@ def wrong_before(
 ) -> Int[Tensor, " queries"]:
     """Counts, for each query, the wrong candidates that come before the best right one, in the order of their cosines.
 
+    A query is answered within the first k candidates exactly if its count is below k. So one pass gives every recall,
+    and nothing is sorted.
+
     Args:
         queries: Unit vectors.
         candidates: Unit vectors.
@@ -110,7 +119,8 @@ def wrong_before(
         cosines = rows @ candidates.T
         is_right = numbers[:, None] == candidate
         best = cosines.masked_fill(~is_right, -math.inf).amax(1, keepdim=True)
-        # "Not less" rather than "greater or equal": a wrong candidate whose cosine is NaN counts as coming before.
+        # "Not less" rather than "greater or equal": a wrong candidate whose cosine is NaN counts as coming before. So a
+        # model with broken weights has a recall of 0 and not of 1.
         counts.append((~(cosines < best) & ~is_right).sum(1))
     return torch.cat(counts)
 
@@ -127,6 +137,7 @@ def _scores(
         right: Number of right candidates of each query.
         candidates: Number of candidates.
     """
+    # Queries with equally many right candidates have the same chance, which is computed once for all of them.
     rights, queries = (found.tolist() for found in right.unique(return_counts=True))
     scores: list[Score] = []
     for k in NEAREST:
@@ -138,6 +149,10 @@ def _scores(
 
 
 def chance_recall(k: int, right: int, candidates: int) -> float:
-    """Returns the probability that `k` random candidates include at least one of the `right` right ones."""
+    """Returns the probability that `k` random candidates include at least one of the `right` right ones.
+
+    >>> chance_recall(1, 2, 8), chance_recall(10, 1, 8)
+    (0.25, 1.0)
+    """
     wrong = candidates - right
     return 1 - math.comb(wrong, k) / math.comb(candidates, k) if k <= candidates else 1.0

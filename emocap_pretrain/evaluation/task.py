@@ -5,7 +5,9 @@
     result    on rank 0: computes the scores from the partial results of all ranks, in the order of the data
 
 A task calls no collective itself; `run_task` gathers the partial results. Therefore, if a task fails on one rank, all
-ranks end with its message, and no rank waits for another.
+ranks end with its message, and no rank waits for another (decision 25).
+
+`tasks.py` lists the tasks and runs those of a config. docs/extend/task.md shows a whole task.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,7 +25,7 @@ from emocap_pretrain.run_folder.results import TaskResult
 
 Part = TypeVar("Part")
 
-_NONE = object()
+_NONE = object()  # Marks a place without a partial result. A partial result itself may be None.
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,12 @@ class Share:
 
 @runtime_checkable
 class Task(Protocol[Part]):
-    """Evaluates a trained model. `Part` is the type of the task's result for one batch, which must be picklable."""
+    """Evaluates a trained model. `Part` is the type of the task's result for one batch, which must be picklable.
+
+    A task is constructed on every rank with the same settings, and holds no state besides: `prepare`, `run` and
+    `result` may be called on different objects in different processes. The partial results of all ranks must fit into
+    the memory of each rank.
+    """
 
     name: ClassVar[str]
     """The task's name in the settings, the report and the tracker: lower-case letters, digits and underscores."""
@@ -90,7 +97,11 @@ class Task(Protocol[Part]):
         ...
 
     def run(self, embedder: Embedder, share: Share) -> Iterable[Part]:
-        """Yields one partial result for each batch of this rank's share, even for one of which it uses no sample."""
+        """Yields one partial result for each batch of this rank's share, even for one of which it uses no sample.
+
+        `run_task` finds the order of the data by counting partial results, so none may be left out. Sums belong into
+        `result`: partial sums would depend on the number of ranks.
+        """
         ...
 
     def result(self, embedder: Embedder, parts: Sequence[Part]) -> TaskResult:
@@ -105,6 +116,10 @@ class Task(Protocol[Part]):
 def run_task(task: Task[Part], embedder: Embedder, world: RankGroup) -> TaskResult:
     """Runs a task on all ranks and returns its result on every rank. All ranks must call this function.
 
+    It consists of two collectives: one gathers the partial results and the errors of all ranks, and one sends the
+    result of rank 0. A rank without batches waits in the first one, so `world` should be a group with a long timeout
+    (`RankGroup.patient`).
+
     Raises:
         LostContact: If another rank has failed. The rank that failed raises its own error.
     """
@@ -114,6 +129,10 @@ def run_task(task: Task[Part], embedder: Embedder, world: RankGroup) -> TaskResu
 
 
 def _in_order(parts: Sequence[Sequence[Part]]) -> list[Part]:
-    """Returns the partial results in the order of the batches: rank r has batches r, r + world_size, ..."""
+    """Returns the partial results in the order of the batches: rank r has batches r, r + world_size, ...
+
+    >>> _in_order([["batch 0", "batch 2"], ["batch 1"]])
+    ['batch 0', 'batch 1', 'batch 2']
+    """
     rounds = zip_longest(*parts, fillvalue=_NONE)
     return [part for each in rounds for part in each if part is not _NONE]  # pyright: ignore[reportReturnType]

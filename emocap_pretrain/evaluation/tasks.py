@@ -1,4 +1,8 @@
-"""Lists the evaluation tasks, and runs those that a run's settings name."""
+"""Lists the evaluation tasks, and runs those that a run's settings name.
+
+This is the only module that names a task, apart from the reader of old reports; a test checks that. The loop, the
+commands and the tracker call the functions here, and handle results as plain values (`run_folder/results.py`).
+"""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,6 +23,7 @@ from emocap_pretrain.evaluation.zero_shot import ZeroShot
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.run_folder.results import TaskResult
 
+# The order is that of `emocap evaluate --list` and of the charts in the tracker.
 TASKS: tuple[type[Task[Any]], ...] = (ZeroShot, Retrieval)
 DEFAULT = (ZeroShot,)  # The tasks if the settings name none.
 
@@ -46,6 +51,9 @@ def tasks_of(settings: EvaluationConfig) -> list[Task[Any]]:
 
 def prepare(settings: EvaluationConfig, *, seconds: float | None = None) -> list[str]:
     """Checks that the settings of every task fit the dataset, and returns notes for the user. One rank calls it.
+
+    It runs before training, so that a wrong label or class is an error before the first step and not after the last
+    one.
 
     Args:
         settings: The evaluation settings. If they name no dataset, nothing is read.
@@ -77,7 +85,8 @@ def were_prepared(checkpoint: Checkpoint | None, evaluation: Mapping[str, Any]) 
 def evaluate(settings: EvaluationConfig, embedder: Embedder, world: RankGroup, *, url: str) -> tuple[TaskResult, ...]:
     """Runs the tasks that the settings name, one after the other, and returns the results on every rank.
 
-    All ranks must call this function.
+    All ranks must call this function. The results do not depend on the number of ranks: on equal devices and with
+    equally many threads they are equal to the bit.
 
     Args:
         settings: The dataset, the tasks and their settings.

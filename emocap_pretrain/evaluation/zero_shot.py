@@ -1,6 +1,7 @@
 """Classifies images zero-shot: the predicted class is the one whose prompts are closest to the image.
 
-The cosines, and not the embeddings, are averaged over the templates (the protocol of Exp-CLIP, Zhao et al. 2024).
+The cosines, and not the embeddings, are averaged over the templates (the protocol of Exp-CLIP, Zhao et al. 2024). A
+class may have several words; its cosine with an image is the mean over all templates and words.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,14 +22,15 @@ from emocap_pretrain.evaluation.embedder import Embedder
 from emocap_pretrain.evaluation.task import Share
 from emocap_pretrain.run_folder.results import TaskResult
 
-SHOWN = 8
+SHOWN = 8  # Number of names of classes or labels that an error message lists.
 
 
 @dataclass(frozen=True, slots=True)
 class LabelledImages:
     """Holds the labels and the image vectors of those samples of a batch that have a label.
 
-    `embeddings` is None if no sample of the batch has a label.
+    `embeddings` is None if no sample of the batch has a label. The labels are the names of their classes, as
+    `label_text` writes them.
     """
 
     labels: tuple[str, ...] = ()
@@ -54,6 +56,7 @@ class ZeroShot:
         """
         settings = self.settings
         found = label_values(str(settings.url), settings.label, seconds=seconds)
+        # A reading that was cut off before it found a label says nothing about the dataset, so nothing is compared.
         if found.values or found.complete:
             classes_of(settings, map(label_text, found.values), found.names)
         return list(_notes(settings, found, seconds))
@@ -68,7 +71,9 @@ class ZeroShot:
     def result(self, embedder: Embedder, parts: Sequence[LabelledImages]) -> TaskResult:
         truth = [label for part in parts for label in part.labels]
         classes = classes_of(self.settings, truth)
+        # `classes_of` raises an error if no sample has a label, so there is something to concatenate.
         embeddings = torch.cat([part.embeddings for part in parts if part.embeddings is not None])
+        # A cosine for each template, sample and class, in this order of the axes.
         cosines = embeddings @ _class_embeddings(embedder, self.settings.templates, classes)
         predicted = cosines.mean(0).argmax(1).numpy()
         numbers = {name: number for number, name in enumerate(classes)}
@@ -88,12 +93,14 @@ def classes_of(
     """Returns the words of each class, in the order of the classes.
 
     Args:
-        settings: If the settings have classes, these are returned. Otherwise each label is a class, and its only word.
-        labels: The labels of the samples, as `label_text` writes them.
-        names: Names of all labels in the dataset, for the error message.
+        settings: If the settings have classes, these are returned. Otherwise each value of the label is a class, and
+            its only word.
+        labels: The values of the label `evaluation.label` in the samples, such as "happy", as `label_text` writes them.
+        names: Names of the labels that the dataset has, such as "emotion" and "valence". The error message lists them
+            if no sample has the label of the settings.
 
     Raises:
-        ConfigError: If there is no label, or if the settings have classes and a label is not among them.
+        ConfigError: If `labels` is empty, or if the settings have classes and a value is not among them.
     """
     found = sorted(set(labels))
     if not found:
@@ -133,14 +140,18 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _prompts(templates: Sequence[str], classes: Mapping[str, Sequence[str]]) -> list[str]:
-    """Returns every template with every word of every class."""
+    """Returns every template with every word of every class. Within a class, the words of a template are neighbours."""
     return [template.replace("{}", word) for words in classes.values() for template in templates for word in words]
 
 
 def _class_embeddings(
     embedder: Embedder, templates: Sequence[str], classes: Mapping[str, Sequence[str]]
 ) -> Float[Tensor, "templates embedding classes"]:
-    """Returns, for each template and class, the mean of the vectors of the template with each word of the class."""
+    """Returns, for each template and class, the mean of the vectors of the template with each word of the class.
+
+    The means do not have unit length: the product of an image with a mean is the mean of its cosines with the prompts.
+    """
+    # The prompts of a class are embedded in one pass. `view` relies on the order in which `_prompts` returns them.
     columns = [
         embedder.texts(_prompts(templates, {"": words})).view(len(templates), len(words), -1).mean(1)
         for words in classes.values()
