@@ -1,4 +1,8 @@
-"""Describes the network of a job by a few numbers, and the compute rates of GPUs, for the forecast of `--dry-run`."""
+"""Describes the network of a job by a few numbers, and the compute rates of GPUs, for the forecast of `--dry-run`.
+
+The forecast is a model with assumed rates; docs/cluster-benchmarks.md compares it with measured steps. `workload.py`
+counts what a rank computes and receives, `step.py` makes a time of it, and `outlook.py` prints it.
+"""
 
 from dataclasses import dataclass
 
@@ -9,7 +13,7 @@ GB = 1e9
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """Describes one rank's share of a network while all ranks use it.
+    """Describes one rank's share of a network while all ranks use it. A message takes its latency, and then its bytes.
 
     Attributes:
         bytes_per_s: Rate in one direction.
@@ -70,6 +74,7 @@ def fabric_of(text: str) -> Fabric:
     """
     if text in FABRICS:
         return FABRICS[text]
+    # Wrong words become zeros, which the check below refuses together with wrong numbers.
     try:
         ranks, inside, between = (float(word) for word in text.split(","))
     except ValueError:
@@ -80,6 +85,7 @@ def fabric_of(text: str) -> Fabric:
             "the ranks of a node, and a rank's GB/s inside a node and between nodes."
         )
     words = f"{ranks:g} ranks a node, {inside:g} GB/s inside, {between:g} between"
+    # The given rates are taken as they are, without `REACHED`. The latencies are those of "ib400".
     return Fabric(words, int(ranks), Link(inside * GB, 5e-6), Link(between * GB, 10e-6))
 
 
@@ -98,7 +104,7 @@ REACHED_FLOPS = 0.4
 def device_flops(name: str, *, half: bool) -> float | None:
     """Returns the FLOP/s that a step is expected to reach on a GPU with this name in torch; None if it is unknown.
 
-    `half` is True for bfloat16, and False for float32.
+    `half` is True for bfloat16, and False for float32. torch's name has further words, as in "NVIDIA H100 80GB HBM3".
     """
     peaks = next((peaks for known, peaks in _PEAKS.items() if known in name), None)
     return None if peaks is None else REACHED_FLOPS * peaks[0 if half else 1]

@@ -1,7 +1,11 @@
 """Estimates how much memory a rank needs, without allocating it.
 
 Activations are not estimated by a formula. The forward and backward passes run at the real batch size on fake tensors,
-which have a shape but no memory. The sizes of the storages that exist at the same time are added up.
+which have a shape but no memory. The sizes of the storages that exist at the same time are added up. So any tower is
+covered, and blocks that backward recomputes are counted too (decision 8).
+
+What is not traced is computed: weights, gradients and optimizer state follow from the stage of ZeRO, and the loss from
+the sizes of its largest tensors, because it depends on the rows of all ranks.
 """
 
 import weakref
@@ -89,6 +93,7 @@ def estimate(config: Config, ranks: int, *, shortest: bool = False) -> MemoryEst
         ConfigError: If the optimizer does not support the stage of ZeRO, a key of `lr_scales` fits no parameter, or
             `objective.patch_mask` is set for a tower whose patches form no square.
     """
+    # Memory holds the activations of one pass, so a pass is traced and not a step.
     captions = _Captions.of(config, shortest=shortest)
     split = batch_split(config.global_batch, config.micro_batch, ranks=ranks)
     rows = split.micro_batch
@@ -98,6 +103,7 @@ def estimate(config: Config, ranks: int, *, shortest: bool = False) -> MemoryEst
         frozen = settings.teacher
         teacher = Teacher(frozen, pixels=model.pixels, precision=precision, weights=False) if frozen else None
     with FakeTensorMode(allow_non_fake_inputs=True):
+        # Within the mode, the parameters become fake tensors of a CPU, so the towers run as they do on real tensors.
         for each in filter(None, (model, teacher)):
             each.to_empty(device="cpu")
         activations, patches = _traced(model, teacher, config, rows, captions)
@@ -106,6 +112,7 @@ def estimate(config: Config, ranks: int, *, shortest: bool = False) -> MemoryEst
     parameters = sum(parameter.numel() for parameter in model.parameters())
     stage, size = config.engine.zero_stage, parameters * FLOAT
     optimizer = optimizer_of(config.optimizer, stage)
+    # The parts that are counted without a trace. Everything is stored in float32 (decision 4).
     trained = [each for group in parameter_groups(model, config.optimizer) for each in group.parameters.values()]
     state = sum(optimizer.state_elements(each) for each in trained) * FLOAT
     masters = sum(each.numel() for each in trained) * FLOAT
@@ -166,6 +173,7 @@ def _traced(
     model: TowerPair, teacher: Teacher | None, config: Config, rows: int, captions: _Captions
 ) -> tuple[int, int]:
     """Returns `MemoryEstimate.activations` and `MemoryEstimate.patches` of a step with `rows` rows."""
+    # Gradients of parameters are counted by `estimate`. Each is dropped as soon as it is complete.
     for parameter in model.parameters():
         parameter.register_post_accumulate_grad_hook(_drop_gradient)
     existing = [*model.state_dict().values(), *(teacher.state_dict().values() if teacher else ())]
@@ -176,6 +184,8 @@ def _traced(
         if config.objective.patch_mask:
             patches_along_a_side(embeddings.patches.shape[1], model.pixels)
         gathered = 0 if guides is None else FLOAT * config.global_batch * guides.shape[1]
+        # Two times can be the peak: the loss, when all activations are held, or some moment of forward or backward. Any
+        # scalar of all embeddings starts the same backward pass of the towers as the loss does.
         at_loss = live.bytes + gathered + _loss_bytes(config, embeddings, captions)
         _sum(embeddings).backward()
     return max(live.peak_bytes, at_loss), embeddings.patches.shape[1]
@@ -184,7 +194,8 @@ def _traced(
 def _flops(model: TowerPair, teacher: Teacher | None, batch: Batch) -> int:
     """Returns the FLOP of the forward and backward passes.
 
-    This runs separately from the trace of the memory, because the counter keeps tensors alive.
+    This runs separately from the trace of the memory, because the counter keeps tensors alive. One row suffices, since
+    the FLOP of the towers are proportional to the rows.
     """
     with FlopCounterMode(display=False) as counter:
         _sum(model(batch)).backward()
@@ -204,7 +215,8 @@ def _drop_gradient(parameter: Tensor) -> None:
 class _LiveStorages(TorchDispatchMode):
     """Counts the bytes of storages that operators allocate within the block and that are not freed yet.
 
-    The storages of the tensors in `existing` are not counted.
+    The storages of the tensors in `existing` are not counted. Storages are counted and not tensors, because views share
+    a storage. A storage leaves the count when Python frees it, so whatever autograd keeps for the backward pass counts.
     """
 
     def __init__(self, existing: Iterable[Tensor]) -> None:
@@ -235,6 +247,7 @@ def _loss_bytes(config: Config, embeddings: Embeddings, captions: _Captions) -> 
 
     These are the gradients of the embeddings, the texts of all ranks with their gradients, and the blocks of scores.
     """
+    # `max(1, ...)` is for the losses of whole images, which have one score for each row and text.
     own = sum(each.numel() for each in embeddings.tensors())
     gathered = config.global_batch * sum(captions.texts.values()) * config.model.embedding
     rows, patches, _ = embeddings.patches.shape

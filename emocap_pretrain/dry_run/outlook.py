@@ -1,4 +1,8 @@
-"""Formats the forecast of `--dry-run`: the assumptions, the time of a step, and how often to save."""
+"""Formats the forecast of `--dry-run`: the assumptions, the time of a step, and how often to save.
+
+`Outlook` puts the models of the other files together: `workload.py` and `step.py` for the time of a step, `failures.py`
+for the interval between saves. docs/cluster-benchmarks.md explains each row of the output.
+"""
 
 import math
 from dataclasses import dataclass
@@ -9,10 +13,11 @@ from emocap_pretrain.dry_run.step import Speed, StepTime, breaks_at, efficiency,
 from emocap_pretrain.dry_run.workload import FLOAT, Workload, gradients, vectors
 
 DAY_S = 86400.0
-MTBF_DAYS = 30.0
+MTBF_DAYS = 30.0  # The default of `--node-mtbf-days`.
 RESTART_S = 180.0  # The assumed time from a failure to the next new step.
 # The assumed rates of copies from the device to the host, and from a rank to the store.
 COPIED_BYTES_PER_S, STORED_BYTES_PER_S = 10e9, 200e6
+# The numbers of ranks at which the forecast looks for an efficiency below 0.5.
 SCALES = (8, 16, 32, 64, 128, 256, 512, 1024)
 
 Row = tuple[str, str]
@@ -75,6 +80,7 @@ class Outlook:
 
         Rank 0 saves the most bytes: the weights and its share of the optimizer's state.
         """
+        # All ranks save at the same time, so the rank with the most bytes decides how long a save takes.
         most = self.work.parameters * FLOAT + self.state_bytes / self.ranks
         return FailureModel(
             node_mtbf_s=self.assumed.mtbf_days * DAY_S,
@@ -87,7 +93,8 @@ class Outlook:
     def rows(self) -> list[Row]:
         """Returns the rows that `--dry-run` prints, each as a name and a text of at most 63 characters.
 
-        Failures are shown for a job on several nodes, or if the user has given an assumption.
+        With its name in a column of 16 characters, a row then fits into a terminal of 80 columns. Failures are shown
+        for a job on several nodes, or if the user has given an assumption.
         """
         head = ("forecast", f"a model, not a measurement: {self.fabric.words}")
         step = step_time(self.work, self.ranks, self.speed, self.fabric) if self.speed else None
@@ -139,7 +146,11 @@ class Outlook:
 
 
 def duration(seconds: float) -> str:
-    """Returns a time as a text, in the largest unit in which it is 2 or more, else in ms; "never" if it is infinite."""
+    """Returns a time as a text, in the largest unit in which it is 2 or more, else in ms; "never" if it is infinite.
+
+    >>> [duration(seconds) for seconds in (0.05, 90, 130, 3600)]
+    ['50 ms', '90 s', '2.2 min', '60 min']
+    """
     if math.isinf(seconds):
         return "never"
     for unit, length in (("days", DAY_S), ("h", 3600.0), ("min", 60.0), ("s", 1.0)):

@@ -1,4 +1,9 @@
-"""Plans a run without starting it, and formats the plan for `--dry-run`."""
+"""Plans a run without starting it, and formats the plan for `--dry-run`.
+
+`RunPlan.of` computes everything that the plan shows: the split of the batch, the memory of a rank (`memory.py`) and the
+datasets. `RunPlan.text` formats it, with the choice of the losses' backends and the forecast (`outlook.py`). Whether
+the run can start is checked elsewhere (`preflight.py`).
+"""
 
 from dataclasses import dataclass
 
@@ -47,7 +52,7 @@ class RunPlan:
 
     @classmethod
     def of(cls, config: Config, ranks: int, *, on_gpu: bool, assumed: Assumptions | None = None) -> "RunPlan":
-        """Plans a run.
+        """Plans a run. This traces a step of the model on fake tensors, which takes seconds, and reads the manifests.
 
         Raises:
             ConfigError: If there are more ranks than samples in a batch, or the memory cannot be estimated.
@@ -79,8 +84,10 @@ class RunPlan:
         """Returns a row for each backend: the caption parts whose losses it computes, and the reason of the choice."""
         settings, engine = self.config.objective, self.config.engine
         terms = Objective.of(settings, precision=engine.precision).terms
+        # The choice of a backend depends on the device, so it cannot be made on a host without one.
         if self.on_gpu and not torch.cuda.is_available():
             return [("losses", f"{settings.backend}, chosen when the run starts on its GPUs")]
+        # A tensor without rows suffices, because the choice does not depend on the number of rows.
         dtype = vector_dtype(settings, engine.precision)
         vectors = torch.empty(0, self.config.model.embedding, dtype=dtype, device="cuda" if self.on_gpu else "cpu")
         parts: dict[BackendChoice, list[str]] = {}

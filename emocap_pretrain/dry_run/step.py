@@ -26,7 +26,8 @@ class Speed:
     def of_step(cls, step_s: float, work: Workload, loss_flops_per_s: float) -> "Speed":
         """Returns the speed that follows from the measured time of a step on a single rank.
 
-        The time of the loss is computed from its FLOP. The rest of the step is counted as time of the towers.
+        The time of the loss is computed from its FLOP. The rest of the step is counted as time of the towers, also that
+        of the optimizer's update, which therefore does not become shorter with ZeRO.
 
         Raises:
             ConfigError: If the computed time of the loss is longer than the step.
@@ -63,7 +64,11 @@ class StepTime:
 
 
 def step_time(work: Workload, ranks: int, speed: Speed, fabric: Fabric) -> StepTime:
-    """Returns the time of a step, if no rank is slow or waits for data, and the network has no congestion."""
+    """Returns the time of a step, if no rank is slow or waits for data, and the network has no congestion.
+
+    The parts follow one another, except that a share of the exchange of vectors overlaps with the loss. Beside two real
+    ranks on one machine, the model was 17 to 29 % too quick (docs/cluster-benchmarks.md).
+    """
     loss_s = work.loss_flops(ranks) / speed.loss_flops_per_s
     vectors_s = vectors(work, ranks, fabric).seconds(fabric)
     return StepTime(

@@ -1,4 +1,7 @@
-"""Counts the FLOP and the received bytes of one rank in a step, by the formulas of docs/method.md, sections 5 and 6."""
+"""Counts the FLOP and the received bytes of one rank in a step, by the formulas of docs/method.md, sections 5 and 6.
+
+Nothing here is a time. `step.py` divides the counts by the rates of a device and of a network (`fabric.py`).
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +26,8 @@ _PRODUCTS: Mapping[str, tuple[int, int, int]] = {
     "sigmoid": (3, 3, 1),
     "soft": (4, 6, 0),
 }
-# Numbers of further products that a guide of mining needs.
+# Numbers of further products that a guide of mining needs: one for each similarity that it compares, except "joint",
+# whose similarities are the scores.
 _GUIDES = {"counterpart": 2, "consensus": 2, "text": 1, "image": 1, "joint": 0}
 _IMAGE_GUIDES = {"counterpart", "consensus", "image"}
 
@@ -115,6 +119,7 @@ def _products(settings: ObjectiveConfig, kind: Kind) -> int:
     base, again = (reference, 1) if settings.backend == "reference" else (others, sweeps)
     if settings.mining is None or _learns_from_teacher(kind):
         return base
+    # What a threshold mines is found again in backward. What `top_k` mines is kept as a list.
     by_threshold = settings.mining.threshold is not None
     return base + _GUIDES[settings.mining.guide] * (again if by_threshold else 1)
 
@@ -133,6 +138,7 @@ def _learns_from_teacher(kind: Kind) -> bool:
 def _patch_products(settings: ObjectiveConfig, patches: int) -> int:
     if settings.backend == "reference":
         return 3
+    # Above 256 patches, the fused backend computes each window of patches twice in backward (decision 12).
     return 5 if patches > 256 and settings.backend != "chunked" else 4
 
 
@@ -169,9 +175,11 @@ def vectors(work: Workload, ranks: int, fabric: Fabric) -> Received:
     nodes, here = fabric.nodes(ranks), min(ranks, fabric.ranks_per_node)
     route = work.route(nodes)
     far = ranks - here  # Ranks on other nodes.
+    # With "hierarchical", one rank of each other node sends directly, and this node's ranks forward the rest.
     crossing = nodes - 1 if route == "hierarchical" else far
     # Inside a node, a rank receives the vectors of the other ranks, and vectors that they forward from other nodes.
     near = here - 1 + (far - crossing)
+    # A ring sends the vectors again in backward. The gradients of the texts are sent once in each schedule.
     there = 2 if route == "ring" else 1
     journeys = there * (work.texts + work.guides) + work.texts
     row_bytes = work.rows * work.embedding * work.vector_bytes
