@@ -1,4 +1,9 @@
-"""Defines the command `emocap` and its subcommands."""
+"""Defines the command `emocap` and its subcommands.
+
+Each subcommand is a function in a module of its own: its arguments are the options, and its docstring is the text of
+`--help`. The modules of commands import torch, Ray and MLflow inside of functions, so that `--help` stays quick.
+Commands print with `terminal.console`, `terminal.say_json` or the log, which mask secrets.
+"""
 
 import typer
 
@@ -12,6 +17,7 @@ app = typer.Typer(
     help="Image-text pretraining on structured emotion captions.",
     no_args_is_help=True,
     add_completion=False,
+    # Tracebacks are printed by the hook of `guard_tracebacks`, which masks secrets. Typer's own would not.
     pretty_exceptions_enable=False,
 )
 for name, function in {
@@ -33,6 +39,6 @@ app.add_typer(checkpoints.app, name="checkpoints")
 
 
 def main() -> None:
-    """Runs the command `emocap`."""
+    """Runs the command `emocap`. The entry point of the package and `python -m emocap_pretrain.cli` call it."""
     guard_tracebacks()
     app()

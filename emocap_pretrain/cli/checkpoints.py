@@ -1,4 +1,8 @@
-"""Defines `emocap checkpoints`, which lists, verifies and deletes the checkpoints of a run."""
+"""Defines `emocap checkpoints`, which lists, verifies and deletes the checkpoints of a run.
+
+`list` and `verify` change nothing (decision 21). `prune` decides with `checkpoint/retention.py`, the module by which
+training deletes too; by default it reads every byte of what it keeps, while training compares sizes.
+"""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -24,6 +28,7 @@ from emocap_pretrain.run_folder.folder import RUN_FILE
 from emocap_pretrain.run_folder.state import RunState
 from emocap_pretrain.terminal import FAILED, Command, Group, console, errors_as_lines, say_json
 
+# The states of a row. A foreign checkpoint has a manifest that this version cannot use, such as one of a newer version.
 WHOLE, UNFINISHED, DAMAGED, FOREIGN = "whole", "unfinished", "damaged", "foreign"
 
 app = typer.Typer(cls=Group, help="List, verify and prune the checkpoints of a run.", no_args_is_help=True)
@@ -121,6 +126,7 @@ def prune_command(
             )
         freed = 0
         is_intact = None if sizes_only else partial(_is_whole, store)
+        # With `before`, what a living attempt is uploading now is not deleted, although it has no manifest yet.
         for each in deletions(store, retention, before=alive, is_intact=is_intact):
             freed += each.bytes
             what = "the checkpoint" if each.includes_checkpoint else "files of an unfinished save"
@@ -229,7 +235,7 @@ def _print_faults(step: int, faults: Iterable[str]) -> None:
 
 def _alive(store: Store) -> int | None:
     """Returns the number of the newest attempt if that attempt is alive, else None."""
-    if not attempts.numbers(store):
+    if not attempts.numbers(store):  # `RunState.read` raises an error for a folder without attempts.
         return None
     newest = RunState.read(store, last=1).newest
     return newest.number if newest.alive else None

@@ -1,4 +1,8 @@
-"""Defines `emocap evaluate`, which runs evaluation tasks on a checkpoint."""
+"""Defines `emocap evaluate`, which runs evaluation tasks on a checkpoint.
+
+The checkpoint may be a stranger's. So its dataset is read only with `--stored-data`, its tracker is never contacted,
+and its config counts only for what the command line and the user's own config leave open (docs/security.md).
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,7 +81,7 @@ def command(  # noqa: PLR0913, PLR0917 - one argument for each option
             _draw(restored, results, picture)
         if results and tracking:
             _track(restored, results, _tracking(tracking, own))
-        if launched():
+        if launched():  # Several ranks may have talked through gloo, whose threads can abort Python's shutdown.
             leave(0)
 
 
@@ -141,10 +145,12 @@ def _evaluated(
 
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: there is no GPU on this host; leave the option out, or give cpu.")
+    # An evaluation has nothing to save, so signals end it as usual.
     runtime = EnvRuntime.from_environment(device, listen=False)
     with joined(own.cluster if own else ClusterConfig(), runtime) as world:
         everyone = world.patient("evaluation")
 
+        # Only rank 0 reads the checkpoint. An error there, such as a wrong option, is raised on all ranks.
         def read() -> "Restored":
             need_answer(run_url, RUN_FILE)
             restored = restore(run_url, step=step, config=own)
@@ -173,6 +179,7 @@ def _with_settings(config: Config, changes: dict[str, Any], *, may_read: bool) -
                 f"the checkpoint's config names the dataset {settings.url}, and its author may not be you: "
                 "allow it with --stored-data, or name a dataset with --data URL."
             )
+        # The config in a checkpoint has no secrets: what came from the environment is a text, and logins are masked.
         if unresolved(settings.url) or MASK in settings.url:
             raise ConfigError(
                 f"the checkpoint's config takes its dataset from {settings.url}: name it with --data URL."
@@ -232,6 +239,7 @@ def _track(restored: "Restored", results: Sequence[TaskResult], tracking: Tracki
     from emocap_pretrain.training.build import tracked_run
     from emocap_pretrain.training.conclusion import track
 
+    # `parent` makes the new run a child of the trained one, whose id the checkpoint contains.
     config = restored.config
     config = config.model_copy(update={"tracking": tracking, "name": f"{config.name}-step-{restored.step}"})
     tracker = MlflowTracker.start(tracked_run(config), None, parent=restored.run_id)

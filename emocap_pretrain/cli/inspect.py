@@ -1,4 +1,8 @@
-"""Defines `emocap inspect`, which summarizes a dataset."""
+"""Defines `emocap inspect`, which summarizes a dataset.
+
+`emocap_shards.inspecting` reads the samples and counts. This module prints the result (`inspect_report.py`), writes it
+as a page, or prints it as JSON. It also counts the texts that a run would cut, which needs a config.
+"""
 
 import os
 import uuid
@@ -58,7 +62,7 @@ def _summary(url: str, look_at: int | None, seconds: float | None) -> Summary:
 
         def show_progress(done: int, total: int) -> None:
             bar.total = total
-            bar.update(done - bar.n)
+            bar.update(done - bar.n)  # tqdm takes the difference, and `done` is the sum.
 
         try:
             need_answer(url, MANIFEST)

@@ -1,4 +1,7 @@
-"""Prints the summary of a dataset on a terminal of at least 80 columns."""
+"""Prints the summary of a dataset on a terminal of at least 80 columns.
+
+Every text of the dataset passes `plain` or `grid`, because captions, labels and keys may contain escape sequences.
+"""
 
 from collections.abc import Callable, Iterable, Mapping
 
@@ -13,6 +16,7 @@ from rich.text import Text
 from emocap_pretrain.cli.tables import bar, grid, plain, shards, sparkline
 from emocap_pretrain.terminal import console
 
+# The most values of a label, words of a part, example faces and numeric labels that are printed.
 _CLASSES, _WORDS, _FACES, _NUMBERS = 12, 16, 3, 30
 
 
@@ -26,7 +30,7 @@ def show(summary: Summary) -> None:
 def _blocks(summary: Summary) -> Iterable[RenderableType]:
     yield _stock(summary)
     yield _looked(summary)
-    if summary.looked.samples == summary.looked.damaged:
+    if summary.looked.samples == summary.looked.damaged:  # No sample was read, so there is nothing to describe.
         return
     yield _parts(summary)
     yield from _vocabularies(summary)
@@ -157,4 +161,5 @@ def _range(spread: Spread) -> str:
 
 
 def _floor(counts: Counts) -> str:
+    # If a counter had too many different values to keep them all, their number is only a lower bound.
     return "≥ " if counts.short else ""

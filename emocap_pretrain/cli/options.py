@@ -1,4 +1,7 @@
-"""Defines the option `--debug`, and the options of the packing commands."""
+"""Defines the option `--debug`, and the options of the packing commands.
+
+Each name is a type for an argument of a command. Typer reads the option's name and help from it.
+"""
 
 import os
 from functools import partial
@@ -10,11 +13,19 @@ from emocap_shards.writing.packing import DUPLICATES
 from emocap_shards.writing.prepare import EXTENSIONS
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
+# The cores that this process may use, which in a container or a job step may be fewer than those of the host.
 DEFAULT_PROCESSES = min(32, len(os.sched_getaffinity(0)))
 
 
 def byte_size(text: str) -> int:
-    """Returns the number of bytes of a text such as "256MB" or "1GiB"."""
+    """Returns the number of bytes of a text such as "256MB" or "1GiB".
+
+    >>> byte_size("256MB"), byte_size("1GiB")
+    (256000000, 1073741824)
+
+    Raises:
+        BadParameter: If the text is not a size. Typer prints this error as a wrong use of the option.
+    """
     try:
         return int(TypeAdapter(ByteSize).validate_python(text))
     except ValidationError as error:

@@ -1,4 +1,7 @@
-"""Defines `emocap pack`, `emocap reshard` and `emocap unpack`, which write shards, or files from shards."""
+"""Defines `emocap pack`, `emocap reshard` and `emocap unpack`, which write shards, or files from shards.
+
+`emocap_shards.writing` does the work. This module turns options into its settings, and shows progress and results.
+"""
 
 import time
 from contextlib import AbstractContextManager
@@ -158,6 +161,7 @@ class Bar(AbstractContextManager["Bar"]):
         step = progress.rows - self._rows
         if step > 1:  # An earlier process has stored this shard already.
             self._resumed += step
+            # tqdm leaves `initial` out of its rate, so the rate is that of this process alone.
             if not self._bar.disable:
                 self._bar.initial += step
         self._rows = progress.rows
@@ -173,7 +177,7 @@ def _summarise(url: str, packed: Packed, bar: Bar, *, dropped: bool = False) -> 
     ]
     if packed.resumed:
         parts.append(f"{packed.resumed} of them from an earlier run")
-    if bar.rows > 100:
+    if bar.rows > 100:  # The rate of fewer rows says little.
         parts.append(f"{bar.rows / max(bar.seconds, 1e-3):,.0f} samples/s")
     if packed.skipped:
         parts.append(f"{len(packed.skipped)} bad rows in {SKIPPED}")

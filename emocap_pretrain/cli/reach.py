@@ -13,7 +13,10 @@ SOON_S = 60.0
 
 
 def open_soon(url: str) -> Store:
-    """Opens the store at a URL with a deadline of a minute, or of EMOCAP_STORE_DEADLINE_S if that variable is set."""
+    """Opens the store at a URL with a deadline of a minute, or of EMOCAP_STORE_DEADLINE_S if that variable is set.
+
+    The deadline is that of each operation of the store, counted from its first attempt (decision 22).
+    """
     patience = RetryConfig.of_environment()
     return open_store(url, patience=patience if DEADLINE in os.environ else replace(patience, deadline_s=SOON_S))
 
@@ -21,7 +24,8 @@ def open_soon(url: str) -> Store:
 def need_answer(url: str, path: str) -> None:
     """Checks that the store answers within a minute.
 
-    A command calls this before it begins work that would wait for the store as long as training does.
+    A command calls this before it begins work that would wait for the store as long as training does. So a wrong
+    address is reported soon, and an outage in the middle of the work is survived.
 
     Args:
         url: The URL of the store.

@@ -1,4 +1,8 @@
-"""Defines `emocap stop` and `emocap profile`, which write a request into the run folder and wait for the run."""
+"""Defines `emocap stop` and `emocap profile`, which write a request into the run folder and wait for the run.
+
+The command and the run share nothing but the folder (decision 17). So these commands work from any host that reaches
+the store, and learn what the run does by reading its documents again and again.
+"""
 
 import secrets
 import time
@@ -49,6 +53,7 @@ def profile_command(
 ) -> None:
     """Record some steps of a running job and print the paths of the traces, which open at ui.perfetto.dev."""
     with errors_as_lines(debug=debug):
+        # The random id keeps the requests of two commands apart; the answer and the traces carry it.
         request = ProfileRequest(secrets.token_hex(4), steps, _numbers(ranks))
         store = open_soon(run_url)
         _require_running(RunState.read(store, last=1))
@@ -85,6 +90,7 @@ def _require_running(state: RunState) -> None:
 
 def _wait(run_url: str) -> None:
     """Waits until the run ends. If the wait is interrupted, the request remains in force."""
+    # Here the store has the long deadline of training, and not that of `open_soon`.
     store = open_store(run_url)
     while (state := RunState.read(store, last=1)).newest.alive:
         time.sleep(EVERY_S)
@@ -106,8 +112,10 @@ def _numbers(ranks: str) -> tuple[int, ...] | None:
     return tuple(numbers)
 
 
+# Waits until the run has answered the request, which it does when it begins to record or refuses to.
 def _awaited(store: Store, request: ProfileRequest) -> ProfileAnswer:
     while True:
+        # The state is read before the answer, so that an answer of a run that has just ended is not missed.
         newest = RunState.read(store, last=1).newest
         answer = storage.read(store, f"profiles/{request.id}.json", PROFILE_ANSWER)
         if isinstance(answer, Unreadable):
@@ -136,6 +144,7 @@ def _gather(store: Store, traces: Sequence[str], last: int, bar: "tqdm[NoReturn]
             return
         if not newest.alive:
             raise _over(newest)
+        # The limit counts only while nothing happens although all steps are done. Steps may take any time.
         if came or newest.step < last:
             came_s = time.monotonic()
         if time.monotonic() - came_s > UPLOAD_S:

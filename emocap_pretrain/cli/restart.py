@@ -1,4 +1,9 @@
-"""Defines `emocap restart`, which runs the command of a launcher again when it fails."""
+"""Defines `emocap restart`, which runs the command of a launcher again when it fails.
+
+`emocap_cluster.relaunch` has the loop and its rules, which are those of a job on Ray (decision 15). This module finds
+the run's folder from the command, so that the loop can read progress and failures there, and adds two checks for
+`ray job submit`, whose ranks run on other hosts.
+"""
 
 import http.client
 import itertools
@@ -29,7 +34,7 @@ from emocap_pretrain.run_folder.folder import RunFolder
 from emocap_pretrain.run_folder.state import RunState
 from emocap_pretrain.terminal import FAILED, INTERRUPTED, STOPPED, console, errors_as_lines
 
-ANSWER_S = 5.0
+ANSWER_S = 5.0  # Seconds that a server has for each answer.
 DEFAULT = "cfg.yaml"  # The config of `emocap pretrain` if none is given.
 
 
@@ -90,6 +95,7 @@ def _config(command: list[str]) -> Config | None:
     If the command names no config, the default config is read with all overrides of the command. The result is None if
     there is no default config either.
     """
+    # A launcher's own options come before its script, and the script's arguments come last: the config, then overrides.
     place = next((place for place, word in enumerate(command) if word.endswith((".yaml", ".yml"))), None)
     if place is None:
         return load(Path(DEFAULT), _overrides(command)) if Path(DEFAULT).exists() else None
@@ -97,7 +103,11 @@ def _config(command: list[str]) -> Config | None:
 
 
 def head_of(command: Sequence[str]) -> SplitResult | None:
-    """Returns the address of Ray's job server, if the command submits a job over HTTP."""
+    """Returns the address of Ray's job server, if the command submits a job over HTTP.
+
+    `ray job submit` waits without end if the head loses its power, so the caller asks the server itself from time to
+    time (`answers`).
+    """
     if [Path(word).name for word in command[:3]] != ["ray", "job", "submit"]:
         return None
     options = " ".join(itertools.takewhile(lambda word: word != "--", command))
@@ -117,7 +127,10 @@ def _remote(store: Store, head: SplitResult) -> dict[str, Callable[[], bool]]:
 
 
 def lives(store: Store) -> bool:
-    """Returns whether the run is alive, or its state is unknown."""
+    """Returns whether the run is alive, or its state is unknown.
+
+    In doubt it is alive: to start the ranks a second time would make the new attempt supersede one that trains.
+    """
     try:
         return RunState.read(store, last=1).newest.alive
     except ConfigError:  # No run was ever started at this URL.
@@ -127,7 +140,10 @@ def lives(store: Store) -> bool:
 
 
 def answers(address: SplitResult) -> bool:
-    """Returns whether an HTTP server answers. Every status is an answer, since the server may require a token."""
+    """Returns whether an HTTP server answers. Every status is an answer, since the server may require a token.
+
+    The request is for the root of the server and carries no token, so nothing secret leaves this host.
+    """
     kind = http.client.HTTPSConnection if address.scheme == "https" else http.client.HTTPConnection
     with closing(kind(address.hostname or "", address.port, timeout=ANSWER_S)) as asked:
         try:

@@ -1,4 +1,8 @@
-"""Defines `emocap status`, which shows the state of a run and its attempts."""
+"""Defines `emocap status`, which shows the state of a run and its attempts.
+
+It reads the documents that the run writes into its folder (`run_folder/state.py`), and asks no process. So what it
+shows is some seconds old, and it works under every launcher (decision 17).
+"""
 
 import time
 from datetime import datetime, timedelta
@@ -17,9 +21,9 @@ from emocap_pretrain.run_folder.documents import Status, Straggler
 from emocap_pretrain.run_folder.state import SKEW_S, STALE_S, AttemptState, RunState
 from emocap_pretrain.terminal import console, errors_as_lines, say_json
 
-EVERY_S = 5.0
+EVERY_S = 5.0  # A run writes its status as often.
 AGAIN_S = 600.0  # A supervisor's pause and the start of an attempt until its first status together take less.
-LONGEST_REASON = 300
+LONGEST_REASON = 300  # Characters of a reason; a longer one is cut.
 RunUrl = Annotated[str, typer.Argument(help="Folder or URL of a run.")]
 
 

@@ -1,4 +1,8 @@
-"""Defines `emocap synth`, which renders synthetic faces and packs them."""
+"""Defines `emocap synth`, which renders synthetic faces and packs them.
+
+A face depends on the seed and its number alone. So the faces for the evaluation are simply those that follow the faces
+for training, and neither the number of processes nor that of faces changes a face.
+"""
 
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -64,5 +68,6 @@ def _exists(url: str, samples: int) -> bool:
 
 
 def _rendered(indexes: range, seed: int, pixels: int) -> Iterator[Record]:
+    # `map` returns the records in the order of their numbers, whichever process renders them.
     with ProcessPoolExecutor() as pool:
         yield from pool.map(partial(record, seed, pixels=pixels), indexes, chunksize=RENDERED_TOGETHER)

@@ -1,4 +1,8 @@
-"""Formats the output of commands: tables, small bars, and numbers with their units."""
+"""Formats the output of commands: tables, small bars, and numbers with their units.
+
+Texts from outside, such as keys, labels and messages of servers, are shown as plain text: `grid` and `plain` mask
+secrets and replace control characters.
+"""
 
 from collections.abc import Iterable, Sequence
 
@@ -61,6 +65,7 @@ def sparkline(bins: Sequence[int], width: int = 24) -> str:
 
     A bin that is far higher than the others is cut, so that the others remain distinguishable.
     """
+    # Each character has eight levels. `ceiling` gives the height that counts as full.
     together = -(-len(bins) // width)
     sums = [sum(bins[start : start + together]) for start in range(0, len(bins), together)]
     top = ceiling(sums)
@@ -68,6 +73,10 @@ def sparkline(bins: Sequence[int], width: int = 24) -> str:
 
 
 def bar(share: float, width: int = 24) -> str:
-    """Returns a bar of at most `width` characters for a share in [0, 1]; a share above 0 is always visible."""
+    """Returns a bar of at most `width` characters for a share in [0, 1]; a share above 0 is always visible.
+
+    >>> bar(0.5, 4), bar(0.001, 4)
+    ('██', '▏')
+    """
     eighths = max(round(share * width * 8), 1 if share > 0 else 0)
     return "█" * (eighths // 8) + ("▏▎▍▌▋▊▉"[eighths % 8 - 1] if eighths % 8 else "")

@@ -1,4 +1,7 @@
-"""Defines `emocap verify`, which checks every byte of a dataset."""
+"""Defines `emocap verify`, which checks every byte of a dataset.
+
+`emocap_shards.inspecting.verify` checks and counts. This module prints faults as they are found, and then a verdict.
+"""
 
 from typing import Annotated
 
@@ -48,7 +51,7 @@ def _verdict(url: str, *, quick: bool, processes: int | None, show: int) -> Veri
             nonlocal shown
             shown += 1
             if shown <= show:
-                bar.clear()
+                bar.clear()  # Otherwise the line would begin in the middle of the progress bar.
                 console.print(plain(str(fault)))
 
         def move(progress: VerifyProgress) -> None:
