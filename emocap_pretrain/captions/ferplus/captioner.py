@@ -1,4 +1,8 @@
-"""Writes the caption of a FER+ face from its measured cues and, for training only, from the votes on its emotion."""
+"""Writes the caption of a FER+ face from its measured cues and, for training only, from the votes on its emotion.
+
+Two functions and not one with a flag: `caption_without_votes` does not even receive the votes, so a caption of the test
+split cannot depend on them. The words are those of `captions/grammar` (decision 31).
+"""
 
 from collections.abc import Sequence
 
@@ -17,6 +21,7 @@ from emocap_pretrain.captions.grammar.sentences import (
 
 GLOBAL_WITHOUT_VOTES = "A face."
 
+# One in this number of regions at rest is described, chosen by the key of the sample.
 _AT_REST_ONE_IN = 2
 
 

@@ -84,7 +84,10 @@ def records(faces: Faces, split: Split) -> Iterator[Record]:
 
 
 def find_all_cues(faces: Faces) -> list[tuple[RegionState, ...]]:
-    """Returns the cues of every row; each face is compared with those of the training split."""
+    """Returns the cues of every row; each face is compared with those of the training split.
+
+    So the description of a test face does not depend on the other test faces.
+    """
     measurements = measure(faces.landmarks)
     train = faces.rows("train")
     population = Population.fit({name: values[train] for name, values in measurements.items()})
@@ -131,7 +134,9 @@ def _landmarks(path: str | Path, names: Sequence[str], *, size_px: tuple[int, in
             )
         order = [row_of[name] for name in names]
         landmarks = stored["landmarks"][order].astype(np.float32)
+        # "Not at most" rather than "greater": the spread is NaN if only one pass has found the face.
         landmarks[~(stored["spread"][order] <= _MAX_SPREAD)] = np.nan
+    # The model of the mesh also places points outside of the image. Nothing is visible there, so they are not measured.
     height, width = size_px
     outside = (landmarks[..., :2] < 0) | (landmarks[..., :2] > (width, height))
     landmarks[outside.any(-1)] = np.nan

@@ -6,6 +6,9 @@ between the eyes. The input is the MediaPipe face mesh with refined landmarks, w
 
 Only a comparison with other faces shows whether an eye is wide. Therefore each measurement is replaced by its rank in a
 population of faces.
+
+`measure` computes the measurements of many faces at once, as arrays with one number for each face. `Population.fit`
+learns their distribution, and `Population.ranks` replaces numbers by ranks. `cues.py` draws conclusions from ranks.
 """
 
 from collections.abc import Callable, Mapping
@@ -33,6 +36,7 @@ class Side:
     nose_wing: int
 
 
+# The numbers are those of the points of the MediaPipe face mesh. LEFT has the mirror images of the points of RIGHT.
 RIGHT = Side(
     eye=(33, 133),
     upper_lid=(160, 159, 158),
@@ -86,8 +90,9 @@ class Head:
     def both(self, measure: Callable[[Side], PerFace]) -> PerFace:
         """Returns the weighted mean of a measure of both halves of the face.
 
-        The more the head is turned, the more the nearer half counts.
+        The more the head is turned, the more the nearer half counts. From `FAR_HALF_HIDDEN_DEG` on it counts alone.
         """
+        # `lean` is 1 if the right half is much nearer, -1 if the left half is, and 0 for a face from the front.
         lean = np.clip(self.yaw_deg / FAR_HALF_HIDDEN_DEG, -1, 1)
         return (measure(RIGHT) * (1 + lean) + measure(LEFT) * (1 - lean)) / 2
 
@@ -105,6 +110,8 @@ def head(landmarks: Landmarks) -> Head:
 
     A point that is NaN stays NaN. If a point of the eyes or of the nose is NaN, all points of that face become NaN.
     """
+    # The axes of the head: x joins the eyes, y is the part of the nose's direction that is perpendicular to x, and the
+    # third axis is perpendicular to both (Gram-Schmidt). They have unit length, so they form a rotation.
     right, left = (landmarks[:, side.eye].mean(1) for side in (RIGHT, LEFT))
     x = _unit(left - right)
     nose = landmarks[:, NOSE_BRIDGE] - landmarks[:, NOSE_BASE]
@@ -113,6 +120,7 @@ def head(landmarks: Landmarks) -> Head:
     middle = (right + left) / 2
     eye_distance = _distance(left, right)
     points = np.einsum("fij,fkj->fki", axes, landmarks - middle[:, None]) / eye_distance[:, None, None]
+    # The depth of an axis of unit length is the sine of the angle by which the axis is turned out of the image.
     return Head(
         points=points,
         yaw_deg=np.degrees(np.arcsin(x[:, 2])),
@@ -233,8 +241,8 @@ def measure(landmarks: Landmarks) -> Measurements:
 
 # How far the mouth opens is not corrected for the pose, although both correlate: people tilt their heads back to laugh.
 _FREE_OF_POSE = frozenset({"mouth_opening", "jaw_drop"})
-_GRID = np.linspace(0, 1, 101)
-_MIN_FACES = 20
+_GRID = np.linspace(0, 1, 101)  # The shares at which the quantiles of a measure are stored.
+_MIN_FACES = 20  # The fewest faces whose quantiles are computed.
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,6 +282,8 @@ class Population:
     def ranks(self, measurements: Measurements) -> Measurements:
         """Returns each face's rank in each measure: the share of the population with smaller values. NaN stays NaN."""
         pitch_deg, turn_deg = measurements["pitch_deg"], np.abs(measurements["yaw_deg"])
+        # Interpolation between the quantiles turns a value into the share below it. Values outside of the population's
+        # range get 0 or 1.
         return {
             name: np.interp(
                 reference.upright(measurements[name], pitch_deg=pitch_deg, turn_deg=turn_deg),
@@ -291,6 +301,8 @@ def _fit(name: str, measurements: Measurements) -> Reference:
             f"{name} is known of {known.sum()} of {known.size} faces, but quantiles need {_MIN_FACES} or more; "
             "check the landmarks file."
         )
+    # What the rotation in `head` leaves of the effect of the pose is fitted by least squares, linear in pitch and turn
+    # with a constant, and is removed before the quantiles are computed.
     values, pitch_deg = measurements[name][known], measurements["pitch_deg"][known]
     turn_deg = np.abs(measurements["yaw_deg"][known])
     slopes = np.zeros(2)

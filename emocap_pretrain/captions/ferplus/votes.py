@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from emocap_pretrain.captions.grammar.action_units import Degree
 from emocap_pretrain.captions.grammar.emotions import EMOTIONS, EmotionState
 
-_UNSURE = ("unknown", "NF")
+_UNSURE = ("unknown", "NF")  # The votes of FER+ for "cannot tell" and for "not a face".
 Votes = Mapping[str, int]
 
 
@@ -48,6 +48,8 @@ def emotion_state(votes: Votes, *, expressive: bool = True) -> EmotionState:
     There is no second emotion if the first one is not neutral and has a high degree. `expressive` is False if no strong
     cue was measured on the face; then the degree of an emotion other than neutral is never high. Emotions with the same
     number of votes are taken in the order of `EMOTIONS`, with neutral last.
+
+    At least two people must have voted for the same emotion, as for every face for which `is_face` is True.
     """
     kept = without_outliers(votes)
     first, second = sorted((*EMOTIONS[1:], "neutral"), key=lambda name: -kept[name])[:2]

@@ -1,6 +1,9 @@
 """Names the action units of the face and their intensities.
 
 The names are those of FACS, the Facial Action Coding System (Ekman, Friesen and Hager 2002).
+
+An action unit has an intensity in one of five bands (`Band`). An emotion, and an adverb in a phrase, has one of three
+degrees (`Degree`). `DEGREE_OF` maps bands to degrees.
 """
 
 from collections.abc import Mapping
@@ -33,11 +36,14 @@ BANDS = tuple(Band)
 VISIBLE = 0.1
 """The weakest visible intensity of an action unit, in [0, 1]; a weaker action is never mentioned."""
 
-_FLOORS = (VISIBLE, 0.2, 0.4, 0.6, 0.8)
+_FLOORS = (VISIBLE, 0.2, 0.4, 0.6, 0.8)  # The weakest intensity of each band, from trace to extreme.
 
 
 def band(intensity: float) -> Band:
     """Returns the band of a visible intensity in [VISIBLE, 1].
+
+    >>> band(0.1), band(0.5), band(1.0)
+    (<Band.TRACE: 'trace'>, <Band.MODERATE: 'moderate'>, <Band.EXTREME: 'extreme'>)
 
     Raises:
         ValueError: If `intensity` is too weak to be visible.

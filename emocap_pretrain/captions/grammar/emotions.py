@@ -1,4 +1,8 @@
-"""Defines the words for emotions: names, adjectives, degrees, nuances and mixtures."""
+"""Defines the words for emotions: names, adjectives, degrees, nuances and mixtures.
+
+`EmotionState` is what a captioner says about the emotion of a face. The tables below hold the words of words.toml, and
+the comments there explain them.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,6 +10,7 @@ from dataclasses import dataclass
 from emocap_pretrain.captions.grammar.action_units import Degree
 from emocap_pretrain.captions.grammar.words import WORDS, Words
 
+# The names of FER+, which are also labels of its dataset. Rendered faces have all of them except contempt.
 EMOTIONS = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt")
 
 

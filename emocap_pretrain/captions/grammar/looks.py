@@ -1,6 +1,9 @@
 """Defines the looks of each region of the face: the action units that cause a look, and the phrases that describe it.
 
 The phrases are in looks.toml, which explains their placeholders.
+
+A look is more than its action units: "lowered" and "lowered and drawn together" are both AU 4, and only one of them is
+true of a face (decision 31). So a captioner chooses a look, and the grammar chooses among the phrases of this look.
 """
 
 from collections.abc import Mapping
@@ -49,7 +52,11 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class RegionState:
-    """Describes one region of a face by its look and by the band of each action unit of the look."""
+    """Describes one region of a face by its look and by the band of each action unit of the look.
+
+    `bands` has as many entries as `look.units`, in the same order, and is empty for a region at rest. A state has no
+    side, because neither captioner describes one half of a face alone.
+    """
 
     region: Region
     look: Look

@@ -2,6 +2,9 @@
 
 A described face is a list of `RegionState`s and an `EmotionState`. Every choice among wordings depends only on the key
 of the sample, so that a dataset that is packed twice has the same texts.
+
+`local_sentence`, `global_sentence` and `summary` build the three parts of a caption. They know no captioner: rendered
+faces and FER+ use the same functions and words (decision 31). The words are in words.toml and looks.toml.
 """
 
 import hashlib
@@ -30,7 +33,11 @@ _Option = TypeVar("_Option")
 
 @dataclass(frozen=True, slots=True)
 class Wording:
-    """Chooses among wordings: the same key and purpose give the same choice on every machine."""
+    """Chooses among wordings: the same key and purpose give the same choice on every machine.
+
+    Choices are hashes and not draws from a generator. So a further choice, for a new sentence, does not change the
+    other choices, and the words of existing sentences stay as they are (decision 31).
+    """
 
     key: str
 
@@ -85,6 +92,7 @@ def _with_adverbs(phrase: str, state: RegionState, wording: Wording) -> str:
 
 def _joined(clauses: Sequence[str]) -> str:
     """Returns the clauses as one text. Clauses with one subject are merged: "the lips are parted and stretched"."""
+    # A clause is cut after its first "is" or "are". A clause without these words is a subject of its own.
     predicates: dict[str, list[str]] = {}
     for clause in clauses:
         match = re.fullmatch(r"(.+? (?:is|are)) (.+)", clause)
@@ -112,10 +120,13 @@ def _action_units(units: Sequence[tuple[int, Band]], region: str, wording: Wordi
 
 def global_sentence(emotion: EmotionState, wording: Wording) -> str:
     """Returns one sentence about the degree and the nuance of the emotion, which names no part of the face."""
+    # An even mixture of two emotions has sentences of its own, which name both.
     if emotion.even and "neutral" not in {emotion.name, emotion.second}:
         blend = emotions.BLENDS.get(frozenset({emotion.name, emotion.second}), "")
         frame = wording.pick(_GLOBALS["blended" if blend else "mixed"], "global")
         return frame.format(blend=blend, first=emotion.name, second=emotion.second)
+    # Frames with {looking} fit any emotion. Those with {feeling} need a noun, so they do not fit "neutral". Without a
+    # known shade only the first two of the latter are used.
     if emotion.ambiguous:
         frames = _GLOBALS["ambiguous"]
     elif emotion.name == "neutral":
@@ -185,13 +196,14 @@ def summary_without_emotion(states: Sequence[RegionState], wording: Wording) -> 
 def _cues(states: Sequence[RegionState], wording: Wording) -> list[str]:
     """Returns a noun phrase for each state that has such phrases, the strongest state first."""
     named = [state for state in states if state.cues()]
-    named.sort(key=lambda state: -BANDS.index(state.bands[0]))
+    named.sort(key=lambda state: -BANDS.index(state.bands[0]))  # The sort is stable, so equal states keep their order.
     return [_with_adverbs(wording.pick(state.cues(), *_purpose(state), "cue"), state, wording) for state in named]
 
 
 def _affect(emotion: EmotionState, wording: Wording) -> str:
     if emotion.affect is None:
         return ""
+    # `LEAST` ends with -1, so each value has a step.
     valence, arousal = (
         next(step for step, least in enumerate(emotions.LEAST) if value >= least) for value in emotion.affect
     )
@@ -201,7 +213,11 @@ def _affect(emotion: EmotionState, wording: Wording) -> str:
 
 
 def listed(parts: Sequence[str]) -> str:
-    """Returns the parts as a list in words: "a", "a and b", "a, b and c"."""
+    """Returns the parts as a list in words.
+
+    >>> listed(["a"]), listed(["a", "b"]), listed(["a", "b", "c"])
+    ('a', 'a and b', 'a, b and c')
+    """
     return " and ".join(filter(None, (", ".join(parts[:-1]), *parts[-1:])))
 
 

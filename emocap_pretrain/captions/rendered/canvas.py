@@ -1,6 +1,12 @@
 """Defines curves in face units, the view that projects them to pixels, and the canvas on which they are painted.
 
 A face unit is half the width of an average face. x runs to the right of the image and y down.
+
+Three layers build on one another. Functions such as `spline` and `ribbon` make outlines in face units, as arrays of
+points. A `View` projects points to pixels, as the head is turned. A `Canvas` turns outlines in pixels into the coverage
+of pixels (`Patch`) and paints it. `Sketch` puts view and canvas together, and is what the modules of the parts use.
+
+Arrays of weights depend only on numbers of points, so they are computed once and kept (`cache`).
 """
 
 import math
@@ -50,6 +56,7 @@ def _weights(steps: int) -> Float[np.ndarray, "steps 4"]:
 
     The points begin at the second knot and end before the third knot.
     """
+    # The basis of the spline: row i holds the coefficients of t**i for the four knots.
     t = np.arange(steps) / steps
     powers = np.stack([np.ones_like(t), t, t * t, t**3], 1)
     matrix = np.array([[0, 2, 0, 0], [-1, 0, 1, 0], [2, -5, 4, -1], [-1, 3, -3, 1]]) / 2
@@ -70,7 +77,7 @@ def _blend(knots: int, steps: int, *, closed: bool) -> Float[np.ndarray, "count 
         for column, weight in zip(range(segment - 1, segment + 3), _weights(steps).T, strict=True):
             if closed or 0 <= column < knots:
                 blend[rows, column % knots] += weight
-            else:
+            else:  # The missing knot is 2 * edge - inner, so its weight is divided among these two.
                 edge, inner = (0, 1) if column < 0 else (knots - 1, knots - 2)
                 blend[rows, edge] += 2 * weight
                 blend[rows, inner] -= weight
@@ -137,6 +144,7 @@ def turned(shape: Points, angle: float) -> Points:
     return shape @ np.array([[cos, sin], [-sin, cos]])
 
 
+# The half-axes of the ellipsoid in face units: depth, width and height. `View.place` contains the last two as numbers.
 _DEPTH = 0.75
 _CURVATURE = np.array([1 / 1.08, 1 / 1.6])
 _ONES = np.ones((2, 1))
@@ -150,6 +158,8 @@ class View:
     """
 
     def __init__(self, pose: Pose, pixels: int) -> None:
+        # A turn of the head shortens the face across its axis (cosine), and moves near points more than far ones (sine
+        # times depth). There is no perspective.
         self.unit_px = pose.zoom * pixels
         self._turn = turned(np.diag([math.cos(pose.yaw), math.cos(pose.pitch)]), pose.roll) * self.unit_px
         forward = turned(np.array([[math.sin(pose.yaw), math.sin(pose.pitch)]]), pose.roll)
@@ -158,6 +168,7 @@ class View:
         self._rows: list[list[float]] = np.concatenate([self._turn, self._forward, self._origin]).tolist()
 
     def project(self, shape: Points, lift: float = 0.0) -> Points:
+        # Points beyond the rim of the ellipsoid, such as long hair, have the depth of the rim.
         bulge = 1 - np.square(shape * _CURVATURE) @ _ONES
         depth = _DEPTH * np.sqrt(np.maximum(bulge, 0.0)) + lift
         return shape @ self._turn + (depth * self._forward + self._origin)
@@ -209,7 +220,8 @@ class Canvas:
     """Paints shapes on an sRGB image, in place.
 
     A shape is first drawn on a sheet with `FINE` times the resolution of the image. The sheet is then reduced to the
-    coverage of each pixel.
+    coverage of each pixel. One sheet serves all shapes: it is empty between two calls, because each call clears what it
+    has drawn.
     """
 
     def __init__(self, pixels: int) -> None:
@@ -274,6 +286,7 @@ class Canvas:
 
         If the patch is None, the whole picture is restored.
         """
+        # To restore the outside once is cheaper than to cut each of the many strokes of a face.
         before = self.picture.copy()
         yield
         inside = Image.new("L", before.size)
@@ -304,6 +317,7 @@ class Canvas:
         cut = max(-left, 0), max(-top, 0), min(self.pixels - left, width), min(self.pixels - top, height)
         if cut[0] >= cut[2] or cut[1] >= cut[3]:
             return None
+        # The spot of each opacity is computed once, and only enlarged here.
         spot = _spot(round(255 * opacity)).resize((width, height), Image.Resampling.BILINEAR)
         return Patch(top + cut[1], left + cut[0], spot.crop(cut))
 

@@ -1,6 +1,10 @@
 """Writes the caption of a rendered face.
 
 The local sentences depend on the action units only, not on the name of the emotion.
+
+The captions are true by construction, because picture and caption come from the same action units. What a caption says
+is chosen in three steps: the looks that fit the action units (`describe`), which of them get a sentence (`_chosen`) or
+a place in the summary (`_summarized`), and the words (`captions/grammar`).
 """
 
 from collections.abc import Mapping
@@ -82,7 +86,7 @@ SUMMARY_LOOKS: tuple[tuple[Region, Look], ...] = (
 )
 """The looks that a summary can name. An action unit counts only for the first look in this order that fits."""
 
-_SUMMARY_CUES = 5
+_SUMMARY_CUES = 5  # The most cues that a summary names.
 
 
 def caption(face: Face) -> Caption:
@@ -153,6 +157,7 @@ def _chosen(acting: Actions, wording: Wording) -> list[tuple[RegionState, ...]]:
     def strongest(states: tuple[RegionState, ...]) -> float:
         return max((acting[unit] for state in states for unit in state.look.units), default=0.0)
 
+    # The second sort is stable, so the first one decides between sentences of equal strength, such as regions at rest.
     sentences = describe(acting, wording)
     sentences.sort(key=lambda states: wording.number("tie", states[0].region))
     sentences.sort(key=strongest, reverse=True)

@@ -1,4 +1,8 @@
-"""Generates an endless dataset of synthetic faces. A sample depends only on its seed and its index."""
+"""Generates an endless dataset of synthetic faces. A sample depends only on its seed and its index.
+
+`sample_face` draws a `Face` as values, `render` makes its picture, and `caption` its caption. Both see the same values,
+so the caption is true of the picture.
+"""
 
 import io
 from collections.abc import Iterator
@@ -20,6 +24,7 @@ def sample_face(seed: int, index: int) -> Face:
 
     Person, scene, emotion and wording come from separate random streams, so none of them reveals another one.
     """
+    # Each group of seven indices has a random order of the emotions, drawn from the number of the group.
     turn, place = divmod(index, len(EMOTIONS))
     emotion = EMOTIONS[int(_stream(seed, turn, 0).permutation(len(EMOTIONS))[place])]
     feeling = sample_feeling(emotion, _stream(seed, index, 1))
@@ -36,6 +41,8 @@ def sample_face(seed: int, index: int) -> Face:
     )
 
 
+# Within a purpose, the order of draws is fixed. A further draw belongs at the end of its function: it would change all
+# later draws of the same stream, and with them every face.
 def _stream(seed: int, number: int, purpose: int) -> np.random.Generator:
     return np.random.default_rng([seed, number, purpose])
 

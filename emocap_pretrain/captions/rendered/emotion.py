@@ -114,6 +114,7 @@ def _act(prototype: Prototype, force: float, rng: np.random.Generator) -> Action
 
     Each strength is multiplied by `force` and by a random factor of its own, whose standard deviation is 0.14.
     """
+    # An action unit that is weaker than VISIBLE after all factors is left out by `actions`.
     strength = dict(prototype.core)
     strength.update({unit: value for unit, (odds, value) in prototype.extra.items() if rng.random() < odds})
     spread = rng.normal(1.0, 0.14, len(strength))

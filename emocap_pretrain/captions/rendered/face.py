@@ -1,4 +1,8 @@
-"""Defines a synthetic face, from which both the picture and the caption are made."""
+"""Defines a synthetic face, from which both the picture and the caption are made.
+
+A `Face` consists of an `Identity` (the person), a `Scene` (pose, light, background, gaze), `Actions` (what the face
+does) and the emotion that caused them. All are frozen values without randomness; the `sample_...` functions draw them.
+"""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -105,6 +109,7 @@ def sample_identity(rng: np.random.Generator) -> Identity:
     age = float(rng.beta(1.3, 2.2))
     skin = palette.skin(float(rng.random()), float(rng.uniform(-1, 1)))
     style = _pick(rng, HAIR_STYLES, (0.06, 0.06, 0.13, 0.11, 0.08, 0.09, 0.06, 0.1, 0.11, 0.08, 0.08, 0.04))
+    # A person with one of these styles may have a beard, and has neither lipstick nor earrings.
     bearded = style in {"bald", "buzz", "short", "swept", "quiff", "curly", "afro"}
     return Identity(
         age=age,

@@ -1,4 +1,8 @@
-"""Draws the head: neck and shoulders, ears, skin, beard and hair."""
+"""Draws the head: neck and shoulders, ears, skin, beard and hair.
+
+The numbers are places and sizes in face units; x = 0 is the midline of the face, and y = 0 lies just below the eyes. To
+see the effect of a change, type `python -m emocap_pretrain.captions.rendered --preview faces.png`.
+"""
 
 import math
 from collections.abc import Callable, Mapping

@@ -1,4 +1,9 @@
-"""Draws the cheeks, the nose, the mouth and the chin."""
+"""Draws the cheeks, the nose, the mouth and the chin.
+
+`act[12]` is the intensity of action unit 12 in [0, 1], and 0 if it is not active. So the factor before it says how far
+a full movement reaches, in face units. Nothing here knows the emotion: only action units move a face, so that captions
+that are made of them are true of the picture.
+"""
 
 from dataclasses import dataclass
 
@@ -183,6 +188,8 @@ def lips(face: Face) -> Lips:
 
     The action units move the corners or the line between the lips, open the gap, or change the thickness of the lips.
     """
+    # The middle line and the gap give the inner edges. `hole` is the shape of the opening, from 0 at the corners to 1
+    # in the middle; a larger exponent `square` makes it more rectangular.
     act = face.actions
     half = _half(face)
     middle = MOUTH_Y + _line(face)
@@ -191,6 +198,7 @@ def lips(face: Face) -> Lips:
     hole = (1 - np.abs(_T) ** square) ** 0.75
     up = 0.35 * (gap - 0.36 * act[26]) + 0.05 * act[26]
     upper, lower = middle - up * hole, middle + (gap - up) * hole
+    # The outer edges follow at the thickness of each lip; the Gaussian makes the dip of the upper lip (Cupid's bow).
     thick_top, thick_bottom = _thickness(face)
     bow = (1 - np.abs(_T) ** 1.9) ** 0.9 * (1 - 0.24 * np.exp(-((_T / 0.17) ** 2)))
     cushion = (1 - _T**2) ** 0.7

@@ -30,6 +30,7 @@ def render(face: Face, pixels: int) -> UInt8[np.ndarray, "{pixels} {pixels} 3"]:
     """
     if pixels < 16:
         raise ValueError(f"pixels={pixels} is too small for a face; the minimum is 16, the usual size 112.")
+    # Each layer covers the ones before it, so the order is that from far to near.
     sketch = Sketch(Canvas(pixels), View(face.scene.pose, pixels))
     _draw_backdrop(sketch.canvas, face.scene.backdrop)
     head.draw_hair_behind(sketch, face)
@@ -43,8 +44,9 @@ def render(face: Face, pixels: int) -> UInt8[np.ndarray, "{pixels} {pixels} 3"]:
 
 def _draw_features(sketch: Sketch, face: Face) -> None:
     skin = head.draw_face(sketch, face)
-    if skin is None:
+    if skin is None:  # The face lies outside of the image.
         return
+    # Folds, glows and the beard may reach beyond the face. One cut along its outline removes what does.
     with sketch.canvas.within(skin):
         _draw_on_skin(sketch, face)
     head.draw_hair(sketch, face, skin)
@@ -133,5 +135,5 @@ def _shine(picture: Image.Image, light: Light) -> UInt8[np.ndarray, "rows column
     lit = down * np.tile(tint, size)
     lit += np.outer(sideways, tint).ravel()
     lit *= np.asarray(picture, np.uint8).reshape(size, 3 * size)
-    lit += np.float32(0.5)
+    lit += np.float32(0.5)  # The conversion to bytes truncates, so this rounds.
     return np.minimum(lit, np.float32(255), out=lit).astype(np.uint8).reshape(size, size, 3)

@@ -1,4 +1,9 @@
-"""Draws the eyebrows, the forehead and the eyes."""
+"""Draws the eyebrows, the forehead and the eyes.
+
+As in `lower_face.py`, only the action units change the drawing of an expression, and `act[1]` is an intensity in
+[0, 1]. Curves are computed for the eye or the eyebrow on the right of the image, and mirrored for the other one:
+rendered faces are symmetric.
+"""
 
 from dataclasses import dataclass
 
@@ -122,6 +127,7 @@ def lids(face: Face) -> Lids:
     rise = 0.135 * person.eye_size * (1 + 0.62 * act[5] - 0.42 * act[7] - 0.16 * act[6] - 0.15 * act[9])
     sink = 0.088 * person.eye_size * (1 + 0.15 * act[5] - 0.75 * act[7] - 0.75 * act[6] - 0.25 * act[9])
     sink = max(sink, 0.012)
+    # A closing upper lid moves down to the lower lid, past the middle line of the eye.
     rise = rise * (1 - act[43]) - 0.8 * sink * act[43]
     line = EYE_Y - person.eye_tilt * _T
     arch, bowl = (1 - _T**2) ** 0.72 * (1 - 0.12 * _T), (1 - _T**2) ** 0.8 * (1 + 0.15 * _T)
