@@ -38,6 +38,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+# The sources of this checkout come first, also if another version of the packages is installed.
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
@@ -59,7 +60,7 @@ BACKEND: Backend = "fused" if CUDA else "chunked"
 DTYPE = torch.bfloat16
 # Relative error of a gradient in bfloat16 that a correct kernel stays below (rounding alone gives about 3e-3).
 TOLERANCE = 3e-2
-PROCESSES = min(14, os.cpu_count() or 1)
+PROCESSES = min(14, os.cpu_count() or 1)  # The number of processes for the checks and the tests.
 
 # The arguments of each setting of the global loss; `ids` is the number of samples that share an id.
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
@@ -142,7 +143,10 @@ def check(name: str) -> tuple[float, float]:
 
 
 def median_s(call: Callable[[], object], rounds: int = 5) -> float:
-    """Returns the median time of one call in seconds, over some rounds after two calls as a warm-up."""
+    """Returns the median time of one call in seconds, over some rounds after two calls as a warm-up.
+
+    The first call compiles kernels.
+    """
     call()
     call()
     seconds = clock_of(DEVICE)
@@ -219,6 +223,7 @@ def run_checks(session: Session) -> None:
     names = [*SETTINGS, *(f"regions {patches} {sentences}" for patches, sentences in REGIONS)]
     if CUDA:  # Only the fused kernels have tiles.
         names += [f"tile {number}" for number in range(1, len(TILES))]
+    # A process that is forked cannot use CUDA if its parent has used it, so the processes are spawned.
     pool = ProcessPoolExecutor(PROCESSES, mp_context=get_context("spawn"))
     jobs = {name: pool.submit(check, name) for name in names}
     for name, job in jobs.items():
@@ -235,6 +240,7 @@ def run_checks(session: Session) -> None:
 def measure_plain(session: Session) -> None:
     rows, width = (65_536, 768) if CUDA else (512, 64)
     batch = draw_pairs(Size(rows, width), DTYPE, DEVICE)
+    # One product of all images and texts. Forward and backward need four (docs/method.md, section 5).
     product = 2.0 * rows * rows * width
     both_s, forward_s = median_s(lambda: evaluate("plain", batch)), median_s(lambda: forward(batch))
     session.record(
@@ -289,6 +295,7 @@ def measure_products(session: Session) -> None:
 
 
 def measure_tiles(session: Session) -> None:
+    # The tiles are globals of the kernels' module. They are restored in any case, for the later stages.
     before = tiling.TALL, tiling.SQUARE
     batch = draw_pairs(Size(32_768, 768) if CUDA else Size(256, 64), DTYPE, DEVICE)
     try:

@@ -32,9 +32,9 @@ import numpy as np
 from PIL import Image
 
 POINTS = 478
-MARGINS = (0.15, 0.25, 0.4)
-SIDE_PX = 336
-MIN_CONFIDENCE = 0.2
+MARGINS = (0.15, 0.25, 0.4)  # Width of the margin of each pass, relative to the longer side of the image.
+SIDE_PX = 336  # Side of the square that the face mesh receives.
+MIN_CONFIDENCE = 0.2  # Confidence of the detector from which on a face counts.
 PART = 1000
 """Images in one part, which is the unit in which an interrupted run resumes."""
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
@@ -70,12 +70,14 @@ def points_of(image: np.ndarray, find: Find) -> tuple[np.ndarray, float] | None:
         enlarged, scale, left, top = padded(image, margin)
         unit = find(enlarged)
         if unit is not None:
+            # Back from shares of the square to its pixels before the enlargement, and from there to those of the image.
             passes.append(unit * (SIDE_PX / scale) - np.array([left, top, 0.0]))
     if not passes:
         return None
     stack = np.stack(passes)
     middle = np.median(stack, axis=0)
     eye_distance_px = float(np.linalg.norm(middle[EYES[0]] - middle[EYES[1]]))
+    # Only the places in the image count for the agreement of the passes, not the depths.
     apart_px = np.linalg.norm((stack - middle)[..., :2], axis=-1).mean()
     return middle, float(apart_px / max(eye_distance_px, 1e-6)) if len(passes) > 1 else float("nan")
 

@@ -33,7 +33,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from emocap_shards.local_files import locked, make_own_folder, open_own
 
 HOST, BUCKET = "127.0.0.1", "emocap"
-START_LIMIT_S = 60.0
+START_LIMIT_S = 60.0  # Within this time an object must be written.
 GRPC_STEP = 10_000  # SeaweedFS puts the gRPC port of a service this far above its HTTP port
 _LAST_PORT = 65_535 - GRPC_STEP
 SERVICES = ("s3", "filer", "volume", "master")
@@ -60,6 +60,11 @@ CREDENTIALS = ("emocap", "emocap-secret")  # The server listens on the loopback 
 
 class LocalS3:
     """A context manager that runs one S3 server on this machine, with its data in `folder`.
+
+    The server ends at the end of the block, and also if the process that started it is killed.
+
+    Example:
+        `with LocalS3("/tmp/s3") as server: os.environ.update(server.environment())`; URLs then begin with `s3://emocap`.
 
     Args:
         folder: Holds the data, the configuration and weed.log; created if needed. Only one server at a time may use it.
@@ -134,7 +139,7 @@ class LocalS3:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,
+                start_new_session=True,  # A process group of its own, which `kill` ends as a whole.
                 cwd=self.folder,  # The server reads security.toml from its working directory.
             )
         finally:
@@ -171,9 +176,11 @@ class LocalS3:
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process = None
+        # The lock is released only after all processes of the server have ended.
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+        # After SIGKILL the names of the sockets remain in /tmp.
         for service, port in self.ports.items():
             for name, number in ((service, port), (f"{service}-grpc", port + GRPC_STEP)):
                 with suppress(OSError):  # The name may belong to another user's server.

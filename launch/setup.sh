@@ -29,6 +29,8 @@ find_python() {
 
 make_environment() {
   local wanted python free_kib
+  # The environment is up to date if it was made from the same two files. The mark is written last, after each step has
+  # succeeded, so an interrupted installation is repeated.
   wanted=$(cat requirements.lock pyproject.toml | cksum)
   if [ "$(cat .venv/installed 2>/dev/null)" = "$wanted" ]; then return; fi
   python=$(find_python) || exit 1
@@ -38,6 +40,7 @@ make_environment() {
   [ -x .venv/bin/pip ] || "$python" -m venv .venv ||
     fail "$python has no venv module: install it (Debian: apt-get install python3-venv)."
   install 10 "$(grep '^torch==' requirements.lock)"
+  # requirements.lock names every package with its version, so pip has no dependencies to resolve.
   install "$(grep -c '==' requirements.lock)" --no-deps -r requirements.lock
   if command -v nvidia-smi >/dev/null; then install 1 --no-deps 'xformers==0.0.35'; fi
   install 1 --no-deps -e .
