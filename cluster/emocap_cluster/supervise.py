@@ -186,7 +186,7 @@ class _Supervisor:
         if failed is None:
             return AttemptEnd(self._how(asked), self._record.progress()), None
         if not isinstance(failed, RankFailed):
-            raise failed
+            raise failed  # It was not a rank that failed, so there is nothing to decide.
         cause = root_cause(failed, self._record.failures(), self._record.cause_of, state.hosts)
         # Ranks that are lost with an announced node are a preemption. Any other error is a failure, also during a stop.
         gone = cause.lost or cause.kind in SILENT_ENDS
@@ -284,7 +284,10 @@ def drains(state: BoardState, nodes: Sequence[Node]) -> bool:
 
 
 def growth(state: BoardState, nodes: Sequence[Node], placement: Placement, request: ResourceRequest) -> int:
-    """Returns for how many more ranks the nodes have room; 0 before the attempt has committed a checkpoint."""
+    """Returns for how many more ranks the nodes have room; 0 before the attempt has committed a checkpoint.
+
+    Decision 15 has the rule. The ranks save and end before the job is started again with more of them.
+    """
     return max(0, place(nodes, request).ranks - placement.ranks) if state.commits else 0
 
 
