@@ -57,6 +57,7 @@ class Library:
                 first=int(first),
                 place=f"{store.url}/" if len(datasets) > 1 else "",
             )
+            # `_firsts` has one number more than there are datasets, the end of the last one.
             for (store, manifest), first in zip(datasets, self._firsts, strict=False)
         ]
 

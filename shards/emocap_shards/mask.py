@@ -176,6 +176,7 @@ def _split(value: str) -> Iterator[str]:
         yield place.partition("?")[2]
     elif ";" in value and "=" in value:
         yield value
+        # A connection string, such as Azure's: its secret parts may also appear alone.
         yield from (part.partition("=")[2] for part in value.split(";") if _NAMED.match(part.strip()) or "Key=" in part)
     else:
         yield value
@@ -187,6 +188,7 @@ def _in_json(value: str) -> Iterator[str]:
     except (ValueError, RecursionError):
         yield value
         return
+    # A loop and not a recursion, because the document may be nested to any depth.
     left = [tree]
     while left:
         node = left.pop()

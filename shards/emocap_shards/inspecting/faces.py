@@ -47,6 +47,7 @@ class ContactSheet:
             face = SheetFace(sample.shard, sample.key, _thumbnail(sample.image), sample.captions, sample.labels)
         except ImageError:
             return False
+        # This replaces the face at this place, or appends it if there is none yet.
         self._faces[place : place + 1] = [face]
         return True
 

@@ -19,7 +19,7 @@ from emocap_shards.manifest import Manifest
 from emocap_shards.reader import Reader
 from emocap_shards.sample import Caption, Encoded
 
-_SHARDS_AT_MOST = 256
+_SHARDS_AT_MOST = 256  # Each further shard would cost a read of its index.
 _READERS = 8
 _ROWS_TOGETHER = 256
 _BYTES_TOGETHER = 8 << 20

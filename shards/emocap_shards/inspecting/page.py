@@ -29,6 +29,7 @@ def page(summary: Summary) -> str:
         loader=PackageLoader("emocap_shards", "inspecting"),
         autoescape=True,
         finalize=_as_text,
+        # A misspelt variable of the template is an error, and not an empty text.
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

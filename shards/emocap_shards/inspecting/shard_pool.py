@@ -103,6 +103,8 @@ def _in_processes(store: Store, shards: Sequence[Shard], processes: int, report:
     with ProcessPoolExecutor(processes, context, _Worker.begin, (counter,)) as pool:
         try:
             waiting = lambda: report(done, counter.value)  # noqa: E731 - a name for one line
+            # Results come in the order of the shards. So that no process is idle while a slow shard is awaited, more
+            # shards are submitted than there are processes.
             for checked in in_order(pool, work, shards, ahead=4 * processes, waiting=waiting):
                 done += 1
                 report(done, counter.value)

@@ -174,6 +174,7 @@ class _Collector:
         if isinstance(seen, DamagedSample):
             self.lose(1, _lost(seen.shard, seen.key, seen.reason))
             return
+        # The contact sheet comes first: it decodes some images, and a damaged one must be in no statistic.
         if not self._sheet.add(seen):
             self.lose(1, _lost(seen.shard, seen.key, "the image cannot be decoded"))
             return

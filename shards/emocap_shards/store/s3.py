@@ -210,6 +210,7 @@ class S3:
 
     async def _signed(self, path: str) -> yarl.URL:
         now = time.monotonic()
+        # All kept URLs are dropped together, long before the oldest of them expires.
         if now - self._urls_of > KEPT_FOR_S or len(self._urls) > KEPT_URLS:
             self._urls, self._urls_of = {}, now
         if path not in self._urls:

@@ -43,6 +43,7 @@ def unpack(
     """
     target = Path(folder)
     partial = target.with_name(f"{target.name}.partial")
+    # What an interrupted call has left is not continued: the user has to delete it.
     for path in (target, partial):
         if path.exists() and (path == partial or not path.is_dir() or any(path.iterdir())):
             raise RecordError(f"{path} exists already; choose another folder, or delete it.")
@@ -54,6 +55,7 @@ def unpack(
     if target.exists():
         # It is empty, as was checked above.
         target.rmdir()
+    # The folder gets its name last, so a folder of this name is complete.
     shutil.move(partial, target)
     return Unpacked(len(names), tuple(damaged))
 

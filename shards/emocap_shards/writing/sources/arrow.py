@@ -55,6 +55,7 @@ class HuggingFaceSource:
     def _files(self) -> list[str]:
         """Returns the real paths of the Arrow files in order. A file outside of the folder is refused."""
         state = _load(self.folder / STATE)
+        # After `select` or `shuffle` the library stores indices into the old rows instead of new rows.
         if state.get("_indices_data_files"):
             raise RecordError(f"{self.folder} holds indices beside its rows; save it again after flatten_indices().")
         root = os.path.realpath(self.folder)

@@ -66,6 +66,7 @@ def open_source(
         from emocap_shards.writing.sources.arrow import ParquetSource
 
         paths = [Path(store.url, path) for store, path in matching(text)]
+        # Paths in all of the files are relative to the folder of the first one.
         return ParquetSource(paths, columns, _images(image_root, paths[0].parent))
     if "://" in text or Path(text, MANIFEST).is_file():
         return _dataset(text)
@@ -107,6 +108,7 @@ def _tars_in(folder: Path, columns: TableColumns) -> RowSource | None:
     Returns None if the folder holds no tar, or also holds images.
     """
     names = [each.name for each in folder.iterdir()]
+    # img2dataset also writes files of statistics beside its tars, so only images matter for the choice.
     tars = [name for name in names if _TAR.search(name)]
     if not tars or any(Path(name).suffix[1:].lower() in FORMATS for name in names):
         return None

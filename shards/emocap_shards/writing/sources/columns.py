@@ -54,6 +54,7 @@ class TableColumns:
 
     def missing(self, present: Sequence[str]) -> list[str]:
         """Returns the columns that are needed and not `present`."""
+        # If the rows have an object `labels`, a named label may be one of its members, which only a row shows.
         labels = () if "labels" in present else self.labels
         wanted = [self.image, *labels, *self.named_further] + ([] if "caption" in present else [self.global_])
         return [name for name in wanted if name not in present]
@@ -65,6 +66,7 @@ class TableColumns:
         )
         lines = f"there is no column {', '.join(map(repr, missing))}, but {names or 'none'}"
         options = "--image, --global, --label" + (", --further" if set(missing) & set(self.named_further) else "")
+        # A table that has labels and no captions gets a hint of its own.
         alone = self.labels and self.global_ in missing and self.labels[0] in present
         cure = (
             f"; data with labels alone needs a caption too, and the label can serve as one (--global {self.labels[0]})"
@@ -90,7 +92,7 @@ _EMPTY = (None, "")
 _SHOWN = 12
 URL = re.compile("(https?|s3|gs)://", re.IGNORECASE)
 NO_URLS = "URLs are not fetched here: download them with img2dataset (--output_format webdataset) and pack its tars"
-_PIXELS = re.compile(r"[\d.,\s]{64}")
+_PIXELS = re.compile(r"[\d.,\s]{64}")  # A cell that lists the values of pixels begins like this, as in FER2013.
 
 
 def row_of(
@@ -127,6 +129,7 @@ def image_of(value: object, images: ImageFolders) -> bytes | LocalFile:
     """
     if isinstance(value, Mapping):
         parts = cast("Mapping[str, object]", value)
+        # If an object has both, the bytes are the image, and the path only serves as a name (`_own_key`).
         value = parts.get("bytes") or parts.get("path")
     if isinstance(value, bytes):
         return value
@@ -181,6 +184,7 @@ def _own_key(image: bytes | LocalFile, value: object, images: ImageFolders) -> s
     if isinstance(value, Mapping):
         path = str(cast("Mapping[str, object]", value).get("path") or "")
     if isinstance(image, LocalFile) and path.startswith(("/", "../")):
+        # A path through the table's folder gets the same key as one that begins at the root of the images.
         path = os.path.relpath(os.path.join(images.table, path), images.root)  # noqa: PTH118
     return key_of(path)
 

@@ -32,6 +32,7 @@ _HEADERS = {
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
 }
+# Members that webdataset itself skips.
 _META = re.compile(r"__[^/]*__($|/)")
 _MACOS = re.compile(r"(^|/)(\._|__MACOSX/)")  # Files that macOS adds to an archive.
 
@@ -130,6 +131,7 @@ def _members(
     seen: set[str] = set()
     sample, sample_bytes = "", 0
     try:
+        # In the mode "r|*" the tar is read once from front to back, whatever its compression.
         with open_object(store, path) as file, tarfile.open(fileobj=file, mode="r|*", tarinfo=_StrictInfo) as tar:
             for member in tar:
                 if member.isdir() or _META.match(member.name):

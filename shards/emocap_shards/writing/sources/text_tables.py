@@ -62,12 +62,14 @@ class DelimitedSource:
     @contextmanager
     def _table(self) -> Generator[tuple[list[str], Iterator[tuple[int, list[str] | str]]]]:
         """Opens the table, checks that its header has the needed columns, and yields the header and the records."""
-        # Bytes that are not UTF-8 become surrogates, so that only the rows with such bytes are bad.
+        # Bytes that are not UTF-8 become surrogates, so that only the rows with such bytes are bad. "utf-8-sig" drops a
+        # byte order mark, and the csv module needs the line ends as they are.
         with _read(self.path), self.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             _refuse_utf16(file.buffer.peek(2)[:2], self.path)  # pyright: ignore[reportAttributeAccessIssue]
             delimiter = self._delimiter(file.readline(_HEADER))
             # The whole table is read with the delimiter that was found, from its header on.
             file.seek(0)
+            # Without `strict`, a quote that is never closed would not be an error.
             table = csv.reader(file, delimiter=delimiter, strict=True)
             header = _header(table, str(self.path))
             if any(map(_VALUE.search, header)) and self.columns.missing(header):
@@ -86,6 +88,7 @@ class DelimitedSource:
         ways = [self.delimiter, *(each for each in _DELIMITERS if each != self.delimiter)]
         cells = {each: next(csv.reader([first], delimiter=each), []) for each in ways}
         fitting = [each for each in ways if not self.columns.missing(cells[each])]
+        # If none fits, the error lists the columns of the way that gives the most.
         return fitting[0] if fitting else max(ways, key=lambda each: len(cells[each]))
 
     def _numeric_labels(self) -> frozenset[str]:
