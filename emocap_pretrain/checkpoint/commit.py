@@ -2,6 +2,11 @@
 
 A checkpoint exists as soon as its manifest exists. If a save ends before that, its files belong to no checkpoint, and
 retention deletes them later.
+
+The order of the writes is the guarantee (decision 3). Files are uploaded under a name that no other save attempt uses,
+so an upload never changes a committed checkpoint. The manifest is put last, only if there is none yet, and only while
+this attempt still owns the run. A process may be killed between any two writes: the run then has the previous
+checkpoint or the new one, never a part. Tests kill a process at every operation of the store.
 """
 
 import hashlib
@@ -31,7 +36,7 @@ from emocap_pretrain.errors import CheckpointError
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.run_folder.attempts import Attempt
 
-UPLOADS = 4
+UPLOADS = 4  # Files of a rank that are uploaded at the same time.
 MAX_RACES = 3  # How often a manifest is put if other processes change it at the same time.
 
 log = logging.getLogger(__name__)
@@ -47,14 +52,16 @@ def commit(
 ) -> Checkpoint:
     """Uploads the files of all ranks, and then puts the manifest, so that no incomplete checkpoint exists.
 
-    All ranks must call this function.
+    All ranks must call this function. It has three collectives: rank 0 chooses a name, all ranks upload, and rank 0
+    puts the manifest. Each of them tells all ranks of an error.
 
     Args:
         store: The run's store.
         step: Optimizer steps done.
         state: JSON values for the training loop; those of rank 0 are stored.
-        write: Writes this rank's files into the empty folder whose path it gets.
-        world: All ranks.
+        write: Writes this rank's files into the empty folder whose path it gets. No two ranks may write a file of the
+            same name. The folder is deleted after the upload.
+        world: All ranks, in a group whose timeout is longer than an upload.
         run_attempt: This attempt of the run, which saves the checkpoint.
 
     Returns:
@@ -69,6 +76,7 @@ def commit(
     shares = world.run_on_all(partial(_write_and_upload, store, step, attempt, write), failing=failing)
     files = [file for share in shares for file in share]
     ordered = tuple(sorted(files, key=lambda file: file.path))
+    # Every rank makes this value, with its own time. Only that of rank 0 is put and returned to all ranks.
     checkpoint = Checkpoint(step, attempt, ordered, state, ranks=world.world_size, at=time.time())
     return world.run_on_main(partial(_put_manifest, store, checkpoint, run_attempt), failing=failing)
 
@@ -93,6 +101,7 @@ def _write_and_upload(store: Store, step: int, attempt: str, write: Callable[[Pa
 
         def upload(path: Path) -> File:
             name = path.relative_to(local).as_posix()
+            # The digest is that of the local file. If bytes change on the way to the store, a reader notices it.
             file = File(name, path.stat().st_size, sha256(path))
             store.put_file(f"{folder}/{name}", path)
             return file
@@ -110,6 +119,8 @@ def _put_manifest(store: Store, checkpoint: Checkpoint, run_attempt: Attempt) ->
         raise CheckpointError(f"the manifest of step {checkpoint.step} has {len(data)} bytes: keep less in its state.")
     _require_files(store, checkpoint)
     for _ in range(MAX_RACES):
+        # The decisive check comes directly before the write. A newer attempt that begins between the two does not see
+        # this checkpoint. It then commits the same step again, and finds this manifest (docs/checkpoints.md).
         run_attempt.check()
         try:
             store.put_if_absent(path, data)
@@ -124,6 +135,8 @@ def _put_manifest(store: Store, checkpoint: Checkpoint, run_attempt: Attempt) ->
 
 def _require_files(store: Store, checkpoint: Checkpoint) -> None:
     """Checks that the store lists all uploaded files.
+
+    A process of an older attempt may have deleted files while they were uploaded. Only names and sizes are compared.
 
     Raises:
         CheckpointError: If a file that was uploaded is not in the store any more.
@@ -145,6 +158,7 @@ def _resolve_conflict(store: Store, checkpoint: Checkpoint, data: bytes) -> Chec
     present = read(store, checkpoint.step)
     if present and present.attempt == checkpoint.attempt:
         return present  # Our own: the manifest was put, and the response to the request was lost.
+    # Every byte is read: from now on the run would rely on a checkpoint that another attempt has written.
     faults = damaged_files(store, present) if present else [MANIFEST]
     if present and not faults:
         log.warning(
@@ -173,10 +187,13 @@ def _replace_damaged(store: Store, step: int, data: bytes, present: Checkpoint |
     """
     path = manifest_of(step)
     try:
+        # Another attempt may have repaired the manifest since `present` was read. `version` belongs to the bytes that
+        # are compared here, and `put_if_match` replaces only these bytes.
         old, version = store.read_versioned(path, limit_bytes=LARGEST_BYTES)
         present_now = Checkpoint.parse(old)
         if (present_now and present_now.attempt) != (present and present.attempt):
             return False
+        # The copy is put first. A crash after it leaves a copy beside the manifest, and the next try writes it again.
         kept = replaced_manifest_of(step, hashlib.sha256(old).hexdigest())
         store.put(kept, old)
         store.put_if_match(path, data, version)

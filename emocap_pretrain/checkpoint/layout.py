@@ -6,6 +6,11 @@ checkpoints/step-00000080/replaced-<digest>.json  a damaged manifest, after the 
 
 The folder `00003-<random>` holds one save attempt. An attempt of the run that saves the same step twice makes two such
 folders.
+
+The modules of `checkpoint/` in the order of a checkpoint's life: `saver` runs a save in a thread, `commit` uploads the
+files and puts the manifest, `manifest` reads it back, `loader` chooses and downloads the checkpoint to resume from,
+`verify` compares every byte, and `retention` deletes what is too old. A checkpoint exists when its manifest does
+(decision 3), and reading deletes nothing (decision 21).
 """
 
 import re
@@ -19,6 +24,7 @@ FOLDER = "checkpoints"
 MANIFEST, REPLACED = "manifest.json", "replaced-"
 ENGINE, WEIGHTS, TOKENIZER = "engine", "model.safetensors", "tokenizer.json"
 
+# Only files in the folder of a step count. Other files in `checkpoints/` are ignored.
 _OBJECT = re.compile(rf"{FOLDER}/step-(\d{{8,}})/(.+)")
 _ATTEMPT = re.compile(r"(\d{5,})-\w+")
 
@@ -40,7 +46,10 @@ class StepFolder:
 
 
 def step_folders(store: Store) -> list[StepFolder]:
-    """Returns the files of each step that has a manifest, a save attempt or both, newest first. Ignores other files."""
+    """Returns the files of each step that has a manifest, a save attempt or both, newest first. Ignores other files.
+
+    The store is listed once, and the listing may be stale: a caller that acts on an absent file must look again.
+    """
     return _grouped(store.list(FOLDER))
 
 
@@ -77,6 +86,7 @@ def _grouped(entries: Iterable[Entry]) -> list[StepFolder]:
 
 def folder_of(step: int) -> str:
     """Returns the path of the folder of a step, relative to the run's folder."""
+    # Eight digits make most listings alphabetical. Nothing relies on it: `_grouped` sorts steps as numbers.
     return f"{FOLDER}/step-{step:08d}"
 
 
@@ -102,6 +112,9 @@ def run_attempt_of(attempt: str) -> int | None:
 
 
 def delete_checkpoint(store: Store, step: int) -> None:
-    """Deletes a checkpoint. The manifest is deleted first, so that no reader finds a manifest without its files."""
+    """Deletes a checkpoint. The manifest is deleted first, so that no reader finds a manifest without its files.
+
+    After a crash in between, the files count as those of an unfinished save attempt, which retention deletes later.
+    """
     store.delete(manifest_of(step))
     store.delete_tree(folder_of(step))

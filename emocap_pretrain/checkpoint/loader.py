@@ -1,4 +1,9 @@
-"""Downloads and verifies checkpoints, and chooses the one to resume from. This module never changes the store."""
+"""Downloads and verifies checkpoints, and chooses the one to resume from. This module never changes the store.
+
+A checkpoint that looks damaged costs progress, and the fault may lie with the host that reads. So each answer that
+looks wrong is requested again, hosts judge together, and a refusal is only a warning: the checkpoint stays in the
+store, and a later attempt judges it anew (decision 21).
+"""
 
 import logging
 import socket
@@ -25,10 +30,10 @@ from emocap_pretrain.run_folder import attempts
 from emocap_pretrain.run_folder.documents import Status
 from emocap_pretrain.run_folder.storage import read_repeatedly
 
-DOWNLOADS = 4
-ATTEMPTS = 3
+DOWNLOADS = 4  # Files of a rank that are downloaded at the same time.
+ATTEMPTS = 3  # How often a file is downloaded before it counts as damaged.
 MAX_VERIFYING_HOSTS = 3  # How many hosts check whether a checkpoint is damaged.
-MAX_LISTED_FAULTS = 5
+MAX_LISTED_FAULTS = 5  # How many faults an error message lists.
 UNREADABLE = "no checkpoint could be read"
 Value = TypeVar("Value")
 
@@ -38,6 +43,12 @@ log = logging.getLogger(__name__)
 @contextmanager
 def downloaded(store: Store, checkpoint: Checkpoint, select: Callable[[str], bool]) -> Generator[Path]:
     """Yields a temporary folder with the selected files of a checkpoint, each of them verified.
+
+    The folder is deleted at the end of the block. This is not a collective; a command calls it, or one rank alone.
+
+    Example:
+        with downloaded(store, checkpoint, "model.safetensors".__eq__) as folder:
+            weights = load_file(folder / "model.safetensors")
 
     Args:
         store: The run's store.
@@ -76,13 +87,16 @@ class Resumed(NamedTuple):
 def resumable(store: Store, world: RankGroup, select: Callable[[Checkpoint, str], bool]) -> Generator[Resumed | None]:
     """Yields the newest checkpoint that is intact on every rank; None if the run has no checkpoint.
 
-    All ranks must call this function. A checkpoint is refused, with a warning, if all of up to `MAX_VERIFYING_HOSTS`
-    hosts find it damaged. In a job of several hosts, one host with a broken disk or network therefore cannot cause a
-    refusal. A refused checkpoint stays in the store.
+    All ranks must call this function. A checkpoint is refused, with a warning, if all hosts that verify it find it
+    damaged; at most `MAX_VERIFYING_HOSTS` hosts do. In a job of several hosts, one host with a broken disk or network
+    therefore cannot cause a refusal. A refused checkpoint stays in the store.
+
+    The search has two stages for each candidate. The verifying hosts first compare manifests and sizes. Then every rank
+    downloads its own files and compares their digests. The local files are deleted at the end of the `with` block.
 
     Args:
         store: The run's store.
-        world: All ranks.
+        world: All ranks, in a group from `RankGroup.patient`, because some ranks download far more than others.
         select: Returns whether this rank needs the file with this path.
 
     Raises:
@@ -92,6 +106,8 @@ def resumable(store: Store, world: RankGroup, select: Callable[[Checkpoint, str]
     search = _Search(store, world, _verifying_ranks(world.gather(socket.gethostname())))
     with ExitStack() as stack:
         found = None
+        # Each round either finds the checkpoint or refuses at least one, so the loop ends. All ranks make the same
+        # rounds, because their decisions depend only on gathered values.
         while not found and (checkpoint := search.newest_complete()):
             stack.close()  # Deletes the previous download, so that the next one has room on the local disk.
             folder = search.download(checkpoint, stack, select)
@@ -103,6 +119,7 @@ def resumable(store: Store, world: RankGroup, select: Callable[[Checkpoint, str]
 
 def _verifying_ranks(hosts: Sequence[str]) -> tuple[int, ...]:
     """Returns the first rank of each host, for the first `MAX_VERIFYING_HOSTS` hosts. Rank 0 is one of these ranks."""
+    # In reversed order, the first rank of a host is written last and remains.
     first = {host: rank for rank, host in reversed(list(enumerate(hosts)))}
     return tuple(sorted(first.values())[:MAX_VERIFYING_HOSTS])
 
@@ -110,6 +127,8 @@ def _verifying_ranks(hosts: Sequence[str]) -> tuple[int, ...]:
 @dataclass(slots=True)
 class _Search:
     """Searches for the checkpoint to resume from, and collects the damaged ones that it refuses on the way.
+
+    `refused` and `refused_attempts` are equal on all ranks at every moment, so all ranks look at the same candidates.
 
     Args:
         store: The run's store.
@@ -127,10 +146,10 @@ class _Search:
     refused_attempts: list[str] = field(default_factory=list[str])
 
     def newest_complete(self) -> Checkpoint | None:
-        """Returns the newest checkpoint whose manifest and file sizes are right for at least one verifier.
+        """Returns the newest checkpoint whose manifest and file sizes at least one verifying rank finds correct.
 
-        All ranks must call this method. Newer checkpoints are refused. The result is None if there is no such
-        checkpoint.
+        All checkpoints that are newer than the returned one are recorded as refused. If there is no such checkpoint,
+        the result is None, and all checkpoints are recorded as refused. All ranks must call this method.
         """
         scans = self._on_verifiers(self._scan, failing=UNREADABLE)
         newest = max((each for each, _ in scans if each), key=lambda each: each.step, default=None)
@@ -152,6 +171,7 @@ class _Search:
         failing = f"the checkpoint of step {checkpoint.step} could not be read"
         folder = Path()
 
+        # Damage is a value that `fetch` returns. An error of the store is an error of all ranks (`run_on_all`).
         def fetch() -> tuple[str, list[File]]:
             nonlocal folder
             folder = stack.enter_context(scratch())
@@ -162,6 +182,7 @@ class _Search:
         reports = [(rank, host, files) for rank, (host, files) in enumerate(answers) if files]
         if not reports:
             return folder
+        # All ranks take the same file, the first one of the first rank that reports any, and verifying ranks read it.
         rank, host, files = reports[0]
         # If another host reads the file correctly, the disk, memory or network of this host is at fault, not the store.
         if any(self._on_verifiers(partial(is_intact, self.store, checkpoint, files[0]), failing=failing)):
@@ -175,6 +196,9 @@ class _Search:
 
     def confirm_none(self) -> None:
         """Checks that the run has never had a checkpoint, because otherwise it must not begin at step 0.
+
+        An empty listing proves nothing: a folder may not be mounted, or the listing may be stale. So the steps that
+        earlier attempts have reported in their status are read as well. Rank 0 alone calls this method.
 
         Raises:
             CheckpointError: If checkpoints were refused, or are not listed although an attempt reported one.
@@ -197,12 +221,14 @@ class _Search:
 
         All ranks must call this method. `failing` is the beginning of the error message if `act` fails on a rank.
         """
+        # None is the result of the other ranks, so `act` must not return None.
         results = self.world.run_on_all(lambda: act() if self.world.rank in self.verifiers else None, failing=failing)
         return [each for each in results if each is not None]
 
     def _scan(self) -> tuple[Checkpoint | None, list[tuple[int, str]]]:
         """Returns the newest complete checkpoint that this host sees, and the step and fault of each newer one."""
         faults: list[tuple[int, str]] = []
+        # An empty listing is read again. Listed steps are walked from the newest one downwards.
         for folder in next(filter(None, read_repeatedly(partial(step_folders, self.store))), []):
             if folder.manifest_bytes is None or folder.step in self.refused:
                 continue

@@ -1,4 +1,12 @@
-"""Reads and checks the manifests of checkpoints."""
+"""Reads and checks the manifests of checkpoints.
+
+A manifest names the folder of one save attempt, and the size and SHA-256 of each file in it. It is read as the work of
+a stranger: its size is bounded, its own digest must be right, every field is validated, and no path may leave its
+folder. The digests reveal accidental damage. They do not protect against somebody who may write to the run's folder.
+
+An absent, damaged or truncated manifest is a value (None), because the caller then looks at an older checkpoint. A
+manifest that is undamaged and that this version cannot read is an error, because a decision is needed.
+"""
 
 import hashlib
 import json
@@ -15,12 +23,13 @@ from emocap_pretrain.checkpoint.layout import MANIFEST, StepFolder, folder_of, m
 from emocap_pretrain.errors import CheckpointError
 from emocap_pretrain.run_folder.storage import read_repeatedly
 
-SCHEMA = 2
+SCHEMA = 2  # A manifest of another schema is refused by name and not upgraded.
 LARGEST_BYTES = 64 << 20  # Some 150 bytes a file: enough for tens of thousands of ranks.
 
 
 def _inside(path: str) -> str:
     """Returns the path unchanged. Raises ValueError if it leads out of its folder, or cannot be the path of a file."""
+    # The path becomes a part of a local path when a checkpoint is downloaded, so it must not lead out of that folder.
     try:
         checked(path)
     except StoreError as error:
@@ -76,8 +85,12 @@ class Checkpoint:
         """Returns the size of all files together."""
         return sum(file.bytes for file in self.files)
 
+    # In the scope of this class `bytes` is the property above, so annotations quote the name of the built-in type.
     def dump(self) -> "bytes":
-        """Returns the manifest as JSON. Its key `sha256` is the digest of all other keys and values."""
+        """Returns the manifest as JSON. Its key `sha256` is the digest of all other keys and values.
+
+        Equal checkpoints have equal bytes, because the keys are sorted. So `digest` identifies a checkpoint.
+        """
         body = asdict(self)
         return _json({**body, "sha256": hashlib.sha256(_json(body)).hexdigest()})
 
@@ -89,6 +102,7 @@ class Checkpoint:
             CheckpointError: If the manifest is undamaged, but another version of this package wrote it, or it names
                 files that are not inside of its own folder.
         """
+        # The digest is computed from the parsed tree, written again as `dump` writes it.
         try:
             tree: dict[str, Any] = dict(json.loads(data))
             recorded, computed = tree.pop("sha256", None), hashlib.sha256(_json(tree)).hexdigest()
@@ -96,6 +110,7 @@ class Checkpoint:
             return None
         if recorded != computed:
             return None
+        # The bytes are those that somebody has written. So what is wrong from here on is not damage, but an error.
         if tree.get("schema") != SCHEMA:
             raise CheckpointError(
                 f"checkpoint schema {tree.get('schema')!r} is not {SCHEMA}: use the version that wrote it."
@@ -128,16 +143,30 @@ def _read_once(store: Store, step: int) -> Checkpoint | None:
         return None
     except CheckpointError as error:
         raise CheckpointError(f"{store.url}/{path}: {error}") from error
+    # A manifest that was copied into the folder of another step is not the manifest of that step.
     return found if found and found.step == step else None
 
 
 def committed(store: Store) -> list[Checkpoint]:
-    """Returns those checkpoints of the run that have an undamaged manifest, newest first. No other file is verified."""
+    """Returns those checkpoints of the run that have an undamaged manifest, newest first. No other file is verified.
+
+    Example:
+        store = open_store("s3://bucket/runs/faces")
+        newest = committed(store)[0]
+        newest.step, newest.bytes
+
+    Raises:
+        CheckpointError: If `Checkpoint.parse` refuses a manifest.
+    """
     return [found for folder in step_folders(store) if (found := read_listed(store, folder))]
 
 
 def newest(store: Store) -> Checkpoint | None:
-    """Returns the newest checkpoint whose manifest can be read. Newer damaged ones are skipped silently."""
+    """Returns the newest checkpoint whose manifest can be read. Newer damaged ones are skipped silently.
+
+    This is for readers that need any recent checkpoint. A run that resumes uses `loader.resumable`, which verifies the
+    files and reports what it skips.
+    """
     for folder in step_folders(store):
         with suppress(CheckpointError):
             if checkpoint := read_listed(store, folder):

@@ -2,6 +2,10 @@
 
 If the store gives a wrong answer, this module deletes less and never more. It deletes only checkpoints for which
 `keep_last` newer ones are intact. A checkpoint that looks damaged, or that a listing does not show, is not counted.
+
+Two callers use it. The sweep of a running attempt (`Saver.sweep`) compares manifests and sizes only, and must not
+delete what a newer attempt is uploading. `emocap checkpoints prune` reads every byte, and its user says that the run
+has ended. Decision 21 has the reasons; a property test injects wrong answers.
 """
 
 from collections.abc import Callable, Iterable
@@ -50,6 +54,7 @@ class Retention:
         newest = sorted(steps, reverse=True)
         if len(newest) < self.keep_last:
             return -1
+        # `filter` and `islice` are lazy: checkpoints that are older than the result are not read.
         counted = list(islice(filter(is_intact, newest), self.keep_last))
         return counted[-1] if len(counted) == self.keep_last else -1
 
@@ -86,12 +91,15 @@ def retain(
 ) -> list[int]:
     """Deletes the checkpoints that are not kept, and the files of unfinished save attempts.
 
+    It is not a collective. A crash between two deletions leaves files that a later call deletes.
+
     Args:
         store: The run's store.
         retention: The rule by which checkpoints are kept.
         before: Number of the run attempt that calls this function; see `deletions`.
         counts: Returns whether a checkpoint whose manifest and sizes are right counts towards `keep_last`.
-        check: Called before each deletion; if it raises, nothing more is deleted.
+        check: Called before each deletion; if it raises, nothing more is deleted. An attempt passes `Attempt.check`, so
+            that it deletes nothing once a newer attempt owns the run.
 
     Returns:
         The steps whose checkpoint was deleted, newest first.
@@ -123,6 +131,7 @@ def deletions(
     """
     folders = step_folders(store)
     counts = is_intact or partial(_is_complete, store, lambda _: True)
+    # A damaged checkpoint is in this mapping too. It does not count towards `keep_last`, but it can be deleted.
     committed = {each.step: each for each in folders if each.manifest_bytes is not None}
     oldest = retention.oldest(committed, lambda step: counts(committed[step]))
     found: list[Deletion] = []
@@ -175,13 +184,16 @@ def _deletable_attempts(store: Store, folder: StepFolder, before: int | None, ol
     """
     if folder.manifest_bytes is not None and len(folder.attempts) == 1:
         return ()  # The usual case, decided without reading the manifest.
+    # Only attempts that are older than the caller's own may be deleted, because the others may be in progress.
     numbers = {each: run_attempt_of(each) for each in folder.attempts}
     old = [each for each, number in numbers.items() if number is not None and (before is None or number < before)]
+    # At a kept step without a listed manifest, the listing may be wrong, and the files may be those of a checkpoint.
     if not old or (folder.manifest_bytes is None and before is not None and folder.step >= oldest):
         return ()
     if folder.manifest_bytes is None:
         # The listing may be stale: if there is a manifest after all, these files belong to a checkpoint.
         return () if any(read_repeatedly(partial(store.exists, manifest_of(folder.step)))) else tuple(old)
+    # The manifest names the save attempt whose files belong to the checkpoint. If it cannot be read, none is deleted.
     try:
         present = read(store, folder.step)
     except CheckpointError:  # Another version of this package wrote it.

@@ -1,4 +1,10 @@
-"""Saves checkpoints in the background while training continues."""
+"""Saves checkpoints in the background while training continues.
+
+Three threads of a rank take part. The training thread takes a snapshot, calls `save`, and asks `finished` at logged
+steps. The saver's thread writes and uploads the snapshot and takes part in the commit; its collectives use a process
+group of their own, so they do not mix with those of the training. On rank 0 a third thread deletes old checkpoints,
+without any collective.
+"""
 
 import concurrent.futures
 import json
@@ -23,7 +29,7 @@ from emocap_pretrain.errors import CheckpointError, Superseded
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.run_folder.attempts import Attempt
 
-NOTABLE_WAIT_S = 1.0
+NOTABLE_WAIT_S = 1.0  # A longer wait of the training for a checkpoint is logged.
 SWEEP_S = 5.0  # Time for a deletion at the end of the run; the next attempt deletes the rest.
 
 log = logging.getLogger(__name__)
@@ -32,9 +38,10 @@ log = logging.getLogger(__name__)
 class Saver:
     """Saves one checkpoint at a time, in a thread of its own.
 
-    All ranks must construct a saver and call its methods in the same order. If a save fails in the thread of one rank,
-    the next call on every rank raises an error. The error is `Superseded` if a newer attempt owns the run, the error of
-    a collective if a rank died, and otherwise a `CheckpointError` that names the rank.
+    All ranks must construct a saver and call its methods in the same order; only the constructor and `finished` are
+    collectives of the caller's thread. If a save fails in the thread of one rank, the next call on every rank raises an
+    error. The error is `Superseded` if a newer attempt owns the run, the error of a collective if a rank died, and
+    otherwise a `CheckpointError` that names the rank.
 
     Args:
         store: The run's store.
@@ -64,9 +71,11 @@ class Saver:
         # Deletions have a thread of their own, so that one that hangs in the store does not delay the next checkpoint.
         self._sweeper = Background("checkpoint-sweeper")
         self._sweeps = deque[Future[list[int]]]()
-        self._unswept: list[int] = []
+        self._unswept: list[int] = []  # Steps that this attempt has committed and after which it has not swept yet.
+        # The training thread alone reads and writes these two. The saver's thread returns its result in the future.
         self._pending: Future[Checkpoint] | None = None
         self._committed: list[Checkpoint] = []
+        # The test writes to the store, which may be slow or unreachable, so training does not wait for it.
         if world.is_main:
             self._thread.submit(partial(_warn_without_conditions, store))
 
@@ -75,7 +84,8 @@ class Saver:
     ) -> None:
         """Waits until the previous checkpoint is committed, and then begins to commit this one.
 
-        This is a collective: all ranks must call it.
+        All ranks must call it for the same step, because their threads then meet in the collectives of `commit`. An
+        error of the previous save is raised here.
 
         Args:
             step: Number of optimizer steps that have been done.
@@ -85,6 +95,7 @@ class Saver:
                 collectives of the training's process group, and must not read data that later steps change.
             done: Called once, as soon as `write` is no longer needed. It is also called after an error.
         """
+        # As a text, because training changes the state while the thread still needs it.
         frozen = json.dumps(state)
         try:
             self.wait_for_previous()
@@ -113,6 +124,8 @@ class Saver:
         All ranks must call this method. The result is equal on all of them: a checkpoint is returned only after its
         save has ended on every rank.
         """
+        # `_pending` is set on all ranks or on none, so all of them call the collective. It tells whether some rank is
+        # still busy: a rank whose own part is done must not report the checkpoint earlier than the others.
         if self._pending and not self._world.any_rank(not self._pending.done()):
             self._wait_for_pending()
         return self._take_committed()
@@ -120,7 +133,8 @@ class Saver:
     def wait(self, timeout_s: float | None = None) -> list[Checkpoint]:
         """Waits for the checkpoint in progress, then returns the checkpoints that were committed since the last call.
 
-        Deletions in progress are waited for too, for at most `SWEEP_S` seconds.
+        Deletions in progress are waited for too, for at most `SWEEP_S` seconds. After a timeout the save continues in
+        its thread, and nobody learns its result.
 
         Raises:
             CheckpointError: If the checkpoint is not committed within `timeout_s` seconds.
@@ -138,6 +152,7 @@ class Saver:
             proven: Checkpoints of steps before this one are known to be good, because training has continued from their
                 weights. Other checkpoints do not count towards `keep_last`, because their weights may be broken.
         """
+        # A sweep lists the whole folder, so there is one only after a new checkpoint has begun to count.
         due = [step for step in self._unswept if step < proven]
         self._unswept = [step for step in self._unswept if step >= proven]
         if due and self._world.is_main:
@@ -146,13 +161,17 @@ class Saver:
     def swept(self) -> list[int]:
         """Returns the steps whose checkpoints were deleted since the last call; empty on all ranks but rank 0."""
         steps: list[int] = []
+        # The sweeps have one thread, so they end in their order.
         while self._sweeps and self._sweeps[0].done():
             sweep = self._sweeps.popleft()
             steps += [] if sweep.cancelled() else sweep.result()
         return steps
 
     def close(self) -> None:
-        """Cancels all work that has not begun. A save in progress continues, and this method does not wait for it."""
+        """Cancels all work that has not begun. A save in progress continues, and this method does not wait for it.
+
+        The threads are daemons: when the process ends, so does a save in progress, and the previous checkpoint remains.
+        """
         self._thread.close()
         self._sweeper.close()
 
@@ -169,6 +188,7 @@ class Saver:
             self._committed.append(pending.result(timeout_s))
             self._unswept.append(self.newest)
         except TimeoutError as error:
+            # The save itself may have raised a TimeoutError. Then the future is done, and its error is the right one.
             if pending.done():
                 raise
             raise CheckpointError(
@@ -179,6 +199,8 @@ class Saver:
             self._pending = None
 
     def _commit(self, step: int, state: str, write: Callable[[Path], None], done: Callable[[], None]) -> Checkpoint:
+        # `done` is called exactly once: after the files are written, or at the end of this block if `write` was not
+        # called or raised an error.
         with ExitStack() as stack:
             stack.callback(done)
 
@@ -192,6 +214,7 @@ class Saver:
         """Deletes old checkpoints and returns their steps. An error of the store is logged, and the run continues."""
         own = self._run_attempt
 
+        # Weights from which no later step was made may be broken although they are finite (decision 21).
         def counts(checkpoint: Checkpoint) -> bool:
             return checkpoint.step < proven and checkpoint.attempt not in self._refused
 

@@ -1,4 +1,9 @@
-"""Makes temporary folders on the local disk, in which one rank's files of a checkpoint are written or read."""
+"""Makes temporary folders on the local disk, in which one rank's files of a checkpoint are written or read.
+
+TMPDIR needs room for one rank's share of a checkpoint, and may be a disk that several users and several ranks of the
+host share. A process that is killed cannot delete its folder, so the next call on the host does. A lock tells an
+abandoned folder from one in use.
+"""
 
 import errno
 import fcntl
@@ -25,7 +30,8 @@ MIN_AGE_S = 60.0  # A younger folder may not be locked yet by the process that m
 def scratch() -> Generator[Path]:
     """Yields an empty folder in TMPDIR and deletes it afterwards.
 
-    First it deletes the folders that killed processes have left there.
+    First it deletes the folders that killed processes have left there. Several ranks of a host, and several threads of
+    a process, may have such folders at the same time.
 
     Raises:
         CheckpointError: If the disk becomes full in the `with` block. The message says how many bytes were written, and
@@ -54,12 +60,15 @@ def _clear() -> None:
     for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         # A folder that is gone meanwhile, or that has no lock file of ours, is skipped.
         with suppress(OSError):
+            # The folder and its lock are opened without following links: another user may have put a link or a pipe
+            # with this name into a shared TMPDIR.
             if is_own_folder(path) and time.time() - path.stat().st_mtime > MIN_AGE_S and _is_abandoned(path):
                 shutil.rmtree(path, ignore_errors=True)
 
 
 def _is_abandoned(folder: Path) -> bool:
     """Returns whether no process holds the lock of the folder."""
+    # Closing the file also releases a lock that was taken here. Two processes may therefore delete the same folder.
     lock = open_own(folder / LOCK)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

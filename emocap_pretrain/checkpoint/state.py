@@ -1,4 +1,9 @@
-"""Defines the values that a checkpoint's manifest stores for the training loop."""
+"""Defines the values that a checkpoint's manifest stores for the training loop.
+
+They are the part of the state that is small and equal on all ranks. There is no state of a random number generator:
+all random numbers are functions of the seed, the step and the sample (decision 2). The session writes this state
+(`training/session.py`), and an evaluation reads the config in it.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,7 +29,7 @@ class GuardState:
 
     Args:
         losses: The last losses, oldest first.
-        skipped: The steps whose update was left out, each with the reason.
+        skipped: The steps whose update was left out, each with the reason. They count towards `health.max_skips`.
     """
 
     losses: tuple[Finite, ...] = ()
@@ -38,7 +43,8 @@ class TrainingState:
     Args:
         config: The settings, as `config.stored.dump` writes them.
         cursor: Position at which the data stream continues, as `Cursor.to_json` writes it.
-        data_digest: Digest of the datasets' manifests.
+        data_digest: Digest of the datasets' manifests. A run resumes only with data of the same digest, because the
+            cursor counts samples of these data.
         engine: How the optimizer state is laid out in the files, as `Layout.to_json` writes it.
         guard: State of the loss guard.
         progress: Time and metrics so far.

@@ -1,4 +1,8 @@
-"""Verifies checkpoints: reads every byte from the store and compares digests."""
+"""Verifies checkpoints: reads every byte from the store and compares digests.
+
+The loader verifies the files that it downloads by itself. This module is for commands that download nothing, for hosts
+that judge a file which another host has found damaged, and for a commit that meets an earlier manifest.
+"""
 
 import hashlib
 from collections.abc import Callable
@@ -45,6 +49,7 @@ def _digest(store: Store, path: str, size: int, progress: Callable[[int], object
     """Returns the SHA-256 of an object; None if it is missing or has another size."""
     done, digest = 0, hashlib.sha256()
     try:
+        # One byte more than `size` is requested, so that a longer object is noticed without being read to its end.
         while piece := store.read_range(path, done, min(done + PIECE_BYTES, size + 1)):
             done += len(piece)
             digest.update(piece)
