@@ -10,6 +10,9 @@ attempts that begin in the same second may take the same number. If both then sa
 replaces the earlier one.
 
 Version 0.1.0 wrote `starts/00003/start.json`. Such attempts are read, and the numbers continue after them.
+
+Inside a job, rank 0 begins the attempt and writes its status, and every rank may record its own failure. Outside, a
+driver and the commands read these documents with the functions of this module (decision 17).
 """
 
 import logging
@@ -32,12 +35,15 @@ FOLDER, OLD_FOLDER = "attempts", "starts"
 ATTEMPT_FILE, OLD_ATTEMPT_FILE, STATUS_FILE = "attempt.json", "start.json", "status.json"
 # First words of `Status.reason` for an attempt that a user ended with `emocap stop`, or that a signal ended.
 STOP_REQUESTED, STOP_SIGNALLED = "asked to stop", "told to stop"
-LONGEST_MESSAGE = 2000
+LONGEST_MESSAGE = 2000  # Characters of an error's message that are stored.
 
 # Errors that every further attempt would raise again, and errors of other services, which a later attempt may not meet.
+# A driver does not restart the ranks after a final one. After a passing one it restarts them even if the same error
+# comes twice in a row at the same step, which otherwise proves a bug (decision 15).
 FINAL = (ConfigError, DataError, BudgetSpent, Superseded)
 PASSING = (StoreError, TrackingError, OSError)
 
+# An attempt exists once its `attempt.json` exists. Other files in such a folder, for example a status, do not make one.
 _BEGUN = re.compile(rf"(?:{FOLDER}/(\d{{5,12}})/{ATTEMPT_FILE}|{OLD_FOLDER}/(\d{{5,12}})/{OLD_ATTEMPT_FILE})")
 _FAILED = re.compile(r".*/failed-(\d{5,12})\.json")
 
@@ -49,7 +55,8 @@ Form = TypeVar("Form")
 class Attempt:
     """Represents one attempt of the run at the store's root.
 
-    Its methods check that the attempt still owns the run, and write the attempt's documents.
+    Its methods check that the attempt still owns the run, and write the attempt's documents. The value is small and has
+    no state of its own, so every rank and every thread may use it.
     """
 
     store: Store
@@ -59,13 +66,15 @@ class Attempt:
     def begin(cls, store: Store, *, ranks: int = 1) -> "Attempt":
         """Takes the next number and writes `attempt.json`. Only rank 0 of an attempt calls this method.
 
-        Two attempts that call it at the same time get different numbers.
+        Two attempts that call it at the same time get different numbers, if the store honours conditional writes.
 
         Args:
             store: The run's folder.
             ranks: World size of the attempt.
         """
         number = newest(store) + 1
+        # The write decides, not the listing: it fails if another attempt has taken the number meanwhile, or if the
+        # listing was stale.
         while True:
             body = ATTEMPT.dump(AttemptDocument(number, time.time(), ranks))
             try:
@@ -81,6 +90,9 @@ class Attempt:
     def check(self) -> None:
         """Checks that this attempt still owns the run, by listing the attempts in the store.
 
+        It must be called before each commit and each deletion. Between this check and the write that follows it, a new
+        attempt may still begin (docs/checkpoints.md says what that means for a checkpoint).
+
         Raises:
             Superseded: If a newer attempt has taken the run over, or the run's folder was deleted.
         """
@@ -90,6 +102,7 @@ class Attempt:
                 f"attempt {owner} of the run at {self.store.url} has taken over from attempt {self.number}, which "
                 "ends now."
             )
+        # The listing does not show this attempt: it is stale, or the folder was deleted. A direct look-up decides.
         if owner < self.number:
             self.require_folder()
 
@@ -118,7 +131,8 @@ class Attempt:
     def record_failure(self, failure: Failure) -> None:
         """Writes `failed-<rank>.json` with the current time, and with secrets masked in the message.
 
-        An error of the store is logged and not raised, because the failure itself is more important.
+        An error of the store is logged and not raised, because the failure itself is more important. Any rank may call
+        this method, and it is not a collective: the other ranks may be lost.
         """
         path = f"{FOLDER}/{self.number:05d}/failed-{failure.rank:05d}.json"
         masked = replace(failure, message=shown(failure.message)[:LONGEST_MESSAGE], at=time.time())
@@ -136,6 +150,7 @@ def newest(store: Store) -> int:
 
 def numbers(store: Store) -> list[int]:
     """Returns the numbers of all attempts, ascending. Folders with other names, such as a copy, are ignored."""
+    # A number is written with at least five digits, and with more only if it needs them. So `000003` is not a number.
     entries = [*store.list(OLD_FOLDER), *store.list(FOLDER)]
     matches = (_BEGUN.fullmatch(entry.path) for entry in entries)
     texts = {text for match in matches if match for text in match.groups() if text}
@@ -155,8 +170,9 @@ def status(store: Store, number: int) -> Status | Unreadable | None:
 def age_s(store: Store, number: int) -> float | None:
     """Returns the seconds since the attempt last wrote its status, or since it began if it has not written one.
 
-    The store's clock measures them. The result is None if the store does not report ages.
+    The store's clock measures them. The result is None if the store does not report ages, or if there is neither file.
     """
+    # The status of an attempt is newer than its `attempt.json`, so it is looked up first.
     for folder, begun in ((FOLDER, ATTEMPT_FILE), (OLD_FOLDER, OLD_ATTEMPT_FILE)):
         for file in (STATUS_FILE, begun):
             with suppress(NotFound):
@@ -186,7 +202,7 @@ def cause(found: list[Failure]) -> Failure | None:
     """Returns the failure that caused the others; None if there are no failures.
 
     It is the first failure in the list that does not merely report a lost rank. If all failures report a lost rank, it
-    is the first one in the list.
+    is the first one in the list. The times of the failures are not compared.
     """
     return next((each for each in found if not each.lost), next(iter(found), None))
 

@@ -2,6 +2,9 @@
 
 A field that is added gets a default. If a field is renamed or its meaning changes, the `DocumentKind` of the document
 gets an upgrade. The tests read the documents of every earlier release.
+
+Somebody else may have written a document, so numbers have bounds, and the id of a request, which becomes a part of a
+path, has a pattern. The classes are frozen: to change a document, a writer makes a new value with `replace`.
 """
 
 from collections.abc import Mapping
@@ -17,7 +20,7 @@ from emocap_pretrain.run_folder.storage import DocumentKind, renamed
 Moment = Annotated[float, Field(ge=0, lt=1 << 37, allow_inf_nan=False)]  # Seconds since 1970, up to the year 6325.
 
 MOST_PROFILED_STEPS = 1000
-MOST_RANKS = 1 << 20
+MOST_RANKS = 1 << 20  # A bound for the ranks in a request.
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,7 @@ class Failure:
         final: Whether every further attempt would fail in the same way, for example because of a wrong setting.
         lost: Whether the error only says that another rank is gone.
         passing: Whether another service was down, so that a later attempt may succeed.
-        at: When the failure was recorded, in seconds since 1970.
+        at: When the failure was recorded, in seconds since 1970. It does not count when two failures are compared.
     """
 
     rank: Count
@@ -165,7 +168,11 @@ class StopRequest:
 class ProfileRequest:
     """Holds a file such as `requests/profile-7f3a.json`, which asks the run to profile its next `steps` steps.
 
-    `ranks` lists the ranks that record a trace; None means all ranks.
+    Args:
+        id: Name of the request, which becomes a part of the paths of the request and of its answer.
+        steps: How many steps are recorded.
+        ranks: The ranks that record a trace; None means all ranks. Ranks that the job does not have are ignored.
+        at: When the request was written, in seconds since 1970, by the clock of the user's host.
     """
 
     id: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]{1,32}$")]
@@ -226,6 +233,7 @@ class UnsentDocument:
     rows: tuple[dict[str, Any], ...]
 
 
+# Documents without upgrades of their own have schema 1, and their schema 0 (version 0.1.0) had the same fields.
 RUN = DocumentKind(RunDocument)
 ATTEMPT = DocumentKind(AttemptDocument)
 FAILURE = DocumentKind(Failure)
@@ -237,4 +245,5 @@ REPORT = DocumentKind(Report, (lambda body: body, with_results))
 # Version 0.1.0 wrote these as a bare mapping of steps and as bare lists.
 SKIPPED = DocumentKind(SkippedDocument, (lambda body: {"steps": body},))
 QUARANTINE = DocumentKind(QuarantineDocument, (lambda body: {"samples": body},))
+# Unsent rows may hold pictures and the metrics of a long outage, so their limit is 256 MiB.
 UNSENT = DocumentKind(UnsentDocument, (lambda body: {"rows": body},), limit_bytes=1 << 28)

@@ -2,6 +2,9 @@
 
 <run>/run.json       settings and MLflow run of the first attempt, to which later attempts are compared
 <run>/report.json    written last
+
+A run is its folder: the same `url` resumes the same run, and another experiment needs another `url` (decision 6). The
+exception is a copy of a folder, which is a run of its own. `RunFolder.copied_from` recognizes it (decision 21).
 """
 
 import hashlib
@@ -25,7 +28,7 @@ from emocap_pretrain.run_folder.storage import Unreadable, read_repeatedly
 
 RUN_FILE, REPORT_FILE = "run.json", "report.json"
 
-DIGEST = "sha256:"
+DIGEST = "sha256:"  # The prefix of a recorded address of which only the digest is stored.
 LOOKUP_RETRIES = RetryConfig(deadline_s=20.0)  # For the store at the address that `run.json` records.
 
 log = logging.getLogger(__name__)
@@ -60,6 +63,7 @@ class RunFolder:
             run_id: MLflow's id of the run.
             parent: If this folder was copied from another run's folder, MLflow's id of that run.
         """
+        # The new random id separates this folder from the folder of which it may be a copy.
         settings, identity = stored.dump(config), uuid.uuid4().hex
         # An address from an environment variable may be a secret: only its digest is stored, for later comparison.
         url = _digest(self.store.url, identity) if "${" in str(settings["url"]) else self.store.url
@@ -73,6 +77,8 @@ class RunFolder:
         a copy, unless both addresses lead to one folder (through a mount, a link or another endpoint). If the run is
         not there any more, its folder was moved here. If the address cannot be looked up, this folder counts as a copy.
         If that is wrong, this folder gets a second run in MLflow, which is better than one run for two folders.
+
+        To find a mount or a link, a probe file is written to this folder and deleted again.
 
         Raises:
             StoreError: If this folder's own store does not answer.
@@ -89,16 +95,21 @@ class RunFolder:
             return document.run_id
 
     def _is_copy(self, document: RunDocument) -> bool:
+        # Version 0.1.0 recorded the address only as the setting `url`.
         recorded = document.url or str(document.config.get("url", ""))
+        # A text with `${` names a variable of the environment. It is not resolved, so it cannot be compared.
         if "${" in recorded or recorded in {self.store.url, _digest(self.store.url, document.id)}:
             return False
+        # From here on the recorded address differs from this folder's address.
         if recorded.startswith(DIGEST) or not _may_be_contacted(recorded, self.store.url):
-            return True
+            return True  # It cannot be looked up, and in doubt the folder counts as a copy.
         other = open_store(recorded, patience=LOOKUP_RETRIES)
         if other.url == self.store.url:
             return False
         if _holds(other, document):
             return not _is_same(self.store, other)
+        # Nothing lies at the recorded address, so the folder was moved. That is not known for a local path that another
+        # host has recorded: the folder of that host cannot be seen from here.
         return other.is_near and document.host not in {"", socket.gethostname()}
 
     def report(self, steps: int) -> Report | None:
@@ -134,6 +145,7 @@ def _holds(store: Store, document: RunDocument) -> bool:
     A missing `run.json` is looked up several times, because a store may answer with an older state.
     """
     found = next(filter(None, read_repeatedly(lambda: storage.read(store, RUN_FILE, RUN))), None)
+    # Both ids are compared, because version 0.1.0 wrote no `id`.
     if isinstance(found, RunDocument):
         return (found.id, found.run_id) == (document.id, document.run_id)
     return found is not None

@@ -1,4 +1,8 @@
-"""Defines the report of a finished run, as a value and as a table for the terminal."""
+"""Defines the report of a finished run, as a value and as a table for the terminal.
+
+A run is finished once `report.json` exists for its last step: no later attempt trains it again. The report holds plain
+results (`results.py`), so neither this module nor its readers know an evaluation task by name (decision 25).
+"""
 
 from dataclasses import dataclass
 from typing import Any, cast
@@ -30,7 +34,7 @@ class Report:
         step: Optimizer steps done.
         seconds: Time of training, over all attempts.
         ranks: World size of the last attempt.
-        samples_per_s: Samples per second over all ranks.
+        samples_per_s: Samples per second over all ranks, as a mean over `seconds`.
         loss: The last loss; None if it was not finite.
         run_id: MLflow's id of the run.
         tracking_uri: Address of the MLflow server.
@@ -55,13 +59,14 @@ class Report:
     def evaluated_with(self, settings: dict[str, Any]) -> bool:
         """Returns whether `results` were computed with these evaluation settings, a section of `Config.stored`.
 
-        The answer is also True if the settings have no `url`, because nothing is evaluated then.
+        If not, the command that starts a finished run evaluates it again. The answer is also True if the settings have
+        no `url`, because nothing is evaluated then.
         """
         if settings["url"] is None:
             return True
         if not self.results:
             return False
-        if self.evaluation is None:
+        if self.evaluation is None:  # A report of version 0.1.0, which had no setting `tasks`.
             return settings["tasks"] is None and all(_fits(result, settings) for result in self.results)
         return _decisive(filled(self.evaluation, EvaluationConfig)) == _decisive(settings)
 
@@ -88,7 +93,10 @@ def _fits(result: TaskResult, settings: dict[str, Any]) -> bool:
 
 
 def _decisive(settings: dict[str, Any]) -> dict[str, Any]:
-    """Returns the evaluation settings that the results depend on, which are all except `batch`."""
+    """Returns the evaluation settings that the results depend on, which are all except `batch`.
+
+    `batch` says how many samples are embedded at once.
+    """
     return {name: value for name, value in settings.items() if name != "batch"}
 
 
@@ -116,6 +124,7 @@ class _ZeroShot:
 
     def result(self) -> TaskResult:
         sums = tuple(map(sum, self.counts))
+        # `row[number]` raises IndexError if the matrix is not square; `with_results` turns that into a message.
         right = [row[number] for number, row in enumerate(self.counts)]
         recalls = tuple(hits / samples if samples else None for hits, samples in zip(right, sums, strict=True))
         chance = Baseline("chance", self.chance, f"{sum(map(bool, sums))} classes")

@@ -3,6 +3,9 @@
 <run>/requests/stop.json               asks the run to save and end
 <run>/requests/profile-7f3a.json       asks the run to record some steps
 <run>/requests/refused-stop.json       a request that could not be read; it is kept and ignored
+
+The status thread of rank 0 (`health/status.py`) reads the requests every few seconds, and the training loop acts on
+them on all ranks. A request is deleted only after the loop has taken it, so a request whose reader dies is not lost.
 """
 
 import logging
@@ -18,7 +21,9 @@ from emocap_pretrain.run_folder.storage import DocumentKind, Unreadable
 
 FOLDER = "requests"
 STOP, PROFILE, REFUSED = f"{FOLDER}/stop.json", f"{FOLDER}/profile-", f"{FOLDER}/refused-"
-VALID_S = 3600.0  # An older request was meant for an attempt that has ended since.
+# An older request was meant for an attempt that has ended since. A living run may also need long to read a request: it
+# does so only after it has opened its data and its model.
+VALID_S = 3600.0
 KEPT_BYTES = 1 << 16  # How much of a refused request is kept.
 
 Request = TypeVar("Request", StopRequest, ProfileRequest)
@@ -35,7 +40,10 @@ class Requests:
 
 
 def ask_to_stop(store: Store) -> None:
-    """Writes a request to save and end, which rank 0 of the run reads within seconds."""
+    """Writes a request to save and end, which rank 0 of the run reads within seconds.
+
+    A second request replaces the first one.
+    """
     storage.write(store, STOP, STOP_REQUEST, StopRequest(time.time()))
 
 
@@ -47,8 +55,9 @@ def ask_for_profile(store: Store, request: ProfileRequest) -> None:
 def pending(store: Store) -> Requests:
     """Returns the requests that the run has not served yet: whether it has to stop, and at most one profile request.
 
-    If there are several profile requests, it returns the one whose path comes first in alphabetical order.
-    Files that are not valid requests are renamed, so that they are not read again.
+    If there are several profile requests, it returns the one whose path comes first in alphabetical order. The others
+    are returned by later calls, after `mark_served` has deleted this one. Files that are not valid requests are
+    renamed, so that they are not read again.
     """
     present = sorted(entry.path for entry in store.list(FOLDER))
     stop = _read(store, STOP, STOP_REQUEST) if STOP in present else None
@@ -57,7 +66,7 @@ def pending(store: Store) -> Requests:
 
 
 def mark_served(store: Store, requests: Requests) -> None:
-    """Deletes these requests, so that they are not read again."""
+    """Deletes these requests, so that they are not read again. A request that does not exist is ignored."""
     if requests.stop:
         store.delete(STOP)
     if requests.profile:
@@ -83,6 +92,7 @@ def _read(store: Store, path: str, kind: DocumentKind[Request]) -> Request | Non
     if isinstance(request, Unreadable):
         _refuse(store, path, request.reason)
         return None
+    # The store's clock counts and not the field `at`, because the clock of the user's host may be wrong.
     age_s = store.age_s(path) if request else None
     if age_s is not None and age_s > VALID_S:
         store.delete(path)
@@ -93,5 +103,7 @@ def _read(store: Store, path: str, kind: DocumentKind[Request]) -> Request | Non
 def _refuse(store: Store, path: str, reason: str) -> None:
     refused = f"{REFUSED}{path.removeprefix(f'{FOLDER}/')}"
     log.warning("the request %s/%s is refused (%s) and kept as %s", store.url, path, reason, refused)
+    # The copy is written before the original is deleted. A crash between the two leaves both, and the request is
+    # refused once more. Only the beginning of the file is read, because its writer chose its size.
     store.put(refused, store.read_range(path, 0, KEPT_BYTES))
     store.delete(path)

@@ -1,7 +1,8 @@
 """Defines the results of an evaluation as plain values: named scores, values by class, confusion matrices.
 
 Every task returns its results in these types. The report, the tracker and the command line therefore need no code for
-individual tasks.
+individual tasks (decision 25). `report.json` stores the values, so a change of a field is a change of a document:
+`documents.py` says what to do then.
 """
 
 import math
@@ -11,9 +12,10 @@ from typing import Annotated
 
 from pydantic import Field
 
+# Types of fields. pydantic checks their bounds when a document is read, and not when a value is made in code.
 Share = Annotated[float, Field(ge=0, le=1)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=0, le=1 << 53)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]  # JSON has neither NaN nor infinity.
+Count = Annotated[int, Field(ge=0, le=1 << 53)]  # Up to 2**53, every integer is also a float64.
 
 _NAME = re.compile(r"[a-z0-9_]+(/[a-z0-9_]+)*")
 
@@ -45,6 +47,13 @@ class Score:
         value: The number.
         baseline: The score of a guess, for comparison, if there is one.
         is_share: Whether the number is a share of samples, which is shown in per cent.
+
+    Raises:
+        ValueError: If the name has characters that MLflow refuses, or the value is not finite.
+
+    Example:
+        Score("uar", "zero-shot UAR", 0.411, Baseline("chance", 0.125, "8 classes")).text()
+        # "41.1%  (chance 12.5%: 8 classes)"
     """
 
     name: str

@@ -3,6 +3,9 @@
 Commands such as `emocap status` use this module in another process than the run's. A run is alive if its status was
 written less than `DEAD_S` ago by the clock of the store, because the clocks of two hosts may differ by hours. If a
 store does not report ages, this module waits for the status to change.
+
+No process is asked, because a run may be on hosts that the reader cannot reach, and under any launcher. The price is
+that an answer is some seconds old, and that a killed run looks alive for up to `DEAD_S` (decisions 17 and 20).
 """
 
 import math
@@ -17,7 +20,9 @@ from emocap_pretrain.run_folder import attempts
 from emocap_pretrain.run_folder.documents import ENDED, AttemptDocument, Failure, Status
 from emocap_pretrain.run_folder.storage import Unreadable
 
-STALE_S, DEAD_S = 20.0, 60.0  # A status is written every 5 s.
+# A status is written every 5 s. After `STALE_S` the commands show its age. After `DEAD_S` the run counts as dead, and
+# the commands refuse to stop or profile it.
+STALE_S, DEAD_S = 20.0, 60.0
 POLL_S = 5.0
 SKEW_S = 60.0  # A larger difference between clocks is reported.
 
@@ -31,7 +36,8 @@ class AttemptState:
         launched: When and on how many ranks the attempt was launched.
         status: Last status of the attempt.
         cause: The failure that ended the attempt, if a rank recorded one.
-        silent_s: Seconds since the status was written, by the store's clock; infinite for all but the newest attempt.
+        silent_s: Seconds since the status was written, by the store's clock; infinite for all but the newest attempt,
+            which alone can be alive.
         faults: Documents of the attempt that cannot be read.
         skew_s: Seconds by which the clock of rank 0's host is ahead of this host's clock; None if that is not known.
     """
@@ -61,7 +67,10 @@ class AttemptState:
 
     @property
     def alive(self) -> bool:
-        """Returns whether the attempt has not ended and has written its status within the last `DEAD_S` seconds."""
+        """Returns whether the attempt has not ended and has written its status within the last `DEAD_S` seconds.
+
+        A status that cannot be read counts too, if it is that young.
+        """
         ended = self.status is not None and self.status.state == ENDED
         return not ended and self.silent_s < DEAD_S
 
@@ -69,6 +78,8 @@ class AttemptState:
     def ending(self) -> str:
         """Returns a text that says how the attempt ended; "" while it runs."""
         cause = self.cause
+        # A rank's own error says more than the status, which rank 0 may not have written any more. The status says more
+        # than a record that only reports the loss of another rank.
         if cause and not cause.lost:
             return f"rank {cause.rank} ({cause.host}): {cause.kind}: {cause.message}"
         if self.status and self.status.state == ENDED:
@@ -138,6 +149,8 @@ def _attempt(store: Store, number: int, *, newest: bool) -> AttemptState:
     cause = attempts.cause(attempts.failures(store, number))
     known = status if isinstance(status, Status) else None
     age_s = attempts.age_s(store, number) if newest else math.inf
+    # `known.at` is a time by the clock of rank 0's host. If that clock were equal to this host's clock, `known.at` plus
+    # the age would be the time now.
     if age_s is None:
         age_s, skew_s = _watched_s(store, number, status), None
     else:

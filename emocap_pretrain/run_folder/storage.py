@@ -3,7 +3,11 @@
 Each document is JSON with a schema version. The reader limits the size of documents, upgrades those of older versions,
 fills in defaults, and drops fields that a newer version added. For a document that cannot be used, the reader returns
 an `Unreadable` value and raises no error. Every caller therefore has to handle that case, and no document crashes a
-run.
+run. Decision 20 lists what each caller does.
+
+`documents.py` defines the types of the documents and one `DocumentKind` for each. The other modules of this folder read
+and write them: `attempts`, `folder`, `requests` and `unsent` for the run itself, and `state` for commands that look at
+a run from outside.
 """
 
 import json
@@ -17,9 +21,11 @@ from emocap_shards.errors import NotFound, TooLarge
 from emocap_shards.store import Store
 from pydantic import TypeAdapter, ValidationError
 
-SMALL_BYTES = 1 << 20
+SMALL_BYTES = 1 << 20  # The limit of most documents. A limit is needed because somebody else may have written them.
 DEEPEST = 64  # Levels of nested lists and mappings; documents of this package have fewer than 16.
-READINGS, PAUSE_S = 3, 0.05  # How often an answer of the store that looks wrong is requested, and the pause in between.
+# How often an answer of the store that looks wrong is requested, and the pause in between. One stale listing or one
+# flipped bit must not count as a loss (decision 21).
+READINGS, PAUSE_S = 3, 0.05
 
 Form = TypeVar("Form")
 Value = TypeVar("Value")
@@ -44,6 +50,13 @@ class Unreadable:
 @dataclass(frozen=True)
 class DocumentKind(Generic[Form]):
     """Defines one kind of document: its fields, its schema version, and how older versions are read.
+
+    To add a field, give it a default in `form`; nothing else changes. To rename a field or to change its meaning,
+    append a function to `upgrades`, which raises the schema by one:
+
+        STATUS = DocumentKind(Status, (renamed({"start": "attempt"}),))  # Schema 1; schema 0 had the field `start`.
+
+    A version that reads a document of a newer schema drops the fields that it does not know.
 
     Args:
         form: A frozen dataclass, which defines the fields with their bounds and defaults.
@@ -77,6 +90,8 @@ class DocumentKind(Generic[Form]):
         Raises:
             ValueError: If the document cannot be used. The message is the reason, in one line.
         """
+        # Python's parser also accepts NaN and Infinity, which JSON does not have. It raises RecursionError for a text
+        # that is nested too deeply for it.
         try:
             body = json.loads(data, parse_constant=_refuse)
         except (ValueError, RecursionError) as error:
@@ -89,10 +104,12 @@ class DocumentKind(Generic[Form]):
         Raises:
             ValueError: If the document cannot be used. The message is the reason, in one line.
         """
+        # This comes before the validation, which descends by recursion.
         if _is_deep(body):
             raise ValueError(f"it is nested more than {DEEPEST} deep")
         schema = _schema_of(body)
         try:
+            # Each upgrade leads from one schema to the next. For a document of a newer schema the slice is empty.
             for upgrade in self.upgrades[schema:]:
                 body = upgrade(body)
             return self._adapter.validate_python(body)
@@ -120,7 +137,9 @@ def read_repeatedly(read_once: Callable[[], Value]) -> Iterator[Value]:
     """Yields the results of up to `READINGS` calls of `read_once`, with pauses in between.
 
     The caller stops at the first result that looks right. A later reading may differ, because a store may answer with
-    an older state.
+    an older state. For example, this is False only if three requests in a row do not find the object:
+
+        any(read_repeatedly(lambda: store.exists(path)))
     """
     for reading in range(READINGS):
         if reading:
@@ -151,12 +170,13 @@ def renamed(names: dict[str, str]) -> Callable[[Any], Any]:
 def _schema_of(body: Any) -> int:
     """Returns the schema version of a body; lists, and mappings without a version, are of schema 0."""
     schema: Any = cast("dict[str, Any]", body).get("schema", 0) if isinstance(body, dict) else 0
-    if type(schema) is not int or schema < 0:
+    if type(schema) is not int or schema < 0:  # `isinstance` would accept a bool.
         raise ValueError(f"schema={str(schema)[:20]!r} is not the number of a version")
     return schema
 
 
 def _is_deep(body: Any) -> bool:
+    # The loop goes level by level. A recursive function would itself fail for a body that is nested deeply.
     level: list[Any] = [body] if isinstance(body, dict | list) else []
     for _ in range(DEEPEST):
         inner = [cast("dict[str, Any]", each).values() if isinstance(each, dict) else each for each in level]

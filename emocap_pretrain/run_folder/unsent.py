@@ -2,6 +2,9 @@
 
 A checkpoint contains the rows that were not sent when it was saved. This file holds later rows too, such as the results
 of a run that ended while MLflow was unreachable. The next attempt reads and sends them, on any host.
+
+The rows of the file and of the checkpoint may overlap, and rows that are sent may have arrived before. That is
+harmless, because the tracker counts each row once (`tracking/mlflow_run.py`).
 """
 
 import logging
@@ -49,7 +52,7 @@ def write(store: Store, rows: Sequence[Mapping[str, Any]], *, number: int) -> No
     Raises:
         StoreError: If the store refuses the document.
     """
-    if newest(store) > number:
+    if newest(store) > number:  # The newer attempt reads this file at its start and writes it at its end.
         return
     if rows:
         store.put(UNSENT_FILE, dump(rows))
@@ -69,7 +72,13 @@ def write_or_warn(store: Store, rows: Sequence[Mapping[str, Any]], *, number: in
 
 
 def read(store: Store) -> list[dict[str, Any]]:
-    """Returns the rows that the previous attempt could not send. They stay stored until `write` replaces them."""
+    """Returns the rows that the previous attempt could not send. They stay stored until `write` replaces them.
+
+    If the file cannot be used, no rows are returned, and a warning names it.
+
+    Raises:
+        StoreError: If the store does not answer.
+    """
     found = storage.read(store, UNSENT_FILE, UNSENT)
     if isinstance(found, Unreadable):
         log.warning("%s: its rows for the tracker are lost", found)
