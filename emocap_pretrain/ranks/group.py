@@ -2,6 +2,10 @@
 
 All ranks of a group must call its collectives in the same order. Each collective has the decorator `collective`, and a
 test compares the calls that two ranks have recorded. The losses and DeepSpeed call further collectives directly.
+
+A rank that raises an error while the others wait in a collective leaves them waiting until their timeout. Therefore
+work that can fail on one rank, and whose result all ranks need, runs through `run_on_main` or `run_on_all`: the error
+travels in the place of the result (decision 28).
 """
 
 import functools
@@ -23,7 +27,8 @@ from emocap_pretrain.ranks.info import RankInfo
 Value = TypeVar("Value")
 Given = ParamSpec("Given")
 
-# If one rank raises one of these errors, all ranks raise an error of the same class with the same message.
+# If one rank raises one of these errors, all ranks raise an error of the same class with the same message. The input or
+# the whole run is the cause, so no rank is named.
 _SHARED: dict[str, type[EmocapError]] = {each.__name__: each for each in (ConfigError, Superseded)}
 
 _recordings: list["Recording"] = []
@@ -39,7 +44,10 @@ class Recording:
 
 @contextmanager
 def recorded_collectives() -> Generator[Recording]:
-    """Records the collectives that this process calls within the block."""
+    """Records the collectives that this process calls within the block, in all its threads.
+
+    Tests use it to compare what two ranks have called. Blocks may be nested; each has its own recording.
+    """
     recording = Recording()
     _recordings.append(recording)
     try:
@@ -51,7 +59,11 @@ def recorded_collectives() -> Generator[Recording]:
 def collective(
     call: Callable[Concatenate["RankGroup", Given], Value],
 ) -> Callable[Concatenate["RankGroup", Given], Value]:
-    """Decorates a method of `RankGroup` that all ranks must call in the same order, so that its calls are recorded."""
+    """Decorates a method of `RankGroup` that all ranks must call in the same order, so that its calls are recorded.
+
+    The decorator also marks the method for a reader. It does not synchronize anything, and it records also a call that
+    another collective makes.
+    """
 
     @functools.wraps(call)
     def recorded(group: "RankGroup", *arguments: Given.args, **named: Given.kwargs) -> Value:
@@ -66,6 +78,15 @@ def collective(
 @dataclass(frozen=True, slots=True)
 class RankGroup:
     """A group of all ranks of the job, with this rank's number, its device and torch's process group.
+
+    A job may have several groups of the same ranks (`patient`). The order of collectives counts within each group, so
+    each thread that calls collectives needs a group of its own.
+
+    A process alone has `process_group=None`. Its collectives return at once, so callers need no branch for this case:
+
+        group = RankGroup(Rank(), "cpu", None)
+        group.run_on_main(lambda: 3)  # 3
+        group.gather("host-a")  # ["host-a"]
 
     Attributes:
         info: The number of this rank, and the number of all ranks.
@@ -95,12 +116,16 @@ class RankGroup:
     def run_on_main(self, act: Callable[[], Value], *, failing: str | None = None) -> Value:
         """Runs `act` on rank 0 and returns its value on every rank. If it raises an error, every rank raises one.
 
+        The other ranks wait meanwhile, at most for the timeout of the group. If `act` may take longer, the group must
+        come from `patient`.
+
         Args:
-            act: A function that only rank 0 calls.
+            act: A function that only rank 0 calls. The other ranks receive its value as a pickle.
             failing: The first words of a `CheckpointError` on failure, such as "the checkpoint was not saved". See
                 `run_on_all` for the errors.
         """
         outcome, error = _tried(act) if self.is_main else (_Outcome(), None)
+        # The broadcast is unconditional: rank 0 sends its error too, otherwise the other ranks would wait for a value.
         outcome = self.broadcast_from_main(outcome)
         _raise_failure(outcome, 0, error, failing)
         return outcome.value
@@ -109,8 +134,9 @@ class RankGroup:
     def run_on_all(self, act: Callable[[], Value], *, failing: str | None = None) -> list[Value]:
         """Runs `act` on every rank and returns all values in the order of the ranks.
 
-        If `act` raises an error on some rank, every rank raises one. Without `failing`, each rank that failed raises
-        its own error. In all other cases the error depends on the failed rank with the lowest number:
+        No rank returns before every rank has run `act`. If `act` raises an error on some rank, every rank raises one.
+        Without `failing`, each rank that failed raises its own error. In all other cases the error depends on the
+        failed rank with the lowest number:
 
         Raises:
             ConfigError, Superseded: If that rank has raised an error of this class. The message is the same.
@@ -120,13 +146,14 @@ class RankGroup:
         """
         outcome, error = _tried(act)
         outcomes = self.gather(outcome)
+        # All ranks look at the same outcomes in the same order, so all of them find the same rank to blame.
         for rank, each in enumerate(outcomes):
             _raise_failure(each, rank, error, failing)
         return [each.value for each in outcomes]
 
     @collective
     def broadcast_from_main(self, value: Any) -> Any:
-        """Returns the value of rank 0 on every rank. The values of the other ranks are ignored."""
+        """Returns the value of rank 0 on every rank, which receives it as a pickle. Other ranks' values are ignored."""
         if self.process_group is None:
             return value
         box: list[Any] = [value if self.is_main else None]
@@ -135,7 +162,7 @@ class RankGroup:
 
     @collective
     def gather(self, value: Value) -> list[Value]:
-        """Returns the values of all ranks in their order."""
+        """Returns the values of all ranks in their order. They are pickled, and every rank receives all of them."""
         if self.process_group is None:
             return [value]
         values: list[Any] = [None] * self.world_size
@@ -174,10 +201,14 @@ class RankGroup:
         """Returns a further gloo group of the same ranks, for slow work or for a thread beside the training.
 
         The timeout of its collectives is a day, because a rank may wait that long for a store. A lost rank is noticed
-        by the collectives of the training's group, whose timeout is short.
+        by the collectives of the training's group, whose timeout is short, or by the watchdog.
+
+        Args:
+            name: The name of the new group in recordings.
         """
         if self.process_group is None:
             return replace(self, name=name)
+        # Gloo, also on GPUs: its collectives run on the CPU, beside the collectives of NCCL that the training queues.
         group = dist.new_group(backend="gloo", timeout=timedelta(days=1))
         return RankGroup(self.info, "cpu", cast(ProcessGroup, group), name)
 
@@ -199,6 +230,7 @@ def _tried(act: Callable[[], Any]) -> tuple[_Outcome, Exception | None]:
         return _Outcome(act()), None
     except Exception as error:  # noqa: BLE001 - raised again by `_raise_failure`, on every rank
         message = " ".join(str(error).split())
+        # The messages of these classes are written for a user; the message of any other error needs its class.
         if not (message and isinstance(error, (EmocapError, StoreError, OSError))):
             message = f"{type(error).__name__}: {message}".removesuffix(": ")
         shared = next((name for name, kind in _SHARED.items() if isinstance(error, kind)), None)

@@ -1,4 +1,8 @@
-"""Defines the numbers that identify a process among the ranks of a job."""
+"""Defines the numbers that identify a process among the ranks of a job.
+
+`RankInfo` is a protocol, because the runtime of `emocap_cluster` has a type of its own for these numbers: that package
+does not import this one. `Rank` is the type that this package makes.
+"""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,8 +14,9 @@ class RankInfo(Protocol):
     Attributes:
         rank: Number of this rank, from 0 to `world_size` - 1.
         world_size: Number of ranks of the job.
-        local_rank: Number of this rank on its host, from 0.
-        local_world_size: Number of ranks on this host.
+        local_rank: Number of this rank on its host, from 0. Work that is needed once on each host is done by the rank
+            whose number is 0.
+        local_world_size: Number of ranks on this host, which share its cores and its memory.
     """
 
     @property

@@ -19,14 +19,22 @@ def joined(settings: ClusterConfig, runtime: Runtime) -> Generator[RankGroup]:
     """Makes this process a rank of the job within the block, and yields the group of all ranks.
 
     If a process group exists already, because Ray has made one, it is used, and it stays open after the block.
+    Otherwise the group is made from the environment variables that the launcher has set, with NCCL on GPUs and gloo on
+    CPUs. This is a collective: it waits until all ranks of the job have joined.
+
+    Args:
+        settings: The number of threads, and the timeout of the collectives.
+        runtime: The numbers and the device of this rank.
     """
     info, device = runtime.rank_info, runtime.device
     use_threads(settings, info)
     made = not dist.is_initialized()
+    # NCCL's collectives of Python objects (`RankGroup.gather`) copy through the current device of the process.
     if device.startswith("cuda"):
         torch.cuda.set_device(device)
     if made:
         backend = "nccl" if device.startswith("cuda") else "gloo"
+        # This timeout is longer than `timeout_s`, so that the watchdog names the missing rank before torch gives up.
         timeout = timedelta(seconds=settings.group_timeout_s)
         # A job with a single process needs no address at which ranks meet.
         store = dist.HashStore() if info.world_size == 1 else None  # pyright: ignore[reportPrivateImportUsage]
@@ -42,7 +50,11 @@ def joined(settings: ClusterConfig, runtime: Runtime) -> Generator[RankGroup]:
 
 
 def lost_contact(error: RuntimeError) -> bool:
-    """Returns whether a collective has failed because another rank is gone. Gloo raises plain `RuntimeError`s."""
+    """Returns whether a collective has failed because another rank is gone.
+
+    Torch's own errors of a group have the class `DistError`. Gloo raises plain `RuntimeError`s, which are recognized by
+    the path of gloo's source file in their text.
+    """
     return isinstance(error, dist.DistError) or "/gloo/" in str(error)
 
 

@@ -2,6 +2,10 @@
 
 `EnvRuntime` implements it for launchers that set the environment variables of torchrun (torchrun, deepspeed) or of
 SLURM. `emocap_cluster` implements it for Ray, without importing this module.
+
+The interface is small on purpose: training learns its numbers and its device, asks whether to stop, and reports
+checkpoints and progress. Everything else that a run tells or is told goes through its folder, so that it works under
+every launcher (decision 17).
 """
 
 import os
@@ -20,7 +24,11 @@ from emocap_pretrain.ranks.info import Rank, RankInfo
 
 @runtime_checkable
 class Runtime(Protocol):
-    """Says which rank of the job this process is, and passes messages between the job and the process."""
+    """Says which rank of the job this process is, and passes messages between the job and the process.
+
+    The training thread calls all methods. None of them is a collective. An implementation should not wait in them,
+    because the other ranks would wait for this rank in their next collective.
+    """
 
     @property
     def rank_info(self) -> RankInfo: ...
@@ -31,11 +39,15 @@ class Runtime(Protocol):
         ...
 
     def should_stop(self) -> bool:
-        """Returns whether this rank must end soon, for example after SIGTERM. All ranks call this at the same steps."""
+        """Returns whether this rank must end soon, for example after SIGTERM. All ranks call this at the same steps.
+
+        The ranks may return different values. `Monitor.poll` and `Monitor.exchange` combine them, so that all ranks
+        stop if one rank must.
+        """
         ...
 
     def committed(self, checkpoint: str) -> None:
-        """Reports that a checkpoint is committed at this URL. Every rank calls this."""
+        """Reports that a checkpoint is committed at this URL. Every rank calls this, once for each checkpoint."""
         ...
 
     def heartbeat(self, step: int, steps: int, note: str) -> None:
@@ -48,7 +60,10 @@ class Runtime(Protocol):
 
 @dataclass(slots=True)
 class EnvRuntime:
-    """Implements `Runtime` from environment variables. SIGTERM or the first Ctrl-C stops training after a step."""
+    """Implements `Runtime` from environment variables. SIGTERM or the first Ctrl-C stops training after a step.
+
+    `from_environment` reads the variables and installs the signal handlers.
+    """
 
     rank_info: Rank
     device: str
@@ -61,15 +76,18 @@ class EnvRuntime:
 
         Args:
             device: `cpu`, `cuda`, or `auto`, which is CUDA if there is a CUDA device.
-            listen: Whether SIGTERM and Ctrl-C ask the training to stop. If False, they end the process as usual.
+            listen: Whether SIGTERM and Ctrl-C ask the training to stop. If False, they end the process as usual. Python
+                allows signal handlers only in the main thread, so other threads must pass False.
         """
         info = _rank_info(os.environ)
+        # torchrun and deepspeed set RANK and the address at which ranks meet. srun sets neither.
         if "RANK" not in os.environ and _in_slurm_step(os.environ):
             _meet_as_slurm_says()
         runtime = cls(info, _device(device, info.local_rank))
         if not listen:
             return runtime
 
+        # The handler only sets a flag: training reads it after a step, when all ranks can save together.
         def stop(number: int, _frame: object) -> None:
             runtime._stop.set()
             if number == signal.SIGINT:
@@ -140,6 +158,8 @@ def _first_host(hosts: str) -> str:
 
 
 def _rank_info(variables: Mapping[str, str]) -> Rank:
+    # If torchrun or deepspeed runs within a step of SLURM, both sets of variables exist. Those of the ranks' own
+    # launcher count.
     if "RANK" in variables:
         rank, world, local_rank = (int(variables[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
         # Torchrun sets the first variable and DeepSpeed the second. Without both, all ranks are assumed on one host.
