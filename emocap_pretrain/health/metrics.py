@@ -1,4 +1,8 @@
-"""Measures the throughput and the memory of each rank, and makes the metrics of the job from those of all ranks."""
+"""Measures the throughput and the memory of each rank, and makes the metrics of the job from those of all ranks.
+
+`RankMeter` counts on each rank. At a logged step the monitor exchanges the counts of all ranks as plain numbers, in the
+order of `RANK_METRICS`, and every rank computes the same metrics from them with `job_metrics`.
+"""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -13,6 +17,7 @@ from emocap_pretrain.data.batch import Batch
 from emocap_pretrain.health.timing import SECTIONS
 from emocap_pretrain.run_folder.documents import Straggler
 
+# The first four are counted since the last logged step, and the others are measured at it.
 RANK_METRICS: tuple[str, ...] = (
     "seconds",
     "steps",
@@ -60,6 +65,7 @@ class RankMeter:
         if not self.device.startswith("cuda"):
             return 0.0, 0.0
         memory_gib = torch.cuda.max_memory_allocated() / 2**30
+        # NVML gives the utilization, which torch reads through the package pynvml.
         return memory_gib, torch.cuda.utilization(self.device) / 100 if find_spec("pynvml") else 0.0
 
 
@@ -73,6 +79,7 @@ def job_metrics(ranks: Sequence[Mapping[str, float]], straggler: Straggler | Non
         ranks: The `RANK_METRICS` and the seconds of `SECTIONS` of each rank, in rank order.
         straggler: The slowest rank; None if there is one rank only.
     """
+    # All ranks make the same steps, so the number of steps of rank 0 is that of the job. It is 0 before the first one.
     seconds = max(each["seconds"] for each in ranks)
     step_s = seconds / max(1.0, ranks[0]["steps"])
     row = {

@@ -1,4 +1,12 @@
-"""Watches the training loop of one rank: `with Monitor(world, attempt, ...) as monitor`."""
+"""Watches the training loop of one rank: `with Monitor(world, attempt, ...) as monitor`.
+
+The loop calls the monitor, and the monitor calls the other modules of `health`: `position` and `timing` (where the rank
+is, and how long each section takes), `metrics` and `stragglers` (at logged steps), `status` (the status in the run's
+folder and the requests of users, on rank 0), `profiler`, and `liveness` (ranks that are lost or hang).
+
+Two threads belong to each rank: the exchange of heartbeats and the watchdog. Rank 0 also has the thread of the status.
+The training thread calls the methods of the monitor. Only the methods that store a failure run in other threads.
+"""
 
 import logging
 import socket
@@ -26,6 +34,7 @@ from emocap_pretrain.run_folder.attempts import FINAL, PASSING, STOP_REQUESTED, 
 from emocap_pretrain.run_folder.documents import Failure, ProfileRequest, Straggler
 from emocap_pretrain.run_folder.requests import Requests
 
+# How long the end of the run waits for traces of the profiler, and the end after an error for the record of the error.
 UPLOAD_S, STORE_FAILURE_S = 60.0, 10.0
 
 log = logging.getLogger(__name__)
@@ -52,7 +61,8 @@ class Monitor:
     """Watches the training of one rank within a `with` block, and records how the block ends.
 
     The constructor is a collective. If a collective in the block fails because another rank is gone or hangs, the block
-    raises `LostContact`, whose message names the rank if it is known.
+    raises `LostContact`, whose message names the rank if it is known. If a rank hangs, or a lost rank makes no
+    collective fail, the watchdog ends the process with exit code 70, and the block never ends.
 
     Attributes:
         position: The position of the training thread.
@@ -79,6 +89,7 @@ class Monitor:
         self._straggler_warnings = StragglerWarnings()
         self._profiler = Profiler(attempt.store, rank=world.rank, world_size=world.world_size)
         self._hosts = world.gather(self.host)
+        # A rank that is alone has no other ranks to watch, and no store of the job.
         self._watchdog = None
         if world.process_group is not None:
             self._watchdog = watch_ranks(
@@ -98,6 +109,7 @@ class Monitor:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: object) -> None:
+        # The error of a failed collective does not say which rank is the cause. The heartbeats do, so they come first.
         if error is None:
             self._finish()
         elif isinstance(error, RuntimeError) and lost_contact(error):
@@ -110,7 +122,8 @@ class Monitor:
     def enter(self, phase: str, step: int) -> None:
         """Records that `phase` ("training", "saving" or "evaluating") begins after `step` steps.
 
-        It also stops a recording of the profiler whose last step is done.
+        It also stops a recording of the profiler whose last step is done. The phases within a step are entered by the
+        sections of `timer`.
         """
         self.position.enter(phase, step)
         self._profiler.stop_after(step)
@@ -138,12 +151,17 @@ class Monitor:
             has_damage: Whether this rank has met damaged samples that it has not reported to the other ranks.
             extra: Further numbers of this rank. All ranks must give the same number of them.
 
+        Returns:
+            The exchanged values. Reading the sections waits for the device.
+
         Raises:
             Superseded: On all ranks, if the run's folder was deleted or replaced.
         """
         values = self._meter.read() | self.timer.read()
         names = (*RANK_METRICS, *SECTIONS)
         requests = self._take_requests()
+        # Each rank sends one row: the flags, the values in the order of `names`, and `extra`. Numbers have no names, so
+        # their order must be the same on all ranks.
         flags = [*self._flags(requests, should_stop), has_damage]
         table = self._world.gather_numbers([*flags, *(values[name] for name in names), *extra])
         stop, profile, superseded, damage = (any(column) for column in list(zip(*table, strict=True))[: len(flags)])
@@ -203,6 +221,7 @@ class Monitor:
             url = self._attempt.store.url
             reason = self._status.superseded if self._status else ""
             raise Superseded(reason or f"the folder of the run at {url} was deleted or replaced.")
+        # Only rank 0 has read the request. The flag was exchanged, so all ranks take part in this broadcast.
         if profile:
             request: ProfileRequest = self._world.broadcast_from_main(requests.profile if requests else None)
             self._profiler.start(request, self.position.step)
@@ -215,6 +234,7 @@ class Monitor:
 
     def _finish(self) -> None:
         """Records that training has ended without an error, and ends all threads."""
+        # The watchdog is closed last: until then a rank that is lost while others finish is still noticed.
         self._profiler.close(UPLOAD_S)
         done = self.position.step >= self._steps
         self.position.end(DONE)
@@ -226,6 +246,8 @@ class Monitor:
 
     def _fail(self, error: BaseException) -> None:
         """Sends an error to the other ranks, stores it in the run's folder, and ends all threads, within seconds."""
+        # First the other ranks learn of the error from a heartbeat, because they wait. The record in the store and the
+        # status, which may take seconds, come after it.
         kind, message = type(error).__name__, str(error) or type(error).__name__
         lost = isinstance(error, LostContact)
         if lost and self._hangs:
@@ -236,6 +258,7 @@ class Monitor:
         # All ranks raise the same `TrainingError` at once, so only the first few ranks store it.
         repeated = isinstance(error, TrainingError) and not self._hangs and self._world.rank >= REPORTING_RANKS
         nature = {"final": isinstance(error, FINAL), "passing": isinstance(error, PASSING)}
+        # A thread makes the call, because the store may be unreachable, and it repeats a failing request for minutes.
         try:
             if not repeated:
                 thread = Background("emocap-failure")
@@ -253,7 +276,7 @@ class Monitor:
 
         The error names the rank that is lost or hangs, if this rank can be found within seconds.
         """
-        timed_out = "imed out" in str(error)
+        timed_out = "imed out" in str(error)  # It begins with "T" or "t".
         diagnosis = self._watchdog.explain_loss(timed_out=timed_out) if self._watchdog else None
         reason = diagnosis.message if diagnosis else "another rank has ended or hangs, see its own message"
         self._hangs = diagnosis is not None and self._world.rank in diagnosis.ranks
@@ -272,6 +295,7 @@ class Monitor:
 
     def _record_diagnosis(self, diagnosis: Diagnosis) -> None:
         """Stores the diagnosis in the run's folder. The watchdog calls this before it ends the process."""
+        # The rank that is the reason stores its own stack. Of the others, the first few store that they lost it.
         rank = self._world.rank
         if rank in diagnosis.ranks:
             message = f"{diagnosis.message}; here: {stacks.of_thread(self.position.thread)}"

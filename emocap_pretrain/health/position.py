@@ -1,8 +1,13 @@
-"""Holds the position of the training thread in the program, which the other threads of its rank read."""
+"""Holds the position of the training thread in the program, which the other threads of its rank read.
+
+The loop writes the position (`Monitor.enter`, and the sections of a step through `SectionTimer`). Two threads read it:
+the exchange of heartbeats on every rank, and the status of the run on rank 0.
+"""
 
 import threading
 
-# A step passes through the phases in this order. Ranks in a later phase wait for a rank in an earlier phase.
+# A step passes through the phases in this order. Ranks in a later phase wait for a rank in an earlier phase. A save
+# after step N has the same number of done steps as the phases of step N + 1, and comes before them.
 PHASES = ("opening", "saving", "training", "data", "forward", "loss", "backward", "update", "evaluating")
 # These phases may take any time: they build and compile a model, write to a store that is unreachable, or evaluate.
 UNBOUNDED_PHASES = frozenset({"opening", "saving", "evaluating"})
@@ -17,6 +22,11 @@ class UnchangedTimer:
     """Counts the seconds for which a value has not changed. Its owner must call `update` about every second.
 
     The time between two calls counts as `MAX_TICK_S` at most.
+
+    Example:
+        timer = UnchangedTimer()
+        timer.update(0.0, "a"), timer.update(5.0, "a"), timer.update(60.0, "a"), timer.update(61.0, "b")
+        # (0.0, 5.0, 13.0, 0.0): of the 55 s between the second and the third call, 8 s count.
     """
 
     def __init__(self) -> None:
@@ -37,7 +47,8 @@ class TrainingPosition:
     """Holds the step and the phase of the training thread.
 
     The training thread makes this object and is the only one that writes to it. It sets plain attributes, so it never
-    waits for a thread that reads them.
+    waits for a thread that reads them. A reader may see a new step with the old phase for a moment, and reads again a
+    second later.
 
     Attributes:
         thread: The identifier of the training thread. Under Ray it is not the main thread.

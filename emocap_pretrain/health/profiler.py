@@ -2,6 +2,9 @@
 
 <run>/profiles/7f3a.json                              the steps and traces of a request
 <run>/profiles/step-00000121-rank-00000.json.gz       a trace; step 121 is the first in it
+
+A request arrives through the run's folder. Rank 0 reads it, the monitor broadcasts it, and all ranks call `start` after
+the same step. The answer is stored before the traces exist, and names the paths where they will lie.
 """
 
 import logging
@@ -37,7 +40,7 @@ class Profiler:
 
     def __init__(self, store: Store, *, rank: int, world_size: int) -> None:
         self._store, self._rank, self._world_size = store, rank, world_size
-        self._thread = Background("emocap-profile")
+        self._thread = Background("emocap-profile")  # It exports and uploads, while the next steps are trained.
         self._profile: torch.profiler.profile | None = None
         self._first_step = self._last_step = -1
 
@@ -48,6 +51,7 @@ class Profiler:
 
     def start(self, request: ProfileRequest, step: int) -> None:
         """Begins to record the requested number of steps after `step`. During a recording, it refuses a request."""
+        # All ranks know the steps of the recording, also those that do not record, so all refuse the same requests.
         if step < self._last_step:
             refused = f"steps {self._first_step} to {self._last_step} are being recorded"
             self._store_answer(request, ProfileAnswer(refused=refused))
@@ -68,6 +72,7 @@ class Profiler:
         """Stops a recording early, and waits for uploads, at most `wait_s` seconds."""
         if self._profile:
             self._log_errors(self._stop)
+        # The thread works in order: once an empty task at the end of its queue is done, all uploads are.
         self._log_errors(lambda: self._thread.submit(lambda: None).result(wait_s))
         self._thread.close()
 
@@ -87,7 +92,7 @@ class Profiler:
 
     def _upload(self, profile: torch.profiler.profile, path: str) -> None:
         with tempfile.TemporaryDirectory(prefix="emocap-profile-") as folder:
-            trace = Path(folder) / Path(path).name
+            trace = Path(folder) / Path(path).name  # The ending .gz makes torch compress the file.
             profile.export_chrome_trace(str(trace))
             self._store.put_file(path, trace)
         log.info("the trace of rank %d is stored as %s/%s", self._rank, self._store.url, path)

@@ -2,6 +2,10 @@
 
 The thread does both every few seconds. If the store is unreachable, training continues, and the status in the folder is
 out of date.
+
+The thread and the training thread share three fields without a lock. `_fields` is a frozen value that is replaced as a
+whole. `_requests` is swapped: if the thread writes it at the same moment, a request may be overwritten. It is then read
+again, because only requests that the training thread has taken are deleted. Only the thread writes `superseded`.
 """
 
 import logging
@@ -20,7 +24,7 @@ from emocap_pretrain.run_folder.attempts import STOP_REQUESTED, STOP_SIGNALLED, 
 from emocap_pretrain.run_folder.documents import ENDED, Status
 from emocap_pretrain.run_folder.requests import Requests
 
-INTERVAL_S = 5.0
+INTERVAL_S = 5.0  # `run_folder.state` counts a run as dead after twelve times as long.
 CLOSE_S = 10.0
 FAILED, STOPPED = "failed", "stopped"
 
@@ -53,11 +57,14 @@ class StatusThread:
         self._thread.start()
 
     def update(self, **fields: Any) -> None:
-        """Replaces fields of `Status` from the next write on."""
+        """Replaces fields of `Status` from the next write on. It does not wait for the store."""
         self._fields = replace(self._fields, **fields)
 
     def take_requests(self) -> Requests:
-        """Returns the requests since the last call; the thread deletes them from the folder."""
+        """Returns the requests since the last call; the thread deletes them from the folder.
+
+        The training thread calls this, and never waits for the store. A profile request is returned once.
+        """
         taken, self._requests = self._requests, Requests()
         # The thread may have read a request again before it deleted it.
         if taken.profile and taken.profile.id in self._served_ids:
@@ -81,6 +88,8 @@ class StatusThread:
 
     def _run(self) -> None:
         while True:
+            # Both are read before the work: a call of `close` during the work leads to one more round, which writes the
+            # last status.
             last = self._closing.is_set()
             self._wake.clear()
             self._log_errors("requests to this run cannot be read", partial(self._read_requests, last=last))
@@ -99,6 +108,7 @@ class StatusThread:
             log.warning("%s: %s", problem, str(error) or type(error).__name__)
 
     def _write(self) -> None:
+        # Writing would create the folder again if a user has deleted it. So its existence is checked first.
         self._attempt.require_folder()
         self._attempt.write_status(self._status())
 
@@ -110,12 +120,15 @@ class StatusThread:
 
     def _read_requests(self, *, last: bool) -> None:
         store = self._attempt.store
+        # First what training has taken is deleted, then the rest is read.
         while not self._served.empty():
             requests.mark_served(store, self._served.get())
         waiting = requests.pending(store)
         if not last:
             self._requests = waiting
         elif self._fields.how != FAILED:  # These requests came while the run was ending; the next attempt ignores them.
+            # The run was ending because of a signal. The user's request becomes the reason, so that a driver does not
+            # start the ranks again.
             if waiting.stop and self._fields.how == STOPPED:
                 self.update(reason=self._fields.reason.replace(STOP_SIGNALLED, STOP_REQUESTED, 1))
             requests.mark_served(store, waiting)

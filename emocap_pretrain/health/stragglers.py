@@ -19,11 +19,15 @@ MAD_TO_DEVIATION = 1.4826  # The standard deviation of a normal distribution, in
 def slowest_rank(seconds: Sequence[Mapping[str, float]], hosts: Sequence[str]) -> Straggler:
     """Returns the rank that needs most time in `OWN_SECTIONS`, and compares it with the median rank.
 
+    There is always a slowest rank, so the result says nothing alone: `StragglerWarnings` decides whether it matters.
+    All ranks compute the same result from the same numbers.
+
     Args:
         seconds: The seconds of each section of a step, for each rank.
         hosts: The host of each rank.
     """
     own = [sum(each[name] for name in OWN_SECTIONS) for each in seconds]
+    # The low median of two ranks is the quicker one, so a slow rank is compared with the other and not with their mean.
     median = median_low(own)
     deviation = MAD_TO_DEVIATION * median_low([abs(each - median) for each in own])
     rank = max(range(len(own)), key=own.__getitem__)
@@ -35,6 +39,7 @@ def slowest_rank(seconds: Sequence[Mapping[str, float]], hosts: Sequence[str]) -
         section=max(excess, key=excess.__getitem__),
         factor=own[rank] / median if median > 0 else 1.0,
         excess_s=excess_s,
+        # The floor of 1 % keeps the score finite if all other ranks need exactly the same time.
         score=excess_s / max(deviation, 0.01 * median) if median > 0 else 0.0,
     )
 

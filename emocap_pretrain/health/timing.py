@@ -1,4 +1,8 @@
-"""Measures how long the sections of a step take: data, forward, loss, backward, update and saving."""
+"""Measures how long the sections of a step take: data, forward, loss, backward, update and saving.
+
+Sections serve three purposes: their times are metrics, their names are the phases of the rank's position, and they
+appear in the traces of the profiler.
+"""
 
 import time
 from collections.abc import Callable, Generator
@@ -11,7 +15,8 @@ from torch.profiler import record_function
 SECTIONS: tuple[str, ...] = ("data", "forward", "loss", "backward", "update", "saving")
 # In these sections the host works or waits, while the device may be idle.
 HOST_SECTIONS = frozenset({"data", "saving"})
-# Once a section has this many pairs of CUDA events, their times are added up, without waiting for the next `read`.
+# Once a section has this many pairs of CUDA events, their times are added up, without waiting for the next `read`. So
+# the number of events is bounded if steps are logged rarely.
 MAX_PENDING_PAIRS = 4096
 
 EventPair = tuple[torch.cuda.Event, torch.cuda.Event]
@@ -24,9 +29,9 @@ def _ignore(_name: str) -> None: ...
 class SectionTimer:
     """Measures the seconds that the named sections of a step take on one rank.
 
-    On a GPU a section is timed by CUDA events on the current stream. So the host waits for the device only in `read`,
-    and once in every `MAX_PENDING_PAIRS` uses of a section. The sections "data" and "saving" are measured by the
-    host's clock on every device.
+    On a GPU a section is timed by CUDA events on the current stream. The host only queues the work of a section, so its
+    own clock would measure the queueing. It waits for the device only in `read`, and once in every `MAX_PENDING_PAIRS`
+    uses of a section. The sections "data" and "saving" are measured by the host's clock on every device.
 
     Attributes:
         device: The name of the rank's torch device, such as `cuda:3` or `cpu`.
@@ -46,7 +51,8 @@ class SectionTimer:
     def measure(self, name: str) -> Generator[None]:
         """Adds the time of the `with` block to the section `name`. The section "update" ends a step.
 
-        Sections must not be nested, because the inner time would count twice.
+        Sections must not be nested, because the inner time would count twice. The time of a block that raises an error
+        is not counted.
         """
         self.on_enter(name)
         on_device = self.device.startswith("cuda") and name not in HOST_SECTIONS

@@ -9,6 +9,9 @@ Five classes share this work:
 - `Watchdog` is the thread that prints and stores a diagnosis and ends the process with exit code 70.
 
 `watch_ranks` starts both threads on one rank.
+
+A newcomer reads `heartbeat`, `detector`, `exchange` and `watchdog` in this order (decision 30). docs/health.md lists
+which fault is found by which message, and after how long.
 """
 
 from emocap_pretrain.health.liveness.detector import Diagnosis, FailureDetector

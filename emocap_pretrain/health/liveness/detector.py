@@ -1,6 +1,12 @@
 """Decides from heartbeats which ranks have failed or hang.
 
-The detector has no I/O, no clock and no thread: its caller passes the heartbeats and the time.
+The detector has no I/O, no clock and no thread: its caller passes the heartbeats and the time. So it is tested with
+made-up heartbeats and times.
+
+Three faults are told apart. A rank is lost if its heartbeats stop, or if it has reported an error. A rank hangs if its
+heartbeats continue and its position does not change. The job's store is unreachable if this rank's own heartbeat does
+not come back. The reader measures the silence of a rank by its own clock, as the time for which the number of the
+heartbeat has not changed. A rank measures its own hang, in `Heartbeat.idle_s`.
 """
 
 import json
@@ -15,7 +21,7 @@ from emocap_pretrain.health.position import UnchangedTimer
 FAILED_S = 10.0
 # After a collective has failed, a rank without a new heartbeat for this long is the lost one.
 LOST_S = 3 * HEARTBEAT_S
-MAX_NAMED = 8
+MAX_NAMED = 8  # Ranks that a message names.
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +50,9 @@ class Diagnosis:
 class FailureDetector:
     """Diagnoses the job from the heartbeats that one rank reads.
 
+    The watchdog's thread calls `check`. After a failed collective the training thread stops that thread and calls
+    `explain_loss`. The two methods use different timers.
+
     Args:
         hosts: The host of each rank.
         rank: The rank that reads the heartbeats.
@@ -56,9 +65,11 @@ class FailureDetector:
         self.hosts, self._rank, self._store = hosts, rank, store
         self._timeout_s, self._silence_s = timeout_s, silence_s
         self._unanswered = UnchangedTimer()
+        # For how long the heartbeat of each rank has not changed. The second mapping is empty until a collective has
+        # failed, so its times count from then on.
         self._silent: dict[int, UnchangedTimer] = {}
         self._silent_after_loss: dict[int, UnchangedTimer] = {}
-        self._number: int | None = None
+        self._number: int | None = None  # The number of this rank's own heartbeat in the last reading that was judged.
 
     def sees_all(self, heartbeats: Mapping[int, Heartbeat]) -> bool:
         """Returns whether `heartbeats` contains a heartbeat of every rank."""
@@ -78,6 +89,8 @@ class FailureDetector:
         if unanswered_s >= self._silence_s:
             cause = "its host is gone, or the network to it is cut"
             return Diagnosis((), f"the job's store at {self._store} has not answered for {unanswered_s:.0f} s: {cause}")
+        # The other heartbeats are judged once for each reading. While the store does not answer they cannot change, and
+        # no rank must count as silent because of that.
         if not heartbeats or number == self._number:
             return None
         self._number = number
@@ -98,6 +111,8 @@ class FailureDetector:
             timed_out: Whether the collective reached its timeout. If so, the rank at the earliest position is reported
                 when no rank is lost.
         """
+        # In the order of certainty: a reported error, a process without heartbeats, and after a timeout the rank at the
+        # earliest position. A rank whose training has ended without its own error may be silent.
         failed = [rank for rank, each in heartbeats.items() if each.failed]
         if failed:
             return self._lost(failed, f"has ended: {heartbeats[failed[0]].ended}", heartbeats)
@@ -130,6 +145,7 @@ class FailureDetector:
         """
         if not self.sees_all(heartbeats):
             return None
+        # The rank that has waited too long may be one that waits for another rank, so it is not the one that is named.
         hangs = any(each.bounded and not each.ended and each.idle_s >= self._timeout_s for each in heartbeats.values())
         return self._find_slowest(heartbeats) if hangs else None
 

@@ -1,4 +1,8 @@
-"""Defines the message that each rank writes into the job's store once a second."""
+"""Defines the message that each rank writes into the job's store once a second.
+
+Only the process that writes a heartbeat knows for how long its training thread has made no progress, so a heartbeat
+carries seconds (`idle_s`) and no time of a clock: the clocks of two hosts may differ.
+"""
 
 from typing import NamedTuple
 
@@ -6,13 +10,14 @@ import orjson
 
 from emocap_pretrain.health.position import DONE, LOST, PHASES
 
-HEARTBEAT_S = 1.0
+HEARTBEAT_S = 1.0  # The pause between two heartbeats of a rank, and between two checks of its watchdog.
 
 
 class Heartbeat(NamedTuple):
     """Reports the position of a rank.
 
-    A heartbeat is a tuple, because a tuple is quick to parse: rank 0 may read a thousand heartbeats a second.
+    A heartbeat is a tuple, because a tuple is quick to parse: rank 0 may read a thousand heartbeats a second. It exists
+    only while a job runs, so it has no schema version.
 
     Attributes:
         rank: The rank that wrote the heartbeat.
@@ -36,7 +41,11 @@ class Heartbeat(NamedTuple):
 
     @property
     def place(self) -> tuple[int, int, int]:
-        """Returns the rank's place in the program. Ranks at a greater place wait for ranks at a smaller one."""
+        """Returns the rank's place in the program. Ranks at a greater place wait for ranks at a smaller one.
+
+        It is the step, the phase within the step, and the number of collectives, which distinguishes ranks in the same
+        phase.
+        """
         order = PHASES.index(self.phase) if self.phase in PHASES else len(PHASES)
         return self.step, order, self.collectives
 

@@ -1,4 +1,8 @@
-"""Formats the call stacks of threads: of this process, and with py-spy of another process on this host."""
+"""Formats the call stacks of threads: of this process, and with py-spy of another process on this host.
+
+A rank that hangs prints its own stacks, because its watchdog thread still runs. A process that sends no heartbeats may
+be frozen as a whole, so another process must read its stacks from outside.
+"""
 
 import shutil
 import subprocess
@@ -9,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-PY_SPY_S = 15
+PY_SPY_S = 15  # The longest wait for py-spy.
 MAX_CALLS_IN_LINE, MAX_CALLS = 3, 12
 # Threads that watch the others are left out, because they are busy with watching.
 WATCHING_THREADS = frozenset({"emocap-heartbeat", "emocap-watchdog", "emocap-status", "emocap-before-exit"})

@@ -3,6 +3,10 @@
 A rank that waits in a collective for a lost rank may wait without end, because a silent network gives no error. So a
 thread of each rank ends the process. The launcher sees exit code 70 and starts the job again from the newest
 checkpoint.
+
+There are two ways to the end of a rank. If all ranks wait, the watchdog's own thread finds the reason (`_run`) and ends
+the process. If a collective fails, the training thread gets an error first; it asks for the reason (`explain_loss`),
+raises `LostContact`, and ends the process in the usual way.
 """
 
 import logging
@@ -29,17 +33,21 @@ REPORTING_RANKS = 8
 # Rank 0 reads all heartbeats and finds a hang first. If it has not found one after this many further seconds, the other
 # ranks read all heartbeats too.
 RANK_0_GRACE_S = 30.0
+# The longest wait for the job's store to take a diagnosis, and for the run's store to take the record of it.
 PUBLISH_S, BEFORE_EXIT_S = 3.0, 10.0
 # The process of rank 0 may contain the job's store, so it stays until the other ranks have read the diagnosis there.
 KEEP_STORE_S = 3 * HEARTBEAT_S
-EXPLAIN_S, EXPLAIN_PAUSE_S = 4.0, 0.2
+EXPLAIN_S, EXPLAIN_PAUSE_S = 4.0, 0.2  # Long enough to miss three heartbeats of a rank on another host (`LOST_S`).
 CLOSE_S = 3.0
 
 log = logging.getLogger(__name__)
 
 
 class Watchdog:
-    """Watches all ranks in a separate thread, and ends this process when a rank is lost or hangs."""
+    """Watches all ranks in a separate thread, and ends this process when a rank is lost or hangs.
+
+    It uses `os._exit`, because the training thread is stuck in a collective, where no exception reaches it.
+    """
 
     def __init__(
         self,
@@ -100,6 +108,7 @@ class Watchdog:
             wait_s: The longest wait, in seconds.
         """
         self._stopping.set()
+        # The first few ranks look for the lost rank. The others wait for the diagnosis that one of them publishes.
         if self._rank < REPORTING_RANKS:
             self._exchange.read_all()
         first_seen_dead: dict[int, int] = {}
@@ -151,6 +160,7 @@ class Watchdog:
 
     def _run(self) -> None:
         while not self._stopping.wait(HEARTBEAT_S):
+            # The detector is asked in each round, because its timers must be called about every second.
             diagnosis = self._detector.check(time.monotonic(), self._exchange.heartbeats)
             published = self._exchange.diagnosis
             if published:
@@ -162,6 +172,7 @@ class Watchdog:
                 return
 
     def _end_process(self, diagnosis: Diagnosis, *, found_here: bool) -> None:
+        # Printed first, because the run's store may be unreachable. Whatever fails here, the process ends.
         try:
             self._print(diagnosis, found_here=found_here)
             Background("emocap-before-exit").submit(lambda: self._before_exit(diagnosis)).result(BEFORE_EXIT_S)
@@ -207,6 +218,8 @@ def watch_ranks(
     before_exit: Callable[[Diagnosis], None],
 ) -> Watchdog:
     """Starts the heartbeats and the watchdog of this rank, and returns the watchdog. This is a collective.
+
+    The caller closes the watchdog. Its threads are daemons, so they do not keep the process alive.
 
     Args:
         world: All ranks of the job; at least two.
