@@ -1,6 +1,7 @@
 """Describes the environment of a run: commit, versions and machine.
 
-Environment variables are left out, because they may be secret.
+Environment variables are left out, because they may be secret. MLflow gets these facts as params when a run is created,
+so they describe its first attempt.
 """
 
 import platform

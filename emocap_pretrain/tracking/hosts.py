@@ -2,6 +2,8 @@
 
 On each host the rank with `local_rank` 0 measures. All hosts have the same metrics in the same order. All ranks
 therefore exchange vectors of numbers without names, and rank 0 logs the metrics of all hosts.
+
+The numbers travel with those of a logged step (`Monitor.exchange`), so there is no collective of their own.
 """
 
 import logging
@@ -32,7 +34,7 @@ GPU_NAMES = (
     "memory_usage_percentage",
     "power_usage_watts",
 )
-INTERVAL_S = 15.0
+INTERVAL_S = 15.0  # About so often the metrics of hosts are read, at a logged step.
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +50,7 @@ class HostMetrics:
     def __init__(self, *, gpus: int = 0, folder: Path = Path("/")) -> None:
         self.names = NAMES + tuple(f"gpu_{gpu}_{name}" for gpu in range(gpus) for name in GPU_NAMES)
         self._folder = folder
+        # NVML lists all GPUs of the host, whatever CUDA_VISIBLE_DEVICES says.
         self._handles = _gpu_handles()[:gpus]
         psutil.cpu_percent()  # The first call returns 0, because it has no earlier call to compare with.
         self._read_at_s, self._traffic = time.monotonic(), _traffic()
@@ -71,10 +74,12 @@ class HostMetrics:
         )
         gpus = [value for handle in self._handles for value in _read_gpu(handle)]
         values = [*host, *gpus]
+        # A host with fewer GPUs than another one fills up with NaN, so that all hosts send equally many numbers.
         return dict(zip(self.names, values + [math.nan] * (len(self.names) - len(values)), strict=True))
 
     def _network_rates(self) -> tuple[float, float]:
         """Returns the megabytes per second that were received and sent since the last call."""
+        # The lower bound avoids a division by 0 if two readings have the same time.
         now_s, traffic = time.monotonic(), _traffic()
         passed_s = max(now_s - self._read_at_s, 1e-3)
         received, sent = ((new - old) / 1e6 / passed_s for new, old in zip(traffic, self._traffic, strict=True))
@@ -119,6 +124,8 @@ class JobHostMetrics:
         """
         if step < self._next_step:
             return {}
+        # `read` compares with this step, not with a time: clocks differ between ranks, and all must send equally many
+        # numbers.
         self._next_step = step + max(1, int(INTERVAL_S / step_s))
         names = self._metrics.names
         return by_host((host, dict(zip(names, table[rank], strict=True))) for rank, host in self._hosts.items())
@@ -155,6 +162,7 @@ def _gpu_handles() -> list[Any]:
         pynvml.nvmlInit()
         return [pynvml.nvmlDeviceGetHandleByIndex(gpu) for gpu in range(pynvml.nvmlDeviceGetCount())]
     except pynvml.NVMLError as error:
+        # A host without the driver's library has no GPU, which needs no warning.
         if error.args != (pynvml.NVML_ERROR_LIBRARY_NOT_FOUND,):
             log.warning("the metrics of this host's GPUs are not available: %s", error)
     return []

@@ -5,6 +5,11 @@ the last step of each metric from the run, and sends only points of later steps.
 failure and every few seconds. A row then also counts once after a lost response, a crash of the server, a restart on
 another host, or a replay of steps. The response with the last steps also shows whether a newer attempt writes to the
 run; then this attempt stops writing.
+
+Other kinds of rows count once by rules of their own: evaluation results are sent if they differ from those in the run,
+a checkpoint is looked up by its name, and a text or picture replaces the one of the same name (docs/tracking.md).
+
+`Spool` calls `deliver` again after any error, so each step of a delivery must be safe to repeat.
 """
 
 import base64
@@ -52,9 +57,9 @@ from emocap_pretrain.tracking.spool import Kind, Row, reason
 from emocap_pretrain.tracking.tracker import TrackedRun
 
 ATTEMPT_TAG = "emocap.starts"  # The number of the newest attempt that writes to the run.
-METRICS_PER_CALL = 1000
+METRICS_PER_CALL = 1000  # MLflow refuses a call with more.
 REFRESH_S = 10.0
-MAX_PARAM_CHARS = 500
+MAX_PARAM_CHARS = 500  # A longer value of a param is cut.
 NOT_FOUND = 404
 NO_ROOM = ("disk is full", "disk I/O error", os.strerror(errno.ENOSPC))
 BAD_REQUEST = 400  # MLflow will never accept this value; other errors may be temporary.
@@ -65,7 +70,12 @@ log = logging.getLogger(__name__)
 
 
 class MlflowRun:
-    """Writes to one MLflow run for one attempt. One thread delivers metrics, and another one texts and pictures."""
+    """Writes to one MLflow run for one attempt. One thread delivers metrics, and another one texts and pictures.
+
+    Both threads use this object. `_last_steps` and `_read_at_s` belong to the first thread, which delivers all kinds of
+    rows but texts and pictures. The second thread may reset `_read_at_s` after an error, which only causes one more
+    reading.
+    """
 
     def __init__(self, client: MlflowClient, run_id: str, attempt: int, experiment_id: str = "") -> None:
         self._client, self.run_id, self._attempt = client, run_id, attempt
@@ -124,9 +134,13 @@ class MlflowRun:
     def deliver(self, rows: Sequence[Row]) -> None:
         """Sends the rows in their order.
 
+        It may be called again with rows of which some have arrived.
+
         Raises:
             Exception: Any error of MLflow's client. Some of the rows may have arrived before it.
         """
+        # Neighbouring rows of one kind go together. Rows of different kinds do not change places: a checkpoint, for
+        # example, must exist before the scores that belong to it.
         for _, group in groupby(rows, lambda row: row["kind"]):
             self._send(list(group))
 
@@ -141,9 +155,11 @@ class MlflowRun:
         try:
             self._acts[kind](run, rows)
         except Exception as error:
+            # Some of the points may have arrived, so the last steps are read again before the next metrics.
             self._read_at_s = -math.inf
             if not isinstance(error, MlflowException) or error.get_http_status_code() != BAD_REQUEST:
                 raise
+            # One value spoils the whole call. The rows are sent one by one, and only the refused one is dropped.
             if len(rows) == 1:
                 log.warning("MLflow refuses %s of step %d: %s", kind, rows[0]["step"], reason(error))
             else:
@@ -191,7 +207,7 @@ class MlflowRun:
             model = models[point.step]
             model_id = model.model_id if model else None
             self._client.log_metric(self.run_id, point.key, point.value, point.timestamp, point.step, model_id=model_id)
-        self._read_at_s = -math.inf
+        self._read_at_s = -math.inf  # These points are not in `_last_steps`.
 
     def _datasets(self, run: Run, rows: list[Row]) -> None:  # noqa: ARG002
         found = [
@@ -214,6 +230,8 @@ class MlflowRun:
 
     def _checkpoint(self, run: Run, rows: list[Row]) -> None:
         """Creates one of MLflow's logged models for each checkpoint, with the checkpoint's URL and without files."""
+        # Each call is made only if its effect is missing, so a delivery that was interrupted between two calls is
+        # completed by the next one.
         outputs = {each.model_id for each in run.outputs.model_outputs} if run.outputs else set[str]()
         for row in rows:
             step, tags = row["step"], {"checkpoint.step": str(row["step"]), **row["body"]}
@@ -270,6 +288,10 @@ def new_points(rows: Iterable[Row], last_steps: Mapping[str, int]) -> list[Metri
 
     A point is left out if its metric already has a point of the same or a later step. `last_steps` holds the last step
     of each metric in MLflow.
+
+    Example:
+        rows = [row("metrics", 10, {"loss": 2.0}), row("metrics", 20, {"loss": 1.5, "scale": 7.0})]
+        [(each.key, each.step) for each in new_points(rows, {"loss": 10})]  # [("loss", 20), ("scale", 20)]
     """
     last, points = dict(last_steps), list[Metric]()
     for row in rows:
@@ -309,7 +331,10 @@ def mlflow_dataset(used: DatasetUse) -> dict[str, Any]:
 
 
 def newest_tracked_attempt(settings: TrackingConfig, run_id: str) -> int:
-    """Returns the number of the newest attempt that has written to an MLflow run; 0 if MLflow cannot be read."""
+    """Returns the number of the newest attempt that has written to an MLflow run; 0 if MLflow cannot be read.
+
+    A run that resumes starts although MLflow is unreachable, so no error is raised here.
+    """
     try:
         return int(_client(settings).get_run(run_id).data.tags.get(ATTEMPT_TAG, 0))
     except (*FAILURES, TrackingError):
@@ -356,6 +381,7 @@ def _experiment(client: MlflowClient, tracked: TrackedRun) -> str:
 
 def _client(settings: TrackingConfig) -> MlflowClient:
     uri = settings.uri
+    # These loggers report the migrations of a new database, and each repeated request of an outage.
     for name in ("alembic", "mlflow.store.db", "urllib3.connectionpool"):
         logging.getLogger(name).setLevel(logging.ERROR)
     if uri.startswith("sqlite:///"):  # MLflow does not create the folder of an SQLite file.

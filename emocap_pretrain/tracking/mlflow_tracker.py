@@ -2,6 +2,10 @@
 
 Only rank 0 imports this module and `pictures`, inside of functions: MLflow and matplotlib take a quarter of the time in
 which a rank starts.
+
+`MlflowTracker` turns each report into a row (`spool.row`) and returns at once. A `Spool` keeps the rows until they are
+sent, in a thread of its own, and `MlflowRun` writes them into MLflow so that each counts once. Texts are masked here,
+before they become rows, because rows are also stored in checkpoints and in the run's folder.
 """
 
 import base64
@@ -21,7 +25,7 @@ from emocap_pretrain.tracking.mlflow_run import ATTEMPT_TAG, MlflowRun, mlflow_d
 from emocap_pretrain.tracking.spool import Row, Spool, readable_rows, row
 from emocap_pretrain.tracking.tracker import RunStatus, TrackedRun
 
-FINISH_S = 20.0
+FINISH_S = 20.0  # How long the end of an attempt waits for the tracker.
 ARTIFACTS = ("text", "picture")
 
 log = logging.getLogger(__name__)
@@ -65,6 +69,7 @@ class MlflowTracker:
         Raises:
             TrackingError: If MLflow refuses a new run, or does not know `run_id`.
         """
+        # The rows of an earlier attempt are first in the queue. The tag after them makes this attempt the newest one.
         tracked = MlflowRun.resume(run.settings, run_id, number) if run_id else MlflowRun.create(run, number, parent)
         tracker = cls(tracked, unsent)
         tracker._history.put(row("tags", 0, {ATTEMPT_TAG: str(number)}))
@@ -135,6 +140,8 @@ def _all_within(wait_s: float, *acts: Callable[[float], bool]) -> bool:
 
 def deliver_unsent(store: Store, run: TrackedRun, run_id: str, *, number: int) -> bool:
     """Sends the rows that a finished run could not send, and returns whether all have arrived.
+
+    Without such rows it does not connect to the server. Rows that still do not arrive are stored again.
 
     Args:
         store: The folder of the run.

@@ -3,7 +3,10 @@
 By default MLflow 3.17 lists runs without their metrics, and draws a chart for each metric in alphabetical order. A
 saved view replaces that default. It is stored as a tag of the experiment; the page that lists the runs shows it under
 "Views", and a link can open it. The format of the tag is internal to MLflow's web interface and was found by reading
-version 3.17.2. An MLflow version that cannot read the saved view shows its default view.
+version 3.17.2. An MLflow version that cannot read the saved view shows its default view. After an update of MLflow a
+person has to look at the page (decision 32).
+
+This module imports no MLflow, because `run.py` prints the addresses.
 """
 
 import base64
@@ -20,6 +23,7 @@ Charts = Sequence[Sequence[str]]
 VIEW = "training"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 _PARTS = tuple(part.name for part in PARTS)
+# The sections of `health.timing.SECTIONS`, which is above this module in the order of imports.
 _TIMES = ("data", "forward", "loss", "backward", "update", "saving")
 
 

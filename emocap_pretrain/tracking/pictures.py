@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from emocap_pretrain.data.datasets import DatasetUse
 from emocap_pretrain.run_folder.results import ConfusionMatrix
 
-CELL_PX, FACE_PX, FONT_PX = 680, 240, 11
+CELL_PX, FACE_PX, FONT_PX = 680, 240, 11  # The width of a sample's cell, the side of its image, the size of its text.
 
 
 def subject(run: str, data: Sequence[DatasetUse], *, step: int | None = None) -> str:
@@ -78,6 +78,7 @@ def confusion(matrix: ConfusionMatrix, path: Path, *, of: str) -> None:
     for (row, column), count in np.ndenumerate(counts):
         colour = "white" if share[row, column] > 0.5 else "black"
         axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=9)
+    # `parse_math=False`: names come from datasets and users, and a `$` in them must not begin a formula.
     ticks = range(len(matrix.classes))
     axes.set_xticks(ticks, matrix.classes, rotation=40, ha="right", parse_math=False)
     axes.set_yticks(ticks, matrix.classes, parse_math=False)

@@ -2,6 +2,9 @@
 
 An unreachable server never stops training: rows are kept in memory and in the checkpoints that are saved meanwhile.
 Rows that come after the last checkpoint need no copy, because a resumed run repeats those steps.
+
+A row leaves the queue only after its delivery is confirmed. So it may be delivered twice, and the receiver makes sure
+that it counts once.
 """
 
 import logging
@@ -55,6 +58,7 @@ def readable_rows(rows: Iterable[Mapping[str, Any]]) -> list[Row]:
 
 
 def _is_row(stored: Mapping[str, Any]) -> bool:
+    # `type(...) is int` refuses bool, which `isinstance` would accept.
     numbers = (stored.get("step"), stored.get("at_ms"))
     return (
         stored.get("kind") in get_args(Kind)
@@ -64,7 +68,18 @@ def _is_row(stored: Mapping[str, Any]) -> bool:
 
 
 class Spool:
-    """Sends rows in order, several in one call, and repeats a call until it succeeds."""
+    """Sends rows in order, several in one call, and repeats a call until it succeeds.
+
+    All methods may be called from any thread. `put` and `unsent` return at once. The condition `_changed` protects the
+    queue, the count of failures and the two flags; it is not held while rows are delivered.
+
+    Example:
+        spool = Spool(run.deliver, name="rows")
+        spool.put(row("metrics", 10, {"loss": 2.0}))
+        spool.flush(2.0)  # True if the row has arrived within 2 s.
+        spool.close(20.0)
+        spool.unsent()  # What did not arrive; the next attempt sends it.
+    """
 
     def __init__(
         self,
@@ -116,6 +131,7 @@ class Spool:
         Returns:
             Whether all rows have arrived.
         """
+        # `_closing` ends the thread once the queue is empty, and shortens its pauses. `_given_up` ends it in any case.
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -143,6 +159,7 @@ class Spool:
         with self._changed:
             if self._failures > TOLERATED_FAILURES:
                 log.info("the tracker takes %s again", self._name)
+            # `put` adds at the other end, so the first rows are still those that were delivered.
             for _ in range(count):
                 self._waiting.popleft()
             self._failures = 0
@@ -159,7 +176,7 @@ class Spool:
                     "the tracker does not take %s (%s); they are kept and sent later", self._name, reason(error)
                 )
             self._failures += 1
-            self._changed.notify_all()
+            self._changed.notify_all()  # `flush` stops waiting.
             if not self._changed.wait_for(lambda: self._closing, pause_s):
                 return
             self._changed.wait_for(lambda: self._given_up, min(pause_s, FIRST_PAUSE_S))

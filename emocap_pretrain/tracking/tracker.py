@@ -1,6 +1,7 @@
 """Defines the protocol through which training reports on a run to a tracking server.
 
-`MemoryTracker` implements it for tests and for ranks other than 0.
+`MlflowTracker` implements it on rank 0 (`mlflow_tracker.py`), and `MemoryTracker` for tests and for ranks other than 0.
+So code that runs on every rank needs no branch: only the calls of rank 0 reach a server.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -116,7 +117,17 @@ class Tracker(Protocol):
 
 @dataclass(slots=True)
 class MemoryTracker:
-    """Keeps all reports in memory, as its attributes, and sends nothing."""
+    """Keeps all reports in memory, as its attributes, and sends nothing.
+
+    It follows the same rules as `MlflowTracker`: a metric has one value at each step, and its steps only grow. A test
+    compares the points that both record.
+
+    Attributes:
+        rows: The metrics of each call, with the step.
+        scores: The scores of each checkpoint, by its step.
+        inputs: The datasets.
+        checkpoints: The URL and the step of each checkpoint that has an entry.
+    """
 
     run_id: str = "memory"
     experiment_id: str = ""
