@@ -1,6 +1,8 @@
 """Builds the parts of a run from its config.
 
-The parts themselves take plain values or their own settings, so that each can be built without a whole config.
+The parts themselves take plain values or their own settings, so that each can be built without a whole config. For
+example, a notebook can call `Engine` or `Objective.of` directly. `session.open_session` calls these functions in the
+order in which a run opens.
 """
 
 import logging
@@ -40,9 +42,14 @@ def build_collate(config: Config, tokenizer: Tokenizer) -> Collate:
 
 
 def build_model(config: Config, vocabulary: Vocabulary, *, weights: bool = True) -> TowerPair:
-    """Returns the model of a run.
+    """Returns the model of a run, on torch's default device.
 
-    With `weights=False` it loads no pretrained weights, because the caller then loads those of a checkpoint.
+    Its weights depend on the state of torch's random number generator, so the caller seeds it before.
+
+    Args:
+        config: The settings of the run.
+        vocabulary: Size and padding id of the tokenizer, for the text embedding.
+        weights: Whether pretrained weights are loaded. False is for a caller that then loads those of a checkpoint.
     """
     precision = config.engine.precision
     return TowerPair.of(config.model, config.objective, vocabulary, precision=precision, weights=weights)
@@ -70,6 +77,7 @@ def build_engine(config: Config, model: TowerPair, world: RankGroup) -> Engine:
 
 def _build_objective(config: Config, world: RankGroup, *, rows_at_once: int) -> Objective:
     settings, precision, teacher = config.objective, config.engine.precision, None
+    # The teacher is frozen and belongs to the objective, not to the model: DeepSpeed neither trains nor saves it.
     if settings.teacher:
         pixels = config.model.image.pixels
         teacher = Teacher(settings.teacher, pixels=pixels, precision=precision, rows_at_once=rows_at_once)

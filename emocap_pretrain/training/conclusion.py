@@ -2,6 +2,9 @@
 
 If the user starts a finished run again, this module sends the rows that the tracker has not received yet, and
 evaluates the run again if the evaluation settings have changed.
+
+`report.json` is the last write of a run. If an attempt ends before it, the next one resumes from the last checkpoint
+and repeats the evaluation only, because no step is left to train. A repetition counts once in the tracker.
 """
 
 import logging
@@ -36,7 +39,9 @@ log = logging.getLogger(__name__)
 
 
 def is_done(config: Config, store: Store) -> bool:
-    """Returns whether the run in this folder has the report of its last step.
+    """Returns whether the run in this folder has the report of its last step. It reads two small documents.
+
+    If `steps` was raised since the report was written, the run is not done.
 
     Raises:
         ConfigError: If the folder belongs to a run with other settings.
@@ -63,6 +68,7 @@ def conclude(session: Session, progress: Progress, everyone: RankGroup) -> None:
     `everyone` is a group of all ranks from `RankGroup.patient`, whose timeout is longer than an evaluation.
     """
     config, stored = session.config, session.config.stored()
+    # All ranks evaluate. From here on the other ranks have nothing to do, and no collective follows.
     results = _evaluated(config, everyone, session.world.device)
     if not session.world.is_main:
         return
@@ -80,6 +86,8 @@ def conclude(session: Session, progress: Progress, everyone: RankGroup) -> None:
         evaluation=stored["evaluation"] if config.evaluation.url else None,
         experiment_id=session.tracker.experiment_id,
     )
+    # First the tracker gets everything, then what it has not received is stored, and last the report is written. After
+    # a crash in between, the next attempt does all of it again.
     track(session.tracker, config, results, report.step)
     _describe(session.tracker, report)
     # The report ends the run, so all that the tracker has not received is stored before it.
@@ -118,7 +126,10 @@ def evaluate_again(config: Config, store: Store, everyone: RankGroup, device: st
 
 
 def track(tracker: Tracker, config: Config, results: Sequence[TaskResult], step: int) -> None:
-    """Sends the evaluation dataset, the scores and the confusion matrices of a checkpoint to the tracker."""
+    """Sends the evaluation dataset, the scores and the confusion matrices of a checkpoint to the tracker.
+
+    Only rank 0 calls this, because it imports matplotlib. Scores replace earlier scores of the same step.
+    """
     from emocap_pretrain.tracking import pictures
 
     if not results:
@@ -143,6 +154,7 @@ def evaluated(restored: Restored, everyone: RankGroup, device: str) -> tuple[Tas
         device: The device to which this rank moves the model.
     """
     config = restored.config
+    # Rank 0 alone warns of prompts that are longer than the text tower reads.
     if everyone.is_main:
         for cut in tasks.cut_prompts(config.evaluation, restored.tokenizer, config.model.text.lengths):
             if cut.cut:
@@ -162,6 +174,8 @@ def _evaluated(config: Config, everyone: RankGroup, device: str) -> tuple[TaskRe
 def _replace_results(config: Config, store: Store, report: Report, results: tuple[TaskResult, ...]) -> None:
     from emocap_pretrain.tracking.mlflow_tracker import MlflowTracker
 
+    # No attempt has begun, so the tracker gets the number of the newest one. In a copy, a new run in MLflow is made, as
+    # when a copy is trained (`session._parent`), and the rows in the copy belong to the original.
     number = newest(store)
     parent = RunFolder(store).copied_from()
     rows = [] if parent else readable_rows(unsent.read(store))
@@ -176,6 +190,7 @@ def _replace_results(config: Config, store: Store, report: Report, results: tupl
         track(tracker, config, results, report.step)
         _describe(tracker, report)
         RunFolder(store).write_report(report)
+    # The run stays finished, whatever happened here: its earlier report is complete.
     finally:
         tracker.finish("FINISHED")
         unsent.write_or_warn(store, tracker.unsent(), number=number)

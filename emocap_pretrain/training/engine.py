@@ -1,4 +1,13 @@
-"""Defines the engine, which makes one optimizer step at a time, and saves and restores the state of training."""
+"""Defines the engine, which makes one optimizer step at a time, and saves and restores the state of training.
+
+The engine is the only class through which training uses DeepSpeed. Five modules belong to it: `zero.py` holds every
+internal of DeepSpeed, `optimizer.py` describes the optimizers as values, `state_layout.py` computes which rank holds
+which part of the optimizer's state, `snapshot.py` copies this state to host memory and files and reads it back, and
+`representation_cache.py` encodes a batch in several passes if it does not fit into memory at once.
+
+The weights are float32 at every stage, and bf16 is an autocast inside the model (decision 4). So the float32 masters of
+ZeRO equal the weights, and a checkpoint needs only the weights and the optimizer's state (decision 16).
+"""
 
 import math
 from collections.abc import Callable, Mapping
@@ -39,6 +48,8 @@ def _untimed(_section: str) -> AbstractContextManager[None]:
 class Forward:
     """Holds the loss of a step that `Engine.update` or `Engine.discard` has not ended yet.
 
+    It keeps the activations of the step in memory until it is freed.
+
     Attributes:
         graph: The loss of the global batch, a scalar with its graph.
         metrics: Scalars of the objective by name, on the device.
@@ -59,7 +70,12 @@ class Engine:
     """Trains a tower pair with DeepSpeed.
 
     A step is a call of `forward`, followed by `update` or by `discard`. All ranks must call the same methods. The
-    random numbers of a step (dropout) are a function of (seed, step, rank), so a checkpoint stores no generator.
+    random numbers of a step (dropout) are a function of (seed, step, rank), so a checkpoint stores no generator. With
+    dropout, a run on another number of ranks therefore draws other masks (decision 2).
+
+    Example:
+        forward = engine.forward(batch)
+        metrics = engine.update(forward) if torch.isfinite(forward.loss) else engine.discard(forward)
 
     Attributes:
         step: Number of finished steps, including those without an update.
@@ -109,7 +125,7 @@ class Engine:
             zero_stage=zero_stage,
             rows=split.rows,
         )
-        self._snapshot = Snapshot(world.rank, world.device)
+        self._snapshot = Snapshot(world.rank, world.device)  # One object, because its host memory is used again.
         self.step = 0
         self._finite = torch.ones((), device=world.device)
 
@@ -126,11 +142,15 @@ class Engine:
     def forward(self, batch: Batch, *, timed: Timed = _untimed) -> Forward:
         """Computes the loss of the next step. Every rank must call `update` or `discard` afterwards.
 
+        This is a collective: the loss exchanges vectors, and stage 3 of ZeRO gathers parameters.
+
         Args:
             batch: This rank's rows of the global batch. In the last step of an epoch there may be fewer rows, or none.
             timed: Measures the sections `forward` and `loss`.
         """
         with timed("forward"):
+            # All ranks make the same number of passes, also a rank with fewer rows, because under stage 3 each pass
+            # gathers parameters.
             cached = Cached.of(batch, self._passes, self._encode) if self._passes > 1 else None
             embeddings = cached.embeddings if cached else self._encode(0, batch)
         with timed("loss"):
@@ -138,7 +158,10 @@ class Engine:
         return Forward(result.loss, result.metrics, cached)
 
     def update(self, forward: Forward, *, timed: Timed = _untimed) -> Metrics:
-        """Ends the step: computes the gradients and updates the weights.
+        """Ends the step: computes the gradients and updates the weights. This is a collective.
+
+        Gradients are averaged over the ranks. The losses scale the share of each rank so that this mean is the
+        gradient of the global loss, also with uneven numbers of rows (decision 18).
 
         Args:
             forward: The result of `Engine.forward` for this step.
@@ -173,6 +196,7 @@ class Engine:
         Raises:
             CheckpointError: If the previous snapshot is not released yet.
         """
+        # A rank writes the slices of `layout.slices`. At stage 0 they are parts of the slices that it holds.
         engine, rank = self._engine, self._world.rank
         held = {each.slice.name: each for each in zero.state_slices(engine, self._optimizer, self.layout, rank)}
         mine = (held[each.name].part(each) for each in self.layout.slices(rank))
@@ -199,6 +223,8 @@ class Engine:
         self.step = step
 
     def _encode(self, number: int, batch: Batch) -> Embeddings:
+        # Both runs of a pass seed alike, so they draw the same dropout masks. Python's hash of integers is not salted:
+        # it is equal in all processes. The modulus makes it non-negative.
         torch.manual_seed(hash((self._seed, self.step, self._world.rank, number)) % 2**63)
         return cast(Embeddings, self._engine(batch))
 
@@ -217,6 +243,9 @@ class Engine:
         if forward.cached is None:
             self._engine.backward(forward.graph)
             return
+        # The graph of the loss ends at the cached embeddings, which are leaves. So this backward pass reaches no
+        # parameter, and DeepSpeed need not know of it. The surrogates then carry the gradients of the leaves to the
+        # parameters.
         forward.graph.backward()
         with zero.reduced_once(self._engine):
             for surrogate in forward.cached.surrogates():
@@ -227,6 +256,7 @@ class Engine:
 
         If a gradient is not finite, the weights do not change and the norm is infinite.
         """
+        # Under ZeRO, DeepSpeed clips, and leaves out an update whose gradients are not finite.
         if self._zero_stage > 0:
             self._engine.step()
             updated = self._engine.was_step_applied()

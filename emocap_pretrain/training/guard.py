@@ -4,6 +4,10 @@
 
 The loss is equal on all ranks, so all ranks reach the same verdict without communication. The verdict depends on the
 losses alone, so a resumed run decides like a run that was never interrupted.
+
+A roll-back works over two attempts. `Session.enforce` stores the step in `skipped.json` and raises `RolledBack`. The
+driver starts the next attempt, which resumes from the newest checkpoint. Its guard reads the file and leaves out the
+update of that step, whatever its loss is then.
 """
 
 import math
@@ -24,7 +28,9 @@ from emocap_pretrain.run_folder.documents import SKIPPED, SkippedDocument
 from emocap_pretrain.run_folder.storage import Unreadable
 
 SKIPPED_FILE = "skipped.json"
-WINDOW, FEWEST = 64, 20  # A loss is compared with the last 64 losses; with fewer than 20 losses none is a spike.
+# A loss is compared with the last 64 losses; with fewer than 20 losses none is a spike. A few spikes among the 64
+# losses hardly change their median and their median absolute deviation.
+WINDOW, FEWEST = 64, 20
 FLOOR = 0.01  # Smallest deviation as a share of the median, so that a small rise of a flat curve is not a spike.
 HOPELESS = 3  # A run has failed if this many updates before its end were left out.
 NORMAL = 1.4826  # The standard deviation of a normal distribution, in median absolute deviations.
@@ -34,7 +40,10 @@ Action = Literal["apply", "skip", "rollback", "stop"]
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Holds the decision about the update of a step. The reason is logged, unless it is empty."""
+    """Holds the decision about the update of a step. The reason is logged, unless it is empty.
+
+    A verdict "apply" with a reason is a spike that is only logged (`health.on_spike=log`).
+    """
 
     action: Action = "apply"
     reason: str = ""
@@ -46,7 +55,14 @@ class Verdict:
 
 
 class Guard:
-    """The loss guard: judges the loss of every step. Its state is a part of the checkpoint."""
+    """The loss guard: judges the loss of every step. Its state is a part of the checkpoint.
+
+    The loop calls `judge` for each step in order, between `Engine.forward` and `Engine.update` or `Engine.discard`:
+
+        guard = Guard(HealthConfig(nonfinite="skip"))
+        guard.judge(1, 2.31).action  # "apply"
+        guard.judge(2, math.nan).action  # "skip"
+    """
 
     def __init__(self, settings: HealthConfig, to_skip: Mapping[int, str] | None = None) -> None:
         """Creates a guard that has not seen any loss yet.
@@ -59,6 +75,7 @@ class Guard:
         """
         self._settings = settings
         self._to_skip = dict(to_skip or {})
+        # All updates that are left out, of this attempt and of earlier ones. Its length is compared with `max_skips`.
         self._skipped = dict(self._to_skip)
         self._losses: deque[float] = deque(maxlen=WINDOW)
 
@@ -72,12 +89,17 @@ class Guard:
 
         The value of the loss is read only if a setting needs it, because reading it waits for the device. Without such
         a setting, a loss that is not finite ends the run at the next logged step.
+
+        Args:
+            step: The number of the step, from 1 on: the value of `Engine.step` after the step.
+            loss: The loss of the global batch, equal on all ranks; a tensor may be on the device.
         """
         settings = self._settings
         if settings.nonfinite == "stop" and settings.spike is None and not self._to_skip:
             return Verdict()
         value = float(loss)
         verdict = self._judge(step, value)
+        # Only losses whose update is made enter the window. Otherwise spikes that are left out would become the norm.
         if verdict.applies and math.isfinite(value):
             self._losses.append(value)
         elif verdict.action != "stop":
@@ -98,7 +120,10 @@ class Guard:
         return verdict
 
     def streak(self, step: int) -> int:
-        """Returns the number of consecutive updates that were left out, counted backwards from `step`."""
+        """Returns the number of consecutive updates that were left out, counted backwards from `step`.
+
+        So `step - streak(step)` is the last step whose update was made; the weights are those after that step.
+        """
         first = step
         while first in self._skipped:
             first -= 1
@@ -124,17 +149,20 @@ class Guard:
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Restores a state that the method `state` has returned."""
+        # `skipped.json` may hold steps that are newer than the checkpoint, so both lists are merged.
         self._losses = deque(state["losses"], maxlen=WINDOW)
         self._skipped = self._to_skip | {int(step): str(why) for step, why in state["skipped"]}
 
     def remember(self, store: Store, step: int, reason: str) -> None:
         """Stores that the next attempt leaves out the update of `step`. Only rank 0 calls this, before a roll-back."""
+        # The steps of earlier roll-backs are kept: every later replay must leave them out too.
         steps = dict(sorted((_read(store) | {step: reason}).items()))
         storage.write(store, SKIPPED_FILE, SKIPPED, SkippedDocument(steps))
 
     def _judge(self, step: int, loss: float) -> Verdict:
         if step in self._to_skip:
             return Verdict("skip", self._to_skip[step])
+        # This comes first, because NaN is not greater than any limit and so would not be a spike.
         if not math.isfinite(loss):
             return self._within_budget(self._settings.nonfinite, f"loss={loss} at step {step}")
         height = self._height()
@@ -150,6 +178,8 @@ class Guard:
         """Returns the limit above which a loss is a spike; None without `health.spike` or with fewer than 20 losses."""
         if self._settings.spike is None or len(self._losses) < FEWEST:
             return None
+        # `NORMAL` turns the median absolute deviation into an estimate of the standard deviation. `FLOOR` keeps the
+        # limit above the median if all losses are nearly equal.
         middle = median(self._losses)
         deviation = NORMAL * median(abs(loss - middle) for loss in self._losses)
         return middle + self._settings.spike * max(deviation, FLOOR * abs(middle))

@@ -1,4 +1,12 @@
-"""Defines `pretrain`, the training function that every rank calls under every launcher."""
+"""Defines `pretrain`, the training function that every rank calls under every launcher.
+
+`pretrain` joins the ranks, takes a number for the attempt, starts the monitor, and opens a session (`session.py`),
+which holds everything that the loop uses. `_train` is the loop. `_step` makes one step with the engine (`engine.py`)
+and the loss guard (`guard.py`). At logged steps, `_exchange` combines the numbers of all ranks (`health/monitor.py`).
+When the last step is done, `conclusion.py` evaluates the run and writes its report.
+
+A step that is neither logged nor saved nor polled has no collectives but those of the loss and of DeepSpeed.
+"""
 
 import logging
 import math
@@ -26,7 +34,8 @@ from emocap_pretrain.training.session import Session, open_session
 
 log = logging.getLogger(__name__)
 
-# Seconds between two polls whether training must stop. Launchers announce the end of a job only seconds before it.
+# Seconds between two polls whether training must stop. Launchers announce the end of a job only seconds before it. A
+# poll is a collective that waits for the device, so it is not made at every step.
 POLL_S = 1.0
 
 
@@ -35,9 +44,19 @@ def pretrain(config: Config, runtime: Runtime) -> None:
 
     Every rank of the job calls this. A finished run is not trained again; if its evaluation settings have changed, it
     is evaluated again. When the runtime asks to stop, a checkpoint is committed and the function returns. A later
-    attempt resumes from that checkpoint, on any number of ranks.
+    attempt resumes from that checkpoint, on any number of ranks. With the same number of ranks and the same stage of
+    ZeRO it continues to the bit like a run that was never interrupted.
+
+    Example:
+        pretrain(load(Path("cfg.yaml"), []), EnvRuntime.from_environment("cpu"))  # A job of one rank.
+
+    Args:
+        config: The settings of the run, equal on all ranks.
+        runtime: The numbers and the device of this rank, and the messages of its launcher.
 
     Raises:
+        ConfigError: On all ranks, if the run cannot start with these settings.
+        CheckpointError: On all ranks, if no checkpoint can be used to resume, or a checkpoint cannot be saved.
         TrainingError: If the loss is no longer finite. Every committed checkpoint is from before that step.
         LostContact: If another rank has ended or hangs; the message names the rank.
         Superseded: If a newer attempt of the run has taken over.
@@ -46,11 +65,14 @@ def pretrain(config: Config, runtime: Runtime) -> None:
         store = open_store(config.url)
         # Rank 0 may read for minutes, which is longer than the timeout of the training's process group.
         patient = world.patient("opening")
+        # A finished run begins no attempt, so its status and its history of attempts stay as they are.
         if patient.run_on_main(lambda: is_done(config, store)):
             if not patient.run_on_main(lambda: conclude_again(config, store)):
                 evaluate_again(config, store, patient, world.device)
             return
+        # A task that does not fit its data is refused now, before an attempt is counted and hours before it would run.
         patient.run_on_main(lambda: prepare_tasks(config, store))
+        # Rank 0 takes the number; every rank then has the same attempt.
         number = world.run_on_main(lambda: Attempt.begin(store, ranks=world.world_size).number)
         attempt = Attempt(store, number)
         monitor = Monitor(
@@ -65,6 +87,7 @@ def pretrain(config: Config, runtime: Runtime) -> None:
         with ExitStack() as opened, monitor:
             session = opened.enter_context(open_session(config, world, attempt, patient))
             progress = _train(session, runtime, monitor)
+            # If training was stopped, the block ends here, and the monitor records that the attempt was stopped.
             if session.engine.step >= config.steps:
                 session.guard.require_updates(session.engine.step)
                 monitor.enter("evaluating", session.engine.step)
@@ -79,6 +102,7 @@ def _train(session: Session, runtime: Runtime, monitor: Monitor) -> Progress:
     """
     config, engine, timed = session.config, session.engine, monitor.timer.measure
     hosts = JobHostMetrics(session.world, Path(config.data.cache))
+    # Until the first logged step gives the time of a step, every step is polled.
     began, progress, poll_every = time.perf_counter(), session.before, 1
     stopping = monitor.poll(runtime.should_stop())
     monitor.enter("training", engine.step)
@@ -86,15 +110,19 @@ def _train(session: Session, runtime: Runtime, monitor: Monitor) -> Progress:
         with timed("data"):
             batch, cursor = session.next_batch()
         metrics = _step(session, batch, timed)
+        # The step is done. `engine.step` is its number from here on, and `cursor` is where the next step begins.
         monitor.count(batch)
         monitor.enter("training", engine.step)
         logs = _due(engine.step, config.tracking.every_steps, config.steps)
         saves = _due(engine.step, config.checkpoint.every_steps, config.steps)
+        # A logged or saved step exchanges the wish to stop anyway, so only other steps poll. A stop always saves.
         if not (logs or saves) and engine.step % poll_every == 0:
             stopping = saves = monitor.poll(runtime.should_stop())
+        # A checkpoint stores the metrics of its step, so a step that is only saved exchanges them too.
         if logs or saves:
             row, stopping = _exchange(session, monitor, hosts, metrics, should_stop=stopping or runtime.should_stop())
             saves = saves or stopping
+            # `time/step_s` was computed from the numbers of all ranks, so all ranks poll at the same steps.
             poll_every = max(1, int(POLL_S / row["time/step_s"]))
             progress = Progress(session.before.seconds + time.perf_counter() - began, row)
         if logs and session.world.is_main:
@@ -103,9 +131,11 @@ def _train(session: Session, runtime: Runtime, monitor: Monitor) -> Progress:
             with timed("saving"):
                 session.save(cursor, progress)
             monitor.enter("training", engine.step)
+        # The sweep counts checkpoints of earlier steps as good, because this step was made from their weights.
         if logs:
             _report_checkpoints(session.saver.finished(), session, runtime, monitor)
             session.sweep()
+    # The first wait is for the last checkpoint, and the second one for the deletions of the last sweep.
     monitor.enter("saving", engine.step)
     _report_checkpoints(session.saver.wait(), session, runtime, monitor)
     session.sweep(ended=True)
@@ -116,7 +146,8 @@ def _train(session: Session, runtime: Runtime, monitor: Monitor) -> Progress:
 def _step(session: Session, batch: Batch, timed: Timed) -> Metrics:
     """Makes one step: computes the loss, asks the guard for its verdict, and makes or discards the update.
 
-    The graph of the loss is local to this function, so it is freed before the graph of the next step is built.
+    The verdict comes between the forward and the backward pass, so a bad loss never becomes a gradient. The graph of
+    the loss is local to this function, so it is freed before the graph of the next step is built.
 
     Raises:
         RolledBack: If the verdict is to return to the newest checkpoint.
@@ -126,6 +157,7 @@ def _step(session: Session, batch: Batch, timed: Timed) -> Metrics:
     forward = engine.forward(batch, timed=timed)
     verdict = guard.judge(engine.step + 1, forward.loss)
     metrics = engine.update(forward, timed=timed) if verdict.applies else engine.discard(forward)
+    # The loss was good, but the engine has left the update out, because a gradient was not finite. All ranks know it.
     if verdict.applies and metrics["skipped"]:
         verdict = guard.update_failed(engine.step) or verdict
     session.enforce(verdict)
@@ -143,12 +175,14 @@ def _exchange(
         Superseded: On all ranks, if the run's folder was deleted.
     """
     step, quarantine = session.engine.step, session.quarantine
+    # One collective carries the flags and numbers of all ranks. A rare event that a flag announces takes a further one.
     exchanged = monitor.exchange(
         _numbers(metrics, step, session),
         should_stop=should_stop,
         has_damage=quarantine.has_pending,
         extra=hosts.read(step),
     )
+    # `quarantine.exchange` is a collective, so it comes before the question whether this is rank 0.
     if exchanged.has_damage and quarantine.exchange() and session.world.is_main:
         session.tracker.log_text(QUARANTINE_FILE, quarantine.dump().decode())
     row = exchanged.metrics | hosts.named(exchanged.extra, step, exchanged.metrics["time/step_s"])
@@ -158,7 +192,10 @@ def _exchange(
 
 
 def _report_checkpoints(saved: Sequence[Checkpoint], session: Session, runtime: Runtime, monitor: Monitor) -> None:
-    """Reports committed checkpoints to the tracker, the monitor and the runtime."""
+    """Reports committed checkpoints to the tracker, the monitor and the runtime.
+
+    Every rank calls it. On the other ranks the tracker keeps the reports in memory, and the monitor does nothing.
+    """
     for checkpoint in saved:
         url = f"{session.store.url}/{checkpoint.folder}"
         session.tracker.log_checkpoint(url, checkpoint.step, checkpoint.digest)
@@ -190,6 +227,7 @@ def _numbers(metrics: Metrics, step: int, session: Session) -> dict[str, float]:
     """
     row = {name: float(value) for name, value in metrics.items()}
     wrong = [f"{name}={value}" for name, value in row.items() if not math.isfinite(value)]
+    # `finite` also covers the steps between two logged steps, whose metrics nobody reads.
     if not row.pop("finite", 1.0) and not wrong:
         wrong = ["a loss or a gradient since the last logged step"]
     if wrong and session.config.health.nonfinite == "stop":

@@ -1,4 +1,10 @@
-"""Computes the total loss of docs/method.md: the weighted sum of one term for each active caption part."""
+"""Computes the total loss of docs/method.md: the weighted sum of one term for each active caption part.
+
+A term connects a caption part with a loss of `emocap_kernels`: `ImageTerm` with the loss of whole images, `PatchTerm`
+with the local loss of patches. It takes the vectors that the loss needs from the embeddings and the batch, and passes
+the settings to the loss. The mathematics is in the kernels. A further caption part needs no change here (decision 23);
+a further way of aligning texts with images is a further subclass of `Term`, in `_KINDS`.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +32,8 @@ from emocap_pretrain.model.pair import Embeddings
 @dataclass(frozen=True, slots=True)
 class Term(ABC):
     """One addend of the total loss: how the texts of a part are aligned with their images.
+
+    A term is a value without state: the learned scale and bias belong to the model and arrive in the embeddings.
 
     Attributes:
         part: The caption part.
@@ -59,6 +67,10 @@ class Term(ABC):
             batch: The batch from which the embeddings were computed.
             mined: Whether positives are mined, because the warm-up of mining is over.
             teacher: The teacher's vectors of the images, [rows, any width]; None if no term uses them.
+
+        Returns:
+            The loss with its graph, and the metrics of the kernel. After the backward pass, the mean over the ranks of
+            each gradient is the gradient of the global loss.
         """
 
     @abstractmethod
@@ -101,6 +113,7 @@ class ImageTerm(Term):
             bias=self._bias(embeddings),
             mining=self._mining if mined else None,
             **self._guides(teacher),
+            # Equal captions are positives of each other from the first step on, because that needs no mining.
             ids=texts.identity if self.settings.known_positives else None,
             group=self.group,
             schedule=self.settings.schedule,
@@ -162,6 +175,7 @@ class PatchTerm(Term):
         )
 
     def backend(self, vectors: Tensor) -> BackendChoice:
+        # The patches have a third axis. Its length does not matter for the choice.
         return choose_region_backend(
             vectors[:, None], vectors, scope=self.settings.scope, mining=self._mining, backend=self.settings.backend
         )
@@ -172,6 +186,7 @@ class PatchTerm(Term):
 
     @property
     def _mining(self) -> Mining | None:
+        # The local loss mines by the similarity of sentences, and has no other guide.
         rule = self.settings.local_mining
         return Mining(guide="text", **rule.model_dump()) if rule else None
 
@@ -240,6 +255,8 @@ class Objective:
     def __call__(self, embeddings: Embeddings, batch: Batch, step: int) -> ObjectiveResult:
         """Returns the loss of the global batch. This is a collective.
 
+        All ranks compute the terms in the same order, also a rank without rows, because each term exchanges vectors.
+
         Args:
             embeddings: This rank's rows.
             batch: The batch from which the embeddings were computed.
@@ -251,6 +268,7 @@ class Objective:
         pairs = list(zip(self.terms, results, strict=True))
         loss = torch.stack([term.weight * result.loss for term, result in pairs]).sum()
         metrics = {"loss": loss.detach()}
+        # Terms of the same kind share their learned scale and bias, which appear once.
         for term, result in pairs:
             metrics |= _metrics(term.part.name, result)
             metrics |= {name: number.detach() for name, number in term.learned(embeddings).items()}
@@ -283,7 +301,11 @@ def _require_read(settings: ObjectiveConfig, terms: Sequence[Term]) -> None:
 
 
 def vector_dtype(settings: ObjectiveConfig, precision: str) -> torch.dtype:
-    """Returns the dtype to which the embeddings are cast before the losses; products are summed in float32."""
+    """Returns the dtype to which the embeddings are cast before the losses; products are summed in float32.
+
+    With bfloat16, the error of a cosine is about 1e-4, which is less than the error that a tower in bfloat16 causes,
+    and ranks exchange half of the bytes (decision 4).
+    """
     chosen = precision if settings.vectors == "auto" else settings.vectors
     return torch.bfloat16 if chosen == "bf16" else torch.float32
 

@@ -1,6 +1,8 @@
 """Describes each optimizer by a value, `OptimizerSpec`, with its learning rate and the parameter groups of a model.
 
-No other module depends on a particular optimizer. docs/extend/optimizer.md shows how to add one.
+No other module depends on a particular optimizer. The snapshot, the checkpoint, the estimate of memory and the forecast
+read the spec, so an optimizer whose spec is right works with all of them (decision 24). docs/extend/optimizer.md shows
+how to add one.
 """
 
 import math
@@ -25,7 +27,11 @@ class OptimizerSpec:
 
     The fields `per_element`, `per_parameter` and `global_` list the names of the state as they are in
     `torch.optim.Optimizer.state`. A checkpoint stores each state under its name, so that any number of ranks can read
-    it. A state that no field lists is lost when a run resumes.
+    it. A state that no field lists is lost when a run resumes, so a test compares the spec with what torch keeps.
+
+    Example:
+        spec = optimizer_of(OptimizerConfig(name="adamw", lr=1e-3), zero_stage=0)
+        spec.per_element, spec.global_  # (("exp_avg", "exp_avg_sq"), ("step",))
 
     Attributes:
         name: The value of `optimizer.name`.
@@ -49,12 +55,13 @@ class OptimizerSpec:
     whole_parameters: bool = False
 
     def __post_init__(self) -> None:
+        # In a flat vector of many parameters there is no place for a state of another shape.
         if self.per_parameter and not self.whole_parameters:
             raise ValueError(f"{self.name} has states per parameter, so it needs whole_parameters=True.")
 
     def state_elements(self, parameter: Tensor) -> int:
         """Returns how many numbers the optimizer keeps for a parameter, without the scalars of `global_`."""
-        state = self.begin(torch.empty(parameter.shape, device="meta"))
+        state = self.begin(torch.empty(parameter.shape, device="meta"))  # The meta device allocates nothing.
         return sum(state[name].numel() for name in (*self.per_element, *self.per_parameter) if name in state)
 
 
@@ -85,6 +92,7 @@ def _sgd(settings: OptimizerConfig) -> OptimizerSpec:
 def _adafactor(settings: OptimizerConfig) -> OptimizerSpec:
     def begin(tensor: Tensor) -> State:
         step = {"step": torch.tensor(0.0)}
+        # As torch does: a vector has one variance for each element, a matrix one for each row and each column.
         if tensor.ndim < 2:
             return {**step, "variance": torch.zeros_like(tensor)}
         *batch, rows, columns = tensor.shape
@@ -132,6 +140,7 @@ def learning_rate(settings: OptimizerConfig, step: int, steps: int) -> float:
         step: Number of steps done before this one.
         steps: Number of steps of the whole run.
     """
+    # The first step has `step` 0 and already a rate above 0. The last step has `steps - 1`, where the cosine ends.
     if step < settings.warmup_steps:
         return settings.lr * (step + 1) / settings.warmup_steps
     progress = (step - settings.warmup_steps) / max(1, steps - 1 - settings.warmup_steps)
@@ -168,6 +177,7 @@ def parameter_groups(model: nn.Module, settings: OptimizerConfig) -> tuple[Param
     Raises:
         ConfigError: If a key of `lr_scales` does not name a trained part of the model.
     """
+    # All ranks make the same groups in the same order, because DeepSpeed and `Layout` divide them by position.
     trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
     _require_parts(settings.lr_scales, trained)
     spared = frozenset[str]() if settings.decay_embeddings else _embeddings(model)
@@ -218,9 +228,11 @@ def _require_parts(parts: Mapping[str, float], trained: Mapping[str, nn.Paramete
 
 
 def _lr_scale(name: str, scales: Mapping[str, float]) -> float:
+    # The longest part is the most particular one, such as `image.backbone` beside `image`.
     fitting = [part for part in scales if _is_in(name, part)]
     return scales[max(fitting, key=len)] if fitting else 1.0
 
 
 def _is_in(name: str, part: str) -> bool:
+    # With the dots, `image` contains `image.norm` and `image` itself, and not `image_bias`.
     return f"{name}.".startswith(f"{part}.")

@@ -3,6 +3,10 @@
 The method is GradCache (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup").
 The loss is computed from the embeddings of all rows, while memory holds the activations of one pass at a time. The
 gradients are exact: the chain rule is applied first to the loss and then to each pass.
+
+In formulas: let e be the embeddings of all rows, e_p those of pass p, and L the loss. The first run computes e without
+a graph. L(e).backward() leaves g = dL/de at the leaves. The second run encodes pass p again and backpropagates the
+scalar sum(e_p * g_p), in which g_p is a constant. Its gradient is (de_p/dw)^T g_p, and the sum over p is dL/dw.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -29,7 +33,14 @@ class Pass:
 
 @dataclass(frozen=True, slots=True)
 class Cached:
-    """Holds the embeddings of all rows, as leaves of the autograd graph, and the passes that compute them again."""
+    """Holds the embeddings of all rows, as leaves of the autograd graph, and the passes that compute them again.
+
+    Example:
+        cached = Cached.of(batch, passes=4, encode=encode)
+        loss_of(cached.embeddings).backward()  # Reaches the leaves only.
+        for surrogate in cached.surrogates():
+            surrogate.backward()  # Adds the share of one pass to the gradients of the parameters.
+    """
 
     embeddings: Embeddings
     passes: tuple[Pass, ...]
@@ -56,6 +67,7 @@ class Cached:
         The backward pass of the loss must be done before. The caller must run the backward pass of a scalar before it
         takes the next scalar.
         """
+        # It is a generator, so the graph of a pass is freed before the next pass is encoded.
         for number, each in enumerate(self.passes):
             encoded = self.encode(number, each.batch)
             pairs = self._with_gradients(encoded, each, first=number == 0)
@@ -68,6 +80,7 @@ class Cached:
         `first` pass alone; in the other passes it is zero.
         """
         leaves = self.embeddings
+        # Images and patches are cut by rows. A row may have several texts, so texts have a slice of their own.
         for again, leaf in ((encoded.image, leaves.image), (encoded.patches, leaves.patches)):
             if leaf.grad is not None:
                 yield again, leaf.grad[cut.rows]
@@ -96,6 +109,7 @@ def _leaves(found: list[Embeddings]) -> Embeddings:
 
 
 def _passes(batch: Batch, passes: int) -> Iterator[Pass]:
+    # Passes differ by one row at most. With fewer rows than passes, some passes are empty, and still run.
     edges = [number * batch.rows // passes for number in range(passes + 1)]
     cuts = {name: texts.starts(edges) for name, texts in batch.texts.items()}
     for number, (first, last) in enumerate(pairwise(edges)):

@@ -1,4 +1,12 @@
-"""Opens everything that the training loop uses, from the newest checkpoint if there is one, and closes it."""
+"""Opens everything that the training loop uses, from the newest checkpoint if there is one, and closes it.
+
+`open_session` is a sequence of steps that all ranks make together: the run's identity, the checkpoint to resume from,
+the tokenizer, the model and its optimizer, the stream of data, and the tracker. What only rank 0 reads or decides is
+broadcast, so an error of rank 0 is an error of all ranks. The result is a `Session`, whose methods the loop calls.
+
+Rank 0 alone imports MLflow and matplotlib, inside of functions, because these imports take a quarter of the time in
+which a rank starts.
+"""
 
 import logging
 import socket
@@ -52,7 +60,9 @@ from emocap_pretrain.training.guard import Guard, Verdict
 from emocap_pretrain.training.snapshot import fill
 from emocap_pretrain.training.state_layout import Layout
 
-PREVIEWED = 8
+PREVIEWED = 8  # Samples in the picture of a new run.
+# How long a save waits for rows on their way to the tracker, the end of an attempt for the store to take unsent rows,
+# and the end after a bad loss for the checkpoint in progress.
 FLUSH_S, KEEP_UNSENT_S, COMMIT_S = 2.0, 30.0, 60.0
 
 log = logging.getLogger(__name__)
@@ -62,7 +72,8 @@ log = logging.getLogger(__name__)
 class Session:
     """Holds what the training loop uses on this rank during one attempt.
 
-    Leaving the `with` block of a session closes its batches, its saver and its tracker.
+    Leaving the `with` block of a session closes its batches, its saver and its tracker. The training thread alone uses
+    a session, except `write` in `save`, which the saver's thread calls.
 
     Attributes:
         config: The settings of the run.
@@ -100,8 +111,10 @@ class Session:
         `Saver.finished` returns the checkpoint once it is committed. Nothing is saved if no update was made since the
         last checkpoint, because that checkpoint has the same weights.
         """
+        # The left side is the last step whose update was made. It is equal on all ranks, so all of them return here.
         if self.engine.step - self.guard.streak(self.engine.step) <= self.saver.newest:
             return
+        # First the previous snapshot must be released, because the next one uses the same memory.
         self.saver.wait_for_previous()
         snapshot = self.engine.snapshot()
         state = {
@@ -117,6 +130,7 @@ class Session:
             state["text_architecture"] = architecture
 
         def write(folder: Path) -> None:  # The saver's thread calls this, so a slow tracker delays no step.
+            # An error here is exchanged between the ranks, and no manifest is put.
             snapshot.require_finite()
             snapshot.write(folder)
             if self.world.is_main:
@@ -134,6 +148,7 @@ class Session:
         end of a run no step follows, so with `ended` the last checkpoint may replace older ones too.
         """
         step = self.engine.step
+        # `Saver.sweep` counts checkpoints of steps before its argument.
         if not self.guard.streak(step):
             self.saver.sweep(step + 1 if ended else step)
 
@@ -143,6 +158,7 @@ class Session:
         Raises:
             BudgetSpent: If this rank has met more damaged samples than the run may leave out.
         """
+        # If the budget is spent inside the loader, this rank stores what it has met before the error ends it.
         with self.quarantine.recorded(self.engine.step):
             batch, cursor, damaged = next(self.batches)
         self.quarantine.add(damaged, self.engine.step)
@@ -161,6 +177,7 @@ class Session:
         if self.world.is_main:
             log.warning("%s: %s", verdict.reason, verdict.action)
         if verdict.action == "rollback":
+            # The step is stored before the error is raised. A crash between the two has the effect of the roll-back.
             step = self.engine.step
             self.world.run_on_main(lambda: self.guard.remember(self.store, step, verdict.reason))
             raise RolledBack(f"{verdict.reason}: the run returns to its newest checkpoint, without this update.")
@@ -175,7 +192,9 @@ class Session:
 
         Rows that the tracker does not accept are stored in the run's folder.
         """
-        self.batches.close()
+        self.batches.close()  # This ends the loader processes.
+        # The exact classes are compared. After `LostContact`, which is a subclass, the other ranks may be gone, and the
+        # collectives of a save would wait for them for up to a day.
         if kind in (TrainingError, RolledBack):
             self._finish_checkpoint()
         self.saver.close()
@@ -210,6 +229,7 @@ class Session:
         if not self.world.is_main:
             return
         rows = self.tracker.unsent()
+        # The store repeats a failing request for minutes. So a thread makes the call, and the process need not wait.
         act = partial(unsent.write_or_warn, self.store, rows, number=self.attempt.number)
         try:
             Background("unsent-rows").submit(act).result(KEEP_UNSENT_S)
@@ -231,6 +251,8 @@ class Session:
 def open_session(config: Config, world: RankGroup, attempt: Attempt, opening: RankGroup) -> Session:
     """Builds the run on this rank and loads its newest checkpoint. This is a collective.
 
+    The caller closes the returned session by leaving its `with` block.
+
     Args:
         config: The settings of the run.
         world: All ranks.
@@ -242,7 +264,9 @@ def open_session(config: Config, world: RankGroup, attempt: Attempt, opening: Ra
         ConfigError: If there are more ranks than samples in a batch, /dev/shm has no room for loader processes, or the
             folder belongs to another run.
         CheckpointError: If the newest checkpoint belongs to other data or another model.
+        TrackingError: If MLflow refuses a new run, or does not know the run that is resumed.
     """
+    # Whose folder is it, and which updates and samples have earlier attempts left out?
     split = batch_split(config.global_batch, config.micro_batch, ranks=world.world_size)
     store = attempt.store
     data_digest = data_digest_of(config.data)
@@ -251,6 +275,7 @@ def open_session(config: Config, world: RankGroup, attempt: Attempt, opening: Ra
     quarantine = Quarantine.open(store, world, config.data.error_budget)
     with quarantine.recorded(step=0):
         rows: list[Row] = []
+        # The checkpoint: everything that its local files are needed for happens within this block.
         with resumable(store, opening, _files_needed(config, world)) as found:
             state = state_of(found.checkpoint) if found else None
             if found and state:
@@ -259,6 +284,7 @@ def open_session(config: Config, world: RankGroup, attempt: Attempt, opening: Ra
                 rows = _unsent_rows(found.folder / UNSENT_FILE) if world.is_main else []
             tokenizer = _open_tokenizer(config, opening, found.folder if found else None)
             engine = _open_engine(config, world, tokenizer, found)
+        # The data continue at the checkpoint's cursor, on any number of ranks and loader processes.
         start = Cursor.from_json(state.cursor) if state else Cursor()
         stream = open_stream(config.data, world.info, start, global_batch=config.global_batch, seed=config.seed)
         collate = build_collate(config, tokenizer)
@@ -269,6 +295,7 @@ def open_session(config: Config, world: RankGroup, attempt: Attempt, opening: Ra
             free_bytes=shared_memory_free(),
         )
         pin = world.device.startswith("cuda")
+        # The tracker comes last, so that a run that cannot start for another reason creates no run in MLflow.
         checkpoint = found.checkpoint if found else None
         tracker = _open_tracker(config, opening, attempt, run_id, stream, tokenizer, checkpoint, rows)
         retention = Retention(config.checkpoint.keep_last, config.checkpoint.keep_every)
@@ -301,9 +328,11 @@ def _files_needed(config: Config, world: RankGroup) -> Callable[[Checkpoint, str
     Every rank needs the tokenizer and its own share of the optimizer's state. Rank 0 also needs the weights and
     `unsent.json`.
     """
+    # `needed` is called for each file. The engine files of a checkpoint are computed once, by its save attempt.
     files: dict[str, frozenset[str]] = {}
 
     def engine_files(found: Checkpoint) -> frozenset[str]:
+        # The model is not built yet. If its parameters are not those of the checkpoint, `Engine.load` raises an error.
         saved = Layout.from_json(state_of(found).engine)
         now = replace(saved, zero_stage=config.engine.zero_stage, ranks=world.world_size)
         return frozenset(saved.files_for(now, world.rank))
@@ -318,6 +347,8 @@ def _files_needed(config: Config, world: RankGroup) -> Callable[[Checkpoint, str
 
 
 def _open_engine(config: Config, world: RankGroup, tokenizer: Tokenizer, found: Resumed | None) -> Engine:
+    # All ranks draw the same first weights. The engine broadcasts those of rank 0 in any case, so rank 0 alone reads
+    # the weights of a checkpoint (decision 16).
     torch.manual_seed(config.seed)
     model = build_model(config, tokenizer.vocabulary, weights=not found)
     if world.is_main:
@@ -362,7 +393,7 @@ def _open_tracker(
     saved: list[Row],
 ) -> Tracker:
     """Returns MLflow's tracker on rank 0, and a `MemoryTracker` on the other ranks. This is a collective."""
-    begun: list[Tracker] = []
+    begun: list[Tracker] = []  # Only rank 0 adds its tracker: a tracker holds threads and cannot be broadcast.
     place = world.info
     hosts = sorted(filter(None, world.gather(socket.gethostname() if place.local_rank == 0 else None)))
 
@@ -375,12 +406,15 @@ def _open_tracker(
         rows = [] if parent else [*saved, *readable_rows(unsent.read(attempt.store))]
         before = attempts.cause(attempts.failures(attempt.store, attempt.number - 1))
         facts = {"ranks": place.world_size, "hosts": hosts, "reason": before.message if before else ""}
+        # A copy gets a new run in MLflow, like a new folder.
         known = None if parent else run_id
         options: dict[str, Any] = {"number": attempt.number, "facts": facts, "unsent": rows, "parent": parent}
         begun.append(MlflowTracker.start(tracked_run(config), known, **options))
         if found:  # The attempt that committed the checkpoint may have ended before it reported it to the tracker.
             begun[0].log_checkpoint(f"{attempt.store.url}/{found.folder}", found.step, found.digest)
             begun[0].keep_checkpoints(steps_listed(attempt.store))
+        # `run.json` is written after MLflow has created the run, because it stores the run's id. A crash between the
+        # two leaves a run in MLflow that no folder names.
         if known is None:
             RunFolder(attempt.store).write_run(config, begun[0].run_id, parent=parent)
             data = training_data(config.data, config.stored()["data"])
@@ -421,6 +455,7 @@ def _preview(tracker: Tracker, stream: Stream, *, of: str) -> None:
 
     with TemporaryDirectory(prefix="emocap-") as folder:
         path = Path(folder) / "samples.png"
+        # The first samples of the dataset in storage order, wherever the stream of the run itself begins.
         first = replace(
             stream, rank=0, world_size=1, global_batch=PREVIEWED, shuffle=False, start=Cursor(), drop_last=False
         )

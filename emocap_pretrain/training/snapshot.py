@@ -1,4 +1,10 @@
-"""Holds a copy of the training state in host memory, from the end of a step until the state is written to files."""
+"""Holds a copy of the training state in host memory, from the end of a step until the state is written to files.
+
+Training pauses only for the copy. The files are safetensors, so reading them runs no code. Rank 0 writes the weights of
+the whole model; every rank writes its slices of the optimizer's state with the offset of each slice. `fill` and `read`
+are the way back: `fill` loads the weights on rank 0, and `read` fills the optimizer of any rank from the files of any
+number of ranks.
+"""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -26,6 +32,9 @@ class Snapshot:
 
     A snapshot must be released before the next one is taken. `write` reads only this memory and calls no collective,
     so another thread may call it while training continues.
+
+    The order of calls is `take` (training thread), then `require_finite` and `write` (any thread), then `release`.
+    There is no lock: between `take` and `release` nobody writes to the memory.
     """
 
     def __init__(self, rank: int, device: str) -> None:
@@ -57,7 +66,7 @@ class Snapshot:
 
     def write(self, folder: Path) -> None:
         """Writes `engine/rank-<rank>.safetensors`, and on rank 0 `model.safetensors`."""
-        self._wait_for_copies()
+        self._wait_for_copies()  # Only the thread that writes waits for the device.
         path = folder / file_of(self._rank)
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(self._state, path, self._header)  # It writes these tensors to the disk without another copy.
@@ -90,12 +99,14 @@ class Snapshot:
                 self._copy(self._state, f"{field}/{each.slice.name}", tensor)
         for field, scalar in global_.items():
             self._copy(self._state, field, scalar)
+        # Every rank must iterate to the end, because under ZeRO stage 3 each tensor is gathered from all ranks.
         for name, tensor in weights:
             if self._rank == 0:
                 self._copy(self._weights, name, tensor)
         # A single entry, because safetensors writes several entries in random order, and equal states must give equal
         # files.
         self._header = {HEADER: json.dumps({"schema": SCHEMA, "offsets": offsets})}
+        # Once this event has happened, all copies that were queued before it are complete.
         if self._pinned:
             self._copied = torch.cuda.Event()
             self._copied.record()
@@ -131,6 +142,9 @@ def fill(model: nn.Module, path: Path) -> None:
 def read(paths: Iterable[Path], slices: Iterable[StateSlice], global_: Iterable[str]) -> State:
     """Fills the slices from the files of one checkpoint.
 
+    Each file is read only where it overlaps the slices. The number of elements that are still missing is counted down,
+    so a checkpoint with a gap is noticed, whatever rank wrote what. An error may leave some slices already filled.
+
     Args:
         paths: Files of the checkpoint, written by any number of ranks.
         slices: The slices of this rank's optimizer. Their tensors are overwritten.
@@ -143,6 +157,7 @@ def read(paths: Iterable[Path], slices: Iterable[StateSlice], global_: Iterable[
         CheckpointError: If the files do not contain the whole state.
     """
     held, names = {each.slice.name: each for each in slices}, tuple(global_)
+    # The scalars are in every file and count once: `found` collects them by name.
     missing = len(names) + sum(_elements(each) for each in held.values())
     found: State = {}
     for path in paths:
@@ -187,6 +202,7 @@ def _read(file: Any, offset: int, target: StateSlice) -> int:
     mine, stored, count = target.slice, frozenset(file.keys()), 0
     for field in target.per_element:
         key = f"{field}/{mine.name}"
+        # `get_slice` reads nothing yet. Indexing it reads only the elements that this rank needs.
         flat = file.get_slice(key) if key in stored else None
         both = mine.overlap(Slice(mine.name, offset, flat.get_shape()[0])) if flat else None
         if flat and both:

@@ -2,6 +2,10 @@
 
 It repeats how DeepSpeed 0.19.8 divides a parameter group of the optimizer over the ranks. `zero.py` maps this layout
 to the tensors of the optimizer.
+
+The manifest of a checkpoint stores the layout with which it was written. A rank that resumes, at any number of ranks
+and any stage, computes from the stored layout and its own one which files overlap what it will hold, and reads only
+those (decision 16). There is no tensor and no file here, so all of it is tested with plain numbers.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,12 +17,17 @@ from typing import Any
 from emocap_pretrain.checkpoint.layout import ENGINE
 from emocap_pretrain.errors import CheckpointError
 
-Group = tuple[tuple[str, int], ...]
+Group = tuple[tuple[str, int], ...]  # The name and the number of elements of each parameter, in the group's order.
 
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """Describes the elements [offset, offset + length) of a flattened parameter."""
+    """Describes the elements [offset, offset + length) of a flattened parameter.
+
+    Example:
+        Slice("image.norm.weight", 10, 20).overlap(Slice("image.norm.weight", 25, 10))
+        # Slice(name="image.norm.weight", offset=25, length=5)
+    """
 
     name: str
     offset: int
@@ -37,6 +46,10 @@ class Slice:
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Describes how the state of the optimizer is divided over the ranks.
+
+    Three methods answer three questions: `tensors` says what the rank's optimizer holds and where in its flat tensors,
+    `held` the same without the positions, and `slices` what the rank writes into a checkpoint. `held` and `slices`
+    differ at stage 0 only.
 
     Attributes:
         zero_stage: Stage of ZeRO, 0 to 3.
@@ -71,6 +84,7 @@ class Layout:
         """
         if self.zero_stage == 0:
             return tuple(((0, Slice(name, 0, length)),) for name, length in chain.from_iterable(self.groups))
+        # Stage 3 divides each parameter by itself, stages 1 and 2 divide the concatenation of the group.
         cut = _of_each if self.zero_stage == 3 else _of_all
         return tuple(tuple(cut(group, rank, self.ranks)) for group in self.groups)
 
@@ -135,7 +149,8 @@ def file_of(rank: int) -> str:
 def _of_all(group: Group, rank: int, ranks: int) -> Iterator[tuple[int, Slice]]:
     """Yields the rank's slices under ZeRO 1 and 2, with their positions in the rank's part of the group's flat tensor.
 
-    DeepSpeed concatenates the group, pads it to a multiple of twice the number of ranks, and divides it evenly.
+    DeepSpeed concatenates the group, pads it to a multiple of twice the number of ranks, and divides it evenly. The
+    factor 2 is its `nccl_start_alignment_factor`. The padding is at the end, so the last ranks may hold nothing else.
     """
     share = 2 * ceil(sum(length for _, length in group) / (2 * ranks))
     return _cut(group, rank * share, (rank + 1) * share)
@@ -144,7 +159,8 @@ def _of_all(group: Group, rank: int, ranks: int) -> Iterator[tuple[int, Slice]]:
 def _of_each(group: Group, rank: int, ranks: int) -> Iterator[tuple[int, Slice]]:
     """Yields the rank's slices under ZeRO 3, with their positions in the rank's flat tensor of the group.
 
-    DeepSpeed pads each parameter and divides it evenly. The rank's tensor is the concatenation of its shares.
+    DeepSpeed pads each parameter and divides it evenly. The rank's tensor is the concatenation of its shares, with the
+    padding: so a position counts the whole shares before it, although a slice has no padding.
     """
     shares = [ceil(length / ranks) for _, length in group]
     for (name, length), share, position in zip(group, shares, _starts(shares), strict=True):

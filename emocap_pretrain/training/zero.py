@@ -2,6 +2,13 @@
 
 The internals are those of DeepSpeed 0.19.8. They are not part of its public interface, so another version may change
 them; then `tests/emocap_pretrain/training/test_zero.py` fails.
+
+DeepSpeed's own checkpoints are not used, because they are pickles that depend on the number of ranks (decision 16).
+Instead this module gives access to the tensors of the optimizer's state, as `Layout` divides them: at stage 0 each
+parameter has its own state; at stages 1 to 3 the optimizer sees one flat tensor for each parameter group, which holds
+this rank's share of the group.
+
+DeepSpeed is imported inside of functions, because `initialise` sets DS_ACCELERATOR before the first import.
 """
 
 import os
@@ -65,7 +72,8 @@ def initialise(
         groups: The trained parameters of the model.
         world: All ranks.
         lr: Learning rate until the first step sets another one.
-        clip_norm: Largest norm of the whole gradient under ZeRO 1 to 3; 0 means no clipping.
+        clip_norm: Largest norm of the whole gradient under ZeRO 1 to 3; 0 means no clipping. Without ZeRO the engine
+            clips by itself.
         zero_stage: Stage of ZeRO, 0 to 3.
         rows: Number of rows of the rank that has most.
     """
@@ -98,8 +106,10 @@ def initialise(
 def reduced_once(engine: Any) -> Generator[None]:
     """Adds up, on each rank, the gradients of the backward passes in the block.
 
-    At the end of the block, the sums are averaged over the ranks.
+    At the end of the block, the sums are averaged over the ranks. This is a collective. Until then a rank holds its
+    whole gradient, also at stages 2 and 3 (decision 18).
     """
+    # DeepSpeed has one function for stages 1 to 3, which refuses stage 0, and another one that refuses stages 2 and 3.
     if engine.zero_optimization_stage() > 0:
         with engine.coalesce_grad_reduction():
             yield
@@ -111,6 +121,7 @@ def reduced_once(engine: Any) -> Generator[None]:
 
 def forget_forward(engine: Any) -> None:
     """Frees the gathered parameters of ZeRO stage 3 after a forward pass that no backward pass follows."""
+    # Stage 3 keeps parameters for the backward pass, and has fetched some in advance.
     if engine.zero_optimization_stage() == 3:
         engine.optimizer.parameter_offload.partition_all_parameters()
 
@@ -122,7 +133,10 @@ def set_learning_rate(engine: Any, rate: float) -> None:
 
 
 def state_slices(engine: Any, spec: OptimizerSpec, layout: Layout, rank: int) -> Iterator[StateSlice]:
-    """Yields the state of every slice that this rank's optimizer updates."""
+    """Yields the state of every slice that this rank's optimizer updates, in the order of `layout.tensors`.
+
+    The tensors are views on the device: writing into them changes the optimizer.
+    """
     optimizer = _torch_optimizer(engine)
     for tensor, slices in zip(_tensors(engine), layout.tensors(rank), strict=True):
         state = _state(optimizer, spec, tensor)
@@ -135,6 +149,7 @@ def state_slices(engine: Any, spec: OptimizerSpec, layout: Layout, rank: int) ->
 
 def global_state(engine: Any, spec: OptimizerSpec) -> State:
     """Returns the scalars in the optimizer's state, such as the number of updates that changed the weights."""
+    # They are equal for all tensors (`OptimizerSpec.global_`), so the first tensor's are enough.
     state = _state(_torch_optimizer(engine), spec, _tensors(engine)[0])
     return {name: state[name] for name in spec.global_}
 
@@ -155,12 +170,15 @@ def weights(engine: Any) -> Iterator[tuple[str, Tensor]]:
     """
     import deepspeed
 
+    # `keep_vars` gives the parameters themselves. Under stage 3 they have a `ds_id` and are empty until they are
+    # gathered. Buffers are whole on every rank.
     for name, tensor in engine.module.state_dict(keep_vars=True).items():
         with deepspeed.zero.GatheredParameters([tensor], enabled=hasattr(tensor, "ds_id")):
             yield name, tensor.detach()
 
 
 def _torch_optimizer(engine: Any) -> torch.optim.Optimizer:
+    # Under ZeRO, DeepSpeed wraps the torch optimizer in its own one.
     return engine.optimizer if engine.zero_optimization_stage() == 0 else engine.optimizer.optimizer
 
 
@@ -177,6 +195,7 @@ def _tensors(engine: Any) -> list[Tensor]:
 
 def _state(optimizer: torch.optim.Optimizer, spec: OptimizerSpec, tensor: Tensor) -> State:
     """Returns the optimizer's state of one tensor. Before the first update it creates the state as torch would."""
+    # Torch creates the state at the first update only, but a snapshot may be taken, or a checkpoint loaded, before it.
     state = optimizer.state[tensor]
     if not state:
         state.update(spec.begin(tensor))
@@ -201,6 +220,7 @@ def _deepspeed_settings(zero_stage: int, rows: int, clip_norm: float) -> dict[st
         # A rank may have one row less. DeepSpeed uses this number only to count samples, and nothing reads that count.
         "train_micro_batch_size_per_gpu": rows,
         "gradient_accumulation_steps": 1,
+        # It is always given, because DeepSpeed clips to norm 1 by default. At stage 0 the engine clips by itself.
         "gradient_clipping": clip_norm if zero_stage else 0.0,
         "zero_optimization": {
             "stage": zero_stage,
@@ -208,6 +228,7 @@ def _deepspeed_settings(zero_stage: int, rows: int, clip_norm: float) -> dict[st
             "allgather_bucket_size": BUCKET,
             "sub_group_size": 10**15,  # `Layout` assumes one flat tensor for each group.
         },
+        # Otherwise DeepSpeed refuses optimizers that are not on its list. Our own rule is `whole_parameters`.
         "zero_allow_untested_optimizer": True,
-        "steps_per_print": 10**9,
+        "steps_per_print": 10**9,  # DeepSpeed prints its progress every so many steps, so it never does.
     }
