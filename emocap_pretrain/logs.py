@@ -1,6 +1,12 @@
 """Removes secrets and control characters from logs and tracebacks.
 
 Every process of a run calls `show_logs` and `guard_tracebacks`: the command, the ranks, and the loader processes.
+`emocap_shards.mask` decides which parts of a text are secrets. `terminal.Terminal` does the same for the output of the
+commands. Code that stores a text in the run's folder, or hands an error to a framework that will print it, calls
+`shown` or `conceal` itself.
+
+Control characters are replaced because the text may come from a dataset or a run folder that somebody else wrote: an
+escape sequence in it would steer the terminal of the reader (docs/security.md).
 """
 
 import logging
@@ -22,7 +28,10 @@ def shown(text: str) -> str:
 
 
 def shown_tree(tree: Any) -> Any:
-    """Returns a copy of a JSON value in which secrets are masked in all strings and keys."""
+    """Returns a copy of a JSON value in which secrets are masked in all strings and keys.
+
+    Control characters are kept; `terminal.say_json` escapes them. Tuples become lists, as in JSON.
+    """
     if isinstance(tree, str):
         return masked(tree)
     if isinstance(tree, dict):
@@ -33,9 +42,13 @@ def shown_tree(tree: Any) -> Any:
 def show_logs(level: int = logging.INFO) -> None:
     """Sends to stderr the records of this project from `level` on, and those of other loggers from WARNING on.
 
-    Secrets are masked in the messages of all loggers, even if a library installs its own handler.
+    Secrets are masked in the messages of all loggers, even if a library installs its own handler. A second call changes
+    nothing but the level.
     """
+    # The factory makes the records of every logger, so it masks messages before any handler sees them.
     logging.setLogRecordFactory(ShownRecord)
+    # `basicConfig` does nothing if the root logger already has a handler, for example one of a library. A handler with
+    # a formatter class of its own keeps it: its messages are masked by the factory.
     logging.basicConfig(level=logging.WARNING)
     for handler in logging.getLogger().handlers:
         if type(handler.formatter) in {logging.Formatter, type(None)}:
@@ -73,7 +86,7 @@ def conceal(error: BaseException) -> None:
     The chain consists of causes and contexts. Code calls this function before it hands an error to a framework that
     will print the error.
     """
-    seen = set[int]()
+    seen = set[int]()  # A chain can be a cycle, because code may set `__cause__` and `__context__` freely.
     remaining: list[BaseException | None] = [error]
     while remaining:
         each = remaining.pop()
@@ -89,6 +102,7 @@ def _print_masked(kind: type[BaseException], error: BaseException, where: Traceb
 
 
 def _print_masked_of_thread(arguments: threading.ExceptHookArgs) -> None:
+    # `SystemExit` ends a thread silently, as with Python's own hook.
     if arguments.exc_type is SystemExit or arguments.exc_value is None:
         return
     name = arguments.thread.name if arguments.thread else "a thread"

@@ -1,4 +1,9 @@
-"""Reads the progress and the failures of a run from its folder, so that a driver can decide about a restart."""
+"""Reads the progress and the failures of a run from its folder, so that a driver can decide about a restart.
+
+This is the only place in which the cluster's code meets the documents of a run: `emocap_cluster.supervise` (for ranks
+on Ray) and `emocap_cluster.relaunch` (for any other launcher) call the methods of `RunRecord` and get plain values.
+`emocap_cluster.restarts` then decides what follows the end of an attempt (decisions 15 and 17).
+"""
 
 from collections.abc import Sequence
 
@@ -18,6 +23,9 @@ MAX_CHARACTERS = 300  # A longer message is cut.
 class RunRecord:
     """Reads the progress and the failures of a run for its driver, the process that starts the ranks again.
 
+    The object remembers which attempts existed when it was made, so the driver makes it before the first attempt of the
+    job. Each method reads the store anew.
+
     Args:
         store: The run's folder.
         steps: Number of optimizer steps of the whole run. None reads the number from the newest attempt's status.
@@ -26,6 +34,7 @@ class RunRecord:
     def __init__(self, store: Store, steps: int | None) -> None:
         self._store = store
         self._steps = steps
+        # Attempts up to `_before` belong to earlier jobs. `failures` has returned those up to `_known`.
         self._before = self._known = attempts.newest(store)
 
     def done(self) -> bool:
@@ -35,7 +44,10 @@ class RunRecord:
         return RunFolder(self._store).report(steps) is not None
 
     def progress(self) -> int:
-        """Returns the step of the newest checkpoint that has a manifest; 0 if there is none."""
+        """Returns the step of the newest checkpoint that has a manifest; 0 if there is none.
+
+        The manifest is not read. A driver counts failures in a row from 0 again whenever this number has grown.
+        """
         return next((each.step for each in step_folders(self._store) if each.manifest_bytes is not None), 0)
 
     def failures(self) -> Sequence[Cause]:
@@ -49,12 +61,17 @@ class RunRecord:
         return [_cause(failure) for number in reversed(new) for failure in attempts.failures(self._store, number)]
 
     def cause_of(self, rank: int, error: Exception) -> Cause:
-        """Classifies an error that a rank has raised, so that the driver can decide whether to restart the ranks."""
+        """Classifies an error that a rank has raised, so that the driver can decide whether to restart the ranks.
+
+        The driver asks only for a rank that has stored no failure, for example because the store was unreachable. Host
+        and step of the rank are not known then.
+        """
         return Cause(
             kind=type(error).__name__,
             message=_short(str(error)),
             rank=rank,
             final=isinstance(error, FINAL),
+            # This is the rule of `ranks.join.lost_contact`, whose module imports torch; this module does without torch.
             lost=isinstance(error, LostContact) or "/gloo/" in str(error),
             passing=isinstance(error, PASSING),
             planned=isinstance(error, RolledBack),

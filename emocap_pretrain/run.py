@@ -3,6 +3,11 @@
 `python -m emocap_pretrain.run` is the same command, for launchers that start a Python module. If a user or `ray job
 submit` starts the command, it starts one rank on every device with Ray. If a launcher such as deepspeed, torchrun or
 srun starts the command once for each rank, the process trains as that rank. Both cases use the same training function.
+
+The command has three ways: `_dry_run` prints the plan, `_as_rank` trains in this process, and `_on_ray` checks the run
+here and lets `emocap_cluster.supervise` start the ranks, each of which calls `_pretrain`. What can be known is checked
+before anything starts, so that a mistake costs one line and exit code 2. Modules that import torch, Ray or DeepSpeed
+are imported inside of functions: `--help` stays quick, and variables that they read at their import are set before.
 """
 
 import os
@@ -50,6 +55,7 @@ RANK_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "DO_NOT_TRACK": "1", "TOR
 OPEN = ("NCCL_", "GLOO_", "TORCH_")
 SECRET = ("AWS_", "MLFLOW_", "HF_", "EMOCAP_")
 REFUSAL = "this will not run"  # First words of a problem that a dry run finds.
+# Why an attempt without a failure ended, by the value of `emocap_cluster.restarts.End`.
 WHY = {"drained": "a node was taken away", "growing": "there was room for more ranks"}
 
 
@@ -92,7 +98,7 @@ def _resource_request(config: Config, gpus: int) -> "ResourceRequest":
     if settings.ranks == "auto" and on_gpu and not gpus:
         raise ConfigError("cluster.device=cuda, but there is no GPU: set it to auto or cpu, or set cluster.ranks.")
     ranks = None if settings.ranks == "auto" else settings.ranks
-    if ranks:
+    if ranks:  # The call refuses more ranks than samples in a batch. Its result is not needed here.
         batch_split(config.global_batch, config.micro_batch, ranks=ranks)
     least = settings.min_ranks or ranks or 1
     return ResourceRequest(ranks, least, config.global_batch, on_gpu, spread=settings.placement == "spread")
@@ -118,6 +124,7 @@ def _dry_run(
     from emocap_pretrain.dry_run.plan import RunPlan
     from emocap_pretrain.dry_run.preflight import Findings, preflight
 
+    # `collect` turns an error into a problem and returns None, so that all problems are printed and not only the first.
     assumed = Assumptions(fabric_of(fabric) if fabric else None, step_s, node_mtbf_days)
     found, plan = Findings(), None
     devices = found.collect(lambda: _devices_here(config))
@@ -149,6 +156,7 @@ def _devices_here(config: Config) -> "Devices":
 
 
 def _as_rank(config: Config) -> None:
+    # First the environment, then the checks, then training, and last an exit code that the launcher understands.
     for name, value in RANK_ENVIRONMENT.items():
         os.environ.setdefault(name, value)  # torch and other libraries read these when they are imported.
     from emocap_pretrain.dry_run.preflight import Devices
@@ -215,6 +223,7 @@ def _on_ray(config: Config) -> None:
     if is_done(config, store) and conclude_again(config, store):
         _print_result(config)
         return
+    # The run is not finished, or must be evaluated again. Now the start is checked, before Ray is started or joined.
     # The devices of a cluster of several hosts are known only after it is joined.
     devices = _devices_here(config) if address_of_ray() == HERE else None
     _check(config, devices, prepare_tasks=True)
@@ -228,6 +237,7 @@ def _supervise(config: Config) -> None:
     from emocap_cluster.supervise import Job, supervise
 
     settings = config.cluster
+    # The record is made before the first attempt, because it compares with the attempts that exist now.
     record = RunRecord(open_store(config.url), config.steps)
     with connected(RANK_ENVIRONMENT | _chosen(OPEN)) as cluster, screen() as shown:
         job = Job(
@@ -251,7 +261,10 @@ def _chosen(prefixes: tuple[str, ...]) -> dict[str, str]:
 
 
 def _pretrain(config: Config, runtime: Runtime) -> None:
-    """Trains as one rank. Ray calls this function in a process on the rank's host."""
+    """Trains as one rank. Ray calls this function in a process on the rank's host.
+
+    The config arrives as a pickle. An error travels back to the driver, which decides about a restart.
+    """
     remember(*config.secrets)  # The config was resolved in another process, so its secrets are not known here yet.
     show_logs()
     guard_tracebacks()

@@ -8,6 +8,9 @@
 | 70 | a rank hung or lost contact with another rank, and its watchdog ended the process (docs/health.md) |
 | 75 | stopped and saved: the same command resumes from there (EX_TEMPFAIL of sysexits.h) |
 | 130 | Ctrl-C |
+
+All commands print through `console`, `say_json` or `errors_as_lines`, so no secret and no control character of a
+foreign text reaches the terminal. The module imports no torch, so that `--help` is quick.
 """
 
 import json
@@ -32,17 +35,18 @@ from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.logs import conceal, shown, shown_tree
 
 FAILED, WRONG_INPUT, STOPPED, INTERRUPTED = 1, 2, 75, 130
-EVERY_S = 10.0
+EVERY_S = 10.0  # Seconds between two lines of progress in a log.
 
 
 class Terminal(Console):
     """Prints texts without secrets and control characters, and does not interpret rich's markup in them.
 
-    To style a text, callers print a `rich.text.Text`.
+    To style a text, callers print a `rich.text.Text`. It is printed unchanged, so it must not hold foreign text.
     """
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Masks secrets in a text. Rich calls this method for every str that it prints, also for those in tables."""
+        # Rich folds the cells of a table into lines before it writes them. A mask on the stream would see pieces only.
         options |= {"markup": False, "emoji": False}
         return super().render_str(shown(text), **options)  # pyright: ignore[reportArgumentType]
 
@@ -75,6 +79,8 @@ class Command(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         with _usage_errors_masked():
+            # The arguments are parsed twice. `given` lists each parameter as often as it occurs; the second parse keeps
+            # one value of it.
             _, _, given = self.make_parser(ctx).parse_args(args=list(args))
             for param, times in Counter(map(id, given)).items():
                 option = next(each for each in given if id(each) == param)
@@ -107,7 +113,8 @@ def _has_one_value(option: TyperOption) -> bool:
 def errors_as_lines(*, debug: bool, refusal: str = "error") -> Generator[None]:
     """Ends the process if the body raises an error of this project, and prints that error as one line on stderr.
 
-    The exit code is 2 for a wrong value, 1 for a job that failed, and 130 for Ctrl-C. All other errors pass through.
+    Every command runs its body in this block. The exit code is 2 for a wrong value, 1 for a job that failed, and 130
+    for Ctrl-C. All other errors pass through.
 
     Args:
         debug: Whether errors of this project pass through too, so that Python prints their traceback.
@@ -119,6 +126,7 @@ def errors_as_lines(*, debug: bool, refusal: str = "error") -> Generator[None]:
         if debug or not _ours(error):
             conceal(error)
             raise
+        # An error of `emocap_cluster` keeps the error of the rank as its `cause`.
         wrong_input = isinstance(getattr(error, "cause", error), ConfigError)
         # Every rank finds the same error in a config, so only rank 0 prints it.
         if not wrong_input or os.environ.get("RANK", "0") == "0":
@@ -163,7 +171,10 @@ def columns() -> tuple[ProgressColumn, ...]:
 
 
 class Screen:
-    """Prints lines and the progress of a run. Other output of the process appears above the bar."""
+    """Prints lines and the progress of a run. Other output of the process appears above the bar.
+
+    `emocap_cluster.supervise` calls its methods, and knows this class only by them.
+    """
 
     def __init__(self, bar: Progress | None) -> None:
         self._bar = bar
@@ -181,6 +192,7 @@ class Screen:
             if line:
                 self.say(line)
             return
+        # After a restart from an older checkpoint the bar begins anew. Otherwise its remaining time would be wrong.
         if self._task is None or self._pace.went_back(step):
             if self._task is not None:
                 self._bar.remove_task(self._task)
@@ -191,7 +203,14 @@ class Screen:
 
 @dataclass(slots=True)
 class Pace:
-    """Turns steps into lines with the remaining time, estimated from the steps since the newest attempt began."""
+    """Turns steps into lines with the remaining time, estimated from the steps since the newest attempt began.
+
+    Example:
+        pace = Pace()
+        pace.line(0, 100, "loss 2.0", now_s=0.0)  # "step 0/100 · loss 2.0"
+        pace.line(5, 100, "loss 1.9", now_s=5.0)  # None: 10 s have not passed.
+        pace.line(20, 100, "loss 1.8", now_s=20.0)  # "step 20/100 · loss 1.8 · 1:20 left"
+    """
 
     seen: int = -1
     _first: tuple[int, float] = (0, 0.0)
