@@ -293,8 +293,9 @@ class _StageReduce:
         """
         if not self._hops:
             return False
-        # The last hop of the all-gather is the first one here. In it a machine's sums for the rows of another machine
-        # come together on the rank that forwarded the rows. The hop before it then sends one sum between the machines.
+        # The last hop of the all-gather is the first one here. If there are two, a machine's sums for the rows of
+        # another machine first come together on the rank that forwarded the rows, and then one sum is sent between the
+        # machines.
         hop = self._hops.pop()
         like = self._parts[self._ranks.rank]
         self._sending = [(peer, self._parts[source].to(dtype).contiguous()) for peer, source in hop.receives]

@@ -53,6 +53,9 @@ class Hop:
 class Stage:
     """Describes rows that arrive together: those of `ranks`, in this order.
 
+    The stages of all ranks with the same number belong together. A message that one rank sends in a hop is received by
+    another rank in the same hop of its stage of that number.
+
     The rows need as many messages, one after the other, as there are `hops`: none for the rank's own rows, else one or
     two.
     """
