@@ -18,16 +18,18 @@ from emocap_pretrain.errors import ConfigError
 
 HERE = Path(__file__).parents[1]
 PACKAGE = HERE.parents[1] / "emocap_pretrain"
-# The lines that a new part needs: its definition, its weight and its length.
+# The new parts: their names, what they compare with, and the function that gives their texts.
+NEW = {"xyzzy": ("patches", "_local"), "plugh": ("image", "_summary")}
+# The lines that a new part needs, each after an existing one: its definition, its weight and its length.
 ADDED = {
-    "data/parts.py": ("PARTS: tuple[Part, ...] = (", '    Part("xyzzy", {texts}, "{kind}"),'),
+    "data/parts.py": ("PARTS: tuple[Part, ...] = (", '    Part("{name}", {texts}, "{kind}"),'),
     "config/objective.py": (
         '    local: PartWeight = Field(default=1.0, description="Weight of the loss of patches and local sentences.")',
-        "    xyzzy: PartWeight = 0.25",
+        "    {name}: PartWeight = 0.25",
     ),
     "config/schema.py": (
         '    local: Length = Field(default=40, description="Most tokens of a local sentence.")',
-        "    xyzzy: Length = 12",
+        "    {name}: Length = 12",
     ),
 }
 PROGRAM = """
@@ -52,36 +54,36 @@ def run(name, *stops):
         pretrain(run, pretrain_fakes.FakeRuntime(stop_after=stop))
     run_id = json.loads(open_store(run.url).read("run.json"))["run_id"]
     history = MlflowClient(run.tracking.uri).get_metric_history
-    return [[p.value for p in history(run_id, key)] for key in ("loss", "xyzzy/loss")]
+    return [[p.value for p in history(run_id, key)] for key in ("loss", "xyzzy/loss", "plugh/loss")]
 
-def without(**weights):
-    objective = config.objective.model_copy(update={"xyzzy": 0.0})
+def without(name):
+    objective = config.objective.model_copy(update={name: 0.0})
     return config.model_copy(update={"objective": objective})
 
 def work(config):
     return Workload.of(config, 8, parameters=1, patches=4, half=False)
 
+compared = [config, without("xyzzy"), without("plugh")]
 print(json.dumps({
     "unbroken": run("unbroken", None),
     "resumed": run("resumed", 1, 2, None),
-    "bytes": [estimate(each, 1).activations for each in (config, without())],
-    "texts": [work(each).texts for each in (config, without())],
-    "flops": [work(each).loss_flops(2) for each in (config, without())],
+    "bytes": [estimate(each, 1).activations for each in compared],
+    "texts": [work(each).texts for each in compared],
+    "flops": [work(each).loss_flops(2) for each in compared],
     "plan": RunPlan.of(config, 1, on_gpu=False).text(),
 }))
 """
 
 
-@pytest.mark.parametrize(("kind", "texts"), [("image", "_summary"), ("patches", "_local")])
-def test_a_new_part_trains_resumes_and_is_estimated_and_forecast(
-    tiny_config: Config, tmp_path: Path, kind: str, texts: str
+def test_new_parts_of_both_kinds_train_resume_and_are_estimated_and_forecast(
+    tiny_config: Config, tmp_path: Path
 ) -> None:
     copy = tmp_path / "package" / "emocap_pretrain"
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
     for file, (after, line) in ADDED.items():
         text = (copy / file).read_text()
         assert text.count(f"{after}\n") == 1
-        added = line.format(kind=kind, texts=texts)
+        added = "\n".join(line.format(name=name, kind=kind, texts=texts) for name, (kind, texts) in NEW.items())
         (copy / file).write_text(text.replace(f"{after}\n", f"{after}\n{added}\n"))
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, tiny_config.model_dump_json(by_alias=True)],
@@ -94,17 +96,18 @@ def test_a_new_part_trains_resumes_and_is_estimated_and_forecast(
     assert done.returncode == 0, done.stderr
     printed = json.loads(done.stdout.splitlines()[-1])
     assert printed["resumed"] == printed["unbroken"]
-    assert [len(values) for values in printed["unbroken"]] == [4, 4]
-    assert len(set(printed["unbroken"][1])) == 4, "the part's loss changes as it is trained"
+    assert [len(values) for values in printed["unbroken"]] == [4, 4, 4]
+    for values in printed["unbroken"]:
+        assert len(set(values)) == 4, "the loss changes as the part is trained"
     for name in ("bytes", "texts", "flops"):
-        assert printed[name][0] > printed[name][1], name
-    assert "\nlosses          xyzzy, global, summary, local: chunked" in printed["plan"]
+        assert printed[name][0] > max(printed[name][1:]), name
+    assert "\nlosses          xyzzy, plugh, global, summary, local: chunked" in printed["plan"]
 
 
 def test_the_page_on_adding_a_part_shows_the_lines_that_the_test_adds() -> None:
     page = (PACKAGE.parent / "docs" / "extend" / "part.md").read_text()
     for _, line in ADDED.values():
-        assert line.format(kind="patches", texts="_local").strip() in page
+        assert line.format(name="xyzzy", kind="patches", texts="_local").strip() in page
 
 
 def test_every_part_has_a_weight_and_a_length() -> None:
