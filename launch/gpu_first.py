@@ -2,7 +2,7 @@
 
     python3 launch/gpu_first.py --seconds 540 --out docs/benchmarks
 
-The measurements need only torch and triton; the last stage, the tests, needs the whole environment of this repository.
+The measurements need only torch and triton; the last stage, the tests, also needs pytest.
 The script installs nothing, and imports the sources of this checkout. A stage is skipped if too little time is left for
 it, and an error in one stage does not prevent the next. Each result is printed and appended to `gpu_first.jsonl` at
 once, so that an interrupted run keeps its results. The most important stages come first:
@@ -33,6 +33,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from multiprocessing import active_children, get_context
 from operator import attrgetter
 from pathlib import Path
@@ -381,9 +382,12 @@ def measure_million(session: Session) -> None:
 
 
 def run_tests(session: Session) -> None:
-    command = [sys.executable, "-m", "pytest", "tests/emocap_kernels/fused"]
-    options = ["-q", "-p", "no:cacheprovider", "--tb=line", *(["-n", str(PROCESSES)] if PROCESSES > 1 else [])]
-    path = os.pathsep.join(sys.path[:2])
+    command = [sys.executable, "-m", "pytest", "tests/emocap_kernels/fused", "-q", "-p", "no:cacheprovider"]
+    # The project's settings of pytest and tests/conftest.py need packages that the kernels do not need.
+    options = ["-c", os.devnull, "--rootdir", str(ROOT), "--confcutdir", "tests/emocap_kernels", "--tb=line"]
+    if PROCESSES > 1 and find_spec("xdist"):
+        options += ["-n", str(PROCESSES)]
+    path = os.pathsep.join([*sys.path[:2], str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     output = session.path.with_name("gpu_first_tests.txt")
     with output.open("w") as file:
         try:
