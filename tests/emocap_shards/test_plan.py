@@ -33,6 +33,11 @@ def test_any_stretch_is_the_same_stretch_of_the_whole_order(counts, seed, window
     assert order.ids(start, stop).tolist() == whole[start:stop].tolist()
 
 
+def test_equal_positions_beyond_the_small_integers_of_python_give_no_samples():
+    order = order_of((1000,), 0, 0, 100)
+    assert order.ids(int("900"), int("900")).tolist() == []
+
+
 @given(counts, seeds, st.integers(1, 30))
 def test_a_window_holds_whole_shards_that_begin_within_its_samples(counts, seed, window_samples):
     order, layout = order_of(counts, seed, 0, window_samples), ShardLayout(counts)
