@@ -30,6 +30,10 @@ from emocap_cluster.runtime import RayRuntime
 
 Function = Callable[[RayRuntime], None]
 
+# Retries are decided in supervise.py, because the next attempt may have another number of ranks. Ray Train counts
+# failed ranks, failures of its controller, and announced losses of nodes; by default it sets no limit to the last two.
+NO_RETRIES = FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0)
+
 
 def start(
     function: Function, *, placement: Placement, board: Any, env: Mapping[str, str], timeout_s: int, on_loopback: bool
@@ -98,8 +102,7 @@ def _fit(function: Callable[[], None], placement: Placement, torch_config: Torch
             torch_config=torch_config,
             run_config=RunConfig(
                 storage_path=folder,
-                # Retries are decided in supervise.py, because the next attempt may have another number of ranks.
-                failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
+                failure_config=NO_RETRIES,
                 logging_config=LoggingConfig(log_level="CRITICAL"),
             ),
         )
