@@ -90,6 +90,13 @@ def test_a_summary_ends_when_the_time_is_up_and_says_so(folder):
     assert summarise(folder, look_at=None, seconds=None).looked.samples == 10
 
 
+def test_a_summary_that_reads_some_of_the_shards_does_not_say_that_the_time_is_up(folder, monkeypatch):
+    monkeypatch.setattr(look_module, "_SHARDS_AT_MOST", 2)
+    looked = summarise(folder, look_at=10).looked
+    assert (looked.asked, looked.samples, looked.out_of_time) == (8, 8, False)
+    assert summarise(folder, look_at=10, seconds=0).looked.out_of_time
+
+
 def test_progress_tells_of_every_sample(folder):
     told = []
     summarise(folder, on_progress=lambda seen, of: told.append((seen, of)))

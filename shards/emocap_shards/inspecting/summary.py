@@ -38,7 +38,7 @@ class Coverage:
     """Says which part of a dataset was examined.
 
     Attributes:
-        asked: Number of samples that were to be examined.
+        asked: Number of samples that were chosen to be examined.
         samples: Number of samples that were examined, including damaged ones.
         damaged: Number of damaged samples; they are in no other statistic.
         seconds: Time that the examination took.
@@ -107,7 +107,7 @@ def summarise(
 
     Args:
         url: The dataset.
-        look_at: Number of samples to read, at even distances; None reads all of them.
+        look_at: Number of samples to read, at even distances, from at most 256 shards; None reads all of them.
         seconds: Stops reading after this time and summarises the samples read by then; None sets no limit.
         faces: Maximum number of faces on the contact sheet.
         on_progress: Called with the number of samples read so far, and the number to be read.
@@ -126,8 +126,12 @@ def summarise(
     store = open_store(url)
     manifest = read_manifest(store)
     reader = Reader(store, manifest)
-    picks = everything(manifest) if look_at is None else evenly(manifest, look_at)
-    collector = _Collector(manifest.samples if look_at is None else min(look_at, manifest.samples), faces)
+    if look_at is None:
+        picks, asked = everything(manifest), manifest.samples
+    else:
+        picks = evenly(manifest, look_at)
+        asked = sum(map(len, picks))  # Fewer than `look_at` if the chosen shards have fewer samples.
+    collector = _Collector(asked, faces)
     # A shard that cannot be read costs all samples of the pick; a damaged sample costs itself. Both are counted, and
     # neither ends the summary.
     for pick, found in look(reader, picks):
