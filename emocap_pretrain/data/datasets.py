@@ -139,6 +139,7 @@ def open_stream(data: DataConfig, info: RankInfo, start: Cursor, *, global_batch
         seed=seed,
         rank=info.rank,
         world_size=info.world_size,
+        local_world_size=info.local_world_size,
         window_samples=data.window_samples(global_batch),
         drop_last=data.drop_last,
         start=start,

@@ -457,7 +457,14 @@ def _preview(tracker: Tracker, stream: Stream, *, of: str) -> None:
         path = Path(folder) / "samples.png"
         # The first samples of the dataset in storage order, wherever the stream of the run itself begins.
         first = replace(
-            stream, rank=0, world_size=1, global_batch=PREVIEWED, shuffle=False, start=Cursor(), drop_last=False
+            stream,
+            rank=0,
+            world_size=1,
+            local_world_size=1,
+            global_batch=PREVIEWED,
+            shuffle=False,
+            start=Cursor(),
+            drop_last=False,
         )
         pictures.preview(next(first.steps()).samples, path, of=of)
         tracker.log_picture("pictures/samples.png", path)

@@ -92,6 +92,7 @@ class Stream:
         rank: This rank, less than `world_size`. If the last step has fewer samples than there are ranks, some ranks get
             an empty list.
         world_size: Number of ranks.
+        local_world_size: Number of ranks on this rank's node, which share the cache.
         window_samples: About how many samples are shuffled together; they come from neighbours in the shuffled sequence
             of shards. It should be several times `global_batch`; otherwise the samples of a shard meet in the same step
             in every epoch.
@@ -117,6 +118,7 @@ class Stream:
     seed: int = 0
     rank: int = 0
     world_size: int = 1
+    local_world_size: int = 1
     window_samples: int = 1 << 14
     drop_last: bool = False
     shuffle: bool = True
@@ -127,6 +129,8 @@ class Stream:
 
     def __post_init__(self) -> None:
         rank_slice(self.global_batch, self.rank, self.world_size)
+        if not 1 <= self.local_world_size <= self.world_size:
+            raise PlanError(f"local_world_size={self.local_world_size} must be 1 to world_size={self.world_size}.")
         if self.window_samples < 1 or self.seed < 0:
             rule = "a window holds at least 1 sample, and a seed is 0 or more"
             raise PlanError(f"window_samples={self.window_samples}, seed={self.seed}: {rule}.")
@@ -209,14 +213,13 @@ class Stream:
         library = Library.open(self.url, self.cache)
         if self.cache is None or not library.uses_cache:
             return library
-        # The current window and the next one. Only the bytes of this rank are counted, because a stream does not know
-        # how many ranks share the node's cache.
+        # The current window and the next one. Each rank of the node reads another part of them (decision 13).
         windows = 2 * min(1.0, self.window_samples / sum(library.samples))
-        needed_bytes = windows * library.total_bytes / self.world_size
+        needed_bytes = windows * library.total_bytes * self.local_world_size / self.world_size
         if needed_bytes <= self.cache.max_bytes:
             return library
         _log.warning(
-            "the cache %s is not used: it holds %.3g GB, but two shuffle windows of a rank have %.3g GB; "
+            "the cache %s is not used: it holds %.3g GB, but the node's part of two shuffle windows has %.3g GB; "
             "make the cache larger, or shuffle_window smaller.",
             self.cache.folder,
             self.cache.max_bytes / 1e9,

@@ -9,6 +9,7 @@ import pytest
 from emocap_shards.cache import Cache
 from emocap_shards.cursor import Cursor
 from emocap_shards.library import MixtureDataset
+from emocap_shards.manifest import read_manifest
 from emocap_shards.order import Order
 from emocap_shards.stream import Stream
 from emocap_shards.writer import write_shards
@@ -122,5 +123,21 @@ def test_a_cache_that_two_windows_do_not_fit_into_is_left_out_and_said(urls, tmp
     stream = Stream(url=urls[1], global_batch=3, epochs=1, cache=Cache(str(tmp_path / "cache"), 10_000))
     seen = [sample.index for rank_step in stream.steps() for sample in rank_step.samples]
     assert sorted(seen) == list(range(OTHERS))
-    assert "is not used: it holds 1e-05 GB, but two shuffle windows of a rank have" in caplog.text
+    assert "is not used: it holds 1e-05 GB, but the node's part of two shuffle windows has" in caplog.text
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(("local_world_size", "is_used"), [(1, True), (4, False)])
+def test_a_cache_must_hold_two_windows_of_all_ranks_of_its_node(urls, tmp_path, local_world_size, is_used):
+    two_windows = 2 * read_manifest(urls[1]).total_bytes  # A window holds the whole dataset.
+    folder = tmp_path / "cache"
+    stream = Stream(
+        url=urls[1],
+        global_batch=4,
+        epochs=1,
+        world_size=4,
+        local_world_size=local_world_size,
+        cache=Cache(str(folder), two_windows // 2),
+    )
+    assert list(stream.steps())
+    assert folder.exists() == is_used

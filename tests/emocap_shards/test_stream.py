@@ -149,6 +149,8 @@ def test_a_stream_pickles_and_continues(stream):
     [
         {"rank": 2, "world_size": 2},
         {"world_size": 0},
+        {"local_world_size": 0},
+        {"local_world_size": 2, "world_size": 1},
         {"global_batch": 0},
         {"window_samples": 0},
         {"seed": -1},

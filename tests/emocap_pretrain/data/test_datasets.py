@@ -2,14 +2,16 @@ import io
 from pathlib import Path
 
 import pytest
+from emocap_shards.cursor import Cursor
 from emocap_shards.sample import Caption, Record
 from emocap_shards.writer import write_shards
 from PIL import Image
 
-from emocap_pretrain.config.schema import EvaluationConfig, MixtureDatasetConfig, PartLengthsConfig
-from emocap_pretrain.data.datasets import CutTexts, cut_captions
+from emocap_pretrain.config.schema import DataConfig, EvaluationConfig, MixtureDatasetConfig, PartLengthsConfig
+from emocap_pretrain.data.datasets import CutTexts, cut_captions, open_stream
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.evaluation.tasks import cut_prompts
+from emocap_pretrain.ranks.info import Rank
 
 TOKENIZER = Tokenizer.trained_on(["a b c d e f g h"], 300)
 LENGTHS = PartLengthsConfig.model_validate({"global": 5, "local": 4, "summary": 9})
@@ -59,3 +61,9 @@ def test_counting_leaves_the_encoding_as_it_was() -> None:
     before = TOKENIZER.encode(["a b c d e f"], 5).ids
     assert TOKENIZER.counts(["a b c d e f", ""]) == [8, 2]
     assert TOKENIZER.encode(["a b c d e f"], 5).ids.equal(before)
+
+
+def test_the_stream_of_a_rank_knows_all_ranks_and_those_of_its_node() -> None:
+    info = Rank(rank=5, world_size=8, local_rank=1, local_world_size=4)
+    stream = open_stream(DataConfig(url="s3://b/faces"), info, Cursor(), global_batch=16, seed=0)
+    assert (stream.rank, stream.world_size, stream.local_world_size) == (5, 8, 4)
