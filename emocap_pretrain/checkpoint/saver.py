@@ -95,9 +95,9 @@ class Saver:
                 collectives of the training's process group, and must not read data that later steps change.
             done: Called once, as soon as `write` is no longer needed. It is also called after an error.
         """
-        # As a text, because training changes the state while the thread still needs it.
-        frozen = json.dumps(state)
         try:
+            # As a text, because training changes the state while the thread still needs it.
+            frozen = json.dumps(state)
             self.wait_for_previous()
         except BaseException:
             done()

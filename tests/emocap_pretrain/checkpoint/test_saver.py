@@ -93,7 +93,7 @@ def test_a_snapshot_is_released_once_its_files_are_written_and_before_they_are_u
     saver.wait()
 
 
-@pytest.mark.parametrize("when", ["writing", "superseded", "previous save"])
+@pytest.mark.parametrize("when", ["writing", "superseded", "previous save", "not JSON"])
 def test_a_snapshot_is_released_exactly_once_also_after_an_error(gate: Gate, when: str) -> None:
     gate.open.set()
     attempt, released = Attempt.begin(gate.store), []
@@ -108,6 +108,9 @@ def test_a_snapshot_is_released_exactly_once_also_after_an_error(gate: Gate, whe
         saver.save(1, {}, fail)
         with pytest.raises(CheckpointError):
             saver.save(2, {}, writer(2), lambda: released.append(2))
+    elif when == "not JSON":
+        with pytest.raises(TypeError, match="JSON"):
+            saver.save(2, {"x": object()}, writer(2), lambda: released.append(2))
     else:
         saver.save(2, {}, fail if when == "writing" else writer(2), lambda: released.append(2))
         with pytest.raises((CheckpointError, Superseded)):
@@ -286,12 +289,6 @@ def test_wait_raises_after_its_timeout(gate: Gate) -> None:
     saver.save(2, {}, writer(2))
     with pytest.raises(CheckpointError, match=r"step 2 is not committed after 0\.05 s more"):
         saver.wait(0.05)
-
-
-def test_a_state_that_is_not_json_is_a_type_error(gate: Gate) -> None:
-    saver = saver_of(gate)
-    with pytest.raises(TypeError, match="JSON"):
-        saver.save(2, {"x": object()}, writer(2))
 
 
 @pytest.mark.parametrize("honours", [True, False])
