@@ -120,7 +120,7 @@ class Monitor:
             self._fail(error)
 
     def enter(self, phase: str, step: int) -> None:
-        """Records that `phase` ("training", "saving" or "evaluating") begins after `step` steps.
+        """Records that `phase` ("training", "saving", "saved" or "evaluating") begins after `step` steps.
 
         It also stops a recording of the profiler whose last step is done. The phases within a step are entered by the
         sections of `timer`.

@@ -6,9 +6,11 @@ the exchange of heartbeats on every rank, and the status of the run on rank 0.
 
 import threading
 
-# A step passes through the phases in this order. Ranks in a later phase wait for a rank in an earlier phase. A save
-# after step N has the same number of done steps as the phases of step N + 1, and comes before them.
-PHASES = ("opening", "saving", "training", "data", "forward", "loss", "backward", "update", "evaluating")
+# A step passes through the phases in this order. Ranks in a later phase wait for a rank in an earlier phase. After step
+# N, "training" is the exchange of its metrics, and "saved" is what follows a save. Both phases and the save have the
+# same number of done steps as the phases of step N + 1, and come before them. One wait breaks the order: after the last
+# step, "saving" follows "saved", but no rank waits there for the training thread of another one.
+PHASES = ("opening", "training", "saving", "saved", "data", "forward", "loss", "backward", "update", "evaluating")
 # These phases may take any time: they build and compile a model, write to a store that is unreachable, or evaluate.
 UNBOUNDED_PHASES = frozenset({"opening", "saving", "evaluating"})
 # How training ended on a rank: without an error, or because it lost another rank.

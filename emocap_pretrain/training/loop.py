@@ -130,7 +130,8 @@ def _train(session: Session, runtime: Runtime, monitor: Monitor) -> Progress:
         if saves:
             with timed("saving"):
                 session.save(cursor, progress)
-            monitor.enter("training", engine.step)
+            # Not "training" again: a phase has one place in the order by which the failure detector compares ranks.
+            monitor.enter("saved", engine.step)
         # The sweep counts checkpoints of earlier steps as good, because this step was made from their weights.
         if logs:
             _report_checkpoints(session.saver.finished(), session, runtime, monitor)

@@ -23,6 +23,7 @@ from emocap_pretrain.checkpoint.manifest import Checkpoint, committed
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import CheckpointError, ConfigError, TrainingError
 from emocap_pretrain.evaluation import tasks
+from emocap_pretrain.health.position import PHASES, TrainingPosition
 from emocap_pretrain.run_folder import unsent
 from emocap_pretrain.run_folder.folder import RunFolder
 from emocap_pretrain.tracking import pages
@@ -126,6 +127,24 @@ def test_a_run_trains_saves_reports_and_tracks(new_run: Callable[..., Config], f
     assert used.dataset.digest == read_manifest(faces).digest[:16]
     charts = {metric for section in pages.sections(tasks.charts()).values() for chart in section for metric in chart}
     assert {name for name in tracked.data.metrics if not name.startswith("system/")} <= charts
+
+
+def test_a_run_passes_through_the_phases_in_the_order_by_which_the_failure_detector_compares_ranks(
+    new_run: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places: list[tuple[int, int]] = []
+    enter_section = TrainingPosition.enter_section
+
+    def recorded(position: TrainingPosition, phase: str) -> None:
+        enter_section(position, phase)
+        places.append((position.step, PHASES.index(phase)))
+
+    monkeypatch.setattr(TrainingPosition, "enter_section", recorded)
+    pretrain(new_run(steps=3, checkpoint__every_steps=1), FakeRuntime())
+    # After the last step, the run waits for its last checkpoint in the phase "saving", which it has been in before.
+    before = [place for place in places if place[0] < 3]
+    assert before == sorted(before)
+    assert {PHASES[phase] for _, phase in before} >= {"training", "saving", "data", "update"}
 
 
 def test_a_run_that_was_stopped_at_any_step_and_started_again_is_the_unbroken_run_to_the_bit(

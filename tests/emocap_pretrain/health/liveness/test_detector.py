@@ -134,6 +134,14 @@ def test_the_rank_at_the_earliest_position_is_named_because_the_others_wait_for_
     assert "rank 2 (node2) has been at step 7, loss, for 300 s, and 3 other ranks wait for it" in diagnosis.message
 
 
+def test_a_rank_that_hangs_before_a_save_is_named_and_not_the_ranks_that_wait_in_the_save() -> None:
+    waiting = {"phase": "saving", "bounded": False}
+    diagnosis = diagnosis_of_hang({2: {"phase": "training", "bounded": True}}, waiting)
+    assert diagnosis
+    assert diagnosis.ranks == (2,)
+    assert "rank 2 (node2) has been at step 7, training, for 300 s, and 3 other ranks wait" in diagnosis.message
+
+
 def test_no_rank_is_named_where_all_are_at_the_same_position() -> None:
     diagnosis = diagnosis_of_hang({}, {"phase": "loss"})
     assert diagnosis
