@@ -66,6 +66,35 @@ def test_reads_that_differ_are_blamed_on_the_way(folder, monkeypatch):
     assert (fault.kind, fault.shard, fault.lost) == (FaultKind.UNSTEADY, FIRST, 0)
 
 
+def read_wrongly(monkeypatch, times):
+    """Makes the first `times` readings of an index wrong, each in another way."""
+    honest, readings = FolderStore.read, []
+
+    def read(self, path, **limits):
+        data = bytearray(honest(self, path, **limits))
+        if path == INDEX and len(readings) < times:
+            readings.append(path)
+            data[-1] ^= len(readings)
+        return bytes(data)
+
+    monkeypatch.setattr(FolderStore, "read", read)
+
+
+def test_an_index_that_is_right_when_it_is_read_again_still_serves_to_check_the_samples(folder, monkeypatch):
+    read_wrongly(monkeypatch, times=1)
+    flip(folder / SHARD, 600)
+    way, sample = verify(folder).faults
+    assert (way.kind, way.shard, way.lost) == (FaultKind.UNSTEADY, SHARD, 0)
+    assert INDEX in way.reason
+    assert (sample.kind, sample.shard, sample.lost) == (FaultKind.BYTES, SHARD, 1)
+
+
+def test_two_wrong_readings_of_an_index_that_differ_are_blamed_on_the_way(folder, monkeypatch):
+    read_wrongly(monkeypatch, times=2)
+    fault = only(verify(folder))
+    assert (fault.kind, fault.shard, fault.lost) == (FaultKind.UNSTEADY, SHARD, 0)
+
+
 def test_every_fault_is_told_when_it_is_found_and_many_are_counted_but_not_kept(folder, monkeypatch):
     monkeypatch.setattr(module, "MOST_FAULTS", 2)
     for name in (FIRST, SHARD, LAST):

@@ -10,6 +10,7 @@ import io
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import google_crc32c
 import numpy as np
@@ -72,26 +73,30 @@ def key_hashes(index: ShardIndex) -> UInt64[np.ndarray, " samples"]:
 
 def _index(store: Store, shard: Shard) -> tuple[ShardIndex | None, list[Fault]]:
     """Returns the index of a shard, and the faults of this index. The index is None if it cannot be used."""
+    read = partial(store.read, shard.index_path, limit_bytes=most_index_bytes(shard))
+    faults: list[Fault] = []
     try:
-        data = store.read(shard.index_path, limit_bytes=most_index_bytes(shard))
+        data = first = read()
+        # A wrong index is read a second time. If the bytes differ, the way is at fault and not the store.
+        if hashlib.sha256(first).hexdigest() != shard.index_sha256:
+            data = read()
+        if data != first:
+            reason = f"two readings of its index {shard.index_path} gave different bytes"
+            faults.append(_fault(FaultKind.UNSTEADY, shard, reason))
     except NotFound:  # The comparison with the store's listing reports a missing index.
         return None, []
-    found = hashlib.sha256(data).hexdigest()
-    if found != shard.index_sha256:
+    if (found := hashlib.sha256(data).hexdigest()) != shard.index_sha256:
         reason = f"its index {shard.index_path} is not the one in the manifest"
-        return None, [_fault(FaultKind.INDEX_DIGEST, shard, reason, lost=shard.samples, found=found)]
+        return None, faults or [_fault(FaultKind.INDEX_DIGEST, shard, reason, lost=shard.samples, found=found)]
     try:
         index = load_index(data, shard=shard.path)
     except DamagedShard as damage:
-        return None, [
-            _fault(
-                FaultKind.INDEX, shard, f"its index cannot be read ({damage.__cause__ or damage})", lost=shard.samples
-            )
-        ]
+        reason = f"its index cannot be read ({damage.__cause__ or damage})"
+        return None, [*faults, _fault(FaultKind.INDEX, shard, reason, lost=shard.samples)]
     if len(index) != shard.samples:
         reason = f"its index has {len(index)} samples, but the manifest says {shard.samples}"
-        return None, [_fault(FaultKind.INDEX, shard, reason, lost=shard.samples)]
-    return index, []
+        return None, [*faults, _fault(FaultKind.INDEX, shard, reason, lost=shard.samples)]
+    return index, faults
 
 
 def _layout(index: ShardIndex, shard: Shard) -> list[Fault]:
