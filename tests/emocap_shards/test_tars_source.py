@@ -195,6 +195,15 @@ def test_a_bad_sample_of_a_tar_is_named_and_the_next_one_is_read(tmp_path, name)
     assert "z: there is no column 'global'" in told[1]
 
 
+def test_keys_that_differ_in_case_alone_are_two_samples(tmp_path):
+    members = [("A.png", encode(0)), ("A.json", CAPTION), ("a.PNG", encode(1)), ("a.json", CAPTION)]
+    packed(tar_of(tmp_path / "x.tar", members), tmp_path / "out")
+    assert [(sample.key, sample.image) for sample in samples_of(tmp_path / "out")] == [
+        ("A", encode(0)),
+        ("a", encode(1)),
+    ]
+
+
 def test_links_in_a_tar_are_reported_and_not_followed(tmp_path):
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
         link = tarfile.TarInfo("a.png")

@@ -167,15 +167,16 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 def _fault(member: tarfile.TarInfo, seen: set[str]) -> str:
     """Returns why a member cannot be part of a sample, or "" if it can. The names so far are in `seen`."""
-    key, _ = base_plus_ext(member.name)
+    key, extension = base_plus_ext(member.name)
     if not member.isreg():
         return "it is not a plain file, but a link or a device"
     if key is None:
         return "its name has no extension, so that it belongs to no sample"
     if member.size > MAX_FILE_BYTES:
         return f"it has {member.size} bytes; the limit is {MAX_FILE_BYTES}"
-    # webdataset's `group_by_keys` would end the whole tar at a second member of the same name.
-    name = member.name.lower()
+    # webdataset's `group_by_keys` would end the whole tar at a second member of the same name. It ignores the case of
+    # the extension alone.
+    name = f"{key}.{str(extension).lower()}"
     if name in seen:
         return "the tar has two members of this name"
     seen.add(name)
