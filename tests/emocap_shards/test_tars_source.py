@@ -121,6 +121,15 @@ def test_what_macos_adds_and_members_that_nothing_asks_for_are_counted(tmp_path)
     assert dict(done.left_out) == {"._* of macOS": 2, ".cls": 1}
 
 
+@pytest.mark.parametrize("name", ["__key__", "__URL__"])
+def test_a_member_with_a_name_that_webdataset_uses_itself_is_left_out(tmp_path, name):
+    members = [("a.png", encode(0)), (f"a.{name}", b"x"), ("a.json", CAPTION)]
+    source = open_source(tar_of(tmp_path / "x.tar", members))
+    (row,) = source.rows()
+    assert row.image == encode(0)
+    assert source.left_out == {f".{name}": 1}
+
+
 def test_a_strangers_extensions_are_counted_by_name_up_to_a_bound(tmp_path):
     members = [("a.png", encode(0)), ("a.json", CAPTION), *((f"a.x{number}", b"") for number in range(1200))]
     left_out = packed(tar_of(tmp_path / "x.tar", members), tmp_path / "out").left_out

@@ -146,6 +146,9 @@ def _members(
                 wanted = str(extension).lower() in needed
                 if not wanted:
                     leave_out(left_out, f".{extension}")
+                if str(extension).startswith("__"):
+                    # `group_by_keys` stores facts of its own about a sample under such names, such as "__key__".
+                    continue
                 size = member.size if wanted else 0
                 # The members of a sample are neighbours, so the sum begins again where the key changes.
                 sample, sample_bytes = key, size + (sample_bytes if key == sample else 0)
