@@ -31,7 +31,9 @@ Schedule = Literal["auto", "gather", "hierarchical", "ring"]
 # Ranks compare their schedules by position in this tuple.
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 
-# Fewer rows in a stage would make kernels that are too short to hide the transfer of the next stage.
+# If there are several stages inside a machine, they have at least this many rows on average. Fewer rows would make
+# kernels that are too short to hide the transfer of the next stage. A stage has the rows of whole ranks, so a single
+# stage can have fewer: 8,192 rows of 3 ranks arrive in two stages, of 1 rank and of 2 ranks.
 MIN_STAGE_ROWS = 4096
 # Largest number of stages inside a machine, for `gather` and `hierarchical`.
 MAX_STAGES = 4
