@@ -9,11 +9,12 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from types import SimpleNamespace
 
 import pytest
 from botocore.exceptions import ClientError
 from emocap_shards.errors import StoreError
-from emocap_shards.store import RetryConfig, TransferConfig, open_store
+from emocap_shards.store import RetryConfig, TransferConfig, open_store, retry
 from emocap_shards.store.budget import BURST, PER_S, Budget, server_of
 from emocap_shards.store.failure import Refusal, retry_after_s
 from emocap_shards.store.retry import Retrier
@@ -70,6 +71,21 @@ def test_the_error_of_a_request_is_freed_without_the_garbage_collector(kind):
     finally:
         gc.enable()
     assert found
+
+
+def test_a_first_attempt_counts_as_the_longest_silence_at_most_however_long_it_took(monkeypatch):
+    clock, began = Clock(), []
+    monkeypatch.setattr(retry, "time", SimpleNamespace(monotonic=clock))
+
+    async def fail(_number):
+        began.append(clock.now)
+        clock.now += 153 if len(began) == 1 else 10
+        raise ResetError("x")
+
+    # 25 s of the deadline are used when the first attempt fails, and 10 s more with each further one.
+    with pytest.raises(StoreError, match="gave up after 5 attempts"):
+        asyncio.run(Retrier(EAGER, "s3://faces", Budget())("write", "x", fail, size_bytes=8 << 20))
+    assert began == [0, 153, 163, 173, 183]
 
 
 def test_without_any_success_time_alone_earns_retries():

@@ -13,7 +13,8 @@ class RetryConfig:
     """Defines when a request is repeated, and when the store gives up.
 
     Args:
-        deadline_s: For how long one request is repeated, counted from its first attempt; 0 means a single attempt.
+        deadline_s: For how long one request is repeated, counted from its first attempt. This attempt counts as
+            `attempt_s(0)` at most, however long it took. 0 means a single attempt.
         first_wait_s: Upper bound of the first pause. The bound doubles with every attempt. Each pause is a random share
             of the bound (full jitter, Brooker 2015), so that a thousand readers do not return at the same moment.
         longest_wait_s: The bound does not grow beyond this.

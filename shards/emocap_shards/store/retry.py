@@ -85,7 +85,9 @@ class Retrier:
 
         A pause is the time that the server asks for plus a random time, so that clients return one by one.
         """
-        # The time in which a process was stopped (SIGSTOP) does not count as waiting for the store.
+        # The first attempt counts as the longest silence of a server at most. It may have taken longer without waiting
+        # for the store: bytes of a large request were transferred, a read waited for a free place (`Connection.turn`),
+        # or the process was stopped (SIGSTOP).
         began = max(began, time.monotonic() - self._patience.attempt_s(0))
         ends, number = began + self._patience.deadline_s, 1
         try:
