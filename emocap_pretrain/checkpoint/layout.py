@@ -27,6 +27,8 @@ ENGINE, WEIGHTS, TOKENIZER = "engine", "model.safetensors", "tokenizer.json"
 # Only files in the folder of a step count. Other files in `checkpoints/` are ignored.
 _OBJECT = re.compile(rf"{FOLDER}/step-(\d{{8,}})/(.+)")
 _ATTEMPT = re.compile(r"(\d{5,})-\w+")
+# The paths in the folder of a step that a save can make.
+_OURS = re.compile(rf"{re.escape(MANIFEST)}|{REPLACED}[0-9a-f]{{16}}\.json|{_ATTEMPT.pattern}/.+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +114,18 @@ def run_attempt_of(attempt: str) -> int | None:
 
 
 def delete_checkpoint(store: Store, step: int) -> None:
-    """Deletes a checkpoint. The manifest is deleted first, so that no reader finds a manifest without its files.
+    """Deletes a checkpoint and all other save attempts of its step. Files that no save has made are kept.
 
-    After a crash in between, the files count as those of an unfinished save attempt, which retention deletes later.
+    The manifest is deleted first, so that no reader finds a manifest without its files. After a crash in between, the
+    files count as those of an unfinished save attempt, which retention deletes later.
     """
+    folder = folder_of(step)
+    found = [entry.path.removeprefix(f"{folder}/") for entry in store.list(folder)]
+    ours = [path for path in found if _OURS.fullmatch(path)]
     store.delete(manifest_of(step))
-    store.delete_tree(folder_of(step))
+    if len(ours) == len(found):
+        store.delete_tree(folder)  # On a disk this also deletes the folder itself, and hidden files of the store.
+        return
+    for name in {path.partition("/")[0] for path in ours}:
+        delete = store.delete_tree if _ATTEMPT.fullmatch(name) else store.delete
+        delete(f"{folder}/{name}")

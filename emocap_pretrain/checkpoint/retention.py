@@ -71,8 +71,8 @@ class Deletion:
         step: The step.
         attempts: The save attempts whose files are deleted.
         bytes: Size of these files.
-        includes_checkpoint: Whether the step's committed checkpoint is deleted with all its files. Otherwise only
-            unfinished save attempts are deleted.
+        includes_checkpoint: Whether the step's committed checkpoint is deleted with all save attempts of the step.
+            Otherwise only unfinished save attempts are deleted.
     """
 
     step: int
@@ -137,7 +137,10 @@ def deletions(
     found: list[Deletion] = []
     for folder in folders:
         includes_checkpoint = folder.manifest_bytes is not None and not retention.keeps(folder.step, oldest)
-        names = tuple(folder.attempts) if includes_checkpoint else _deletable_attempts(store, folder, before, oldest)
+        if includes_checkpoint:
+            names = tuple(each for each in folder.attempts if run_attempt_of(each) is not None)
+        else:
+            names = _deletable_attempts(store, folder, before, oldest)
         if names or includes_checkpoint:
             number = sum(sum(folder.attempts[name].values()) for name in names)
             found.append(Deletion(folder.step, names, number, includes_checkpoint))

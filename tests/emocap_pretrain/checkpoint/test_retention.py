@@ -5,10 +5,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emocap_pretrain.checkpoint.commit import commit
-from emocap_pretrain.checkpoint.layout import MANIFEST, WEIGHTS, manifest_of, step_folders
+from emocap_pretrain.checkpoint.layout import (
+    MANIFEST,
+    WEIGHTS,
+    folder_of,
+    manifest_of,
+    replaced_manifest_of,
+    step_folders,
+)
 from emocap_pretrain.checkpoint.loader import downloaded
 from emocap_pretrain.checkpoint.manifest import Checkpoint, committed
-from emocap_pretrain.checkpoint.retention import Retention, retain
+from emocap_pretrain.checkpoint.retention import Retention, deletions, retain
 from emocap_pretrain.errors import Superseded
 from emocap_pretrain.run_folder.attempts import Attempt
 
@@ -154,3 +161,22 @@ def test_files_that_no_save_attempt_made_are_kept(store: Store) -> None:
         store.put(path, b"x")
     assert retain(store, Retention(1)) == []
     assert all(store.exists(path) for path in strange)
+
+
+def test_files_that_no_save_attempt_made_are_kept_when_the_checkpoint_beside_them_is_deleted(store: Store) -> None:
+    old, _ = saved(store, 2, 4)
+    save_without_manifest(store, 2, run_attempt=1)
+    store.put(replaced_manifest_of(2, "ab" * 32), b"{")
+    strange = [
+        f"{old.folder} (copy)/{WEIGHTS}",
+        f"{folder_of(2)}/00001-notes",
+        f"{folder_of(2)}/notes.txt",
+        f"{manifest_of(2)}.bak",
+    ]
+    for path in strange:
+        store.put(path, b"x")
+    (deletion,) = deletions(store, Retention(1))
+    assert deletion.bytes == 2 * old.bytes
+    assert retain(store, Retention(1)) == [2]
+    assert {entry.path for entry in store.list(folder_of(2))} == set(strange)
+    assert steps(store) == [4]
