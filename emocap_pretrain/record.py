@@ -66,13 +66,15 @@ class RunRecord:
         The driver asks only for a rank that has stored no failure, for example because the store was unreachable. Host
         and step of the rank are not known then.
         """
+        # This imports torch. A driver on Ray has imported it already; other drivers do not call this method.
+        from emocap_pretrain.ranks.join import lost_contact
+
         return Cause(
             kind=type(error).__name__,
             message=_short(str(error)),
             rank=rank,
             final=isinstance(error, FINAL),
-            # This is the rule of `ranks.join.lost_contact`, whose module imports torch; this module does without torch.
-            lost=isinstance(error, LostContact) or "/gloo/" in str(error),
+            lost=isinstance(error, LostContact) or lost_contact(error),
             passing=isinstance(error, PASSING),
             planned=isinstance(error, RolledBack),
         )

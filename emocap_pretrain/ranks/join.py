@@ -49,7 +49,7 @@ def joined(settings: ClusterConfig, runtime: Runtime) -> Generator[RankGroup]:
             dist.destroy_process_group()
 
 
-def lost_contact(error: RuntimeError) -> bool:
+def lost_contact(error: Exception) -> bool:
     """Returns whether a collective has failed because another rank is gone.
 
     Torch's own errors of a group have the class `DistError`. Gloo raises plain `RuntimeError`s, which are recognized by

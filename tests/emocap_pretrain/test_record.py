@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 from emocap_shards.errors import StoreError
 from emocap_shards.store import Store, open_store
 
@@ -85,5 +86,7 @@ def test_an_error_is_judged_by_its_class(store: Store) -> None:
     assert record.cause_of(0, Superseded("start 3 took over")).final
     assert record.cause_of(0, LostContact("rank 1 is gone")).lost
     assert record.cause_of(0, RuntimeError("[/w/gloo/transport/tcp/pair.cc:1] closed")).lost
+    assert record.cause_of(0, dist.DistBackendError("NCCL error: remote process exited")).lost
+    assert not record.cause_of(0, RuntimeError("mat1 and mat2 shapes cannot be multiplied")).lost
     assert record.cause_of(0, StoreError("away")).passing
     assert len(record.cause_of(0, ValueError("x" * 9999)).message) == MAX_CHARACTERS
