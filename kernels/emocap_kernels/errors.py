@@ -28,7 +28,7 @@ class NotSupportedError(KernelError, NotImplementedError):
     """Reports that a backend, such as the fused kernels, cannot do what was requested. The message gives the reason.
 
     Most of these errors are raised before anything is computed. A second derivative of `chunked` or `fused` raises one
-    in backward.
+    in backward, except that of `chunked` within images (`region.within`), which exists.
     """
 
 

@@ -1,8 +1,9 @@
 """Controls how the losses behave under torch.compile and under a second differentiation.
 
-The chunked and the fused losses have no second derivative. torch's own `once_differentiable` raises an error only if
-the incoming gradient requires a gradient, which the incoming gradient of a loss never does. Autograd would then treat
-the first gradient as a constant, and the second derivative would lack a term without any error.
+The chunked and the fused losses have no second derivative, except `region.within`, which is plain autograd. torch's own
+`once_differentiable` raises an error only if the incoming gradient requires a gradient, which the incoming gradient of
+a loss never does. Autograd would then treat the first gradient as a constant, and the second derivative would lack a
+term without any error.
 """
 
 from __future__ import annotations

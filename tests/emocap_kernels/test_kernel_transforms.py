@@ -93,13 +93,13 @@ def test_the_first_derivative_with_create_graph_is_the_plain_one(loss: Loss):
     assert torch.equal(*gradients)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-def test_the_reference_has_a_second_derivative(loss: Loss):
+@pytest.mark.parametrize(("loss", "backend"), [*((loss, "reference") for loss in LOSSES), (region_within, "chunked")])
+def test_the_reference_and_chunked_within_images_have_a_second_derivative(loss: Loss, backend: str):
     inputs = [each.double().detach() for each in inputs_on()]
     image, text, scale = (each.requires_grad_() for each in (inputs[0], inputs[1], inputs[3]))
 
     def value(*parts: Tensor) -> Tensor:
-        return loss((parts[0], parts[1], inputs[2].long(), parts[2]), "reference")
+        return loss((parts[0], parts[1], inputs[2].long(), parts[2]), backend)
 
     assert torch.autograd.gradgradcheck(value, (image, text, scale))
 

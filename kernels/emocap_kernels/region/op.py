@@ -82,7 +82,8 @@ def region_contrastive_loss(
     (`region.within`). Images without a sentence are candidates but no anchors. Inputs are used as given: nothing is
     normalised or clamped. docs/method.md, section 2, has the equations. With a `group`, the call and its backward are
     collectives: all ranks of the group must run both. The gradients are scaled for a mean over ranks, as DDP and
-    DeepSpeed compute it. Only `backend="reference"` promises second derivatives.
+    DeepSpeed compute it. They cannot be differentiated again, except with `backend="reference"`, and with `chunked` in
+    scope `image`.
 
     Args:
         patches: [rows, patches, width], unit vectors.

@@ -6,8 +6,8 @@ image the scores are \(s_{nm} = \mathrm{scale}\,\langle c_n, u_m \rangle\). The 
 vector with its own sentence, and of each sentence with its own pooled vector. It is averaged over the sentences of an
 image, then over the images that own a sentence.
 
-This is the backend `chunked` of that scope, in plain torch with autograd. The reference uses `pooled_patches` too.
-Sentences of other images do not matter, so ranks exchange only sums.
+This is the backend `chunked` of that scope, in plain torch with autograd, so it has a second derivative. The reference
+uses `pooled_patches` too. Sentences of other images do not matter, so ranks exchange only sums.
 """
 
 from __future__ import annotations
