@@ -83,6 +83,15 @@ def test_a_second_derivative_raises_an_error_instead_of_a_partial_result(loss: L
         (by_image.square().sum() + inputs[0].sum()).backward()
 
 
+def test_a_second_derivative_by_the_bias_alone_raises_an_error():
+    image, text, _, scale = inputs_on()
+    bias = torch.tensor(-2.0, requires_grad=True)
+    loss = contrastive_loss(image, text, scale, objective="sigmoid", bias=bias, backend="chunked").loss
+    (by_image,) = torch.autograd.grad(loss, image, create_graph=True)
+    with pytest.raises(NotSupportedError, match="no second derivative"):
+        torch.autograd.grad(by_image.square().sum(), bias)
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 def test_the_first_derivative_with_create_graph_is_the_plain_one(loss: Loss):
     gradients = []

@@ -72,8 +72,8 @@ class _GradientInForward(Function):
             ctx.ranks_over_anchors = batch.ranks.size / (2 * batch.partition.total)
             ctx.dtypes = image.dtype, text.dtype
             ctx.by_scale, ctx.by_bias = sums.scale.to(scale.dtype), sums.bias.to(bias.dtype)
-            # Backward reads neither image nor text, but `once_differentiable` needs the inputs.
-            ctx.save_for_backward(sums.image, sums.text(), scale, image, text)
+            # Backward does not read image, text and bias, but `once_differentiable` needs the inputs.
+            ctx.save_for_backward(sums.image, sums.text(), scale, image, text, bias)
         ctx.mark_non_differentiable(means)
         return (means[0] + means[1]) / 2, means
 
