@@ -89,9 +89,13 @@ def top_k_indices(similarity: Tensor, own: Tensor, top_k: int) -> Tensor:
 
     The host waits for the device, because it reads where ties are. The kernels of `fused` never do.
 
+    Unit vectors have no similarity that is NaN, and the backends treat NaN differently. Here it ranks last, level with
+    the own pair. `reference` ranks it first, and `fused` does not select it. So if fewer than `top_k` other candidates
+    of an anchor have a number, NaN candidates and its own pair fill the row here, those of lowest index first.
+
     Args:
         similarity: [anchors, candidates]; overwritten.
-        own: int64 [anchors], the candidate of each anchor's own pair, which is never selected.
+        own: int64 [anchors], the candidate of each anchor's own pair, which is not selected unless a similarity is NaN.
         top_k: At least 1. With fewer candidates, all of them are returned.
 
     Returns:
@@ -101,7 +105,7 @@ def top_k_indices(similarity: Tensor, own: Tensor, top_k: int) -> Tensor:
     taken = min(top_k, columns - 1)
     if rows == 0 or taken <= 0:
         return own.new_empty(rows, 0)
-    # A NaN must not look like the most similar candidate, nor change how many are selected.
+    # `topk` would take NaN for the largest value, and the number of selected candidates would change.
     similarity.nan_to_num_(nan=float("-inf"), posinf=float("inf"), neginf=float("-inf"))
     similarity.scatter_(1, own[:, None], float("-inf"))
     last = similarity.topk(taken, dim=1, sorted=False).values.amin(1, keepdim=True)

@@ -141,7 +141,7 @@ def mine_top_k(
     Args:
         similarity: Returns the similarities of a block of anchors with all candidates, [anchors, candidates]. The
             returned tensor is overwritten.
-        own: int64 [anchors], the candidate of each anchor's own pair, which is never mined.
+        own: int64 [anchors], the candidate of each anchor's own pair, which is not mined unless a similarity is NaN.
         blocks: Slices that cover the anchors in order. The anchors of a slice are compared at once.
         mining: A rule with `top_k`.
         candidates: Number of candidates.

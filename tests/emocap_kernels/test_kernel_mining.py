@@ -62,10 +62,11 @@ def test_the_top_k_are_those_of_a_stable_sort(rows, columns, top_k, levels, data
         assert indices == sorted(sorted(others, key=lambda column: (-row[column], column))[:top_k])
 
 
-def test_nan_is_never_mined_and_changes_no_count():
-    similarity = torch.tensor([[0.1, float("nan"), 0.3, 0.2]])
-    assert top_k_indices(similarity, torch.tensor([0]), 2).tolist() == [[2, 3]]
-    assert top_k_indices(torch.full((2, 5), float("nan")), torch.tensor([0, 1]), 2).shape == (2, 2)
+def test_nan_ranks_last_together_with_the_own_pair_and_changes_no_count():
+    nan = float("nan")
+    similarity = torch.tensor([[0.1, nan, 0.3, 0.2], [nan, 0.1, nan, 0.2]])
+    assert top_k_indices(similarity, torch.tensor([0, 1]), 2).tolist() == [[2, 3], [0, 3]]
+    assert top_k_indices(torch.full((2, 5), nan), torch.tensor([0, 3]), 2).tolist() == [[0, 1], [0, 1]]
 
 
 @given(rows=st.integers(1, 20), width=st.integers(1, 5), levels=st.integers(1, 3), seed=st.integers(0, 1000))
