@@ -59,6 +59,7 @@ def relaunch(
     say: Callable[[str], None],
     answers: Callable[[], bool] = lambda: True,
     still_trains: Callable[[], bool] = lambda: False,
+    least_pause_s: float = 0.0,
 ) -> RelaunchResult:
     """Runs the command, and runs it again after failures, until its run is done, is stopped, or is given up.
 
@@ -74,6 +75,7 @@ def relaunch(
             after a minute without an answer, because it may wait forever for a head whose host has lost its power.
         still_trains: Returns whether the run trains without its command, as the ranks of a submitted job can. While it
             does, the command is not started again.
+        least_pause_s: Shortest pause before a restart, for launchers on other hosts that must have ended before it.
 
     Raises:
         KeyboardInterrupt: At the second Ctrl-C; no process of the command remains on this host.
@@ -95,6 +97,7 @@ def relaunch(
                 return RelaunchResult(then, code, stop.interrupted)
             if stop.asked.is_set():  # A launcher may report ranks that were asked to stop as a failure.
                 return RelaunchResult(Stop(End.STOPPED), code, stop.interrupted)
+            then = replace(then, pause_s=max(then.pause_s, least_pause_s))
             say(restart_message(ended, then))
             if stop.asked.wait(then.pause_s):
                 return RelaunchResult(Stop(End.STOPPED), code, stop.interrupted)

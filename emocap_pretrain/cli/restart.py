@@ -1,8 +1,8 @@
 """Defines `emocap restart`, which runs the command of a launcher again when it fails.
 
 `emocap_cluster.relaunch` has the loop and its rules, which are those of a job on Ray (decision 15). This module finds
-the run's folder from the command, so that the loop can read progress and failures there, and adds two checks for
-`ray job submit`, whose ranks run on other hosts.
+the run's folder from the command, so that the loop can read progress and failures there, and adds checks for
+`ray job submit` and for torchrun on several nodes, whose ranks also run on other hosts.
 """
 
 import http.client
@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypedDict
 from urllib.parse import SplitResult, urlsplit
 
 import typer
@@ -35,6 +35,8 @@ from emocap_pretrain.run_folder.state import RunState
 from emocap_pretrain.terminal import FAILED, INTERRUPTED, STOPPED, console, errors_as_lines
 
 ANSWER_S = 5.0  # Seconds that a server has for each answer.
+# Seconds that torchrun of the first node needs to end after its rank has ended.
+TORCHRUN_ENDS_S = 10.0
 DEFAULT = "cfg.yaml"  # The config of `emocap pretrain` if none is given.
 
 
@@ -72,7 +74,7 @@ def command(
             restarts=RestartBudget(budget),
             ask=lambda: requests.ask_to_stop(store),
             say=console.print,
-            **_remote(store, head) if (head := head_of(command)) else {},
+            **_remote(store, command),
         )
         # A stop request that the ranks have not served must not stop the next attempt.
         requests.mark_served(store, requests.Requests(stop=True))
@@ -118,12 +120,36 @@ def head_of(command: Sequence[str]) -> SplitResult | None:
     return address if address.scheme in {"http", "https"} else None
 
 
-def _remote(store: Store, head: SplitResult) -> dict[str, Callable[[], bool]]:
-    """Returns the two checks that `relaunch` needs for a job on other hosts, as keyword arguments.
+class _Remote(TypedDict, total=False):
+    """Keyword arguments of `relaunch` for a command whose job also runs on other hosts."""
+
+    answers: Callable[[], bool]
+    still_trains: Callable[[], bool]
+    least_pause_s: float
+
+
+def _remote(store: Store, command: Sequence[str]) -> _Remote:
+    """Returns what `relaunch` needs for a command whose job also runs on other hosts.
 
     `still_trains` also returns True if the store is unreachable, because then the network of this host may be down.
     """
-    return {"answers": partial(answers, head), "still_trains": partial(lives, store)}
+    if head := head_of(command):
+        return {"answers": partial(answers, head), "still_trains": partial(lives, store)}
+    if joins_another_torchrun(command):
+        # A torchrun that starts before that of the first node has ended joins the job that fails, and its rank waits
+        # for ranks that are gone, until the timeout of the process group.
+        return {"still_trains": partial(lives, store), "least_pause_s": TORCHRUN_ENDS_S}
+    return {}
+
+
+def joins_another_torchrun(command: Sequence[str]) -> bool:
+    """Returns whether the command is a torchrun whose ranks meet at another node, which has the node rank 0."""
+    words = list(itertools.chain.from_iterable(word.split("=", 1) for word in command))
+    module = ["-m", "torch.distributed.run"]
+    if Path(words[0]).name != "torchrun" and words[1:3] != module:
+        return False
+    options = dict(itertools.pairwise(word.replace("_", "-") for word in words))
+    return options.get("--node-rank", "0") != "0"
 
 
 def lives(store: Store) -> bool:

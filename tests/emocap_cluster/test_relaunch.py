@@ -59,6 +59,7 @@ class Shell:
         how: str = "",
         answers: Callable[[], bool] = lambda: True,
         still_trains: Callable[[], bool] = lambda: False,
+        least_pause_s: float = 0.0,
     ) -> RelaunchResult:
         return relaunch(
             ["bash", "-c", f"cd {self.folder}; echo >> starts; {script}"],
@@ -68,6 +69,7 @@ class Shell:
             say=self.said.append,
             answers=answers,
             still_trains=still_trains,
+            least_pause_s=least_pause_s,
         )
 
     def ask(self) -> None:
@@ -104,6 +106,11 @@ def test_a_command_that_fails_runs_again_until_its_run_is_done(shell: Shell) -> 
     assert shell.starts == 3
     assert "the command ended with code 3" in shell.said[0]
     assert "Starting again now, from the beginning." in shell.said[0]
+
+
+def test_a_restart_waits_for_launchers_on_other_hosts(shell: Shell) -> None:
+    shell.run("if [ $(wc -l < starts) -lt 2 ]; then exit 3; fi; touch done", least_pause_s=1.0)
+    assert "Starting again in 1 s, from the beginning." in shell.said[0]
 
 
 def test_a_command_that_always_fails_is_given_up_with_its_exit_code(shell: Shell) -> None:

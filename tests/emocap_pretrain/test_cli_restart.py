@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import yaml
+from emocap_cluster import relaunch as relaunching
 from emocap_shards.store import open_store
 from typer.testing import CliRunner
 
@@ -123,3 +124,35 @@ def test_a_head_that_refuses_a_request_is_reachable_and_a_silent_one_is_not(
         threading.Thread(target=refuse, daemon=True).start()
         assert restarting.answers(url) or restarting.answers(url)
     assert not restarting.answers(url)
+
+
+@pytest.mark.parametrize(
+    ("words", "joins"),
+    [
+        ("torchrun --nnodes 3 --node-rank 1 --master-addr a cfg.yaml", True),
+        ("/venv/bin/torchrun --nnodes=3 --node_rank=2 -m emocap_pretrain.run cfg.yaml steps=0", True),
+        ("python -m torch.distributed.run --nnodes 2 --node_rank 1 launch/pretrain.py", True),
+        ("torchrun --nnodes 3 --node-rank 0 --master-addr a cfg.yaml", False),
+        ("torchrun --nproc-per-node 8 -m emocap_pretrain.run cfg.yaml", False),
+        ("deepspeed --num_nodes 4 --node_rank 1 launch/pretrain.py cfg.yaml", False),
+        ("true", False),
+    ],
+)
+def test_a_torchrun_that_is_not_that_of_the_first_node_is_recognized(words: str, joins: bool) -> None:
+    assert restarting.joins_another_torchrun(words.split()) is joins
+
+
+def test_the_torchrun_of_another_node_waits_until_the_attempt_has_ended(
+    recipe: str, tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own rank was killed, and the ranks of other hosts have not noticed it yet."""
+    monkeypatch.setattr(relaunching, "CHECK_S", 0.05)
+    monkeypatch.setattr(restarting, "TORCHRUN_ENDS_S", 0.0)
+    alive = iter([True, True, False])
+    monkeypatch.setattr(restarting, "lives", lambda _store: next(alive, False))
+    torchrun = tmp_path / "torchrun"
+    torchrun.write_text(f"#!/bin/sh\necho >> {tmp_path}/starts; exit 3\n")
+    torchrun.chmod(0o700)
+    done = restart("--max-restarts", "0", "--", str(torchrun), "--nnodes", "2", "--node-rank", "1", recipe)
+    assert done.exit_code == 3
+    assert list(alive) == [], "it asks until the attempt has ended"
