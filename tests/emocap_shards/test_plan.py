@@ -73,6 +73,9 @@ def test_only_the_windows_that_are_touched_are_evaluated(monkeypatch):
     assert asked == [(1, 0, 0, 1000), (1, 0, 126, 40)]  # the shards, and window 125 at positions [5000, 5040)
     order.ids(5035, 5050)
     assert asked[2:] == [(1, 0, 127, 40)]
+    order.ids(5080, 5085)
+    order.ids(5000, 5005)
+    assert asked[3:] == [(1, 0, 128, 40), (1, 0, 126, 40)]  # only the last two windows are kept
 
 
 def test_positions_outside_the_epoch_are_refused():
