@@ -5,7 +5,8 @@ which have a shape but no memory. The sizes of the storages that exist at the sa
 covered, and blocks that backward recomputes are counted too (decision 8).
 
 What is not traced is computed: weights, gradients and optimizer state follow from the stage of ZeRO, and the loss from
-the sizes of its largest tensors, because it depends on the rows of all ranks.
+the sizes of its largest tensors, because it depends on the rows of all ranks. A step in several passes is traced for
+one pass; what it caches of all rows is computed (training/representation_cache.py).
 """
 
 import weakref
@@ -21,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
-from emocap_pretrain.config.batch_split import batch_split
+from emocap_pretrain.config.batch_split import BatchSplit, batch_split
 from emocap_pretrain.config.schema import Config, TextTowerConfig
 from emocap_pretrain.data.batch import Batch, Texts
 from emocap_pretrain.data.parts import active_parts
@@ -29,6 +30,7 @@ from emocap_pretrain.data.patch_mask import patches_along_a_side
 from emocap_pretrain.data.tokenizer import Tokenizer, Vocabulary
 from emocap_pretrain.model.pair import Embeddings, TowerPair
 from emocap_pretrain.model.teacher import Teacher
+from emocap_pretrain.training.objective import vector_dtype
 from emocap_pretrain.training.optimizer import optimizer_of, parameter_groups
 from emocap_pretrain.training.zero import BUCKET
 
@@ -47,8 +49,10 @@ class MemoryEstimate:
         gradients: Bytes of the gradients.
         optimizer: Bytes of the optimizer's state and of its copy of the weights.
         buffers: Bytes of the buffers of ZeRO.
+        representations: Bytes of the images, texts and cached embeddings of all rows of a rank, and of the gradients of
+            the embeddings; 0 if a step is made in one pass.
         activations: Largest number of bytes that tensors use at one time in the forward pass, the loss and the backward
-            pass, without weights and their gradients.
+            pass, without weights and their gradients and without `representations`.
         state: Bytes of the optimizer's state over all ranks, as a checkpoint stores it.
         patches: Number of patches of one image in the local loss.
         row_flops: FLOP of both towers for one row, forward and backward, without the products within attention.
@@ -59,6 +63,7 @@ class MemoryEstimate:
     gradients: int
     optimizer: int
     buffers: int
+    representations: int
     activations: int
     state: int
     patches: int
@@ -67,11 +72,13 @@ class MemoryEstimate:
     @property
     def total(self) -> int:
         """Returns the number of all bytes at the peak of a step."""
-        return self.weights + self.gradients + self.optimizer + self.buffers + self.activations
+        held = self.weights + self.gradients + self.optimizer + self.buffers + self.representations
+        return held + self.activations
 
     def lines(self) -> list[tuple[str, str]]:
         """Returns the rows that `--dry-run` prints, each as a name and a text."""
-        parts = ("weights", "gradients", "optimizer", "buffers", "activations")
+        cached = ("representations",) if self.representations else ()
+        parts = ("weights", "gradients", "optimizer", "buffers", *cached, "activations")
         listed = ", ".join(f"{name} {getattr(self, name) / 2**30:.2f}" for name in parts)
         return [
             ("parameters", f"{self.parameters / 1e6:.1f} M"),
@@ -81,7 +88,7 @@ class MemoryEstimate:
 
 
 def estimate(config: Config, ranks: int, *, shortest: bool = False) -> MemoryEstimate:
-    """Estimates the memory of a rank by tracing one step.
+    """Estimates the memory of a rank by tracing one pass of one step.
 
     Args:
         config: The config of the run.
@@ -93,10 +100,8 @@ def estimate(config: Config, ranks: int, *, shortest: bool = False) -> MemoryEst
         ConfigError: If the optimizer does not support the stage of ZeRO, a key of `lr_scales` fits no parameter, or
             `objective.patch_mask` is set for a tower whose patches form no square.
     """
-    # Memory holds the activations of one pass, so a pass is traced and not a step.
     captions = _Captions.of(config, shortest=shortest)
     split = batch_split(config.global_batch, config.micro_batch, ranks=ranks)
-    rows = split.micro_batch
     settings, precision, vocabulary = config.objective, config.engine.precision, _vocabulary(config.model.text)
     with torch.device("meta"):
         model = TowerPair.of(config.model, settings, vocabulary, precision=precision, weights=False)
@@ -106,7 +111,7 @@ def estimate(config: Config, ranks: int, *, shortest: bool = False) -> MemoryEst
         # Within the mode, the parameters become fake tensors of a CPU, so the towers run as they do on real tensors.
         for each in filter(None, (model, teacher)):
             each.to_empty(device="cpu")
-        activations, patches = _traced(model, teacher, config, rows, captions)
+        step = _traced(model, teacher, config, split, captions)
         row_flops = _flops(model, teacher, captions.batch(1, model.pixels))
     teacher_bytes = FLOAT * sum(parameter.numel() for parameter in teacher.parameters()) if teacher else 0
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -124,9 +129,10 @@ def estimate(config: Config, ranks: int, *, shortest: bool = False) -> MemoryEst
         # With ZeRO each rank also has a copy of those weights that it updates.
         optimizer=state if stage == 0 else (masters + state) // ranks,
         buffers=0 if stage == 0 else min(BUCKET * FLOAT, size),
-        activations=activations,
+        representations=step.representations,
+        activations=step.activations,
         state=state,
-        patches=patches,
+        patches=step.patches,
         row_flops=row_flops,
     )
 
@@ -169,26 +175,47 @@ class _Captions:
         return Texts(ids, torch.ones_like(ids, dtype=torch.bool), owner)
 
 
-def _traced(
-    model: TowerPair, teacher: Teacher | None, config: Config, rows: int, captions: _Captions
-) -> tuple[int, int]:
-    """Returns `MemoryEstimate.activations` and `MemoryEstimate.patches` of a step with `rows` rows."""
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """Holds three attributes of `MemoryEstimate`, which follow from the trace of a pass."""
+
+    representations: int
+    activations: int
+    patches: int
+
+
+def _traced(model: TowerPair, teacher: Teacher | None, config: Config, split: BatchSplit, captions: _Captions) -> _Step:
+    """Traces one pass of the towers, and adds what the loss and the rows of the other passes need."""
     # Gradients of parameters are counted by `estimate`. Each is dropped as soon as it is complete.
     for parameter in model.parameters():
         parameter.register_post_accumulate_grad_hook(_drop_gradient)
     existing = [*model.state_dict().values(), *(teacher.state_dict().values() if teacher else ())]
     with _LiveStorages(existing) as live:
-        batch = captions.batch(rows, model.pixels)
+        batch = captions.batch(split.micro_batch, model.pixels)
+        inputs = live.bytes
         embeddings = model(batch)
-        guides = teacher(batch.images) if teacher else None
+        patches = embeddings.patches.shape[1]
         if config.objective.patch_mask:
-            patches_along_a_side(embeddings.patches.shape[1], model.pixels)
-        gathered = 0 if guides is None else FLOAT * config.global_batch * guides.shape[1]
-        # Two times can be the peak: the loss, when all activations are held, or some moment of forward or backward. Any
-        # scalar of all embeddings starts the same backward pass of the towers as the loss does.
-        at_loss = live.bytes + gathered + _loss_bytes(config, embeddings, captions)
+            patches_along_a_side(patches, model.pixels)
+        held = live.bytes
+        # Any scalar of all embeddings starts the same backward pass of the towers as the loss does.
         _sum(embeddings).backward()
-    return max(live.peak_bytes, at_loss), embeddings.patches.shape[1]
+    with _LiveStorages([*existing, batch.images]) as of_teacher:
+        guides = teacher(batch.images).shape[1] if teacher else 0
+    rows, texts = split.rows, sum(captions.texts.values())
+    own = FLOAT * rows * (1 + patches + texts) * config.model.embedding
+    # Losses of bf16 vectors need copies of the embeddings, and gradients of these copies, in half as many bytes each.
+    copies = own if vector_dtype(config.objective, config.engine.precision) == torch.bfloat16 else 0
+    gathered = FLOAT * (rows + config.global_batch) * guides
+    of_losses = own + copies + gathered + _loss_bytes(config, captions, rows, patches)
+    at_loss = max(of_teacher.peak_bytes, of_losses)  # The teacher has run when the losses begin.
+    # Two times can be the peak: the loss, or some moment of the forward and backward pass of the towers. In a step of
+    # one pass all activations are held at the loss. With several passes there are none; instead, the inputs, embeddings
+    # and gradients of all rows exist while the last pass runs.
+    if split.passes == 1:
+        return _Step(0, max(live.peak_bytes, held + at_loss), patches)
+    of_all_rows = inputs * rows // split.micro_batch + 2 * own
+    return _Step(of_all_rows, max(live.peak_bytes - inputs, at_loss - own), patches)
 
 
 def _flops(model: TowerPair, teacher: Teacher | None, batch: Batch) -> int:
@@ -242,15 +269,14 @@ class _LiveStorages(TorchDispatchMode):
         self.peak_bytes = max(self.peak_bytes, self.bytes)
 
 
-def _loss_bytes(config: Config, embeddings: Embeddings, captions: _Captions) -> int:
-    """Returns the bytes that the loss needs in addition to the embeddings.
+def _loss_bytes(config: Config, captions: _Captions, rows: int, patches: int) -> int:
+    """Returns the bytes that the losses of a rank need in addition to its embeddings and their gradients.
 
-    These are the gradients of the embeddings, the texts of all ranks with their gradients, and the blocks of scores.
+    These are the texts of all ranks with their gradients, and the blocks of scores.
     """
-    # `max(1, ...)` is for the losses of whole images, which have one score for each row and text.
-    own = sum(each.numel() for each in embeddings.tensors())
     gathered = config.global_batch * sum(captions.texts.values()) * config.model.embedding
-    rows, patches, _ = embeddings.patches.shape
+    # `max(1, ...)` is for the losses of whole images, which have one score for each row and text.
     most = max((captions.texts[name] for name in captions.several), default=0)
-    block = min(BLOCK_BYTES, FLOAT * rows * config.global_batch * max(1, patches * most))
-    return FLOAT * (own + 2 * gathered) + LOSS_BLOCKS * block
+    scores = FLOAT * rows * config.global_batch * max(1, patches * most)
+    block = min(BLOCK_BYTES, scores)
+    return 2 * FLOAT * gathered + LOSS_BLOCKS * block

@@ -130,7 +130,7 @@ def preflight(
     found.collect(lambda: found.notes.extend(check_teacher(config.objective.teacher, pixels=config.model.image.pixels)))
     # The estimate builds the model, so it needs settings without problems. A run with a checkpoint is not estimated.
     if devices and not checkpoint and not found.problems:
-        found.collect(lambda: _memory(config, devices, known or estimate(config, devices.ranks), found))
+        found.collect(lambda: _memory(config, devices, known or _estimate(config, devices), found))
     unprepared = prepare_tasks and not tasks.were_prepared(checkpoint, config.stored()["evaluation"])
     found.collect(lambda: evaluation(config.evaluation, found, prepare_tasks=unprepared))
     return found
@@ -270,7 +270,7 @@ def _memory(config: Config, devices: Devices, needed: MemoryEstimate, found: Fin
         return
     # How long captions are is known only from the data. So a run is refused only if the lower bound does not fit. For a
     # ViT-B/16 on 32 ranks the bounds were 14.5 and 38.7 GiB.
-    least = estimate(config, devices.ranks, shortest=True)
+    least = _estimate(config, devices, shortest=True)
     device = "a GPU" if devices.on_gpu else f"each of {devices.per_host} ranks on this host"
     has = f"and {device} has {_gib(available)} GiB"
     if least.total <= available:
@@ -279,14 +279,21 @@ def _memory(config: Config, devices: Devices, needed: MemoryEstimate, found: Fin
         )
         return
     raise ConfigError(
-        f"memory: a rank needs {_gib(least.total)} GiB or more, {has}: {_advice(config, devices, least, available)}."
+        f"memory: a rank needs {_gib(least.total)} GiB or more, {has}: {_advice(config, devices, available)}."
     )
 
 
-def _advice(config: Config, devices: Devices, least: MemoryEstimate, available: int) -> str:
-    # Of all memory, only the activations depend on the rows of a pass, and they are proportional to them.
+def _estimate(config: Config, devices: Devices, *, shortest: bool = False) -> MemoryEstimate:
+    return estimate(config, devices.ranks, shortest=shortest)
+
+
+def _advice(config: Config, devices: Devices, available: int) -> str:
     rows = batch_split(config.global_batch, config.micro_batch, ranks=devices.ranks).micro_batch
-    fits = math.floor((available - least.total + least.activations) * rows / max(1, least.activations))
+    # Half of the rows are estimated, because several passes need representations that one pass does not need. Beyond
+    # that only the activations depend on the rows of a pass, and they are proportional to them.
+    half = max(1, rows // 2)
+    found = _estimate(config.model_copy(update={"micro_batch": half}), devices, shortest=True)
+    fits = math.floor((available - found.total + found.activations) * half / max(1, found.activations))
     if 1 <= fits < rows:
         return f"set micro_batch to {fits} or less"
     return "take a smaller model, a higher engine.zero_stage, or more and larger devices"
