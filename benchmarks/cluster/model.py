@@ -48,7 +48,7 @@ def _scaling(about: Occasion) -> Iterator[Measurement]:
     assert flops is not None, "the presets are H100s"
     for objective, weights in OBJECTIVES.items():
         config = _config(weights)
-        memory = estimate(config, 1)
+        memory = estimate(config, 1, on_gpu=True)
         work = Workload.of(config, ROWS, parameters=memory.parameters, patches=memory.patches, half=True)
         speed = Speed(ROWS * memory.row_flops / flops, flops, UPDATE_S)
         for fabric, ranks in product(("ib400", "eth100"), SCALES):
@@ -67,7 +67,7 @@ def _scaling(about: Occasion) -> Iterator[Measurement]:
 
 def _failing(about: Occasion) -> Iterator[Measurement]:
     """Yields the goodput of a job on NODES nodes for several rates of failures and intervals of saving."""
-    size = estimate(_config({}), 1).parameters * FLOAT
+    size = estimate(_config({}), 1, on_gpu=True).parameters * FLOAT
     for days in MTBF_DAYS:
         trouble = FailureModel(
             node_mtbf_s=days * DAY_S,

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from emocap_kernels.blocks import BLOCK_BYTES
+from emocap_kernels.blocks import block_bytes_on
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -87,12 +87,13 @@ class MemoryEstimate:
         ]
 
 
-def estimate(config: Config, ranks: int, *, shortest: bool = False) -> MemoryEstimate:
+def estimate(config: Config, ranks: int, *, on_gpu: bool, shortest: bool = False) -> MemoryEstimate:
     """Estimates the memory of a rank by tracing one pass of one step.
 
     Args:
         config: The config of the run.
         ranks: World size.
+        on_gpu: Whether the ranks use GPUs, on which the losses compute larger blocks of scores.
         shortest: True assumes captions of the shortest length without local sentences, for a lower bound; False
             assumes captions of the longest length with five local sentences each, for an upper bound.
 
@@ -111,7 +112,7 @@ def estimate(config: Config, ranks: int, *, shortest: bool = False) -> MemoryEst
         # Within the mode, the parameters become fake tensors of a CPU, so the towers run as they do on real tensors.
         for each in filter(None, (model, teacher)):
             each.to_empty(device="cpu")
-        step = _traced(model, teacher, config, split, captions)
+        step = _traced(model, teacher, config, split, captions, on_gpu=on_gpu)
         row_flops = _flops(model, teacher, captions.batch(1, model.pixels))
     teacher_bytes = FLOAT * sum(parameter.numel() for parameter in teacher.parameters()) if teacher else 0
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -184,7 +185,9 @@ class _Step:
     patches: int
 
 
-def _traced(model: TowerPair, teacher: Teacher | None, config: Config, split: BatchSplit, captions: _Captions) -> _Step:
+def _traced(
+    model: TowerPair, teacher: Teacher | None, config: Config, split: BatchSplit, captions: _Captions, *, on_gpu: bool
+) -> _Step:
     """Traces one pass of the towers, and adds what the loss and the rows of the other passes need."""
     # Gradients of parameters are counted by `estimate`. Each is dropped as soon as it is complete.
     for parameter in model.parameters():
@@ -207,7 +210,7 @@ def _traced(model: TowerPair, teacher: Teacher | None, config: Config, split: Ba
     # Losses of bf16 vectors need copies of the embeddings, and gradients of these copies, in half as many bytes each.
     copies = own if vector_dtype(config.objective, config.engine.precision) == torch.bfloat16 else 0
     gathered = FLOAT * (rows + config.global_batch) * guides
-    of_losses = own + copies + gathered + _loss_bytes(config, captions, rows, patches)
+    of_losses = own + copies + gathered + _loss_bytes(config, captions, rows, patches, on_gpu=on_gpu)
     at_loss = max(of_teacher.peak_bytes, of_losses)  # The teacher has run when the losses begin.
     # Two times can be the peak: the loss, or some moment of the forward and backward pass of the towers. In a step of
     # one pass all activations are held at the loss. With several passes there are none; instead, the inputs, embeddings
@@ -269,7 +272,7 @@ class _LiveStorages(TorchDispatchMode):
         self.peak_bytes = max(self.peak_bytes, self.bytes)
 
 
-def _loss_bytes(config: Config, captions: _Captions, rows: int, patches: int) -> int:
+def _loss_bytes(config: Config, captions: _Captions, rows: int, patches: int, *, on_gpu: bool) -> int:
     """Returns the bytes that the losses of a rank need in addition to its embeddings and their gradients.
 
     These are the texts of all ranks with their gradients, and the blocks of scores.
@@ -278,5 +281,5 @@ def _loss_bytes(config: Config, captions: _Captions, rows: int, patches: int) ->
     # `max(1, ...)` is for the losses of whole images, which have one score for each row and text.
     most = max((captions.texts[name] for name in captions.several), default=0)
     scores = FLOAT * rows * config.global_batch * max(1, patches * most)
-    block = min(BLOCK_BYTES, scores)
+    block = min(block_bytes_on(torch.device("cuda" if on_gpu else "cpu")), scores)
     return 2 * FLOAT * gathered + LOSS_BLOCKS * block

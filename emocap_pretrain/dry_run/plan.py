@@ -57,7 +57,8 @@ class RunPlan:
         Raises:
             ConfigError: If there are more ranks than samples in a batch, or the memory cannot be estimated.
         """
-        split, memory = batch_split(config.global_batch, config.micro_batch, ranks=ranks), estimate(config, ranks)
+        split = batch_split(config.global_batch, config.micro_batch, ranks=ranks)
+        memory = estimate(config, ranks, on_gpu=on_gpu)
         return cls(config, ranks, on_gpu, split, memory, _manifests(config), assumed or Assumptions())
 
     def text(self, *, full: bool = False) -> str:

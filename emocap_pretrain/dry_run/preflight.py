@@ -284,7 +284,7 @@ def _memory(config: Config, devices: Devices, needed: MemoryEstimate, found: Fin
 
 
 def _estimate(config: Config, devices: Devices, *, shortest: bool = False) -> MemoryEstimate:
-    return estimate(config, devices.ranks, shortest=shortest)
+    return estimate(config, devices.ranks, on_gpu=devices.on_gpu, shortest=shortest)
 
 
 def _advice(config: Config, devices: Devices, available: int) -> str:

@@ -67,7 +67,7 @@ compared = [config, without("xyzzy"), without("plugh")]
 print(json.dumps({
     "unbroken": run("unbroken", None),
     "resumed": run("resumed", 1, 2, None),
-    "bytes": [estimate(each, 1).activations for each in compared],
+    "bytes": [estimate(each, 1, on_gpu=False).activations for each in compared],
     "texts": [work(each).texts for each in compared],
     "flops": [work(each).loss_flops(2) for each in compared],
     "plan": RunPlan.of(config, 1, on_gpu=False).text(),

@@ -3,17 +3,20 @@ import os
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
+from emocap_kernels.blocks import BLOCK_BYTES, GPU_BLOCK_BYTES
 
 from emocap_pretrain.config.load import load
 from emocap_pretrain.config.objective import ObjectiveConfig
 from emocap_pretrain.config.schema import Config
-from emocap_pretrain.dry_run.memory import MemoryEstimate, estimate
+from emocap_pretrain.dry_run.memory import LOSS_BLOCKS, MemoryEstimate, estimate
 
 ROOT = Path(__file__).parents[3]
+estimated = partial(estimate, on_gpu=False)
 
 # One step of the real model, loss and optimizer. What the libraries allocate for themselves at their first call is
 # spent before the reading by a step of one row; Linux then forgets its high-water mark.
@@ -67,7 +70,7 @@ before = status("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")
 step(rows)
 grown = status("VmHWM") - before
-print(json.dumps({"measured": grown, "estimated": estimate(config, 1).total}))
+print(json.dumps({"measured": grown, "estimated": estimate(config, 1, on_gpu=False).total}))
 """
 
 
@@ -118,24 +121,30 @@ def test_the_estimate_is_close_to_a_measured_step(given):
 
 
 def test_activations_grow_with_the_rows_and_parameters_do_not():
-    small, large = estimate(config(4), 1), estimate(config(12), 1)
+    small, large = estimated(config(4), 1), estimated(config(12), 1)
     assert large.parameters == small.parameters
     assert large.activations == pytest.approx(3 * small.activations, rel=0.02)
 
 
 def test_passes_bound_the_activations_and_cache_the_embeddings_of_all_rows_with_their_gradients():
-    small, large = estimate(config(32, micro_batch=16), 1), estimate(config(96, micro_batch=16), 1)
+    small, large = estimated(config(32, micro_batch=16), 1), estimated(config(96, micro_batch=16), 1)
     assert large.activations == pytest.approx(small.activations, rel=0.02)
     # 144 patches, and for each image a pooled vector, a caption, a summary and five local sentences.
     one_row = 2 * 4 * 64 * (144 + 1 + 1 + 1 + 5)
     inputs = 3 * 96 * 96 + (16 + 32 + 5 * 16) * 9 + 5 * 8
     assert large.representations == 96 * (one_row + inputs)
     assert small.representations == 32 * (one_row + inputs)
-    assert estimate(config(32), 1).representations == 0
+    assert estimated(config(32), 1).representations == 0
+
+
+def test_the_blocks_of_the_losses_are_larger_on_a_gpu():
+    given = config(256, micro_batch=2)  # With so few rows in a pass, the loss is the peak.
+    on_gpu, on_cpu = (estimate(given, 1, on_gpu=each).total for each in (True, False))
+    assert on_gpu - on_cpu == LOSS_BLOCKS * (GPU_BLOCK_BYTES - BLOCK_BYTES)
 
 
 def test_recomputing_activations_saves_most_of_them():
-    plain, replayed = estimate(config(8), 1), estimate(config(8, checkpoint_activations=True), 1)
+    plain, replayed = estimated(config(8), 1), estimated(config(8, checkpoint_activations=True), 1)
     assert replayed.activations < plain.activations / 3
 
 
@@ -143,7 +152,7 @@ def test_parameters_are_those_of_the_model():
     model = config().model.model_copy(update={"embedding": 65})
     wider = config().model_copy(update={"model": model})
     # One more row in each projection: two read the image's 96 numbers, two the text's 64.
-    assert estimate(wider, 1).parameters - estimate(config(), 1).parameters == 2 * 96 + 2 * 64
+    assert estimated(wider, 1).parameters - estimated(config(), 1).parameters == 2 * 96 + 2 * 64
 
 
 def test_a_teacher_takes_memory_and_time_and_is_not_trained():
@@ -154,7 +163,7 @@ def test_a_teacher_takes_memory_and_time_and_is_not_trained():
         "options": {"patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3},
     }
     objective = ObjectiveConfig.model_validate({"kind": "soft", "teacher": teacher})
-    found, before = (estimate(each, 1) for each in (plain.model_copy(update={"objective": objective}), plain))
+    found, before = (estimated(each, 1) for each in (plain.model_copy(update={"objective": objective}), plain))
     assert found.parameters == before.parameters
     assert found.optimizer == before.optimizer
     # Two blocks of 12 x 48 x 48 weights, and patches and places beside them.
@@ -164,7 +173,7 @@ def test_a_teacher_takes_memory_and_time_and_is_not_trained():
 
 
 def by_stage(ranks: int) -> list[MemoryEstimate]:
-    return [estimate(config(8, stage=stage), ranks) for stage in range(4)]
+    return [estimated(config(8, stage=stage), ranks) for stage in range(4)]
 
 
 def test_each_stage_of_zero_splits_one_more_thing_over_the_ranks():
@@ -180,7 +189,7 @@ def test_each_stage_of_zero_splits_one_more_thing_over_the_ranks():
 def test_each_optimizer_needs_the_memory_of_its_own_state():
     def optimizer_bytes(name: str, stage: int, ranks: int = 4) -> float:
         tree = config(8, stage=stage).model_dump(mode="json") | {"optimizer": {"name": name}}
-        found = estimate(Config.model_validate(tree), ranks)
+        found = estimated(Config.model_validate(tree), ranks)
         return found.optimizer / (4 * found.parameters)
 
     assert (optimizer_bytes("adamw", 0), optimizer_bytes("sgd", 0), optimizer_bytes("sgd", 2)) == (2, 1, 0.5)
@@ -188,13 +197,13 @@ def test_each_optimizer_needs_the_memory_of_its_own_state():
 
 
 def test_the_total_is_the_sum_of_its_lines():
-    found = estimate(config(), 1)
+    found = estimated(config(), 1)
     parts = found.weights, found.gradients, found.optimizer, found.buffers, found.activations
     assert found.total == sum(parts)
     named = dict(found.lines())
     assert named["parameters"] == f"{found.parameters / 1e6:.1f} M"
     assert named["memory"].startswith(f"{found.total / 2**30:.2f} GiB on each rank")
-    cached = estimate(config(micro_batch=4), 1)
+    cached = estimated(config(micro_batch=4), 1)
     assert cached.total == sum((*parts[:4], cached.representations, cached.activations))
     assert f"representations {cached.representations / 2**30:.2f}" in cached.lines()[2][1]
 
@@ -202,7 +211,7 @@ def test_the_total_is_the_sum_of_its_lines():
 def test_a_part_that_the_objective_leaves_out_needs_no_memory():
     whole = config()
     without = whole.model_copy(update={"objective": whole.objective.model_copy(update={"summary": 0.0, "local": 0.0})})
-    assert estimate(without, 1).activations < estimate(whole, 1).activations
+    assert estimated(without, 1).activations < estimated(whole, 1).activations
 
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "launch/recipes").glob("vit_*.yaml")), ids=lambda path: path.stem)
@@ -211,7 +220,7 @@ def test_a_large_recipe_is_estimated_in_seconds_and_without_its_bytes(recipe, mo
         monkeypatch.setenv(variable, "/somewhere")
     large = load(recipe)
     before, began = psutil.Process().memory_info().rss, time.process_time()
-    found = estimate(large, large.global_batch // (large.micro_batch or 64))
+    found = estimated(large, large.global_batch // (large.micro_batch or 64))
     assert time.process_time() - began < 30
     assert found.parameters > 80e6
     assert found.total > 2 * 2**30

@@ -181,7 +181,7 @@ def test_a_model_larger_than_the_memory_of_a_device_is_refused(
 
 
 def test_too_little_memory_for_long_captions_is_a_note(tiny_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    least, most = (checks.estimate(tiny_config, 1, shortest=shortest).total for shortest in (True, False))
+    least, most = (checks.estimate(tiny_config, 1, on_gpu=False, shortest=shortest).total for shortest in (True, False))
     assert least < most
     monkeypatch.setattr(Devices, "memory_bytes", lambda _: (least + most) // 2)
     seen = found(tiny_config)
@@ -196,7 +196,7 @@ def test_the_cure_for_too_little_memory_is_a_micro_batch_that_fits(
 ) -> None:
     config = changed(tiny_config, **changes)
     small = changed(config, micro_batch=16)
-    room = checks.estimate(small, 1, shortest=True).total
+    room = checks.estimate(small, 1, on_gpu=False, shortest=True).total
     monkeypatch.setattr(Devices, "memory_bytes", lambda _: room)
     fits = int(problem(config).partition("set micro_batch to ")[2].split()[0])
     assert 14 <= fits <= 18  # The estimate is not exactly a line.
