@@ -52,7 +52,7 @@ class Score:
         ValueError: If the name has characters that MLflow refuses, or the value is not finite.
 
     Example:
-        Score("uar", "zero-shot UAR", 0.411, Baseline("chance", 0.125, "8 classes")).text()
+        Score("uar", "UAR", 0.411, Baseline("chance", 0.125, "8 classes")).text()
         # "41.1%  (chance 12.5%: 8 classes)"
     """
 
