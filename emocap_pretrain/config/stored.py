@@ -1,7 +1,8 @@
 """Converts settings to the tree that `run.json` and checkpoints store, and reads trees that another version has stored.
 
 A stored config contains every setting, the number of its schema, and the list `set` of the keys that the user has set.
-All other keys had their defaults. A later version may add a setting, if its default keeps the behaviour of the earlier
+All other keys had their defaults. A key contains the number of an entry in a list of sections, such as
+`data.mix.0.url`. A later version may add a setting, if its default keeps the behaviour of the earlier
 versions. A version that renames or drops a setting needs a `Migration`. See docs/decisions/20-documents-of-a-run.md.
 
 The list `set` decides about settings that this version does not know. One that nobody set had its default, and a
@@ -74,7 +75,7 @@ def dump(config: Config) -> Tree:
     The result is plain JSON without secrets (`Config.stored`). `current` reads it in any later version.
     """
     given = config.model_dump(mode="json", exclude_unset=True)
-    return {SCHEMA_KEY: len(MIGRATIONS), SET_KEY: sorted(leaves(given)), **config.stored()}
+    return {SCHEMA_KEY: len(MIGRATIONS), SET_KEY: sorted(leaves(_numbered(given))), **config.stored()}
 
 
 def current(
@@ -99,8 +100,7 @@ def current(
     # Settings of a newer version have a larger schema: then no migration runs, and what is unknown is left out below.
     for migration in migrations[schema:]:
         _migrate(tree, migration)
-    for key in _unknown(tree, Config):
-        value = _pop(tree, key)
+    for key, value in _drop_unknown(tree, Config):
         # Version 0.1.0 stored no list `set`, so each of its settings counts as set.
         was_set = not isinstance(given, list) or _touches(key, cast("list[Any]", given))
         if was_set and _matters(key, decisive):
@@ -154,6 +154,15 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Tree:
     return found
 
 
+def _numbered(value: Any) -> Any:
+    """Returns a tree in which each list of sections is a section, whose keys are the numbers of the entries."""
+    if isinstance(value, list) and value and all(isinstance(each, dict) for each in cast("list[Any]", value)):
+        value = {str(number): each for number, each in enumerate(cast("list[Any]", value))}
+    if isinstance(value, dict):
+        return {key: _numbered(each) for key, each in cast("Tree", value).items()}
+    return value
+
+
 def _migrate(tree: Tree, migration: Migration) -> None:
     for old, new in migration.renamed.items():
         if _has(tree, old):
@@ -167,15 +176,19 @@ def _migrate(tree: Tree, migration: Migration) -> None:
             )
 
 
-def _unknown(tree: Tree, section: type[BaseModel], prefix: str = "") -> list[str]:
-    """Returns the dotted keys of settings and sections that this version does not have."""
+def _drop_unknown(tree: Tree, section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Removes the settings and sections that this version does not have, and yields their dotted keys and values."""
     known = {each.alias or name: each.annotation for name, each in section.model_fields.items()}
-    found = [f"{prefix}{key}" for key in tree if key not in known]
+    for key in [key for key in tree if key not in known]:
+        yield f"{prefix}{key}", tree.pop(key)
     for key, annotation in known.items():
         inner, value = model_in(annotation), tree.get(key)
         if inner and isinstance(value, dict):
-            found += _unknown(cast("Tree", value), inner, f"{prefix}{key}.")
-    return found
+            yield from _drop_unknown(cast("Tree", value), inner, f"{prefix}{key}.")
+        elif inner and isinstance(value, list):
+            for number, entry in enumerate(cast("list[Any]", value)):
+                if isinstance(entry, dict):
+                    yield from _drop_unknown(cast("Tree", entry), inner, f"{prefix}{key}.{number}.")
 
 
 def _is_free(key: str) -> bool:

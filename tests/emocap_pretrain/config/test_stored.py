@@ -1,4 +1,7 @@
+from typing import Any
+
 import pytest
+from pretrain_fakes import changed
 
 from emocap_pretrain.config import stored
 from emocap_pretrain.config.load import from_stored
@@ -44,6 +47,38 @@ def test_an_evaluation_needs_to_know_the_settings_of_the_model_alone(tiny_config
     tree["set"].append("model.image.novel")
     with pytest.raises(ConfigError, match=r"model\.image\.novel=1, which this version does not know"):
         from_stored(tree)
+
+
+@pytest.fixture
+def mixed_tree(tiny_config: Config) -> dict[str, Any]:
+    """Returns the stored settings of a newer version, in which each dataset of a mixture has a setting `novel`."""
+    mix = [{"url": "/a"}, {"url": "/b", "weight": 2.0}]
+    tree = stored.dump(changed(tiny_config, data__url=None, data__mix=mix))
+    for entry in tree["data"]["mix"]:
+        entry["novel"] = 1
+    return tree
+
+
+def test_an_unknown_setting_of_a_dataset_that_nobody_set_is_ignored(mixed_tree: dict[str, Any]) -> None:
+    assert {"data.mix.0.url", "data.mix.1.url", "data.mix.1.weight"} <= set(mixed_tree["set"])
+    assert "data.mix.0.weight" not in mixed_tree["set"]
+    assert stored.current(mixed_tree) == stored.current(from_stored(mixed_tree).stored())
+
+
+def test_an_unknown_setting_of_a_dataset_that_was_set_is_named(
+    mixed_tree: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    mixed_tree["set"].append("data.mix.1.novel")
+    with pytest.raises(ConfigError, match=r"data\.mix\.1\.novel=1, which this version does not know"):
+        stored.current(mixed_tree)
+    from_stored(mixed_tree)  # An evaluation reads no settings of `data`.
+    assert [record.getMessage() for record in caplog.records] == [
+        "the stored setting data.mix.1.novel is unknown to this version and is ignored"
+    ]
+
+
+def test_an_unknown_setting_may_have_a_dot_in_its_name(tiny_config: Config) -> None:
+    assert stored.current(stored.dump(tiny_config) | {"a.b": 1}) == tiny_config.stored()
 
 
 def test_entries_of_a_mixture_get_their_defaults(tiny_config: Config) -> None:
