@@ -74,6 +74,7 @@ class Quarantine:
 
         Raises:
             BudgetSpent: On all ranks, if the number of damaged samples exceeds the budget.
+            StoreError: On rank 0, if the new list cannot be stored; the other ranks raise `LostContact`.
         """
         # Every rank sees the same gathered rows in the same order, so all ranks make the same list and decide alike.
         known = {_place(row): row for row in self.rows}
@@ -82,8 +83,9 @@ class Quarantine:
         self.rows += fresh
         self._pending = []
         # The file is written before the budget is checked, so that a run that ends here has named all its samples.
-        if fresh and self.world.is_main:
-            self.store.put(QUARANTINE_FILE, self.dump())
+        # `fresh` is equal on all ranks, so all of them call the collective or none.
+        if fresh:
+            self.world.run_on_main(lambda: self.store.put(QUARANTINE_FILE, self.dump()))
         self._check()
         return fresh
 

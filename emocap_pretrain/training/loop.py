@@ -176,7 +176,7 @@ def _exchange(
         Superseded: On all ranks, if the run's folder was deleted.
     """
     step, quarantine = session.engine.step, session.quarantine
-    # One collective carries the flags and numbers of all ranks. A rare event that a flag announces takes a further one.
+    # One collective carries the flags and numbers of all ranks. Rare events that a flag announces take further ones.
     exchanged = monitor.exchange(
         _numbers(metrics, step, session),
         should_stop=should_stop,

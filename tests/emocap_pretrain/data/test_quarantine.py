@@ -2,14 +2,16 @@ import json
 import pickle
 import uuid
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
-from emocap_shards.errors import BudgetSpent, DamagedSample
+from emocap_shards.errors import BudgetSpent, DamagedSample, StoreError
 from emocap_shards.store import open_store
 from pretrain_fakes import ThreadRanks, on_ranks
 
 from emocap_pretrain.data.quarantine import QUARANTINE_FILE, Quarantine
+from emocap_pretrain.errors import LostContact
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.ranks.info import Rank
 from emocap_pretrain.run_folder import storage
@@ -57,6 +59,15 @@ def test_a_spent_budget_ends_every_rank_and_the_report_names_all(url: str) -> No
     assert all(isinstance(rank, BudgetSpent) for rank in ranks)
     assert "data.error_budget=2 is used up: 3 damaged samples, the last 'c' of shard-000001.tar" in str(ranks[1])
     assert [each["key"] for each in stored(url)] == ["a", "b", "c"]
+
+
+def test_a_list_that_rank_0_cannot_write_is_an_error_on_every_rank(tmp_path: Path) -> None:
+    (tmp_path / QUARANTINE_FILE).mkdir()
+    first, second = settled([["a"], ["b"]], 5, str(tmp_path))
+    assert isinstance(first, OSError | StoreError)
+    assert isinstance(second, LostContact)
+    assert str(second).startswith("rank 0 failed: ")
+    assert QUARANTINE_FILE in str(second)
 
 
 def test_nothing_is_logged_or_written_without_damage(url: str) -> None:
