@@ -9,7 +9,7 @@ harmless, because the tracker counts each row once (`tracking/mlflow_run.py`).
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from emocap_shards.errors import StoreError
 from emocap_shards.store import Store
@@ -20,6 +20,7 @@ from emocap_pretrain.run_folder.documents import UNSENT, UnsentDocument
 from emocap_pretrain.run_folder.storage import Unreadable
 
 UNSENT_FILE = "unsent.json"
+Row = TypeVar("Row")
 
 log = logging.getLogger(__name__)
 
@@ -84,3 +85,26 @@ def read(store: Store) -> list[dict[str, Any]]:
         log.warning("%s: its rows for the tracker are lost", found)
         return []
     return list(found.rows) if found else []
+
+
+def of_this_run(rows: Sequence[Row], store: Store, *, original: str) -> list[Row]:
+    """Returns the stored rows that the run in this folder sends: none if the folder counts as a copy, otherwise all.
+
+    The rows in a copy belong to the original run, which sends them itself. But a folder also counts as a copy if the
+    recorded address cannot be looked up (`RunFolder.copied_from`), and then nobody may have the rows. So a warning says
+    how many are left out.
+
+    Args:
+        rows: The rows of `unsent.json` and of the checkpoint, which may overlap.
+        store: The run's folder.
+        original: MLflow's id of the original run if this folder counts as a copy; otherwise an empty text.
+    """
+    if original and rows:
+        log.warning(
+            "%s counts as a copy: up to %d rows are left to MLflow run %s, whose own folder sends them; if there is no "
+            "other folder, because this one was moved, they are lost",
+            store.url,
+            len(rows),
+            original,
+        )
+    return [] if original else list(rows)

@@ -175,10 +175,10 @@ def _replace_results(config: Config, store: Store, report: Report, results: tupl
     from emocap_pretrain.tracking.mlflow_tracker import MlflowTracker
 
     # No attempt has begun, so the tracker gets the number of the newest one. In a copy, a new run in MLflow is made, as
-    # when a copy is trained (`session._parent`), and the rows in the copy belong to the original.
+    # when a copy is trained (`session._parent`).
     number = newest(store)
     parent = RunFolder(store).copied_from()
-    rows = [] if parent else readable_rows(unsent.read(store))
+    rows = unsent.of_this_run(readable_rows(unsent.read(store)), store, original=parent)
     run_id = None if parent else report.run_id
     tracker = MlflowTracker.start(tracked_run(config), run_id, number=number, unsent=rows, parent=parent)
     try:

@@ -402,8 +402,8 @@ def _open_tracker(
         from emocap_pretrain.tracking.mlflow_tracker import MlflowTracker
 
         parent = _parent(config, attempt, run_id) if run_id else ""
-        # The unsent rows in a copy of a folder belong to the original run, which sends them itself.
-        rows = [] if parent else [*saved, *readable_rows(unsent.read(attempt.store))]
+        waiting = [*saved, *readable_rows(unsent.read(attempt.store))]
+        rows = unsent.of_this_run(waiting, attempt.store, original=parent)
         before = attempts.cause(attempts.failures(attempt.store, attempt.number - 1))
         facts = {"ranks": place.world_size, "hosts": hosts, "reason": before.message if before else ""}
         # A copy gets a new run in MLflow, like a new folder.

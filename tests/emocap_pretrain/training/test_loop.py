@@ -359,7 +359,7 @@ def models(config: Config, of: str) -> dict[str, str]:
 
 
 def test_a_copy_of_a_run_continues_as_a_run_of_its_own_and_leaves_the_original_alone(
-    new_run: Callable[..., Config], tmp_path: Path
+    new_run: Callable[..., Config], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = new_run(checkpoint__every_steps=1, checkpoint__keep_last=1)
     pretrain(config, FakeRuntime(stop_after=2))
@@ -372,6 +372,7 @@ def test_a_copy_of_a_run_continues_as_a_run_of_its_own_and_leaves_the_original_a
     runtime = FakeRuntime()
     pretrain(copy, runtime)
     assert runtime.beats == [3, 4, 5]
+    assert f"up to 1 rows are left to MLflow run {original}" in caplog.text
     assert run_id(copy) != original
     client = MlflowClient(config.tracking.uri)
     assert client.get_run(run_id(copy)).data.tags["mlflow.parentRunId"] == original
@@ -482,6 +483,19 @@ def test_a_finished_run_whose_evaluation_has_changed_is_evaluated_again_and_not_
     assert {path for path in after if after[path] != before.get(path)} == {"report.json"}
     pretrain(changed_run, FakeRuntime())
     assert store.read("report.json") == after["report.json"]
+
+
+def test_a_copy_of_a_finished_run_that_is_evaluated_again_names_the_rows_that_it_does_not_send(
+    new_run: Callable[..., Config], faces: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = new_run(steps=1)
+    pretrain(config, FakeRuntime())
+    copy = changed(config, url=str(shutil.copytree(config.url, tmp_path / "copy")), evaluation__url=faces)
+    unsent.write_or_warn(open_store(copy.url), [row("metrics", 1, {"late": 2.0})], number=99)
+    pretrain(copy, FakeRuntime())
+    assert run_id(copy) != run_id(config)
+    assert f"{copy.url} counts as a copy: up to 1 rows are left to MLflow run {run_id(config)}" in caplog.text
+    assert curve(copy, "late") == []
 
 
 def test_a_refused_evaluation_of_a_finished_run_changes_nothing_of_it(
