@@ -2,7 +2,7 @@
 # Runs the tests. The environment is created if needed.
 #
 #   launch/test.sh           all tests except the drills (launch/drills.sh), in three stages
-#   launch/test.sh fast      unit tests that start no other process, in a few minutes
+#   launch/test.sh fast      unit tests that start no other process, in about a minute
 #   launch/test.sh ARGS      pytest with these arguments
 set -euo pipefail
 cd "$(dirname "$0")/.."
