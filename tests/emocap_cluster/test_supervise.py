@@ -38,7 +38,7 @@ def told(folder: Path, *arguments: str, **more: str) -> Told:
         env |= {"RAY_TMPDIR": place, **more}
         command = [sys.executable, str(SCRIPT), str(folder), *arguments]
         try:
-            done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=500, env=env)
+            done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=1500, env=env)
             left = left_running(place)
         finally:
             for each in processes_of(place):
@@ -74,7 +74,7 @@ def one_node(tmp_path_factory: pytest.TempPathFactory) -> Told:
 
 
 @slow
-@pytest.mark.timeout(550)
+@pytest.mark.timeout(1600)
 def test_ranks_are_numbered_meet_in_one_process_group_and_have_their_environment(one_node: Told) -> None:
     assert one_node.jobs["sees"]["attempts"] == [[2, "done", ""]]
     for rank in range(2):
@@ -172,7 +172,7 @@ def test_sigterm_of_the_driver_lets_the_ranks_save_and_ends_the_job_as_stopped(o
 
 
 @slow
-@pytest.mark.timeout(550)
+@pytest.mark.timeout(1600)
 def test_a_job_grows_when_nodes_come_and_leaves_one_that_is_announced_to_go(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
