@@ -82,7 +82,9 @@ def test_rows_of_a_lost_attempt_are_sent_from_its_checkpoint_without_gaps_or_dup
     checkpointed = json.dumps(lost.unsent())
     for step in range(31, 36):
         lost.log_metrics({"loss": 1 / step}, step)
-    # The host is lost with the rows in its spool, so the test no longer uses them. The server is still down.
+    # The host is lost with the rows in its spool. The server is still down, so the end of the tracker sends nothing.
+    # Without it the tracker's thread could send its rows to the server that has returned.
+    lost.finish("FAILED")
     again = MlflowTracker.start(
         tracked_run(config), lost.run_id, number=2, facts={"ranks": 1}, unsent=json.loads(checkpointed)
     )
