@@ -141,6 +141,8 @@ def test_the_blocks_of_the_losses_are_larger_on_a_gpu():
     given = config(256, micro_batch=2)  # With so few rows in a pass, the loss is the peak.
     on_gpu, on_cpu = (estimate(given, 1, on_gpu=each).total for each in (True, False))
     assert on_gpu - on_cpu == LOSS_BLOCKS * (GPU_BLOCK_BYTES - BLOCK_BYTES)
+    lower = [estimate(given, 1, on_gpu=each, shortest=True).total for each in (True, False)]
+    assert lower[0] == lower[1], "fused kernels need no blocks"
 
 
 def test_recomputing_activations_saves_most_of_them():
