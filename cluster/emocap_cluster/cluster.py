@@ -59,14 +59,16 @@ class Cluster:
         Raises:
             NoCluster: If the board does not answer.
         """
+        failed: Exception | None = None
         for _ in range(BOARD_TRIES):
             try:
                 ray.get(self.board.begin.remote(), timeout=BOARD_ANSWER_S)
-            except (RayActorError, TimeoutError):  # Ray restarts its process, which is then empty.
+            except (RayActorError, TimeoutError) as error:  # Ray restarts its process, which is then empty.
+                failed = error
                 continue
             return
         cure = "look at Ray's logs; the same command resumes the run"
-        raise NoCluster(f"the job's board on this host does not answer: {cure}.")
+        raise NoCluster(f"the job's board on this host does not answer: {cure}.") from failed
 
     def nodes(self) -> list[Node]:
         """Returns all nodes that Ray knows. For some seconds a node that has died may still be listed as alive."""

@@ -80,5 +80,5 @@ Classes = Annotated[dict[str, Words], BeforeValidator(_by_text), Field(min_lengt
 class Section(BaseModel):
     """Provides a frozen block of settings, which refuses unknown keys and numbers that are not finite."""
 
-    # Unknown keys are refused because a misspelled setting would otherwise keep its default without a word.
+    # Unknown keys are refused because a misspelled setting would otherwise keep its default, and nobody would notice.
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
