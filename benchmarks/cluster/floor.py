@@ -1,7 +1,7 @@
 """Times the parts of a start that no restart can avoid: `python -m benchmarks.cluster.floor CONFIG ANSWER`.
 
-The parts are the start of the process, the imports, the process group, and the model with its restored state. torchrun
-starts this program, and rank 0 writes the seconds of each part to the file ANSWER.
+The parts are to start the process, to import the packages, to create the process group, and to build the model and
+restore its state. torchrun starts this program, and rank 0 writes the seconds of each part to the file ANSWER.
 """
 
 import json

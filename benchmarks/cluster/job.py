@@ -1,7 +1,7 @@
 """Starts small training runs as a user starts them, and reads from MLflow when each step was logged.
 
-`site` prepares a folder, a dataset and an environment in which a run finds no outer job or cluster. `started` runs a
-command there, and kills it with all of its descendants at the end.
+`site` prepares a folder, a dataset, and environment variables that hide every other job or cluster from a run.
+`started` runs a command with these variables, and kills it with all of its descendants at the end.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ _OUTSIDE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_", "RAY_", "SLURM_", "TO
 class JobError(Exception):
     """A job failed or hangs, or cannot be measured.
 
-    The message of `RunningJob` contains the last lines of the job's output.
+    If a method of `RunningJob` raises the error, the message contains the last lines of the job's output.
     """
 
 
@@ -55,7 +55,7 @@ class RunSize:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """The surroundings of the started runs.
+    """The folder, the dataset and the environment variables that all started runs share.
 
     Attributes:
         folder: The folder in which each run has a folder of its own.
@@ -75,18 +75,21 @@ class Site:
     def config(self, name: str, size: RunSize, *, every_steps: int = 1, **sections: Any) -> Path:
         """Writes the config of a run to `cfg.yaml` in a folder of its own, and returns its path.
 
-        `sections` replace whole sections of the usual config.
+        `every_steps` is the interval of logged steps. `sections` replace whole sections of the usual config.
         """
         path = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.folder)) / "cfg.yaml"
         path.write_text(yaml.safe_dump(_tree(name, size, self, every_steps) | sections))
         return path
 
     def logged(self, config: Path) -> list[tuple[int, float]]:
-        """Returns every step that MLflow has, with the time at which rank 0 logged it, in seconds since 1970."""
+        """Returns each logged step of a run, with the time at which rank 0 logged it, in seconds since 1970."""
         return [(point.step, point.timestamp / 1000) for point in self.history(config, "loss")]
 
     def history(self, config: Path, name: str) -> list[Metric]:
-        """Returns the points of a metric in the order of their steps; none before rank 0 has created the MLflow run."""
+        """Returns the points of the metric `name` in the order of their steps.
+
+        The list is empty before rank 0 has created the MLflow run.
+        """
         try:
             run_id = json.loads((config.parent / "run" / "run.json").read_text())["run_id"]
         except (FileNotFoundError, ValueError):
@@ -129,7 +132,7 @@ def model_section(width: int, depth: int, *, embedding: int, summary_length: int
 
 @contextmanager
 def site(folder: Path) -> Generator[Site]:
-    """Prepares a site below `folder`. Ray's own files are deleted when the block ends."""
+    """Prepares a site in a new folder below `folder`. Ray's own files are deleted when the block ends."""
     folder.mkdir(parents=True, exist_ok=True)
     # Ray puts its sockets into this folder, and the path of a socket must be short.
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as ray:
@@ -184,7 +187,7 @@ class RunningJob:
         """Waits until the job has ended with status 0.
 
         Raises:
-            JobError: If the status is another one, or the job does not end within LIMIT_S.
+            JobError: If the job ends with another status, or does not end within LIMIT_S.
         """
         try:
             code = self.process.wait(LIMIT_S)
@@ -218,8 +221,9 @@ class RunningJob:
 
 @contextmanager
 def started(command: Sequence[str], place: Site, folder: Path) -> Generator[RunningJob]:
-    """Starts a command in `folder` with its output in a file; kills it with all its descendants when the block ends.
+    """Starts a command in `folder`, and kills it with all its descendants when the block ends.
 
+    The command has the environment variables of `place`, and its output is written to a file in the folder of `place`.
     A program of this Python environment is preferred to one of the same name on PATH.
     """
     log = place.folder / f"{time.monotonic_ns()}.log"

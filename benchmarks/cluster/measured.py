@@ -1,7 +1,8 @@
-"""Measures starts, steps, saves and restarts of small runs from outside: with commands and the times in MLflow.
+"""Measures starts, steps, saves and restarts of small runs from outside.
 
-The commands `start`, `overhead`, `stall` and `recover` of the suite are the functions of these names. Where contenders
-are compared, they take turns in common rounds (`harness.rounds`).
+The runs are started by commands, and MLflow contains the time of each logged step. The commands `start`, `overhead`,
+`stall` and `recover` of the suite are the functions of these names. Where contenders are compared, each round measures
+every contender once, one after another (`harness.rounds`).
 """
 
 import http.client
@@ -35,7 +36,7 @@ RANK_WORDS = ("RayTrainWorker", RUN[1])
 def start(place: Site, size: RunSize, rounds: int, about: Occasion) -> Iterator[Measurement]:
     """Measures the seconds from the command to the first step, for `ray job submit` and for torchrun.
 
-    The Ray cluster of the submitted jobs runs already.
+    The Ray cluster to which jobs are submitted is started before the measurement.
     """
 
     def started_s(who: str, address: str) -> float:
@@ -53,10 +54,10 @@ def start(place: Site, size: RunSize, rounds: int, about: Occasion) -> Iterator[
 
 
 def overhead(place: Site, size: RunSize, rounds: int, about: Occasion) -> Iterator[Measurement]:
-    """Measures the seconds of a step in steady state, in turn under Ray and under torchrun, with default logging.
+    """Measures the seconds of a step in steady state, alternately under Ray and under torchrun.
 
-    The records also contain the mean number of cores that all processes of a job except its ranks occupy. Other load on
-    the machine affects this number less than the time of a step.
+    Steps are logged at the default interval. The records also contain the mean number of cores that all processes of a
+    job except its ranks occupy. Other load on the machine affects this number less than the time of a step.
     """
 
     def step_and_cores(who: str) -> tuple[float, float]:
@@ -120,7 +121,9 @@ def stall(place: Site, size: RunSize, rounds: int, about: Occasion) -> Iterator[
 def recover(place: Site, size: RunSize, rounds: int, about: Occasion, command: Sequence[str]) -> Iterator[Measurement]:
     """Measures the seconds from the kill of a rank to the next new step, and the parts that no restart can avoid.
 
-    `command` starts the job; `{config}` and `{port}` in it are filled in. Without a command the job runs on Ray.
+    A step is new if it was not logged before the kill. The module `floor` measures the parts. `command` starts the job;
+    `{config}` and `{port}` in it are replaced by the path of the config and a free port. If `command` is empty, the job
+    runs on Ray.
     """
     readings: list[float] = []
     configs = [place.config("recover", size, checkpoint={"every_steps": BLOCK}) for _ in range(rounds)]
@@ -145,7 +148,10 @@ def _floor(config: Path, place: Site, size: RunSize) -> dict[str, float]:
 
 
 def _killed_s(job: RunningJob, place: Site, config: Path) -> float:
-    """Kills one rank once a checkpoint exists, and returns the seconds until the next new step."""
+    """Kills one rank once a checkpoint exists, and returns the seconds until the next new step.
+
+    A step is new if it was not logged before the kill. MLflow contains each step only once, also if it was repeated.
+    """
     job.wait_for("checkpoint", lambda: any((config.parent / "run" / "checkpoints").glob("*/manifest.json")))
     rank = ranks_of(job.family())[-1]
     rank.kill()
@@ -179,10 +185,10 @@ def _command(process: psutil.Process) -> str:
 
 
 def steady_s(logged: Sequence[tuple[int, float]]) -> float:
-    """Returns the median seconds of a step, from the times between logged steps after the first WARM_UP steps.
+    """Returns the median seconds of a step, from the times between logged steps. Steps before WARM_UP are left out.
 
     Raises:
-        JobError: If fewer than two steps were logged after these.
+        JobError: If fewer than two of the other steps were logged.
     """
     rows = [(step, at) for step, at in logged if step >= WARM_UP]
     if len(rows) < 2:
@@ -191,12 +197,13 @@ def steady_s(logged: Sequence[tuple[int, float]]) -> float:
 
 
 def split_by_saves(logged: Sequence[tuple[int, float]], *, every_steps: int) -> tuple[list[float], list[float]]:
-    """Returns the seconds from a logged step to the next one: those of steps with a save, and those of other steps.
+    """Returns the seconds from each logged step to the next one, in two lists: for steps with a save, and for others.
 
-    A step is logged before it saves.
+    `every_steps` is the interval between saves. A step is logged before its save, so the time to the next step includes
+    the save. Steps before WARM_UP are left out.
 
     Raises:
-        JobError: If there are no steps of one of the two kinds after the first WARM_UP steps.
+        JobError: If one of the two lists is empty.
     """
     saving: list[float] = []
     others: list[float] = []
@@ -242,7 +249,11 @@ def _submitted(config: Path, address: str) -> list[str]:
 def measured_line(
     about: Occasion, what: str, who: str, size: RunSize, seconds: Sequence[float], **rest: Any
 ) -> Measurement:
-    """Returns the record of a measurement of small runs; `rest` holds ratios and more."""
+    """Returns the record of a measurement that was made with small runs.
+
+    `what` is the measured quantity, `who` the contender, and `seconds` are the readings. `rest` holds the fields
+    `ratios` and `more` of the record, if there are any.
+    """
     return measured(
         about,
         seconds,

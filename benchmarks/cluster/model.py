@@ -1,6 +1,7 @@
-"""Computes the forecasts that the command `simulate` records, of weak scaling and of goodput.
+"""Computes the forecasts of weak scaling and of goodput that the command `simulate` records.
 
-The model of a step and of failures is that of `emocap_pretrain.dry_run`.
+Goodput is the share of time for work that a committed checkpoint contains. The models of a step and of failures are
+those of `emocap_pretrain.dry_run`.
 """
 
 from collections.abc import Iterator
@@ -38,11 +39,11 @@ def forecasts(about: Occasion) -> Iterator[Measurement]:
 
 
 def _scaling(about: Occasion) -> Iterator[Measurement]:
-    """Yields the efficiency of weak scaling for each objective, network and number of ranks.
+    """Yields the efficiency of weak scaling for each objective, interconnect and number of ranks.
 
-    Each rank has ROWS rows, and the default towers in bfloat16.
-
-    The operations of the towers are counted; the rate at which an H100 computes them is assumed.
+    The efficiency is the speed of a rank among others, relative to one rank alone. Each rank has ROWS rows, and the
+    default towers in bfloat16. The operations of the towers are counted; the rate at which an H100 computes them is
+    assumed.
     """
     flops = device_flops("H100", half=True)
     assert flops is not None, "the presets are H100s"
@@ -66,7 +67,7 @@ def _scaling(about: Occasion) -> Iterator[Measurement]:
 
 
 def _failing(about: Occasion) -> Iterator[Measurement]:
-    """Yields the goodput of a job on NODES nodes for several rates of failures and intervals of saving."""
+    """Yields the goodput of a job on NODES nodes, for several rates of failures and intervals between saves."""
     size = estimate(_config({}), 1, on_gpu=True).parameters * FLOAT
     for days in MTBF_DAYS:
         trouble = FailureModel(
@@ -81,7 +82,11 @@ def _failing(about: Occasion) -> Iterator[Measurement]:
 
 
 def _shares(trouble: FailureModel, days: float, interval_s: float, about: Occasion) -> Iterator[Measurement]:
-    """Yields the goodput by the formula, and that of each simulation in `_ELASTIC`, which runs with three seeds."""
+    """Yields the goodput that the formula predicts, and the goodput of each kind of simulation in `_ELASTIC`.
+
+    Each kind of simulation runs with three seeds. `days` is the mean time between failures of one node, and
+    `interval_s` is the work between two saves.
+    """
     setting = {"nodes": NODES, "node_mtbf_days": days, "interval_s": round(interval_s, 1)}
     best = {"young_s": young(trouble), "daly_s": daly(trouble), **asdict(trouble)}
 

@@ -16,7 +16,7 @@ _PARTS = {"towers_s": "towers", "loss_s": "loss", "vectors_s": "vectors", "gradi
 
 
 def scaling(lines: Sequence[Measurement]) -> Iterator[tuple[str, Figure]]:
-    """Draws the efficiency over the number of ranks, and the parts of a step for the first objective and network."""
+    """Draws the efficiency against the number of ranks, and the parts of a step for the first objective and network."""
     figure, (left, right) = _panels(
         "Weak scaling, a model: ViT-B/16, 256 rows a rank, bfloat16; 40 % of an H100's peak assumed"
     )
@@ -40,7 +40,7 @@ def scaling(lines: Sequence[Measurement]) -> Iterator[tuple[str, Figure]]:
 
 
 def goodput(lines: Sequence[Measurement]) -> Iterator[tuple[str, Figure]]:
-    """Draws the goodput over the interval of saving, and over the rate of failures."""
+    """Draws the goodput against the interval between saves, and against the rate of failures."""
     nodes = lines[0].setting["nodes"]
     figure, (left, right) = _panels(f"Goodput of {nodes * 8:,} ranks on {nodes} nodes, a model and simulations of it")
     by_days = grouped(lines, lambda line: line.setting["node_mtbf_days"])
@@ -60,7 +60,10 @@ def goodput(lines: Sequence[Measurement]) -> Iterator[tuple[str, Figure]]:
 
 
 def _over_interval(axes: Axes, lines: Sequence[Measurement], colour: str, label: str) -> None:
-    """Draws the goodput of one rate of failures over the interval, and marks the intervals of Young and Daly."""
+    """Draws the goodput at one rate of failures against the interval between saves.
+
+    The intervals that Young and Daly recommend are marked.
+    """
     formula = [line for line in lines if line.contender == FORMULA]
     axes.plot(*_points(formula, "interval_s"), "-", color=colour, label=label)
     simulated = [line for line in lines if line.contender == SIMULATED]
@@ -73,7 +76,7 @@ def _over_interval(axes: Axes, lines: Sequence[Measurement], colour: str, label:
 
 
 def _over_rate(axes: Axes, lines: Sequence[Measurement]) -> None:
-    """Draws the goodput at Daly's interval over the failures of the job in a day."""
+    """Draws the goodput, with Daly's interval between saves, against the number of failures of the job in a day."""
     best = [line for line in lines if abs(line.setting["interval_s"] - (line.more or {})["daly_s"]) < 0.1]
     styles = {
         SIMULATED: ("-o", SIMULATED),

@@ -1,7 +1,8 @@
-"""Measures many restarts in a row of one job, on a Ray cluster of its own.
+"""Measures many successive restarts of one job, on a Ray cluster of its own.
 
 If files or processes of one restart slow the next one down, the times grow from restart to restart. The ranks only
-wait, so a restart has no imports and no model of a training run; `measured.recover` measures a restart with those.
+wait. So a restart neither imports what a training run needs nor builds a model; `measured.recover` measures a restart
+that does both.
 """
 
 import json
@@ -38,9 +39,9 @@ DONE = "done"
 
 @dataclass
 class Progress:
-    """Tells the supervisor the state of the measured job, and is also its display, which shows nothing.
+    """Implements `SupervisedRun` for the measured job, and a `ProgressDisplay` that shows nothing.
 
-    Each restart counts as progress, so that the failures are never failures in a row.
+    Each restart counts as progress, so that no two failures count as failures in a row.
 
     Attributes:
         folder: The folder in which the ranks report that they run.
@@ -75,9 +76,9 @@ class Progress:
 
 
 def measure(ranks: int, rounds: int, about: Occasion) -> Iterator[Measurement]:
-    """Measures the seconds from the SIGKILL of a rank until the function of all ranks runs again, `rounds` times.
+    """Kills a rank `rounds` times, and measures the seconds from each kill until all ranks run again.
 
-    The function only waits. `recover` measures the restart of a training run with all its imports.
+    The function of the ranks only waits. `recover` measures the restart of a training run with all its imports.
 
     Raises:
         JobError: If a restart takes longer than `LIMIT_S`. The record of the earlier restarts is yielded first.
@@ -125,7 +126,10 @@ def _wait(folder: Path, runtime: RayRuntime) -> None:
 
 
 def started_since(folder: Path, second: float) -> dict[int, tuple[float, int]]:
-    """Returns the newest start of each rank that started after `second`: the time since 1970 and the process id."""
+    """Returns the newest start of each rank that started after `second`: its time and process id, by rank.
+
+    Times are in seconds since 1970.
+    """
     found: dict[int, tuple[float, int]] = {}
     for path in folder.glob("rank-*"):
         _, rank, stamp, pid = path.name.split("-")

@@ -1,5 +1,6 @@
-"""Simulates a job under failures, event by event. Unlike the formulas, it covers nodes that come back later.
+"""Simulates a job under failures, event by event.
 
+Unlike the formulas of `dry_run.failures`, the simulation covers failed nodes that come back after a repair.
 docs/cluster-benchmarks.md describes the model of failures and compares the simulation with the formula.
 """
 
@@ -13,13 +14,13 @@ from emocap_pretrain.dry_run.failures import FailureModel
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The ways in which the nodes of a job spent their time, and the number of failures.
+    """The result of a simulation: how the nodes of a job spent their time, and the number of failures.
 
     All attributes but `failures` are shares of the time of all nodes, and add up to 1.
 
     Attributes:
         goodput: The share for work that a committed checkpoint contains.
-        stalled: The share for which the saves of these checkpoints stopped training.
+        stalled: The share for which saves stopped training, for checkpoints that were committed.
         lost: The share for work and saves after the last committed checkpoint of an attempt.
         restarting: The share from the beginning of an attempt to its first step.
         absent: The share of absent nodes, and of nodes that wait for them without work.
@@ -36,9 +37,9 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Elastic:
-    """A job that continues with fewer nodes, but at least `min_nodes`; a failed node comes back after `repair_s`.
+    """Describes a job that continues with fewer nodes after a failure, but with at least `min_nodes`.
 
-    When a node has come back, the job uses it from its next committed checkpoint on.
+    A failed node comes back after `repair_s`. The job then uses the node from its next committed checkpoint on.
     """
 
     repair_s: float = 0.0
@@ -47,13 +48,13 @@ class Elastic:
 
 @dataclass(slots=True)
 class _Clock:
-    """The simulated time and the node-seconds that were spent until then.
+    """The simulated time, and the time that nodes have spent so far, in node-seconds.
 
     Attributes:
         nodes: The number of all nodes.
         now_s: The simulated time.
         away: A heap of the times at which absent nodes come back.
-        spent: The node-seconds that were spent for each share of `Outcome`.
+        spent: The node-seconds that belong to each share of `Outcome`.
     """
 
     nodes: int
@@ -70,7 +71,7 @@ class _Clock:
         return self.nodes - len(self.away)
 
     def spend(self, seconds: float, working: int, what: str) -> None:
-        """Adds `seconds` of each of `working` nodes to `spent[what]`, and of every other node to `spent["absent"]`."""
+        """Adds `seconds` for each of `working` nodes to `spent[what]`, and for each other node to `spent["absent"]`."""
         self.spent[what] += seconds * working
         self.spent["absent"] += seconds * (self.nodes - working)
 
@@ -112,10 +113,13 @@ def _until_failure(trouble: FailureModel, nodes: int, draw: random.Random) -> fl
 
 
 def _attempt(trouble: FailureModel, interval_s: float, clock: _Clock, nodes: int, until_s: float) -> tuple[float, bool]:
-    """Simulates one attempt, which ends at `until_s` unless the job grows before, and adds its time to the clock.
+    """Simulates one attempt on `nodes` nodes, and adds its node-seconds to `clock.spent`.
+
+    The attempt ends at `until_s`, or earlier if a node has come back: the job then ends the attempt at a checkpoint, to
+    continue with more nodes.
 
     Returns:
-        The time at which the attempt ended; and False if it ended because the job grows, otherwise True.
+        The time at which the attempt ended; and False if it ended in order to continue with more nodes, otherwise True.
     """
     works_s = interval_s * trouble.nodes / nodes
     segment_s = works_s + trouble.stall_s
@@ -133,7 +137,10 @@ def _attempt(trouble: FailureModel, interval_s: float, clock: _Clock, nodes: int
 
 
 def _grows_at(clock: _Clock, first_s: float, segment_s: float) -> float:
-    """Returns when the first checkpoint after the return of a node is committed; infinity if no node is missing."""
+    """Returns when the first checkpoint after the return of a node is committed; infinity if no node is missing.
+
+    The checkpoints of the attempt are committed at `first_s + k * segment_s` for k = 1, 2, 3 and so on.
+    """
     if not clock.away:
         return math.inf
     return first_s + segment_s * max(1, math.ceil((clock.away[0] - first_s) / segment_s))

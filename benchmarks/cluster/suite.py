@@ -17,7 +17,10 @@ Measure = Callable[[argparse.Namespace, Occasion], Iterator[Measurement]]
 
 
 def _on_a_site(measure: Callable[..., Iterator[Measurement]], *names: str) -> Measure:
-    """Returns a command that calls `measure` with a site, the size of a run, the rounds, and the named options."""
+    """Returns a function for `Command.measure`. It prepares a site (`job.site`), and calls `measure` with it.
+
+    The other arguments are the size of a run, the number of rounds, the occasion, and the options called `names`.
+    """
 
     def on_a_site(options: argparse.Namespace, about: Occasion) -> Iterator[Measurement]:
         size = job.RunSize(options.steps, options.ranks, options.global_batch, options.width, options.depth)

@@ -13,7 +13,7 @@ _SHOWN_TIMES_DALY = (1 / 4, 1.0, 4.0, 16.0)
 
 
 def scaling(lines: Sequence[Measurement]) -> str:
-    """Returns the efficiency by number of ranks, with a column for each objective and network."""
+    """Returns a table of the efficiency: a row for each number of ranks, a column for each objective and network."""
 
     def group(line: Measurement) -> tuple[str, str]:
         return line.setting["objective"], line.contender
@@ -29,7 +29,7 @@ def scaling(lines: Sequence[Measurement]) -> str:
 
 
 def _scaled(line: Measurement) -> str:
-    """Returns the efficiency, the time of a step, and the shares of the loss and of the network in that time."""
+    """Returns a cell: the efficiency, the time of a step, and the shares of the loss and of the network in it."""
     more = line.more or {}
     network = (more["vectors_s"] + more["gradients_s"]) / more["step_s"]
     parts = f"loss {more['loss_s'] / more['step_s']:.0%}, network {network:.0%}"
@@ -37,7 +37,10 @@ def _scaled(line: Measurement) -> str:
 
 
 def goodput(lines: Sequence[Measurement]) -> str:
-    """Returns the goodput of the formula and of each simulation, for some rates of failures and intervals of saving."""
+    """Returns a table of the goodput: that of the formula, and that of each kind of simulation.
+
+    The rows are some rates of failures and intervals between saves.
+    """
     whos = (model.FORMULA, model.SIMULATED, model.CONTINUES, model.WAITS)
     found = {(line.contender, line.at): line for line in lines}
     rows: list[list[str]] = []
@@ -52,7 +55,7 @@ def goodput(lines: Sequence[Measurement]) -> str:
 
 
 def validation(lines: Sequence[Measurement]) -> str:
-    """Returns the predicted and the measured time of a step for each model."""
+    """Returns a table of the predicted and the measured time of a step for each model."""
     found = {(line.setting["name"], line.contender): line for line in lines}
     rows: list[list[str]] = []
     for name in dict.fromkeys(line.setting["name"] for line in lines):
@@ -65,7 +68,7 @@ def validation(lines: Sequence[Measurement]) -> str:
 
 
 def small_jobs(lines: Sequence[Measurement]) -> str:
-    """Returns the times of starts, steps, saves and restarts of small jobs."""
+    """Returns a table of the times of starts, steps, saves and restarts of small jobs."""
     rows: list[list[str]] = []
     for line in lines:
         value, setting = line.spread_of("value"), line.setting

@@ -1,7 +1,7 @@
 """Compares the predicted time of a step with that of a real one: two gloo ranks train a small model on this machine.
 
-The speed of a single rank goes into the prediction. It is measured in two processes at once that do not communicate:
-they share the caches and the memory of the machine like the two ranks of the real job.
+The prediction uses the measured speed of a single rank. This speed is measured in two processes that run at the same
+time without communicating: they share the caches and the memory of the machine like the two ranks of the real job.
 """
 
 import json
@@ -45,7 +45,7 @@ LARGE = 1 << 22
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A model whose towers have this width and depth, and the number of rows of each rank."""
+    """A small model, whose towers both have this width and depth, and the number of rows of each rank."""
 
     name: str
     rows: int
@@ -92,20 +92,26 @@ def measure(cases: tuple[Case, ...], rounds: int, about: Occasion) -> Iterator[M
 
 
 def _line(about: Occasion, case: Case, who: str, seconds: list[float], **rest: Any) -> Measurement:
-    """Returns the record of one contender; `rest` holds ratios and more."""
+    """Returns the record of one contender (`who`): the prediction or the real step.
+
+    `rest` holds the fields `ratios` and `more` of the record, if there are any.
+    """
     seen = versions(("torch", "deepspeed"))
     return measured(about, seconds, what=WHAT, contender=who, setting=asdict(case), unit="s", versions=seen, **rest)
 
 
 def _ran(case: Case, rounds: int, *, together: bool) -> dict[str, Any]:
-    """Starts two processes, as two ranks of one job or as two jobs of one rank, and returns what rank 0 measured."""
+    """Starts two processes, and returns the measurements of the first one.
+
+    The processes are two ranks of one job if `together` is true, and otherwise two jobs of one rank each.
+    """
     with tempfile.TemporaryDirectory() as folder:
         spawn(_serve, (case, rounds, together, folder, free_port()), nprocs=2)
         return json.loads((Path(folder) / "0.json").read_text())
 
 
 def _serve(rank: int, case: Case, rounds: int, together: bool, folder: str, port: str) -> None:
-    """Runs in each process: takes all measurements, and writes them to RANK.json in `folder`."""
+    """Runs in process number `rank`: takes all measurements, and writes them to the file RANK.json in `folder`."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "DS_ACCELERATOR": "cpu"}
     place = Rank(rank, 2, rank, 2) if together else Rank()
     config = case.config(place.world_size)
@@ -128,9 +134,9 @@ def _serve(rank: int, case: Case, rounds: int, together: bool, folder: str, port
 
 
 def _apart(config: Config, batch: Batch) -> dict[str, Callable[[], object]]:
-    """Returns two functions: `towers` runs the forward and backward pass of the towers, and `loss` that of the loss.
+    """Returns two functions, `towers` and `loss`. Each runs the forward and backward pass of the part that it names.
 
-    Neither communicates with other ranks.
+    Neither function communicates with other ranks.
     """
     model = build_model(config, Vocabulary(VOCABULARY, 0))
     objective = Objective.of(config.objective, precision=config.engine.precision)
@@ -149,7 +155,7 @@ def _apart(config: Config, batch: Batch) -> dict[str, Callable[[], object]]:
 
 
 def _leaves(embeddings: Embeddings) -> Embeddings:
-    """Returns the embeddings with every tensor replaced by a leaf of autograd with the same numbers."""
+    """Returns the embeddings with every tensor replaced by a leaf of autograd with the same values."""
     groups = (embeddings.texts, embeddings.scales, embeddings.biases)
     named = ({name: _leaf(each) for name, each in group.items()} for group in groups)
     return Embeddings(_leaf(embeddings.image), _leaf(embeddings.patches), *named)
@@ -160,7 +166,7 @@ def _leaf(tensor: Tensor) -> Tensor:
 
 
 def _fabric(rounds: int) -> dict[str, float]:
-    """Measures the rate and the latency of a message between two ranks.
+    """Measures the rate in bytes per second and the latency of a message between two ranks.
 
     An all-reduce of two ranks sends two messages one after the other, each with half of the bytes.
     """

@@ -20,8 +20,8 @@ class Occasion:
 
     Attributes:
         device: The model of the processor or of the GPU.
-        load_before: The load average of the minute before the measurement: other processes disturb the readings.
-            Older records do not have it and hold None.
+        load_before: The load average of the minute before the measurement. A high load means that other processes may
+            have disturbed the readings. It is None in older records.
         commit: The git revision, with "+changes" if the working tree has changes; None outside of a checkout.
         date: The date in ISO format, UTC.
         command: The command line that repeats the measurement.
@@ -35,7 +35,7 @@ class Occasion:
 
 
 def occasion(device: str | None = None) -> Occasion:
-    """Returns the facts of this process. Without `device`, the device is the processor."""
+    """Returns the facts of the measurements of this process. Without `device`, the device is the processor."""
     return Occasion(
         device=device or f"{cpu_model()}, {cpu_count()} cores",
         load_before=round(getloadavg()[0], 2),
@@ -53,7 +53,7 @@ def _program() -> str:
 
 
 def versions(packages: Iterable[str]) -> dict[str, str | None]:
-    """Returns the version of Python and those of `packages`, with None for a package that is not installed."""
+    """Returns the versions of Python and of `packages`, with None for a package that is not installed."""
     return {"python": platform.python_version(), **{name: _version(name) for name in packages}}
 
 
@@ -65,7 +65,7 @@ def _version(package: str) -> str | None:
 
 
 def commit() -> str | None:
-    """Returns the git revision of the checkout, with "+changes" if files differ; None if git does not answer."""
+    """Returns the git revision of the checkout, with "+changes" if the working tree has changes; None if git fails."""
     revision = _git("rev-parse", "--short=12", "HEAD")
     return f"{revision}+changes" if revision and _git("status", "--porcelain") else revision
 

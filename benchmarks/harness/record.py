@@ -1,7 +1,7 @@
 """Stores measurements as JSON lines, the only source of all tables and figures.
 
-Two records with the same quantity, contender, setting and device are records of one measurement. Files only grow; a
-reader uses the latest of these records (decision 27).
+Two records with the same quantity, contender, setting and device are records of one measurement. Records are appended
+and never deleted; a reader uses the latest record of each measurement (decision 27).
 """
 
 import json
@@ -78,7 +78,7 @@ class Measurement:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """The fields that are equal in two records of the same measurement."""
+        """The fields that identify the measurement: they are equal in all records of the same measurement."""
         return self.what, self.contender, self.at, self.device
 
     @property
@@ -92,7 +92,9 @@ class Measurement:
         return self.spread_of("value").median
 
     def spread_of(self, name: str) -> Spread:
-        """Returns `value`, or the spread in `more` that has this name.
+        """Returns the spread (median and quartiles) with this name.
+
+        It is the field `value` if `name` is "value", and otherwise the entry `name` of the field `more`.
 
         Raises:
             ValueError: If the contender was skipped, or the record has no such spread.
@@ -112,7 +114,8 @@ def measured(
 ) -> Measurement:
     """Returns the record of `readings`, or of the reason why there are none.
 
-    `about` holds the other fields of `Measurement`: what, contender, setting, unit, versions, and perhaps more.
+    `about` holds the other fields of `Measurement`: `what`, `contender`, `setting`, `unit`, `versions`, and optionally
+    `more`.
     """
     skipped = isinstance(readings, Skipped)
     return Measurement(
@@ -156,5 +159,5 @@ _SPREAD = {field.name for field in fields(Spread)}
 
 
 def _restored(value: Any) -> Any:
-    """Returns a value from JSON, as a `Spread` if it has the fields of one."""
+    """Returns a value that was read from JSON. A dictionary with the fields of `Spread` is converted to a `Spread`."""
     return Spread(**value) if isinstance(value, dict) and value.keys() == _SPREAD else value

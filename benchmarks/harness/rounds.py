@@ -1,6 +1,7 @@
-"""Takes readings in common rounds: every contender is read once in a round, so slow phases of a machine affect all.
+"""Takes readings in common rounds: in each round, every contender is measured once, one after another.
 
-Ratios between contenders are taken within a round for the same reason (`record.ratios`).
+So a slow phase of the machine affects all contenders. For the same reason, the ratio of two contenders is computed from
+readings of the same round (`record.ratios`).
 """
 
 import time
@@ -30,10 +31,10 @@ def seconds_of(call: Callable[[], object], times: int = 1) -> float:
 def in_rounds(
     *groups: Mapping[Key, Callable[[], Reading | Skipped]], rounds: int
 ) -> dict[Key, list[Reading] | Skipped]:
-    """Takes one reading of each contender in each round. A contender that returns `Skipped` is not read again.
+    """Takes one reading of each contender in each round. A contender that returns `Skipped` is not called again.
 
-    A round visits the groups one after another. Within a group each round begins with the next contender, so that none
-    of them is always the first.
+    A round measures one group after another. Within a group, each round begins with another contender, so that no
+    contender is always the first.
     """
     taken: dict[Key, list[Reading] | Skipped] = {key: [] for group in groups for key in group}
     for number in range(rounds):

@@ -1,8 +1,8 @@
 """Defines what a suite of measurements is, and runs the command line of a suite.
 
-A suite is a value: its commands, the files of its records with tables and figures, and its page in docs. Each
-measurement is appended to its file as soon as it is made, so an interrupted command loses nothing. The harness knows
-nothing of torch or of the product (decision 27).
+A `Suite` lists its commands, the files of its records with their tables and figures, and its page in docs. Each
+measurement is appended to its file as soon as it is made, so an interrupted command keeps what it has measured. The
+harness imports neither torch nor the measured packages (decision 27).
 """
 
 import argparse
@@ -44,7 +44,8 @@ class Report:
     """A file of records, with the tables and figures that are made from it.
 
     Attributes:
-        name: The name of the file without its suffix. The markers in the suite's page have the same name.
+        name: The name of the file without its suffix. In the suite's page, the tables are inserted between markers with
+            this name (`tables.insert`).
         whats: The measured quantities (`Measurement.what`) that the file contains.
         markdown: Returns the tables of the records.
         draw: Yields the figures of the records with their file names.
@@ -66,9 +67,10 @@ class Suite:
         commands: The commands by their names.
         reports: The files of records, in the order in which their tables are printed.
         page: The page in docs that contains the tables; None if there is none.
-        errors: The exceptions, beside OSError and ValueError, that are printed in one line without a traceback.
+        errors: The exceptions, in addition to OSError and ValueError, that are printed in one line without a traceback.
         occasion: Returns the facts of a command's measurements from its parsed options, for example the chosen device.
-        note: Returns a text that is printed after the value and the first ratio in the line of progress.
+        note: Returns a text for the line that is printed after each measurement. It follows the value and the first
+            ratio.
     """
 
     name: str
@@ -189,7 +191,7 @@ def counts(text: str) -> tuple[int, ...]:
 
 
 def words_of(*known: str) -> Callable[[str], tuple[str, ...]]:
-    """Returns a reader of names that are separated by commas; it refuses a name that is not in `known`."""
+    """Returns a function that reads names separated by commas, and refuses a name that is not in `known`."""
 
     def read(text: str) -> tuple[str, ...]:
         for word in (words := tuple(text.split(","))):

@@ -9,7 +9,7 @@ Column = TypeVar("Column", bound=Hashable)
 
 
 def contender_of(line: Measurement) -> str:
-    """Returns the contender of a measurement, the usual name of a row."""
+    """Returns the contender of a measurement, which is the default name of a row."""
     return line.contender
 
 
@@ -28,10 +28,10 @@ def matrix(
     name: Callable[[Measurement], str] = contender_of,
     corner: str = "",
 ) -> str:
-    """Returns a table with one row for each `name`, in the order of the first measurements.
+    """Returns a table with one row for each name, in the order in which the names first occur in `lines`.
 
-    `column` returns the column of a measurement, and `columns` maps the columns to their titles. `corner` is the title
-    of the column of names.
+    `name` returns the name of the row of a measurement, `column` its column, and `cell` the text of its cell. `columns`
+    maps the columns to their titles. `corner` is the title of the column of names.
     """
     cells: dict[str, dict[Column, str]] = {}
     for line in lines:
@@ -42,13 +42,13 @@ def matrix(
 
 
 def plain(lines: Sequence[Measurement]) -> str:
-    """Returns a table of measurements that need no table of their own."""
+    """Returns a table in the common layout, for measurements that have no special layout."""
     columns = ["", "by", "at", "median", "quartiles", "ratios", "more"]
     return table(columns, ([line.what, line.contender, _setting(line, 40), *_values(line)] for line in lines))
 
 
 def _values(line: Measurement) -> list[str]:
-    """Returns the cells of the median, the quartiles, the ratios and `more`."""
+    """Returns the texts of four cells: the median, the quartiles, the ratios, and the field `more`."""
     if line.value is None:
         return [f"skipped: {line.skipped}", "", "", ""]
     value, over = line.value, (line.ratios or {}).items()
@@ -63,9 +63,9 @@ def skipped(
     name: Callable[[Measurement], str] = contender_of,
     where: Callable[[Sequence[Measurement]], str] = lambda _: "",
 ) -> list[str]:
-    """Returns a list of the skipped contenders, each reason once.
+    """Returns the lines of a Markdown list of skipped contenders, with one entry for each contender and reason.
 
-    `where` returns the settings of the measurements that were skipped for the same reason, in words.
+    `where` returns, as text, the settings of the measurements of an entry.
     """
     found = grouped((line for line in lines if line.skipped is not None), lambda line: (name(line), line.skipped))
     entries = [f"- {who}{where(those)}: {reason}" for (who, reason), those in found.items()]
@@ -73,7 +73,7 @@ def skipped(
 
 
 def progress(line: Measurement, note: str = "") -> str:
-    """Returns a line of at most 79 characters for the terminal."""
+    """Returns a line of at most 79 characters for the terminal; `note` is a text about the measurement."""
     if line.value is None:
         return f"{line.contender:<18} {_setting(line)} skipped: {line.skipped}"[:79]
     ratio = next((f"x {ratio.median:.2f}" for ratio in (line.ratios or {}).values()), "")

@@ -1,7 +1,8 @@
-"""Decides the next step after the end of an attempt: no further attempt, a retry after a pause, or giving up.
+"""Decides what follows the end of an attempt: the job is over, is started again after a pause, or is given up.
 
-The rules are those of decision 15. They are functions of values: clock and random numbers are the caller's, so that
-every sequence of attempts can be tested. `supervise` and `relaunch` use the same rules.
+The rules are those of decision 15. Their results depend on the arguments alone: the functions read no clock, and the
+caller passes the random number. So every sequence of attempts can be tested. `supervise` and `relaunch` use the same
+rules.
 """
 
 from dataclasses import dataclass, replace
@@ -32,8 +33,8 @@ class Cause:
         step: The training step at which the rank failed, if it is known.
         final: Whether every retry would fail in the same way, as with a wrong setting.
         lost: Whether the error only says that another rank is lost.
-        passing: Whether something outside the run failed that may recover, such as the store. The same failure twice in
-            a row then does not prove a bug.
+        passing: Whether the cause is temporary: something outside the run, such as the store, failed and may recover.
+            The same failure twice in a row then does not prove a bug.
         planned: Whether the attempt ended for a roll-back. The run limits its roll-backs itself, and `RestartBudget`
             does not count them.
     """
@@ -58,10 +59,10 @@ class Cause:
 
     @property
     def signature(self) -> tuple[int, str, str] | None:
-        """The step, kind and message. If they are the same for two failures in a row, the failure is a bug.
+        """The step, kind and message. If they are the same for two failures in a row, the failure counts as a bug.
 
-        None where this would not prove a bug: the step is unknown, the error only says that another rank is lost, or
-        the cause is `passing`.
+        The signature is None if equal failures do not prove a bug: the step is unknown, the error only says that
+        another rank is lost, or the cause is `passing`.
         """
         if self.step is None or self.lost or self.passing:
             return None
@@ -79,14 +80,14 @@ class AttemptEnd:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Another attempt follows, `pause_s` seconds from now."""
+    """The decision that another attempt follows after a pause of `pause_s` seconds."""
 
     pause_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """No further attempt follows. `how` says how the job ended.
+    """The decision that no further attempt follows. `how` says how the job ended.
 
     `reason` says why the job is given up; it is empty if the job is done or was stopped.
     """

@@ -35,11 +35,11 @@ class RayRuntime:
     `Runtime`.
 
     Only rank 0 receives stop requests from the driver and reports progress. The training loop passes the requests on to
-    the other ranks, by an all-reduce (decision 15). No method waits for the board, so a lost or slow board does not
-    delay training.
+    the other ranks, by an all-reduce (decision 15). Only a background thread waits for answers of `board`, so a lost
+    or slow board does not delay training.
 
     Args:
-        board: Handle of the job's `Board`.
+        board: Handle of the job's `Board`, the Ray actor through which the driver and the ranks exchange messages.
     """
 
     def __init__(self, board: Any) -> None:
@@ -77,7 +77,7 @@ class RayRuntime:
             self._board.committed.remote()
 
     def heartbeat(self, step: int, steps: int, note: str) -> None:
-        """Reports progress to the driver, at most twice a second and at the last step."""
+        """Reports progress to the driver, at most twice a second. The report of the last step is always sent."""
         now_s = time.monotonic()
         if now_s - self._reported_s >= SHORTEST_REPORT_S or step >= steps:
             self._reported_s = now_s

@@ -24,10 +24,11 @@ _SWITCH = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR  # RAY_ENABLE_WINDOWS_OR_OSX
 def on_loopback() -> Generator[None]:
     """Makes a Ray that is started in the `with` block, and all of its processes, listen on 127.0.0.1 alone.
 
-    Ray 2.60 replaces `_node_ip_address=127.0.0.1` by the host's outer address (`services.resolve_ip_for_localhost`),
-    unless the environment variable `_SWITCH`, which is meant for macOS and Windows, says that the host cannot be part
-    of a larger cluster. The constant in `ray_constants` is set too, because `ray_constants` reads the variable only
-    when it is imported. The processes that Ray starts inherit the variable.
+    Ray 2.60 replaces `_node_ip_address=127.0.0.1` by the host's outer address (`services.resolve_ip_for_localhost`).
+    It keeps the loopback address only if the environment variable RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER is 0. This
+    variable is meant for macOS and Windows, and 0 says that the host cannot be part of a larger cluster. The processes
+    that Ray starts inherit the variable. The constant in `ray_constants` is set too, because `ray_constants` reads the
+    variable only when it is imported.
     """
     before = ray_constants.ENABLE_RAY_CLUSTER, os.environ.get(_SWITCH)
     ray_constants.ENABLE_RAY_CLUSTER = False
@@ -65,10 +66,10 @@ def private_folder() -> Path:
 
 
 def make_token() -> None:
-    """Creates the file of Ray's token, unless it exists, a token is set, or the user has chosen another mode of
-    authentication.
+    """Creates the file with Ray's authentication token, if it is needed and does not exist.
 
-    Ray would create the file with default permissions, with which other users can usually read it.
+    It is not needed if the environment contains a token, or if the user has chosen another mode of authentication. Ray
+    would create the file with default permissions, with which other users can usually read it.
 
     Raises:
         NoCluster: If the file cannot be created.
@@ -93,7 +94,7 @@ def check_token() -> None:
     """Refuses a token that is not secret, because everyone who knows the token can run code in the cluster.
 
     Raises:
-        NoCluster: If another user can read the file of Ray's token, or can replace it.
+        NoCluster: If another user can read or replace the file with Ray's token, or if it is not a regular file.
     """
     if (path := _token_file()) is None or not os.path.lexists(path):
         return

@@ -12,8 +12,9 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 @dataclass(slots=True)
 class StopFlag:
-    """`asked` is set when a signal has requested that the job ends; `interrupted` says whether Ctrl-C was among the
-    signals.
+    """A flag that signals set: `asked` is set once a signal has requested that the job ends.
+
+    `interrupted` says whether Ctrl-C was among the signals.
     """
 
     asked: Event = field(default_factory=Event)
@@ -28,8 +29,8 @@ def stop_signals(tell: Callable[[str], None]) -> Generator[StopFlag]:
     the block ends.
 
     Args:
-        tell: Shows a line to the user at the first signal. The handler calls it in the main thread, between any two
-            steps of what that thread is doing.
+        tell: Shows a line to the user at the first signal. The signal handler calls it in the main thread, whose code
+            it can interrupt at any point.
 
     Raises:
         KeyboardInterrupt: At the second Ctrl-C.

@@ -1,9 +1,10 @@
 """Supervises a job: a sequence of attempts, each on the devices that exist and from the newest checkpoint.
 
-`_Supervisor.run` is the loop: `_devices` waits for devices, `_attempt` starts the ranks on them, `_watch` looks at the
+`_Supervisor.run` is the loop: `_devices` waits for devices, `_attempt` starts the ranks on them, `_watch` observes the
 ranks, the nodes and the user's requests until all ranks have ended, and `RestartBudget.after` decides what follows. All
-of this runs in the main thread of the driver. The ranks run in processes of their own and learn of a decision only
-through the board: they save, end, and the next attempt begins with other devices.
+of this runs in the main thread of the driver. The ranks run in processes of their own. The driver can ask them to stop
+only through the board, an actor that passes messages. They then save and end, and the next attempt begins with other
+devices.
 """
 
 import random
@@ -58,7 +59,7 @@ class SupervisedRun(Protocol):
 class ProgressDisplay(Protocol):
     """Shows lines and progress to the user.
 
-    `say` is also called by the handler of signals, so it may interrupt a call of either method in the main thread.
+    The signal handler also calls `say`. This call may interrupt another call of `say` or `beat` in the main thread.
     """
 
     def say(self, line: str) -> None: ...
@@ -76,7 +77,7 @@ class Job:
         restarts: How often the job may be started again.
         patience_s: How long the job waits for lost devices to return.
         timeout_s: Longest wait in a collective.
-        env: Environment variables of the ranks that may be secret.
+        env: Environment variables for the ranks; their values may be secret.
     """
 
     function: Function
@@ -111,8 +112,8 @@ def supervise(job: Job, cluster: Cluster, record: SupervisedRun, screen: Progres
 
     The call blocks until the job has ended. SIGTERM and Ctrl-C during the call ask the ranks to save and stop.
 
-    The job is started again after failures and preemptions, as long as its budget of restarts allows it, and when more
-    devices become available.
+    The job is started again after failures and preemptions, as long as its budget of restarts allows it. It is also
+    started again when more devices become available.
 
     Raises:
         NoCluster: If there are too few devices for a first attempt, or the Ray cluster that the job started has ended.
@@ -207,7 +208,7 @@ class _Supervisor:
         """Watches the ranks until all have ended.
 
         Returns:
-            The reason for which the driver asked the ranks to stop, or None; and the last messages of the ranks.
+            The reason for which the driver asked the ranks to stop, or None; and the last state that ranks reported.
         """
         asked, state, nodes, looked_s, shown = None, BoardState(), list[Node](), -NODES_S, StepReport(0, 0, "")
         while not wait([running], timeout=LOOK_S).done:
@@ -250,12 +251,13 @@ class _Supervisor:
     def _devices(self) -> Placement | None:
         """Waits for the devices of the next attempt, and returns its placement. Returns None if a stop is requested.
 
-        The attempt needs room for `least` ranks. If there is room for fewer ranks than requested, or, without a
-        requested number, for fewer than the last attempt had, the wait for more ends after `patience_s`.
+        An attempt needs devices for at least `request.least` ranks. The method waits up to `patience_s` for the wanted
+        number of ranks, and then accepts fewer. The wanted number is `request.ranks`; if this is None, it is the number
+        of ranks of the last attempt, and a first attempt takes all devices that exist.
 
         Raises:
-            NoCluster: If there is no room for `least` ranks of the first attempt after `patience_s`, or the job's own
-                Ray cluster has ended.
+            NoCluster: If after `patience_s` there are too few devices for a first attempt, or if the job's own Ray
+                cluster has ended. A later attempt waits without a limit for the devices that it needs.
         """
         job, before = self._job, self._attempts[-1].ranks if self._attempts else 0
         wanted = min(job.request.ranks or before, job.request.most)
@@ -286,7 +288,7 @@ def drains(state: BoardState, nodes: Sequence[Node]) -> bool:
 def growth(state: BoardState, nodes: Sequence[Node], placement: Placement, request: ResourceRequest) -> int:
     """Returns for how many more ranks the nodes have room; 0 before the attempt has committed a checkpoint.
 
-    Decision 15 has the rule. The ranks save and end before the job is started again with more of them.
+    Decision 15 explains this rule. The ranks save and end before the job is started again with more ranks.
     """
     return max(0, place(nodes, request).ranks - placement.ranks) if state.commits else 0
 
