@@ -1,7 +1,7 @@
 """Defines the batches of both losses: pairs of image and text, and patches with sentences.
 
-The vectors are random, but form groups of similar rows or sentences. Their cosines are far from the thresholds of
-`subjects`, so that every contender and every type mines the same positives. Equal seeds give equal batches.
+The vectors are random, but form groups of similar rows or sentences. Their cosines are far from the mining thresholds
+of `subjects`, so that every contender mines the same positives with every dtype. Equal seeds give equal batches.
 """
 
 from dataclasses import dataclass, replace
@@ -28,8 +28,8 @@ class PairBatch:
     Attributes:
         image: [rows, width], unit vectors.
         text: [rows, width], unit vectors.
-        scale: 0-dim.
-        bias: 0-dim.
+        scale: 0-dim, the factor of the cosines in the loss (`logit_scale`).
+        bias: 0-dim, the bias of the sigmoid loss.
     """
 
     image: Tensor
@@ -60,9 +60,9 @@ class PairBatch:
 
 
 def draw_pairs(size: Size, dtype: torch.dtype, device: torch.device, *, seed: int = 0) -> PairBatch:
-    """Returns a batch like one in the middle of training. An image is most similar to its own text.
+    """Returns a batch that resembles one in the middle of training: an image is most similar to its own text.
 
-    The rows form groups of four similar ones, which mining finds. The cosines are so far from the threshold that
+    The rows form groups of four similar rows, which mining finds. The cosines are so far from the threshold that
     rounding does not change the positives.
     """
     source = torch.Generator(device).manual_seed(seed)
@@ -86,8 +86,9 @@ class Regions:
     Attributes:
         patches: [rows, patches, width], unit vectors.
         sentences: [sentences, width], unit vectors.
-        scale: 0-dim.
-        owner: int64 [sentences], the row of each sentence in ascending order; some rows own no sentence.
+        scale: 0-dim, the factor of the similarities in the loss (`logit_scale`).
+        owner: int64 [sentences], the row of the image to which each sentence belongs, in ascending order. Some images
+            have no sentence.
     """
 
     patches: Tensor
@@ -123,9 +124,9 @@ class Regions:
 
 
 def draw_regions(size: Size, dtype: torch.dtype, device: torch.device, *, seed: int = 0) -> Regions:
-    """Returns a batch like one in the middle of training. A sentence is most similar to one patch of its image.
+    """Returns a batch that resembles one in the middle of training: a sentence is most similar to a patch of its image.
 
-    The sentences form groups of four similar ones, mostly of different images. Their cosines are so far from the
+    The sentences form groups of four similar sentences, mostly of different images. Their cosines are so far from the
     threshold of mining that rounding does not change the positives.
     """
     source = torch.Generator(device).manual_seed(seed)

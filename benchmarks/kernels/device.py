@@ -1,7 +1,7 @@
-"""Measures calls on a device of torch: their time in common rounds, their peak memory, and whether they fail.
+"""Measures calls on a torch device: their time, their peak memory, and whether they fail.
 
-A failure of a contender is a result (`Skipped` with its reason) and no error of the measurement: `attempt` turns one
-into the other.
+For the time, all contenders take turns in each round. If a contender fails, this is a result and not an error of the
+measurement: `attempt` converts the exception to a `Skipped` that contains the reason.
 """
 
 import gc
@@ -38,7 +38,7 @@ class UnableError(Exception):
 
 
 def device_name(device: torch.device) -> str:
-    """Returns the model of a device, for a CPU with the number of cores that torch uses."""
+    """Returns the model of a device; for a CPU, followed by the number of cores that torch uses."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cores = torch.get_num_threads()
@@ -46,12 +46,12 @@ def device_name(device: torch.device) -> str:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """Returns the name of a type for the records, such as float32."""
+    """Returns the name of a dtype for the records, such as float32."""
     return str(dtype).removeprefix("torch.")
 
 
 def attempt(call: Callable[[], Result]) -> Result | Skipped:
-    """Returns the result of `call`, or the reason why it failed."""
+    """Returns the result of `call`, or a `Skipped` with the reason why the call failed."""
     try:
         return call()
     except (torch.OutOfMemoryError, MemoryError):
@@ -95,7 +95,7 @@ def _cuda_seconds(call: Call, times: int) -> float:
 
 
 def in_rounds(calls: Mapping[Key, Call], clock: Clock, *, repeats: int) -> dict[Key, list[float] | Skipped]:
-    """Returns the seconds of each call in each round after a warm-up. A call that fails is not read again."""
+    """Warms up all calls, and returns the seconds of each call in each round. A call that failed is not repeated."""
     times = {key: _warm_up(call, clock) for key, call in calls.items()}
     readings = {
         key: partial(attempt, partial(clock, calls[key], number))
@@ -107,7 +107,7 @@ def in_rounds(calls: Mapping[Key, Call], clock: Clock, *, repeats: int) -> dict[
 
 
 def _warm_up(call: Call, clock: Clock) -> int | Skipped:
-    """Returns how many calls form one reading, or why the call failed."""
+    """Runs the call a few times, and returns how many calls form one reading, or why the call failed."""
     first = attempt(call)
     once = first if isinstance(first, Skipped) else attempt(lambda: clock(call, 1))
     if isinstance(once, Skipped):
@@ -116,9 +116,10 @@ def _warm_up(call: Call, clock: Clock) -> int | Skipped:
 
 
 def peak_bytes(call: Call, device: torch.device) -> int | None:
-    """Returns the most bytes that `call` holds above what was allocated before it, results included.
+    """Returns the peak memory during `call` in bytes, less the memory that was in use before. It includes the results.
 
-    On a CPU this is the peak of the process, so nothing else must run in it. None if the system does not report it.
+    On a CPU this is the peak of the process, so nothing else must run in the process. The result is None if the system
+    does not report the peak.
     """
     gc.collect()
     if device.type == "cuda":
@@ -140,7 +141,7 @@ def peak_bytes(call: Call, device: torch.device) -> int | None:
 
 
 def dense_refusal(needed: float, device: torch.device) -> str | None:
-    """Returns why matrices of `needed` bytes must not be tried, or None if they may be.
+    """Returns why a contender with matrices of `needed` bytes must not be tried, or None if it may be tried.
 
     CUDA raises an error if the memory is too small, but a CPU would begin to swap.
     """
@@ -159,7 +160,7 @@ def available_bytes() -> int | None:
 
 
 def _bytes_of(table: Path, name: str) -> int:
-    """Returns the entry `name` of a table of /proc, which is in KiB, in bytes."""
+    """Returns the entry `name` of the file `table` in /proc, converted from KiB to bytes."""
     for line in table.read_text().splitlines():
         label, _, value = line.partition(":")
         if label == name:

@@ -1,8 +1,9 @@
-"""Measures contenders: each is probed in a process of its own, then all are timed in common rounds, size by size.
+"""Measures contenders: first each alone in a process of its own, then all together in common rounds.
 
-A probe (`probe`) measures errors and peak memory, and finds out which contenders run at which sizes. Only those take
-part in the rounds, in which they follow each other in one process (`device.in_rounds`). A record combines both. Widths
-are measured one after the other, because a probe has one width.
+A process of one contender (`probe`) measures errors and peak memory, and finds out at which sizes the contender runs.
+Then the times are measured size by size: all contenders that run at this size take turns in one process
+(`device.in_rounds`). A record contains the results of both. Widths are measured one after another, because a probe has
+one width.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,8 +32,8 @@ Readings = Mapping[Entry | str, list[float] | Skipped]
 class LossPlan:
     """The contenders and sizes to measure.
 
-    `matmul` is the side of a square matrix product, whose rate is the unit of efficiency. For `check_rows` see
-    `ProbeTask`.
+    `matmul` is the side of the square matrices whose product is timed. The rate of this product is the unit of
+    efficiency. For `check_rows` see `ProbeTask`.
     """
 
     subject: Subject
@@ -70,7 +71,7 @@ def measure(plan: LossPlan, occasion: Occasion) -> Iterator[Measurement]:
 
 
 def _found(findings: Findings, contender: Contender, size: Size | None = None, pass_: Pass | None = None) -> Finding:
-    """Returns the finding about a contender at a size and in a pass; an empty one if its process reported none."""
+    """Returns the finding about a contender at a size and in a pass, or an empty one if its process reported none."""
     return findings[contender].get((size, pass_), Finding())
 
 
@@ -93,7 +94,7 @@ def _probed(plan: LossPlan, contender: Contender, sizes: Sequence[Size]) -> Mapp
 def _readings(plan: LossPlan, findings: Findings, entries: Sequence[Entry], size: Size) -> Readings:
     """Returns the seconds of each entry and of the matrix product, or why there are none.
 
-    An entry that failed in its own process is not tried again.
+    An entry is a contender in one pass. An entry that failed in its own process is not tried again.
     """
     failed = {entry: reason for entry in entries if (reason := _found(findings, entry[0], size, entry[1]).skipped)}
     able = [entry for entry in entries if entry not in failed]
@@ -111,7 +112,7 @@ def _readings(plan: LossPlan, findings: Findings, entries: Sequence[Entry], size
 def _measured(
     plan: LossPlan, occasion: Occasion, findings: Findings, size: Size, readings: Readings, entry: Entry
 ) -> Measurement:
-    """Returns the record of an entry, with its efficiency and the ratio of its time to that of ours (see `_ours`)."""
+    """Returns the record of an entry, with its efficiency and the ratio of its time to that of our loss (`_ours`)."""
     contender, pass_ = entry
     taken, rate = readings[entry], readings[MATMUL]
     if isinstance(taken, Skipped) or isinstance(rate, Skipped):
@@ -134,9 +135,8 @@ def _measured(
 def _ours(readings: Readings, entry: Entry) -> dict[str, list[float]]:
     """Returns the readings of our loss with which `entry` is compared, by the name of the backend; empty if none exist.
 
-    These are the readings of `fused` in the same pass and variant, or those of `chunked` if `fused` did not run. If the
-    variant of `entry` is another function than our plain loss with or without mining (`Variant.function`), the readings
-    of our plain loss in the same pass are taken instead.
+    The backend is `fused`, or `chunked` if `fused` did not run. The pass and the variant are those of `entry`. But if
+    the variant has a `Variant.function`, `entry` is compared with our plain loss.
     """
     variant = entry[0].variant if entry[0].variant.function is None else PLAIN
     for name in OURS:

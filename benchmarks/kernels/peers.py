@@ -1,6 +1,7 @@
-"""Calls losses of other packages, each in the way that its authors document. All are symmetric and exact.
+"""Calls losses of other packages, each in the way that its authors document.
 
-The packages are optional and have no type hints. Only this module imports them, each when its loss is called.
+All losses are exact and symmetric: they average both directions. The packages are optional and have no type hints. Only
+this module imports them, and only when their loss is called.
 """
 
 from collections.abc import Callable
@@ -20,7 +21,7 @@ _INF_CL_HEAD = 256
 
 
 def open_clip(batch: PairBatch) -> Tensor:
-    """Computes ClipLoss, which keeps two matrices of scores for backward."""
+    """Computes ClipLoss, which keeps two matrices of scores for the backward pass."""
     with _autocast(batch):
         return _open_clip().ClipLoss()(batch.image, batch.text, batch.scale)
 
@@ -34,8 +35,8 @@ def open_clip_sigmoid(batch: PairBatch) -> Tensor:
 def inf_cl(batch: PairBatch) -> Tensor:
     """Computes Inf-CL on one device, where it uses its tiles but not its ring of devices.
 
-    Its argument `scale` needs a process group, because it all-reduces a gradient. So the vectors are scaled before the
-    call, which gives the same loss.
+    Its argument `scale` would need a process group, because Inf-CL all-reduces the gradient of the scale. So one of the
+    two matrices of vectors is multiplied by the scale before the call, which gives the same loss.
     """
     if batch.image.shape[1] % _INF_CL_HEAD:
         raise UnableError(f"width={batch.image.shape[1]} must be a multiple of {_INF_CL_HEAD} for Inf-CL.")
@@ -44,7 +45,7 @@ def inf_cl(batch: PairBatch) -> Tensor:
 
 
 def cut_cross_entropy(batch: PairBatch) -> Tensor:
-    """Computes CCE without its filter of small gradients.
+    """Computes Cut Cross-Entropy without its filter of small gradients.
 
     The filter is made for large vocabularies, and would drop terms that matter here.
     """
@@ -53,13 +54,13 @@ def cut_cross_entropy(batch: PairBatch) -> Tensor:
 
 
 def liger(batch: PairBatch) -> Tensor:
-    """Computes Liger's loss with gradients summed in float32; by default Liger sums them in the type of the inputs."""
+    """Computes Liger's loss with gradients summed in float32; by default Liger uses the dtype of the inputs."""
     loss = _peer("liger_kernel.transformers.functional").liger_fused_linear_cross_entropy
     return _both_directions(batch, lambda rows, columns, own: loss(rows, columns, own, accum_dtype=torch.float32))
 
 
 def _both_directions(batch: PairBatch, loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
-    """Computes the symmetric loss by two calls of `loss`, which computes one direction and takes no scale."""
+    """Computes the symmetric loss by two calls of `loss`, which has one direction and no argument for a scale."""
     own = torch.arange(len(batch.image), device=batch.image.device)
     forth = loss(batch.scale * batch.image, batch.text, own)
     return (forth + loss(batch.scale * batch.text, batch.image, own)) / 2

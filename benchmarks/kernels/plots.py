@@ -1,6 +1,6 @@
-"""Draws the figures of a loss's records: time and memory over the size of the batch, on logarithmic axes.
+"""Draws the figures of a loss's records: time and memory against a size of the batch, on logarithmic axes.
 
-`draw` groups the records by device, type and width. A figure has the panels `_PANELS`, and in each of them one curve
+`draw` groups the records by device, dtype and width. A figure has the panels `_PANELS`, and each panel has one curve
 for each contender and variant.
 """
 
@@ -42,13 +42,13 @@ class Sweep:
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """The titles of the figures of a loss.
+    """The titles of the figures of a loss, and the sizes that vary in them.
 
     Attributes:
         plain: The title of the figure of the plain loss.
         varied: The title of the figure of all variants.
-        limited: The name of the loss for which the figures show the limit (see `_draw_limit`).
-        sweeps: The sizes over which figures are drawn. If no size varies, the first of them is used.
+        limited: The name of the loss whose shortest possible time the figures show (see `_draw_limit`).
+        sweeps: The sizes that can be on the horizontal axis. If no size varies in the records, the first one is used.
     """
 
     plain: str
@@ -111,8 +111,8 @@ class Panel:
         title: The title.
         pass_: The pass whose measurements are drawn.
         value: Returns the drawn value; None if a measurement has none.
-        written: Returns a value with its unit.
-        limited: Whether the limit is drawn (see `_draw_limit`).
+        written: Returns a value with its unit, as text.
+        limited: Whether the shortest possible time is drawn (see `_draw_limit`).
     """
 
     title: str
@@ -135,12 +135,13 @@ _PANELS = (
 
 
 def draw(lines: Sequence[Measurement]) -> Iterator[tuple[str, Figure]]:
-    """Draws figures for each device, type, width and size that varies.
+    """Draws two figures for each device, dtype, width and size that varies.
 
-    One figure shows the plain loss by all contenders. Another one shows all variants, of the plain loss only ours.
+    The first figure shows the plain loss of all contenders. The second one shows our plain loss, and the other variants
+    of all contenders; it is left out if there is only one variant.
 
     Yields:
-        (name of a file, figure). Each figure comes twice, for an SVG and for a PNG file.
+        (name of a file, figure). Each figure is yielded twice: for an SVG file and for a PNG file.
     """
     for (what, device, dtype, width), measured in grouped(lines, place_of).items():
         here = [line for line in measured if line.skipped is None]
@@ -157,7 +158,10 @@ def draw(lines: Sequence[Measurement]) -> Iterator[tuple[str, Figure]]:
 
 
 def _sweeps(topic: Topic, lines: Sequence[Measurement]) -> Iterator[tuple[Sweep, str, Sequence[Measurement]]]:
-    """Yields each size that varies, the fixed sizes in words, and the records in which nothing else varies."""
+    """Yields one sweep at a time: the `Sweep`, a text about the fixed sizes, and the records to draw.
+
+    These records differ in no size but the one that varies.
+    """
     sizes = sizes_of(lines)
     groups = [(sweep, longest(sweep, sizes)) for sweep in topic.sweeps] if sizes else []
     for sweep, group in [(sweep, group) for sweep, group in groups if len(group) > 1] or groups[:1]:
@@ -165,7 +169,7 @@ def _sweeps(topic: Topic, lines: Sequence[Measurement]) -> Iterator[tuple[Sweep,
 
 
 def longest(sweep: Sweep, sizes: Iterable[Size]) -> Sequence[Size]:
-    """Returns the largest group of sizes that have the same fixed quantities of `sweep`.
+    """Returns the largest group of sizes that agree in the fixed quantities of `sweep`.
 
     Of groups with equally many sizes, the one that contains the largest size is returned.
     """
@@ -176,12 +180,12 @@ def longest(sweep: Sweep, sizes: Iterable[Size]) -> Sequence[Size]:
 
 
 def _slug(device: str) -> str:
-    """Returns the name of a device for the name of a file."""
+    """Returns the name of a device in a form that suits file names, such as nvidia-h100."""
     return "-".join("".join(letter if letter.isalnum() else " " for letter in device.lower()).split())
 
 
 def _figure(lines: Sequence[Measurement], sweep: Sweep, title: str) -> Figure:
-    """Draws all panels over one size, with a common legend."""
+    """Draws all panels of a sweep. The size that varies is on the horizontal axis, and one legend serves all panels."""
     figure = titled(title, 15, 4.6, size=12)
     styles = _styles(lines)
     sizes = sorted({sweep.value(size) for size in sizes_of(lines)})
@@ -196,9 +200,10 @@ def _figure(lines: Sequence[Measurement], sweep: Sweep, title: str) -> Figure:
 
 
 def _styles(lines: Sequence[Measurement]) -> Mapping[str, Mapping[str, Any]]:
-    """Returns the style of each label. The marker shows the contender, the colour the variant if there are several.
+    """Returns the style of the curve of each label.
 
-    Markers and colours follow the lists of the subject, so that they do not depend on what else was measured.
+    The marker shows the contender. The colour shows the variant, or the contender if there is only one variant. Markers
+    and colours follow the order in the subject's lists, so they do not depend on which contenders were measured.
     """
     subject = _SUBJECTS[lines[0].what]
     contenders = list(dict.fromkeys(contender.name for contender in subject.contenders))
@@ -221,7 +226,7 @@ def _styles(lines: Sequence[Measurement]) -> Mapping[str, Mapping[str, Any]]:
 def _draw_panel(
     axes: Axes, panel: Panel, sweep: Sweep, lines: Sequence[Measurement], styles: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Draws a curve for each label, and the limit if the panel has one."""
+    """Draws a curve for each label, and the shortest possible time if the panel shows it."""
     chosen = [line for line in lines if line.setting["pass"] == panel.pass_]
     for label, style in styles.items():
         drawn = [(size_of(line), panel.value(line)) for line in chosen if label_of(line) == label]
@@ -233,9 +238,10 @@ def _draw_panel(
 
 
 def _draw_limit(axes: Axes, sweep: Sweep, lines: Sequence[Measurement]) -> None:
-    """Draws the limit: the time that the fewest operations of the plain loss (`floor_flops`) would take.
+    """Draws the limit: the shortest time in which the plain loss could be computed.
 
-    Their rate is that of the square matrix product that was timed in the same rounds.
+    It is the fewest operations of the loss (`floor_flops`), divided by the rate of the square matrix product that was
+    timed in the same rounds.
     """
     limits: dict[int, list[float]] = {}
     for line in lines:
@@ -256,7 +262,7 @@ def _draw_limit(axes: Axes, sweep: Sweep, lines: Sequence[Measurement]) -> None:
 
 
 def _dress(axes: Axes, panel: Panel, sweep: Sweep, sizes: Sequence[int]) -> None:
-    """Sets the title, the scales, the ticks and the grid."""
+    """Sets the title, the scales, the ticks and the grid of one panel."""
     axes.set(title=panel.title, xlabel=sweep.label, xscale="log", yscale="log")
     axes.xaxis.set_major_locator(FixedLocator(sizes))
     axes.xaxis.set_major_formatter("{x:,.0f}")

@@ -42,7 +42,8 @@ Place = tuple[Size | None, Pass | None]
 class ProbeTask:
     """The task of one process: a contender at some sizes, which all have the same width.
 
-    If `check_rows` is not 0, that many rows of the gradients of the plain loss are compared with float64 at every size.
+    `name` and `variant` identify the contender among those of `subject`. If `check_rows` is not 0, that many rows of
+    the gradients of the plain loss are compared with float64 at every size.
     """
 
     subject: str
@@ -67,7 +68,7 @@ class ProbeTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """A finding about a contender. It holds for all sizes or passes if `size` or `pass_` is None.
+    """A finding about a contender. If `size` is None, it holds for all sizes; if `pass_` is None, for all passes.
 
     Attributes:
         size: The size of the batch.
@@ -93,7 +94,7 @@ class Finding:
 def probe(task: ProbeTask) -> dict[Place, Finding]:
     """Runs a task in a new process, and returns the findings of the process.
 
-    If the process fails, each finding that it did not report is marked as skipped, with the reason of the failure.
+    If the process fails, each size and pass that it did not report has a finding with the reason of the failure.
     """
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "findings.jsonl"
@@ -109,7 +110,7 @@ def probe(task: ProbeTask) -> dict[Place, Finding]:
 
 
 def _run(words: Sequence[str]) -> str | None:
-    """Runs `main` in a new process. Returns how it ended if it failed, else None."""
+    """Runs `main` in a new process. Returns how the process ended if it failed, else None."""
     try:
         done = subprocess.run(
             [sys.executable, "-m", "benchmarks.kernels.probe", *words],
@@ -135,7 +136,7 @@ def _run(words: Sequence[str]) -> str | None:
 def findings_of(task: ProbeTask) -> Iterator[Finding]:
     """Yields the comparison with float64 at a small size, then the findings at each size.
 
-    If the contender fails at the small size, the reason is the only finding.
+    If the contender fails at the small size, the only finding is one with the reason.
     """
     subject, contender = SUBJECTS[task.subject], task.contender
     device, dtype = torch.device(task.device), getattr(torch, task.dtype)
@@ -175,7 +176,7 @@ def agreement(subject: Subject, contender: Contender, batch: Batch) -> Mapping[s
 
     Returns:
         The relative errors of the loss and of the gradient of the images (or patches), and whether both are within the
-        tolerance. None if we have no such loss, and Skipped if the contender does not run.
+        tolerance. None if our package does not compute this variant, and Skipped if the contender does not run.
     """
     variant = contender.variant
     true = attempt(lambda: forward_backward(subject.ours("reference", variant), batch.to(torch.float64), variant))
@@ -193,8 +194,8 @@ def agreement(subject: Subject, contender: Contender, batch: Batch) -> Mapping[s
 def sampled(subject: Subject, contender: Contender, batch: Batch, rows: int) -> Mapping[str, Any]:
     """Compares the loss and some rows of the gradients of a contender with our chunked loss in float64.
 
-    The contender computes the plain loss. The chunked loss needs so little memory that the size may be large. Tests
-    compare the chunked loss with the reference.
+    The contender computes the plain loss. Our chunked loss needs so little memory that the size may be large. Tests
+    check the chunked loss against the reference. `rows` is the number of compared rows.
     """
     value, of_images, of_texts, *_ = forward_backward(contender.build(), batch, PLAIN)
     true = forward_backward(subject.ours("chunked", PLAIN), batch.to(torch.float64), PLAIN)

@@ -1,10 +1,10 @@
 """Measures both losses on several processes.
 
-The results are two. One is the time of a step, divided by the share of one process: the time that one process alone
-needs for the whole batch, divided by the number of processes. The other one is the number of bytes that a process
-receives in a step, counted and by the formula of docs/method.md, section 6.
+There are two results. The first one is the time of a step, and its ratio to an ideal time. The ideal time is the time
+that one process alone needs for the whole batch, divided by the number of processes. The second result is the number of
+bytes that a process receives in a step: as counted, and by the formula of docs/method.md, section 6.
 
-`across` starts the processes (`_serve`). Each of them joins one group of torch, and all measure in common rounds.
+`across` starts the processes (`_serve`). They join one process group of torch, and measure together in common rounds.
 """
 
 import json
@@ -46,11 +46,11 @@ class RankSetting:
 
 
 def across(setting: RankSetting, about: Occasion) -> Measurement:
-    """Starts the processes, each with one thread, and measures forward and backward on the slowest of them.
+    """Starts the processes, each with one thread, and measures the time of forward and backward on the slowest one.
 
-    The record has the ratio to one process's share. The share is the time of one process for the whole batch in the
-    same round (`alone_s`), divided by the number of processes. The record also has the bytes that a process receives in
-    a step, and their number by the formula of docs/method.md, section 6.
+    The record also contains the ratio of this time to an ideal time: the time of one process for the whole batch in the
+    same round (`alone_s`), divided by the number of processes. And it contains the number of bytes that a process
+    receives in a step: as counted (`vector_bytes`), and by the formula of docs/method.md, section 6 (`expected_bytes`).
 
     Raises:
         UnableError: If the rows cannot be divided evenly, or there are fewer GPUs than processes.
@@ -89,7 +89,7 @@ def across(setting: RankSetting, about: Occasion) -> Measurement:
 
 
 def _serve(rank: int, setting: RankSetting, folder: str, answer: Path) -> None:
-    """Runs in each process: joins the group and measures; rank 0 writes the answer."""
+    """Runs in each process: joins the process group and measures. Rank 0 writes the results to the file `answer`."""
     torch.set_num_threads(1)
     on_gpu = setting.device.type == "cuda"
     device = torch.device("cuda", rank) if on_gpu else torch.device("cpu")
@@ -110,9 +110,9 @@ def _serve(rank: int, setting: RankSetting, folder: str, answer: Path) -> None:
 
 
 def _measured(setting: RankSetting, rank: int, device: torch.device) -> dict[str, Any]:
-    """Returns the readings of two times, the backend, and the bytes that this rank receives, counted and by formula.
+    """Returns two lists of times, the backend, and the bytes that this rank receives, as counted and by the formula.
 
-    `alone` is the time of the whole batch on rank 0, and `seconds` that of the slowest rank for its share of the batch.
+    `alone` has the times of rank 0 for the whole batch, and `seconds` those of the slowest rank for its share of it.
     """
     batch = SUBJECTS[setting.loss].draw(setting.size, setting.dtype, device)
     rows = setting.size.rows // setting.processes
@@ -138,7 +138,7 @@ def _measured(setting: RankSetting, rank: int, device: torch.device) -> dict[str
 
 
 def _timed(step: Call, device: torch.device) -> float:
-    """Returns the seconds of a step, on a GPU until the device has finished it."""
+    """Returns the seconds of a step. On a GPU the time ends when the device has finished the step."""
 
     def finished() -> None:
         step()

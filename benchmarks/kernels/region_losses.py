@@ -1,7 +1,7 @@
-"""Implements losses of patches and sentences in plain PyTorch, with whole matrices and autograd.
+"""Implements losses of patches and sentences in plain PyTorch.
 
-`dense` is our local loss. The others compare images with sentences as other papers do, but without their learned
-projections.
+`dense` is our local loss. The other functions compare images with sentences as other papers do, but without the learned
+projections of these papers.
 """
 
 import torch
@@ -36,9 +36,10 @@ def dense_bytes(size: Size) -> float:
 
 
 def pooled_vectors(batch: Regions) -> Tensor:
-    """Returns the loss whose scores are the cosines of a sentence with the vector that it pools from an image.
+    """Returns the loss whose scores are the cosines of a sentence with the pooled vector of an image.
 
-    The pooled vector is a weighted sum of the patches, with a softmax over the patches as weights.
+    The pooled vector is a weighted sum of the patches of the image. The weights are a softmax over the similarities of
+    the sentence with the patches.
     """
     weight = (SHARPNESS * _similarity(batch)).softmax(2).to(batch.patches.dtype)
     vector = _at_least_float(weight.transpose(0, 1) @ batch.patches)
@@ -56,8 +57,9 @@ def pooled_bytes(size: Size) -> float:
 def within_images(batch: Regions) -> Tensor:
     """Returns the loss of SPARC, which compares only sentences of the same image. All images are computed at once.
 
-    The weights of the patches are the similarities, min-max normalised over the patches, set to zero below 1 / patches
-    and divided by their sum. The score is the product of a sentence with the pooled vector, which has unit length.
+    The weights of the patches are computed in three steps: the similarities are min-max normalised over the patches;
+    values below 1 / patches are set to zero; and the rest is divided by its sum. The score is the dot product of a
+    sentence with the pooled vector, which has unit length.
     """
     sentences, real = _padded(batch)
     similarity = _at_least_float(sentences @ batch.patches.mT)
@@ -77,7 +79,7 @@ def within_images(batch: Regions) -> Tensor:
 def best_patches(batch: Regions) -> Tensor:
     """Returns the similarity of each sentence with the best patch of each image, [rows, sentences].
 
-    A loss by late interaction, which needs these similarities, takes at least the time of this function. The
+    A loss with late interaction needs these similarities, so it takes at least the time of this function. The
     similarities are computed for some images at a time.
     """
     rows, patches, width = batch.patches.shape
@@ -91,15 +93,15 @@ def best_patches(batch: Regions) -> Tensor:
 
 
 def _similarity(batch: Regions) -> Tensor:
-    """Returns the similarities, [sentences, rows, patches].
+    """Returns the similarities of all sentences with all patches, [sentences, rows, patches].
 
-    In this order they are one matrix product, and the patches of an image are contiguous for the softmax.
+    With this order of the axes they are one matrix product, and the patches of an image are contiguous for the softmax.
     """
     return _at_least_float(torch.einsum("ipd,nd->nip", batch.patches, batch.sentences))
 
 
 def _both_directions(score: Tensor, owner: Tensor) -> Tensor:
-    """Returns the mean of both cross-entropies of `score` [rows, sentences].
+    """Returns the mean of the cross-entropies of `score` [rows, sentences] over the sentences and over the images.
 
     All sentences of an image are its positives; images without a sentence are candidates only.
     """
@@ -125,5 +127,5 @@ def _padded(batch: Regions) -> tuple[Tensor, Tensor]:
 
 
 def _at_least_float(numbers: Tensor) -> Tensor:
-    """Returns a tensor of half precision in float32, and any other as it is."""
+    """Converts a tensor of half precision to float32, and returns any other tensor unchanged."""
     return numbers if numbers.dtype == torch.float64 else numbers.float()

@@ -1,7 +1,8 @@
-"""Measures the share of the objective in a training step: towers forward and backward, with and without it.
+"""Measures the share of the objective in the time of a training step.
 
-The towers have random weights and cost the same as those of a training step. timm and transformers are imported only
-when the towers are built.
+A step here is the forward and backward pass of both towers and of the objective. The towers and the objective are also
+measured alone. The towers have random weights and cost the same as those of a training step. timm and transformers are
+imported only when the towers are built.
 """
 
 from collections.abc import Mapping, Sequence
@@ -50,7 +51,8 @@ class TowerShape:
 class StepSetting:
     """The setting of a step of one rank.
 
-    `dtype` is the type of the vectors. If it is a half precision, the towers are computed in it as well (autocast).
+    `dtype` is that of the vectors. If it is half precision, the towers are computed in this dtype as well (autocast).
+    `sentences` is the number of sentences of all images together.
     """
 
     rows: int
@@ -66,14 +68,14 @@ class StepSetting:
 
 
 def share(setting: StepSetting, about: Occasion) -> Measurement:
-    """Measures forward and backward of one step in common rounds, without an optimizer and without other ranks.
+    """Measures the forward and backward pass of one step, without an optimizer and without other ranks.
 
     The value is the time of towers and objective together. The objective consists of the global, the summary and the
     local loss, with positives mined by thresholds. The record also has the times of the towers alone, of the objective
     alone and of the local loss alone, and the ratio of the objective to the whole step in the same rounds.
 
     Raises:
-        ValueError: If one of these four cannot be measured.
+        ValueError: If one of these four times cannot be measured.
     """
     rounds = _Rounds(setting)
     readings = complete(in_rounds(rounds.calls(), clock_of(setting.device), repeats=setting.repeats))
@@ -97,10 +99,10 @@ def share(setting: StepSetting, about: Occasion) -> Measurement:
 
 
 class _Rounds:
-    """The towers, their inputs, and the vectors of a batch like one in the middle of training.
+    """The towers, their inputs, and the vectors of a batch that resembles one in the middle of training.
 
     In a step, the objective gets these vectors, moved a little by the outputs of the towers. It does not get the
-    outputs themselves, because those of random towers are so similar that all pairs would be mined.
+    outputs themselves: the outputs of random towers are so similar to each other that all pairs would be mined.
     """
 
     def __init__(self, setting: StepSetting) -> None:
@@ -149,14 +151,14 @@ class _Rounds:
         return torch.autograd.grad(_local_loss(self.regions), self.regions.leaves(PLAIN))
 
     def _embedded(self) -> list[Tensor]:
-        """Returns the outputs of the towers, in half precision if the setting has a half type."""
+        """Returns the outputs of the towers, computed in half precision if the setting asks for it."""
         kind = self._setting.device.type
         with torch.autocast(kind, self._setting.dtype if self._setting.half else None, enabled=self._setting.half):
             return self._towers(self._images, self._texts)
 
 
 def _moved(drawn: Tensor, vectors: Tensor) -> Tensor:
-    """Returns the drawn vectors, moved towards `vectors`, as unit vectors of the same type."""
+    """Returns the drawn vectors, moved a little towards `vectors`, as unit vectors of the same dtype."""
     return normalize(drawn.detach().float() + _SHIFT * vectors.float(), dim=-1).to(drawn.dtype)
 
 
@@ -172,7 +174,7 @@ def _objective(batch: PairBatch, summary: Tensor, local: Regions) -> Tensor:
 
 
 def _local_loss(batch: Regions) -> Tensor:
-    """Returns the local loss, mined by a threshold."""
+    """Returns the local loss, with positives that are mined by a threshold."""
     return batch.loss(mining=LOCAL_THRESHOLD.mining)
 
 
@@ -192,7 +194,7 @@ class _Towers(nn.Module):
         return self.image.pretrained_cfg["input_size"][-1]
 
     def forward(self, images: Tensor, texts: Sequence[Tensor]) -> list[Tensor]:
-        """Embeds images [rows, 3, pixels, pixels], and groups of token ids, int64 [texts, length] each.
+        """Embeds images [rows, 3, pixels, pixels], and several groups of token ids, each int64 [texts, length].
 
         Returns:
             The images [rows, embedding], their patches [rows, patches, embedding], and the texts of each group,
@@ -206,7 +208,7 @@ class _Towers(nn.Module):
 
 
 def _image_tower(name: str) -> Any:
-    """Returns a tower of timm that has tokens for patches; raises an UnableError if there is no such tower."""
+    """Returns the image tower `name` of timm. Raises an UnableError if there is none, or if it has no patch tokens."""
     if find_spec("timm") is None:
         raise UnableError("timm, which builds the image tower, is not installed.")
     # timm imports torchvision, which does not load with a CPU build of torch without this.
@@ -225,7 +227,7 @@ def _image_tower(name: str) -> Any:
 
 
 def _text_tower(layers: int, width: int) -> Any:
-    """Returns a BERT of transformers."""
+    """Returns a BERT model of the library `transformers`, with random weights."""
     if find_spec("transformers") is None:
         raise UnableError("transformers, which builds the text tower, is not installed.")
     from transformers import BertConfig, BertModel

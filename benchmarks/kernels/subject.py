@@ -1,7 +1,7 @@
 """Defines what is measured: a loss in several variants, its batches, and the contenders that compute it.
 
-The classes here are descriptions without a measurement. `subjects` makes the two subjects from them, `batches` draws
-their inputs, and `measure` and the other commands take them as arguments. docs/glossary.md explains the words.
+The classes here only describe; they measure nothing. `subjects` defines the two subjects with these classes, `batches`
+draws their inputs, and `measure` and the other commands take them as arguments. docs/glossary.md explains the words.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,10 +42,10 @@ class Size:
 
     @property
     def regions(self) -> tuple[int, int]:
-        """The patches of an image, and the sentences of the batch.
+        """The number of patches of an image, and the number of sentences of the batch.
 
         Raises:
-            ValueError: If the size has none.
+            ValueError: If this is the size of a loss of whole images, which has no patches and sentences.
         """
         if self.patches is None or self.sentences is None:
             raise ValueError(f"{self} has no patches and sentences.")
@@ -65,7 +65,7 @@ class Variant:
         name: The name in the records, unique within a subject.
         objective: The objective of the global loss.
         mining: How positives are mined; None without mining.
-        function: A description of the function, if it is neither the plain loss nor the plain loss with mining.
+        function: A description of the computed function, if it is neither our plain loss nor our loss with mining.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Variant:
 
     @property
     def mining_in_words(self) -> str | None:
-        """The guide and the rule of the mining for the records."""
+        """The guide and the rule of the mining, as text for the records; None without mining."""
         if self.mining is None:
             return None
         rules = {"threshold": self.mining.threshold, "top_k": self.mining.top_k}
@@ -83,7 +83,7 @@ class Variant:
 
 
 class Batch(Protocol):
-    """The input of every contender."""
+    """The input of every contender: a `PairBatch` or a `Regions`."""
 
     @property
     def device(self) -> torch.device: ...
@@ -94,19 +94,22 @@ class Batch(Protocol):
         ...
 
     def loss(self, **settings: Any) -> Tensor:
-        """Returns our loss of the batch; `settings` are arguments of the function of emocap_kernels."""
+        """Returns our loss of the batch; `settings` are passed to the function of `emocap_kernels`."""
         ...
 
     def leaves(self, variant: Variant) -> list[Tensor]:
-        """Returns the inputs that get a gradient in `variant`: images (or patches), texts, then the learned numbers."""
+        """Returns the inputs that get a gradient in `variant`, in this order.
+
+        They are the images (or patches), the texts (or sentences), the scale, and for the sigmoid loss the bias.
+        """
         ...
 
     def share(self, rows: slice) -> Self:
-        """Returns the batch of the process that has these rows."""
+        """Returns the part of the batch that consists of these rows, for one of several processes."""
         ...
 
     def to(self, dtype: torch.dtype) -> Self:
-        """Returns the same numbers in another type, as new leaves."""
+        """Returns the batch with the same values in another dtype, as new leaves."""
         ...
 
 
@@ -120,7 +123,7 @@ class Contender:
         loss: The function that computes the loss of a batch.
         package: The package whose version is recorded, by its name in `pip list`; None for torch and ours.
         needs_cuda: Whether it cannot run on a CPU.
-        dense: Returns the bytes of the whole matrices that it holds at a size; None if it holds none.
+        dense: Returns, for a size, the bytes of the whole (not chunked) matrices that it holds; None if it holds none.
         compiles: Whether the function is compiled with torch.compile. Its first call then needs more memory than the
             others.
         passes: The passes that it can run.
@@ -138,7 +141,7 @@ class Contender:
     def build(self) -> Loss:
         """Returns the loss for batches of one size, compiled if `compiles` is set.
 
-        Before that, the caches of the compiler are cleared, because otherwise it gives up after eight sizes.
+        Before it is compiled, the caches of the compiler are cleared, because the compiler gives up after eight sizes.
         """
         if not self.compiles:
             return self.loss
@@ -156,9 +159,10 @@ class Subject:
         records: The name of the file of records, without its suffix. The names of figures begin with it as well.
         variants: The variants; the first one is the plain loss.
         contenders: All contenders, ours first.
-        draw: Returns a batch of a size, a type and a device.
-        small: Returns the size, for a width, at which all contenders are compared with float64.
-        ours: Returns our loss with a backend for a variant, or raises an UnableError if we have no such loss.
+        draw: Returns a batch of a size and a dtype, on a device.
+        small: Returns the small size with a given width at which all contenders are compared with float64.
+        ours: Returns our loss with a backend for a variant. The returned function raises an UnableError if our package
+            does not compute this variant.
         floor_flops: Returns the fewest operations that a variant needs in a pass at a size.
     """
 
@@ -174,12 +178,12 @@ class Subject:
 
 
 def leaf(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Returns a leaf of autograd with the same numbers in another type."""
+    """Returns a leaf of autograd with the same values in another dtype."""
     return tensor.detach().to(dtype).requires_grad_()
 
 
 def forward(loss: Loss, batch: Batch) -> Tensor:
-    """Returns the loss, computed without a graph."""
+    """Returns the loss, computed without a graph of autograd."""
     with torch.no_grad():
         return loss(batch)
 
@@ -191,7 +195,7 @@ def forward_backward(loss: Loss, batch: Batch, variant: Variant) -> tuple[Tensor
 
 
 def call_of(loss: Loss, batch: Batch, variant: Variant, pass_: Pass) -> Call:
-    """Returns a function that runs one pass."""
+    """Returns a function that runs the pass `pass_` of a loss on a batch."""
     if pass_ == FORWARD:
         return lambda: forward(loss, batch)
     return lambda: forward_backward(loss, batch, variant)

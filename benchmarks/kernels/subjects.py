@@ -57,7 +57,10 @@ def our_global_loss(backend: Backend, variant: Variant) -> Loss:
 
 
 def our_local_loss(backend: Backend, variant: Variant) -> Loss:
-    """Returns our local loss with a given backend. The loss raises an UnableError for a variant that we do not have."""
+    """Returns our local loss with a given backend.
+
+    The returned function raises an UnableError if our package does not compute `variant`.
+    """
 
     def loss(batch: Regions) -> Tensor:
         if variant.function is not None and variant != SPARC:
@@ -68,7 +71,10 @@ def our_local_loss(backend: Backend, variant: Variant) -> Loss:
 
 
 def dense(batch: PairBatch) -> Tensor:
-    """Computes InfoNCE in plain PyTorch: one matrix, both directions, the softmax in at least float32."""
+    """Computes InfoNCE in plain PyTorch, from one matrix of scores for both directions.
+
+    The softmax is computed in at least float32.
+    """
     scores = batch.image @ batch.text.T
     logits = batch.scale * (scores if scores.dtype == torch.float64 else scores.float())
     own = torch.arange(len(logits), device=logits.device)
@@ -83,8 +89,9 @@ def dense_bytes(size: Size) -> float:
 def floor_flops(variant: Variant, pass_: Pass, size: Size) -> float:
     """Returns the fewest floating-point operations that compute a global loss exactly without keeping a matrix.
 
-    One product of images and texts needs 2 rows² width operations. Forward computes one product. Backward computes it
-    again, except for `sigmoid`, whose gradient needs no normaliser, and computes two more for the gradients.
+    One product of images and texts needs `2 * rows**2 * width` operations. The forward pass computes one product. The
+    backward pass computes it again, and two more products for the gradients. The objective `sigmoid` needs no second
+    computation, because its gradient needs no normaliser. Mining adds the products of its guide.
     """
     product = 2.0 * size.rows * size.rows * size.width
     if pass_ == FORWARD:
@@ -96,11 +103,14 @@ def floor_flops(variant: Variant, pass_: Pass, size: Size) -> float:
 def local_floor_flops(variant: Variant, pass_: Pass, size: Size) -> float:
     """Returns the fewest floating-point operations that compute a local loss without keeping similarities.
 
-    One product of all patches and all sentences needs 2 rows patches sentences width operations. Forward computes one
-    product. Backward computes it again, and two more for the gradients. The pooled vectors of `flair` need further
-    operations, which are not counted. `sparc` compares each sentence only with the patches of its own image: one
-    product for the similarities and one for the pooling, whose results are small enough to be kept, and four products
-    for the gradients.
+    One product of all patches and all sentences needs `2 * rows * patches * sentences * width` operations. The forward
+    pass computes one product. The backward pass computes it again, and two more products for the gradients. Mining adds
+    the products of its guide. The pooled vectors of `flair` need further operations, which are not counted.
+
+    The variant `sparc` compares each sentence only with the patches of its own image, so one product needs
+    `2 * patches * sentences * width` operations. The forward pass computes one product for the similarities and one for
+    the pooled vectors. Their results are small enough to be kept, so the backward pass only computes four products for
+    the gradients.
     """
     patches, sentences = size.regions
     own = 2.0 * patches * sentences * size.width

@@ -1,8 +1,8 @@
-"""Defines the suite of `python benchmarks kernels`: our contrastive losses beside those of others.
+"""Defines the suite of `python benchmarks kernels`, which compares our contrastive losses with those of others.
 
-A command that measures turns its options into a plan, and passes this to the module of the same name: `measure`,
-`ranks`, `step` or `tune`. These yield records, which the harness appends to docs/benchmarks. Default sizes and types
-depend on the device.
+Each command that measures converts its options, and passes them to the module of the same name: `measure`, `ranks`,
+`step` or `tune`. These modules make the records, which the harness appends to docs/benchmarks. The default sizes and
+dtypes depend on the device.
 """
 
 import argparse
@@ -104,16 +104,16 @@ def _device(options: argparse.Namespace) -> torch.device:
 
 
 def _conditions(options: argparse.Namespace) -> dict[str, Any]:
-    """Returns the device, the type and the number of rounds; the last two have defaults for each kind of device."""
+    """Returns the device, the dtype and the number of rounds. The last two have a default for each kind of device."""
     device = _device(options)
     dtype, rounds, _ = _DEFAULTS[device.type]
     return {"device": device, "dtype": getattr(torch, options.dtype or dtype), "repeats": options.rounds or rounds}
 
 
 def _sizes(options: argparse.Namespace, subject: Subject) -> list[Size]:
-    """Returns every combination of the widths and numbers of rows.
+    """Returns every combination of the chosen widths and numbers of rows.
 
-    For the local loss, they are combined with the numbers of patches and of sentences of an image as well.
+    For the local loss, they are also combined with the chosen numbers of patches and of sentences of an image.
 
     Raises:
         ValueError: If the global loss is measured and patches or sentences are chosen.
@@ -156,7 +156,7 @@ def _refuse_unknown(flag: str, given: Sequence[str] | None, known: Iterable[str]
 
 
 def _draw(lines: Sequence[Measurement]) -> Iterator[tuple[str, "Figure"]]:
-    """Draws the figures of a loss."""
+    """Draws the figures of the records of a loss."""
     from . import plots  # Only this command needs matplotlib.
 
     yield from plots.draw(lines)

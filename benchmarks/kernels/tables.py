@@ -26,44 +26,47 @@ def sizes_of(lines: Sequence[Measurement]) -> list[Size]:
 
 
 def place_of(line: Measurement) -> tuple[str, str, str, int]:
-    """Returns the loss, the device, the type and the width. Each place has its own tables and figures."""
+    """Returns the loss, the device, the dtype and the width. Each combination has its own tables and figures."""
     return line.what, line.device, line.setting["dtype"], line.setting["width"]
 
 
 def label_of(line: Measurement) -> str:
-    """Returns the name of a row or a curve: the contender, and the variant if that is not the plain loss."""
+    """Returns the name of a row or a curve: the contender, and the variant if that is not the plain loss.
+
+    " (wrong)" is appended if the results of the contender are wrong.
+    """
     variant = line.setting["variant"]
     name = line.contender if variant == PLAIN.name else f"{line.contender} {variant}"
     return f"{name} (wrong)" if is_wrong(line) else name
 
 
 def is_wrong(line: Measurement) -> bool:
-    """Returns whether the contender disagrees with float64 at a small size."""
+    """Returns whether the results of the contender differ too much from those in float64 at a small size."""
     agreement = more_of(line, "agreement")
     return agreement is not None and not agreement["right"]
 
 
 def more_of(line: Measurement, name: str) -> Any:
-    """Returns an entry of `more`, or None where it does not apply or the contender was skipped.
+    """Returns the entry `name` of the field `more` of a record. It is None if the record has no such value.
 
-    - objective, mining, function: the fields of `Variant`, with the mining in words.
-    - peak_bytes: the largest memory of a call, above the inputs, results included.
+    - objective, mining, function: the fields of `Variant`, with the mining as text.
+    - peak_bytes: the peak memory of a call, with its results and without its inputs.
     - floor_flops: the fewest operations that this loss needs.
     - eff: `floor_flops` / (median seconds x `matmul_flops_per_s`).
-    - matmul_flops_per_s: the rate of a square product in the same type, timed in the same rounds.
-    - agreement: the comparison with float64 at a small size; None if we have no such loss.
+    - matmul_flops_per_s: the rate of a square matrix product in the same dtype, timed in the same rounds.
+    - agreement: the comparison with float64 at a small size; None if our package does not compute this variant.
     - sampled: the comparison with float64 at this size, in sampled rows.
     """
     return (line.more or {}).get(name)
 
 
 def markdown(lines: Sequence[Measurement]) -> str:
-    """Returns times, memory, and the reasons of skipped contenders, for each device, type and width."""
+    """Returns the tables of times and memory, and the list of skipped contenders, for each device, dtype and width."""
     return "\n".join(map(_of_place, grouped(lines, place_of).values()))
 
 
 def _of_place(lines: Sequence[Measurement]) -> str:
-    """Returns the tables of one device, type and width."""
+    """Returns the tables of one device, dtype and width."""
     at = lines[0].setting
     parts = [f"### {lines[0].device}, {at['dtype']}, width {at['width']}\n"]
     for pass_ in PASSES:
@@ -82,7 +85,7 @@ def _matrix(lines: Sequence[Measurement], cell: Callable[[Measurement], str]) ->
 
 
 def _time(line: Measurement) -> str:
-    """Returns the median time of a measurement with its ratio and its efficiency."""
+    """Returns the median time of a measurement with its ratio to ours and its efficiency, as text."""
     if line.value is None:
         return "out of memory" if (line.skipped or "").startswith("out of memory") else "skipped"
     # The ratio of ours to itself is left out, but not the ratio of another function of ours to our plain loss.
@@ -92,13 +95,13 @@ def _time(line: Measurement) -> str:
 
 
 def _memory(line: Measurement) -> str:
-    """Returns the peak memory of a measurement, or an empty text if it was not measured."""
+    """Returns the peak memory of a measurement as text, which is empty if the memory was not measured."""
     peak = more_of(line, "peak_bytes")
     return "" if peak is None else memory(peak)
 
 
 def _where(lines: Sequence[Measurement]) -> str:
-    """Returns the sizes at which contenders were skipped, or an empty text if they were skipped at every size."""
+    """Returns the sizes of skipped measurements as text, which is empty if the contender was skipped at every size."""
     sizes = sizes_of(lines)
     return f" at {', '.join(map(_shape, sizes))}" if sizes else ""
 
@@ -109,26 +112,30 @@ def _shape(size: Size) -> str:
 
 
 def note(line: Measurement) -> str:
-    """Returns the efficiency and the memory of a measurement for a line of progress, and marks a wrong result."""
+    """Returns a text for the line that is printed after a measurement: the efficiency and the peak memory.
+
+    A wrong result is marked.
+    """
     eff = more_of(line, "eff")
     parts = ("" if eff is None else f"eff {eff:.2f}", _memory(line), "WRONG" if is_wrong(line) else "")
     return " ".join(part for part in parts if part)
 
 
 def duration(seconds: float) -> str:
-    """Returns a time with three digits in s, ms or us."""
+    """Returns a time with three significant digits, in s, ms or us."""
     return _with_unit(seconds, (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)))
 
 
 def memory(count: float) -> str:
-    """Returns a number of bytes with three digits in decimal units."""
+    """Returns a number of bytes with three significant digits, in GB, MB or kB."""
     return _with_unit(count, (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)))
 
 
 def _with_unit(number: float, units: Sequence[tuple[str, float]]) -> str:
-    """Returns a number with three digits and its unit.
+    """Returns a number with three significant digits and its unit.
 
-    The unit is the largest one in which the number is at least 1, or the last one if there is none.
+    `units` has the name and the factor of each unit, the largest first. The unit is the first one in which the number
+    is at least 1, or the last one if there is none.
     """
     unit, factor = next((each for each in units if number >= each[1]), units[-1])
     number /= factor

@@ -1,6 +1,7 @@
 """Times the fused loss with each tile size of `CANDIDATES` on the current GPU, in common rounds.
 
-It replaces the sizes of `emocap_kernels.fused.tiling` before each call. A better size is then written there by hand.
+The tile sizes in `emocap_kernels.fused.tiling` are replaced before each call. If a candidate is faster, a developer
+writes it into that module.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,7 +36,7 @@ CANDIDATES = tuple(
 
 
 def tune(batch: PairBatch, variants: Sequence[Variant], about: Occasion, *, repeats: int) -> Iterator[Measurement]:
-    """Yields the time of the fused loss on `batch`, for each of `variants`, pass and tile size of `CANDIDATES`.
+    """Yields the time of the fused loss on `batch`, for each variant, pass and tile size of `CANDIDATES`.
 
     Raises:
         ValueError: If the batch is not on a CUDA device.
@@ -60,7 +61,7 @@ def tune(batch: PairBatch, variants: Sequence[Variant], about: Occasion, *, repe
 
 
 def numbers_of(tile: TileConfig) -> str:
-    """Returns the sizes of a tile in words."""
+    """Returns the sizes, warps and stages of a tile, as text."""
     return f"{tile.rows}x{tile.columns}x{tile.depth}, {tile.warps} warps, {tile.stages} stages"
 
 
