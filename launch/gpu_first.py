@@ -9,9 +9,9 @@ once, so that an interrupted run keeps its results. The most important stages co
 
     device      the rate of a large matrix product, with which later stages compare theirs, and that of a copy
     checks      the errors of every setting, compared with float64, in parallel processes
-    plain       the plain global loss at 65,536 x 768: time, efficiency, extra memory, and its kernels
+    plain       the plain global loss at 65,536 x 768: time, efficiency, extra memory, and its slowest kernels
     products    torch's matrix products of a backward pass, for several shapes of a chunk
-    tiles       the plain, the joint and the sigmoid loss with each candidate for the size of a tile
+    tiles       the settings plain, joint and sigmoid of the global loss with each candidate for the size of a tile
     settings    mined, sigmoid and soft losses relative to the plain one, and small batches
     regions     the local loss by number of patches
     peers       the losses of other packages, if they are installed
@@ -84,7 +84,7 @@ PEERS = ("cut_cross_entropy", "inf_cl", "liger", "open_clip", "open_clip_sigmoid
 
 
 def evaluate(setting: str, batch: PairBatch, backend: Backend = BACKEND) -> tuple[Tensor, ...]:
-    """Returns the loss of a setting, and its gradients with respect to image, text and scale."""
+    """Returns the loss of the setting `SETTINGS[setting]`, and its gradients with respect to image, text and scale."""
     options = dict(SETTINGS[setting])
     if "ids" in options:
         options["ids"] = torch.arange(len(batch.image), device=batch.device) // options["ids"]
@@ -109,7 +109,7 @@ def forward(batch: PairBatch) -> Tensor:
 
 
 def relative_error(found: Sequence[Tensor], true: Sequence[Tensor]) -> float:
-    """Returns the largest error among the tensors, each relative to the norm of the true tensor."""
+    """Returns the largest error of a tensor: the norm of the difference, relative to the norm of the true tensor."""
     pairs = zip(found, true, strict=True)
     return max(((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-12)).item() for a, b in pairs)
 
@@ -122,11 +122,12 @@ def use_tile(tile: tiling.TileConfig) -> None:
 def check(name: str) -> tuple[float, float]:
     """Returns the largest relative error of the loss and its gradients, and the seconds that the check took.
 
-    The results are compared with those of the reference in float64. The number of rows and the width are chosen so that
-    no tile divides them. Each check runs in a process of its own.
+    The results are compared with those of the reference in float64. The number of rows and the width are chosen
+    so that they are no multiples of tile sizes. A check runs in a worker process, where it may replace the tiles.
 
     Args:
-        name: A setting, "tile NUMBER", or "regions PATCHES SENTENCES".
+        name: A setting; or "tile NUMBER", with an index of `TILES`; or "regions PATCHES SENTENCES", with the numbers of
+            patches and sentences of an image.
     """
     start_s = time.monotonic()
     kind, *numbers = name.split()
@@ -144,7 +145,7 @@ def check(name: str) -> tuple[float, float]:
 
 
 def median_s(call: Callable[[], object], rounds: int = 5) -> float:
-    """Returns the median time of one call in seconds, over some rounds after two calls as a warm-up.
+    """Returns the median time of one call in seconds. It is measured `rounds` times, after two calls as a warm-up.
 
     The first call compiles kernels.
     """
@@ -273,9 +274,10 @@ def profile_plain(session: Session, batch: PairBatch) -> None:
 
 
 def measure_products(session: Session) -> None:
-    """Measures the rates of the two matrix products that a backward pass leaves to torch, by shape of the chunk.
+    """Measures the rates of the two matrix products of a backward pass that torch computes, for some shapes of a chunk.
 
-    One multiplies a chunk of the gradient of the scores with the texts, the other one with the images.
+    A chunk is a part of the matrix of the gradient of the scores. One product multiplies it with the texts, and the
+    other product multiplies its transpose with the images.
     """
     chunks = ((8192, 8192), (5632, 11_264), (8448, 8448), (4096, 16_384), (16_384, 4096)) if CUDA else ((256, 256),)
     for width in (768, 512):

@@ -13,12 +13,12 @@ The output contains these arrays:
     name       the names of the images [n]
     landmarks  float32 [n, 478, 3] in pixels of the original image, with depth in the same unit; NaN without a face
     found      bool [n], whether a face was found
-    spread     float32 [n], the disagreement of the passes in eye distances
+    spread     float32 [n], how far the passes (see below) differ, relative to the distance between the eyes
 
 Tight crops are difficult for a face detector, and faces that are only 48 pixels large are difficult for a face mesh.
-Therefore every image is analysed several times. Each pass surrounds the image with a margin of another width, filled
-with the image's mean gray, and the median of the passes is stored. An interrupted run resumes, because finished parts
-are stored next to the output.
+Therefore every image is analysed in several passes. Each pass surrounds the image with a margin of another width,
+filled with the image's mean colour. The median of the landmarks of all passes is stored. An interrupted run resumes,
+because finished parts are stored next to the output.
 """
 
 import argparse
@@ -36,10 +36,10 @@ MARGINS = (0.15, 0.25, 0.4)  # Width of the margin of each pass, relative to the
 SIDE_PX = 336  # Side of the square that the face mesh receives.
 MIN_CONFIDENCE = 0.2  # Confidence of the detector from which on a face counts.
 PART = 1000
-"""Images in one part, which is the unit in which an interrupted run resumes."""
+"""The number of images in one part. An interrupted run repeats only the parts that are not finished."""
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 EYES = (33, 263)
-"""The outer corners of the two eyes."""
+"""The indices of the landmarks at the outer corners of the two eyes."""
 
 Find = Callable[[np.ndarray], np.ndarray | None]
 
@@ -47,8 +47,8 @@ Find = Callable[[np.ndarray], np.ndarray | None]
 def padded(image: np.ndarray, margin: float) -> tuple[np.ndarray, float, float, float]:
     """Returns the image in the middle of a square, enlarged to `SIDE_PX`; `margin` is relative to the longer side.
 
-    The square is filled with the image's mean gray. Also returns the factor of the enlargement, and the left and top
-    offset of the image in the square before the enlargement.
+    The rest of the square has the mean colour of the image. Also returns the factor of the enlargement, and the left
+    and top offset of the image in the square before the enlargement.
     """
     height, width = image.shape[:2]
     side = round(max(height, width) * (1 + 2 * margin))
@@ -61,9 +61,10 @@ def padded(image: np.ndarray, margin: float) -> tuple[np.ndarray, float, float, 
 
 
 def points_of(image: np.ndarray, find: Find) -> tuple[np.ndarray, float] | None:
-    """Returns the median landmarks over the margins, in pixels of `image`, and the spread of the passes.
+    """Finds the landmarks once with each margin in `MARGINS`, and returns the median of these passes and their spread.
 
-    Returns None if no pass finds a face. The spread is NaN if only one pass finds a face.
+    The landmarks are in pixels of `image`. The spread is the mean distance of landmarks from the median, divided by the
+    distance between the eyes; it is NaN if only one pass finds a face. Returns None if no pass finds a face.
     """
     passes: list[np.ndarray] = []
     for margin in MARGINS:
@@ -85,7 +86,7 @@ def points_of(image: np.ndarray, find: Find) -> tuple[np.ndarray, float] | None:
 def mesh() -> Find:
     """Loads the face mesh, and returns a function that finds one face in an RGB image.
 
-    The function returns the landmarks as shares of the image's width and height, or None without a face.
+    The function returns the landmarks as fractions of the image's width and height, or None if it finds no face.
     """
     # Only this script's own environment contains mediapipe, and --help must work in every environment.
     import mediapipe  # pyright: ignore[reportMissingImports]
@@ -105,7 +106,7 @@ def mesh() -> Find:
 
 
 def source(path: Path) -> tuple[list[str], Callable[[int], np.ndarray]]:
-    """Returns the names of all images, and a function that returns the RGB image with a given number."""
+    """Returns the names of all images, and a function that returns the RGB image with a given index."""
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
         names = [p.relative_to(path).as_posix() for p in files]
@@ -116,13 +117,13 @@ def source(path: Path) -> tuple[list[str], Callable[[int], np.ndarray]]:
 
 
 def part_files(folder: Path, total: int) -> Iterator[tuple[Path, range]]:
-    """Yields the file of each part and the numbers of its images."""
+    """Yields, for each part, its file and the indices of its images. `total` is the number of all images."""
     for start in range(0, total, PART):
         yield folder / f"{start:08d}.npz", range(start, min(start + PART, total))
 
 
 def measure_part(file: Path, numbers: range, image_of: Callable[[int], np.ndarray], find: Find) -> int:
-    """Writes the landmarks of one part to `file`, and returns the number of images with a face."""
+    """Writes the landmarks of the images with the indices `numbers` to `file`. Returns how many of them have a face."""
     landmarks = np.full((len(numbers), POINTS, 3), np.nan, np.float32)
     spread = np.full(len(numbers), np.nan, np.float32)
     for row, number in enumerate(numbers):

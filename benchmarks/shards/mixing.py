@@ -26,7 +26,10 @@ def measure(
     windows: Sequence[int] = (1 << 10, 1 << 12, 1 << 14, 1 << 16, 1 << 18),
     buffers: Sequence[int] = (1000, 5000),
 ) -> Iterator[Measurement]:
-    """Yields the quality of `epochs` shuffles for each size of a shard with each window (ours) and buffer (theirs)."""
+    """Yields the quality of `epochs` shuffles, for each size of a shard with each window or buffer.
+
+    The window is the parameter of our shuffle, and the buffer that of webdataset's. All sizes are in samples.
+    """
     shuffles = [
         *((OURS, "window_samples", size, ours) for size in windows),
         *((WEB_DATASET, "buffer", size, web_dataset) for size in buffers),
@@ -54,7 +57,7 @@ def measure(
 
 
 def ours(samples: int, shard_samples: int, window: int, seed: int) -> np.ndarray:
-    """Returns the sample ids of an epoch in our order."""
+    """Returns the sample ids of an epoch in our order, for shards and a window of these sizes."""
     layout = ShardLayout([shard_samples] * (samples // shard_samples))
     return Order(layout, seed, 0, window).ids(0, samples)
 

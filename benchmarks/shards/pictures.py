@@ -1,4 +1,4 @@
-"""Compares JPEG decoders, and ways to crop and resize, on one core."""
+"""Compares JPEG decoders, and functions that crop and resize images, on one core."""
 
 import io
 import json
@@ -21,12 +21,12 @@ QUALITY = 90
 
 @dataclass(frozen=True, slots=True)
 class Lineup:
-    """Several ways to do the same, which `hosts.pictures` compares.
+    """A group of decoders or of resizers that `hosts.pictures` compares.
 
     Attributes:
         name: The name of the lineup in `hosts.pictures`.
         what: The measured quantity in the records.
-        base: The way with which the others are compared.
+        base: The contender with whose times the others are compared.
         sizes: The sides of the images in pixels.
     """
 
@@ -43,7 +43,10 @@ RESIZERS = Lineup("resizers", "seconds to crop and resize to 224 px", "Pillow, b
 def measure(
     lineup: Lineup, faces: Sequence[Record], work: Path, pythons: Pythons, rounds: int, occasion: Occasion
 ) -> Iterator[Measurement]:
-    """Writes the faces at all sizes, and measures the ways in one process, in the peers' Python if there is one."""
+    """Writes the faces as JPEG files of all sizes, and measures the decoders or resizers of `lineup` in one process.
+
+    The process runs in the Python environment of the other libraries, if it exists, and otherwise in ours.
+    """
     folder = work / "pictures" / lineup.name
     for size in lineup.sizes:
         _write(faces[: max(8, 64 * 256 // size)], folder / str(size), size)
@@ -67,7 +70,10 @@ def measure(
 
 
 def _write(faces: Sequence[Record], folder: Path, size: int) -> None:
-    """Writes the faces with a side of `size` pixels as Pillow's usual JPEG, with colours at half the resolution."""
+    """Writes the faces as JPEG files with a side of `size` pixels and the quality `QUALITY`.
+
+    The colours have half the resolution, which is Pillow's default.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.jpg"):
         old.unlink()

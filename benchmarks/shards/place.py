@@ -69,7 +69,7 @@ class Place:
 
 @contextmanager
 def opened(store: str, work: Path) -> Generator[Callable[[Datasets], Place]]:
-    """Yields the function that puts a dataset into a store. The S3 server runs until the block ends."""
+    """Yields a function that puts a dataset into a store and returns its place. An S3 server ends with the block."""
     if store == FILE:
         yield lambda datasets: local(datasets, work)
         return

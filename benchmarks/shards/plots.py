@@ -20,7 +20,7 @@ _MIXED = (
 
 
 def streams(lines: Sequence[Measurement]) -> Iterator[tuple[str, Figure]]:
-    """Draws a figure for each store and way of reading.
+    """Draws a figure for each store and way of reading: shuffled or not, delivered to the main process or not.
 
     Rates are above and CPU times below; raw bytes are on the left and decoded samples on the right.
     """
@@ -39,7 +39,7 @@ def streams(lines: Sequence[Measurement]) -> Iterator[tuple[str, Figure]]:
 
 
 def shuffle(lines: Sequence[Measurement]) -> Iterator[tuple[str, Figure]]:
-    """Draws the quality of the shuffles over the window (ours) or the buffer (webdataset)."""
+    """Draws the quality of the shuffles against the size of the window (ours) or of the buffer (webdataset)."""
     setting = lines[0].setting
     heading = f"Shuffling {setting['samples']:,} samples, batches of {setting['batch']:,}"
     figure = titled(f"{heading}: times what a perfect shuffle has", 13, 4.3)
@@ -85,5 +85,5 @@ def _bar(axes: Axes, lines: Sequence[Measurement], title: str, quantity: str) ->
 
 
 def _written(value: float) -> str:
-    """Returns the label of a bar."""
+    """Returns a value as text, for the label of a bar."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.2g}"

@@ -1,6 +1,7 @@
-"""Measures what many shards cost: the memory of a reader, and the times to its first batch and to plan a step.
+"""Measures the cost of many shards: a reader's memory, its time to the first batch, and the time to plan a step.
 
-All shards of a dataset are links to one, so a hundred thousand of them need little space.
+To plan a step is to compute which samples each rank reads in it. All shards of a dataset are links to one file, so a
+hundred thousand of them need little space.
 """
 
 import json
@@ -31,7 +32,7 @@ BATCHES = 4
 def measure(
     one: Datasets, work: Path, pythons: Pythons, occasion: Occasion, *, shards: tuple[int, ...], ranks: int, rounds: int
 ) -> Iterator[Measurement]:
-    """Measures datasets of many shards, all of which are links to the single shard of `one`.
+    """Measures one dataset for each number of shards in `shards`. All shards are links to the single shard of `one`.
 
     The time to plan a step is measured for `ranks` ranks.
     """
@@ -42,7 +43,7 @@ def measure(
 
 
 def _readers(place: Place, number: int, rounds: int, pythons: Pythons, occasion: Occasion) -> Iterator[Measurement]:
-    """Measures the memory of each system after a few batches, and the time to its first batch."""
+    """Measures, for `number` shards, the memory of each system after a few batches, and the time to its first batch."""
     fields = {"samples": number, "workers": 0, "batches": BATCHES}
     calls = {system: partial(place.read, system, pythons, **fields) for system in systems(pythons)}
     for system, taken in in_rounds(calls, rounds=rounds).items():
@@ -66,7 +67,7 @@ def _readers(place: Place, number: int, rounds: int, pythons: Pythons, occasion:
 
 
 def _ours(folder: Path, number: int, ranks: int, rounds: int, occasion: Occasion) -> Iterator[Measurement]:
-    """Measures the time to read our manifest, and to compute the sample ids of every rank for one step.
+    """Measures the time to read our manifest, and the time to compute the sample ids of every rank for one step.
 
     A rank has 8 samples in a step. The first step of an epoch and the step after it are timed.
     """
@@ -100,7 +101,10 @@ def _slices(order: Order, step: int, ranks: int) -> list[np.ndarray]:
 
 
 def _many(one: Datasets, folder: Path, number: int, pythons: Pythons) -> Place:
-    """Returns the place of datasets in which one shard occurs `number` times; an earlier run may have made them."""
+    """Returns the place of datasets in which one shard occurs `number` times, in the format of each system.
+
+    They are made unless an earlier run has left them in `folder`.
+    """
     names = [f"copy-{copy:06d}" for copy in range(number)]
     if not (folder / "done").exists():
         _copy_ours(one.folder / "tars", folder / "tars", names)
@@ -140,7 +144,7 @@ def _copy_litdata(one: Path, folder: Path, names: list[str]) -> None:
 
 
 def _link(source: Path, folder: Path, names: list[str]) -> None:
-    """Makes a link to `source` in `folder` for each name, and replaces links of an interrupted run."""
+    """Makes a link to `source` in `folder` for each name, and replaces links that an interrupted run has left."""
     for target in map(folder.joinpath, names):
         target.parent.mkdir(parents=True, exist_ok=True)
         target.unlink(missing_ok=True)

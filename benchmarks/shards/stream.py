@@ -30,10 +30,10 @@ class StreamPlan:
 
     Attributes:
         sources: The dataset and its place for decoded samples (True) and for raw samples (False). Raw samples are read
-            faster, so that their dataset is larger.
-        workers: The numbers of loader processes.
-        shuffle: Each system shuffles with its defaults.
-        delivered: Batches are sent to the main process; otherwise the loader processes keep them.
+            faster, so their dataset is larger.
+        workers: The numbers of loader processes. Each number is measured.
+        shuffle: Whether each system shuffles, with its default settings.
+        delivered: Whether batches are sent to the main process. Otherwise the loader processes only count the samples.
         rounds: The number of readings of each system.
     """
 
@@ -72,7 +72,7 @@ def epochs(plan: StreamPlan, pythons: Pythons, occasion: Occasion) -> Iterator[M
 
 
 def _setting(plan: StreamPlan, decode: bool, workers: int) -> dict[str, Any]:
-    """Returns the setting of a record."""
+    """Returns the field `setting` of a record."""
     datasets, place = plan.sources[decode]
     return {
         "store": place.store,
@@ -88,7 +88,7 @@ def _setting(plan: StreamPlan, decode: bool, workers: int) -> dict[str, Any]:
 
 
 def _read(plan: StreamPlan, system: System, pythons: Pythons, decode: bool, workers: int) -> Pass | Skipped:
-    """Reads an epoch with one system."""
+    """Reads an epoch with one system. Returns a `Skipped` if the system fails or misses samples."""
     datasets, place = plan.sources[decode]
     fields = {"samples": datasets.samples, "decode": decode, "workers": workers}
     found = place.read(system, pythons, shuffle=plan.shuffle, delivered=plan.delivered, **fields)
@@ -103,7 +103,7 @@ def _read(plan: StreamPlan, system: System, pythons: Pythons, decode: bool, work
 def _measured(
     occasion: Occasion, passes: list[Pass] | Skipped, ours: list[Pass] | Skipped, about: Mapping[str, Any]
 ) -> Measurement:
-    """Returns the record of a system with its ratios to ours in the same rounds."""
+    """Returns the record of a system, with the ratios of our readings to its readings in the same rounds."""
     if isinstance(passes, Skipped):
         return measured(occasion, passes, **about)
     if isinstance(ours, Skipped):
@@ -129,7 +129,10 @@ def _cpu_s_per_1000(passes: Sequence[Pass]) -> list[float]:
 def first_batches(
     datasets: Datasets, place: Place, pythons: Pythons, rounds: int, occasion: Occasion
 ) -> Iterator[Measurement]:
-    """Reads one shuffled batch of decoded samples without loader processes, at two positions of the epoch."""
+    """Measures the time to the first batch at the beginning of an epoch, and at the position `RESUMED_AT`.
+
+    The batch is shuffled and decoded, and read without loader processes.
+    """
     resumed = int(RESUMED_AT * datasets.samples) // BATCH * BATCH
     for position in (0, resumed):
         setting = {"store": place.store, "position": position, "samples": datasets.samples, "batch": BATCH}

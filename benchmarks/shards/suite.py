@@ -1,4 +1,7 @@
-"""Defines the suite of `python benchmarks shards`: reading beside webdataset, mosaicml-streaming and litdata."""
+"""Defines the suite of `python benchmarks shards`.
+
+It compares how samples are read by our package, webdataset, mosaicml-streaming and litdata.
+"""
 
 import argparse
 from collections.abc import Callable, Iterator
@@ -44,7 +47,7 @@ def _first(options: argparse.Namespace, about: Occasion) -> Iterator[Measurement
 
 
 def _scale(options: argparse.Namespace, about: Occasion) -> Iterator[Measurement]:
-    """Runs `scale`: measures the memory and the planning of datasets with many shards."""
+    """Runs `scale`: measures the memory of readers and the time to plan a step, for datasets with many shards."""
     pythons = _pythons(options)
     one = prepare(Wanted(images=None, distinct=64, samples=64, shard_samples=64, pixels=112), options.work, pythons)
     numbers = {"shards": options.shards, "ranks": options.ranks, "rounds": options.rounds}
@@ -52,7 +55,7 @@ def _scale(options: argparse.Namespace, about: Occasion) -> Iterator[Measurement
 
 
 def _pictures(lineup: pictures.Lineup) -> Callable[[argparse.Namespace, Occasion], Iterator[Measurement]]:
-    """Returns the function that runs `decode` or `resize`."""
+    """Returns the function that runs `decode` or `resize`, for the lineup of decoders or of resizers."""
 
     def measure(options: argparse.Namespace, about: Occasion) -> Iterator[Measurement]:
         pool = faces(replace(_wanted(options), distinct=min(options.distinct, 150)))
@@ -62,7 +65,7 @@ def _pictures(lineup: pictures.Lineup) -> Callable[[argparse.Namespace, Occasion
 
 
 def _pythons(options: argparse.Namespace) -> Pythons:
-    """Returns the Python of the peers, and prints a line if there is none."""
+    """Returns the Python of the other libraries (peers), and prints a line if it is missing."""
     pythons = Pythons.of(options.peers, options.work / "hosts.log")
     if not pythons.has_peers:
         say(f"no peers in {options.peers}: ours alone (bash benchmarks/shards/peers.sh makes them)")
@@ -70,7 +73,10 @@ def _pythons(options: argparse.Namespace) -> Pythons:
 
 
 def _wanted(options: argparse.Namespace) -> Wanted:
-    """Returns the description of the dataset whose samples are decoded; that for raw samples differs only in size."""
+    """Returns the description of the dataset whose samples are decoded.
+
+    The dataset for raw samples differs from it only in the number of samples.
+    """
     return Wanted(
         images=options.images,
         distinct=options.distinct,
@@ -81,7 +87,10 @@ def _wanted(options: argparse.Namespace) -> Wanted:
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of all commands that start hosts: the folder of the peers and the working folder."""
+    """Adds two options that several commands have: `--peers` and `--work`.
+
+    They choose the Python environment of the other libraries, and the folder of datasets and caches.
+    """
     add = parser.add_argument
     add("--peers", type=Path, default=_TEMPORARY / "peer-venv", help="the environment that peers.sh has made")
     add(
@@ -93,7 +102,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 def _image_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of commands that start hosts, and those that describe a dataset of images."""
+    """Adds `--peers` and `--work`, and the options that describe a dataset of images."""
     _options(parser)
     add = parser.add_argument
     add("--images", type=Path, help="a folder of JPEG files; by default faces are drawn, 256 px")
@@ -113,7 +122,7 @@ def _image_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _store_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that describe a dataset of images, and the option that chooses the stores of the dataset."""
+    """Adds the options of `_image_options`, and the option that chooses the stores from which the dataset is read."""
     _image_options(parser)
     parser.add_argument(
         "--only", type=words_of(FILE, S3), default=(FILE, S3), help="stores: file, s3 or both, as file,s3 (both)"

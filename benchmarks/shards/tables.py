@@ -19,7 +19,7 @@ def _with_reasons(parts: Callable[[Sequence[Measurement]], Iterable[str]]) -> Ca
 
 @_with_reasons
 def stream(lines: Sequence[Measurement]) -> Iterable[str]:
-    """Yields the rates and the CPU times, for each store and way of reading."""
+    """Yields tables of the rates and the CPU times, for each store and way of reading (see `stream_title`)."""
 
     def column(line: Measurement) -> Key:
         return line.setting["decode"], line.setting["workers"]
@@ -39,7 +39,7 @@ def stream(lines: Sequence[Measurement]) -> Iterable[str]:
 
 
 def stream_title(line: Measurement) -> str:
-    """Returns the store and the way of reading in words."""
+    """Returns a text about the store, whether samples are shuffled, and whether batches go to the main process."""
     setting = line.setting
     where = {"file": "Local folder", "s3": "S3, nothing cached"}[setting["store"]]
     ends = "batches delivered to the main process" if setting["delivered"] else "batches counted where they are read"
@@ -48,7 +48,7 @@ def stream_title(line: Measurement) -> str:
 
 @_with_reasons
 def first(lines: Sequence[Measurement]) -> Iterable[str]:
-    """Yields the times to the first batch by store and position."""
+    """Yields a table of the times to the first batch, by store and by position in the epoch."""
 
     def column(line: Measurement) -> Key:
         return line.setting["store"], line.setting["position"] > 0
@@ -64,7 +64,10 @@ def first(lines: Sequence[Measurement]) -> Iterable[str]:
 
 @_with_reasons
 def scale(lines: Sequence[Measurement]) -> Iterable[str]:
-    """Yields the memory of the readers, and the times of our manifest and plan, by number of shards."""
+    """Yields two tables by number of shards.
+
+    The first one has the memory of the readers. The second one has the times to read our manifest and to plan a step.
+    """
     columns = _columns(lines, "shards", "{:,} shards")
     readers = [line for line in lines if line.what == MEMORY]
     yield "Memory of a reader after four batches: USS above the imports (all of its RSS); seconds to its first batch\n"
@@ -79,7 +82,7 @@ def scale(lines: Sequence[Measurement]) -> Iterable[str]:
 
 @_with_reasons
 def pictures(lines: Sequence[Measurement]) -> Iterable[str]:
-    """Yields the times and the differences of decoders or resizers by size."""
+    """Yields a table of decoders or resizers by size of the images: their times, and how their pixels differ."""
     base = next(name for line in lines for name in line.ratios or ())
     yield f"Milliseconds an image on one core ({base}; greatest and mean difference to Pillow)\n"
     yield _matrix(lines, _setting("pixels"), _columns(lines, "pixels", "{} px"), _picture)
@@ -87,7 +90,7 @@ def pictures(lines: Sequence[Measurement]) -> Iterable[str]:
 
 @_with_reasons
 def shuffle(lines: Sequence[Measurement]) -> Iterable[str]:
-    """Yields the quality of each shuffle by size of a shard."""
+    """Yields a table of the quality of each shuffle, by size of a shard."""
     yield (
         "Three numbers, each divided by that of a perfect shuffle: how often stored neighbours meet in a batch; the "
         "variance of the share of a class in a batch, for a dataset that is stored class by class; how far a sample "
@@ -103,12 +106,12 @@ def shuffle(lines: Sequence[Measurement]) -> Iterable[str]:
 
 
 def _setting(name: str) -> Callable[[Measurement], Any]:
-    """Returns the function that reads one value of the setting."""
+    """Returns a function that returns the value `name` of the setting of a measurement."""
     return lambda line: line.setting[name]
 
 
 def _columns(lines: Sequence[Measurement], name: str, title: str) -> dict[Any, str]:
-    """Returns a column for each value of a setting, in ascending order; `title` formats the value."""
+    """Returns the column title of each value of the setting `name`, in ascending order; `title` is its format."""
     return {value: title.format(value) for value in sorted({line.setting[name] for line in lines})}
 
 
@@ -128,7 +131,7 @@ def _matrix(
 
 
 def _beside_ours(line: Measurement, name: str) -> str:
-    """Returns the ratio of this name in parentheses; nothing for ours."""
+    """Returns the ratio `name` in parentheses; an empty text for our own measurement."""
     if line.contender == OURS.name:
         return ""
     return f" (x {line.ratios[name].median:.2f})" if line.ratios else " ()"

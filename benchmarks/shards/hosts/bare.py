@@ -1,4 +1,7 @@
-"""Decodes images that are in memory already with libjpeg-turbo: an upper bound of the rate of all systems."""
+"""Decodes images with libjpeg-turbo alone. The images are in memory before the measurement begins.
+
+The measured rate is an upper bound of the rate of all systems that read and decode a dataset.
+"""
 
 import functools
 import tarfile
@@ -16,7 +19,7 @@ from .task import BATCH, Task
 
 @dataclass(frozen=True)
 class _Images(IterableDataset[Any]):
-    """Yields the number of images in each batch; process `w` of `n` decodes every n-th image."""
+    """Decodes batches of images, and yields the size of each. Process `w` of `n` decodes every n-th image."""
 
     images: Sequence[bytes]
 
@@ -36,7 +39,7 @@ def opened(task: Task) -> Iterable[Any]:
 
 @functools.cache
 def images(folder: str) -> list[bytes]:
-    """Returns the images of all shards in a folder."""
+    """Returns the JPEG files in all tars of a folder."""
     found: list[bytes] = []
     for path in sorted(Path(folder).glob("*.tar")):
         with tarfile.open(path) as tar:

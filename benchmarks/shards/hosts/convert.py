@@ -1,4 +1,8 @@
-"""Converts our tars to the formats of the peers, in shards of about the same size: `... convert TARS FOLDER BYTES`."""
+"""Converts our tars to the formats of mosaicml-streaming and litdata, in shards of about the same size.
+
+The command line is `python -m benchmarks.shards.hosts.convert TARS FOLDER BYTES`. TARS is the folder of our tars,
+FOLDER the parent of the new folders, and BYTES the size of a shard.
+"""
 # pyright: reportMissingImports=false, reportMissingTypeStubs=false
 # pyright: reportUntypedBaseClass=false
 
@@ -15,7 +19,7 @@ from streaming import MDSWriter  # noqa: E402 - after torchvision_ops
 
 
 def main() -> None:
-    """Writes the folders mds/ and lit/; BYTES is the size of a shard."""
+    """Writes the folders mds/ and lit/ into FOLDER, with shards of about BYTES bytes."""
     tars, folder, shard_bytes = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     columns = {"jpg": "bytes", "json": "bytes"}
     with MDSWriter(out=str(folder / "mds"), columns=columns, size_limit=shard_bytes) as writer:
@@ -29,7 +33,7 @@ def main() -> None:
 
 
 def _rows(tars: Path) -> Iterator[dict[str, bytes]]:
-    """Yields the image and the annotation of each sample; in our tars an image precedes its annotation."""
+    """Yields the image and the annotation (JSON) of each sample; in our tars, each image precedes its annotation."""
     for path in sorted(tars.glob("*.tar")):
         with tarfile.open(path) as tar:
             members = [file.read() for member in tar if (file := tar.extractfile(member))]

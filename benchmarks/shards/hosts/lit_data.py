@@ -1,4 +1,4 @@
-"""Reads the chunks of litdata with litdata's own loader."""
+"""Reads chunks, the shards of litdata, with litdata's own loader."""
 # pyright: reportMissingImports=false, reportMissingTypeStubs=false
 # pyright: reportUntypedBaseClass=false
 
@@ -20,7 +20,7 @@ downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = True
 
 
 class _Faces(StreamingDataset):
-    """The samples of a task, each prepared as the task demands."""
+    """The samples of a task: decoded or as bytes, as the task demands (`serving.opening`)."""
 
     def __init__(self, task: Task) -> None:
         remote: dict[str, Any] = {}

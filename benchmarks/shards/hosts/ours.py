@@ -20,7 +20,7 @@ CACHE_BYTES = 64 << 30
 
 @dataclass(frozen=True)
 class _Steps(IterableDataset[Any]):
-    """Yields the batches of one loader process."""
+    """Yields the batches of one loader process for a task."""
 
     task: Task
 
@@ -55,7 +55,7 @@ def _pair(sample: Sample) -> tuple[Any, Any]:
 
 
 def _seen(sample: Sample) -> tuple[Any, Any]:
-    """Returns the shape of the image of a sample, and the annotation of the sample."""
+    """Returns the shape of the image of a sample in place of its pixels, and the annotation of the sample."""
     return seen(*_pair(sample))
 
 

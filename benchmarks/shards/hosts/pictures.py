@@ -1,7 +1,8 @@
-"""Compares JPEG decoders, or ways to crop and resize, on one core: `... pictures LINEUP FOLDER ROUNDS` prints JSON.
+"""Compares JPEG decoders, or functions that crop and resize images, on one core, and prints the results as JSON.
 
-LINEUP is `decoders` or `resizers`, and FOLDER has a folder of JPEG files for each size. All ways are timed in common
-rounds, and their pixels are compared with those of the first way. The first resizer is Pillow's bicubic filter, which
+The command line is `python -m benchmarks.shards.hosts.pictures LINEUP FOLDER ROUNDS`. LINEUP is `decoders` or
+`resizers`, and FOLDER has a folder of JPEG files for each size. All contenders of a lineup are timed in common rounds,
+and their pixels are compared with those of the first contender. The first resizer is Pillow's bicubic filter, which
 becomes wider when it makes an image smaller.
 """
 # pyright: reportMissingImports=false, reportMissingTypeStubs=false, reportUnknownLambdaType=false
@@ -33,7 +34,7 @@ READING_S = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Way(Generic[Item]):
-    """A contender.
+    """A contender: one way to decode images, or to crop and resize them.
 
     Attributes:
         name: The name in the records.
@@ -114,9 +115,10 @@ Crop = tuple[np.ndarray, tuple[int, int, int, int]]
 
 
 def by_pillow(kind: Image.Resampling, reducing_gap: float | None = None) -> Make[Crop]:
-    """Returns Pillow's resize.
+    """Returns a function that crops and resizes with Pillow's filter `kind`.
 
-    With `reducing_gap`, Pillow first reduces by an integer factor to at least this multiple of the final size.
+    With `reducing_gap`, Pillow first reduces the image by an integer factor. The reduced image is at least
+    `reducing_gap` times as large as the final one.
     """
 
     def resize(crop: Crop) -> np.ndarray:
@@ -127,7 +129,7 @@ def by_pillow(kind: Image.Resampling, reducing_gap: float | None = None) -> Make
 
 
 def by_open_cv(name: str) -> Make[Crop]:
-    """Returns OpenCV's resize with the interpolation of this name, on one thread."""
+    """Returns a function that crops and resizes with OpenCV's interpolation `name`, on one thread."""
     import cv2
 
     cv2.setNumThreads(1)
@@ -152,7 +154,10 @@ def by_torchvision(crop: Crop) -> np.ndarray:
 
 
 def crops(folder: Path) -> list[Crop]:
-    """Returns each image of a folder with a random square of at least half its shorter side, as in training."""
+    """Returns each image of a folder with a random square to crop, as in training.
+
+    The side of the square is at least half the shorter side of the image.
+    """
     found: list[Crop] = []
     for number, image in enumerate(map(pillow(), files(folder))):
         random = np.random.default_rng(number)
@@ -189,7 +194,7 @@ LINEUPS: Mapping[str, tuple[Sequence[Way[Any]], Callable[[Path], list[Any]]]] = 
 
 
 def main(lineup: str, folder: Path, rounds: int) -> None:
-    """Prints the results of all ways of a lineup at all sizes as JSON."""
+    """Prints the results of all contenders of a lineup at all sizes as JSON."""
     torch.set_num_threads(1)
     ways, load = LINEUPS[lineup]
     answers: list[dict[str, Any]] = []
@@ -199,7 +204,7 @@ def main(lineup: str, folder: Path, rounds: int) -> None:
 
 
 def _compared(ways: Sequence[Way[Item]], items: Sequence[Item], rounds: int) -> list[dict[str, Any]]:
-    """Returns the result of each way; the pixels of the first way are those with which the others are compared."""
+    """Returns the result of each contender. All pixels are compared with those of the first contender."""
     right = [ways[0].build()(each) for each in items]
     found = {way.name: _probed(way, items, right) for way in ways}
     calls = {way.name: partial(_seconds_each, way.build(), items) for way in ways if found[way.name]["skipped"] is None}
@@ -208,7 +213,10 @@ def _compared(ways: Sequence[Way[Item]], items: Sequence[Item], rounds: int) -> 
 
 
 def _probed(way: Way[Item], items: Sequence[Item], right: Sequence[np.ndarray]) -> dict[str, Any]:
-    """Returns the version of a way and the differences of its pixels, or the reason why it does not run."""
+    """Returns the version of a contender's package, and how its pixels differ from those in `right`.
+
+    If the contender does not run, the reason is returned instead of the differences.
+    """
     found: dict[str, Any] = {"versions": {}, "skipped": None, "more": None}
     try:
         found["versions"] = {way.package: version(way.package)}
@@ -227,7 +235,7 @@ def _probed(way: Way[Item], items: Sequence[Item], right: Sequence[np.ndarray]) 
 def _seconds_each(make: Make[Item], items: Sequence[Item]) -> float:
     """Returns the mean seconds for one item.
 
-    All items are processed again and again for at least READING_S seconds, and no result is kept.
+    `make` processes all items repeatedly for at least READING_S seconds, and no result is kept.
     """
     make(items[0])
     begin, count = time.perf_counter(), 0

@@ -1,4 +1,7 @@
-"""Runs one pass of one system in this process, after the imports, and measures it."""
+"""Runs one pass over a dataset with one system in this process, and measures it.
+
+The imports are done before the measurement begins.
+"""
 
 import json
 import os
@@ -28,7 +31,8 @@ Decoded = tuple[np.ndarray, Any]
 def main(opened: Open, before: Callable[[Task], object] = bool) -> None:
     """Runs the task that is given as JSON on standard input, and prints its measurements as JSON.
 
-    `before` runs first, and its time is not measured. The output of libraries goes to standard error.
+    `opened` returns the loader for the task. `before` runs first, and its time is not measured. The output of libraries
+    goes to standard error.
     """
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -39,7 +43,7 @@ def main(opened: Open, before: Callable[[Task], object] = bool) -> None:
 
 
 def run(opened: Open, task: Task) -> Pass:
-    """Runs one pass and measures it."""
+    """Runs one pass over the dataset and measures it. `opened` returns the loader for the task."""
     process, cpu_before = psutil.Process(), _cpu_s()
     bare = process.memory_full_info()
     begin, first, samples = time.monotonic(), 0.0, 0
@@ -72,14 +76,17 @@ def opening(task: Task) -> Callable[[Raw], Any]:
 
 
 def seen(pixels: np.ndarray, annotation: Any) -> tuple[tuple[int, ...], Any]:
-    """Returns the shape of an image in place of its pixels, which are freed at once, as after a resize in training."""
+    """Returns the shape of an image instead of its pixels, with the annotation.
+
+    So the pixels are freed at once, as training frees them after a resize.
+    """
     return pixels.shape, annotation
 
 
 def collating(task: Task) -> Callable[[Sequence[Any]], Batch]:
-    """Returns the function that converts a list of samples to what a loader process sends to the main process.
+    """Returns the function that converts a list of samples to the object that a loader process sends.
 
-    This is a batch with all samples if the task is `delivered`, and otherwise the number of samples.
+    The object is a batch with all samples if `task.delivered` is true, and otherwise the number of samples.
     """
     if not task.delivered:
         return len

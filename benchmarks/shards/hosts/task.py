@@ -1,4 +1,4 @@
-"""Defines the tasks and the answers of a host, which are sent as JSON."""
+"""Defines the task of a host (a process that reads a dataset) and its answer. Both are sent as JSON."""
 
 from dataclasses import dataclass
 
@@ -14,11 +14,11 @@ class Task:
         urls: The addresses of the shards, for a system that has no index.
         cache: An empty folder for a system that caches what it fetches; "" without a cache.
         samples: The number of samples in the dataset.
-        decode: Images are decoded to RGB and annotations are parsed; otherwise both are read as bytes.
-        shuffle: The system shuffles with its defaults.
+        decode: Whether images are decoded to RGB and annotations are parsed. Otherwise both are read as bytes.
+        shuffle: Whether the system shuffles, with its default settings.
         workers: The number of DataLoader processes; with 0 the host reads in its own process.
-        delivered: Whole batches are sent to the main process; otherwise only their sizes.
-        position: The sample of the epoch at which the pass begins.
+        delivered: Whether whole batches are sent to the main process. Otherwise only their sizes are sent.
+        position: The index of the first sample of the pass in the order of the epoch.
         batches: The number of batches after which the pass ends; 0 reads to the end of the epoch.
     """
 

@@ -16,7 +16,7 @@ BUFFER = 1000
 def opened(task: Task) -> Iterable[Any]:
     """Returns a loader that yields the batches of the task.
 
-    webdataset reaches `position` only by reading all samples before it; they are dropped undecoded.
+    webdataset reaches `task.position` only by reading all samples before it. They are dropped without decoding.
     """
     samples = wds.WebDataset(
         list(task.urls), shardshuffle=len(task.urls) if task.shuffle else False, seed=0, empty_check=False
