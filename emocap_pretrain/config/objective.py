@@ -1,7 +1,7 @@
 """Defines the settings of the losses and of the mining of positives.
 
-docs/method.md defines what they mean, and `training/objective.py` builds the terms of the loss from them. Rules that
-need torch or `emocap_kernels`, such as whether some term reads the teacher, are checked there.
+docs/method.md defines what they mean, and `training/objective.py` builds the terms of the loss from them. It also
+checks the rules that need torch or `emocap_kernels`, such as whether some term reads the teacher.
 """
 
 from typing import Literal, Self
@@ -16,7 +16,10 @@ Kind = Literal["infonce", "mil_nce", "sigmoid", "soft"]
 
 
 class MiningRuleConfig(Section):
-    """Configures which candidate pairs are mined, and whether a mined pair is a positive or is ignored."""
+    """Configures which pairs are mined, and whether they become positives or are only left out of the negatives.
+
+    Mining searches a batch for pairs that are similar enough to count as positives, besides those that are known.
+    """
 
     threshold: float | None = Field(
         default=None, ge=-1, le=1, description="Least cosine similarity of a pair that is mined; null sets no limit."
@@ -37,7 +40,10 @@ class MiningRuleConfig(Section):
 
 
 class LocalMiningConfig(MiningRuleConfig):
-    """Configures the mining of the local loss, which compares sentences to find pairs of an image and a sentence."""
+    """Configures the mining of pairs of an image and a sentence for the local loss.
+
+    Such a pair is mined if the sentence is similar to a sentence of the image. Images are not compared.
+    """
 
 
 class MiningConfig(MiningRuleConfig):
@@ -49,7 +55,10 @@ class MiningConfig(MiningRuleConfig):
 
 
 class TeacherConfig(Section):
-    """Configures the teacher: a frozen image tower that reads the same images and says which of them are alike."""
+    """Configures the teacher: a frozen image tower that encodes the same images.
+
+    The similarities of its vectors show which images are alike.
+    """
 
     name: str = Field(description="Model name in timm.")
     pretrained: FolderOrName = Field(description="'hub' for timm's weights, or a local .safetensors file.")

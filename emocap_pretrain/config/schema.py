@@ -1,12 +1,13 @@
 """Defines every setting of a run, with its default and its bounds. This module imports neither torch nor Ray.
 
-`Config` is the whole, and each section is a class of its own, so that a part of the program takes only the section that
-it needs. `load.py` makes a `Config` of a file, `explain.py` explains errors, and `stored.py` converts a config to the
-form in which a run stores it. The descriptions are shown by editors (JSON schema) and in messages about missing keys.
+`Config` holds all settings. Each section is a class of its own, so that a part of the program takes only the section
+that it needs. `load.py` makes a `Config` from a file, `explain.py` explains errors, and `stored.py` converts a config
+to the form in which a run stores it. Editors show the descriptions of the settings (JSON schema), and so do messages
+about missing keys.
 
-A new setting must have a default that behaves as before, because resuming compares the stored settings of a run with
-those of today (decision 20). What a setting cannot express alone is checked by a validator of the smallest section that
-contains all that the rule reads.
+A new setting must have a default with which a run behaves as it did before the setting existed, because a resumed run
+compares its stored settings with the present ones (decision 20). A rule about several settings is checked by a
+validator of the smallest section that contains all of them.
 """
 
 import copy
@@ -81,7 +82,8 @@ class DataConfig(Section):
         """Returns the number of samples that are shuffled together.
 
         The default is so large that a batch contains samples of many shards. If a window held little more than a batch,
-        the samples of a shard would meet in the same step in every epoch, as each other's negatives.
+        the samples of a shard would be in the same step in every epoch, and so they would always be negatives of each
+        other.
         """
         return self.shuffle_window or max(8 * global_batch, 1 << 14)
 
@@ -118,7 +120,7 @@ class TextArchitectureConfig(Section):
 
 
 class PartLengthsConfig(Section):
-    """Limits the number of tokens of each caption part, including start and end; longer texts are cut."""
+    """Limits the number of tokens of each caption part, including the start and end tokens; longer texts are cut."""
 
     global_: Length = Field(default=48, alias="global", description="Most tokens of a global caption.")
     local: Length = Field(default=40, description="Most tokens of a local sentence.")
@@ -132,7 +134,7 @@ class PartLengthsConfig(Section):
 
 
 class TextTowerConfig(Section):
-    """Configures the text tower, which is new (`architecture`) or a model of transformers (`pretrained`)."""
+    """Configures the text tower: a new encoder (`architecture`) or one of Hugging Face transformers (`pretrained`)."""
 
     architecture: TextArchitectureConfig = Field(
         default=TextArchitectureConfig(), description="Sizes of an encoder from scratch; unused with pretrained."
@@ -177,7 +179,7 @@ class ModelConfig(Section):
 
 
 class SgdConfig(Section):
-    """Configures the optimizer `sgd` beyond the common settings."""
+    """Holds the settings that only the optimizer `sgd` has."""
 
     momentum: Decay = Field(default=0.9, description="Share of the last update that the next one keeps; 0 keeps none.")
     nesterov: bool = Field(default=False, description="Nesterov's form of the momentum.")
@@ -190,7 +192,7 @@ class SgdConfig(Section):
 
 
 class AdafactorConfig(Section):
-    """Configures the optimizer `adafactor` beyond the common settings."""
+    """Holds the settings that only the optimizer `adafactor` has."""
 
     beta2_decay: Annotated[float, Field(le=0)] = Field(
         default=-0.8, description="Exponent c of beta2 = 1 - step^c, the decay of the mean of squared gradients."
@@ -376,7 +378,7 @@ class Config(Section):
 
     `url` is the folder of the run, which contains its checkpoints and its report. Another attempt with the same `url`
     resumes the run (decision 6). Settings that decide what is learned must then be equal; `config/stored.py` lists the
-    others.
+    settings that may differ.
 
     A config is immutable. Only code that opens, runs or stores a whole run takes it; other parts take one section or
     plain values (docs/architecture.md). It contains secrets where the file had `${oc.env:...}`, so it must be stored
@@ -441,7 +443,10 @@ class Config(Section):
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """Returns the values of environment variables that messages must not show. Other processes mask them too."""
+        """Returns the values of environment variables that messages must not show.
+
+        A process that receives this config from another process must mask them in its own messages too.
+        """
         return self._secrets
 
     def with_interpolations(self, texts: dict[Keys, str], secrets: Sequence[str] = ()) -> "Config":

@@ -1,12 +1,13 @@
 """Converts settings to the tree that `run.json` and checkpoints store, and reads trees that another version has stored.
 
 A stored config contains every setting, the number of its schema, and the list `set` of the keys that the user has set.
-All other keys had their defaults. A key contains the number of an entry in a list of sections, such as
-`data.mix.0.url`. A later version may add a setting, if its default keeps the behaviour of the earlier
+All other keys had their defaults. The key of a setting in a list of sections contains the position of the section in
+the list, as in `data.mix.0.url`. A later version may add a setting, if its default keeps the behaviour of the earlier
 versions. A version that renames or drops a setting needs a `Migration`. See docs/decisions/20-documents-of-a-run.md.
 
-The list `set` decides about settings that this version does not know. One that nobody set had its default, and a
-default behaves as this version does, so it can be ignored. One that somebody set may have changed what was learned.
+Stored settings of a later version may contain a setting that this version does not know. The list `set` shows whether
+it can be ignored. If the user has not set it, it had its default, with which the later version behaves as this version
+does, so it is ignored. If the user has set it, it may have changed what was learned.
 """
 
 import copy
@@ -55,9 +56,9 @@ class Migration:
     """Describes how settings changed from one schema to the next, by dotted keys.
 
     Args:
-        renamed: For the old key of each renamed setting or section, its new key.
-        dropped: For each removed setting, the value that corresponds to the behaviour of this version. Other values are
-            refused.
+        renamed: The new key of each renamed setting or section, by its old key.
+        dropped: The only accepted value of each removed setting, by its key: the value with which earlier versions
+            behaved as this version always does. Stored settings with another value are refused.
     """
 
     renamed: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -83,11 +84,13 @@ def current(
 ) -> Tree:
     """Converts stored settings to this version: migrates them, fills in defaults and leaves out unknown settings.
 
-    An unknown setting that the user had set is logged as a warning, or refused if its key is decisive.
+    If the user had set an unknown setting, a warning is logged, or an error is raised if the setting is decisive: if it
+    may decide what is learned.
 
     Args:
         stored: The tree that `dump` of this or of another version returned.
-        decisive: Prefixes of decisive keys; by default all settings that must not change during a run are decisive.
+        decisive: Prefixes of the keys of decisive settings. By default all settings that must not change during a run
+            are decisive.
         migrations: The migrations of this version.
 
     Raises:
@@ -114,7 +117,9 @@ def current(
 
 
 def filled(tree: Mapping[str, Any], section: type[BaseModel]) -> Tree:
-    """Returns a stored section, in which each missing setting has its default. A required setting stays missing.
+    """Returns a copy of a stored section, in which each missing setting has its default.
+
+    A missing setting without a default stays missing.
 
     The values are not validated, so the result can be compared with other stored settings even if a value is wrong.
     """
@@ -155,7 +160,7 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Tree:
 
 
 def _numbered(value: Any) -> Any:
-    """Returns a tree in which each list of sections is a section, whose keys are the numbers of the entries."""
+    """Returns a copy of a tree, in which each list of sections is a mapping from "0", "1", ... to its sections."""
     if isinstance(value, list) and value and all(isinstance(each, dict) for each in cast("list[Any]", value)):
         value = {str(number): each for number, each in enumerate(cast("list[Any]", value))}
     if isinstance(value, dict):

@@ -1,8 +1,8 @@
 """Defines the batch that one rank feeds to its towers in one step.
 
 `Collate` in `loader.py` makes batches, the engine encodes them, and `training/representation_cache.py` cuts them into
-passes. Batches are plain values: every method returns a new batch, except `share_memory_`, which moves the tensors in
-place.
+passes. Batches are plain values: a method that changes tensors returns a new batch, except `share_memory_`, which moves
+the tensors in place.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,8 +18,8 @@ class Texts:
     """Holds tokenized texts, such as the texts of one caption part for the images of a batch.
 
     A part that is aligned with whole images has one text for each image, in the order of the images, and `owner` is
-    None. A part that is aligned with patches has any number of texts for an image, also none, and `owner` names the
-    image of each text.
+    None. A part that is aligned with patches has zero, one or more texts for each image, and `owner` contains the row
+    of each text's image.
 
     Attributes:
         ids: Token ids, padded at the end to the longest text.
@@ -38,8 +38,9 @@ class Texts:
     def starts(self, rows: Sequence[int]) -> list[int]:
         """Returns, for each of these image rows, the index of its first text. Synchronizes with the device once.
 
-        An image without texts gets the index of the next image's first text, so the texts of the rows from `a` to `b`
-        lie between two neighbouring results. A row number past the last image gives the number of texts.
+        An image without texts gets the index of the next image's first text. So if `starts([a, b])` returns `[i, j]`,
+        the image rows from `a` up to and without `b` have the texts from `i` up to and without `j`. The row after
+        the last image gives the number of texts.
 
         >>> owner = torch.tensor([0, 0, 2])
         >>> Texts(torch.zeros(3, 1).long(), torch.ones(3, 1).bool(), owner).starts([0, 1, 2, 3])
@@ -51,9 +52,9 @@ class Texts:
         return torch.searchsorted(self.owner, self.owner.new_tensor(rows)).tolist()
 
     def piece(self, span: slice, first_row: int) -> "Texts":
-        """Returns the texts in a span, renumbered so that image row `first_row` becomes row 0.
+        """Returns the texts at the indices `span`. In their `owner`, image row `first_row` becomes row 0.
 
-        The tensors are views of those of this object, except `owner`.
+        The result shares the memory of this object, except that of `owner`.
         """
         owner = None if self.owner is None else self.owner[span] - first_row
         identity = None if self.identity is None else self.identity[span]

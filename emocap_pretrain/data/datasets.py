@@ -1,7 +1,8 @@
 """Opens the datasets of a run: computes their digest, opens a rank's stream, and trains a tokenizer on the captions.
 
-Most functions here take settings and read the datasets that they name. `open_stream` is what training uses in every
-step; the other functions run once, when a run is opened, checked or tracked. None of them is a collective.
+Most functions here take settings and read the datasets that the settings name. They are called only when a run is
+opened, checked or tracked. In every step, training uses only the stream that `open_stream` has returned. None of the
+functions is a collective.
 """
 
 import hashlib
@@ -52,7 +53,10 @@ def train_tokenizer(data: DataConfig, vocabulary: int) -> Tokenizer:
 
 
 def tokenizer_of(settings: TextTowerConfig, data: DataConfig) -> Tokenizer:
-    """Returns the tokenizer of a new run: it is trained on the data, or read from the folder or hub in the settings."""
+    """Returns the tokenizer of a new run.
+
+    It is trained on the captions of `data`, or read from the folder or Hugging Face hub name in the settings.
+    """
     if settings.tokenizer == "data":
         return train_tokenizer(data, settings.vocabulary)
     return Tokenizer.load(settings.tokenizer)
@@ -60,10 +64,10 @@ def tokenizer_of(settings: TextTowerConfig, data: DataConfig) -> Tokenizer:
 
 @dataclass(frozen=True, slots=True)
 class CutTexts:
-    """Counts texts, and how many of them are cut because they have more tokens than the text tower reads.
+    """Holds the number of texts, and how many of them are cut because they have more tokens than the text tower reads.
 
-    Cut texts are counted because a cut is silent otherwise, and two texts that are equal after the cut are one text for
-    the loss.
+    Cut texts are counted because otherwise the user would not notice a cut. For the loss, two texts that are equal
+    after the cut are the same text.
 
     Attributes:
         kind: Name of a caption part, or "prompts".
@@ -98,7 +102,7 @@ class CutTexts:
 def cut_captions(
     datasets: Sequence[MixtureDatasetConfig], tokenizer: Tokenizer, lengths: PartLengthsConfig
 ) -> tuple[int, list[CutTexts]]:
-    """Counts the cut texts of the first 2,000 samples at most.
+    """Counts the cut texts in the captions of the first 2,000 samples, or of all samples if there are fewer.
 
     Returns:
         The number of samples that were read, and the counts for each caption part.
@@ -114,7 +118,7 @@ def cut_captions(
 def _first_captions(
     datasets: Sequence[MixtureDatasetConfig], samples: int, *, error_budget: int
 ) -> Iterator[tuple[Caption, ...]]:
-    """Yields a tuple with the captions of a sample, for each of the first samples in the order of the manifest."""
+    """Yields the captions of each of the first `samples` samples as a tuple, in the order of the manifests."""
     # `encoded_steps` leaves the images undecoded. The batch size only says how many samples are read together.
     stream = Stream(url=_mixture(datasets), global_batch=256, shuffle=False, epochs=1, error_budget=error_budget)
     encoded = itertools.chain.from_iterable(portion.samples for portion in stream.encoded_steps())
@@ -161,7 +165,8 @@ def digest_of(manifests: Sequence[Manifest]) -> str:
     """Returns the digest that identifies the datasets of a run; `manifests` are in the order of the settings.
 
     A checkpoint stores it, and a run does not resume on data with another digest. For a single dataset it is the digest
-    of its manifest, as `emocap inspect` prints it. Weights of a mixture do not count; the stored config holds them.
+    of its manifest, whose first characters `emocap inspect` prints. The weights of a mixture are not part of the
+    digest, because the stored config contains them.
     """
     digests = [manifest.digest for manifest in manifests]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
@@ -172,7 +177,8 @@ class DatasetUse:
     """Describes a packed dataset and its purpose in a run, for the tracker and for plots.
 
     Attributes:
-        url: The address in the config. It contains no secret, because a `${oc.env:...}` text in it is not replaced.
+        url: The address as the run stores it, without secrets: a `${oc.env:...}` text of the config file is not
+            replaced by its value.
         digest: SHA-256 of the manifest.
         samples: Number of samples.
         purpose: Whether the run trains on the dataset or is evaluated on it.
@@ -230,7 +236,7 @@ def _use(
 
 
 def foreign_data(data: DataConfig, run_url: str) -> str:
-    """Returns the error message for a run whose checkpoint was trained on other data; it shows no secrets."""
+    """Returns the error message for a run whose checkpoint was trained on other data. The message shows no secrets."""
     addresses = " with ".join(open_store(dataset.url).url for dataset in data.datasets)
     return (
         f"{addresses} is not the data that {open_store(run_url).url} was trained on: a manifest has changed. "

@@ -1,12 +1,13 @@
 """Makes batches from the samples of a stream, in loader processes or in the training process.
 
-`batches` is the entry. In each loader process, `_Steps` asks the stream for its steps, `Collate.prepare` augments each
-sample as soon as it is decoded, and `Collate` makes tensors of the samples of a step. The batch comes to the training
-process through shared memory, together with the cursor after its samples, which a checkpoint stores. So it does not
-matter for resuming how far the loader processes have read ahead (decision 1).
+Training calls `batches`. In each loader process, `_Steps` asks the stream for its steps, `Collate.prepare` augments
+each sample as soon as it is decoded, and `Collate` makes tensors of the samples of a step. The batch comes to the
+training process through shared memory, together with the cursor after its samples, which a checkpoint stores. So it
+does not matter for resuming how far the loader processes have read ahead (decision 1).
 
 Much of this file is about how loader processes end. `_share`, `shrink_to_fit`, `_signals_blocked`, `_init_worker` and
-`_raise_errors` each prevent a case in which a rank waits for a batch that never comes, or a process outlives its rank.
+`_raise_errors` each prevent a case in which a rank would wait for a batch that never comes, or in which a loader
+process would continue after its rank has ended.
 """
 
 import errno
@@ -54,9 +55,9 @@ log = logging.getLogger(__name__)
 class Collate:
     """Makes a batch from the prepared samples of one step. A `Collate` can be pickled for loader processes.
 
-    Each sample passes `prepare` first, and then all samples of the step together are made a batch by a call of the
-    object. Both are deterministic: the result depends on the samples, the settings and `seed`, and not on the rank, the
-    process or the order of calls (decision 2).
+    `prepare` is called for each sample alone. Then the `Collate` object is called with all prepared samples of a step,
+    and returns the batch. Both calls are deterministic: their results depend on the samples, the settings and `seed`,
+    and not on the rank, the process or the order of calls (decision 2).
 
     Attributes:
         tokenizer: Encodes the captions.
@@ -79,9 +80,9 @@ class Collate:
     def prepare(self, sample: Sample) -> Sample:
         """Returns the sample with the augmented image for its epoch. If that image is mirrored, so is the caption.
 
-        An image whose caption cannot be mirrored is never mirrored. The image of the result has the size that the
-        towers need. The stream calls this for each sample by itself, while the decoded image is still in the CPU's
-        cache; to keep the decoded images of a whole step first cost a third of the time of decoding.
+        An image whose caption cannot be mirrored is never mirrored. The image of the result has the size that the image
+        tower needs. The stream calls this method as soon as it has decoded a sample, while the decoded image is still
+        in the CPU's cache. Collecting the decoded images of a whole step first cost a third of the time of decoding.
         """
         key = (self.seed, sample.epoch, sample.index)
         mirrored_caption = mirrored(sample.caption) if self.flip else None
@@ -96,7 +97,7 @@ class Collate:
     def batch_bytes(self, rows: int) -> int:
         """Estimates the size of a batch of `rows` samples in shared memory, in bytes, if all texts have full length.
 
-        It counts `Part.texts_per_image` texts for each image, so a batch with more local sentences may be larger.
+        It assumes `Part.texts_per_image` texts for each image, so a batch with more local sentences may be larger.
         """
         tokens = sum(part.texts_per_image * self.lengths[part.name] for part in self.parts)
         return rows * (3 * self.pixels**2 + TOKEN_BYTES * tokens) + PAGES_BYTES
@@ -122,8 +123,9 @@ class Collate:
 def _identities(texts: Texts) -> torch.Tensor:
     """Returns a hash of the tokens of each text, without padding. Equal tokens have equal hashes on every rank.
 
-    The tokens are those that the tower reads, after truncation: for the loss, two captions that differ only in the part
-    that is cut are the same text. Python's own `hash` of bytes differs between processes, so it is of no use here.
+    The tokens are those that the tower reads, after truncation: for the loss, two texts are the same text if they
+    differ only in the tokens that are cut off. Python's own `hash` of bytes cannot be used, because it differs between
+    processes.
     """
     rows = (ids[mask].tobytes() for ids, mask in zip(texts.ids.numpy(), texts.mask.numpy(), strict=True))
     digests = (hashlib.blake2b(row, digest_size=8).digest() for row in rows)
@@ -133,7 +135,7 @@ def _identities(texts: Texts) -> torch.Tensor:
 class LoadedBatch(NamedTuple):
     """Holds a batch, the cursor after its last sample, and the damaged samples that were left out of the batch.
 
-    It is a named tuple because DataLoader looks into tuples when it pins memory.
+    It is a named tuple because DataLoader pins the memory of a batch that it finds in a tuple, but not in a dataclass.
     """
 
     batch: Batch
@@ -142,7 +144,7 @@ class LoadedBatch(NamedTuple):
 
 
 class _Steps(IterableDataset[LoadedBatch | EmocapError | ShardsError]):
-    """Yields the batches of this rank. Loader process `w` of `n` makes those of the steps w, w + n, w + 2n and so on.
+    """Yields the batches of this rank. Loader process w of n makes the batches of the steps w, w + n, w + 2 * n, ...
 
     DataLoader asks its processes in turn, so the training process receives the steps in order. Neither the order nor
     the content of batches depends on the number of processes (decision 1).
@@ -170,8 +172,8 @@ class _Steps(IterableDataset[LoadedBatch | EmocapError | ShardsError]):
 def _share(batch: Batch) -> None:
     """Moves the batch to shared memory, in the main thread of the loader process.
 
-    Otherwise DataLoader moves the batch in another thread. If /dev/shm is full, that thread prints a traceback and
-    drops the batch, and training waits for the batch forever.
+    Without this call, DataLoader would move the batch in another thread. If /dev/shm is full, that thread prints a
+    traceback and drops the batch, and training waits for the batch without end.
 
     Raises:
         DataError: If /dev/shm is full.
@@ -191,12 +193,12 @@ def _no_room(what: str) -> DataError:
 def shrink_to_fit(data: DataConfig, *, each_bytes: int, ranks: int, free_bytes: int) -> DataConfig:
     """Reduces the numbers of loader processes and of prefetched batches, so that all batches fit into /dev/shm.
 
-    A container has only 64 MB of /dev/shm by default. Prefetched batches are given up before loader processes. The
-    order and the content of batches do not depend on either number.
+    A container has only 64 MB of /dev/shm by default. The number of prefetched batches is reduced first, down to 1, and
+    the number of loader processes only after that. The order and the content of batches do not depend on either number.
 
     Args:
         data: The settings of the run.
-        each_bytes: Size of a batch.
+        each_bytes: Size of one batch.
         ranks: Number of ranks on this host, which share its /dev/shm.
         free_bytes: Free space of /dev/shm.
 
@@ -303,10 +305,10 @@ def batches(
 
 @contextmanager
 def _signals_blocked() -> Generator[None]:
-    """Blocks SIGTERM and SIGINT in the `with` block. Processes that are started there begin with blocked signals.
+    """Blocks SIGTERM and SIGINT in the `with` block. Processes that are started in it begin with blocked signals.
 
-    Otherwise a signal to the process group would end a loader process that has not run `_init_worker` yet. This process
-    receives the blocked signals after the `with` block.
+    Without this, a signal to the process group would end a loader process that has not run `_init_worker` yet. This
+    process receives the signals that arrived in the block after it.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
@@ -357,10 +359,10 @@ def _init_worker(_: int, *, known: tuple[str, ...] = ()) -> None:
 
 
 def _end_with_parent() -> None:
-    """Ends this process when its parent ends. torch does not notice a parent that ends while this process starts.
+    """Ends this loader process when its parent, the training process, ends.
 
-    `join` returns when the parent has ended in any way, SIGKILL included, because it waits for a pipe that the kernel
-    then closes.
+    torch does not notice if the parent ends while this process is starting. `join` waits for a pipe that the kernel
+    closes when the parent ends, so it returns even after a SIGKILL.
     """
     parent = multiprocessing.parent_process()
     if parent is not None:

@@ -1,12 +1,12 @@
-"""Mirrors captions: in a mirrored image the left eye is the right one, so the words of the caption must change too.
+"""Mirrors captions: mirroring an image makes the left eye the right one, so the words of its caption must change too.
 
-The rule is conservative, because "left" and "right" have other meanings ("is left open", "the right expression"). The
-two words are exchanged only if every mention in a caption has one of a few unambiguous forms ("the left brow", "to the
-right.", "looks left,", "left and right"). A caption with another form cannot be mirrored, and then its image must not
-be mirrored either. Only English is supported.
+The words "left" and "right" also have other meanings ("is left open", "the right expression"). So they are exchanged
+only if each of them in a caption is used in one of a few unambiguous forms ("the left brow", "to the right.", "looks
+left,", "left and right"). A caption with another use of these words cannot be mirrored, and then its image must not be
+mirrored either. Only English is supported.
 
-A wrong exchange would teach the model a false caption. A caption that is not mirrored only costs one augmentation. So
-every rule here errs on the side of `None`.
+A wrong exchange would train the model on a false caption. If a caption is not mirrored, training only loses one
+augmented image. So `mirrored` returns None in every case of doubt.
 """
 
 import re

@@ -1,8 +1,9 @@
 """Defines the parts of a structured caption that a run can align with its images.
 
-The loader, the towers, the cached representations, the estimate of memory and the forecast of a step iterate over the
-active parts and mention no part by name. A new part needs a `Part` here, a weight in `config/objective.py` and a length
-in `config/schema.py`. docs/extend/part.md shows an example, and decision 23 gives the reason.
+Code that handles the parts of a caption, such as the loader, the towers and the estimate of memory, iterates over the
+active parts and mentions no part by name. A part is active if its weight is above 0. A new part needs a `Part` here, a
+weight in `config/objective.py` and a length in `config/schema.py`. docs/extend/part.md shows an example, and
+decision 23 gives the reason.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,10 +21,10 @@ class Part:
 
     Attributes:
         name: Its name in the config, in metrics and in reports.
-        texts: Function that returns the texts of this part in a caption; no texts if the caption lacks the part.
+        texts: Function that returns the texts of this part in a caption; an empty sequence if the caption has none.
         aligned_with: With "image", the loss compares one text with the pooled vector of the image; if a caption has no
             such text, its global sentence is used. With "patches", it compares any number of texts with the patches.
-        texts_per_image: Number of texts of an image that the estimates of memory and time assume.
+        texts_per_image: Number of texts for each image that the estimates of memory and time assume.
     """
 
     name: str

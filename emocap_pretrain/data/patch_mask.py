@@ -1,8 +1,8 @@
 """Finds the patches of an image that have more than one colour.
 
-Aligned faces often have borders of one colour, which no sentence describes. The local loss leaves these patches out if
-`objective.patch_mask` is set. The rule looks at pixels because nothing in a dataset says which patches show a face
-(decision 26).
+Images of aligned faces often have borders of one colour, which no sentence describes. The local loss leaves patches of
+one colour out if `objective.patch_mask` is set. The pixels decide, because a dataset does not contain which patches
+show a face (decision 26).
 """
 
 import math
@@ -37,7 +37,7 @@ def patches_with_contrast(
 
 
 def patches_along_a_side(patches: int, pixels: int) -> int:
-    """Returns the number of patches in a row of a square image with `pixels` pixels on a side.
+    """Returns the number of patches along one side of a square image with `pixels` x `pixels` pixels.
 
     Raises:
         ConfigError: If the patches do not divide the image into equal squares.

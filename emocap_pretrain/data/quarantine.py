@@ -1,9 +1,9 @@
 """Records the damaged samples that a run leaves out, for all ranks and attempts together.
 
-The stream of each loader process leaves damaged samples out within `data.error_budget` of its own. This module adds
-them up over processes, ranks and attempts, and holds the sum against the same budget. Between logged steps a rank only
-notes its samples (`add`); at a logged step with damage the ranks exchange them (`exchange`). If a rank must end between
-two exchanges, it writes its samples alone (`recorded`).
+The stream of each loader process leaves out up to `data.error_budget` damaged samples. This module adds them up over
+processes, ranks and attempts, and compares the sum with the same budget. Between logged steps a rank only collects its
+damaged samples (`add`). If some rank has any at a logged step, the ranks exchange them (`exchange`). If a rank must end
+between two exchanges, it writes its samples without the other ranks (`recorded`).
 """
 
 import logging
@@ -30,14 +30,14 @@ log = logging.getLogger(__name__)
 class Quarantine:
     """Keeps the list of damaged samples, which is equal on all ranks and stored in `quarantine.json` of the run folder.
 
-    A sample counts once, although it is met again in each epoch, and then perhaps by another rank. Only the training
-    thread calls the methods.
+    A sample counts once, although it is read again in each epoch, perhaps by another rank. Only the training thread
+    calls the methods.
 
     Args:
         store: The run folder.
         world: All ranks.
         budget: Number of samples that the run may leave out (`data.error_budget`).
-        rows: The damaged samples, in the order in which they were found.
+        rows: The damaged samples of all ranks and attempts, in the order in which they were added to the list.
     """
 
     store: Store
@@ -68,9 +68,9 @@ class Quarantine:
         return bool(self._pending)
 
     def exchange(self) -> list[QuarantinedSample]:
-        """Shares the samples that ranks have added since the last call. This is a collective.
+        """Shares the samples that the ranks have added since the last call. This is a collective.
 
-        Returns those of them that were not in the list yet. Rank 0 stores the new list.
+        Returns the shared samples that were not in the list yet. Rank 0 stores the new list.
 
         Raises:
             BudgetSpent: On all ranks, if the number of damaged samples exceeds the budget.
@@ -91,9 +91,9 @@ class Quarantine:
 
     @contextmanager
     def recorded(self, step: int) -> Generator[None]:
-        """Stores the samples of this rank at once if the `with` block raises `BudgetSpent`.
+        """Stores the damaged samples of this rank at once if the `with` block raises `BudgetSpent` in step `step`.
 
-        This needs no collective, because the other ranks may be unable to take part in one.
+        This is not a collective, because the other ranks may be unable to take part in one.
         """
         try:
             yield
@@ -119,7 +119,7 @@ class Quarantine:
 def _write_from_one_rank(store: Store, rows: Sequence[QuarantinedSample]) -> None:
     """Adds samples to `quarantine.json`, while other ranks may do the same. If the store fails, a warning is logged.
 
-    The caller is about to raise `BudgetSpent`. An error of the store here would hide that reason, so there is none.
+    Errors of the store are not raised, because the caller is about to raise `BudgetSpent`, which they would hide.
     """
     try:
         for _ in range(MAX_RACES):
@@ -154,7 +154,7 @@ def _stored(store: Store) -> list[QuarantinedSample]:
     """Returns the damaged samples that earlier attempts have stored.
 
     Raises:
-        ConfigError: If `quarantine.json` cannot be read. To ignore it would silently reset the budget.
+        ConfigError: If `quarantine.json` cannot be read. If the file were ignored, the budget would start again.
     """
     found = storage.read(store, QUARANTINE_FILE, QUARANTINE)
     if isinstance(found, Unreadable):

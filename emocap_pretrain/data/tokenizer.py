@@ -1,7 +1,7 @@
 """Turns texts into token ids, with a tokenizer that is trained on the captions or read from a folder or the hub.
 
-A checkpoint contains the tokenizer as JSON, so a resumed run and an evaluation never train or download it again. All
-forms are JSON; no tokenizer is a pickle, and none runs code of its own.
+A checkpoint contains the tokenizer as JSON, so a resumed run and an evaluation never train or download it again. No
+tokenizer is read from a pickle, and no code that comes with a tokenizer is executed.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,8 +21,8 @@ PAD, START, END = "<|pad|>", "<|start|>", "<|end|>"
 class Vocabulary(NamedTuple):
     """Holds two properties of a tokenizer that a text tower needs.
 
-    `size` is one more than the largest token id, so an embedding with `size` rows has one for each token. `pad_id` is
-    the id of the padding token.
+    `size` is one more than the largest token id, so an embedding table with `size` rows has a row for each token.
+    `pad_id` is the id of the padding token.
     """
 
     size: int
@@ -30,10 +30,11 @@ class Vocabulary(NamedTuple):
 
 
 class Tokenizer:
-    """Wraps a fast Hugging Face tokenizer, which adds start and end tokens. It can be pickled for loader processes.
+    """Wraps a fast Hugging Face tokenizer. A `Tokenizer` can be pickled for loader processes.
 
-    `counts` and `encode` set the truncation of the wrapped tokenizer before they use it. So one object must not be used
-    by two threads at a time. Each loader process has its own copy.
+    Most tokenizers add a start and an end token to each text. `counts` and `encode` set the truncation of the wrapped
+    tokenizer before they use it. So one object must not be used by two threads at a time. Each loader process has its
+    own copy.
     """
 
     def __init__(self, fast: FastTokenizer) -> None:
@@ -47,7 +48,7 @@ class Tokenizer:
     def trained_on(cls, texts: Iterable[str], vocabulary: int) -> "Tokenizer":
         """Trains byte-level BPE with `vocabulary` tokens on lower-cased texts. Equal texts give equal vocabularies.
 
-        The vocabulary may be smaller than `vocabulary` if the texts have too few different words.
+        The result may have fewer than `vocabulary` tokens if the texts have too few distinct words.
         """
         fast = FastTokenizer(models.BPE())
         fast.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
@@ -106,13 +107,13 @@ class Tokenizer:
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """Returns the size and the padding id. The id is 0 if the tokenizer has no padding token; padding is masked."""
+        """Returns the size and the padding id. The id is 0 if there is no padding token; the mask hides the padding."""
         # The names of the padding token in our own tokenizers, in those of BERT, and in those of RoBERTa.
         marks = (self._fast.token_to_id(mark) for mark in (PAD, "[PAD]", "<pad>"))
         return Vocabulary(self._size, next((each for each in marks if each is not None), 0))
 
     def counts(self, texts: Sequence[str]) -> list[int]:
-        """Returns the number of tokens of each text, including start and end tokens, without truncation."""
+        """Returns the number of tokens of each text without truncation, including the start and end tokens."""
         # The fast variant of `encode_batch` leaves out the places of tokens in the text, which nothing here needs.
         self._fast.no_truncation()
         return [len(row.ids) for row in self._fast.encode_batch_fast(list(texts))]
@@ -120,8 +121,9 @@ class Tokenizer:
     def encode(self, texts: Sequence[str], length: int) -> Texts:
         """Encodes texts and pads them at the end to the longest one. Every text has at least one token.
 
-        A tokenizer that adds no start and end tokens makes no token of blanks, or of characters that it drops. Such a
-        text becomes one padding token that is not masked, because a tower pools the vectors of a text's tokens.
+        If a tokenizer adds no start and end tokens, a text of blanks, or of characters that the tokenizer drops, has no
+        tokens. Such a text becomes one padding token that counts as real in `mask`, because a tower needs at least one
+        token to pool.
 
         Args:
             texts: The texts; an empty list gives tensors of shape [0, 1].
