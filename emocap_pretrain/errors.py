@@ -1,21 +1,22 @@
 """Defines all errors that this package raises on purpose.
 
     EmocapError
-    ├── ConfigError        a value that cannot work; raised before any process starts
-    ├── DataError          samples or captions that the model cannot be trained on
-    ├── TrainingError      the run cannot continue (non-finite loss)
-    │   ├── LostContact    another rank has ended or hangs; the run itself can resume
-    │   ├── Superseded     a newer attempt of the run has taken over
-    │   └── RolledBack     the loss guard refused a loss: the run returns to its newest checkpoint
-    ├── CheckpointError    a checkpoint that is absent, damaged, of another run, or that could not be saved
-    └── TrackingError      the tracker refused the run at its start
+    ├── ConfigError        a setting or an option has a wrong value; most are found before any process starts
+    ├── DataError          samples, captions or labels cannot be used for the run
+    ├── TrainingError      training cannot continue, for example because the loss is not finite
+    │   ├── LostContact    another rank has ended or hangs; a new attempt can resume the run
+    │   ├── Superseded     a newer attempt of the run has taken over, or the run's folder was deleted
+    │   └── RolledBack     the loss guard has refused an update: the run returns to its newest checkpoint
+    ├── CheckpointError    a checkpoint is absent, damaged or of another run, or could not be saved
+    └── TrackingError      MLflow cannot be used, or has not accepted all results
 
 Each message is one line that says what is wrong, where, and what to do.
 
-The class of an error decides what follows it. `terminal.errors_as_lines` ends a command with exit code 2 after a
-`ConfigError`, and with 1 after any other error of this tree. `RankGroup` raises a `ConfigError` or `Superseded` of one
-rank unchanged on all ranks. `run_folder.attempts` lists the classes after which a driver does not start the ranks again
-(`FINAL`), and those that a later attempt may not meet (`PASSING`).
+The class of an error decides what the program does next. `terminal.errors_as_lines` ends a command with exit code 2
+after a `ConfigError`, and with 1 after any other error of this tree. If one rank raises a `ConfigError` or
+`Superseded`, `RankGroup` raises an error of the same class with the same message on all ranks.
+`run_folder.attempts.FINAL` lists the classes after which a driver does not start the ranks again. `PASSING`, in the
+same module, lists the errors of other services, which a later attempt possibly does not raise again.
 """
 
 
@@ -38,8 +39,8 @@ class TrainingError(EmocapError):
 class LostContact(TrainingError):  # noqa: N818 - not an error of this rank
     """Another rank has died or hangs, so this rank cannot continue. A new attempt can resume the run.
 
-    This error is a consequence of the failure of another rank. So a record of it counts as the cause of the end of an
-    attempt only if no rank has recorded another failure (`run_folder.attempts.cause`).
+    This error is a consequence of the failure of another rank. So it is reported as the reason why an attempt has ended
+    only if no rank has recorded another failure (`run_folder.attempts.cause`).
     """
 
 
@@ -53,8 +54,9 @@ class Superseded(TrainingError):  # noqa: N818
 class RolledBack(TrainingError):  # noqa: N818
     """The loss guard has refused an update, and the run returns to its newest checkpoint.
 
-    When training reaches the step of that update again, it leaves the update out. A driver starts the next attempt at
-    once and does not count it as a restart, because `health.max_skips` limits the roll-backs of a run.
+    A driver starts the next attempt at once. When that attempt reaches the step of the refused update, it leaves the
+    update out. The driver does not count the attempt as a restart, because `health.max_skips` limits the number of
+    updates that a run leaves out.
     """
 
 
@@ -65,5 +67,6 @@ class CheckpointError(EmocapError):
 class TrackingError(EmocapError):
     """MLflow cannot be used, or has not accepted all results.
 
-    Training raises it only when it opens the tracker. Later, rows wait in a spool until MLflow accepts them.
+    Training raises this error only when it opens the tracker. Metrics that MLflow does not accept later wait in a queue
+    (the spool) until MLflow accepts them.
     """

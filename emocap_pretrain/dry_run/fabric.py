@@ -1,7 +1,8 @@
 """Describes the network of a job by a few numbers, and the compute rates of GPUs, for the forecast of `--dry-run`.
 
 The forecast is a model with assumed rates; docs/cluster-benchmarks.md compares it with measured steps. `workload.py`
-counts what a rank computes and receives, `step.py` makes a time of it, and `outlook.py` prints it.
+counts the operations and the received bytes of a rank, `step.py` computes the time of a step from these counts, and
+`outlook.py` formats the forecast.
 """
 
 from dataclasses import dataclass
@@ -13,10 +14,12 @@ GB = 1e9
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """Describes one rank's share of a network while all ranks use it. A message takes its latency, and then its bytes.
+    """Describes one rank's share of a network while all ranks use it.
+
+    A message of n bytes takes `latency_s + n / bytes_per_s` seconds.
 
     Attributes:
-        bytes_per_s: Rate in one direction.
+        bytes_per_s: Rate in each direction.
         latency_s: Latency of one message.
     """
 
@@ -31,10 +34,10 @@ class Fabric:
     Attributes:
         words: The description that the forecast prints.
         ranks_per_node: Number of ranks on each node.
-        inside: The links inside a node.
-        between: The links between nodes.
-        vectors_behind_loss: Share of the time of the loss in which embeddings can be exchanged at the same time. Only
-            the rest of the exchange delays a step.
+        inside: The network inside a node.
+        between: The network between nodes.
+        vectors_behind_loss: Fraction of the time of the loss, in [0, 1], that overlaps with the exchange of the
+            embeddings. Only the part of the exchange that does not overlap with the loss delays a step.
     """
 
     words: str
@@ -44,7 +47,7 @@ class Fabric:
     vectors_behind_loss: float = 0.5
 
     def nodes(self, ranks: int) -> int:
-        """Returns the number of nodes for `ranks` ranks."""
+        """Returns the number of nodes that `ranks` ranks need."""
         return -(-ranks // self.ranks_per_node)
 
 
@@ -66,11 +69,11 @@ def fabric_of(text: str) -> Fabric:
     """Returns the network that a command line option describes.
 
     Args:
-        text: The name of a preset in `FABRICS`, or three numbers `RANKS_PER_NODE,INSIDE,BETWEEN`. The second and the
-            third are the GB/s of a rank inside a node and between nodes.
+        text: The name of a preset in `FABRICS`, or three numbers `RANKS_PER_NODE,INSIDE,BETWEEN`. INSIDE and BETWEEN
+            are the rates in GB/s at which a rank receives from its own node and from other nodes.
 
     Raises:
-        ConfigError: If the text is neither.
+        ConfigError: If the text is neither a preset nor three such numbers.
     """
     if text in FABRICS:
         return FABRICS[text]
@@ -102,9 +105,11 @@ REACHED_FLOPS = 0.4
 
 
 def device_flops(name: str, *, half: bool) -> float | None:
-    """Returns the FLOP/s that a step is expected to reach on a GPU with this name in torch; None if it is unknown.
+    """Returns the FLOP/s that a step is expected to reach on a GPU; None if this type of GPU is unknown.
 
-    `half` is True for bfloat16, and False for float32. torch's name has further words, as in "NVIDIA H100 80GB HBM3".
+    Args:
+        name: The name that torch gives the GPU, such as "NVIDIA H100 80GB HBM3".
+        half: True for bfloat16, False for float32.
     """
     peaks = next((peaks for known, peaks in _PEAKS.items() if known in name), None)
     return None if peaks is None else REACHED_FLOPS * peaks[0 if half else 1]

@@ -1,19 +1,19 @@
-r"""Computes how often to save, and the share of time that is new work, if failures follow a Poisson process.
+r"""Computes how often to save, and the fraction of time in which new work is done, if failures are a Poisson process.
 
-A failure costs the restart, and the work since the newest committed checkpoint. Let \(M\) be the mean time between
-failures of the job, \(\delta\) the time for which a save stalls training, \(\tau\) the work between two saves, \(R\)
-the time of a restart and \(D\) the time from a snapshot until its checkpoint is committed. The share of time that is
-new work is exactly
+A failure costs the time of the restart, and the work since the newest committed checkpoint. Let \(M\) be the mean time
+between failures of the job, \(\delta\) the time for which a save stalls training, \(\tau\) the time of the work between
+two saves, \(R\) the time of a restart and \(D\) the time from a snapshot until its checkpoint is committed. The
+fraction of time in which new work is done is exactly
 
 $$\frac{\tau\,e^{-(R + D)/M}}{M\,(e^{(\tau + \delta)/M} - 1)}.$$
 
-Without D this is the inverse of Daly's expected run time (J. T. Daly, A higher order estimate of the optimum checkpoint
-interval for restart dumps, Future Generation Computer Systems 22, 2006). R and D appear only in the factor
-\(e^{-(R + D)/M}\), which does not depend on \(\tau\). So neither of them changes the best interval. D is in this factor
-because the time until a failure is memoryless, and \(\lfloor(x - D)/(\tau + \delta)\rfloor\) checkpoints are committed
-at the time \(x \ge D\) after a restart.
+For \(D = 0\) this is the inverse of Daly's expected run time for one unit of work (J. T. Daly, A higher order estimate
+of the optimum checkpoint interval for restart dumps, Future Generation Computer Systems 22, 2006). \(R\) and \(D\)
+appear only in the factor \(e^{-(R + D)/M}\), which does not depend on \(\tau\). So neither of them changes the best
+interval. \(D\) is in this factor for two reasons: the time until a failure is memoryless, and at the time \(x \ge D\)
+after a restart, \(\lfloor(x - D)/(\tau + \delta)\rfloor\) checkpoints are committed.
 
-The simulation in `benchmarks/cluster` processes the same failures one by one, and agrees with the formula.
+The simulation in `benchmarks/cluster` handles random failures of this kind one by one, and agrees with the formula.
 """
 
 import math
@@ -30,7 +30,8 @@ class FailureModel:
         stall_s: Time for which a save delays training, which is the time of the snapshot.
         commit_s: Time from the snapshot until the checkpoint is committed. It must be shorter than the interval between
             two saves.
-        restart_s: Time from a failure to the next new step: detection, start of the processes, restore.
+        restart_s: Time from a failure to the next new step. It includes the detection of the failure, the start of the
+            processes and the restoring of the checkpoint.
     """
 
     node_mtbf_s: float
@@ -48,7 +49,8 @@ class FailureModel:
 def young(model: FailureModel) -> float:
     """Returns the best interval between saves in seconds, to first order (J. W. Young, CACM 17(9), 1974).
 
-    It holds if a save is much shorter than the time between failures. `daly` has no such condition.
+    The approximation holds if the time of a save is much shorter than the time between failures. `daly` has no such
+    condition.
     """
     return math.sqrt(2 * model.stall_s * model.mtbf_s)
 
@@ -56,7 +58,7 @@ def young(model: FailureModel) -> float:
 def daly(model: FailureModel) -> float:
     """Returns the best interval between saves in seconds, to higher order (Daly 2006, equation 37).
 
-    It is infinite if nodes never fail.
+    The interval is infinite if nodes never fail.
     """
     stall, mtbf = model.stall_s, model.mtbf_s
     if math.isinf(mtbf):
@@ -68,9 +70,9 @@ def daly(model: FailureModel) -> float:
 
 
 def goodput(model: FailureModel, interval_s: float) -> float:
-    """Returns the share of time that is new work, in [0, 1], with `interval_s` seconds of work between saves.
+    """Returns the fraction of time in which new work is done, in [0, 1], by the formula of the module's docstring.
 
-    This is the formula of the module's docstring.
+    `interval_s` are the seconds of work between two saves.
     """
     mtbf = model.mtbf_s
     if math.isinf(mtbf):  # The limit of the formula. Its terms would be infinite and zero.

@@ -1,12 +1,13 @@
 """Estimates how much memory a rank needs, without allocating it.
 
-Activations are not estimated by a formula. The forward and backward passes run at the real batch size on fake tensors,
-which have a shape but no memory. The sizes of the storages that exist at the same time are added up. So any tower is
-covered, and blocks that backward recomputes are counted too (decision 8).
+Activations are not estimated by a formula, but by a trace. The forward and backward passes run at the real batch size
+on fake tensors, which have a shape but no memory. The sizes of the storages that exist at the same time are added up.
+So the estimate works for any tower, and activations that the backward pass recomputes are counted too (decision 8).
 
-What is not traced is computed: weights, gradients and optimizer state follow from the stage of ZeRO, and the loss from
-the sizes of its largest tensors, because it depends on the rows of all ranks. A step in several passes is traced for
-one pass; what it caches of all rows is computed (training/representation_cache.py).
+The rest is computed without a trace. The memory of weights, gradients and optimizer state follows from the stage of
+ZeRO. The memory of the loss follows from the sizes of its largest tensors, which depend on the rows of all ranks. If a
+rank encodes its rows in several passes, only one pass is traced, and the memory of the embeddings that are cached for
+all rows is computed (training/representation_cache.py).
 """
 
 import weakref
@@ -41,21 +42,23 @@ LOSS_BLOCKS = 4  # A block of the loss holds similarities, their exponentials, a
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
-    """Holds the estimated bytes on one rank's device at the peak of a step, without the overhead of CUDA and torch.
+    """Holds the estimated bytes on one rank's device when a step needs most, without the overhead of CUDA and torch.
 
     Attributes:
         parameters: Number of parameters of the model.
         weights: Bytes of the weights, including those of a teacher.
         gradients: Bytes of the gradients.
-        optimizer: Bytes of the optimizer's state and of its copy of the weights.
-        buffers: Bytes of the buffers of ZeRO.
+        optimizer: Bytes of the rank's part of the optimizer's state and, with ZeRO, of its copy of the weights that it
+            updates.
+        buffers: Bytes of the communication buffers of ZeRO.
         representations: Bytes of the images, texts and cached embeddings of all rows of a rank, and of the gradients of
-            the embeddings; 0 if a step is made in one pass.
+            the embeddings; 0 if a rank encodes its rows in one pass.
         activations: Largest number of bytes that tensors use at one time in the forward pass, the loss and the backward
             pass, without weights and their gradients and without `representations`.
-        state: Bytes of the optimizer's state over all ranks, as a checkpoint stores it.
+        state: Bytes of the optimizer's state of all ranks together, as a checkpoint stores it.
         patches: Number of patches of one image in the local loss.
-        row_flops: FLOP of both towers for one row, forward and backward, without the products within attention.
+        row_flops: FLOP for one row: the forward and backward passes of both towers, and the forward pass of a teacher.
+            The products within attention are not counted.
     """
 
     parameters: int
@@ -71,7 +74,7 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
-        """Returns the number of all bytes at the peak of a step."""
+        """Returns the bytes of all parts together when a step needs most."""
         held = self.weights + self.gradients + self.optimizer + self.buffers + self.representations
         return held + self.activations
 
@@ -88,7 +91,7 @@ class MemoryEstimate:
 
 
 def estimate(config: Config, ranks: int, *, on_gpu: bool, shortest: bool = False) -> MemoryEstimate:
-    """Estimates the memory of a rank by tracing one pass of one step.
+    """Estimates the memory of a rank by tracing one forward and backward pass of the towers.
 
     Args:
         config: The config of the run.
@@ -98,8 +101,8 @@ def estimate(config: Config, ranks: int, *, on_gpu: bool, shortest: bool = False
             assumes captions of the longest length with five local sentences each, for an upper bound.
 
     Raises:
-        ConfigError: If the optimizer does not support the stage of ZeRO, a key of `lr_scales` fits no parameter, or
-            `objective.patch_mask` is set for a tower whose patches form no square.
+        ConfigError: If the optimizer does not support the stage of ZeRO, if a key of `lr_scales` matches no parameter,
+            or if `objective.patch_mask` is set for a tower whose patches do not divide the image into equal squares.
     """
     captions = _Captions.of(config, shortest=shortest)
     split = batch_split(config.global_batch, config.micro_batch, ranks=ranks)
@@ -150,7 +153,7 @@ class _Captions:
     Attributes:
         lengths: Number of tokens of a text, by the name of its caption part.
         texts: Number of texts for each image, by the name of the part.
-        several: Names of the parts that can have any number of texts in one caption.
+        several: Names of the parts that can have more than one text in a caption, or none.
     """
 
     lengths: Mapping[str, int]
@@ -179,7 +182,7 @@ class _Captions:
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """Holds three attributes of `MemoryEstimate`, which follow from the trace of a pass."""
+    """Holds the three values of a `MemoryEstimate` that depend on the traced pass; `MemoryEstimate` explains them."""
 
     representations: int
     activations: int
@@ -189,7 +192,11 @@ class _Step:
 def _traced(
     model: TowerPair, teacher: Teacher | None, config: Config, split: BatchSplit, captions: _Captions, *, on_gpu: bool
 ) -> _Step:
-    """Traces one pass of the towers, and adds what the loss and the rows of the other passes need."""
+    """Traces one pass of the towers over the largest number of rows of a pass, and returns what follows from the trace.
+
+    The memory of the losses is added to that of the traced pass. If there are several passes, the memory that exists
+    for all rows of a rank (inputs, embeddings and their gradients) is computed from that of one pass.
+    """
     # Gradients of parameters are counted by `estimate`. Each is dropped as soon as it is complete.
     for parameter in model.parameters():
         parameter.register_post_accumulate_grad_hook(_drop_gradient)
@@ -223,10 +230,10 @@ def _traced(
 
 
 def _flops(model: TowerPair, teacher: Teacher | None, batch: Batch) -> int:
-    """Returns the FLOP of the forward and backward passes.
+    """Returns the FLOP of the towers' forward and backward passes and of the teacher's forward pass for `batch`.
 
-    This runs separately from the trace of the memory, because the counter keeps tensors alive. One row suffices, since
-    the FLOP of the towers are proportional to the rows.
+    This runs separately from the trace of the memory, because the counter of FLOP keeps tensors alive. The FLOP are
+    proportional to the rows, so a batch of one row suffices.
     """
     with FlopCounterMode(display=False) as counter:
         _sum(model(batch)).backward()
@@ -244,10 +251,10 @@ def _drop_gradient(parameter: Tensor) -> None:
 
 
 class _LiveStorages(TorchDispatchMode):
-    """Counts the bytes of storages that operators allocate within the block and that are not freed yet.
+    """Counts the bytes of the storages that operators have allocated within the `with` block and that are not freed.
 
     The storages of the tensors in `existing` are not counted. Storages are counted and not tensors, because views share
-    a storage. A storage leaves the count when Python frees it, so whatever autograd keeps for the backward pass counts.
+    a storage. A storage is counted until Python frees it, so tensors that autograd keeps for the backward pass count.
     """
 
     def __init__(self, existing: Iterable[Tensor]) -> None:
@@ -274,9 +281,9 @@ class _LiveStorages(TorchDispatchMode):
 
 
 def _loss_bytes(config: Config, captions: _Captions, rows: int, patches: int, *, on_gpu: bool) -> int:
-    """Returns the bytes that the losses of a rank need in addition to its embeddings and their gradients.
+    """Returns the bytes that the losses of a rank need in addition to its own embeddings and their gradients.
 
-    These are the texts of all ranks with their gradients, and the blocks of scores.
+    They hold the embeddings of the texts of all ranks, the gradients of these embeddings, and the blocks of scores.
     """
     gathered = config.global_batch * sum(captions.texts.values()) * config.model.embedding
     # `max(1, ...)` is for the losses of whole images, which have one score for each row and text.

@@ -1,7 +1,7 @@
 """Formats the forecast of `--dry-run`: the assumptions, the time of a step, and how often to save.
 
-`Outlook` puts the models of the other files together: `workload.py` and `step.py` for the time of a step, `failures.py`
-for the interval between saves. docs/cluster-benchmarks.md explains each row of the output.
+`Outlook` computes the time of a step with `workload.py` and `step.py`, and the interval between saves with
+`failures.py`. docs/cluster-benchmarks.md explains each row of the output.
 """
 
 import math
@@ -29,7 +29,7 @@ class Assumptions:
 
     Attributes:
         fabric: The network.
-        step_s: Measured seconds of a step on a single rank, with as many rows as each rank has.
+        step_s: Measured seconds of a step on a single rank, with as many rows as each rank of the run has.
         node_mtbf_days: Mean time between failures of one node.
     """
 
@@ -39,7 +39,7 @@ class Assumptions:
 
     @property
     def asked(self) -> bool:
-        """Returns whether the user has given an assumption, and thus wants to see the whole forecast."""
+        """Returns whether the user has given an assumption. Then `--dry-run` prints the whole forecast."""
         return any(given is not None for given in (self.fabric, self.step_s, self.node_mtbf_days))
 
     @property
@@ -58,12 +58,12 @@ class Outlook:
 
     Attributes:
         work: The amount of computation and communication of one rank in a step.
-        state_bytes: Size of the optimizer's state over all ranks.
+        state_bytes: Size of the optimizer's state of all ranks together.
         ranks: World size.
         every_steps: Steps between two checkpoints.
         fabric: The network.
         assumed: The assumptions of the user.
-        speed: Speed of a single rank; None if the device is unknown.
+        speed: Speed of a single rank; None if it is unknown. Then no time of a step is forecast.
     """
 
     work: Workload
@@ -93,8 +93,8 @@ class Outlook:
     def rows(self) -> list[Row]:
         """Returns the rows that `--dry-run` prints, each as a name and a text of at most 63 characters.
 
-        With its name in a column of 16 characters, a row then fits into a terminal of 80 columns. Failures are shown
-        for a job on several nodes, or if the user has given an assumption.
+        The names are printed in a column of 16 characters, so a row fits into a terminal of 80 columns. The rows about
+        failures are left out for a job on one node, unless the user has given an assumption.
         """
         head = ("forecast", f"a model, not a measurement: {self.fabric.words}")
         step = step_time(self.work, self.ranks, self.speed, self.fabric) if self.speed else None
@@ -146,7 +146,9 @@ class Outlook:
 
 
 def duration(seconds: float) -> str:
-    """Returns a time as a text, in the largest unit in which it is 2 or more, else in ms; "never" if it is infinite.
+    """Returns a time as a text in days, h, min, s or ms; "never" if it is infinite.
+
+    The unit is the largest one in which the time is at least 2, or ms if there is none.
 
     >>> [duration(seconds) for seconds in (0.05, 90, 130, 3600)]
     ['50 ms', '90 s', '2.2 min', '60 min']

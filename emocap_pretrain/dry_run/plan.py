@@ -1,8 +1,8 @@
 """Plans a run without starting it, and formats the plan for `--dry-run`.
 
-`RunPlan.of` computes everything that the plan shows: the split of the batch, the memory of a rank (`memory.py`) and the
-datasets. `RunPlan.text` formats it, with the choice of the losses' backends and the forecast (`outlook.py`). Whether
-the run can start is checked elsewhere (`preflight.py`).
+`RunPlan.of` computes the split of the batch and the memory of a rank (`memory.py`), and reads the manifests of the
+datasets. `RunPlan.text` formats them, and adds the backend of each loss and the forecast (`outlook.py`).
+`preflight.py` checks whether the run can start.
 """
 
 from dataclasses import dataclass
@@ -82,7 +82,11 @@ class RunPlan:
         return f"{rows} in {passes} passes, representations cached" if passes > 1 else f"{rows} in one pass"
 
     def _losses(self) -> list[tuple[str, str]]:
-        """Returns a row for each backend: the caption parts whose losses it computes, and the reason of the choice."""
+        """Returns a row for each backend of the losses.
+
+        The row lists the caption parts whose losses the backend computes, and why the backend is chosen for them. If
+        the backends are chosen only on the GPUs of the run, there is one row, which says so.
+        """
         settings, engine = self.config.objective, self.config.engine
         terms = Objective.of(settings, precision=engine.precision).terms
         # The choice of a backend depends on the device, so it cannot be made on a host without one.
@@ -112,9 +116,10 @@ class RunPlan:
         )
 
     def _speed(self, work: Workload) -> Speed | None:
-        """Returns the speed of a single rank, from a measured step of the user or from the type of this host's GPU.
+        """Returns the speed of a single rank.
 
-        The result is None if there is no measured step and this host has no GPU of a known type.
+        It follows from the time of a step if the user has measured one, and otherwise from the type of this host's GPU.
+        The result is None if there is neither a measured step nor a GPU of a known type.
         """
         half = self.config.engine.precision == "bf16"
         name = torch.cuda.get_device_name() if self.on_gpu and torch.cuda.is_available() else ""

@@ -1,12 +1,12 @@
 """Checks a run before it starts, without Ray, without a process group, and without writing anything.
 
-A problem prevents the run from starting, and its message says why and what to do. A note is a fact that the user may
-not expect; the run starts anyway. The checks read a few small objects of the store, and each evaluation task reads its
-dataset for a limited time.
+The checks find problems and notes. A problem prevents the run from starting, and its message says why and what to do. A
+note is a fact that the user may not expect; the run starts anyway. The checks read a few small objects of the store,
+and each evaluation task reads its dataset for a limited time.
 
-`--dry-run` prints the findings after the plan. A start of a run makes the same checks before Ray starts or the ranks
-join, so that what would fail after minutes, or after the last step, fails at once. All checks run, also after a
-problem, except those that need the result of a check that failed.
+`--dry-run` prints the findings after the plan. When a run is started, the same checks run before Ray starts or the
+ranks join. So an error that would otherwise occur after minutes, or after the last step, is reported at once. All
+checks run, also after a problem, except those that need the result of a check that failed.
 """
 
 import math
@@ -44,7 +44,13 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True, slots=True)
 class Devices:
-    """Describes the devices of the ranks: `ranks` in total and `per_host` on each host. All hosts are assumed equal."""
+    """Describes the devices of the ranks. All hosts are assumed to be equal.
+
+    Attributes:
+        ranks: Number of ranks of the job, each of which has one device.
+        per_host: Number of ranks on each host.
+        on_gpu: Whether the devices are GPUs.
+    """
 
     ranks: int
     per_host: int
@@ -61,7 +67,7 @@ class Devices:
 
 @dataclass(slots=True)
 class Findings:
-    """Collects problems and notes, one line each."""
+    """Collects what the checks find: problems, which prevent a start, and notes. Each is one line."""
 
     problems: list[str] = field(default_factory=list[str])
     notes: list[str] = field(default_factory=list[str])
@@ -76,7 +82,7 @@ class Findings:
             raise ConfigError("\n".join(self.problems))
 
     def collect(self, check: Callable[[], Value]) -> Value | None:
-        """Calls `check` and returns its value; an error of this project becomes a problem, and the value is None.
+        """Calls `check` and returns its value. If it raises an error of this project, adds a problem and returns None.
 
         Other errors are faults of the program and are not caught.
         """
@@ -106,7 +112,7 @@ def preflight(
         devices: The devices of the ranks. If it is None, because a cluster chooses the devices later, memory is not
             checked.
         prepare_tasks: Whether each evaluation task checks its settings against its data, for at most `PREPARE_S`
-            seconds. The tasks are not asked if a checkpoint of the run has the same evaluation settings.
+            seconds. The tasks skip this if the newest checkpoint of the run has the same evaluation settings.
         known: The estimate of a rank's memory, if the caller has it already.
 
     Returns:
@@ -139,7 +145,8 @@ def preflight(
 def evaluation(settings: EvaluationConfig, found: Findings, *, prepare_tasks: bool) -> None:
     """Checks the evaluation dataset and the names of the tasks.
 
-    With `prepare_tasks`, each task also checks its settings against its data, for at most `PREPARE_S` seconds.
+    With `prepare_tasks`, each task also checks its settings against its data, for at most `PREPARE_S` seconds. The
+    notes of the tasks are added to `found`.
 
     Raises:
         ConfigError: If there is no such dataset or task, or if the settings of a task do not fit the data.
@@ -153,7 +160,11 @@ def evaluation(settings: EvaluationConfig, found: Findings, *, prepare_tasks: bo
 
 
 def _of_run(config: Config, found: Findings) -> Checkpoint | None:
-    """Returns the newest checkpoint in the run's folder, and checks that the folder belongs to this run."""
+    """Checks that the run can use its folder, and returns the newest checkpoint in it.
+
+    The folder must not belong to a run with other settings, and a local folder must be writable. The result is None if
+    there is no checkpoint, or if a problem was found.
+    """
 
     def check() -> Checkpoint | None:
         store = open_store(config.url)
@@ -166,7 +177,7 @@ def _of_run(config: Config, found: Findings) -> Checkpoint | None:
 
 
 def _writable(folder: Path) -> None:
-    """Checks that this user may write into the folder, or into its nearest existing parent. It writes nothing.
+    """Checks that this user may write into the folder, or into its nearest existing parent, without writing.
 
     Raises:
         ConfigError: If the user may not write there.
@@ -178,7 +189,7 @@ def _writable(folder: Path) -> None:
 
 
 def _datasets(config: Config, found: Findings) -> list[Manifest]:
-    """Returns the manifests of all datasets; none if one of them cannot be read."""
+    """Returns the manifests of all datasets. If one cannot be read, adds a problem and returns an empty list."""
     names = [f"data.mix[{place}].url" for place in range(len(config.data.mix))] or ["data.url"]
     pairs = zip(names, config.data.datasets, strict=True)
     manifests = [found.collect(lambda name=name, url=dataset.url: _manifest(url, name)) for name, dataset in pairs]
@@ -195,12 +206,12 @@ def _manifest(url: str, key: str) -> Manifest:
 
 
 def _datasets_in(folder: Path) -> list[str]:
-    """Returns the paths of at most four datasets in a folder of this host that is not a dataset itself."""
+    """Returns the paths of the first four datasets that lie directly in `folder`, for a hint in an error message."""
     return [str(each.parent) for each in islice(sorted(folder.glob(f"*/{MANIFEST}")), 4)]
 
 
 def _contrast(config: Config, manifests: Sequence[Manifest], found: Findings) -> None:
-    """Checks that a batch has several samples, because a contrastive loss compares a sample with other samples.
+    """Checks that every batch has several samples, because a contrastive loss compares a sample with other samples.
 
     The local loss with scope "image" compares only within one image, so it also works with a single sample.
     """
@@ -239,7 +250,13 @@ def _resumes(config: Config, checkpoint: Checkpoint, manifests: Sequence[Manifes
 
 
 def _other_steps(config: Config, done: int, before: int) -> str:
-    """Describes how the learning rate changes if a resumed run has another number of steps than before."""
+    """Describes how the learning rate changes because a resumed run has another number of steps than before.
+
+    Args:
+        config: The config of the resumed run.
+        done: Number of steps that are done.
+        before: The setting `steps` with which they were done.
+    """
     head, rate = f"steps was {before:,} until step {done:,} and is {config.steps:,} now", config.optimizer
     if done >= config.steps:
         return f"{head}: there is no step left to train."
@@ -260,10 +277,10 @@ def _other_steps(config: Config, done: int, before: int) -> str:
 def _memory(config: Config, devices: Devices, needed: MemoryEstimate, found: Findings) -> None:
     """Checks that the memory of a device suffices for a rank. `needed` is the estimate for the longest captions.
 
-    If the memory suffices only for shorter captions, a note is added.
+    If the memory suffices for the shortest captions but not for the longest ones, a note is added.
 
     Raises:
-        ConfigError: If the memory does not even suffice for the shortest captions.
+        ConfigError: If the memory does not suffice even for the shortest captions.
     """
     available = devices.memory_bytes()
     if available is None or needed.total <= available:

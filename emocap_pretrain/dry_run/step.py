@@ -14,8 +14,8 @@ class Speed:
 
     Attributes:
         towers_s: Seconds of both towers for the rows of the rank, forward and backward.
-        loss_flops_per_s: FLOP per second of the loss.
-        update_s: Seconds of the optimizer's update of all parameters.
+        loss_flops_per_s: FLOP per second that the loss reaches.
+        update_s: Seconds in which the optimizer updates all parameters on one rank.
     """
 
     towers_s: float
@@ -24,10 +24,10 @@ class Speed:
 
     @classmethod
     def of_step(cls, step_s: float, work: Workload, loss_flops_per_s: float) -> "Speed":
-        """Returns the speed that follows from the measured time of a step on a single rank.
+        """Returns the speed that follows from `step_s`, the measured time of a step on a single rank.
 
-        The time of the loss is computed from its FLOP. The rest of the step is counted as time of the towers, also that
-        of the optimizer's update, which therefore does not become shorter with ZeRO.
+        The time of the loss is computed from its FLOP, and all other time is counted in `towers_s`. This includes the
+        optimizer's update. So `update_s` is 0, and the forecast does not show that ZeRO makes the update shorter.
 
         Raises:
             ConfigError: If the computed time of the loss is longer than the step.
@@ -43,7 +43,11 @@ class Speed:
 
 @dataclass(frozen=True, slots=True)
 class StepTime:
-    """Holds the seconds of the parts of a step on `ranks` ranks, without communication that overlaps computation."""
+    """Holds the seconds that each part of a step takes on `ranks` ranks.
+
+    `vectors_s` (the exchange of embeddings) and `gradients_s` (the reduction of gradients) count only the time in which
+    communication does not overlap with computation.
+    """
 
     ranks: int
     towers_s: float
@@ -66,8 +70,9 @@ class StepTime:
 def step_time(work: Workload, ranks: int, speed: Speed, fabric: Fabric) -> StepTime:
     """Returns the time of a step, if no rank is slow or waits for data, and the network has no congestion.
 
-    The parts follow one another, except that a share of the exchange of vectors overlaps with the loss. Beside two real
-    ranks on one machine, the model was 17 to 29 % too quick (docs/cluster-benchmarks.md).
+    The parts of a step follow one another, except that a part of the exchange of embeddings overlaps with the loss.
+    For two ranks on one machine, the computed times were 17 to 29 % shorter than the measured ones
+    (docs/cluster-benchmarks.md).
     """
     loss_s = work.loss_flops(ranks) / speed.loss_flops_per_s
     vectors_s = vectors(work, ranks, fabric).seconds(fabric)
@@ -84,10 +89,11 @@ def step_time(work: Workload, ranks: int, speed: Speed, fabric: Fabric) -> StepT
 
 
 def efficiency(work: Workload, ranks: int, speed: Speed, fabric: Fabric) -> float:
-    """Returns the efficiency of weak scaling: the samples per second of each of `ranks` ranks, relative to one rank.
+    """Returns the efficiency of weak scaling.
 
-    Each rank has the same number of rows. So the global batch grows with `ranks`, and the time of the loss grows too.
-    The result is below 1 even without communication.
+    This is the number of samples per second of each of `ranks` ranks, divided by that of a rank that trains alone. The
+    number of rows of each rank is constant. So the global batch grows with `ranks`, and the time of the loss grows too.
+    Therefore the result can be below 1 even without communication.
     """
     return step_time(work, 1, speed, fabric).total_s / step_time(work, ranks, speed, fabric).total_s
 

@@ -1,6 +1,7 @@
 """Counts the FLOP and the received bytes of one rank in a step, by the formulas of docs/method.md, sections 5 and 6.
 
-Nothing here is a time. `step.py` divides the counts by the rates of a device and of a network (`fabric.py`).
+This module does not compute times. `step.py` divides the counts by the rates of a device and of a network
+(`fabric.py`).
 """
 
 from collections.abc import Mapping
@@ -41,19 +42,20 @@ class Workload:
     Attributes:
         rows: Number of samples of each rank.
         embedding: Size of the embeddings.
-        vector_bytes: Bytes of one element of a vector.
+        vector_bytes: Bytes of one element of an exchanged vector.
         texts: Number of text vectors that are exchanged for each row.
-        guides: Number of image vectors that are exchanged for each row because a guide compares images. Vectors of a
-            teacher are assumed to have the size of the embeddings.
+        guides: Number of image vectors that are exchanged for each row because a term of the loss compares images with
+            images, to mine positives or to learn from a teacher. Vectors of a teacher are assumed to have the size of
+            the embeddings.
         products: Number of matrix products of the rank's images with the texts of all ranks. Each product has
-            2 x rows x all rows x embedding FLOP.
-        patch_products: Work of the local loss if texts are compared with the patches of all images, in the unit of
-            `products`; else 0.
-        own_products: Work of the local loss if texts are compared with the patches of their own image only, in units of
-            2 x rows x embedding FLOP; else 0.
-        parameters: Number of parameters of the model, which are reduced and updated in float32.
+            `2 * rows * (ranks * rows) * embedding` FLOP, where `ranks` is the world size.
+        patch_products: FLOP of the local loss divided by those of one such product, if the local loss compares texts
+            with the patches of all images; else 0.
+        own_products: FLOP of the local loss divided by `2 * rows * embedding`, if it compares texts with the patches of
+            their own image only; else 0.
+        parameters: Number of parameters of the model, whose gradients are reduced in float32.
         zero_stage: Stage of ZeRO.
-        schedule: The schedule by which embeddings are exchanged.
+        schedule: The schedule by which the ranks exchange embeddings.
     """
 
     rows: int
@@ -102,19 +104,22 @@ class Workload:
         )
 
     def loss_flops(self, ranks: int) -> float:
-        """Returns the FLOP of the loss on one rank, forward and backward. They grow linearly with `ranks`."""
+        """Returns the FLOP of the loss on one rank, forward and backward, if the job has `ranks` ranks."""
         with_all_ranks = ranks * (self.products + self.patch_products)
         return 2.0 * self.rows * self.embedding * (self.rows * with_all_ranks + self.own_products)
 
     def route(self, nodes: int) -> Schedule:
-        """Returns the schedule in the settings, or for "auto" the schedule that a job on this number of nodes uses."""
+        """Returns the schedule of a job on `nodes` nodes: that of the settings, unless they say "auto"."""
         if self.schedule != "auto":
             return self.schedule
         return "hierarchical" if nodes > 1 else "gather"
 
 
 def _products(settings: ObjectiveConfig, kind: Kind) -> int:
-    """Returns the number of matrix products of one term that is aligned with images, forward and backward."""
+    """Returns the number of matrix products of one term of the loss, forward and backward.
+
+    The term compares whole images with texts by a loss of this `kind`. The products of the mining of positives count.
+    """
     reference, others, sweeps = _PRODUCTS.get(kind, _PRODUCTS["infonce"])
     base, again = (reference, 1) if settings.backend == "reference" else (others, sweeps)
     if settings.mining is None or _learns_from_teacher(kind):
@@ -125,7 +130,10 @@ def _products(settings: ObjectiveConfig, kind: Kind) -> int:
 
 
 def _guides(settings: ObjectiveConfig, kind: Kind) -> int:
-    """Returns how many image vectors of each row are exchanged for one term, because a guide compares images."""
+    """Returns how many image vectors of each row the ranks exchange for one term of the loss.
+
+    It is 1 if the term learns from a teacher, or if the mining of its positives compares images; else 0.
+    """
     if _learns_from_teacher(kind):
         return 1
     return int(settings.mining is not None and settings.mining.guide in _IMAGE_GUIDES)
@@ -144,7 +152,10 @@ def _patch_products(settings: ObjectiveConfig, patches: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """Holds the bytes and messages that one rank receives in a step, from its own node and from other nodes."""
+    """Holds the numbers of bytes and messages that one rank receives in a step.
+
+    They are counted separately for messages inside its node (`inside_...`) and between nodes (`between_...`).
+    """
 
     inside_bytes: float
     between_bytes: float
@@ -153,11 +164,11 @@ class Received:
 
     @property
     def bytes(self) -> float:
-        """Returns the number of all bytes that the rank receives."""
+        """Returns the number of bytes that the rank receives from all ranks."""
         return self.inside_bytes + self.between_bytes
 
     def seconds(self, fabric: Fabric) -> float:
-        """Returns the seconds in which a rank receives all messages one after another, with the latency of each."""
+        """Returns the seconds that the messages take one after another, including their latencies."""
         return (
             self.inside_bytes / fabric.inside.bytes_per_s
             + self.between_bytes / fabric.between.bytes_per_s
@@ -169,8 +180,8 @@ class Received:
 def vectors(work: Workload, ranks: int, fabric: Fabric) -> Received:
     """Returns what a rank receives for the loss (docs/method.md, section 6).
 
-    It receives vectors of texts, image vectors that guides compare, and gradients of texts. The loss also exchanges
-    under 100 bytes of further numbers for each text, which are not counted.
+    It receives text vectors, the image vectors that are compared with images (`Workload.guides`), and gradients of text
+    vectors. The loss also exchanges less than 100 bytes of other values for each text, which are not counted.
     """
     nodes, here = fabric.nodes(ranks), min(ranks, fabric.ranks_per_node)
     route = work.route(nodes)
@@ -193,7 +204,10 @@ def vectors(work: Workload, ranks: int, fabric: Fabric) -> Received:
 
 
 def gradients(work: Workload, ranks: int, fabric: Fabric) -> Received:
-    """Returns what a rank receives for the gradients, if they are reduced inside the nodes and then between nodes."""
+    """Returns what a rank receives while the gradients are reduced, first inside each node and then between nodes.
+
+    With ZeRO, this includes the exchange of the parameters.
+    """
     nodes, here = fabric.nodes(ranks), min(ranks, fabric.ranks_per_node)
     # A reduce-scatter and an all-gather transfer all parameters once each. ZeRO stage 3 has one more all-gather.
     size, passes = work.parameters * FLOAT, 3 if work.zero_stage == 3 else 2
