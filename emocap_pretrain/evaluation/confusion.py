@@ -1,7 +1,8 @@
 """Counts predictions by true class, and computes the recalls that papers on facial emotion report.
 
-Classes of emotions occur unequally often. WAR, which is accuracy, can be high for a model that always predicts the most
-frequent class; UAR cannot. So both are reported, each beside what a guess reaches.
+WAR (weighted average recall) is the accuracy, and UAR (unweighted average recall) is the mean recall over the classes.
+Some emotions occur much more often than others. So a model that always predicts the most frequent class can have a high
+WAR, but its UAR is low. Both are reported, each next to the score of a model that ignores the image.
 """
 
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ class Confusion:
         return cls(classes, counts)
 
     def scores(self, task: str) -> tuple[Score, ...]:
-        """Returns UAR and WAR, each with the score of a guess that ignores the image. Titles begin with `task`."""
+        """Returns UAR and WAR, each with the score of a model that ignores the image. Titles begin with `task`."""
         chance = Baseline("chance", self.chance, f"{int((self.counts.sum(1) > 0).sum())} classes")
         return (
             Score("uar", f"{task} UAR", self.uar, chance),
@@ -68,9 +69,10 @@ class Confusion:
 
     @property
     def chance(self) -> float:
-        """Returns one over the number of classes with samples.
+        """Returns the chance level of UAR: one over the number of classes that have samples.
 
-        It is the expected UAR of a guess among these classes that ignores the image, however often it guesses each one.
+        This is the expected UAR of random predictions of these classes that ignore the image, even if some classes are
+        predicted more often than others.
         """
         return 1 / int((self.counts.sum(1) > 0).sum())
 

@@ -1,6 +1,7 @@
 """Embeds images and texts with a trained model, for the evaluation tasks.
 
-A task knows the model only as an `Embedder`: it crops a sample while the stream decodes it, and then asks for vectors.
+A task uses the model only through an `Embedder`. `Embedder.cropped` is called for each sample as soon as the stream has
+decoded it; then the task asks for the vectors of a batch.
 """
 
 from collections.abc import Sequence
@@ -21,11 +22,13 @@ from emocap_pretrain.model.pair import TowerPair
 class Embedder:
     """Holds a trained model in evaluation mode, on any device, and its tokenizer.
 
-    All vectors are returned in float32 on the CPU, without a graph. A vector can differ in its last bits if the size of
-    its batch differs, so a task must embed the same samples together on any number of ranks (`Share.batches`).
+    All vectors are returned in float32 on the CPU, without an autograd graph. The last bits of a vector may depend on
+    the size of its batch. So the samples that a task embeds together must not depend on the number of ranks
+    (`Share.batches`).
 
     Example:
-        `Embedder(restored.model, restored.tokenizer).texts(["a happy face"])` with a model of `restore`.
+        restored = restore("runs/faces")
+        Embedder(restored.model, restored.tokenizer).texts(["a happy face"])
     """
 
     model: TowerPair
@@ -36,13 +39,13 @@ class Embedder:
         return replace(sample, image=center_crop(sample.image, self.model.pixels))
 
     def images(self, samples: Sequence[Sample]) -> Float[Tensor, "samples embedding"]:
-        """Returns the unit vectors of the images of `cropped` samples, in one pass of the tower."""
+        """Returns the unit vectors of the images of samples that `cropped` has returned, in one pass of the tower."""
         images = np.stack([sample.image.transpose(2, 0, 1) for sample in samples])
         with torch.inference_mode():
             return self.model.embed_images(torch.from_numpy(images).to(self._device)).float().cpu()
 
     def texts(self, texts: Sequence[str]) -> Float[Tensor, "texts embedding"]:
-        """Returns the unit vectors of texts, cut to the length of global captions, in one pass of the tower."""
+        """Returns the unit vectors of texts, in one pass of the tower. They are cut to `model.prompt_length` tokens."""
         tokens = self.tokenizer.encode(texts, self.model.prompt_length)
         with torch.inference_mode():
             return self.model.embed_texts(tokens.to(self._device)).float().cpu()

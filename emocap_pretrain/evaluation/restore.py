@@ -1,11 +1,13 @@
 """Restores a trained model from a run's checkpoint, with safetensors and without pickle.
 
-The checkpoint is not trusted. Its config is only data: no path or URL in it is opened, and no expression in it is
-resolved or executed. The model that the config describes must fit the checkpoint's weights before memory is allocated.
+The checkpoint is not trusted. Its config is only data: no path or URL in the config is opened, and no expression in it
+is resolved or executed. The model that the config describes must fit the checkpoint's weights before memory is
+allocated.
 
 `restore` proceeds in this order: it downloads weights and tokenizer, reads the header of the weights, checks the
 settings (`_require_inert`), builds the model on the device "meta" within a budget that follows from the header,
-compares it with the header, and only then builds it again in memory. docs/security.md lists what this guarantees.
+compares this model with the header, and only then builds the model again in memory. docs/security.md lists what this
+guarantees.
 """
 
 import re
@@ -45,7 +47,7 @@ LARGEST_NUMBER, LARGEST_PIXELS, LONGEST_ID = 1 << 24, 4096, 64
 class Restored:
     """Holds a restored model in evaluation mode, with its config, tokenizer and step.
 
-    `run_id` is MLflow's id of the run according to the checkpoint.
+    `run_id` is MLflow's id of the run, as the checkpoint contains it; empty if the checkpoint has none.
     """
 
     config: Config
@@ -58,13 +60,14 @@ class Restored:
 def restore(run_url: str, *, step: int | None = None, config: Config | None = None) -> Restored:
     """Restores the model of a checkpoint, on the CPU.
 
-    It is not a collective: one process reads the checkpoint, and may send the model to others. Pretrained sources of
-    the towers are not opened, because the checkpoint holds all weights.
+    This is not a collective: one process reads the checkpoint, and may send the model to others. The pretrained weights
+    that the config names for the towers are not opened, because the checkpoint holds all weights.
 
     Args:
         run_url: The run's `url`.
         step: Step of the checkpoint; None takes the newest one.
-        config: The run's config, if the user gives it. Otherwise the config in the checkpoint is used, without trust.
+        config: The run's config, if the user gives it; it is trusted. With None the config in the checkpoint is used,
+            which is not trusted.
 
     Raises:
         CheckpointError: If there is no such checkpoint, or a file is missing or differs from the manifest.
@@ -152,8 +155,8 @@ class WeightShapes:
     def budget(self) -> Generator[None]:
         """Limits the size of a model that is built in the `with` block.
 
-        A hostile config then cannot use up memory and time. The hooks count registrations in the whole process, so no
-        other thread may build a model meanwhile.
+        So a malicious config cannot use up memory and time. Hooks of torch count every module, parameter and buffer
+        that is registered in this process, so no other thread may build a model at the same time.
 
         Raises:
             CheckpointError: As soon as the model has clearly more modules or elements than the weights could fill.
@@ -189,7 +192,9 @@ class WeightShapes:
 
 
 def _require_inert(config: Config, architecture: Any, weights: WeightShapes) -> None:
-    """Checks that a stored config reads no environment variable, opens no file or hub, and takes bounded memory.
+    """Checks that it is safe to build a model from a stored config.
+
+    The config must not need an environment variable, a file or a hub, and the memory of its model must be bounded.
 
     Raises:
         ConfigError: If one of these conditions does not hold.

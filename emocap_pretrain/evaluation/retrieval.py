@@ -1,8 +1,8 @@
-"""Measures retrieval: how often the right caption of a face, or a right face of a caption, is among the k closest.
+"""Measures retrieval: how often the caption of a face, or a face of a caption, is among the k closest candidates.
 
-Many faces share a caption. Each distinct caption is therefore one candidate, and every face that has it is a right
-answer. If cosines are equal, the wrong candidate comes first, so that a model that maps everything to one vector scores
-0.
+Many faces may have the same caption. Each distinct caption is therefore one candidate, and every face that has the
+caption is a right answer. If a right and a wrong candidate have equal cosines with the query, the wrong one comes
+first, so that a model that maps everything to one vector scores 0.
 """
 
 import math
@@ -38,8 +38,9 @@ class RetrievalBatch:
 class Retrieval:
     """Implements the retrieval task. Its dataset needs no labels; its captions must not occur in the training data.
 
-    Only the global caption of a sample is used. Both directions are measured: a face is the query and the distinct
-    captions are the candidates, and a distinct caption is the query and the faces are the candidates.
+    Only the global caption of a sample is used. Two directions are measured. From image to text, each face is a query,
+    and the distinct captions are the candidates. From text to image, each distinct caption is a query, and the faces
+    are the candidates.
     """
 
     settings: EvaluationConfig
@@ -99,20 +100,18 @@ def wrong_before(
     query: Int[Tensor, " queries"],
     candidate: Int[Tensor, " candidates"],
 ) -> Int[Tensor, " queries"]:
-    """Counts, for each query, the wrong candidates that come before the best right one, in the order of their cosines.
+    """Counts, for each query, the wrong candidates that are at least as similar to it as its best right candidate.
 
-    A query is answered within the first k candidates exactly if its count is below k. So one pass gives every recall,
-    and nothing is sorted.
+    If the candidates were sorted by their cosine with the query, with wrong ones first where cosines are equal, a right
+    one would be among the first k exactly if the count is below k. So the counts give the recall at every k without
+    sorting.
 
     Args:
         queries: Unit vectors.
         candidates: Unit vectors.
-        query: A number for each query. The candidates with the same number are its right answers; there is at least
-            one.
+        query: A number for each query. Its right answers are the candidates with the same number in `candidate`, of
+            which there is at least one.
         candidate: A number for each candidate.
-
-    Returns:
-        The counts. A wrong candidate with the same cosine as the best right one comes before it.
     """
     counts: list[Tensor] = []
     for rows, numbers in zip(queries.split(ROWS), query.split(ROWS), strict=True):
@@ -128,11 +127,11 @@ def wrong_before(
 def _scores(
     name: str, title: str, before: Int[Tensor, " queries"], right: Int[Tensor, " queries"], candidates: int
 ) -> list[Score]:
-    """Returns the recall at each k of `NEAREST`, each with the recall of a random order.
+    """Returns the recall at each k of `NEAREST`, each with its chance level: the recall of candidates in random order.
 
     Args:
-        name: Direction, as a part of the scores' names.
-        title: Direction, as a part of the scores' titles.
+        name: Direction, as a part of the scores' names, such as "image_to_text".
+        title: Direction, as a part of the scores' titles, such as "face to caption".
         before: Result of `wrong_before`.
         right: Number of right candidates of each query.
         candidates: Number of candidates.
@@ -149,7 +148,7 @@ def _scores(
 
 
 def chance_recall(k: int, right: int, candidates: int) -> float:
-    """Returns the probability that `k` random candidates include at least one of the `right` right ones.
+    """Returns the probability that `k` of the `candidates`, drawn at random, include one of the `right` right ones.
 
     >>> chance_recall(1, 2, 8), chance_recall(10, 1, 8)
     (0.25, 1.0)

@@ -5,7 +5,7 @@
     result    on rank 0: computes the scores from the partial results of all ranks, in the order of the data
 
 A task calls no collective itself; `run_task` gathers the partial results. Therefore, if a task fails on one rank, all
-ranks end with its message, and no rank waits for another (decision 25).
+ranks raise an error with the message of the failure, and no rank waits for another (decision 25).
 
 `tasks.py` lists the tasks and runs those of a config. docs/extend/task.md shows a whole task.
 """
@@ -32,9 +32,9 @@ _NONE = object()  # Marks a place without a partial result. A partial result its
 class Share:
     """Defines the evaluation data that one rank reads: every `world_size`-th batch, beginning with batch `rank`.
 
-    A batch has the same samples on any number of ranks, because the last bits of a vector depend on the size of its
-    batch. Results therefore do not depend on the number of ranks. If there are more ranks than batches, some ranks read
-    none.
+    The samples of a batch do not depend on the number of ranks. This is necessary because the last bits of a vector may
+    depend on the size of its batch. So the results do not depend on the number of ranks. If there are more ranks than
+    batches, some ranks read none.
     """
 
     rank: int = 0
@@ -46,8 +46,8 @@ class Share:
         Args:
             url: URL of the dataset.
             size: Number of samples of a batch.
-            each: Function that is applied to each sample as soon as it is decoded. `Embedder.cropped` reduces the image
-                to the size that the tower reads, which saves memory.
+            each: Function that is applied to each sample as soon as it is decoded. Tasks pass `Embedder.cropped`, which
+                saves memory because it reduces the image to the size that the tower reads.
         """
         stream = Stream(url=url, global_batch=size, shuffle=False, epochs=1)
         for step in stream.steps(self.rank, self.world_size, each=each):
@@ -56,11 +56,11 @@ class Share:
 
 @runtime_checkable
 class Task(Protocol[Part]):
-    """Evaluates a trained model. `Part` is the type of the task's result for one batch, which must be picklable.
+    """Evaluates a trained model. `Part` is the type of a partial result: the task's result for one batch.
 
-    A task is constructed on every rank with the same settings, and holds no state besides: `prepare`, `run` and
-    `result` may be called on different objects in different processes. The partial results of all ranks must fit into
-    the memory of each rank.
+    Every rank constructs the task with the same settings. A task has no other state, because `prepare`, `run` and
+    `result` may be called on different objects in different processes. Partial results must be picklable, and those of
+    all ranks together must fit into the memory of each rank.
     """
 
     name: ClassVar[str]
@@ -97,10 +97,10 @@ class Task(Protocol[Part]):
         ...
 
     def run(self, embedder: Embedder, share: Share) -> Iterable[Part]:
-        """Yields one partial result for each batch of this rank's share, even for one of which it uses no sample.
+        """Yields one partial result for each batch of this rank's share, also for a batch of which it uses no sample.
 
-        `run_task` finds the order of the data by counting partial results, so none may be left out. Sums belong into
-        `result`: partial sums would depend on the number of ranks.
+        No partial result may be left out, because `run_task` counts them to restore the order of the data. Only
+        `result` may add up over batches, because the sums of a rank would depend on the number of ranks.
         """
         ...
 
@@ -116,12 +116,15 @@ class Task(Protocol[Part]):
 def run_task(task: Task[Part], embedder: Embedder, world: RankGroup) -> TaskResult:
     """Runs a task on all ranks and returns its result on every rank. All ranks must call this function.
 
-    It consists of two collectives: one gathers the partial results and the errors of all ranks, and one sends the
-    result of rank 0. A rank without batches waits in the first one, so `world` should be a group with a long timeout
-    (`RankGroup.patient`).
+    The function consists of two collectives: the first gathers the partial results and the errors of all ranks, and the
+    second sends the result of rank 0 to all ranks. A rank without batches waits in the first one, so `world` should be
+    a group with a long timeout (`RankGroup.patient`).
+
+    If the task fails on a rank, that rank raises its own error, and each rank that has not failed raises:
 
     Raises:
-        LostContact: If another rank has failed. The rank that failed raises its own error.
+        ConfigError: If the error of the failed rank is a `ConfigError`, with the same message.
+        LostContact: If it is any other error.
     """
     share = Share(world.rank, world.world_size)
     parts = world.run_on_all(lambda: list(task.run(embedder, share)))
@@ -129,7 +132,7 @@ def run_task(task: Task[Part], embedder: Embedder, world: RankGroup) -> TaskResu
 
 
 def _in_order(parts: Sequence[Sequence[Part]]) -> list[Part]:
-    """Returns the partial results in the order of the batches: rank r has batches r, r + world_size, ...
+    """Returns the partial results in the order of the batches: `parts[r]` are those of batches r, r + world_size, ...
 
     >>> _in_order([["batch 0", "batch 2"], ["batch 1"]])
     ['batch 0', 'batch 1', 'batch 2']

@@ -1,7 +1,8 @@
 """Lists the evaluation tasks, and runs those that a run's settings name.
 
-This is the only module that names a task, apart from the reader of old reports; a test checks that. The loop, the
-commands and the tracker call the functions here, and handle results as plain values (`run_folder/results.py`).
+This is the only module that mentions a task by name, apart from the reader of old reports; a test checks that. The
+training loop, the commands and the tracker call the functions of this module, and handle the results of all tasks as
+the same types (`run_folder/results.py`).
 """
 
 from collections.abc import Mapping
@@ -29,15 +30,15 @@ DEFAULT = (ZeroShot,)  # The tasks if the settings name none.
 
 
 def charts() -> tuple[tuple[str, ...], ...]:
-    """Returns the charts of all tasks, each as the names of the metrics that share it, in the order of the tasks."""
+    """Returns the charts of all tasks, in the order of the tasks. A chart is a tuple of the names of its metrics."""
     return tuple(tuple(f"{task.name}/{score}" for score in chart) for task in TASKS for chart in task.charts)
 
 
 def tasks_of(settings: EvaluationConfig) -> list[Task[Any]]:
-    """Returns the tasks that the settings name, each with these settings.
+    """Returns the tasks that the settings name, constructed with these settings; the default tasks if they name none.
 
     Raises:
-        ConfigError: If a name is not that of a task, or comes twice.
+        ConfigError: If a name is not the name of a task, or is given twice.
     """
     known = {task.name: task for task in TASKS}
     names = [task.name for task in DEFAULT] if settings.tasks is None else settings.tasks
@@ -52,8 +53,8 @@ def tasks_of(settings: EvaluationConfig) -> list[Task[Any]]:
 def prepare(settings: EvaluationConfig, *, seconds: float | None = None) -> list[str]:
     """Checks that the settings of every task fit the dataset, and returns notes for the user. One rank calls it.
 
-    It runs before training, so that a wrong label or class is an error before the first step and not after the last
-    one.
+    This function is called before training, so that a wrong label or class is reported before the first step and not
+    after the last one.
 
     Args:
         settings: The evaluation settings. If they name no dataset, nothing is read.
@@ -70,8 +71,8 @@ def prepare(settings: EvaluationConfig, *, seconds: float | None = None) -> list
 def were_prepared(checkpoint: Checkpoint | None, evaluation: Mapping[str, Any]) -> bool:
     """Returns whether the newest checkpoint was saved with these evaluation settings.
 
-    If so, the attempt that saved it has checked the whole evaluation dataset, and no other attempt needs to check the
-    dataset again.
+    If so, the attempt that saved this checkpoint has checked the whole evaluation dataset, and a later attempt does not
+    need to check the dataset again.
 
     Args:
         checkpoint: The newest checkpoint of the run; None if the run has no checkpoint.
@@ -85,8 +86,8 @@ def were_prepared(checkpoint: Checkpoint | None, evaluation: Mapping[str, Any]) 
 def evaluate(settings: EvaluationConfig, embedder: Embedder, world: RankGroup, *, url: str) -> tuple[TaskResult, ...]:
     """Runs the tasks that the settings name, one after the other, and returns the results on every rank.
 
-    All ranks must call this function. The results do not depend on the number of ranks: on equal devices and with
-    equally many threads they are equal to the bit.
+    All ranks must call this function. The results do not depend on the number of ranks: if the devices and the number
+    of threads are the same, all bits of the results are the same.
 
     Args:
         settings: The dataset, the tasks and their settings.
@@ -98,9 +99,10 @@ def evaluate(settings: EvaluationConfig, embedder: Embedder, world: RankGroup, *
 
 
 def cut_prompts(settings: EvaluationConfig, tokenizer: Tokenizer, lengths: PartLengthsConfig) -> list[CutTexts]:
-    """Counts the prompts of all tasks, and those of them that have more tokens than the text tower reads.
+    """Counts the prompts of all tasks, and those that have more tokens than the text tower reads.
 
-    Without prompts the list is empty.
+    Returns:
+        A list with one `CutTexts` for the prompts of all tasks together; empty if there are no prompts.
     """
     texts = [prompt for task in tasks_of(settings) for prompt in task.prompts()]
     return [CutTexts.of("prompts", tokenizer, texts, lengths.by_part[PROMPT_PART.name])] if texts else []

@@ -1,7 +1,8 @@
 """Classifies images zero-shot: the predicted class is the one whose prompts are closest to the image.
 
-The cosines, and not the embeddings, are averaged over the templates (the protocol of Exp-CLIP, Zhao et al. 2024). A
-class may have several words; its cosine with an image is the mean over all templates and words.
+A prompt is a template in which `{}` is replaced by a word for a class. The cosines, and not the embeddings, are
+averaged over the templates (the protocol of Exp-CLIP, Zhao et al. 2024). A class may have several words; its cosine
+with an image is the mean over all templates and words.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,8 +30,8 @@ SHOWN = 8  # Number of names of classes or labels that an error message lists.
 class LabelledImages:
     """Holds the labels and the image vectors of those samples of a batch that have a label.
 
-    `embeddings` is None if no sample of the batch has a label. The labels are the names of their classes, as
-    `label_text` writes them.
+    `embeddings` is None if no sample of the batch has a label. Each label is the name of a class, as `label_text`
+    formats it.
     """
 
     labels: tuple[str, ...] = ()
@@ -39,7 +40,7 @@ class LabelledImages:
 
 @dataclass(frozen=True, slots=True)
 class ZeroShot:
-    """Implements the zero-shot task. Samples without the label of the settings, or with an empty one, are left out."""
+    """Implements the zero-shot task. Samples whose label `evaluation.label` is missing or empty are left out."""
 
     settings: EvaluationConfig
     name: ClassVar[str] = "zero_shot"
@@ -52,7 +53,7 @@ class ZeroShot:
     def prepare(self, *, seconds: float | None = None) -> Sequence[str]:
         """Checks that the labels of the dataset are among the classes, and returns notes for the user.
 
-        It checks all labels, or those that it can read within `seconds`.
+        It checks all labels, or only those that it can read within `seconds` seconds.
         """
         settings = self.settings
         found = label_values(str(settings.url), settings.label, seconds=seconds)
@@ -90,17 +91,18 @@ class ZeroShot:
 def classes_of(
     settings: EvaluationConfig, labels: Iterable[str], names: Sequence[str] = ()
 ) -> Mapping[str, Sequence[str]]:
-    """Returns the words of each class, in the order of the classes.
+    """Returns the words of each class in prompts, in the order of the classes.
 
     Args:
-        settings: If the settings have classes, these are returned. Otherwise each value of the label is a class, and
-            its only word.
-        labels: The values of the label `evaluation.label` in the samples, such as "happy", as `label_text` writes them.
+        settings: If the setting `classes` is given, it is returned. Otherwise each distinct value in `labels` is a
+            class, and the value is the only word of this class.
+        labels: The values of the label `evaluation.label` in the samples, such as "happy", as `label_text` formats
+            them.
         names: Names of the labels that the dataset has, such as "emotion" and "valence". The error message lists them
-            if no sample has the label of the settings.
+            if `labels` is empty.
 
     Raises:
-        ConfigError: If `labels` is empty, or if the settings have classes and a value is not among them.
+        ConfigError: If `labels` is empty, or if the setting `classes` is given and lacks a value in `labels`.
     """
     found = sorted(set(labels))
     if not found:
@@ -134,22 +136,23 @@ def _is_number(value: str | float) -> bool:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """Returns the first few names, and the number of further ones, as a text."""
+    """Returns a text with the first few names, and with the number of the other names if there are more."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(name if len(name) <= 40 else f"{name[:37]}..." for name in names[:SHOWN]) + more
 
 
 def _prompts(templates: Sequence[str], classes: Mapping[str, Sequence[str]]) -> list[str]:
-    """Returns every template with every word of every class. Within a class, the words of a template are neighbours."""
+    """Returns a prompt for each class, template and word, ordered by class, then by template, then by word."""
     return [template.replace("{}", word) for words in classes.values() for template in templates for word in words]
 
 
 def _class_embeddings(
     embedder: Embedder, templates: Sequence[str], classes: Mapping[str, Sequence[str]]
 ) -> Float[Tensor, "templates embedding classes"]:
-    """Returns, for each template and class, the mean of the vectors of the template with each word of the class.
+    """Returns, for each template and class, the mean vector of the prompts with this template and a word of the class.
 
-    The means do not have unit length: the product of an image with a mean is the mean of its cosines with the prompts.
+    The means are not scaled to unit length. So the dot product of the unit vector of an image with such a mean is the
+    mean of the cosines of the image with these prompts.
     """
     # The prompts of a class are embedded in one pass. `view` relies on the order in which `_prompts` returns them.
     columns = [

@@ -1,7 +1,7 @@
-"""Measures the throughput and the memory of each rank, and makes the metrics of the job from those of all ranks.
+"""Measures the throughput and the memory of each rank, and computes the metrics of the job from those of all ranks.
 
-`RankMeter` counts on each rank. At a logged step the monitor exchanges the counts of all ranks as plain numbers, in the
-order of `RANK_METRICS`, and every rank computes the same metrics from them with `job_metrics`.
+`RankMeter` counts on each rank. At a logged step, the ranks exchange what their meters have measured as plain numbers,
+in the order of `RANK_METRICS`. Then every rank computes the same metrics from them with `job_metrics`.
 """
 
 import time
@@ -50,7 +50,7 @@ class RankMeter:
         self._steps += 1
 
     def read(self) -> dict[str, float]:
-        """Returns the counts since the last call and the memory now, in the order of `RANK_METRICS`."""
+        """Returns the counts since the last call and the present memory and utilization, keyed by `RANK_METRICS`."""
         now_s = time.perf_counter()
         counts = (now_s - self._since_s, float(self._steps), float(self._samples), float(self._tokens))
         memory_gib = psutil.Process().memory_info().rss / 2**30
@@ -72,11 +72,11 @@ class RankMeter:
 def job_metrics(ranks: Sequence[Mapping[str, float]], straggler: Straggler | None) -> dict[str, float]:
     """Returns the metrics of the job, by the names that the tracker logs.
 
-    Rates are sums over all ranks, and memory is the largest value of any rank. For each section there are two metrics:
-    the mean of its time over all ranks, and the time of the slowest rank.
+    Rates are sums over all ranks, and memory is the largest value of any rank. For each section of a step (such as
+    "forward") there are two metrics: the mean of its time over all ranks, and the longest time of any rank.
 
     Args:
-        ranks: The `RANK_METRICS` and the seconds of `SECTIONS` of each rank, in rank order.
+        ranks: The values of `RANK_METRICS` and the seconds of each of `SECTIONS`, for each rank in rank order.
         straggler: The slowest rank; None if there is one rank only.
     """
     # All ranks make the same steps, so the number of steps of rank 0 is that of the job. It is 0 before the first one.

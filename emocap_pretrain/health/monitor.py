@@ -4,8 +4,9 @@ The loop calls the monitor, and the monitor calls the other modules of `health`:
 is, and how long each section takes), `metrics` and `stragglers` (at logged steps), `status` (the status in the run's
 folder and the requests of users, on rank 0), `profiler`, and `liveness` (ranks that are lost or hang).
 
-Two threads belong to each rank: the exchange of heartbeats and the watchdog. Rank 0 also has the thread of the status.
-The training thread calls the methods of the monitor. Only the methods that store a failure run in other threads.
+If a job has several ranks, each rank has two further threads: one exchanges heartbeats, and one is the watchdog. Rank 0
+also has a thread that writes the status. The training thread calls the methods of the monitor. Only the methods that
+store a failure run in other threads.
 """
 
 import logging
@@ -47,7 +48,7 @@ class LoggedStep:
     Attributes:
         stop: Whether training stops after this step.
         has_damage: Whether some rank has met damaged samples that it has not reported to the other ranks.
-        metrics: The metrics of the step, and the speed, the memory and the straggler of the job.
+        metrics: The metrics of the step, and the speed, the memory and the slowest rank of the job.
         extra: The argument `extra` of every rank, in the order of the ranks.
     """
 
@@ -60,9 +61,10 @@ class LoggedStep:
 class Monitor:
     """Watches the training of one rank within a `with` block, and records how the block ends.
 
-    The constructor is a collective. If a collective in the block fails because another rank is gone or hangs, the block
-    raises `LostContact`, whose message names the rank if it is known. If a rank hangs, or a lost rank makes no
-    collective fail, the watchdog ends the process with exit code 70, and the block never ends.
+    The constructor is a collective. If another rank is lost or hangs, the block ends in one of two ways. If a
+    collective in the block fails because of it, the block raises `LostContact`, whose message names the rank if it is
+    known. If no collective fails, so that this rank would wait without end, the watchdog ends the process with exit
+    code 70; then no code after the block runs.
 
     Attributes:
         position: The position of the training thread.
@@ -74,7 +76,8 @@ class Monitor:
         attempt: The attempt in whose folder the status and failures are stored.
         name: The name of the run, for `emocap status`.
         steps: The number of steps after which the run is done.
-        timeout_s: The longest time that a rank may spend at one position, outside `UNBOUNDED_PHASES`.
+        timeout_s: The longest time that a rank may spend in one phase of a step. The phases in `UNBOUNDED_PHASES`, such
+            as "saving", may take any time.
         silence_s: A rank whose heartbeat does not change for this long is lost.
     """
 
@@ -122,8 +125,8 @@ class Monitor:
     def enter(self, phase: str, step: int) -> None:
         """Records that `phase` ("training", "saving", "saved" or "evaluating") begins after `step` steps.
 
-        It also stops a recording of the profiler whose last step is done. The phases within a step are entered by the
-        sections of `timer`.
+        It also stops a recording of the profiler if the last step to be recorded is done. The phases within a step,
+        such as "forward", are not recorded here but by `timer`.
         """
         self.position.enter(phase, step)
         self._profiler.stop_after(step)
@@ -147,12 +150,12 @@ class Monitor:
 
         Args:
             metrics: The metrics of the step, equal on all ranks.
-            should_stop: Whether this rank's runtime asks to stop.
+            should_stop: Whether this rank's `Runtime` (its connection to the launcher) asks to stop.
             has_damage: Whether this rank has met damaged samples that it has not reported to the other ranks.
-            extra: Further numbers of this rank. All ranks must give the same number of them.
+            extra: Further numbers of this rank. All ranks must give equally many numbers.
 
         Returns:
-            The exchanged values. Reading the sections waits for the device.
+            The exchanged values. The times of the sections are among them, so this method waits for the device.
 
         Raises:
             Superseded: On all ranks, if the run's folder was deleted or replaced.
@@ -174,13 +177,13 @@ class Monitor:
         return LoggedStep(stop, damage, row, [each[len(flags) + len(names) :] for each in table])
 
     def poll(self, should_stop: bool) -> bool:
-        """Returns whether training must stop, because the runtime of some rank or a user has asked for it.
+        """Returns whether training must stop, because the `Runtime` of some rank or a user has asked for it.
 
         The training loop calls this before the first step, and after some of the steps for which it does not call
         `exchange`. This is a collective. As in `exchange`, a second one follows if a user has requested a profile.
 
         Args:
-            should_stop: Whether this rank's runtime asks to stop.
+            should_stop: Whether this rank's `Runtime` (its connection to the launcher) asks to stop.
 
         Raises:
             Superseded: On all ranks, if the run's folder was deleted or replaced.
@@ -207,12 +210,14 @@ class Monitor:
         return should_stop or stop, profile, bool(self._status and self._status.superseded)
 
     def _act_on(self, requests: Requests | None, *, profile: bool, superseded: bool) -> None:
-        """Acts on the exchanged flags, which are equal on all ranks. All ranks call this.
+        """Starts a requested profile, or raises an error if this attempt must not write any more.
+
+        All ranks call this with the same flags, which they have exchanged before.
 
         Args:
             requests: The requests that rank 0 has read; None on other ranks.
-            profile: Whether some rank has a profile request.
-            superseded: Whether this attempt must write nothing more, because the run's folder was deleted or replaced.
+            profile: Whether rank 0 has read a request for a profile.
+            superseded: Whether this attempt must not write any more, because the run's folder was deleted or replaced.
 
         Raises:
             Superseded: If `superseded` is set.
@@ -228,7 +233,7 @@ class Monitor:
             self.timer.record = self._profiler.recording
 
     def update_status(self, **fields: Any) -> None:
-        """Replaces fields of the run's status, such as the step of the newest checkpoint. Other ranks do nothing."""
+        """Replaces fields of the run's status, such as the step of the newest checkpoint. Only rank 0 has a status."""
         if self._status:
             self._status.update(**fields)
 
@@ -245,7 +250,10 @@ class Monitor:
             self._watchdog.close()
 
     def _fail(self, error: BaseException) -> None:
-        """Sends an error to the other ranks, stores it in the run's folder, and ends all threads, within seconds."""
+        """Sends an error to the other ranks, stores it in the run's folder, and ends all threads, within seconds.
+
+        All ranks raise a `TrainingError` at the same time, so only the first few of them store it.
+        """
         # First the other ranks learn of the error from a heartbeat, because they wait. The record in the store and the
         # status, which may take seconds, come after it.
         kind, message = type(error).__name__, str(error) or type(error).__name__
@@ -272,9 +280,9 @@ class Monitor:
             self._watchdog.close(keep_store=isinstance(error, LostContact))
 
     def _explain_loss(self, error: RuntimeError) -> LostContact:
-        """Returns the error for a failed collective.
+        """Returns the error to raise after a collective has failed with `error`.
 
-        The error names the rank that is lost or hangs, if this rank can be found within seconds.
+        The returned error names the rank that is lost or hangs, if that rank can be found within seconds.
         """
         timed_out = "imed out" in str(error)  # It begins with "T" or "t".
         diagnosis = self._watchdog.explain_loss(timed_out=timed_out) if self._watchdog else None

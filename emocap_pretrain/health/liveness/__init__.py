@@ -2,16 +2,17 @@
 
 Five classes share this work:
 
-- `Heartbeat` is a rank's report of its position. Each rank writes one into the job's store every second.
-- `HeartbeatExchange` is the thread that writes and reads heartbeats.
+- `Heartbeat` is a rank's report of its position: the step and phase in which its training thread is. Each rank writes
+  one every second into the job's store, torch's `TCPStore` on rank 0's host.
+- `HeartbeatExchange` writes and reads heartbeats in a thread.
 - `FailureDetector` decides which ranks have failed or hang. It has no I/O.
 - `Diagnosis` says why the job cannot continue.
-- `Watchdog` is the thread that prints and stores a diagnosis and ends the process with exit code 70.
+- `Watchdog` prints and stores a diagnosis in another thread, and ends the process with exit code 70.
 
 `watch_ranks` starts both threads on one rank.
 
-A newcomer reads `heartbeat`, `detector`, `exchange` and `watchdog` in this order (decision 30). docs/health.md lists
-which fault is found by which message, and after how long.
+The modules are best read in the order `heartbeat`, `detector`, `exchange`, `watchdog` (decision 30). docs/health.md
+lists the faults, the message for each of them, and the time until it is found.
 """
 
 from emocap_pretrain.health.liveness.detector import Diagnosis, FailureDetector

@@ -1,12 +1,13 @@
 """Decides from heartbeats which ranks have failed or hang.
 
-The detector has no I/O, no clock and no thread: its caller passes the heartbeats and the time. So it is tested with
-made-up heartbeats and times.
+The detector has no I/O, no clock and no thread: its caller passes the heartbeats and the time. So tests can pass any
+heartbeats and times.
 
-Three faults are told apart. A rank is lost if its heartbeats stop, or if it has reported an error. A rank hangs if its
-heartbeats continue and its position does not change. The job's store is unreachable if this rank's own heartbeat does
-not come back. The reader measures the silence of a rank by its own clock, as the time for which the number of the
-heartbeat has not changed. A rank measures its own hang, in `Heartbeat.idle_s`.
+The detector distinguishes three faults. A rank is lost if its heartbeats stop, or if it has reported an error. A rank
+hangs if its heartbeats continue and its position does not change. The job's store is unreachable if this rank cannot
+read its own new heartbeats from it. How long another rank has been silent is measured by the clock of this rank: it is
+the time for which the number in that rank's heartbeat has not changed. How long a rank has made no progress is measured
+by that rank itself, in `Heartbeat.idle_s`.
 """
 
 import json
@@ -31,7 +32,7 @@ class Diagnosis:
     Attributes:
         ranks: The ranks that are lost or that hang; empty if no particular rank is the reason.
         message: The reason, without a full stop.
-        silent: Whether these ranks send no heartbeats any more, so that another process must print their stacks.
+        silent: Whether `ranks` are lost, so that another process must print their stacks.
     """
 
     ranks: tuple[int, ...]
@@ -50,14 +51,15 @@ class Diagnosis:
 class FailureDetector:
     """Diagnoses the job from the heartbeats that one rank reads.
 
-    The watchdog's thread calls `check`. After a failed collective the training thread stops that thread and calls
-    `explain_loss`. The two methods use different timers.
+    The watchdog's thread calls `check`. If a collective fails, the training thread stops the watchdog's thread and
+    calls `explain_loss`. Its timers begin only then, and are separate from those of `check`.
 
     Args:
         hosts: The host of each rank.
         rank: The rank that reads the heartbeats.
         store: The address of the job's store, for messages.
-        timeout_s: The longest time that a rank may spend at one position, outside `UNBOUNDED_PHASES`.
+        timeout_s: The longest time for which a rank may make no progress. It does not apply while `Heartbeat.bounded`
+            is False, for example while a checkpoint is saved.
         silence_s: A rank whose heartbeat does not change for this long is lost.
     """
 
@@ -78,7 +80,7 @@ class FailureDetector:
     def check(self, now_s: float, heartbeats: Mapping[int, Heartbeat] | None) -> Diagnosis | None:
         """Returns a diagnosis if the job cannot continue; otherwise None.
 
-        It must be called about every second, also if no new heartbeats were read.
+        The caller must call this about every second, also if no new heartbeats were read.
 
         Args:
             now_s: A monotonic time.
@@ -102,7 +104,8 @@ class FailureDetector:
     ) -> Diagnosis | None:
         """Returns which ranks made a collective fail, or None if the heartbeats do not show it.
 
-        After a failed collective, a rank is reported as lost sooner than by `check`.
+        Here a rank is lost as soon as it has reported an error, its process has ended, or three of its heartbeats are
+        missing. `check` waits longer.
 
         Args:
             now_s: A monotonic time.
@@ -139,9 +142,10 @@ class FailureDetector:
         return self._lost(silent, f"sent no heartbeat for {self._silence_s:.0f} s ({cause})", heartbeats)
 
     def _find_hang(self, heartbeats: Mapping[int, Heartbeat]) -> Diagnosis | None:
-        """Returns a diagnosis if a rank has stayed at one position for `timeout_s`.
+        """Returns a diagnosis if some rank has made no progress for `timeout_s`; otherwise None.
 
-        Only a process that reads the heartbeats of all ranks can tell which rank hangs; otherwise this returns None.
+        The result is also None if `heartbeats` lacks a rank, because only the heartbeats of all ranks show which rank
+        the others wait for.
         """
         if not self.sees_all(heartbeats):
             return None
@@ -150,7 +154,10 @@ class FailureDetector:
         return self._find_slowest(heartbeats) if hangs else None
 
     def _find_slowest(self, heartbeats: Mapping[int, Heartbeat]) -> Diagnosis | None:
-        """Returns a diagnosis that names the ranks at the earliest place in the program, for which the others wait."""
+        """Returns a diagnosis that names the ranks at the earliest place in the program, for which the others wait.
+
+        If all ranks are at the same place, the diagnosis names none. The result is None if training has ended on all.
+        """
         active = [each for each in heartbeats.values() if not each.ended]
         if not active:
             return None
@@ -182,7 +189,13 @@ class FailureDetector:
 def _unchanged_s(
     timers: dict[int, UnchangedTimer], now_s: float, heartbeats: Mapping[int, Heartbeat]
 ) -> dict[int, float]:
-    """Returns, by rank, for how many seconds the heartbeat has not changed. It creates missing entries of `timers`."""
+    """Returns, by rank, for how many seconds its heartbeat has not changed.
+
+    Args:
+        timers: The timer of each rank. This function updates them and adds missing ones.
+        now_s: A monotonic time.
+        heartbeats: The newest heartbeats by rank.
+    """
     return {
         rank: timers.setdefault(rank, UnchangedTimer()).update(now_s, each.number) for rank, each in heartbeats.items()
     }

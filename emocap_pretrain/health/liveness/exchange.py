@@ -1,15 +1,15 @@
 """Exchanges heartbeats through torch's `TCPStore`, which the process group of the job uses under every launcher.
 
     emocap/heartbeat/3     the newest heartbeat of rank 3
-    emocap/diagnosis       why the job cannot continue, written by the rank that found the reason first; blank before
+    emocap/diagnosis       why the job cannot continue, written by the first rank that finds the reason; else blank
 
 Every second each rank writes its heartbeat and reads the diagnosis, its own heartbeat and that of rank 0. Rank 0 reads
 all heartbeats. If the process of the store is frozen, a call may block for longer than its timeout. Therefore a
 separate thread makes the calls, and the watchdog's thread notices if no new heartbeats arrive.
 
-The store exists under every launcher and needs no further port. Rank 0 needs 4 ms a second to read the heartbeats of
-1,024 ranks (docs/health.md). The other ranks read all of them only if rank 0 should have found a hang and has not, or
-after a failed collective.
+The store needs no further port. Rank 0 needs 4 ms of every second to read the heartbeats of 1,024 ranks
+(docs/health.md). The other ranks read the heartbeats of all ranks only after a failed collective, or if they have made
+no progress for so long that rank 0 should have found a hang.
 """
 
 import socket
@@ -36,7 +36,7 @@ _DIAGNOSIS, _NONE = "emocap/diagnosis", " "
 def connect_to_job_store() -> Any:
     """Returns a new connection to the store of torch's default process group.
 
-    The connection of torch itself is not used, because a call may block, and a failed call makes a connection unusable.
+    Torch's own connection is not used, because a call may block it, and a failed call makes a connection unusable.
     """
     # Torch has no public function that returns the store.
     default: Any = dist.distributed_c10d._get_default_store()  # pyright: ignore[reportPrivateUsage]
@@ -51,11 +51,12 @@ class HeartbeatExchange:
     The constructor writes the first heartbeat. A rank that reads a key waits until the key exists, so `start` may be
     called only after every rank has constructed its `HeartbeatExchange`.
 
-    The thread replaces each attribute as a whole, and other threads only read them, so there is no lock.
+    Only the thread writes the attributes. It replaces the value of an attribute as a whole, so other threads can read
+    it without a lock.
 
     Attributes:
         heartbeats: The heartbeats that were read last, by rank; None before the first reading. The heartbeat of this
-            rank is always included, and its number grows with every reading.
+            rank is always included, and its `number` is larger after every reading.
         diagnosis: The diagnosis in the store, if there is one.
         error: Why the last call to the store failed; empty if it succeeded.
     """
@@ -77,9 +78,9 @@ class HeartbeatExchange:
             position: The position of this rank's training thread.
             rank: This rank.
             world_size: The number of ranks.
-            read_all_after_s: After this long without progress, a rank reads the heartbeats of all ranks. Rank 0 always
-                reads all of them.
-            count_collectives: Returns the number of collectives that this rank has begun.
+            read_all_after_s: If this rank has made no progress for this many seconds, it reads the heartbeats of all
+                ranks. Rank 0 always reads all of them.
+            count_collectives: A function that returns the number of collectives that this rank has begun.
         """
         self._store, self._position = store, position
         self._rank, self._world_size, self._read_all_after_s = rank, world_size, read_all_after_s
@@ -98,7 +99,7 @@ class HeartbeatExchange:
 
     @property
     def address(self) -> str:
-        """Returns host and port of the store."""
+        """Returns the host and the port of the store, as `host:port`."""
         host, port = self._host_and_port
         return f"{host}:{port}"
 
@@ -118,9 +119,10 @@ class HeartbeatExchange:
     def publish(self, diagnosis: Diagnosis, wait_s: float) -> Diagnosis:
         """Writes a diagnosis into the store for all ranks, unless another rank has already written one.
 
-        So all ranks report the same diagnosis. The exchange's thread writes it, and the calling thread waits.
+        So all ranks report the same diagnosis. The thread of the exchange writes it, and the calling thread waits.
 
-        Returns the diagnosis in the store, or the argument if the store does not answer within `wait_s` seconds.
+        Returns the diagnosis that is then in the store, or `diagnosis` if the store does not answer within `wait_s`
+        seconds.
         """
         self._own_diagnosis = diagnosis
         self.send_now()
@@ -184,8 +186,8 @@ class HeartbeatExchange:
         """Replaces the connection to the store.
 
         Raises:
-            OSError: If the host of the store does not accept a connection. This is checked before `clone` is called,
-                which would try to connect for an hour and print stacks.
+            OSError: If the host of the store does not accept a connection. This is checked first, because the method
+                `clone` of the store would try to connect for an hour and print stacks.
         """
         socket.create_connection(self._host_and_port, timeout=CONNECT_TIMEOUT_S).close()
         self._store = self._store.clone()

@@ -1,7 +1,7 @@
 """Defines the message that each rank writes into the job's store once a second.
 
-Only the process that writes a heartbeat knows for how long its training thread has made no progress, so a heartbeat
-carries seconds (`idle_s`) and no time of a clock: the clocks of two hosts may differ.
+A heartbeat contains for how many seconds the training thread of its rank has made no progress (`idle_s`). The rank
+measures this time itself. A heartbeat contains no time of a clock, because the clocks of two hosts may differ.
 """
 
 from typing import NamedTuple
@@ -14,18 +14,18 @@ HEARTBEAT_S = 1.0  # The pause between two heartbeats of a rank, and between two
 
 
 class Heartbeat(NamedTuple):
-    """Reports the position of a rank.
+    """Reports the position of a rank in the program.
 
-    A heartbeat is a tuple, because a tuple is quick to parse: rank 0 may read a thousand heartbeats a second. It exists
-    only while a job runs, so it has no schema version.
+    A heartbeat is a tuple, because a tuple is quick to parse: rank 0 may read a thousand heartbeats a second.
+    Heartbeats exist only while a job runs, so they have no schema version.
 
     Attributes:
         rank: The rank that wrote the heartbeat.
         number: A counter that grows with every heartbeat of the rank.
         step: The number of steps that the rank has done.
-        phase: One of `health.position.PHASES`.
-        idle_s: For how many seconds the training thread has made no progress, by the rank's own clock.
-        bounded: Whether a long stay in this phase is a hang.
+        phase: The phase of the training thread, one of `health.position.PHASES`.
+        idle_s: For how many seconds the training thread has not entered a new phase, by the rank's own clock.
+        bounded: Whether a long stay at this position is a hang.
         collectives: The number of collectives that the rank has begun.
         ended: Empty while training continues; then `DONE`, `LOST` or the message of an error.
     """
@@ -43,15 +43,15 @@ class Heartbeat(NamedTuple):
     def place(self) -> tuple[int, int, int]:
         """Returns the rank's place in the program. Ranks at a greater place wait for ranks at a smaller one.
 
-        It is the step, the phase within the step, and the number of collectives, which distinguishes ranks in the same
-        phase.
+        A place is the step, the index of the phase in `PHASES`, and the number of collectives. This number
+        distinguishes ranks that are in the same phase of the same step.
         """
         order = PHASES.index(self.phase) if self.phase in PHASES else len(PHASES)
         return self.step, order, self.collectives
 
     @property
     def failed(self) -> bool:
-        """Returns whether training ended with an error of this rank."""
+        """Returns whether training on this rank has ended with an error of its own, and not because of another rank."""
         return self.ended not in {"", DONE, LOST}
 
     def to_json(self) -> str:

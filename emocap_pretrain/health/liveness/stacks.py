@@ -1,4 +1,4 @@
-"""Formats the call stacks of threads: of this process, and with py-spy of another process on this host.
+"""Formats the call stacks of the threads of this process, or with py-spy those of another process on this host.
 
 A rank that hangs prints its own stacks, because its watchdog thread still runs. A process that sends no heartbeats may
 be frozen as a whole, so another process must read its stacks from outside.
@@ -20,12 +20,12 @@ WATCHING_THREADS = frozenset({"emocap-heartbeat", "emocap-watchdog", "emocap-sta
 
 
 def of_this_process(first: int) -> str:
-    """Returns the innermost calls of all threads of this process, except `WATCHING_THREADS`.
+    """Returns a text with the innermost calls of all threads of this process, except `WATCHING_THREADS`.
 
-    The newest call of each thread comes last.
+    Within each thread, the newest call comes last.
 
     Args:
-        first: The identifier of the thread whose calls come first.
+        first: The identifier of the thread that comes first in the text.
     """
     frames = sys._current_frames()  # pyright: ignore[reportPrivateUsage] - documented, in spite of its name
     threads = sorted(threading.enumerate(), key=lambda thread: (thread.ident != first, thread.name))
@@ -43,7 +43,7 @@ def of_thread(identifier: int) -> str:
 
 
 def in_one_line(calls: traceback.StackSummary) -> str:
-    """Returns the innermost few of these calls in one line. The newest call comes first."""
+    """Returns the innermost few of `calls` in one line. The newest call comes first."""
     calls = traceback.StackSummary.from_list(calls[-MAX_CALLS_IN_LINE:])
     return " < ".join(f"{call.name} ({Path(call.filename).name}:{call.lineno})" for call in reversed(calls))
 

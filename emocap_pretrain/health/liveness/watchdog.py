@@ -1,12 +1,12 @@
 """Ends the process of a rank once the job cannot continue, and prints which rank is the reason.
 
-A rank that waits in a collective for a lost rank may wait without end, because a silent network gives no error. So a
-thread of each rank ends the process. The launcher sees exit code 70 and starts the job again from the newest
-checkpoint.
+A rank that waits in a collective for a lost rank may wait without end, because a network that transfers nothing raises
+no error. So on each rank a thread, the watchdog, ends the process. The launcher receives exit code 70 and starts the
+job again from the newest checkpoint.
 
-There are two ways to the end of a rank. If all ranks wait, the watchdog's own thread finds the reason (`_run`) and ends
-the process. If a collective fails, the training thread gets an error first; it asks for the reason (`explain_loss`),
-raises `LostContact`, and ends the process in the usual way.
+The process of a rank can end in two ways. If all ranks wait, the watchdog's thread finds the reason (`_run`) and ends
+the process. If a collective fails first, the training thread gets an error. It calls `explain_loss` to find the reason
+and raises `LostContact`, and the process ends like after any other error.
 """
 
 import logging
@@ -46,7 +46,8 @@ log = logging.getLogger(__name__)
 class Watchdog:
     """Watches all ranks in a separate thread, and ends this process when a rank is lost or hangs.
 
-    It uses `os._exit`, because the training thread is stuck in a collective, where no exception reaches it.
+    It ends the process with `os._exit`, because the training thread may be stuck in a collective, where no exception
+    reaches it.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class Watchdog:
             detector: Judges the heartbeats.
             rank: This rank.
             pids: The process id of each rank on its host.
-            thread: The identifier of the thread that trains on this rank.
+            thread: The identifier of this rank's training thread.
             before_exit: A function that is called with the diagnosis before the process ends. The process ends after
                 `BEFORE_EXIT_S` seconds even if the function has not returned.
             exit_process: A function that ends the process with an exit code.
@@ -88,7 +89,8 @@ class Watchdog:
         """Ends the thread and the heartbeats.
 
         Args:
-            keep_store: Whether rank 0 waits `KEEP_STORE_S` seconds, in which the others read a diagnosis in the store.
+            keep_store: Whether rank 0 first waits `KEEP_STORE_S` seconds, so that the other ranks can still read a
+                diagnosis in the job's store.
         """
         if keep_store and self._rank == 0:
             time.sleep(KEEP_STORE_S)
@@ -98,10 +100,11 @@ class Watchdog:
     def explain_loss(self, *, timed_out: bool, wait_s: float = EXPLAIN_S) -> Diagnosis | None:
         """Returns why a collective has failed, or None if the reason is not found within `wait_s` seconds.
 
-        It first stops the watchdog's thread. The rank that finds the reason publishes it, so that all ranks report the
-        same reason. If a rank hangs, its own watchdog reads the published reason and ends that rank. A lost process on
-        this host and an error of another rank are found at once. A lost rank on another host is found after three
-        missing heartbeats.
+        The training thread calls this method, which first stops the thread of the watchdog. Only the first few ranks
+        search for the reason. The rank that finds it publishes it in the job's store, and all ranks report this same
+        reason. If a rank hangs, its own watchdog reads the published reason and ends that rank. A lost process on this
+        host and an error of another rank are found at once. A lost rank on another host is found after three missing
+        heartbeats.
 
         Args:
             timed_out: Whether the collective reached its timeout. If so, a rank that hangs may be the reason.
@@ -129,13 +132,13 @@ class Watchdog:
     def _dead(self, heartbeats: Mapping[int, Heartbeat], first_seen: dict[int, int]) -> set[int]:
         """Returns the ranks on this host whose process has ended.
 
-        A rank is included only after the heartbeats were read once more, because its last heartbeat may contain the
-        reason why it has ended.
+        A rank is included only if all heartbeats were read again after its process was found to have ended. Its last
+        heartbeat may contain the error with which it has ended, and this error is the better reason.
 
         Args:
             heartbeats: The newest heartbeats of all ranks.
-            first_seen: The number of this rank's own heartbeat at the time when a process was first found dead, by the
-                rank of that process. This method adds entries.
+            first_seen: For each rank whose process was found to have ended, the number of this rank's own heartbeat at
+                that time. A larger number shows that the heartbeats were read again. This method adds entries.
         """
         number = heartbeats[self._rank].number
         for rank in heartbeats:
@@ -146,7 +149,7 @@ class Watchdog:
     def _is_dead(self, rank: int) -> bool:
         """Returns whether the process of a rank on this host has ended.
 
-        A zombie counts as ended: it executes nothing any more, and only its launcher has not noticed it yet.
+        A zombie process counts as ended: it executes nothing any more, but its launcher has not noticed its end yet.
         """
         if rank == self._rank or not self._on_this_host(rank):
             return False
@@ -183,9 +186,9 @@ class Watchdog:
             self._exit_process(HUNG_EXIT_CODE)
 
     def _print(self, diagnosis: Diagnosis, *, found_here: bool) -> None:
-        """Prints the diagnosis. If this rank found the reason or is the reason, its stacks follow.
+        """Prints the diagnosis. If this rank has found it or is named in it, the stacks of this rank follow.
 
-        One rank of each host also prints the stacks of the silent ranks of this host.
+        If the diagnosis names lost ranks, one rank of each host also prints the stacks of the lost ranks on this host.
         """
         lines = [f"error: rank {self._rank}: watchdog: {diagnosis.message}."]
         if found_here or self._rank in diagnosis.ranks:
@@ -199,9 +202,9 @@ class Watchdog:
         sys.stderr.flush()
 
     def _ranks_to_inspect(self, diagnosis: Diagnosis) -> list[int]:
-        """Returns the silent ranks on this host whose stacks this rank prints.
+        """Returns the lost ranks on this host whose stacks this rank prints.
 
-        On each host, only one rank prints them: the first one that is not silent. For the others the list is empty.
+        On each host, only the first rank that is not lost prints stacks. For all other ranks the list is empty.
         """
         here = [rank for rank in range(len(self._pids)) if self._on_this_host(rank)]
         others = [rank for rank in here if rank not in diagnosis.ranks]
@@ -225,7 +228,8 @@ def watch_ranks(
         world: All ranks of the job; at least two.
         position: The position of this rank's training thread.
         hosts: The host of each rank.
-        timeout_s: The longest time that a rank may spend at one position, outside `UNBOUNDED_PHASES`.
+        timeout_s: The longest time that a rank may spend in one phase of a step. The phases in `UNBOUNDED_PHASES`, such
+            as "saving", may take any time.
         silence_s: A rank whose heartbeat does not change for this long is lost.
         before_exit: A function that is called with the diagnosis before the watchdog ends this process.
     """
