@@ -1,12 +1,12 @@
 """Removes secrets and control characters from logs and tracebacks.
 
 Every process of a run calls `show_logs` and `guard_tracebacks`: the command, the ranks, and the loader processes.
-`emocap_shards.mask` decides which parts of a text are secrets. `terminal.Terminal` does the same for the output of the
-commands. Code that stores a text in the run's folder, or hands an error to a framework that will print it, calls
-`shown` or `conceal` itself.
+`emocap_shards.mask` decides which parts of a text are secrets. `terminal.Terminal` removes secrets and control
+characters from the output of the commands. Code that stores a text in the run's folder calls `shown` itself. Code that
+hands an error to a framework, which will print the error, calls `conceal`.
 
-Control characters are replaced because the text may come from a dataset or a run folder that somebody else wrote: an
-escape sequence in it would steer the terminal of the reader (docs/security.md).
+Control characters are replaced because a text may come from a dataset or a run folder that somebody else wrote. An
+escape sequence in such a text would control the terminal of the person who reads it (docs/security.md).
 """
 
 import logging
@@ -40,10 +40,10 @@ def shown_tree(tree: Any) -> Any:
 
 
 def show_logs(level: int = logging.INFO) -> None:
-    """Sends to stderr the records of this project from `level` on, and those of other loggers from WARNING on.
+    """Sends log records to stderr: those of this project from `level` on, those of other loggers from WARNING on.
 
-    Secrets are masked in the messages of all loggers, even if a library installs its own handler. A second call changes
-    nothing but the level.
+    Secrets are masked in the messages of all loggers, even if a library installs its own handler. A second call only
+    changes the level.
     """
     # The factory makes the records of every logger, so it masks messages before any handler sees them.
     logging.setLogRecordFactory(ShownRecord)
@@ -73,7 +73,7 @@ class ShownRecord(logging.LogRecord):
 class ShownLines(logging.Formatter):
     """Formats log records, and masks secrets in their tracebacks too.
 
-    All lines of a record but the first are indented, so that no text inside a record can look like another record.
+    All lines of a record except the first are indented, so that no text inside a record can look like another record.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -83,8 +83,8 @@ class ShownLines(logging.Formatter):
 def conceal(error: BaseException) -> None:
     """Masks secrets in the arguments of an error and of all errors in its chain, in place.
 
-    The chain consists of causes and contexts. Code calls this function before it hands an error to a framework that
-    will print the error.
+    The chain consists of the errors in `__cause__` and `__context__`. Code calls this function before it hands an error
+    to a framework that will print the error.
     """
     seen = set[int]()  # A chain can be a cycle, because code may set `__cause__` and `__context__` freely.
     remaining: list[BaseException | None] = [error]

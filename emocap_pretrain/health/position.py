@@ -56,7 +56,7 @@ class TrainingPosition:
         thread: The identifier of the training thread. Under Ray it is not the main thread.
         step: The number of steps that are done.
         phase: One of `PHASES`.
-        changes: The number of phases that were entered. A change of this number shows progress.
+        changes: Counts how often a phase was entered. A change of this number shows progress.
         ended: Empty while training continues, then `DONE`, `LOST` or the message of an error.
     """
 
@@ -66,14 +66,14 @@ class TrainingPosition:
         self._first_step: int | None = None
 
     def enter(self, phase: str, step: int) -> None:
-        """Records that `phase` begins after `step` steps."""
+        """Records that `phase` begins when `step` steps are done."""
         if phase not in UNBOUNDED_PHASES and self._first_step is None:
             self._first_step = step
         self.step = step
         self.enter_section(phase)
 
     def enter_section(self, phase: str) -> None:
-        """Records that `phase` begins within the step."""
+        """Records that `phase` begins. The number of steps that are done does not change."""
         self.phase = phase
         self.changes += 1
 
@@ -83,9 +83,10 @@ class TrainingPosition:
 
     @property
     def bounded(self) -> bool:
-        """Returns whether a long stay at this position is a hang.
+        """Returns whether a rank that stays at this position for a long time counts as hanging.
 
-        In the first step of an attempt, kernels may compile for a long time, so only its phase "data" is bounded.
+        In the first step of an attempt, kernels may compile for a long time. So in this step the result is True only in
+        the phase "data".
         """
         first = self._first_step
         return self.phase not in UNBOUNDED_PHASES and first is not None and (self.step > first or self.phase == "data")

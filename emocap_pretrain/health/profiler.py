@@ -3,8 +3,9 @@
 <run>/profiles/7f3a.json                              the steps and traces of a request
 <run>/profiles/step-00000121-rank-00000.json.gz       a trace; step 121 is the first in it
 
-A request arrives through the run's folder. Rank 0 reads it, the monitor broadcasts it, and all ranks call `start` after
-the same step. The answer is stored before the traces exist, and names the paths where they will lie.
+A user's request arrives as a file in the run's folder. Rank 0 reads it, the monitor broadcasts it, and all ranks call
+`Profiler.start` after the same step. Rank 0 stores the answer before the traces exist: it lists the paths at which the
+traces will be.
 """
 
 import logging
@@ -34,8 +35,8 @@ def trace_path(step: int, rank: int) -> str:
 class Profiler:
     """Records and uploads the traces of one rank. Errors are logged and do not end training, but the trace is lost.
 
-    All ranks call `start` with the same arguments. Each rank decides whether it records, and all ranks refuse the same
-    requests.
+    All ranks call `start` with the same arguments. Therefore all ranks accept or refuse the same requests. Only the
+    ranks that a request names record a trace; a request without ranks names all of them.
     """
 
     def __init__(self, store: Store, *, rank: int, world_size: int) -> None:
@@ -50,7 +51,10 @@ class Profiler:
         return self._profile is not None
 
     def start(self, request: ProfileRequest, step: int) -> None:
-        """Begins to record the requested number of steps after `step`. During a recording, it refuses a request."""
+        """Begins to record the requested number of steps, from step `step` + 1 on.
+
+        If a recording is in progress, the request is refused.
+        """
         # All ranks know the steps of the recording, also those that do not record, so all refuse the same requests.
         if step < self._last_step:
             refused = f"steps {self._first_step} to {self._last_step} are being recorded"
@@ -64,12 +68,12 @@ class Profiler:
             self._log_errors(self._start)
 
     def stop_after(self, step: int) -> None:
-        """Stops a recording whose last step is `step` or an earlier one, and uploads its trace in a thread."""
+        """Stops the recording if its last step is `step` or an earlier one, and uploads the trace in a thread."""
         if self._profile and step >= self._last_step:
             self._log_errors(self._stop)
 
     def close(self, wait_s: float) -> None:
-        """Stops a recording early, and waits for uploads, at most `wait_s` seconds."""
+        """Stops a recording that is not complete, and waits at most `wait_s` seconds for the uploads of traces."""
         if self._profile:
             self._log_errors(self._stop)
         # The thread works in order: once an empty task at the end of its queue is done, all uploads are.

@@ -1,11 +1,13 @@
 """Writes the status of a run into its folder, and reads the requests of users there, in a thread of rank 0.
 
-The thread does both every few seconds. If the store is unreachable, training continues, and the status in the folder is
-out of date.
+The thread writes and reads every few seconds. If the store is unreachable, training continues, and the status in the
+folder is out of date.
 
-The thread and the training thread share three fields without a lock. `_fields` is a frozen value that is replaced as a
-whole. `_requests` is swapped: if the thread writes it at the same moment, a request may be overwritten. It is then read
-again, because only requests that the training thread has taken are deleted. Only the thread writes `superseded`.
+The status thread and the training thread share three fields without a lock. `_fields` is a frozen value that is
+replaced as a whole. `superseded` is written only by the status thread. `_requests` is written by both threads: the
+training thread takes its value and puts an empty one there. If the status thread stores requests at the same moment,
+the empty value may overwrite them. They are not lost: the file of a request is deleted only after the training thread
+has taken the request, so the status thread reads the file again.
 """
 
 import logging
@@ -32,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 class StatusThread:
-    """Writes the status and reads requests every `INTERVAL_S` until it is closed.
+    """Writes the status and reads requests every `INTERVAL_S` seconds until it is closed.
 
     Attributes:
         superseded: The reason why this attempt must not write any more; empty while it may write.
@@ -57,13 +59,14 @@ class StatusThread:
         self._thread.start()
 
     def update(self, **fields: Any) -> None:
-        """Replaces fields of `Status` from the next write on. It does not wait for the store."""
+        """Replaces fields of `Status`. The status thread writes them later, so the call does not wait for the store."""
         self._fields = replace(self._fields, **fields)
 
     def take_requests(self) -> Requests:
-        """Returns the requests since the last call; the thread deletes them from the folder.
+        """Returns the requests that were read since the last call. The status thread then deletes their files.
 
-        The training thread calls this, and never waits for the store. A profile request is returned once.
+        The training thread calls this method, which does not wait for the store. A profile request is returned only
+        once. A request to stop may be returned again, if its file was read again before it was deleted.
         """
         taken, self._requests = self._requests, Requests()
         # The thread may have read a request again before it deleted it.
@@ -75,7 +78,7 @@ class StatusThread:
         return taken
 
     def close(self, how: str, reason: str) -> None:
-        """Writes the status for the last time; waits `CLOSE_S` at most for a store that does not answer.
+        """Writes the status for the last time. If the store does not answer, it waits at most `CLOSE_S` seconds.
 
         Args:
             how: How the attempt has ended: "done", "stopped" or "failed".
@@ -99,7 +102,10 @@ class StatusThread:
             self._wake.wait(INTERVAL_S)
 
     def _log_errors(self, problem: str, act: Callable[[], None]) -> None:
-        """Calls `act`, and stores the error `Superseded` or logs another error, so that no error ends this thread."""
+        """Calls `act`, and catches its errors, so that no error ends this thread.
+
+        It stores the message of the error `Superseded` in `superseded`, and logs any other error after `problem`.
+        """
         try:
             act()
         except Superseded as error:

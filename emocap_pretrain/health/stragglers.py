@@ -17,13 +17,13 @@ MAD_TO_DEVIATION = 1.4826  # The standard deviation of a normal distribution, in
 
 
 def slowest_rank(seconds: Sequence[Mapping[str, float]], hosts: Sequence[str]) -> Straggler:
-    """Returns the rank that needs most time in `OWN_SECTIONS`, and compares it with the median rank.
+    """Finds the rank that spends the most time in `OWN_SECTIONS`, and compares it with the median rank.
 
-    There is always a slowest rank, so the result says nothing alone: `StragglerWarnings` decides whether it matters.
-    All ranks compute the same result from the same numbers.
+    One rank is always the slowest, so the result alone does not show a problem. `StragglerWarnings` decides whether the
+    rank is too slow. All ranks compute the same result from the same numbers.
 
     Args:
-        seconds: The seconds of each section of a step, for each rank.
+        seconds: For each rank, the seconds that it spends in each section of a step.
         hosts: The host of each rank.
     """
     own = [sum(each[name] for name in OWN_SECTIONS) for each in seconds]
@@ -47,9 +47,9 @@ def slowest_rank(seconds: Sequence[Mapping[str, float]], hosts: Sequence[str]) -
 class StragglerWarnings:
     """Warns of a rank that is too slow in `WARN_ROWS` logged steps one after another.
 
-    A rank is too slow if it is the slowest one, takes `WARN_FACTOR` times as long as the median rank, and delays all
-    ranks by the share `WARN_SHARE` of a step. The warning is not repeated until there was a logged step in which this
-    rank was not too slow.
+    A rank is too slow if three conditions hold. It is the slowest rank. It takes at least `WARN_FACTOR` times as long
+    as the median rank. Its excess over the median rank is at least the fraction `WARN_SHARE` of the time of a step.
+    The warning is not repeated until there was a logged step in which this rank was not too slow.
     """
 
     def __init__(self) -> None:

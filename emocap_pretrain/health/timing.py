@@ -29,15 +29,16 @@ def _ignore(_name: str) -> None: ...
 class SectionTimer:
     """Measures the seconds that the named sections of a step take on one rank.
 
-    On a GPU a section is timed by CUDA events on the current stream. The host only queues the work of a section, so its
-    own clock would measure the queueing. It waits for the device only in `read`, and once in every `MAX_PENDING_PAIRS`
-    uses of a section. The sections "data" and "saving" are measured by the host's clock on every device.
+    On a GPU a section is timed by CUDA events on the current stream, because the host only queues the work: the host's
+    clock would measure the time of the queueing. The sections "data" and "saving" are measured by the host's clock on
+    every device. The timer waits for the device only in `read`, and once in every `MAX_PENDING_PAIRS` uses of a
+    section.
 
     Attributes:
         device: The name of the rank's torch device, such as `cuda:3` or `cpu`.
         on_enter: A function that is called with the name of each section when the section begins.
-        record: Whether sections appear in the trace of torch's profiler. This is off by default, because it costs more
-            time than the measurement itself.
+        record: Whether sections appear in the trace of torch's profiler. The default is False, because an entry in the
+            trace costs more time than the measurement of the section.
     """
 
     device: str
@@ -64,9 +65,10 @@ class SectionTimer:
         self._steps += name == "update"
 
     def read(self) -> dict[str, float]:
-        """Returns the mean seconds of each section in a step since the last call, in the order of `SECTIONS`.
+        """Returns the seconds of each section, as a mean over the steps since the last call.
 
-        It waits for the device. If no step has ended since the last call, the values are the total seconds.
+        The sections are in the order of `SECTIONS`. The call waits for the device. If no step has ended since the last
+        call, the values are the total seconds.
         """
         for name, pairs in self._pairs.items():
             self._add_up(name, pairs)

@@ -1,9 +1,11 @@
-"""Defines the model that is trained: two towers, projections, learned scales and, for a sigmoid, a learned bias.
+"""Defines the model that is trained: an image tower, a text tower, projections, and learned scales.
 
-`TowerPair.of` builds the model from settings, and `TowerPair.forward` maps a `Batch` to `Embeddings`, from which
-`training/objective.py` computes the loss. The towers are in `timm_image.py` and `transformers_text.py`; they implement
-the interfaces of `towers.py`. Towers and projections may run in bf16. Normalization and scales are always float32,
-because the losses need unit vectors, and because the scale changes by less than bf16's spacing in a step (decision 4).
+With the `sigmoid` objective the model also has a learned bias. `TowerPair.of` builds the model from settings, and
+`TowerPair.forward` maps a `Batch` to `Embeddings`, from which `training/objective.py` computes the loss. The towers are
+in `timm_image.py` and `transformers_text.py`; they implement the interfaces of `towers.py`.
+
+Towers and projections may run in bf16. Vectors are always normalized in float32, because the losses need unit vectors.
+Scales are always float32, because a step changes a scale by less than bf16 can represent (decision 4).
 """
 
 import math
@@ -31,13 +33,15 @@ MAX_SCALE = 100.0
 
 
 def check_weights(model: ModelConfig) -> tuple[str, ...]:
-    """Compares the pretrained weights of both towers with their parameters, by names and shapes. It loads no weights.
+    """Compares the pretrained weights of both towers with the towers' parameters, by names and shapes.
+
+    It reads no values of weights.
 
     Returns:
         Remarks for the user on the weights, one line each.
 
     Raises:
-        ConfigError: If the weights do not fill a tower; `check_image_weights` and `check_text_weights` say when.
+        ConfigError: If the weights do not match a tower, as in `check_image_weights` and `check_text_weights`.
     """
     return check_image_weights(model.image) + check_text_weights(model.text)
 
@@ -52,9 +56,11 @@ class Embeddings(NamedTuple):
         image: The pooled vector of each image.
         patches: The vectors of the patches of each image.
         texts: The vectors of the texts of each caption part, by the part's name.
-        scales: The learned factors of the cosines, at most `MAX_SCALE`. The key is "image" for texts that are compared
-            with pooled vectors, and "patches" for texts that are compared with patches.
-        biases: The learned biases that are added to the scores, by the same keys. Only some objectives have a bias.
+        scales: The learned factors by which cosines are multiplied, at most `MAX_SCALE`. The factor for texts that are
+            compared with pooled vectors has the key "image", and that for texts that are compared with patches has the
+            key "patches".
+        biases: The learned bias that is added to the scores of pooled vectors, with the key "image"; empty if no
+            objective of the model has a bias.
     """
 
     image: Float[Tensor, "batch embedding"]
@@ -64,21 +70,22 @@ class Embeddings(NamedTuple):
     biases: dict[str, Float[Tensor, ""]]
 
     def tensors(self) -> list[Tensor]:
-        """Returns all tensors in one list, always in the same order, for two batches of the same parts."""
+        """Returns all tensors in one list. The order is the same for all batches with the same caption parts."""
         named = self.texts, self.scales, self.biases
         return [self.image, self.patches, *(each for some in named for each in some.values())]
 
 
 class TowerPair(nn.Module):
-    """The model that is trained. It maps a batch to `Embeddings` in one forward call, so that DeepSpeed can wrap it.
+    """Defines the model that is trained. One forward call maps a batch to `Embeddings`, so that DeepSpeed can wrap it.
 
-    Its state dict is what a checkpoint stores as weights, so the names of its parameters are a stored format. The parts
-    of a caption that are compared with whole images share the projection `to_text`, and those that are compared with
-    patches share `to_sentence`. `logit_scale` and `local_logit_scale` are logarithms of the scales.
+    A checkpoint stores the state dict of this class as the weights. So if a parameter is renamed, older checkpoints do
+    not match any more. The caption parts that are compared with whole images share the projection `to_text`, and those
+    that are compared with patches share `to_sentence`. `logit_scale` and `local_logit_scale` are the logarithms of the
+    two scales.
 
     Example:
-        `TowerPair(image, text, embedding=16)` with any two towers (docs/extend/tower.md); `TowerPair.of` builds the
-        towers of a config.
+        `TowerPair(image, text, embedding=16)` makes a model of any two towers (docs/extend/tower.md). `TowerPair.of`
+        also builds the towers, from the settings.
     """
 
     logit_bias: nn.Parameter | None
@@ -95,17 +102,17 @@ class TowerPair(nn.Module):
         prompt_length: int = 48,
         precision: Literal["fp32", "bf16"] = "fp32",
     ) -> None:
-        """Adds to two towers their projections into a shared space, and two learned scales.
+        """Combines two towers with projections into a shared space and with two learned scales.
 
-        One scale is for the scores of pooled vectors, and the other for those of patches.
+        One scale is for the scores of pooled vectors, and the other for the scores of patches.
 
         Args:
             image: The tower of images.
             text: The tower of texts.
             parts: The caption parts that `forward` encodes. Every batch must have them.
             embedding: Size of a vector in the shared space.
-            initial_scale: First value of both learned scales, in (0, `MAX_SCALE`].
-            initial_bias: First value of the bias that the sigmoid objective adds to its scores; None for no bias.
+            initial_scale: Initial value of both learned scales, in (0, `MAX_SCALE`].
+            initial_bias: Initial value of the bias that the sigmoid objective adds to its scores; None for no bias.
             prompt_length: Largest number of tokens of an evaluation prompt.
             precision: "bf16" runs towers and projections under autocast.
         """
@@ -137,8 +144,8 @@ class TowerPair(nn.Module):
     ) -> "TowerPair":
         """Builds both towers from the settings, and the model from the towers.
 
-        Parameters without pretrained weights are random, from torch's global generator. All ranks train with the
-        weights of rank 0, which the engine broadcasts.
+        Parameters without pretrained weights get random values from torch's global generator. The engine broadcasts the
+        weights of rank 0, so all ranks begin with the same weights.
 
         Args:
             settings: The towers, the shared space and the learned scales.
@@ -148,11 +155,11 @@ class TowerPair(nn.Module):
             precision: "bf16" runs towers and projections under autocast.
             weights: Whether pretrained weights are loaded. False is for a model that takes its weights from a
                 checkpoint.
-            text_architecture: The result of `TextTower.recorded` that is stored in a checkpoint. If given, the text
-                tower is built from it, without its pretrained source.
+            text_architecture: The result of `TextTower.recorded` that is stored in a checkpoint. If it is given, a
+                pretrained text tower is built from it, and the source of its pretrained weights is not opened.
 
         Raises:
-            ConfigError: If a tower cannot be built, or pretrained weights do not fill it.
+            ConfigError: If a tower cannot be built, or pretrained weights do not match it.
         """
         image = TimmImageTower(settings.image, weights=weights)
         text = TransformersTextTower(settings.text, vocabulary, weights=weights, architecture=text_architecture)
@@ -175,15 +182,15 @@ class TowerPair(nn.Module):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Remarks for the user on the pretrained weights that were loaded, one line each."""
+        """Returns remarks for the user on the pretrained weights that were loaded, one line each."""
         return self.image.notes + self.text.notes
 
     def forward(self, batch: Batch) -> Embeddings:
-        """Returns the embeddings of the images and of the texts of all active caption parts.
+        """Returns the embeddings of the images, and of the texts of all caption parts that the loss uses.
 
-        There is no collective in it, except those that DeepSpeed runs at ZeRO stage 3 to collect the parameters of a
-        module before its forward pass. They come in the same order on all ranks, because the parts have a fixed order
-        and a rank without rows runs the towers too.
+        It runs no collectives of its own. At ZeRO stage 3, DeepSpeed runs collectives that gather the parameters of
+        each module before its forward pass. Their order is the same on all ranks, because the parts have a fixed order,
+        and because a rank without rows runs the towers too.
         """
         # Autocast ends before `_unit` and the scales, which stay in float32 (decision 4).
         with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
@@ -206,7 +213,7 @@ class TowerPair(nn.Module):
     def embed_images(self, images: Tensor) -> Float[Tensor, "batch embedding"]:
         """Returns the unit vectors of images, for an evaluation.
 
-        Autocast is not used, so an evaluation computes in float32 whatever `precision` the run was trained with.
+        It does not use autocast, so an evaluation computes in float32, also if the run was trained in bf16.
         """
         return functional.normalize(self.to_image(self.image.encode_image(images)[0]), dim=-1)
 
@@ -228,11 +235,12 @@ def _unit(vectors: Tensor) -> Tensor:
 
 
 class _ClampDescent(torch.autograd.Function):
-    """Computes min(x, bound). Above the bound, the gradient passes if a descent step would decrease x.
+    """Computes min(x, bound), with a special gradient above the bound.
 
-    A plain clamp has no gradient above its bound. Adam's momentum may move a scale above the bound, and with a plain
-    clamp the scale would never return. Clamping the parameter itself after each update is no alternative: under ZeRO
-    the optimizer updates a copy of its own (decision 7).
+    If x is above the bound, the gradient is kept if a descent step would decrease x, and is otherwise 0. A plain clamp
+    always has the gradient 0 there. Adam's momentum may move a scale above the bound, and with a plain clamp the scale
+    would never return. It is not possible to clamp the parameter itself after each update, because under ZeRO the
+    optimizer updates its own copy of the parameter (decision 7).
     """
 
     @staticmethod

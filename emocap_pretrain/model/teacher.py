@@ -1,7 +1,8 @@
 """Defines the teacher: a frozen image tower whose similarities of images guide the losses.
 
-The teacher serves the `soft` objective and, if one is configured, the mining guides that compare images (docs/method.md
-section 1, decision 26). It sees the pixels of the trained tower, so a batch needs no second copy of the images.
+The `soft` objective uses the teacher. If a teacher is configured, the mining guides that compare images use it too
+(docs/method.md section 1, decision 26). The teacher gets the same image tensors as the trained tower, so a batch needs
+no second copy of the images.
 """
 
 from typing import ClassVar
@@ -22,10 +23,10 @@ class _TeacherTowerConfig(ImageTowerConfig):
 
 
 class Teacher(nn.Module):
-    """A frozen image tower that maps images to unit vectors.
+    """Maps images to unit vectors with a frozen image tower.
 
-    The teacher is not a part of the model. Its weights are in no checkpoint, and every rank holds all of them, also
-    under ZeRO 3. They must be at the configured place whenever the run starts again.
+    The teacher is not a part of the model that is trained. Every rank holds all of its weights, also at ZeRO stage 3.
+    No checkpoint contains them: each attempt of the run loads them from the configured source, which must still exist.
 
     Attributes:
         notes: Remarks for the user on the weights, one line each.
@@ -47,10 +48,10 @@ class Teacher(nn.Module):
             pixels: Side of the images.
             precision: `engine.precision`; "bf16" runs the tower under autocast.
             rows_at_once: Largest number of images in one forward pass; None for no limit.
-            weights: False leaves the tower at random values, for an estimate of memory.
+            weights: Whether the weights are loaded. If False, the weights are random, as for an estimate of memory.
 
         Raises:
-            ConfigError: If there is no such tower, or the weights do not fill it.
+            ConfigError: If there is no such tower, or the weights do not match it.
         """
         super().__init__()
         self.tower = TimmImageTower(_tower_settings(settings, pixels), weights=weights)
@@ -62,7 +63,8 @@ class Teacher(nn.Module):
     def forward(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch width"]:
         """Returns the unit vectors of images, in float32 and without gradients.
 
-        An empty batch gives an empty result. Unlike a trained tower, the teacher runs no collectives.
+        The result for an empty batch is empty. At ZeRO stage 3 a trained tower runs collectives in its forward pass;
+        the teacher never does.
         """
         # `split` refuses a size of 0, and returns one empty part for an empty batch, so `torch.cat` has an argument.
         parts = images.split(self._rows_at_once or max(1, len(images)))
@@ -72,7 +74,7 @@ class Teacher(nn.Module):
 
 
 def check_teacher(settings: TeacherConfig | None, *, pixels: int) -> tuple[str, ...]:
-    """Compares the pretrained weights of a teacher with its tower, by names and shapes. It loads no weights.
+    """Compares the pretrained weights of a teacher with its tower, by names and shapes. It reads no values of weights.
 
     Args:
         settings: The settings of the teacher. If None, nothing is compared.

@@ -1,8 +1,9 @@
 """Builds image towers from models of timm, with one vector for the image and one for each patch.
 
-`TimmImageTower` builds a tower, with its pretrained weights if wanted. `check_image_weights` makes the same comparison
-of weights and tower before a run starts, on the device "meta" and with the header of the file alone. Both paths go
-through `_pretrained`, so that a dry run and a run refuse the same weights with the same message.
+`TimmImageTower` builds a tower. It can load pretrained weights, and then compares their names and shapes with those of
+the tower. `check_image_weights` makes the same comparison before a run starts: it builds the tower on the device
+"meta", and reads only the header of the file. Both call `_pretrained`, so that a dry run and a run refuse the same
+weights with the same message.
 """
 
 import inspect
@@ -40,8 +41,8 @@ class TimmImageTower(nn.Module):
     """Implements `ImageTower` with a model of timm whose features are a sequence of tokens or a feature map.
 
     Attributes:
-        mean: Mean of the 8-bit values with which the model was trained, by channel.
-        std: Standard deviation of these values, by channel.
+        mean: Mean of the 8-bit pixel values with which the model was trained, for each colour channel.
+        std: Standard deviation of these values, for each colour channel.
     """
 
     mean: Tensor
@@ -57,7 +58,7 @@ class TimmImageTower(nn.Module):
 
         Raises:
             ConfigError: If timm has no such model or refuses its options, if the model cannot be trained here
-                (`_checked` says why), or if pretrained weights do not fill it.
+                (`_checked` lists the reasons), or if pretrained weights do not match it.
         """
         super().__init__()
         self.notes: tuple[str, ...]
@@ -98,10 +99,10 @@ class TimmImageTower(nn.Module):
 
 
 def check_image_weights(settings: ImageTowerConfig) -> tuple[str, ...]:
-    """Compares the weights in `settings.pretrained` with the tower, by names and shapes. It loads no weights.
+    """Compares the weights in `settings.pretrained` with the tower, by names and shapes. It reads no values of weights.
 
-    The tower is built on the device "meta", so this needs almost no memory, and a wrong file is refused before ranks
-    start. Weights on the hub are not downloaded for this; they are compared when the run starts.
+    A wrong file is thus refused before the ranks start. The tower is built on the device "meta", which needs almost no
+    memory. Weights on the hub are not downloaded here; they are compared when the run starts.
 
     Returns:
         Remarks for the user on the weights, one line each.
@@ -118,7 +119,10 @@ def check_image_weights(settings: ImageTowerConfig) -> tuple[str, ...]:
 
 
 def _create(settings: ImageTowerConfig, **weights: Any) -> Any:
-    """Creates a model of timm without a classifier. `weights` are timm's own arguments for pretrained weights."""
+    """Creates a model of timm without a classifier.
+
+    `weights` are arguments of `timm.create_model` for pretrained weights, such as `pretrained`.
+    """
     options: dict[str, Any] = dict(settings.options)
     if foreign := sorted(FACTORY_ARGUMENTS & options.keys()):
         raise ConfigError(
@@ -141,10 +145,12 @@ def _create(settings: ImageTowerConfig, **weights: Any) -> Any:
 def _pretrained(settings: ImageTowerConfig, *, empty: bool = False) -> tuple[Any, tuple[str, ...]]:
     """Creates the model with pretrained weights, and returns it with remarks on the weights for the user.
 
-    With `empty`, the model has tensors without values, so that only the names and shapes of the weights are compared.
+    If `empty` is True, placeholders without values replace the weights of a file. So only names and shapes are
+    compared, and the caller builds the model on the device "meta".
 
-    timm first converts names and shapes in a file, such as those of another library's ViT, and then calls
-    `load_state_dict`. So the comparison is made in this call, and not with the names in the file.
+    The names and shapes in a file may differ from those of timm's model, for example if another library wrote the file.
+    timm converts them, and then calls `load_state_dict`. So the comparison is made in this call, with the converted
+    names.
     """
     path = _weights(settings)
     header = Header.read([path], f"{settings.key}.pretrained") if path else None
@@ -178,7 +184,12 @@ def _pretrained(settings: ImageTowerConfig, *, empty: bool = False) -> tuple[Any
 
 
 def _require(expected: Shapes, given: Shapes, settings: ImageTowerConfig) -> None:
-    """Checks that the weights fill the tower. Weights of a classifier head are ignored.
+    """Checks that the weights match the parameters of the tower. Weights of a classifier head are ignored.
+
+    Args:
+        expected: The shapes in the tower, by name.
+        given: The shapes of the weights, by name.
+        settings: The settings of the tower, for the message.
 
     Raises:
         ConfigError: If a parameter has no weights or weights of another shape, or if weights belong to no parameter.
@@ -200,8 +211,13 @@ def _require(expected: Shapes, given: Shapes, settings: ImageTowerConfig) -> Non
 def _resized(header: Header | None, loaded: Shapes, key: str) -> tuple[str, ...]:
     """Returns at most one remark for the user, which lists the tensors that timm has resized.
 
-    timm resizes, for example, position embeddings if the number of pixels differs from that of the training. The
-    tensors are found by their names in the file, so weights whose names timm converts give no remark.
+    For example, timm resizes position embeddings if the pretrained model was trained with images of another size. The
+    function finds a resized tensor by its name, so it misses the tensors whose names timm has converted.
+
+    Args:
+        header: The names and shapes in the file; None if the weights come from the hub.
+        loaded: The shapes of the weights after timm's conversion, by name.
+        key: The key of the tower's settings, with which the remark begins.
     """
     before = header.shapes if header else {}
     names = sorted(name for name in before.keys() & loaded.keys() if before[name] != loaded[name])
@@ -210,11 +226,11 @@ def _resized(header: Header | None, loaded: Shapes, key: str) -> tuple[str, ...]
 
 
 def _activation(model: Any, settings: ImageTowerConfig, path: Path | None, header: Header | None) -> tuple[str, ...]:
-    """Returns at most one remark for the user: the weights were trained with QuickGELU, but the tower computes GELU.
+    """Returns a remark for the user if the weights need the activation QuickGELU, but the tower computes GELU.
 
-    The weights of OpenAI's CLIP were trained with QuickGELU. Their names and shapes are the same as those of weights
-    for GELU. So the function searches for their origin in texts: the name and notes of the model, and the metadata and
-    path of the file.
+    The weights of OpenAI's CLIP were trained with QuickGELU. Weights for GELU have the same names and shapes. So the
+    function searches for words such as "openai" in the name and notes of the model, and in the metadata and path of the
+    file. The result is empty if it finds none.
     """
     if "clip" not in settings.name or any(type(module).__name__ == "QuickGELU" for module in model.modules()):
         return ()
@@ -238,11 +254,13 @@ def _activation(model: Any, settings: ImageTowerConfig, path: Path | None, heade
 
 
 def _checked(model: Any, settings: ImageTowerConfig) -> Any:
-    """Checks that this project can train the model, and returns it. Pretrained batch norm is frozen in the result.
+    """Checks that this project can train the model, and returns it.
+
+    If the settings name pretrained weights, the batch norm of the result is frozen.
 
     Raises:
-        ConfigError: If `patch_dropout` is set and the model has none, if the image does not divide into patches, or if
-            the model has batch norm that is not frozen.
+        ConfigError: If `patch_dropout` is set but the model has no patch dropout, if the size of the image is not a
+            multiple of the patch size, or if the model has batch norm that is not frozen.
     """
     _check_patch_dropout(model, settings)
     _check_pixels(model, settings)
@@ -279,7 +297,7 @@ def _check_patch_dropout(model: nn.Module, settings: ImageTowerConfig) -> None:
 
 
 def _check_pixels(model: nn.Module, settings: ImageTowerConfig) -> None:
-    """Checks that the image divides into patches, because timm would silently cut off the right and lower edge.
+    """Checks that whole patches cover the image. Otherwise timm would silently cut off its right and lower edge.
 
     Raises:
         ConfigError: If `pixels` is not a multiple of the patch size.

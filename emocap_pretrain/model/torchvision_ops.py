@@ -1,13 +1,13 @@
 """Makes torchvision importable with a CPU build of torch. The modules of the towers import this module first.
 
 timm always imports torchvision, and torchvision's wheels on PyPI are linked against CUDA. With a CPU build of torch
-their C++ part does not load, and `import torchvision` fails where it registers the shapes of `torchvision::nms`, an
-operator that this project does not call. So, if torch has no CUDA, this module declares the schemas of `nms` and `qnms`
-before torchvision is imported. No file of the wheel is changed, and calling the operators still fails with
-torchvision's own error. With a CUDA build of torch this module does nothing (decision 5).
+their C++ part does not load. Then `import torchvision` fails when it registers a function for the operator
+`torchvision::nms`, which does not exist and which this project does not call. So, if torch has no CUDA, this module
+declares the operators `nms` and `qnms` before torchvision is imported. No file of the wheel is changed, and a call of
+the operators still fails. With a CUDA build of torch this module does nothing (decision 5).
 
-transformers imports torchvision too, where it handles images. So each module of a tower calls `install()` before it
-imports timm or transformers, and these imports are therefore not at the top of the modules.
+The part of transformers that handles images imports torchvision too. So each module that defines a tower calls
+`install()` before it imports timm or transformers. These imports are therefore not at the top of those modules.
 """
 
 import sys
@@ -23,10 +23,10 @@ SCHEMAS = (
 
 
 class _DeclareOperators(MetaPathFinder):
-    """An import finder that declares `SCHEMAS` when torchvision is first imported. It finds no module itself.
+    """Declares the operators in `SCHEMAS` when torchvision is first imported.
 
-    Declaring at import time of torchvision, and not of this module, costs nothing in a process that never imports
-    torchvision.
+    Python asks this import finder for each module, so it learns of the import of torchvision. It finds no module
+    itself. A process that never imports torchvision does not spend time on the declaration.
     """
 
     def __init__(self) -> None:
@@ -55,7 +55,10 @@ def _declare() -> object:
 
 
 def install() -> None:
-    """Puts the finder `_DeclareOperators` first in `sys.meta_path`, at most once in a process."""
+    """Puts the finder `_DeclareOperators` first in `sys.meta_path`.
+
+    It does nothing if the finder is there already, or if torchvision was imported before.
+    """
     if "torchvision" not in sys.modules and not any(isinstance(each, _DeclareOperators) for each in sys.meta_path):
         sys.meta_path.insert(0, _DeclareOperators())
 

@@ -1,9 +1,9 @@
 """Builds text towers from encoders of transformers, and pools the vectors of a text's tokens into one vector.
 
-An encoder comes from one of three places, between which `_backbone` chooses: from the settings alone (`_from_scratch`),
-from a folder or hub with pretrained weights (`_pretrained`), or from the description in a checkpoint (`_recorded`).
-Whoever wrote that checkpoint may be a stranger, so the last way opens nothing by name and runs no code that is not in
-transformers (docs/security.md).
+There are three ways to build an encoder, and `_backbone` chooses one of them: from the settings alone
+(`_from_scratch`), from a folder or hub with pretrained weights (`_pretrained`), or from the description in a checkpoint
+(`_recorded`). A stranger may have written the checkpoint. So `_recorded` opens no file or hub that the description
+names, and runs no code that is not in transformers (docs/security.md).
 """
 
 import json
@@ -77,7 +77,7 @@ class TransformersTextTower(nn.Module):
         """Builds the tower.
 
         Args:
-            settings: The encoder and the pooling. If `pretrained` is set, the setting `architecture` is ignored.
+            settings: The encoder and the pooling. If `settings.pretrained` is set, `settings.architecture` is ignored.
             vocabulary: Size and padding id of the tokenizer.
             weights: Whether pretrained weights are loaded. False is for a tower that takes its weights from a
                 checkpoint.
@@ -85,7 +85,8 @@ class TransformersTextTower(nn.Module):
                 encoder, `settings.pretrained` is not opened, and the weights are random.
 
         Raises:
-            ConfigError: If there is no such encoder, or it needs code that is not in transformers.
+            ConfigError: If there is no such encoder, if it needs code that is not in transformers, if the weights do
+                not match it, or if it has too few embeddings for the longest text or the largest token id.
         """
         super().__init__()
         self.pooling = settings.pooling
@@ -99,7 +100,8 @@ class TransformersTextTower(nn.Module):
     def recorded(self) -> dict[str, Any] | None:
         """Returns the config of a pretrained encoder as a JSON value; None for an encoder that was not pretrained.
 
-        The encoder in a checkpoint is built from this value, without the folder or hub that it came from.
+        An evaluation of a checkpoint builds the encoder from this value, and does not need the folder or hub from which
+        the run took the pretrained weights.
         """
         if not self._is_pretrained:
             return None
@@ -115,7 +117,11 @@ class TransformersTextTower(nn.Module):
         return pool(hidden, texts.mask, self.pooling)
 
     def _empty(self, texts: Texts) -> Float[Tensor, "0 width"]:
-        """Returns no rows, but uses every parameter, so that a rank without texts has gradients and runs all hooks."""
+        """Returns an empty result that depends on every parameter.
+
+        So a rank without texts also gets a gradient for every parameter, and runs the hooks of DeepSpeed. The function
+        encodes one token and drops its vector.
+        """
         one = Texts(texts.ids.new_zeros((1, 1)), texts.mask.new_ones((1, 1)))
         return self.encode_text(one)[:0]
 
@@ -133,10 +139,11 @@ class TransformersTextTower(nn.Module):
 
 
 def pool(hidden: Float[Tensor, "texts length width"], mask: Tensor, how: str) -> Float[Tensor, "texts width"]:
-    """Returns one vector for each text: its last token (`eos`), its first (`cls`), or the mean of its tokens (`mean`).
+    """Returns one vector for each text, computed from the vectors `hidden` of its tokens.
 
-    Padding, where `mask` is False, is ignored. It must follow the tokens, as in the result of `Tokenizer.encode`, and
-    every text must have at least one token.
+    `how` selects the vector of the last token ("eos"), that of the first token ("cls"), or the mean over all tokens
+    ("mean"). `mask` is False at the padding, which is ignored. The padding must follow the tokens, as in the result of
+    `Tokenizer.encode`, and every text must have at least one token.
     """
     if how == "cls":
         return hidden[:, 0]
@@ -150,7 +157,7 @@ def pool(hidden: Float[Tensor, "texts length width"], mask: Tensor, how: str) ->
 def _backbone(
     settings: TextTowerConfig, vocabulary: Vocabulary, weights: bool, architecture: Mapping[str, Any] | None
 ) -> tuple[nn.Module, tuple[str, ...]]:
-    """Returns the encoder, and remarks for the user on its weights."""
+    """Builds the encoder in one of the three ways, and returns it with remarks for the user on its weights."""
     if settings.pretrained is None:
         return _from_scratch(settings, vocabulary), ()
     if architecture is not None:
@@ -183,15 +190,17 @@ def _from_scratch(settings: TextTowerConfig, vocabulary: Vocabulary) -> nn.Modul
 
 
 def check_text_weights(settings: TextTowerConfig) -> tuple[str, ...]:
-    """Compares the weights in `settings.pretrained` with the tower, by names and shapes. It loads no weights.
+    """Compares the weights in `settings.pretrained` with the tower, by names and shapes. It reads no values of weights.
+
+    Weights on a hub are not downloaded here; they are compared when the run starts.
 
     Returns:
-        Remarks for the user on the weights, one line each.
+        Remarks for the user on the weights, one line each. A remark lists the modules in the file that the tower does
+        not have, such as a head for pretraining.
 
     Raises:
-        ConfigError: If a parameter of the tower has no weights or weights of another shape, or if there are weights for
-            a parameter that a module of the tower does not have. Weights of modules outside the tower, such as a head
-            for pretraining, only lead to a remark.
+        ConfigError: If a parameter of the tower has no weights or weights of another shape, or if a module of the tower
+            lacks a parameter for which there are weights.
     """
     name = settings.pretrained
     if name is None:
@@ -211,7 +220,10 @@ def _pretrained(name: str, weights: bool) -> tuple[nn.Module, tuple[str, ...]]:
 
 
 def _described(name: str) -> tuple[Any, Any]:
-    """Returns the config of a pretrained encoder, and the class of transformers that loads its weights."""
+    """Returns the config of a pretrained encoder, and the class of transformers that loads its weights.
+
+    `name` is the folder or the name on the hub.
+    """
     try:
         config = AutoConfig.from_pretrained(name, **TRUST)
         _check_attention(config, f"model.text.pretrained={name}")
@@ -225,10 +237,17 @@ def _described(name: str) -> tuple[Any, Any]:
 
 
 def _loaded(kind: Any, name: str, *source: str | None, **loading: Any) -> tuple[nn.Module, tuple[str, ...]]:
-    """Loads an encoder, checks that the weights fill it, and returns it with remarks for the user on the weights.
+    """Loads an encoder, checks that the weights match it, and returns it with remarks for the user on the weights.
 
-    Weights of modules that the tower does not have, such as a head for pretraining, are only a remark. Weights for a
-    module that it has, such as a layer that its config lacks, are an error.
+    The first word of a parameter's name says to which module it belongs. If the encoder has no module of that name, for
+    example for a pretraining head, the weights are left out, and a remark says so. If the encoder has the module but
+    not the parameter, for example because the config gives fewer layers than the file has, this is an error.
+
+    Args:
+        kind: The class of transformers that loads the weights.
+        name: The folder or the name on the hub, for messages.
+        source: The folder or the name on the hub; None if `loading` contains the state dict.
+        loading: Further arguments of `from_pretrained`.
     """
     # The weights are float32 whatever the file holds (decision 4). With the other two options transformers lists all
     # differences, instead of raising an error at the first tensor of another shape.
@@ -260,7 +279,7 @@ def _loaded(kind: Any, name: str, *source: str | None, **loading: Any) -> tuple[
 
 @contextmanager
 def _quiet() -> Generator[None]:
-    """Keeps transformers from printing progress bars and tables of names within the block.
+    """Prevents transformers from printing progress bars and tables of parameter names within the block.
 
     `Fit.require` reports missing and unexpected names in one line instead.
     """
@@ -305,12 +324,16 @@ def _recorded(architecture: Mapping[str, Any]) -> nn.Module:
 
 
 def _check_attention(config: Any, what: str) -> None:
-    """Checks that the config of an encoder, with its sub-configs, asks for no attention outside `ATTENTIONS`.
+    """Checks that a config and its sub-configs only name implementations of attention that are in `ATTENTIONS`.
 
-    For any other attention transformers would download a kernel, which is a program.
+    For any other implementation, the library `transformers` would download a kernel, that is, code that it executes.
+
+    Args:
+        config: The config of an encoder.
+        what: First words of the error message, which say where the config comes from.
 
     Raises:
-        ConfigError: If one of the configs asks for another attention.
+        ConfigError: If one of the configs names another implementation.
     """
     parts = [config, *filter(None, (getattr(config, name, None) for name in config.sub_configs))]
     for found in (getattr(part, "_attn_implementation", None) for part in parts):
@@ -319,11 +342,11 @@ def _check_attention(config: Any, what: str) -> None:
 
 
 def _check(settings: TextTowerConfig, config: Any, vocabulary: int) -> None:
-    """Checks that the tower has embeddings for the longest text and the largest token id.
+    """Checks that the encoder has embeddings for all positions of the longest text, and for the largest token id.
 
     Raises:
-        ConfigError: If `model.text.lengths` has a length above the number of tokens that the encoder reads, or the
-            tokenizer has more tokens than the encoder has embeddings for.
+        ConfigError: If a length in `model.text.lengths` exceeds the number of tokens that the encoder can read, or if
+            the tokenizer has more tokens than the encoder has token embeddings.
     """
     longest = max(settings.lengths.by_part.values())
     if longest > config.max_position_embeddings:

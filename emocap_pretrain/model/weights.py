@@ -1,10 +1,11 @@
-"""Checks that pretrained weights fill a tower, by comparing names and shapes. The values of the weights are not read.
+"""Checks that pretrained weights fit a tower, by comparing names and shapes. The values of the weights are not read.
 
-If weights fill a tower only in part, the other layers begin at random values. The loss still falls, and nothing later
-in the run shows the mistake. So the run is refused unless every parameter has weights.
+If some layers of a tower get no pretrained weights, these layers begin at random values. The loss still falls, and
+nothing later in the run shows the mistake. So the run is refused unless every parameter has weights.
 
-`Header` reads names and shapes from files, `before_load_state_dict` gets those that timm has converted, and `Fit`
-compares them with a tower. `timm_image.py` and `transformers_text.py` put them together, each in its library's way.
+`Header` reads the names and shapes in a file, `before_load_state_dict` gets the names and shapes that timm has
+converted, and `Fit` holds the differences between the weights and a tower. `timm_image.py` and `transformers_text.py`
+use these parts, because timm and transformers load weights in different ways.
 """
 
 import json
@@ -28,13 +29,14 @@ _MAX_LISTED = 4
 class Fit:
     """Holds the differences between the weights of a file and the parameters and buffers of a tower.
 
-    All differences are collected before an error is raised, so that one message shows whether, for example, only the
-    depth of the tower is wrong. An empty `Fit()` means that the weights fill the tower.
+    All differences are collected before an error is raised, so that one message lists all of them. From the whole list
+    a user can see, for example, that only the depth of the tower is wrong. `Fit()` means that there is no difference.
 
     Attributes:
         missing: Names in the tower for which there are no weights.
         unexpected: Names of weights that the tower does not have.
-        reshaped: Name, shape of the weights and shape in the tower, for each tensor with two different shapes.
+        reshaped: The tensors whose shape in the file differs from that in the tower. Each entry has the name, the shape
+            of the weights and the shape in the tower.
     """
 
     missing: tuple[str, ...] = ()
@@ -48,7 +50,8 @@ class Fit:
         Args:
             expected: The shapes in the tower, by name.
             given: The shapes of the weights, by name.
-            ignore: Returns True for a name that the tower need not have. Such a name is not listed as unexpected.
+            ignore: A function that returns True for the names of weights which may be left out. Such a name is not
+                listed as unexpected.
         """
         both = sorted(expected.keys() & given.keys())
         return cls(
@@ -61,9 +64,9 @@ class Fit:
         """Checks that there is no difference: each parameter has weights, and all weights belong to the tower.
 
         Args:
-            where: The source of the weights, with which the message begins.
-            tower: The tower, for the message.
-            advice: A sentence that says what to do, with which the message ends.
+            where: First words of the message: the setting that names the source of the weights.
+            tower: A description of the tower for the message.
+            advice: Last sentence of the message, which says what the user can do.
 
         Raises:
             ConfigError: If there is a difference. The message lists the names.
@@ -102,11 +105,11 @@ def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 class Header:
     """Holds the names and shapes of the tensors in one or more .safetensors files, without the tensors.
 
-    A .safetensors file begins with them as JSON, so a file of gigabytes is compared by reading some kilobytes.
+    A .safetensors file begins with a header in JSON. So it is enough to read some kilobytes of a file of gigabytes.
 
     Attributes:
-        shapes: The shapes by the names of the tensors.
-        metadata: The texts in the headers, by their keys.
+        shapes: The shapes, by the names of the tensors.
+        metadata: The metadata in the headers, which are texts with keys.
     """
 
     shapes: Shapes
@@ -134,7 +137,10 @@ class Header:
 
     @classmethod
     def of_folder(cls, folder: Path, where: str) -> "Header":
-        """Reads the headers in a transformers folder: of `model.safetensors`, or of the files that its index lists.
+        """Reads the headers of the weights in a folder that transformers has saved.
+
+        The weights are in `model.safetensors`, or in several files that `model.safetensors.index.json` lists. Error
+        messages begin with `where`.
 
         Raises:
             ConfigError: If the index or a file cannot be read, or there is no tensor in the files.
@@ -152,7 +158,7 @@ class Header:
         """Returns a placeholder for each tensor, by name. It has the tensor's shape, but occupies almost no memory.
 
         On the device "meta" a placeholder has no values. On "cpu" it is a single zero that is expanded to the shape.
-        Placeholders are for comparing shapes only; they must not be written to.
+        Placeholders only serve to compare shapes; nothing must be written to them.
         """
         one = torch.zeros((), device=device)
         return {name: one.expand(shape) for name, shape in self.shapes.items()}
@@ -162,12 +168,12 @@ class Header:
 def before_load_state_dict(check: Callable[[Shapes, Shapes], None]) -> Generator[None]:
     """Calls `check(expected, given)` whenever a module loads a state dict within the block.
 
-    `expected` holds the shapes in the module, and `given` those in the state dict. timm converts the names and shapes
-    of a file to those of the tower, and only the call of `load_state_dict` shows the result: timm 1.0.31 passes the
-    converted names to nothing else. The method is replaced for all modules, so no other thread may load a state dict
-    meanwhile.
+    `expected` holds the shapes in the module, and `given` those in the state dict, by name. timm converts the names and
+    shapes in a file to those of the tower, and passes the result only to `load_state_dict` (timm 1.0.31). So the
+    comparison must happen there. The block replaces `nn.Module.load_state_dict` for all modules, so no other thread may
+    load a state dict during the block.
 
-    An error that `check` raises leaves the call before any weight is loaded.
+    If `check` raises an error, no weights are loaded, and the caller of `load_state_dict` gets the error.
     """
     original = nn.Module.load_state_dict
 
