@@ -1,8 +1,8 @@
 """Reads the progress and the failures of a run from its folder, so that a driver can decide about a restart.
 
-This is the only place in which the cluster's code meets the documents of a run: `emocap_cluster.supervise` (for ranks
-on Ray) and `emocap_cluster.relaunch` (for any other launcher) call the methods of `RunRecord` and get plain values.
-`emocap_cluster.restarts` then decides what follows the end of an attempt (decisions 15 and 17).
+`emocap_cluster` does not read the documents of a run itself. Its modules `supervise` (for ranks on Ray) and `relaunch`
+(for any other launcher) call the methods of `RunRecord`, which return plain values. `emocap_cluster.restarts` then
+decides what follows the end of an attempt (decisions 15 and 17).
 """
 
 from collections.abc import Sequence
@@ -23,12 +23,13 @@ MAX_CHARACTERS = 300  # A longer message is cut.
 class RunRecord:
     """Reads the progress and the failures of a run for its driver, the process that starts the ranks again.
 
-    The object remembers which attempts existed when it was made, so the driver makes it before the first attempt of the
-    job. Each method reads the store anew.
+    The object stores which attempts existed when it was created, so the driver creates it before the first attempt of
+    the job. Each method reads the store again.
 
     Args:
         store: The run's folder.
-        steps: Number of optimizer steps of the whole run. None reads the number from the newest attempt's status.
+        steps: Number of optimizer steps of the whole run. If it is None, the number is read from the status of the
+            newest attempt.
     """
 
     def __init__(self, store: Store, steps: int | None) -> None:
@@ -46,15 +47,16 @@ class RunRecord:
     def progress(self) -> int:
         """Returns the step of the newest checkpoint that has a manifest; 0 if there is none.
 
-        The manifest is not read. A driver counts failures in a row from 0 again whenever this number has grown.
+        The manifest is not read. Whenever this number has grown, a driver sets its count of consecutive failures back
+        to 0.
         """
         return next((each.step for each in step_folders(self._store) if each.manifest_bytes is not None), 0)
 
     def failures(self) -> Sequence[Cause]:
         """Returns the recorded failures of all attempts that have begun since the last call, the newest attempt first.
 
-        There may be several such attempts, because another user may also have started the run. The newer attempt has
-        then superseded the other one.
+        There may be several such attempts, because another user may also have started the run. A newer attempt then
+        supersedes an older one.
         """
         new = [number for number in attempts.numbers(self._store) if number > self._known]
         self._known = max(new, default=self._known)
@@ -63,8 +65,8 @@ class RunRecord:
     def cause_of(self, rank: int, error: Exception) -> Cause:
         """Classifies an error that a rank has raised, so that the driver can decide whether to restart the ranks.
 
-        The driver asks only for a rank that has stored no failure, for example because the store was unreachable. Host
-        and step of the rank are not known then.
+        The driver calls this only for a rank that has stored no failure, for example because the store was unreachable.
+        The result then has no host and no step.
         """
         # This imports torch. A driver on Ray has imported it already; other drivers do not call this method.
         from emocap_pretrain.ranks.join import lost_contact
@@ -80,9 +82,9 @@ class RunRecord:
         )
 
     def stopped(self) -> bool:
-        """Returns whether the newest attempt has saved and ended because of a request or a signal.
+        """Returns whether the newest attempt has saved a checkpoint and ended because of a user's request or a signal.
 
-        Attempts that began before this object was created do not count.
+        An attempt that began before this object was created does not count.
         """
         status = self._status()
         return attempts.newest(self._store) > self._before and status is not None and status.how == "stopped"

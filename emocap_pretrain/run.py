@@ -1,13 +1,17 @@
 """Trains a run: `emocap pretrain cfg.yaml [dotted.key=value ...] [--dry-run] [--debug]`.
 
 `python -m emocap_pretrain.run` is the same command, for launchers that start a Python module. If a user or `ray job
-submit` starts the command, it starts one rank on every device with Ray. If a launcher such as deepspeed, torchrun or
-srun starts the command once for each rank, the process trains as that rank. Both cases use the same training function.
+submit` starts the command, the command uses Ray to start one rank on every device. If a launcher such as deepspeed,
+torchrun or srun starts the command once for each rank, the process trains as that rank. Both cases use the same
+training function.
 
-The command has three ways: `_dry_run` prints the plan, `_as_rank` trains in this process, and `_on_ray` checks the run
-here and lets `emocap_cluster.supervise` start the ranks, each of which calls `_pretrain`. What can be known is checked
-before anything starts, so that a mistake costs one line and exit code 2. Modules that import torch, Ray or DeepSpeed
-are imported inside of functions: `--help` stays quick, and variables that they read at their import are set before.
+The command does one of three things: `_dry_run` prints the plan, `_as_rank` trains in this process, and `_on_ray`
+checks the run in this process and calls `emocap_cluster.supervise`, which starts the ranks; each rank calls
+`_pretrain`. The settings and their environment are checked before training starts. So a mistake leads to one line and
+exit code 2.
+
+Modules that import torch, Ray or DeepSpeed are imported inside functions, for two reasons. `--help` stays quick. And
+environment variables that these libraries read at their import can be set before.
 """
 
 import os
@@ -90,7 +94,14 @@ def command(
 
 
 def _resource_request(config: Config, gpus: int) -> "ResourceRequest":
-    """Returns the devices that the job asks for; `gpus` is the number of GPUs of all hosts together."""
+    """Returns the number of ranks and the kind of devices that the job requests.
+
+    `gpus` is the number of GPUs of all hosts together. If `cluster.device` is "auto", ranks use GPUs if there are any.
+
+    Raises:
+        ConfigError: If `cluster.device` is "cuda" and `cluster.ranks` is "auto", but there is no GPU, or if there are
+            more ranks than samples in a global batch.
+    """
     from emocap_cluster.placement import ResourceRequest
 
     settings = config.cluster
@@ -107,7 +118,7 @@ def _resource_request(config: Config, gpus: int) -> "ResourceRequest":
 def _dry_run(
     config: Config, step_s: float | None, fabric: str | None, node_mtbf_days: float | None, *, full: bool
 ) -> None:
-    """Prints the plan of the run, if one can be made, and every problem that prevents a start. Nothing is started.
+    """Prints the plan of the run, if it can be made, and every problem that prevents a start. Nothing is started.
 
     Args:
         config: The run's config.
@@ -206,8 +217,8 @@ def _check(config: Config, devices: "Devices | None", *, prepare_tasks: bool, pr
 def leave(code: int) -> NoReturn:
     """Ends the process of this rank with an exit code, without Python's shutdown.
 
-    A thread of gloo may still be releasing the tensors of the last collective, and needs the interpreter to do so. If
-    Python shut down meanwhile, the process would abort (`terminate called without an active exception`).
+    A thread of gloo may still release the tensors of the last collective, for which it needs the interpreter. If Python
+    shut down at the same time, the process would abort (`terminate called without an active exception`).
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -231,7 +242,7 @@ def _on_ray(config: Config) -> None:
 
 
 def _supervise(config: Config) -> None:
-    """Runs the job's ranks on Ray until the job ends, and prints its attempts and its result."""
+    """Runs the job's ranks on Ray until the job ends, and then prints the attempts and the result of the job."""
     from emocap_cluster.cluster import connected
     from emocap_cluster.restarts import RestartBudget
     from emocap_cluster.supervise import Job, supervise
@@ -256,14 +267,14 @@ def _supervise(config: Config) -> None:
 
 
 def _chosen(prefixes: tuple[str, ...]) -> dict[str, str]:
-    """Returns the environment variables of this process with one of these prefixes."""
+    """Returns the environment variables of this process whose names begin with one of the prefixes."""
     return {name: value for name, value in os.environ.items() if name.startswith(prefixes)}
 
 
 def _pretrain(config: Config, runtime: Runtime) -> None:
     """Trains as one rank. Ray calls this function in a process on the rank's host.
 
-    The config arrives as a pickle. An error travels back to the driver, which decides about a restart.
+    The config arrives as a pickle. Ray passes an error back to the driver, which decides about a restart.
     """
     remember(*config.secrets)  # The config was resolved in another process, so its secrets are not known here yet.
     show_logs()
@@ -278,7 +289,7 @@ def _pretrain(config: Config, runtime: Runtime) -> None:
 
 
 def _print_history(history: "JobHistory") -> None:
-    """Prints the duration of the job, and when and why each of its attempts but the last ended."""
+    """Prints the duration of the job. For each attempt except the last, it prints when and why the attempt ended."""
     last = history.attempts[-1] if history.attempts else None
     if last is None:
         return
@@ -292,7 +303,10 @@ def _print_history(history: "JobHistory") -> None:
 
 
 def _print_result(config: Config) -> bool:
-    """Prints the report of a finished run with the addresses of its pages, or the last saved step of a stopped run.
+    """Prints the result of a run.
+
+    For a finished run this is the report with the addresses of the run's pages in MLflow. For a stopped run it is the
+    step of the newest checkpoint.
 
     Returns:
         Whether the run is done.

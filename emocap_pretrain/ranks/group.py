@@ -3,9 +3,9 @@
 All ranks of a group must call its collectives in the same order. Each collective has the decorator `collective`, and a
 test compares the calls that two ranks have recorded. The losses and DeepSpeed call further collectives directly.
 
-A rank that raises an error while the others wait in a collective leaves them waiting until their timeout. Therefore
-work that can fail on one rank, and whose result all ranks need, runs through `run_on_main` or `run_on_all`: the error
-travels in the place of the result (decision 28).
+If one rank raises an error while the other ranks wait in a collective, these ranks wait until the timeout. Therefore
+work that can fail on one rank, and whose result all ranks need, runs through `run_on_main` or `run_on_all`. If the work
+fails, they send its error to the other ranks instead of its result (decision 28).
 """
 
 import functools
@@ -36,7 +36,10 @@ _recordings: list["Recording"] = []
 
 @dataclass
 class Recording:
-    """Holds, for the name of each group, the names of the collectives that this process has called, in order."""
+    """Records the collectives that this process has called.
+
+    `calls` holds, for the name of each group, the names of the collectives in the order of the calls.
+    """
 
     calls: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
     lock: threading.Lock = field(default_factory=threading.Lock)  # Other threads call the collectives of their groups.
@@ -61,8 +64,8 @@ def collective(
 ) -> Callable[Concatenate["RankGroup", Given], Value]:
     """Decorates a method of `RankGroup` that all ranks must call in the same order, so that its calls are recorded.
 
-    The decorator also marks the method for a reader. It does not synchronize anything, and it records also a call that
-    another collective makes.
+    The decorator also shows a reader of the code that the method is a collective. It does not synchronize the ranks. If
+    a collective calls another one, both calls are recorded.
     """
 
     @functools.wraps(call)
@@ -77,12 +80,13 @@ def collective(
 
 @dataclass(frozen=True, slots=True)
 class RankGroup:
-    """A group of all ranks of the job, with this rank's number, its device and torch's process group.
+    """Represents a group of all ranks of the job, with this rank's number, its device and torch's process group.
 
-    A job may have several groups of the same ranks (`patient`). The order of collectives counts within each group, so
-    each thread that calls collectives needs a group of its own.
+    A job may have several groups of the same ranks (`patient`). Only the collectives of the same group must have the
+    same order on all ranks. So each thread that calls collectives needs a group of its own.
 
-    A process alone has `process_group=None`. Its collectives return at once, so callers need no branch for this case:
+    If the job has a single process, `process_group` is None. The collectives then return at once, so callers need no
+    branch for this case:
 
         group = RankGroup(Rank(), "cpu", None)
         group.run_on_main(lambda: 3)  # 3
@@ -91,7 +95,7 @@ class RankGroup:
     Attributes:
         info: The number of this rank, and the number of all ranks.
         device: The name of this rank's torch device, such as `cuda:3` or `cpu`.
-        process_group: Torch's group of the ranks; None if this rank is alone.
+        process_group: Torch's group of the ranks; None if the job has a single process.
         name: The name of the group in recordings.
     """
 
@@ -114,15 +118,15 @@ class RankGroup:
 
     @collective
     def run_on_main(self, act: Callable[[], Value], *, failing: str | None = None) -> Value:
-        """Runs `act` on rank 0 and returns its value on every rank. If it raises an error, every rank raises one.
+        """Runs `act` on rank 0 and returns its value on every rank.
 
-        The other ranks wait meanwhile, at most for the timeout of the group. If `act` may take longer, the group must
-        come from `patient`.
+        If `act` raises an error, every rank raises an error by the rules of `run_on_all`. The other ranks wait while
+        `act` runs, at most for the timeout of the group. If `act` may take longer, the group must come from `patient`.
 
         Args:
             act: A function that only rank 0 calls. The other ranks receive its value as a pickle.
-            failing: The first words of a `CheckpointError` on failure, such as "the checkpoint was not saved". See
-                `run_on_all` for the errors.
+            failing: First words of the `CheckpointError` that is raised if `act` fails, such as "the checkpoint was not
+                saved"; None if no `CheckpointError` is wanted.
         """
         outcome, error = _tried(act) if self.is_main else (_Outcome(), None)
         # The broadcast is unconditional: rank 0 sends its error too, otherwise the other ranks would wait for a value.
@@ -134,15 +138,20 @@ class RankGroup:
     def run_on_all(self, act: Callable[[], Value], *, failing: str | None = None) -> list[Value]:
         """Runs `act` on every rank and returns all values in the order of the ranks.
 
-        No rank returns before every rank has run `act`. If `act` raises an error on some rank, every rank raises one.
-        Without `failing`, each rank that failed raises its own error. In all other cases the error depends on the
-        failed rank with the lowest number:
+        No rank returns before every rank has run `act`. If `act` fails on some rank, every rank raises an error. If
+        `failing` is None, a rank on which `act` failed raises the error of its own `act`. In all other cases the error
+        depends on the error of the failed rank with the lowest number, which is called the first error below.
+
+        Args:
+            act: A function that every rank calls. Its values are exchanged as pickles.
+            failing: First words of the `CheckpointError` that is raised if `act` fails, such as "the checkpoint was not
+                saved"; None if no `CheckpointError` is wanted.
 
         Raises:
-            ConfigError, Superseded: If that rank has raised an error of this class. The message is the same.
-            CheckpointError: If that rank has raised any other error, and `failing` is given. The message begins with
+            ConfigError, Superseded: If the first error has this class. Its message is kept.
+            CheckpointError: If the first error has another class, and `failing` is given. The message begins with
                 `failing` and names the rank.
-            LostContact: If that rank has raised any other error, and `failing` is not given.
+            LostContact: If the first error has another class, and `failing` is None.
         """
         outcome, error = _tried(act)
         outcomes = self.gather(outcome)
@@ -153,7 +162,7 @@ class RankGroup:
 
     @collective
     def broadcast_from_main(self, value: Any) -> Any:
-        """Returns the value of rank 0 on every rank, which receives it as a pickle. Other ranks' values are ignored."""
+        """Returns rank 0's `value` on every rank. It is sent as a pickle. The `value` of other ranks is ignored."""
         if self.process_group is None:
             return value
         box: list[Any] = [value if self.is_main else None]
@@ -162,7 +171,7 @@ class RankGroup:
 
     @collective
     def gather(self, value: Value) -> list[Value]:
-        """Returns the values of all ranks in their order. They are pickled, and every rank receives all of them."""
+        """Returns, on every rank, the values of all ranks in the order of the ranks. Values are sent as pickles."""
         if self.process_group is None:
             return [value]
         values: list[Any] = [None] * self.world_size
@@ -171,12 +180,12 @@ class RankGroup:
 
     @collective
     def any_rank(self, flag: bool) -> bool:
-        """Returns whether the flag is set on some rank."""
+        """Returns, on every rank, whether the flag is set on at least one rank."""
         return bool(self.maximum([int(flag)])[0])
 
     @collective
     def maximum(self, numbers: Sequence[int]) -> list[int]:
-        """Returns the elementwise maximum of all ranks' numbers. All ranks must give equally many numbers."""
+        """Returns the elementwise maximum of all ranks' numbers. All ranks must pass equally many numbers."""
         if self.process_group is None:
             return list(numbers)
         greatest = torch.tensor(numbers, device=self.device)
@@ -185,7 +194,7 @@ class RankGroup:
 
     @collective
     def gather_numbers(self, numbers: Sequence[float]) -> list[list[float]]:
-        """Returns the numbers of every rank in the order of the ranks. All ranks must give equally many numbers.
+        """Returns the numbers of every rank in the order of the ranks. All ranks must pass equally many numbers.
 
         The numbers are exchanged as one float64 tensor on the ranks' device, which is quicker than `gather`.
         """
@@ -198,10 +207,11 @@ class RankGroup:
 
     @collective
     def patient(self, name: str) -> "RankGroup":
-        """Returns a further gloo group of the same ranks, for slow work or for a thread beside the training.
+        """Returns a new gloo group of the same ranks, for slow work or for a thread that runs beside the training.
 
-        The timeout of its collectives is a day, because a rank may wait that long for a store. A lost rank is noticed
-        by the collectives of the training's group, whose timeout is short, or by the watchdog.
+        The timeout of its collectives is a day, because a rank may wait that long for a store. So these collectives may
+        detect a lost rank only after a day. The watchdog, or a collective of the group "training" with its short
+        timeout, detects it earlier.
 
         Args:
             name: The name of the new group in recordings.
@@ -217,7 +227,8 @@ class RankGroup:
 class _Outcome:
     """Holds the outcome of a function on one rank: its value, or the message of its error.
 
-    `shared` is the name of the error's class if it is one of `_SHARED`; otherwise it is None.
+    `message` is None if there was no error. `shared` is the name of the error's class if the class is in `_SHARED`;
+    otherwise it is None.
     """
 
     value: Any = None
@@ -238,13 +249,13 @@ def _tried(act: Callable[[], Any]) -> tuple[_Outcome, Exception | None]:
 
 
 def _raise_failure(outcome: _Outcome, rank: int, own: Exception | None, failing: str | None) -> None:
-    """Raises an error on this rank if a rank has failed, by the rules of `RankGroup.run_on_all`.
+    """Raises an error on this rank if `outcome` is a failure. `RankGroup.run_on_all` describes the choice of the error.
 
     Args:
-        outcome: The outcome of a rank.
-        rank: The number of that rank.
-        own: The error that this rank itself has raised, or None.
-        failing: The argument of `RankGroup.run_on_all`.
+        outcome: The outcome of the rank with the number `rank`, which may be another rank than this one.
+        rank: The number of the rank to which `outcome` belongs.
+        own: The error that the function has raised on this rank; None if it has not failed here.
+        failing: First words of a `CheckpointError`; None if no `CheckpointError` is wanted.
     """
     if outcome.message is None:
         return

@@ -1,7 +1,7 @@
 """Defines the numbers that identify a process among the ranks of a job.
 
-`RankInfo` is a protocol, because the runtime of `emocap_cluster` has a type of its own for these numbers: that package
-does not import this one. `Rank` is the type that this package makes.
+`RankInfo` is a protocol that two types implement. `Rank` is the type of this package. `emocap_cluster` has a type of
+its own, because that package does not import this one.
 """
 
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ class RankInfo(Protocol):
     Attributes:
         rank: Number of this rank, from 0 to `world_size` - 1.
         world_size: Number of ranks of the job.
-        local_rank: Number of this rank on its host, from 0. Work that is needed once on each host is done by the rank
-            whose number is 0.
+        local_rank: Number of this rank among the ranks on its host, from 0. Work that is needed once on each host is
+            done by the rank whose `local_rank` is 0.
         local_world_size: Number of ranks on this host, which share its cores and its memory.
     """
 

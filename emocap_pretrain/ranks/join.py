@@ -18,13 +18,13 @@ from emocap_pretrain.ranks.runtime import Runtime
 def joined(settings: ClusterConfig, runtime: Runtime) -> Generator[RankGroup]:
     """Makes this process a rank of the job within the block, and yields the group of all ranks.
 
-    If a process group exists already, because Ray has made one, it is used, and it stays open after the block.
+    If a process group exists already, because Ray has made one, the group is used, and it stays open after the block.
     Otherwise the group is made from the environment variables that the launcher has set, with NCCL on GPUs and gloo on
-    CPUs. This is a collective: it waits until all ranks of the job have joined.
+    CPUs. In this case the function is a collective: it waits until all ranks of the job have joined.
 
     Args:
         settings: The number of threads, and the timeout of the collectives.
-        runtime: The numbers and the device of this rank.
+        runtime: The number and the device of this rank, and the number of ranks.
     """
     info, device = runtime.rank_info, runtime.device
     use_threads(settings, info)
@@ -50,19 +50,19 @@ def joined(settings: ClusterConfig, runtime: Runtime) -> Generator[RankGroup]:
 
 
 def lost_contact(error: Exception) -> bool:
-    """Returns whether a collective has failed because another rank is gone.
+    """Returns whether an error means that a collective has failed because another rank is gone.
 
-    Torch's own errors of a group have the class `DistError`. Gloo raises plain `RuntimeError`s, which are recognized by
-    the path of gloo's source file in their text.
+    Errors that torch itself raises for a process group have the class `DistError`. Gloo raises a plain `RuntimeError`,
+    which is recognized by the path of gloo's source file in its message.
     """
     return isinstance(error, dist.DistError) or "/gloo/" in str(error)
 
 
 def use_threads(settings: ClusterConfig, info: RankInfo) -> None:
-    """Sets torch's thread count to `threads_per_rank` or this rank's share of the cores, and ignores OMP_NUM_THREADS.
+    """Sets the number of torch's threads: `threads_per_rank`, or by default this rank's share of the cores.
 
-    Each thread computes a part of a sum, so a different thread count leads to different rounding. Two runs can give
-    equal results only if their thread counts are equal.
+    OMP_NUM_THREADS is ignored. Each thread computes a part of a sum, so another number of threads leads to another
+    rounding. Two runs can give equal results only if their numbers of threads are equal.
     """
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(settings.threads_per_rank or max(1, cores // info.local_world_size))

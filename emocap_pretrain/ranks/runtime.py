@@ -3,9 +3,9 @@
 `EnvRuntime` implements it for launchers that set the environment variables of torchrun (torchrun, deepspeed) or of
 SLURM. `emocap_cluster` implements it for Ray, without importing this module.
 
-The interface is small on purpose: training learns its numbers and its device, asks whether to stop, and reports
-checkpoints and progress. Everything else that a run tells or is told goes through its folder, so that it works under
-every launcher (decision 17).
+The interface is small on purpose. The training function reads the number and the device of its rank, asks whether to
+stop, and reports checkpoints and progress. Everything else that a run and its users communicate goes through the run's
+folder, so that it works under every launcher (decision 17).
 """
 
 import os
@@ -24,10 +24,10 @@ from emocap_pretrain.ranks.info import Rank, RankInfo
 
 @runtime_checkable
 class Runtime(Protocol):
-    """Says which rank of the job this process is, and passes messages between the job and the process.
+    """Defines which rank of the job this process is, and passes messages between the launcher and the process.
 
-    The training thread calls all methods. None of them is a collective. An implementation should not wait in them,
-    because the other ranks would wait for this rank in their next collective.
+    The training thread calls all methods. None of them is a collective. A method should not wait, because the other
+    ranks would then wait for this rank in their next collective.
     """
 
     @property
@@ -35,14 +35,14 @@ class Runtime(Protocol):
 
     @property
     def device(self) -> str:
-        """The name of this rank's torch device, such as `cuda:3` or `cpu`."""
+        """Returns the name of this rank's torch device, such as `cuda:3` or `cpu`."""
         ...
 
     def should_stop(self) -> bool:
         """Returns whether this rank must end soon, for example after SIGTERM. All ranks call this at the same steps.
 
-        The ranks may return different values. `Monitor.poll` and `Monitor.exchange` combine them, so that all ranks
-        stop if one rank must.
+        The method may return different values on different ranks. `Monitor.poll` and `Monitor.exchange` combine the
+        values: all ranks stop if it returns True on one rank.
         """
         ...
 
@@ -72,10 +72,10 @@ class EnvRuntime:
 
     @classmethod
     def from_environment(cls, device: str = "auto", *, listen: bool = True) -> "EnvRuntime":
-        """Returns the runtime of this process, which a launcher may have started as one rank of a job.
+        """Returns the runtime of this process. Without the variables of a launcher, the process is the only rank.
 
         Args:
-            device: `cpu`, `cuda`, or `auto`, which is CUDA if there is a CUDA device.
+            device: "cpu", "cuda", or "auto". "auto" means CUDA if there is a CUDA device, and otherwise the CPU.
             listen: Whether SIGTERM and Ctrl-C ask the training to stop. If False, they end the process as usual. Python
                 allows signal handlers only in the main thread, so other threads must pass False.
         """
@@ -133,8 +133,9 @@ def _device(wanted: str, local_rank: int) -> str:
 def _in_slurm_step(variables: Mapping[str, str]) -> bool:
     """Returns whether srun has started this process as one of several ranks.
 
-    In a batch script, which is no rank, SLURM_STEP_ID is not a number or is absent. If a Ray cluster was started by
-    srun, every process of Ray inherits SLURM's variables without being a rank. Such a process also has RAY_ADDRESS.
+    Two kinds of processes have SLURM's variables, but are not ranks. In a batch script, SLURM_STEP_ID is absent or is
+    not a number. If srun has started a Ray cluster, every process of Ray inherits SLURM's variables; such a process
+    also has RAY_ADDRESS.
     """
     alone = variables.get("SLURM_STEP_NUM_TASKS", "1") == "1" or "RAY_ADDRESS" in variables
     return not alone and variables.get("SLURM_STEP_ID", "").isdigit()
@@ -143,8 +144,8 @@ def _in_slurm_step(variables: Mapping[str, str]) -> bool:
 def _meet_as_slurm_says() -> None:
     """Sets MASTER_ADDR and MASTER_PORT, which torch needs, from SLURM's variables.
 
-    The address is that of the step's first node, on which rank 0 runs. The host on which srun itself runs is not used,
-    because it may be a login node.
+    The address is that of the first node of the SLURM step, on which rank 0 runs. The host on which srun itself runs is
+    not used, because it may be a login node. A variable that is already set is kept.
     """
     os.environ.setdefault("MASTER_ADDR", _first_host(os.environ["SLURM_STEP_NODELIST"]))
     # The port depends on the number of the job, and is below the range from which the kernel takes ports for clients.
@@ -173,9 +174,10 @@ def _rank_info(variables: Mapping[str, str]) -> Rank:
 
 
 def _tasks_on(node: int, layout: str) -> int:
-    """Returns the number of tasks on a node of a SLURM step.
+    """Returns the number of tasks on the node with the index `node` in a SLURM step.
 
-    In SLURM's notation, `2(x3),1` means 2 tasks on each of the nodes 0, 1 and 2, and 1 task on node 3.
+    `layout` lists the tasks of all nodes in SLURM's notation: `2(x3),1` means 2 tasks on each of the nodes 0, 1 and 2,
+    and 1 task on node 3.
     """
     counts = (each.partition("(x") for each in layout.split(","))
     return [int(tasks) for tasks, _, times in counts for _ in range(int(times.rstrip(")") or 1))][node]
