@@ -9,8 +9,9 @@
 | 75 | stopped and saved: the same command resumes from there (EX_TEMPFAIL of sysexits.h) |
 | 130 | Ctrl-C |
 
-All commands print through `console`, `say_json` or `errors_as_lines`, so no secret and no control character of a
-foreign text reaches the terminal. The module imports no torch, so that `--help` is quick.
+No secret reaches the terminal, and no control character of a text that somebody else wrote. Therefore a command prints
+through `console`, `say_json` or `errors_as_lines`, or it passes a text through `logs.shown` first. The module does not
+import torch, so that `--help` is quick.
 """
 
 import json
@@ -41,11 +42,15 @@ EVERY_S = 10.0  # Seconds between two lines of progress in a log.
 class Terminal(Console):
     """Prints texts without secrets and control characters, and does not interpret rich's markup in them.
 
-    To style a text, callers print a `rich.text.Text`. It is printed unchanged, so it must not hold foreign text.
+    To style a text, callers print a `rich.text.Text`. It is printed unchanged, so it must not contain a text that
+    somebody else wrote.
     """
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Masks secrets in a text. Rich calls this method for every str that it prints, also for those in tables."""
+        """Masks secrets and replaces control characters in a text.
+
+        Rich calls this method for every str that it prints, also for a str in a table.
+        """
         # Rich folds the cells of a table into lines before it writes them. A mask on the stream would see pieces only.
         options |= {"markup": False, "emoji": False}
         return super().render_str(shown(text), **options)  # pyright: ignore[reportArgumentType]
@@ -63,7 +68,7 @@ def say_json(tree: Any) -> None:
 
 @contextmanager
 def _usage_errors_masked() -> Generator[None]:
-    """Masks secrets in the usage errors that the body raises.
+    """Masks secrets in the usage errors that are raised within the block.
 
     Typer quotes an argument that it does not understand, and that argument may be a URL with a password.
     """
@@ -75,7 +80,10 @@ def _usage_errors_masked() -> Generator[None]:
 
 
 class Command(TyperCommand):
-    """Parses the arguments of a command, and refuses a second value for an option. Typer would use the last value."""
+    """Parses the arguments of a command, and refuses a second value for an option that takes one value.
+
+    Typer itself would use the last value. Secrets in usage errors are masked.
+    """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         with _usage_errors_masked():
@@ -102,19 +110,19 @@ class Group(TyperGroup):
 
 
 def _has_one_value(option: TyperOption) -> bool:
-    """Returns whether a second use of the option would contradict the first one.
+    """Returns whether the option takes only one value, so that a second use could contradict the first one.
 
-    Lists, counters, and flags that can only be switched on may be used several times.
+    The result is False for lists, for counters, and for flags that can only be switched on.
     """
     return not option.multiple and not option.count and not (option.is_flag and not option.secondary_opts)
 
 
 @contextmanager
 def errors_as_lines(*, debug: bool, refusal: str = "error") -> Generator[None]:
-    """Ends the process if the body raises an error of this project, and prints that error as one line on stderr.
+    """Prints an error of this project that is raised within the block as one line on stderr, and ends the process.
 
-    Every command runs its body in this block. The exit code is 2 for a wrong value, 1 for a job that failed, and 130
-    for Ctrl-C. All other errors pass through.
+    Every command runs in this block. The exit code is 2 for a wrong value and 1 for any other error of this project.
+    Ctrl-C ends the process with exit code 130. All other errors pass through, with secrets masked.
 
     Args:
         debug: Whether errors of this project pass through too, so that Python prints their traceback.
@@ -140,7 +148,8 @@ def errors_as_lines(*, debug: bool, refusal: str = "error") -> Generator[None]:
 def _ours(error: Exception) -> bool:
     """Returns whether the error's class belongs to a package of this project.
 
-    Only the name of its module is compared, so that torch need not be imported.
+    Only the name of the class's module is compared. So the modules that define the errors need not be imported, which
+    could also import torch.
     """
     return type(error).__module__.startswith("emocap_")
 
@@ -153,7 +162,10 @@ def _say(message: str, kind: str = "error") -> None:
 
 @contextmanager
 def screen() -> Generator["Screen"]:
-    """Yields a `Screen` that shows the progress of a run: a bar in a terminal, a line every `EVERY_S` in a log."""
+    """Yields a `Screen` that shows the progress of a run.
+
+    In a terminal it shows a bar; in a log it prints a line every `EVERY_S` seconds.
+    """
     if not console.is_terminal:
         yield Screen(None)
         return
@@ -173,7 +185,7 @@ def columns() -> tuple[ProgressColumn, ...]:
 class Screen:
     """Prints lines and the progress of a run. Other output of the process appears above the bar.
 
-    `emocap_cluster.supervise` calls its methods, and knows this class only by them.
+    It implements the protocol `ProgressDisplay` of `emocap_cluster.supervise`, which calls its methods.
     """
 
     def __init__(self, bar: Progress | None) -> None:
@@ -203,7 +215,9 @@ class Screen:
 
 @dataclass(slots=True)
 class Pace:
-    """Turns steps into lines with the remaining time, estimated from the steps since the newest attempt began.
+    """Formats the progress of a run as lines with the remaining time.
+
+    The remaining time is estimated from the speed since the newest attempt began.
 
     Example:
         pace = Pace()
@@ -221,7 +235,7 @@ class Pace:
         return step < self.seen
 
     def line(self, step: int, steps: int, note: str, now_s: float) -> str | None:
-        """Returns the line for this step; None if less than `EVERY_S` have passed since the last line.
+        """Returns the line for this step; None if less than `EVERY_S` seconds have passed since the last line.
 
         The last step always gets a line. `now_s` is a time of `time.monotonic`.
         """
@@ -240,5 +254,5 @@ class Pace:
 
 
 def duration(seconds: float) -> str:
-    """Returns a duration as a text: minutes and seconds, such as 0:07 or 2:30, or also hours, such as 1:02:03."""
+    """Returns a duration as a text, such as 0:07 or 2:30 (minutes and seconds), or 1:02:03 (with hours)."""
     return str(timedelta(seconds=round(seconds))).removeprefix("0:").removeprefix("0")

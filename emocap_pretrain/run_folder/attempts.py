@@ -9,10 +9,11 @@ it looks for an attempt with a higher number, and ends if there is one. If a sto
 attempts that begin in the same second may take the same number. If both then save the same step, the later checkpoint
 replaces the earlier one.
 
-Version 0.1.0 wrote `starts/00003/start.json`. Such attempts are read, and the numbers continue after them.
+Version 0.1.0 wrote `starts/00003/start.json` instead of `attempt.json`. Such attempts are read too, and new attempts
+get higher numbers.
 
-Inside a job, rank 0 begins the attempt and writes its status, and every rank may record its own failure. Outside, a
-driver and the commands read these documents with the functions of this module (decision 17).
+In a job, rank 0 begins the attempt and writes its status, and every rank may record its own failure. Processes outside
+the job, such as a driver or a command, read these documents with the functions of this module (decision 17).
 """
 
 import logging
@@ -53,10 +54,10 @@ Form = TypeVar("Form")
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """Represents one attempt of the run at the store's root.
+    """Represents one attempt of the run whose folder is `store`.
 
-    Its methods check that the attempt still owns the run, and write the attempt's documents. The value is small and has
-    no state of its own, so every rank and every thread may use it.
+    Its methods check that the attempt still owns the run, and write the attempt's documents. The object is immutable,
+    so every rank and every thread may use it.
     """
 
     store: Store
@@ -64,9 +65,9 @@ class Attempt:
 
     @classmethod
     def begin(cls, store: Store, *, ranks: int = 1) -> "Attempt":
-        """Takes the next number and writes `attempt.json`. Only rank 0 of an attempt calls this method.
+        """Begins an attempt: takes the next number and writes `attempt.json`. Only rank 0 calls this method.
 
-        Two attempts that call it at the same time get different numbers, if the store honours conditional writes.
+        If two attempts begin at the same time, they get different numbers, unless the store ignores conditional writes.
 
         Args:
             store: The run's folder.
@@ -90,8 +91,8 @@ class Attempt:
     def check(self) -> None:
         """Checks that this attempt still owns the run, by listing the attempts in the store.
 
-        It must be called before each commit and each deletion. Between this check and the write that follows it, a new
-        attempt may still begin (docs/checkpoints.md says what that means for a checkpoint).
+        It must be called before each commit and each deletion. A new attempt may still begin between the check and the
+        write that follows it (docs/checkpoints.md explains the consequences for a checkpoint).
 
         Raises:
             Superseded: If a newer attempt has taken the run over, or the run's folder was deleted.
@@ -107,7 +108,7 @@ class Attempt:
             self.require_folder()
 
     def require_folder(self) -> None:
-        """Checks that `attempt.json` still exists, so that a run folder that a user has deleted is not written anew.
+        """Checks that `attempt.json` still exists, so that this attempt does not create a deleted run folder again.
 
         Raises:
             Superseded: If `attempt.json` does not exist.
@@ -170,7 +171,8 @@ def status(store: Store, number: int) -> Status | Unreadable | None:
 def age_s(store: Store, number: int) -> float | None:
     """Returns the seconds since the attempt last wrote its status, or since it began if it has not written one.
 
-    The store's clock measures them. The result is None if the store does not report ages, or if there is neither file.
+    The seconds are measured by the store's clock. The result is None if the store does not report ages, or if neither
+    `status.json` nor `attempt.json` exists.
     """
     # The status of an attempt is newer than its `attempt.json`, so it is looked up first.
     for folder, begun in ((FOLDER, ATTEMPT_FILE), (OLD_FOLDER, OLD_ATTEMPT_FILE)):
@@ -183,7 +185,7 @@ def age_s(store: Store, number: int) -> float | None:
 def failures(store: Store, number: int) -> list[Failure]:
     """Returns the failures that ranks of an attempt have stored, in the order of the ranks.
 
-    A document that cannot be read counts as a failure of kind `Unknown`.
+    A document that cannot be read counts as a failure whose `kind` is "Unknown".
     """
     paths = [entry.path for folder in (FOLDER, OLD_FOLDER) for entry in store.list(f"{folder}/{number:05d}")]
     ranks = {path: int(match[1]) for path in paths if (match := _FAILED.fullmatch(path))}
@@ -199,18 +201,18 @@ def _failure(store: Store, path: str, rank: int) -> Failure | None:
 
 
 def cause(found: list[Failure]) -> Failure | None:
-    """Returns the failure that caused the others; None if there are no failures.
+    """Returns the failure that probably caused the others; None if there are no failures.
 
-    It is the first failure in the list that does not merely report a lost rank. If all failures report a lost rank, it
-    is the first one in the list. The times of the failures are not compared.
+    It is the first failure in the list that does not merely report the loss of another rank. If all failures report
+    such a loss, it is the first one in the list. The times of the failures are not compared.
     """
     return next((each for each in found if not each.lost), next(iter(found), None))
 
 
 def _read(store: Store, number: int, new: str, old: str, kind: DocumentKind[Form]) -> Form | Unreadable | None:
-    """Reads the file `new` in the folder of an attempt, or, if it is absent, the file `old` that version 0.1.0 wrote.
+    """Reads a document of an attempt: the file `new`, or the file `old` of version 0.1.0 if `new` is absent.
 
-    Version 0.1.0 also had another name for the attempt's folder.
+    The two files are in different folders, because version 0.1.0 had another name for the folder of attempts.
     """
     found = storage.read(store, f"{FOLDER}/{number:05d}/{new}", kind)
     return storage.read(store, f"{OLD_FOLDER}/{number:05d}/{old}", kind) if found is None else found

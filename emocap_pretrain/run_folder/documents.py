@@ -1,10 +1,10 @@
 """Defines the documents in a run's folder, one type for each. docs/checkpoints.md shows where each document lies.
 
-A field that is added gets a default. If a field is renamed or its meaning changes, the `DocumentKind` of the document
-gets an upgrade. The tests read the documents of every earlier release.
+A new field needs a default value. If a field is renamed or its meaning changes, the `DocumentKind` of the document
+needs an upgrade. The tests read the documents of every earlier release.
 
-Somebody else may have written a document, so numbers have bounds, and the id of a request, which becomes a part of a
-path, has a pattern. The classes are frozen: to change a document, a writer makes a new value with `replace`.
+Somebody else may have written a document, so numbers have bounds. The id of a request becomes a part of a path, so it
+must match a pattern. The classes are frozen: to change a document, a writer makes a new value with `replace`.
 """
 
 from collections.abc import Mapping
@@ -30,10 +30,10 @@ class RunDocument:
     Args:
         run_id: MLflow's id of the run.
         config: The settings of the first attempt, as `config.stored` writes them.
-        id: Random name of the run. A copy of the folder has the same name, until an attempt in the copy writes a new
-            `run.json`.
-        url: Address of the folder when this document was written. If the address came from an environment variable, and
-            may therefore be secret, this is a salted SHA-256 digest of it.
+        id: Random identifier of the run. A copy of the folder has the same identifier, until an attempt in the copy
+            writes a new `run.json`.
+        url: Address of the folder when this document was written. If the config takes the address from an environment
+            variable, the address may be secret, and this field holds a salted SHA-256 digest of it.
         host: Name of the host that wrote this document. Local folders on two hosts may have the same address.
         parent: If this folder was copied from another run's folder, MLflow's id of that run; otherwise empty.
     """
@@ -73,8 +73,8 @@ class Failure:
         message: The error's message, with secrets masked.
         final: Whether every further attempt would fail in the same way, for example because of a wrong setting.
         lost: Whether the error only says that another rank is gone.
-        passing: Whether another service was down, so that a later attempt may succeed.
-        at: When the failure was recorded, in seconds since 1970. It does not count when two failures are compared.
+        passing: Whether another service failed, so that a later attempt may succeed.
+        at: When the failure was recorded, in seconds since 1970. Failures that differ only in this field are equal.
     """
 
     rank: Count
@@ -95,11 +95,12 @@ class Straggler:
     Args:
         rank: The rank.
         host: The host of the rank.
-        section: The section of a step, such as `data` or `forward`, in which the rank loses most time.
-        factor: The seconds that this rank spends on its own work in a step, without waiting for other ranks, divided by
-            the median of these seconds over all ranks.
-        excess_s: The seconds by which the rank is slower than the median rank in each step.
-        score: `excess_s` in robust standard deviations (the scaled median absolute deviation over the ranks).
+        section: The section of a step, such as "data" or "forward", in which the rank loses most time.
+        factor: The rank's own time divided by the median of the own times of all ranks. The own time of a rank is the
+            time of a step in which the rank does not wait for other ranks.
+        excess_s: The rank's own time minus the median of the own times, in seconds for each step.
+        score: `excess_s` divided by a robust estimate of the standard deviation of the own times. The estimate is their
+            scaled median absolute deviation, but at least 1 % of their median.
     """
 
     rank: Count
@@ -121,18 +122,19 @@ class Status:
         at: When this document was written, in seconds since 1970, by the clock of rank 0's host. That clock may be
             wrong, so the document's age is read from the store.
         state: "opening", "training", "saving", "evaluating" or "ended".
-        step: Optimizer steps done.
-        phase: The section of a step, or another phase, in which rank 0 is.
+        step: Number of optimizer steps that are done.
+        phase: The phase of rank 0, one of `health.position.PHASES`.
         name: Name of the run.
         attempt: Number of the attempt.
-        restarts: How often the cluster has restarted the job.
+        restarts: Number of earlier attempts of the run, whoever has started them.
         steps: Number of optimizer steps of the whole run.
         ranks: World size.
         hosts: The hosts of the ranks.
         loss: The loss that was logged last.
         samples_per_s: Samples per second over all ranks.
         eta_s: Expected seconds until the last step.
-        slowest: The rank that slows the others, if there is one.
+        slowest: The slowest rank of the newest logged step, even if it is hardly slower than the others. None before
+            the first logged step, and in a job with a single rank.
         checkpoint: Step of the newest committed checkpoint.
         how: "done", "stopped" or "failed" once the attempt has ended; empty before.
         reason: Why the attempt has ended, as a text.
@@ -186,8 +188,8 @@ class ProfileAnswer:
     """Holds a file such as `profiles/7f3a.json`, in which rank 0 answers a profile request.
 
     Args:
-        steps: The first and the last step that are recorded.
-        traces: Paths at which the traces will be, one for each rank, relative to the run's folder.
+        steps: The first and the last step that are recorded; None if the request is refused.
+        traces: Paths at which the traces will be, one for each recorded rank, relative to the run's folder.
         refused: Why the request is refused; empty if it is accepted.
     """
 
@@ -198,14 +200,20 @@ class ProfileAnswer:
 
 @dataclass(frozen=True, slots=True)
 class SkippedDocument:
-    """Holds `skipped.json`: for each step whose update is left out after a roll-back, the reason. Rank 0 writes it."""
+    """Holds `skipped.json`, which rank 0 writes.
+
+    `steps` maps each step whose update is left out after a roll-back to the reason for this.
+    """
 
     steps: Mapping[Annotated[int, Field(ge=0)], str]
 
 
 @dataclass(frozen=True, slots=True)
 class QuarantinedSample:
-    """Describes a damaged sample that was left out of the batch of `step`."""
+    """Describes a damaged sample that was left out of the batch of `step`.
+
+    `shard` and `key` identify the sample. `reason` says what is wrong with it.
+    """
 
     shard: str
     key: str
@@ -225,9 +233,10 @@ class QuarantineDocument:
 
 @dataclass(frozen=True, slots=True)
 class UnsentDocument:
-    """Holds `unsent.json`, the rows that MLflow does not have yet. `tracking.spool.Row` defines the keys of a row.
+    """Holds `unsent.json`, the rows that MLflow does not have yet.
 
-    Rank 0 writes such a document into each checkpoint, and into the run's folder at the end of an attempt.
+    A row is one report to MLflow, such as the metrics of a step. `tracking.spool.Row` defines its keys. Rank 0 writes
+    such a document into each checkpoint, and into the run's folder at the end of an attempt.
     """
 
     rows: tuple[dict[str, Any], ...]

@@ -1,10 +1,11 @@
 """Finds out which run a folder belongs to, and reads and writes the report of a finished run.
 
-<run>/run.json       settings and MLflow run of the first attempt, to which later attempts are compared
-<run>/report.json    written last
+<run>/run.json       the MLflow run and the settings of the first attempt, with which later settings are compared
+<run>/report.json    the results of the finished run, written last
 
-A run is its folder: the same `url` resumes the same run, and another experiment needs another `url` (decision 6). The
-exception is a copy of a folder, which is a run of its own. `RunFolder.copied_from` recognizes it (decision 21).
+The folder identifies the run: the same `url` resumes the same run, and another experiment needs another `url` (decision
+6). The only exception is a copy of a folder, which is a new run. `RunFolder.copied_from` recognizes a copy (decision
+21).
 """
 
 import hashlib
@@ -75,10 +76,13 @@ class RunFolder:
 
         `run.json` records the address of the original folder. If the same run is still at that address, this folder is
         a copy, unless both addresses lead to one folder (through a mount, a link or another endpoint). If the run is
-        not there any more, its folder was moved here. If the address cannot be looked up, this folder counts as a copy.
-        If that is wrong, this folder gets a second run in MLflow, which is better than one run for two folders.
+        not there any more, its folder was moved here.
 
-        To find a mount or a link, a probe file is written to this folder and deleted again.
+        If the recorded address cannot be looked up, this folder counts as a copy. If it is in fact no copy, the run
+        continues as a second run in MLflow. This is better than one MLflow run for two folders.
+
+        To find out whether both addresses lead to one folder, the method writes a probe file to this folder, looks for
+        it at the other address, and deletes it.
 
         Raises:
             StoreError: If this folder's own store does not answer.
@@ -113,9 +117,9 @@ class RunFolder:
         return other.is_near and document.host not in {"", socket.gethostname()}
 
     def report(self, steps: int) -> Report | None:
-        """Returns the report of a run of `steps` steps; None if there is no report, or only one of fewer steps.
+        """Returns the report of the run; None if there is no report, or if it belongs to a step before `steps`.
 
-        A report that cannot be read counts as missing, and the next attempt evaluates the last checkpoint again.
+        If the report cannot be read, the result is None too, and the next attempt evaluates the last checkpoint again.
         """
         report = storage.read(self.store, REPORT_FILE, REPORT)
         if isinstance(report, Unreadable):
@@ -131,8 +135,8 @@ class RunFolder:
 def _may_be_contacted(recorded: str, own: str) -> bool:
     """Returns whether the address that `run.json` records may be looked up.
 
-    It must be a local path, or in the same bucket or on the same server as this folder's address `own`. Another person
-    may have written `run.json`, so it must not lead this process to a foreign server.
+    It must be a local path, or in the same bucket or on the same server as this folder, whose address is `own`. Another
+    person may have written `run.json`, and could otherwise make this process contact any server.
     """
     other, this = urlsplit(recorded), urlsplit(own)
     return other.scheme in {"", "file"} or (other.scheme, other.netloc) == (this.scheme, this.netloc)
@@ -141,8 +145,8 @@ def _may_be_contacted(recorded: str, own: str) -> bool:
 def _holds(store: Store, document: RunDocument) -> bool:
     """Returns whether the store's `run.json` belongs to the same run as the document.
 
-    The result is also True if the store has a `run.json` that cannot be read.
-    A missing `run.json` is looked up several times, because a store may answer with an older state.
+    The result is also True if the store has a `run.json` that cannot be read. If there is no `run.json`, the function
+    looks for it several times, because a store may answer with an older state.
     """
     found = next(filter(None, read_repeatedly(lambda: storage.read(store, RUN_FILE, RUN))), None)
     # Both ids are compared, because version 0.1.0 wrote no `id`.
@@ -152,7 +156,7 @@ def _holds(store: Store, document: RunDocument) -> bool:
 
 
 def _is_same(store: Store, other: Store) -> bool:
-    """Returns whether two stores lead to the same folder: a file that is put into the first is found in the second."""
+    """Returns whether two stores lead to the same folder, that is, whether `other` has a file just put into `store`."""
     path = f"probe-{uuid.uuid4().hex}"
     store.put(path, b"")
     try:
@@ -166,7 +170,12 @@ def _digest(url: str, salt: str) -> str:
 
 
 def _require_same_run(first: dict[str, Any], config: Config, url: str) -> None:
-    """Checks that the config differs from the first attempt's only in settings that may change during a run.
+    """Checks that the config differs from that of the first attempt only in settings that may change during a run.
+
+    Args:
+        first: The settings of the first attempt, from `run.json`.
+        config: The config of this attempt.
+        url: The run's folder, for the message.
 
     Raises:
         ConfigError: If another setting differs.

@@ -1,7 +1,8 @@
 """Defines the report of a finished run, as a value and as a table for the terminal.
 
-A run is finished once `report.json` exists for its last step: no later attempt trains it again. The report holds plain
-results (`results.py`), so neither this module nor its readers know an evaluation task by name (decision 25).
+A run is finished once `report.json` exists for its last step: no later attempt trains it again. The report holds
+results in types that are the same for all evaluation tasks (`results.py`). So neither this module nor the readers of a
+report have code for individual tasks (decision 25).
 """
 
 from dataclasses import dataclass
@@ -31,8 +32,8 @@ class Report:
     Args:
         name: Name of the run.
         url: The run's folder.
-        step: Optimizer steps done.
-        seconds: Time of training, over all attempts.
+        step: Number of optimizer steps that are done.
+        seconds: Seconds of training, over all attempts.
         ranks: World size of the last attempt.
         samples_per_s: Samples per second over all ranks, as a mean over `seconds`.
         loss: The last loss; None if it was not finite.
@@ -57,10 +58,13 @@ class Report:
     experiment_id: str = ""
 
     def evaluated_with(self, settings: dict[str, Any]) -> bool:
-        """Returns whether `results` were computed with these evaluation settings, a section of `Config.stored`.
+        """Returns whether `results` were computed with these evaluation settings.
 
-        If not, the command that starts a finished run evaluates it again. The answer is also True if the settings have
-        no `url`, because nothing is evaluated then.
+        If a user starts a finished run again and the result is False, the run is evaluated again. The result is also
+        True if `url` is None in the settings, because there is then nothing to evaluate.
+
+        Args:
+            settings: The section `evaluation` of `Config.stored`.
         """
         if settings["url"] is None:
             return True
@@ -83,9 +87,9 @@ class Report:
 
 
 def _fits(result: TaskResult, settings: dict[str, Any]) -> bool:
-    """Returns whether a result has the dataset and the classes of the settings.
+    """Returns whether a result of version 0.1.0 was computed with the dataset and the classes of the settings.
 
-    A report of version 0.1.0 records nothing else about the settings.
+    A report of version 0.1.0 records no other evaluation settings, so only these two are compared.
     """
     classes = settings["classes"]
     same_classes = not classes or all(each.classes == tuple(classes) for each in result.confusion_matrices)
@@ -93,9 +97,9 @@ def _fits(result: TaskResult, settings: dict[str, Any]) -> bool:
 
 
 def _decisive(settings: dict[str, Any]) -> dict[str, Any]:
-    """Returns the evaluation settings that the results depend on, which are all except `batch`.
+    """Returns the evaluation settings on which the results depend. These are all settings except `batch`.
 
-    `batch` says how many samples are embedded at once.
+    `batch` is the number of samples that are embedded at once.
     """
     return {name: value for name, value in settings.items() if name != "batch"}
 
@@ -112,7 +116,7 @@ def _rows(report: Report) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True, slots=True)
 class _ZeroShot:
-    """Holds the zero-shot result of a report of schema 1, which could have no other result."""
+    """Holds the only kind of result that a report of schema 1 could have: that of a zero-shot classification."""
 
     url: str
     classes: tuple[str, ...]
@@ -142,7 +146,10 @@ class _ZeroShot:
 
 
 def with_results(body: Any) -> Any:
-    """Turns a report of schema 1, which has only a zero-shot result, into one of schema 2, which has a list of results.
+    """Upgrades the body of a report from schema 1 to schema 2.
+
+    A report of schema 1 has at most one result, of a zero-shot classification. A report of schema 2 has a list of
+    results.
 
     Raises:
         ValueError: If the zero-shot result cannot be read.

@@ -1,11 +1,14 @@
-"""Stores users' requests to a run as small files in its folder, which works under every launcher and needs no port.
+"""Stores users' requests to a run as small files in the run's folder.
+
+This works under every launcher, and needs no network port.
 
 <run>/requests/stop.json               asks the run to save and end
 <run>/requests/profile-7f3a.json       asks the run to record some steps
 <run>/requests/refused-stop.json       a request that could not be read; it is kept and ignored
 
 The status thread of rank 0 (`health/status.py`) reads the requests every few seconds, and the training loop acts on
-them on all ranks. A request is deleted only after the loop has taken it, so a request whose reader dies is not lost.
+them on all ranks. While the run trains, the file of a valid request is deleted only after the loop has taken the
+request. So a request is not lost if rank 0 dies before that. A request is valid for `VALID_S` seconds.
 """
 
 import logging
@@ -33,14 +36,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Requests:
-    """Holds the requests that the run has not served yet: whether it has to stop, and what it has to profile."""
+    """Holds requests that the run has not served yet.
+
+    `stop` says whether the run has to stop. `profile` is a request to profile some steps; None if there is none.
+    """
 
     stop: bool = False
     profile: ProfileRequest | None = None
 
 
 def ask_to_stop(store: Store) -> None:
-    """Writes a request to save and end, which rank 0 of the run reads within seconds.
+    """Writes a request to save a checkpoint and end. Rank 0 of the run reads it within seconds.
 
     A second request replaces the first one.
     """
@@ -48,7 +54,7 @@ def ask_to_stop(store: Store) -> None:
 
 
 def ask_for_profile(store: Store, request: ProfileRequest) -> None:
-    """Writes a request to profile some steps, with the current time."""
+    """Writes a request to profile some steps. The file also holds the current time."""
     storage.write(store, _path(request), PROFILE_REQUEST, replace(request, at=time.time()))
 
 
@@ -66,7 +72,7 @@ def pending(store: Store) -> Requests:
 
 
 def mark_served(store: Store, requests: Requests) -> None:
-    """Deletes these requests, so that they are not read again. A request that does not exist is ignored."""
+    """Deletes the files of these requests, so that they are not read again. It ignores files that do not exist."""
     if requests.stop:
         store.delete(STOP)
     if requests.profile:
@@ -87,7 +93,10 @@ def _profile(store: Store, path: str) -> ProfileRequest | None:
 
 
 def _read(store: Store, path: str, kind: DocumentKind[Request]) -> Request | None:
-    """Returns the request at a path; None if it is absent, not valid (then it is renamed) or too old (then deleted)."""
+    """Returns the request at a path; None if there is no usable request.
+
+    A file that is not a valid request is renamed, and a request that is older than `VALID_S` seconds is deleted.
+    """
     request = storage.read(store, path, kind)
     if isinstance(request, Unreadable):
         _refuse(store, path, request.reason)

@@ -1,8 +1,8 @@
 """Defines the results of an evaluation as plain values: named scores, values by class, confusion matrices.
 
-Every task returns its results in these types. The report, the tracker and the command line therefore need no code for
-individual tasks (decision 25). `report.json` stores the values, so a change of a field is a change of a document:
-`documents.py` says what to do then.
+Every evaluation task returns its results in these types. The report, the tracker and the command line therefore need no
+code for individual tasks (decision 25). `report.json` stores the values, so these types belong to a document:
+`documents.py` says what a change of a field requires.
 """
 
 import math
@@ -22,9 +22,10 @@ _NAME = re.compile(r"[a-z0-9_]+(/[a-z0-9_]+)*")
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """Holds the score that a guess reaches without looking at the samples.
+    """Holds a score that needs no model, with which the score of a model is compared.
 
-    `note` may add a detail such as the number of classes.
+    Examples are the chance level and the score of always predicting the most frequent class. `note` may add a detail
+    such as the number of classes.
     """
 
     name: str
@@ -32,7 +33,7 @@ class Baseline:
     note: str = ""
 
     def text(self, *, is_share: bool) -> str:
-        """Returns the baseline in parentheses, as the terminal shows it. If `is_share`, the value is in per cent."""
+        """Returns the baseline in parentheses, as the terminal shows it. If `is_share`, its value is in per cent."""
         note = f": {self.note}" if self.note else ""
         return f"({self.name} {_number(self.value, is_share=is_share)}{note})"
 
@@ -42,11 +43,11 @@ class Score:
     """Holds one number that a task has measured.
 
     Args:
-        name: Stable name of the score, such as `uar`. In MLflow the task's name and a slash come before it.
-        title: Name of the score on the terminal, which includes the task or the direction.
+        name: Stable name of the score, such as `uar`. In MLflow it follows the name of the task, as in `TASK/uar`.
+        title: Name of the score on the terminal, such as "zero-shot UAR". It says to which task the score belongs.
         value: The number.
-        baseline: The score of a guess, for comparison, if there is one.
-        is_share: Whether the number is a share of samples, which is shown in per cent.
+        baseline: The score that needs no model, for comparison; None if there is none.
+        is_share: Whether the number is a fraction in [0, 1], which is shown in per cent.
 
     Raises:
         ValueError: If the name has characters that MLflow refuses, or the value is not finite.
@@ -76,7 +77,7 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class ClassValues:
-    """Holds one share for each class, such as the class's recall. The value is None for a class without samples.
+    """Holds one fraction for each class, such as the recall. The value is None for a class without samples.
 
     `samples` is the number of samples of each class.
     """
@@ -90,7 +91,10 @@ class ClassValues:
 
 @dataclass(frozen=True, slots=True)
 class ConfusionMatrix:
-    """Holds a confusion matrix: `counts[t][p]` samples of class t were predicted as p; `title` is for its plot."""
+    """Holds a confusion matrix: `counts[t][p]` samples of class t were predicted as class p.
+
+    `title` is the title of its plot.
+    """
 
     name: str
     title: str
@@ -114,7 +118,10 @@ class TaskResult:
         return {f"{self.task}/{score.name}": score.value for score in self.scores}
 
     def rows(self) -> list[tuple[str, str]]:
-        """Returns the rows of a table: each score with its baseline, and then the dataset."""
+        """Returns the rows of a table: first each score with its baseline, then the dataset.
+
+        A row is a pair of a name and a value.
+        """
         scores = [(score.title, score.text()) for score in self.scores]
         return [*scores, ("evaluated on", f"{self.samples} samples of {self.url}")]
 

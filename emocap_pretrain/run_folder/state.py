@@ -1,11 +1,13 @@
 """Reads from a run's folder whether the run is alive, which step it has reached, and how its attempts ended.
 
-Commands such as `emocap status` use this module in another process than the run's. A run is alive if its status was
-written less than `DEAD_S` ago by the clock of the store, because the clocks of two hosts may differ by hours. If a
-store does not report ages, this module waits for the status to change.
+Commands such as `emocap status` use this module in a process that does not belong to the run. A run counts as alive if
+it has not ended and its status was written less than `DEAD_S` seconds ago. The clock of the store measures this age,
+because the clocks of two hosts may differ by hours. If a store does not report ages, this module waits for the status
+to change.
 
-No process is asked, because a run may be on hosts that the reader cannot reach, and under any launcher. The price is
-that an answer is some seconds old, and that a killed run looks alive for up to `DEAD_S` (decisions 17 and 20).
+The processes of the run are not contacted, because the reader may have no connection to their hosts, and because this
+module must work under every launcher. Therefore an answer may be some seconds old, and a killed run looks alive for up
+to `DEAD_S` seconds (decisions 17 and 20).
 """
 
 import math
@@ -36,8 +38,8 @@ class AttemptState:
         launched: When and on how many ranks the attempt was launched.
         status: Last status of the attempt.
         cause: The failure that ended the attempt, if a rank recorded one.
-        silent_s: Seconds since the status was written, by the store's clock; infinite for all but the newest attempt,
-            which alone can be alive.
+        silent_s: Seconds since the status was written, by the store's clock. It is infinite for all attempts except the
+            newest one, because only the newest attempt can be alive.
         faults: Documents of the attempt that cannot be read.
         skew_s: Seconds by which the clock of rank 0's host is ahead of this host's clock; None if that is not known.
     """
@@ -69,14 +71,14 @@ class AttemptState:
     def alive(self) -> bool:
         """Returns whether the attempt has not ended and has written its status within the last `DEAD_S` seconds.
 
-        A status that cannot be read counts too, if it is that young.
+        If the status cannot be read, the attempt counts as not ended, and only the age of the file decides.
         """
         ended = self.status is not None and self.status.state == ENDED
         return not ended and self.silent_s < DEAD_S
 
     @property
     def ending(self) -> str:
-        """Returns a text that says how the attempt ended; "" while it runs."""
+        """Returns a text that says how the attempt ended; "" while it is alive and has recorded no failure."""
         cause = self.cause
         # A rank's own error says more than the status, which rank 0 may not have written any more. The status says more
         # than a record that only reports the loss of another rank.
@@ -98,11 +100,11 @@ class RunState:
 
     @classmethod
     def read(cls, store: Store, *, last: int = 10) -> "RunState":
-        """Reads the state of the run at the store's root.
+        """Reads the state of a run.
 
         Args:
-            store: Store of the run.
-            last: How many of the newest attempts to read.
+            store: The run's folder.
+            last: How many of the newest attempts are read.
 
         Raises:
             ConfigError: If no run was ever started there.
@@ -167,11 +169,11 @@ def _attempt(store: Store, number: int, *, newest: bool) -> AttemptState:
 
 
 def _watched_s(store: Store, number: int, status: Status | Unreadable | None) -> float:
-    """Estimates the age of an attempt's status at a store that does not report ages, by waiting for a new status.
+    """Estimates the age of an attempt's status in a store that does not report ages, by waiting for a new status.
 
     Returns:
-        0 as soon as the status has changed; `DEAD_S` if it does not change for `DEAD_S` seconds, or if the attempt has
-        ended.
+        0 as soon as the attempt has written a new status. `DEAD_S` if it writes none for `DEAD_S` seconds, or if
+        `status` says that the attempt has ended.
     """
     end_s = time.monotonic() + DEAD_S
     while time.monotonic() < end_s and not (isinstance(status, Status) and status.state == ENDED):

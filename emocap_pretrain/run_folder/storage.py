@@ -5,9 +5,9 @@ fills in defaults, and drops fields that a newer version added. For a document t
 an `Unreadable` value and raises no error. Every caller therefore has to handle that case, and no document crashes a
 run. Decision 20 lists what each caller does.
 
-`documents.py` defines the types of the documents and one `DocumentKind` for each. The other modules of this folder read
-and write them: `attempts`, `folder`, `requests` and `unsent` for the run itself, and `state` for commands that look at
-a run from outside.
+`documents.py` defines the types of the documents and one `DocumentKind` for each. Other modules of this folder read and
+write the documents: `attempts`, `folder`, `requests` and `unsent` serve the run itself, and `state` serves the commands
+that show the state of a run.
 """
 
 import json
@@ -52,18 +52,18 @@ class DocumentKind(Generic[Form]):
     """Defines one kind of document: its fields, its schema version, and how older versions are read.
 
     To add a field, give it a default in `form`; nothing else changes. To rename a field or to change its meaning,
-    append a function to `upgrades`, which raises the schema by one:
+    append a function to `upgrades`. The schema version then grows by one:
 
         STATUS = DocumentKind(Status, (renamed({"start": "attempt"}),))  # Schema 1; schema 0 had the field `start`.
 
-    A version that reads a document of a newer schema drops the fields that it does not know.
+    If a document has a newer schema than the program, the program drops the fields that it does not know.
 
     Args:
         form: A frozen dataclass, which defines the fields with their bounds and defaults.
         upgrades: `upgrades[n]` turns the body of schema n into that of schema n + 1, or raises ValueError. A document
-            without a version is of schema 0, which version 0.1.0 wrote. Documents are now written with the schema
-            `len(upgrades)`.
-        limit_bytes: A larger document is not read.
+            without a schema version has schema 0, which version 0.1.0 of the package wrote. Documents are now written
+            with the schema `len(upgrades)`.
+        limit_bytes: Largest size of a document that is read.
     """
 
     form: type[Form]
@@ -99,7 +99,7 @@ class DocumentKind(Generic[Form]):
         return self.of(body)
 
     def of(self, body: Any) -> Form:
-        """Makes a document from decoded JSON, of this or an older schema.
+        """Makes a document from decoded JSON. It upgrades older schemas, and drops unknown fields of newer schemas.
 
         Raises:
             ValueError: If the document cannot be used. The message is the reason, in one line.
@@ -136,8 +136,9 @@ def read(store: Store, path: str, kind: DocumentKind[Form]) -> Form | Unreadable
 def read_repeatedly(read_once: Callable[[], Value]) -> Iterator[Value]:
     """Yields the results of up to `READINGS` calls of `read_once`, with pauses in between.
 
-    The caller stops at the first result that looks right. A later reading may differ, because a store may answer with
-    an older state. For example, this is False only if three requests in a row do not find the object:
+    The caller stops at the first result that looks right. A later result may differ, because a store may answer with an
+    older state. For example, the following expression is False only if `READINGS` requests in a row do not find the
+    object:
 
         any(read_repeatedly(lambda: store.exists(path)))
     """
@@ -168,7 +169,11 @@ def renamed(names: dict[str, str]) -> Callable[[Any], Any]:
 
 
 def _schema_of(body: Any) -> int:
-    """Returns the schema version of a body; lists, and mappings without a version, are of schema 0."""
+    """Returns the schema version of a body. A list, or a mapping without a version, has schema 0.
+
+    Raises:
+        ValueError: If the version is not an integer from 0 on.
+    """
     schema: Any = cast("dict[str, Any]", body).get("schema", 0) if isinstance(body, dict) else 0
     if type(schema) is not int or schema < 0:  # `isinstance` would accept a bool.
         raise ValueError(f"schema={str(schema)[:20]!r} is not the number of a version")

@@ -1,10 +1,11 @@
-"""Keeps the rows that MLflow did not accept before an attempt ended, in `<run>/unsent.json`.
+"""Stores the rows that MLflow had not accepted when an attempt ended, in `<run>/unsent.json`.
 
-A checkpoint contains the rows that were not sent when it was saved. This file holds later rows too, such as the results
-of a run that ended while MLflow was unreachable. The next attempt reads and sends them, on any host.
+A row is one report to MLflow, such as the metrics of a step. A checkpoint contains the rows that were not sent when it
+was saved. `unsent.json` holds later rows too, such as the results of a run that ended while MLflow was unreachable. The
+next attempt reads and sends these rows, on any host.
 
-The rows of the file and of the checkpoint may overlap, and rows that are sent may have arrived before. That is
-harmless, because the tracker counts each row once (`tracking/mlflow_run.py`).
+A row may be both in `unsent.json` and in the checkpoint, and MLflow may have received it before. That is harmless,
+because the tracker counts each row once (`tracking/mlflow_run.py`).
 """
 
 import logging
@@ -26,14 +27,14 @@ log = logging.getLogger(__name__)
 
 
 def dump(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """Returns the bytes of a document with these rows, for `unsent.json` in the run's folder or in a checkpoint."""
+    """Returns the content of an `unsent.json` with these rows, for the run's folder or for a checkpoint."""
     return UNSENT.dump(UnsentDocument(tuple(map(dict, rows))))
 
 
 def parse(data: bytes, place: str) -> list[dict[str, Any]]:
-    """Returns the rows of a checkpoint's document.
+    """Returns the rows in the content of a checkpoint's `unsent.json`.
 
-    If the document cannot be used, no rows are returned, and a warning names `place`.
+    If the content cannot be used, no rows are returned, and a warning names `place`, the address of the file.
     """
     try:
         return list(UNSENT.parse(data).rows)
@@ -43,7 +44,7 @@ def parse(data: bytes, place: str) -> list[dict[str, Any]]:
 
 
 def write(store: Store, rows: Sequence[Mapping[str, Any]], *, number: int) -> None:
-    """Writes the rows to `unsent.json` for the next attempt; without rows it deletes the file.
+    """Writes the rows to `unsent.json` for the next attempt. If there are no rows, it deletes the file.
 
     Args:
         store: The run's folder.
@@ -62,9 +63,9 @@ def write(store: Store, rows: Sequence[Mapping[str, Any]], *, number: int) -> No
 
 
 def write_or_warn(store: Store, rows: Sequence[Mapping[str, Any]], *, number: int) -> None:
-    """Writes the rows as `write` does. An error of the store is logged and not raised, and the rows are then lost.
+    """Writes the rows as `write` does, at the end of an attempt.
 
-    It is called at the end of an attempt.
+    If the store raises an error, the error is logged and not raised, and the rows are lost.
     """
     try:
         write(store, rows, number=number)
@@ -91,11 +92,11 @@ def of_this_run(rows: Sequence[Row], store: Store, *, original: str) -> list[Row
     """Returns the stored rows that the run in this folder sends: none if the folder counts as a copy, otherwise all.
 
     The rows in a copy belong to the original run, which sends them itself. But a folder also counts as a copy if the
-    recorded address cannot be looked up (`RunFolder.copied_from`), and then nobody may have the rows. So a warning says
-    how many are left out.
+    recorded address of the original folder cannot be looked up (`RunFolder.copied_from`). In this case it is possible
+    that no run sends the rows. So a warning says how many rows are left out.
 
     Args:
-        rows: The rows of `unsent.json` and of the checkpoint, which may overlap.
+        rows: The rows of `unsent.json` and of the checkpoint. The same row may be there twice.
         store: The run's folder.
         original: MLflow's id of the original run if this folder counts as a copy; otherwise an empty text.
     """

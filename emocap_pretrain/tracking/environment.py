@@ -1,7 +1,7 @@
 """Describes the environment of a run: commit, versions and machine.
 
-Environment variables are left out, because they may be secret. MLflow gets these facts as params when a run is created,
-so they describe its first attempt.
+Environment variables are left out, because they may be secret. The description is sent to MLflow as params when the
+MLflow run is created, so it describes the first attempt of the run.
 """
 
 import platform
@@ -28,7 +28,10 @@ PACKAGES = (
 
 
 def git_commit() -> str:
-    """Returns the commit of this checkout, with `-dirty` if tracked files have changes; empty outside a checkout."""
+    """Returns the commit of the git checkout that contains this file; an empty text if there is none.
+
+    The commit ends in `-dirty` if tracked files have changes.
+    """
     here = Path(__file__).parent
     try:
         commit = _git("rev-parse", "HEAD", at=here)
@@ -49,7 +52,7 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, str]:
-    """Returns the name, cores, memory and GPUs of this host. Only rank 0 calls it, so it describes rank 0's host."""
+    """Returns the name, platform, cores, memory and GPUs of this host. Only rank 0 calls it, for its own host."""
     devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
         "host": platform.node(),

@@ -1,9 +1,10 @@
 """Measures how busy the hosts of the job are, under the names of MLflow's system metrics.
 
-On each host the rank with `local_rank` 0 measures. All hosts have the same metrics in the same order. All ranks
-therefore exchange vectors of numbers without names, and rank 0 logs the metrics of all hosts.
+On each host the rank with `local_rank` 0 measures. All hosts have the same metrics in the same order. Therefore all
+ranks exchange vectors of numbers without names, and rank 0 logs the metrics of all hosts.
 
-The numbers travel with those of a logged step (`Monitor.exchange`), so there is no collective of their own.
+The numbers are exchanged together with the other numbers of a logged step (`Monitor.exchange`), so they need no
+additional collective.
 """
 
 import logging
@@ -44,7 +45,7 @@ class HostMetrics:
 
     Args:
         gpus: The largest number of GPUs of any host of the job, so that `names` are the same on all hosts.
-        folder: The use of the disk with this folder is measured. In training it is the disk with the cache of shards.
+        folder: A folder on the disk whose use is measured. In training this is the folder of the cache of shards.
     """
 
     def __init__(self, *, gpus: int = 0, folder: Path = Path("/")) -> None:
@@ -58,8 +59,8 @@ class HostMetrics:
     def read(self) -> dict[str, float]:
         """Returns a value for each of `names`.
 
-        The values of a GPU that this host does not have are NaN, and so are values that a GPU does not report. The CPU
-        utilization and the network rates are averages since the last call.
+        If this host has fewer than `gpus` GPUs, the values of the missing GPUs are NaN. Values that a GPU does not
+        report are NaN too. The CPU utilization and the network rates are averages since the last call.
         """
         memory, disk = psutil.virtual_memory(), psutil.disk_usage(str(self._folder))
         received, sent = self._network_rates()
@@ -78,7 +79,7 @@ class HostMetrics:
         return dict(zip(self.names, values + [math.nan] * (len(self.names) - len(values)), strict=True))
 
     def _network_rates(self) -> tuple[float, float]:
-        """Returns the megabytes per second that were received and sent since the last call."""
+        """Returns the mean rates of receiving and of sending since the last call, in megabytes per second."""
         # The lower bound avoids a division by 0 if two readings have the same time.
         now_s, traffic = time.monotonic(), _traffic()
         passed_s = max(now_s - self._read_at_s, 1e-3)
@@ -88,11 +89,13 @@ class HostMetrics:
 
 
 class JobHostMetrics:
-    """Reads the metrics of this host, and names the metrics of all hosts of the job. All ranks must construct it.
+    """Reads the metrics of this host, and gives the metrics of all hosts of the job their names.
+
+    The constructor runs collectives, so all ranks must call it.
 
     Args:
         world: All ranks of the job.
-        folder: A folder that every host has; it is created if it does not exist. The use of its disk is measured.
+        folder: A folder on the disk whose use is measured. If a host does not have the folder, it is created.
     """
 
     def __init__(self, world: RankGroup, folder: Path) -> None:
@@ -103,10 +106,10 @@ class JobHostMetrics:
         self._metrics = HostMetrics(gpus=world.maximum([gpu_count()])[0], folder=folder)
 
     def read(self, step: int) -> list[float]:
-        """Returns the metrics of this host about every `INTERVAL_S` seconds, and an empty list in between.
+        """Returns the metrics of this host about every `INTERVAL_S` seconds, and otherwise an empty list.
 
         The caller exchanges the numbers between all ranks. `step` is equal on all ranks, so all ranks return equally
-        many numbers. A rank other than the first of its host returns zeros.
+        many numbers. Only the rank with `local_rank` 0 reads the metrics of its host; the other ranks return zeros.
         """
         if step < self._next_step:
             return []
@@ -114,13 +117,15 @@ class JobHostMetrics:
         return list(self._metrics.read().values()) if reads else [0.0] * len(self._metrics.names)
 
     def named(self, table: Sequence[Sequence[float]], step: int, step_s: float) -> dict[str, float]:
-        """Returns the metrics of all hosts by their names in MLflow; empty at a step at which nothing was read.
+        """Returns the metrics of all hosts by their names in MLflow.
+
+        The result is empty at a step at which `read` returned an empty list. All ranks call this method after `read`.
 
         Args:
             table: The numbers that each rank's `read` has returned at this step, in the order of the ranks.
             step: The number of steps that are done.
-            step_s: The seconds that a step takes. It must be equal on all ranks, because each rank computes from it the
-                step of the next reading.
+            step_s: The seconds that a step takes. It must be equal on all ranks, because each rank uses it to compute
+                the step at which `read` reads the metrics again.
         """
         if step < self._next_step:
             return {}
@@ -134,7 +139,7 @@ class JobHostMetrics:
 def by_host(readings: Iterable[tuple[str, Mapping[str, float]]]) -> dict[str, float]:
     """Returns the readings of all hosts under the names `system/<host>/<name>`, without values that are NaN.
 
-    `readings` holds a host's name and its metrics by name.
+    `readings` holds, for each host, a pair of the host's name and its metrics by name.
     """
     return {
         f"system/{host}/{name}": value
@@ -150,14 +155,17 @@ def gpu_count() -> int:
 
 
 def _traffic() -> tuple[int, int]:
-    """Returns the bytes that the host has received and sent since it started, without its loopback interface."""
+    """Returns the numbers of bytes that the host has received and sent since it was booted.
+
+    The loopback interface is not counted.
+    """
     counters = psutil.net_io_counters(pernic=True)
     outward = [counter for name, counter in counters.items() if name != "lo"]
     return sum(each.bytes_recv for each in outward), sum(each.bytes_sent for each in outward)
 
 
 def _gpu_handles() -> list[Any]:
-    """Returns NVML's handles of this host's GPUs; an empty list on a host without a driver."""
+    """Returns NVML's handles of this host's GPUs; an empty list if NVML cannot be used, as on a host without a GPU."""
     try:
         pynvml.nvmlInit()
         return [pynvml.nvmlDeviceGetHandleByIndex(gpu) for gpu in range(pynvml.nvmlDeviceGetCount())]

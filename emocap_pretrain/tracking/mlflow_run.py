@@ -1,15 +1,16 @@
 """Writes rows into an MLflow run so that a row that is sent twice counts once.
 
-MLflow adds a point to a metric at every call, even if the metric has that point already. This module therefore reads
-the last step of each metric from the run, and sends only points of later steps. It reads them at the start, after each
-failure and every few seconds. A row then also counts once after a lost response, a crash of the server, a restart on
-another host, or a replay of steps. The response with the last steps also shows whether a newer attempt writes to the
-run; then this attempt stops writing.
+A row is one report to MLflow, such as the metrics of a step (`spool.Row`). MLflow adds a point to a metric at every
+call, even if the metric has that point already. This module therefore reads the last step of each metric from the run,
+and sends only points of later steps. It reads the last steps at the start, after each failure and every few seconds. So
+a row counts once even after a lost response, a crash of the server, a restart on another host, or a replay of steps.
+The response with the last steps also shows whether a newer attempt writes to the run. If so, this attempt stops
+writing.
 
-Other kinds of rows count once by rules of their own: evaluation results are sent if they differ from those in the run,
+Other kinds of rows count once for other reasons: evaluation results are sent only if they differ from those in the run,
 a checkpoint is looked up by its name, and a text or picture replaces the one of the same name (docs/tracking.md).
 
-`Spool` calls `deliver` again after any error, so each step of a delivery must be safe to repeat.
+`Spool` calls `MlflowRun.deliver` again after any error, so each step of a delivery must be safe to repeat.
 """
 
 import base64
@@ -70,11 +71,11 @@ log = logging.getLogger(__name__)
 
 
 class MlflowRun:
-    """Writes to one MLflow run for one attempt. One thread delivers metrics, and another one texts and pictures.
+    """Writes to one MLflow run for one attempt.
 
-    Both threads use this object. `_last_steps` and `_read_at_s` belong to the first thread, which delivers all kinds of
-    rows but texts and pictures. The second thread may reset `_read_at_s` after an error, which only causes one more
-    reading.
+    Two threads use this object. The first thread delivers all kinds of rows except texts and pictures, which the second
+    thread delivers. `_last_steps` and `_read_at_s` belong to the first thread. After an error the second thread may
+    reset `_read_at_s`. This is harmless: the first thread then reads the last steps once more.
     """
 
     def __init__(self, client: MlflowClient, run_id: str, attempt: int, experiment_id: str = "") -> None:
@@ -100,7 +101,12 @@ class MlflowRun:
 
     @classmethod
     def create(cls, run: TrackedRun, attempt: int, parent: str = "") -> "MlflowRun":
-        """Creates an MLflow run whose params are the settings and the environment, as a child of `parent` if given.
+        """Creates an MLflow run whose params are the settings and the environment.
+
+        Args:
+            run: The facts about the run.
+            attempt: Number of this attempt.
+            parent: MLflow's id of the parent run; empty if there is none.
 
         Raises:
             TrackingError: If MLflow is unreachable or refuses the run.
@@ -114,7 +120,12 @@ class MlflowRun:
 
     @classmethod
     def resume(cls, settings: TrackingConfig, run_id: str, attempt: int) -> "MlflowRun":
-        """Returns the MLflow run of an earlier attempt. MLflow may be unreachable at that moment.
+        """Returns the MLflow run of an earlier attempt. If MLflow is unreachable, this is logged and not an error.
+
+        Args:
+            settings: The settings that say where the run is tracked.
+            run_id: MLflow's id of the run.
+            attempt: Number of this attempt.
 
         Raises:
             TrackingError: If MLflow has no such run, or its database cannot be opened.
@@ -134,7 +145,7 @@ class MlflowRun:
     def deliver(self, rows: Sequence[Row]) -> None:
         """Sends the rows in their order.
 
-        It may be called again with rows of which some have arrived.
+        It may be called again with the same rows, even if some of them have already arrived.
 
         Raises:
             Exception: Any error of MLflow's client. Some of the rows may have arrived before it.
@@ -145,7 +156,10 @@ class MlflowRun:
             self._send(list(group))
 
     def _send(self, rows: list[Row]) -> None:
-        """Sends rows of one kind. A row that MLflow never accepts is logged and left out, so that the others arrive."""
+        """Sends rows of one kind, unless a newer attempt writes to the run.
+
+        A row that MLflow refuses as wrong is logged and left out, so that the other rows arrive.
+        """
         kind = rows[0]["kind"]
         run = self._recent_run() if kind == "metrics" else self._client.get_run(self.run_id)
         self.experiment_id = run.info.experiment_id
@@ -167,9 +181,10 @@ class MlflowRun:
                     self._send([each])
 
     def _recent_run(self) -> Run:
-        """Returns the run, as it was read at most `REFRESH_S` seconds ago and after the last failure.
+        """Returns the run as it was last read from MLflow.
 
-        It is not read for every call, because the response is large if there are many hosts.
+        It is read again only if the last reading is more than `REFRESH_S` seconds old, or if a delivery has failed or
+        sent scores since then. It is not read at every call, because the response is large if the job has many hosts.
         """
         now_s = time.monotonic()
         if now_s - self._read_at_s > REFRESH_S:
@@ -195,13 +210,19 @@ class MlflowRun:
         self._log_scores(run, new_points(rows, _last_steps(run)))
 
     def _rescores(self, run: Run, rows: list[Row]) -> None:
-        """Sends the values that differ from the run's present ones, so that a row that is sent twice counts once."""
+        """Sends the scores whose values differ from the current values in the run.
+
+        So a row that is sent twice counts once, and a new value of the same step replaces the old value.
+        """
         known: dict[str, float] = run.data.metrics
         points = [Metric(key, value, row["at_ms"], row["step"]) for row in rows for key, value in row["body"].items()]
         self._log_scores(run, [point for point in points if known.get(point.key) != point.value])
 
     def _log_scores(self, run: Run, points: Sequence[Metric]) -> None:
-        """Logs points as metrics of the run, and of the logged model of their checkpoint if there is one."""
+        """Logs points as metrics of the run, and as metrics of the logged model of the checkpoint of their step.
+
+        If MLflow has no such logged model, the points are only metrics of the run.
+        """
         models = {step: self._model(run, step) for step in {point.step for point in points}}
         for point in points:
             model = models[point.step]
@@ -229,7 +250,7 @@ class MlflowRun:
             self._client.set_terminated(self.run_id, status, rows[-1]["at_ms"])
 
     def _checkpoint(self, run: Run, rows: list[Row]) -> None:
-        """Creates one of MLflow's logged models for each checkpoint, with the checkpoint's URL and without files."""
+        """Creates a logged model in MLflow for each checkpoint. It has the checkpoint's URL as a tag, but no files."""
         # Each call is made only if its effect is missing, so a delivery that was interrupted between two calls is
         # completed by the next one.
         outputs = {each.model_id for each in run.outputs.model_outputs} if run.outputs else set[str]()
@@ -273,7 +294,10 @@ class MlflowRun:
         return next(iter(self._models(run, f" AND name='{_name(step)}'")), None)
 
     def _models(self, run: Run, condition: str = "") -> list[LoggedModel]:
-        """Returns the logged models of this run from all pages of the response."""
+        """Returns the logged models of this run from all pages of the response.
+
+        `condition` is a text that is appended to MLflow's filter, such as " AND name='step-00000010'".
+        """
         found, token = list[LoggedModel](), None
         wanted = f"source_run_id='{self.run_id}'{condition}"
         while page := self._client.search_logged_models([run.info.experiment_id], wanted, page_token=token):
@@ -284,10 +308,10 @@ class MlflowRun:
 
 
 def new_points(rows: Iterable[Row], last_steps: Mapping[str, int]) -> list[Metric]:
-    """Returns the points of the rows, in the order of the rows.
+    """Returns the points of the rows that MLflow does not have yet, in the order of the rows.
 
-    A point is left out if its metric already has a point of the same or a later step. `last_steps` holds the last step
-    of each metric in MLflow.
+    A point is one value of a metric at a step. It is left out if its metric already has a point of the same or a later
+    step. `last_steps` holds the last step of each metric in MLflow.
 
     Example:
         rows = [row("metrics", 10, {"loss": 2.0}), row("metrics", 20, {"loss": 1.5, "scale": 7.0})]
@@ -311,9 +335,11 @@ def _name(step: int) -> str:
 
 
 def mlflow_dataset(used: DatasetUse) -> dict[str, Any]:
-    """Returns the arguments of MLflow's class `Dataset` and, beside them, the tags of the dataset, as JSON values.
+    """Describes a dataset for MLflow as JSON values.
 
-    MLflow accepts at most 36 characters of a digest; the tag `sha256` holds the whole digest.
+    The key "dataset" has the arguments of MLflow's class `Dataset`, and the key "tags" has the tags of the dataset.
+    MLflow accepts at most 36 characters of a digest, so the dataset has a short digest. The tag `sha256` holds the
+    whole digest.
     """
     scheme = used.url.partition("://")[0] if "://" in used.url else "local"
     place = "url" if scheme in ("http", "https") else "uri"  # MLflow's own sources of these types use these keys.
@@ -333,7 +359,7 @@ def mlflow_dataset(used: DatasetUse) -> dict[str, Any]:
 def newest_tracked_attempt(settings: TrackingConfig, run_id: str) -> int:
     """Returns the number of the newest attempt that has written to an MLflow run; 0 if MLflow cannot be read.
 
-    A run that resumes starts although MLflow is unreachable, so no error is raised here.
+    A run that resumes must start even if MLflow is unreachable, so no error is raised here.
     """
     try:
         return int(_client(settings).get_run(run_id).data.tags.get(ATTEMPT_TAG, 0))
@@ -355,9 +381,10 @@ def _create(client: MlflowClient, tracked: TrackedRun, parent: str) -> Run:
 
 
 def _refusal(settings: TrackingConfig, error: Exception) -> TrackingError:
-    """Returns the error that says why MLflow cannot be used.
+    """Returns an error that says why MLflow cannot be used.
 
-    Callers raise it `from None`, because the errors of MLflow contain the URL with its password.
+    Callers raise it `from None`, so that Python does not print `error`: errors of MLflow contain the URL with its
+    password.
     """
     why = reason(error)
     cure = ": make room there, or set another tracking.uri" if any(each in why for each in NO_ROOM) else ""
