@@ -1,7 +1,8 @@
 """Writes the caption of a FER+ face from its measured cues and, for training only, from the votes on its emotion.
 
-Two functions and not one with a flag: `caption_without_votes` does not even receive the votes, so a caption of the test
-split cannot depend on them. The words are those of `captions/grammar` (decision 31).
+A cue is a visible state of a region of the face. Training captions and test captions come from two functions, because
+`caption_without_votes` does not even receive the votes: a caption of the test split cannot depend on them. The words
+are those of `captions/grammar` (decision 31).
 """
 
 from collections.abc import Sequence
@@ -26,7 +27,10 @@ _AT_REST_ONE_IN = 2
 
 
 def caption(votes: Votes, cues: Sequence[RegionState], key: str) -> Caption:
-    """Returns the caption of a face for training. Its emotion comes from the votes, and the rest from the cues."""
+    """Returns the caption of a face for training: the emotion comes from the votes, and all else from the cues.
+
+    `key` is the key of the sample, which decides between wordings.
+    """
     wording = Wording(key)
     emotion = emotion_state(votes, expressive=any(Band.STRONG in cue.bands for cue in cues))
     return Caption(
@@ -37,7 +41,10 @@ def caption(votes: Votes, cues: Sequence[RegionState], key: str) -> Caption:
 
 
 def caption_without_votes(cues: Sequence[RegionState], key: str) -> Caption:
-    """Returns the caption of a face of the test split. It contains measurements of the face only, and no vote."""
+    """Returns the caption of a face of the test split, which depends only on measurements of the face and on `key`.
+
+    `key` is the key of the sample, which decides between wordings.
+    """
     wording = Wording(key)
     return Caption(
         global_=GLOBAL_WITHOUT_VOTES,

@@ -3,9 +3,10 @@
 The input is, for each measurement of the face, its rank in [0, 1] among the measurements of many faces. A cue says that
 a region is at rest, or that it shows a slight or a strong movement.
 
-A bound on a rank is a share of the faces: `rank >= 0.87` holds for about 13 of 100 faces of the training split. Between
-the ranks of "at rest" and those of "active" is a gap in which nothing is said about a region. Several rules look at
-other regions too, where a movement there could be mistaken for one here.
+A rank is the fraction of the faces of the training split with a smaller value: `rank >= 0.87` holds for about 13 of 100
+faces. If the ranks of a region are neither clearly those of rest nor clearly those of a movement, the region gets no
+cue. Several rules also read measurements of other regions, because a movement there can look like a movement of the
+region itself. For example, the eyebrows of a smiling face are close to the eyes, although they have not moved.
 tests/emocap_pretrain/captions/ferplus/test_cues.py has a face for each movement.
 """
 
@@ -18,9 +19,9 @@ Ranks = Mapping[str, float]
 
 
 def find_cues(ranks: Ranks) -> tuple[RegionState, ...]:
-    """Returns the state of each region that is clearly at rest or clearly active, and no state of the others.
+    """Returns the state of each region that is clearly at rest or clearly active. The other regions are left out.
 
-    A region outside of the picture has ranks of NaN, which no rule accepts, so it has no state either.
+    A region outside of the picture is also left out: its ranks are NaN, and no rule accepts NaN.
     """
     found = (rule(ranks) for rule in _RULES)
     return tuple(state for state in found if state is not None)
@@ -35,8 +36,8 @@ def _band(rank: float, slight: float, strong: float) -> Band | None:
 def _first(region: Region, *choices: tuple[Look, Band | None], at_rest: bool) -> RegionState | None:
     """Returns the state of a region: the first of the `choices` with a strong band, else the first with a slight band.
 
-    A choice is a look and its band, which is None if the face does not have the look. If no choice has one
-    of these bands, the result is the state at rest if `at_rest` is True, and None if it is False.
+    A choice is a look (a visible state of the region) and its band of intensity. The band is None if the face does not
+    have the look. If all bands are None, the result is the state at rest if `at_rest` is True, otherwise None.
     """
     for wanted in (Band.STRONG, Band.SLIGHT):
         for look, band in choices:
@@ -55,7 +56,10 @@ def _central(*ranks: float) -> bool:
 
 
 def _quiet(ranks: Ranks) -> bool:
-    """Returns whether the mouth is closed and does not smile. Only then are other regions described as at rest."""
+    """Returns whether the mouth is neither clearly open nor smiling.
+
+    Only then are the eyebrows, the eyes, the cheeks and the nose described as at rest.
+    """
     return ranks["mouth_opening"] <= 0.55 and ranks["corner_lift"] <= 0.65
 
 

@@ -1,12 +1,13 @@
 """Reads the FER+ set (gray faces of 48 pixels, ten votes each) and yields its records with structured captions.
 
-Local sentences describe the geometry that is measured on a face, compared with the faces of the training split. The
+Local sentences describe the shapes of a face that were measured, compared with the faces of the training split. The
 global part and the summary of the splits "train" and "valid" also use the votes. **A caption of the split "test"
 contains nothing that depends on the votes**: its global part is "A face.", its summary lists the measured cues, and no
 vote decides whether a test image is included. The votes are in its labels, for the evaluation.
 
-The images lie in an .npz file with `images` uint8 [n, 48, 48], `votes` uint8 [n, 10], `vote_names`, `usage` and `name`.
-launch/landmarks.py writes the landmarks. Keep the faces, and all data derived from them, out of every repository.
+The images lie in an .npz file with `images` uint8 [n, 48, 48], `votes` uint8 [n, 10], `vote_names` (the names of the
+ten columns of `votes`), `usage` (the split of each image) and `name`. launch/landmarks.py writes the landmarks. Keep
+the faces, and all data derived from them, out of every repository.
 """
 
 import io
@@ -53,7 +54,7 @@ class Faces:
 
 
 def load(npz_path: str | Path, landmarks_path: str | Path) -> Faces:
-    """Reads the images and votes from one file and the landmarks from another; names say which rows belong together.
+    """Reads the images and votes from one file and the landmarks from another; rows are matched by the images' names.
 
     Raises:
         ValueError: If an image has no row in the landmarks file.
@@ -84,9 +85,10 @@ def records(faces: Faces, split: Split) -> Iterator[Record]:
 
 
 def find_all_cues(faces: Faces) -> list[tuple[RegionState, ...]]:
-    """Returns the cues of every row; each face is compared with those of the training split.
+    """Returns, for each face, its cues: the visible states of its regions.
 
-    So the description of a test face does not depend on the other test faces.
+    Each face is compared with the faces of the training split. So the cues of a test face do not depend on the other
+    test faces.
     """
     measurements = measure(faces.landmarks)
     train = faces.rows("train")
@@ -96,9 +98,10 @@ def find_all_cues(faces: Faces) -> list[tuple[RegionState, ...]]:
 
 
 def labels(votes: Votes) -> dict[str, str | float]:
-    """Returns the labels of a face: `emotion` ("" without a majority), and the share of votes for each name.
+    """Returns the labels of a face.
 
-    The key of a share is `share_<name>`.
+    `emotion` is the emotion with a majority of the votes, or "". For each name in `votes`, `share_<name>` is its
+    fraction of all votes.
     """
     total = sum(votes.values())
     shares = {f"share_{name}": round(count / total, 4) for name, count in votes.items()}

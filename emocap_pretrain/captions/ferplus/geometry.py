@@ -8,7 +8,8 @@ Only a comparison with other faces shows whether an eye is wide. Therefore each 
 population of faces.
 
 `measure` computes the measurements of many faces at once, as arrays with one number for each face. `Population.fit`
-learns their distribution, and `Population.ranks` replaces numbers by ranks. `cues.py` draws conclusions from ranks.
+learns the distribution of each measurement. `Population.ranks` replaces measurements by ranks, from which `cues.py`
+derives the visible states of the regions.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,7 +25,7 @@ Measurements = Mapping[str, PerFace]
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """Holds the numbers of the mesh points of one half of the face, left or right from the subject's point of view."""
+    """Holds the indices of the mesh points of one half of the face, left or right from the subject's point of view."""
 
     eye: tuple[int, int]  # outer, inner corner
     upper_lid: tuple[int, ...]
@@ -36,7 +37,7 @@ class Side:
     nose_wing: int
 
 
-# The numbers are those of the points of the MediaPipe face mesh. LEFT has the mirror images of the points of RIGHT.
+# The numbers are indices of points of the MediaPipe face mesh. LEFT has the mirror images of the points of RIGHT.
 RIGHT = Side(
     eye=(33, 133),
     upper_lid=(160, 159, 158),
@@ -70,7 +71,7 @@ MAX_YAW_DEG, MAX_PITCH_DEG = 40.0, 35.0
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """Holds the mesh points of many faces, each in the axes of its own head and in units of its eye distance.
+    """Holds the mesh points of many faces, each in the axes of its own head, in units of the distance between its eyes.
 
     `yaw_deg` is positive if the left half of the face is farther away than the right half. `pitch_deg` is positive if
     the forehead is farther away than the chin.
@@ -81,16 +82,17 @@ class Head:
     pitch_deg: PerFace
 
     def at(self, *numbers: int) -> Float[np.ndarray, "faces 3"]:
-        """Returns the mean position of these mesh points."""
+        """Returns the mean position of the mesh points with these indices."""
         return self.points[:, numbers].mean(1)
 
     def height(self, *numbers: int) -> PerFace:
         return self.at(*numbers)[:, 1]
 
     def both(self, measure: Callable[[Side], PerFace]) -> PerFace:
-        """Returns the weighted mean of a measure of both halves of the face.
+        """Computes `measure` for each half of the face, and returns the weighted mean of the two values.
 
-        The more the head is turned, the more the nearer half counts. From `FAR_HALF_HIDDEN_DEG` on it counts alone.
+        The more the head is turned to a side, the greater is the weight of the half that is nearer to the camera. At a
+        yaw of `FAR_HALF_HIDDEN_DEG` or more, only the nearer half counts.
         """
         # `lean` is 1 if the right half is much nearer, -1 if the left half is, and 0 for a face from the front.
         lean = np.clip(self.yaw_deg / FAR_HALF_HIDDEN_DEG, -1, 1)
@@ -108,7 +110,8 @@ def _unit(vectors: Float[np.ndarray, "faces 3"]) -> Float[np.ndarray, "faces 3"]
 def head(landmarks: Landmarks) -> Head:
     """Rotates every face into the axes of its own head.
 
-    A point that is NaN stays NaN. If a point of the eyes or of the nose is NaN, all points of that face become NaN.
+    A point that is NaN stays NaN. The corners of the eyes, the bridge and the base of the nose define the axes: if one
+    of these points is NaN, all points of that face become NaN.
     """
     # The axes of the head: x joins the eyes, y is the part of the nose's direction that is perpendicular to x, and the
     # third axis is perpendicular to both (Gram-Schmidt). They have unit length, so they form a rotation.
@@ -160,7 +163,7 @@ def _eye_aperture(face: Head) -> PerFace:
 
 
 def _lower_lid_lift(face: Head) -> PerFace:
-    """Returns the height of the lower lids above the eye corners; a squint lifts them, a lowered gaze does not."""
+    """Returns the height of the lower lids above the eye corners. A squint lifts the lids; a lowered gaze does not."""
     return face.both(lambda side: face.height(*side.lower_lid) - face.height(*side.eye))
 
 
@@ -195,7 +198,7 @@ def _lip_thickness(face: Head) -> PerFace:
 
 
 def _upper_lip_drop(face: Head) -> PerFace:
-    """Returns how far the edge of the upper lip is below the base of the nose; a raised upper lip makes this short."""
+    """Returns how far the outer edge of the upper lip is below the base of the nose. A raised lip shortens this."""
     return face.height(NOSE_BASE) - face.height(UPPER_LIP_OUTER)
 
 
@@ -228,10 +231,11 @@ MEASURES: Mapping[str, Callable[[Head], PerFace]] = {
 
 
 def measure(landmarks: Landmarks) -> Measurements:
-    """Returns every measure of `MEASURES` in eye distances, and the head's "yaw_deg" and "pitch_deg".
+    """Returns every measure of `MEASURES`, and the "yaw_deg" and "pitch_deg" of the head.
 
-    A measure is NaN if it needs a point that is NaN; a caller sets points outside of the picture to NaN. All measures
-    of a face are NaN if its head is turned too far.
+    "eye_aperture" is a ratio. The other measures are lengths, in units of the distance between the eyes. A measure is
+    NaN if it needs a point that is NaN; a caller sets points outside of the picture to NaN. All measures of a face are
+    NaN if its head is turned by more than `MAX_YAW_DEG` or `MAX_PITCH_DEG`.
     """
     face = head(landmarks)
     seen = (np.abs(face.yaw_deg) <= MAX_YAW_DEG) & (np.abs(face.pitch_deg) <= MAX_PITCH_DEG)
@@ -250,7 +254,7 @@ class Reference:
     """Describes one measure over a population of faces.
 
     Attributes:
-        quantiles: Quantiles at 0, 1, ... 100 %, after the effect of the pose is removed.
+        quantiles: Quantiles of the measure at 0, 1, ... 100 %, after the effect of the head's pose was removed.
         per_pitch_deg: Change of the measure for each degree of pitch.
         per_turn_deg: Change of the measure for each degree of yaw to either side.
     """
@@ -266,21 +270,24 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Population:
-    """Holds the distribution of every measure over the faces with which other faces are compared."""
+    """Holds the distribution of every measure over a set of faces, with which other faces are compared."""
 
     references: Mapping[str, Reference]
 
     @classmethod
     def fit(cls, measurements: Measurements) -> "Population":
-        """Returns the population of these faces. A measure that is NaN in a face does not count.
+        """Returns the population of the measured faces. For each measure, faces whose value is NaN are left out.
 
         Raises:
-            ValueError: If a measure is NaN in nearly all faces.
+            ValueError: If fewer than `_MIN_FACES` faces have a value of some measure.
         """
         return cls({name: _fit(name, measurements) for name in MEASURES})
 
     def ranks(self, measurements: Measurements) -> Measurements:
-        """Returns each face's rank in each measure: the share of the population with smaller values. NaN stays NaN."""
+        """Returns, for each measure, the rank of each face: the fraction of the population with smaller values.
+
+        NaN stays NaN.
+        """
         pitch_deg, turn_deg = measurements["pitch_deg"], np.abs(measurements["yaw_deg"])
         # Interpolation between the quantiles turns a value into the share below it. Values outside of the population's
         # range get 0 or 1.

@@ -1,9 +1,9 @@
 """Turns the votes of ten people on one face into its emotion label and into the emotion that its caption describes.
 
-The label follows the majority rule of FER+: an emotion's only vote is dropped as an outlier, and more than half of the
-other votes must agree. The caption describes the emotion with the most votes. The degree of that emotion depends on its
-own share of the votes and on the share of "neutral". The emotion with the second most votes is mixed in, unless the
-first emotion is clear.
+The label follows the majority rule of FER+: if only one person votes for an emotion, this vote is dropped as an
+outlier, and more than half of the remaining votes must be for the same emotion. The caption describes the emotion with
+the most votes. The degree of that emotion depends on its own share of the votes and on the share of "neutral". The
+emotion with the second most votes is mixed in, unless the first emotion has a high degree.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ Votes = Mapping[str, int]
 
 
 def without_outliers(votes: Votes) -> dict[str, int]:
-    """Returns the votes with 0 in place of 1, because an emotion that only one person sees is an outlier.
+    """Returns the votes with each count of 1 replaced by 0, because an emotion that only one person sees is an outlier.
 
     Raises:
         ValueError: If the names of the votes are not those of FER+.
@@ -37,19 +37,22 @@ def majority(votes: Votes) -> str:
 
 
 def is_face(votes: Votes) -> bool:
-    """Returns whether the most frequent emotion has more votes than "unknown" and "NF" (no face) together."""
+    """Returns whether the most frequent emotion has more votes than "unknown" and "NF" (no face) together.
+
+    A single vote for a name does not count.
+    """
     kept = without_outliers(votes)
     return max(kept[name] for name in EMOTIONS) > sum(kept[name] for name in _UNSURE)
 
 
 def emotion_state(votes: Votes, *, expressive: bool = True) -> EmotionState:
-    """Returns the emotion with the most votes, and a second emotion if several people voted for another one.
+    """Returns the emotion with the most votes, and a second emotion if at least two people voted for another one.
 
     There is no second emotion if the first one is not neutral and has a high degree. `expressive` is False if no strong
-    cue was measured on the face; then the degree of an emotion other than neutral is never high. Emotions with the same
-    number of votes are taken in the order of `EMOTIONS`, with neutral last.
+    movement was measured on the face; then the degree of an emotion other than neutral is never high. Emotions with the
+    same number of votes are taken in the order of `EMOTIONS`, with neutral last.
 
-    At least two people must have voted for the same emotion, as for every face for which `is_face` is True.
+    At least two people must have voted for the same emotion. Every face for which `is_face` is True fulfils this.
     """
     kept = without_outliers(votes)
     first, second = sorted((*EMOTIONS[1:], "neutral"), key=lambda name: -kept[name])[:2]

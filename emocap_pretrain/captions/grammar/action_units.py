@@ -2,8 +2,8 @@
 
 The names are those of FACS, the Facial Action Coding System (Ekman, Friesen and Hager 2002).
 
-An action unit has an intensity in one of five bands (`Band`). An emotion, and an adverb in a phrase, has one of three
-degrees (`Degree`). `DEGREE_OF` maps bands to degrees.
+The intensity of an action unit lies in one of five bands (`Band`). An emotion has one of three degrees (`Degree`), and
+so has an adverb in a phrase. `DEGREE_OF` maps bands to degrees.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ class Band(StrEnum):
 
 
 class Degree(StrEnum):
-    """Names three degrees of intensity, for an emotion and for an adverb such as "slightly"."""
+    """Names the three degrees of intensity of an emotion, or of an adverb such as "slightly"."""
 
     LOW = "low"
     MID = "mid"

@@ -1,7 +1,7 @@
 """Defines the words for emotions: names, adjectives, degrees, nuances and mixtures.
 
-`EmotionState` is what a captioner says about the emotion of a face. The tables below hold the words of words.toml, and
-the comments there explain them.
+`EmotionState` describes the emotion of a face; a captioner (a module that writes captions) creates it. The tables below
+hold the words of words.toml, whose comments explain the tables.
 """
 
 from collections.abc import Mapping

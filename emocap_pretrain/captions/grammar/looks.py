@@ -2,8 +2,10 @@
 
 The phrases are in looks.toml, which explains their placeholders.
 
-A look is more than its action units: "lowered" and "lowered and drawn together" are both AU 4, and only one of them is
-true of a face (decision 31). So a captioner chooses a look, and the grammar chooses among the phrases of this look.
+A look is one way in which a region can look. Its action units alone do not determine it: eyebrows that are "lowered"
+and eyebrows that are "lowered and drawn together" both show action unit 4, but only one of the two phrases is true of a
+face (decision 31). So a captioner (a module that writes captions) chooses the look, and the grammar chooses among its
+phrases.
 """
 
 from collections.abc import Mapping
@@ -18,7 +20,7 @@ Phrases = Mapping[tuple[Band, ...], Words]
 
 
 class Region(StrEnum):
-    """Names the regions of the face, by the words that follow "the" in a sentence."""
+    """Names the regions of the face. Each value is what follows "the" in a sentence, such as "lip corners"."""
 
     EYEBROWS = "eyebrows"
     EYES = "eyes"
@@ -31,12 +33,13 @@ class Region(StrEnum):
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """Defines a visible state of a region. If `units` is empty, no action unit of the region is active.
+    """Defines one way in which a region can look, with the phrases that describe it.
 
-    Looks are compared by identity, because two looks may have the same action units and different phrases.
+    If `units` is empty, the region is at rest. Looks are compared by identity, because two looks may have the same
+    action units and different phrases.
 
     Attributes:
-        units: The numbers of the action units that cause the look.
+        units: The FACS numbers of the action units that cause the look, the decisive one first.
         clauses: Main clauses for local sentences.
         cues: Noun phrases for summaries.
     """
@@ -46,16 +49,17 @@ class Look:
     cues: Phrases
 
     def covers(self, band: Band) -> bool:
-        """Returns whether this look has clauses for this band of its first action unit."""
+        """Returns whether this look has clauses for the case that its first action unit has this band of intensity."""
         return any(band in bands for bands in self.clauses)
 
 
 @dataclass(frozen=True, slots=True)
 class RegionState:
-    """Describes one region of a face by its look and by the band of each action unit of the look.
+    """Describes one region of a face: which look it has, and how intense each action unit of this look is.
 
-    `bands` has as many entries as `look.units`, in the same order, and is empty for a region at rest. A state has no
-    side, because neither captioner describes one half of a face alone.
+    A look is one way in which a region can look, such as raised eyebrows. `bands` holds the band of intensity of each
+    action unit, in the order of `look.units`, and is empty for a region at rest. A state does not distinguish left and
+    right, because no captioner describes one half of a face alone.
     """
 
     region: Region
@@ -70,7 +74,7 @@ class RegionState:
         return self._matching(self.look.clauses)
 
     def cues(self) -> Words:
-        """Returns the noun phrases for this state; there are none if a summary never names the state."""
+        """Returns the noun phrases that describe this state in a summary. Some states have none."""
         return self._matching(self.look.cues)
 
     def _matching(self, phrases: Phrases) -> Words:
@@ -79,10 +83,10 @@ class RegionState:
 
 
 def _phrases(given: Words | Mapping[str, Words]) -> Phrases:
-    """Returns the phrases of a look for each group of bands.
+    """Converts the phrases of a look in the TOML file (`given`) to a mapping from groups of bands to phrases.
 
-    `given` comes from the TOML file. It is a mapping from the names of some bands, separated by blanks, to their
-    phrases, or a list of phrases that fit all bands.
+    `given` is a list of phrases that fit all bands, or a mapping. A key of the mapping names one or more bands,
+    separated by blanks, and its value holds the phrases that fit these bands.
     """
     if isinstance(given, Mapping):
         return {tuple(map(Band, bands.split())): words for bands, words in given.items()}

@@ -1,10 +1,11 @@
 """Builds the sentences of a caption from the described state of a face.
 
-A described face is a list of `RegionState`s and an `EmotionState`. Every choice among wordings depends only on the key
-of the sample, so that a dataset that is packed twice has the same texts.
+The state of a face is a list of `RegionState`s and an `EmotionState`. Every choice among wordings depends only on the
+key of the sample, so that a dataset that is packed twice has the same texts.
 
-`local_sentence`, `global_sentence` and `summary` build the three parts of a caption. They know no captioner: rendered
-faces and FER+ use the same functions and words (decision 31). The words are in words.toml and looks.toml.
+`local_sentence`, `global_sentence` and `summary` build the three parts of a caption. They do not depend on the kind of
+face: the captions of rendered faces and of FER+ use the same functions and words (decision 31). The words are in
+words.toml and looks.toml.
 """
 
 import hashlib
@@ -33,10 +34,10 @@ _Option = TypeVar("_Option")
 
 @dataclass(frozen=True, slots=True)
 class Wording:
-    """Chooses among wordings: the same key and purpose give the same choice on every machine.
+    """Chooses among wordings by a hash of `key` and of a purpose, which is one or more texts that name the choice.
 
-    Choices are hashes and not draws from a generator. So a further choice, for a new sentence, does not change the
-    other choices, and the words of existing sentences stay as they are (decision 31).
+    The same key and purpose give the same choice on every machine. Because choices are hashes and not draws from a
+    random generator, a further choice for a new sentence does not change the words of existing sentences (decision 31).
     """
 
     key: str
@@ -45,9 +46,9 @@ class Wording:
         return options[self.number(*purpose) % len(options)]
 
     def number(self, *purpose: str) -> int:
-        """Returns a number below 2**64 that depends only on the key of this object and on `purpose`.
+        """Returns an integer in [0, 2**64) that depends only on `key` and on `purpose`.
 
-        Over all keys the numbers are uniformly distributed. The numbers for different purposes are independent.
+        Over all keys the integers are uniformly distributed. The integers for different purposes are independent.
         """
         return int.from_bytes(hashlib.blake2b("\0".join((self.key, *purpose)).encode(), digest_size=8).digest())
 
@@ -59,9 +60,10 @@ _SUMMARIES: Mapping[str, Words] = WORDS["summaries"]
 
 
 def local_sentence(states: Sequence[RegionState], wording: Wording) -> str:
-    """Returns one sentence about a region, which describes its looks and then lists their action units and intensities.
+    """Returns one sentence about a region. It describes the region, and then lists its action units with intensities.
 
-    Several states fit into one sentence, such as raised corners of the mouth and parted lips.
+    All `states` belong to the same region. Several of them fit into one sentence, such as raised corners of the mouth
+    and parted lips.
     """
     clauses = [_with_adverbs(wording.pick(state.clauses(), *_purpose(state)), state, wording) for state in states]
     units = [pair for state in states for pair in zip(state.look.units, state.bands, strict=True)]
@@ -72,15 +74,18 @@ def local_sentence(states: Sequence[RegionState], wording: Wording) -> str:
 
 
 def _purpose(state: RegionState) -> tuple[str, ...]:
-    """Returns the first words of the purpose that `Wording.pick` gets for phrases about this state.
+    """Returns the first texts of the purpose with which `Wording.pick` chooses phrases about this state.
 
-    They name the region and its action units, so that the choices for different states are independent.
+    The texts name the region and its action units, so that the choices for different states are independent.
     """
     return state.region, *map(str, state.look.units)
 
 
 def _with_adverbs(phrase: str, state: RegionState, wording: Wording) -> str:
-    """Inserts adverbs for the intensity of the first and of the last action unit of the state."""
+    """Replaces `{how}` and `{also}` in a phrase by adverbs of intensity.
+
+    `{how}` is for the first action unit of the state, and `{also}` for the last one.
+    """
     if state.at_rest:
         return phrase
     how, also = (
@@ -91,7 +96,7 @@ def _with_adverbs(phrase: str, state: RegionState, wording: Wording) -> str:
 
 
 def _joined(clauses: Sequence[str]) -> str:
-    """Returns the clauses as one text. Clauses with one subject are merged: "the lips are parted and stretched"."""
+    """Joins clauses. Those with the same subject become one clause, such as "the lips are parted and stretched"."""
     # A clause is cut after its first "is" or "are". A clause without these words is a subject of its own.
     predicates: dict[str, list[str]] = {}
     for clause in clauses:
@@ -119,7 +124,7 @@ def _action_units(units: Sequence[tuple[int, Band]], region: str, wording: Wordi
 
 
 def global_sentence(emotion: EmotionState, wording: Wording) -> str:
-    """Returns one sentence about the degree and the nuance of the emotion, which names no part of the face."""
+    """Returns one sentence about the emotion, its degree and its nuance. The sentence names no part of the face."""
     # An even mixture of two emotions has sentences of its own, which name both.
     if emotion.even and "neutral" not in {emotion.name, emotion.second}:
         blend = emotions.BLENDS.get(frozenset({emotion.name, emotion.second}), "")
@@ -140,7 +145,10 @@ def global_sentence(emotion: EmotionState, wording: Wording) -> str:
 
 
 def _looking(emotion: EmotionState, wording: Wording, part: str) -> str:
-    """Returns the emotion as words that fit after "the person looks"."""
+    """Returns the emotion as words that fit after "the person looks".
+
+    `part` is the part of the caption, "global" or "summary". Each part has its own choice of words.
+    """
     if emotion.name == "neutral":
         words = f"neutral and {wording.pick(emotions.SHADES[emotion.shade or 'composure'], part, 'shade')}"
     else:
@@ -156,7 +164,10 @@ def _looking(emotion: EmotionState, wording: Wording, part: str) -> str:
 
 
 def _feeling(emotion: EmotionState, wording: Wording, part: str) -> str:
-    """Returns an emotion other than neutral as a noun phrase with its degree."""
+    """Returns an emotion other than neutral as a noun phrase with its degree.
+
+    `part` is the part of the caption, "global" or "summary". Each part has its own choice of words.
+    """
     named = f"{wording.pick(emotions.DEGREES[emotion.degree], part, 'degree')} {emotion.name}"
     if emotion.shade:
         noun = wording.pick(emotions.SHADES[emotion.shade], part, "shade")
@@ -174,7 +185,10 @@ def _feeling(emotion: EmotionState, wording: Wording, part: str) -> str:
 
 
 def summary(emotion: EmotionState, states: Sequence[RegionState], wording: Wording) -> str:
-    """Returns one sentence that names the emotion, the cues that show it (the strongest first), valence and arousal."""
+    """Returns one sentence that names the emotion and the visible cues of `states`, the strongest cue first.
+
+    If valence and arousal are known, the sentence names them too.
+    """
     cues = _cues(states, wording)
     regions = [state.region for state in states if state.at_rest]
     if emotion.name != "neutral":
@@ -188,13 +202,13 @@ def summary(emotion: EmotionState, states: Sequence[RegionState], wording: Wordi
 
 
 def summary_without_emotion(states: Sequence[RegionState], wording: Wording) -> str:
-    """Returns one sentence that lists the cues and claims nothing about the emotion."""
+    """Returns one sentence that lists the visible cues of `states`, such as raised eyebrows, and names no emotion."""
     cues = _cues(states, wording)
     return f"A face with {listed(cues)}." if cues else "A face."
 
 
 def _cues(states: Sequence[RegionState], wording: Wording) -> list[str]:
-    """Returns a noun phrase for each state that has such phrases, the strongest state first."""
+    """Returns a noun phrase for each state, the strongest state first. States without noun phrases are left out."""
     named = [state for state in states if state.cues()]
     named.sort(key=lambda state: -BANDS.index(state.bands[0]))  # The sort is stable, so equal states keep their order.
     return [_with_adverbs(wording.pick(state.cues(), *_purpose(state), "cue"), state, wording) for state in named]
@@ -213,7 +227,7 @@ def _affect(emotion: EmotionState, wording: Wording) -> str:
 
 
 def listed(parts: Sequence[str]) -> str:
-    """Returns the parts as a list in words.
+    """Joins the parts with commas, and the last two with "and".
 
     >>> listed(["a"]), listed(["a", "b"]), listed(["a", "b", "c"])
     ('a', 'a and b', 'a, b and c')

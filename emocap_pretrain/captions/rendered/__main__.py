@@ -15,7 +15,7 @@ _LABEL_PX = 30
 
 
 def sheet(count: int, *, seed: int, pixels: int) -> Image.Image:
-    """Returns the first `count` faces of `seed` in rows of seven, so that each row shows every emotion."""
+    """Returns one image of the first `count` faces of `seed`, in rows of seven. A full row shows each emotion once."""
     columns = min(count, 7)
     rows = -(-count // columns)
     page = Image.new("RGB", (columns * pixels, rows * (pixels + _LABEL_PX)), "white")
@@ -38,9 +38,10 @@ def _cell(shown: Face, pixels: int) -> Image.Image:
 
 
 def rates(count: int, *, seed: int, pixels: int) -> tuple[float, float]:
-    """Measures two rates in faces per second on one core: of rendering, and of complete records with JPEG and caption.
+    """Measures how many faces per second one core renders, and how many complete records per second it makes.
 
-    One further record is made before the measurement, so that the caches are filled.
+    A complete record is a rendered face as a JPEG image with its caption. One further record is made before the
+    measurement, so that the caches are filled.
     """
     record(seed, count, pixels=pixels)
     faces = [sample_face(seed, index) for index in range(count)]

@@ -3,10 +3,12 @@
 A face unit is half the width of an average face. x runs to the right of the image and y down.
 
 Three layers build on one another. Functions such as `spline` and `ribbon` make outlines in face units, as arrays of
-points. A `View` projects points to pixels, as the head is turned. A `Canvas` turns outlines in pixels into the coverage
-of pixels (`Patch`) and paints it. `Sketch` puts view and canvas together, and is what the modules of the parts use.
+points. A `View` projects these points to pixels, according to the pose of the head. A `Canvas` computes which part of
+each pixel the outlines cover (a `Patch`), and paints it. `Sketch` combines a view and a canvas; the modules that draw
+the head and the parts of the face use it.
 
-Arrays of weights depend only on numbers of points, so they are computed once and kept (`cache`).
+The weights by which a curve is computed do not depend on the positions of its knots. So they are computed once and
+cached.
 """
 
 import math
@@ -36,17 +38,20 @@ def moved(shape: Points, x: float, y: float) -> Points:
 
 
 def flipped(shape: Points, side: int) -> Points:
-    """Returns the shape itself for `side` 1, and its mirror image for `side` -1."""
+    """Returns the shape itself if `side` is 1, and its mirror image at the line x = 0 if `side` is -1."""
     return shape * (float(side), 1.0)
 
 
 def mirrored(right: Points) -> Points:
-    """Returns a closed symmetric outline, given its right half from top to bottom."""
+    """Returns a closed outline that is symmetric about x = 0. `right` is its right half, from top to bottom."""
     return np.concatenate([right, flipped(right[::-1], -1)])
 
 
 def arched(right: Points) -> Points:
-    """Returns an open symmetric arc from left to right, given its right half from the foot to the top."""
+    """Returns an open arc from left to right that is symmetric about x = 0.
+
+    `right` is its right half, from the right end to the middle.
+    """
     return np.concatenate([flipped(right, -1), right[::-1]])
 
 
@@ -65,10 +70,10 @@ def _weights(steps: int) -> Float[np.ndarray, "steps 4"]:
 
 @cache
 def _blend(knots: int, steps: int, *, closed: bool) -> Float[np.ndarray, "count knots"]:
-    """Returns the weight of each knot at each point of a smooth curve through the knots.
+    """Returns the weight of each knot at each point of a smooth curve, which has `steps` points from knot to knot.
 
-    The first segment of an open curve needs a knot before the first knot: the mirror image of the second knot at the
-    first one is used. The last segment is treated in the same way.
+    The first segment of an open curve needs a knot before the first knot. The second knot, mirrored at the first knot,
+    is used as this missing knot. The last segment is treated in the same way.
     """
     count = knots if closed else knots - 1
     blend = np.zeros((count * steps + (not closed), knots))
@@ -95,8 +100,8 @@ def spline(knots: Lines, *, closed: bool = False) -> Lines:
 def _course(knots: int, steps: int) -> Float[np.ndarray, "twice knots"]:
     """Returns a matrix by which the knots of an open curve are multiplied.
 
-    The upper half of the product holds the points of the curve, and the lower half the direction at each point, which
-    is the difference of the neighbouring points.
+    The upper half of the product holds the points of the curve. The lower half holds the direction of the curve at each
+    point, which is computed from the difference of the neighbouring points.
     """
     blend = _blend(knots, steps, closed=False)
     return np.concatenate([blend, np.gradient(blend, axis=0)])
@@ -104,9 +109,10 @@ def _course(knots: int, steps: int) -> Float[np.ndarray, "twice knots"]:
 
 @cache
 def _swell(count: int, taper: tuple[float, float]) -> Complex[np.ndarray, " count"]:
-    """Returns, for each point of a stroke, half the width of the stroke there, as a multiple of the imaginary unit.
+    """Returns, for each point of a stroke, half the width of the stroke there, times the imaginary unit.
 
-    The width is 1 in the middle of the stroke; `taper` gives the widths at the start and at the end.
+    The width is 1 in the middle of the stroke; `taper` holds the widths at the start and at the end. The imaginary unit
+    turns a direction by a right angle, because `ribbon` represents points by complex numbers.
     """
     t = np.linspace(0, 1, count)
     swell = np.sin(np.pi * t)
@@ -116,7 +122,8 @@ def _swell(count: int, taper: tuple[float, float]) -> Complex[np.ndarray, " coun
 def ribbon(knots: Lines, width: float, taper: tuple[float, float] = (0.0, 0.0), steps: int = 4) -> Lines:
     """Returns the outline of a stroke through `knots`.
 
-    The stroke is `width` wide in the middle; `taper` gives the shares of this width at the start and at the end.
+    The stroke is `width` wide in the middle. `taper` holds the widths at its start and at its end, as fractions of
+    `width`. `steps` is the number of points from one knot to the next.
     """
     # The points are complex numbers, so that a turn by a right angle is a multiplication by i.
     course = (_course(knots.shape[-2], steps) @ knots).view(np.complex128)[..., 0]
@@ -151,10 +158,10 @@ _ONES = np.ones((2, 1))
 
 
 class View:
-    """Projects points from face units to pixels. The head is approximated by half an ellipsoid, on which points lie.
+    """Projects points from face units to pixels. The points lie on half an ellipsoid, which approximates the head.
 
-    A positive `lift` moves points from the ellipsoid towards the viewer, as for the tip of the nose. A negative `lift`
-    moves points away from the viewer, as for hair at the back of the head.
+    `lift` is a distance from the ellipsoid, in face units. A positive `lift` moves points towards the viewer, such as
+    those of the tip of the nose. A negative `lift` moves them away, such as those of the hair at the back of the head.
     """
 
     def __init__(self, pose: Pose, pixels: int) -> None:
@@ -196,7 +203,7 @@ class Patch:
     mask: Image.Image
 
     def inside(self, other: "Patch") -> "Patch":
-        """Returns the intersection with `other`; the coverage of a pixel is the product of both coverages."""
+        """Returns the intersection with `other`. The coverage of a pixel is the product of the two coverages."""
         left, top = self.left - other.left, self.top - other.top
         there = other.mask.crop((left, top, left + self.mask.width, top + self.mask.height))
         return Patch(self.top, self.left, ImageChops.multiply(self.mask, there))
@@ -243,7 +250,7 @@ class Canvas:
 
         Args:
             corners: Corners of all outlines, one outline after the other, in pixels.
-            ends: For each outline, the index in `corners` after its last corner.
+            ends: For each outline, the index of its last corner in `corners`, plus 1.
             opacity: Greatest coverage, in [0, 1].
             soft_px: Radius of the blur, in pixels.
             hole: An outline whose inside is not covered.
@@ -259,14 +266,14 @@ class Canvas:
         return Patch(window[1], window[0], self._count(window, soft_px))
 
     def _window(self, flat: Sequence[float], margin: int) -> tuple[int, int, int, int] | None:
-        """Returns the box (left, top, right, bottom) in pixels that contains a shape and a margin around it.
+        """Returns the box in pixels (left, top, right, bottom) that contains a shape and a margin around the shape.
 
         Args:
             flat: Corners of the shape on the fine sheet, as x, y, x, y and so on.
             margin: Width of the margin in pixels.
 
         Returns:
-            The box, cut at the edges of the image; None if it lies outside of the image.
+            The box, limited to the image; None if the box lies outside of the image.
         """
         across, down = flat[::2], flat[1::2]  # Lists this short are faster than arrays.
         left, top = (max(int(min(line) // FINE) - margin, 0) for line in (across, down))
@@ -274,7 +281,10 @@ class Canvas:
         return (left, top, right, bottom) if left < right and top < bottom else None
 
     def _count(self, window: tuple[int, int, int, int], soft_px: float) -> Image.Image:
-        """Reduces the shape on the fine sheet to the coverage of each pixel, clears the sheet, and blurs the result."""
+        """Returns the coverage of each pixel in the box `window` by the shape on the fine sheet, and clears the sheet.
+
+        `soft_px` is the radius of the blur of the coverage, in pixels.
+        """
         left, top, right, bottom = (FINE * edge for edge in window)
         mask = self._fine.reduce(FINE, (left, top, right, bottom))
         self._fine.paste(0, (left, top, right, bottom))
@@ -282,7 +292,7 @@ class Canvas:
 
     @contextmanager
     def within(self, patch: Patch | None) -> Generator[None]:
-        """Limits all painting in the `with` block to the patch, by restoring the other pixels afterwards.
+        """Limits all painting in the `with` block to the patch: after the block, the pixels outside of it are restored.
 
         If the patch is None, the whole picture is restored.
         """
@@ -336,15 +346,18 @@ def _ink(colour: Colour) -> tuple[int, int, int]:
 
 
 def _fine(outline: Points) -> list[float]:
-    """Converts corners from pixels to sub-pixels of the fine sheet, as x, y, x, y and so on.
+    """Converts corners from pixels to sub-pixels of the fine sheet, as a list x, y, x, y and so on.
 
-    Pillow truncates coordinates. Therefore they are shifted by half a sub-pixel and rounded here.
+    Pillow truncates coordinates. Therefore this function shifts them by half a sub-pixel and rounds them.
     """
     return np.rint(outline * FINE - 0.5).ravel().tolist()
 
 
 class Sketch:
-    """Draws shapes in face units on a canvas, through a view. `View` explains `lift`."""
+    """Draws shapes on a canvas. The shapes are given in face units, and a view projects them to pixels.
+
+    `View` explains the argument `lift`.
+    """
 
     def __init__(self, canvas: Canvas, view: View) -> None:
         self.canvas = canvas
@@ -364,7 +377,7 @@ class Sketch:
             outlines: Closed outlines in face units.
             opacity: Greatest coverage, in [0, 1].
             soft: Radius of the blur, in face units.
-            lift: Distance from the surface of the head.
+            lift: Distance from the surface of the head towards the viewer, in face units.
             within: A patch to which the result is limited.
         """
         corners = outlines[0] if len(outlines) == 1 else np.concatenate(outlines)
@@ -403,8 +416,8 @@ class Sketch:
     ) -> None:
         """Paints brush strokes that are thickest in the middle.
 
-        All strokes have the same number of knots. A stroke that would be thinner than half a pixel is painted half a
-        pixel wide and fainter instead.
+        All strokes have the same number of knots. `ribbon` explains `taper`. A stroke that would be thinner than half a
+        pixel is painted half a pixel wide, and fainter instead.
         """
         fade = min(1.0, 2 * width * self.view.unit_px)
         if opacity * fade <= 0.01:

@@ -3,8 +3,9 @@
 The local sentences depend on the action units only, not on the name of the emotion.
 
 The captions are true by construction, because picture and caption come from the same action units. What a caption says
-is chosen in three steps: the looks that fit the action units (`describe`), which of them get a sentence (`_chosen`) or
-a place in the summary (`_summarized`), and the words (`captions/grammar`).
+is chosen in three steps. `describe` finds the looks (the ways in which a region can look) that fit the action units.
+`_chosen` selects those that get a local sentence, and `_summarized` those that the summary names. `captions/grammar`
+chooses the words.
 """
 
 from collections.abc import Mapping
@@ -107,9 +108,10 @@ def degree(intensity: float) -> Degree:
 
 
 def describe(acting: Actions, wording: Wording) -> list[tuple[RegionState, ...]]:
-    """Returns the states that each possible local sentence describes: one for each region, or several for the mouth.
+    """Returns, for each local sentence that is possible, the states of regions that it describes.
 
-    A region that is neither at rest nor has one of its looks has no sentence.
+    The sentence about the mouth can describe several states, and any other sentence describes one. A region has no
+    sentence if it is not at rest and none of its looks fits.
     """
     regions = [_state(region, acting) for region in REGION_LOOKS]
     return [_mouth(acting, wording), *((state,) for state in regions if state is not None)]
@@ -133,8 +135,8 @@ def _state_of(region: Region, look: Look, acting: Actions) -> RegionState:
 def _mouth(acting: Actions, wording: Wording) -> tuple[RegionState, ...]:
     """Returns the states of the lips: the one or two strongest movements, and how far the mouth is open.
 
-    If the lips move and the mouth is closed, three of five captions also say that it is closed. If the lips do not
-    move, the result is the state at rest.
+    If the lips move and the mouth is closed, three of five captions also say that the mouth is closed. If the lips do
+    not move and the mouth is closed, the result is the state at rest.
     """
     moving = sorted((look for look in _LIPS if _fits(look, acting)), key=lambda look: -acting[look.units[0]])[:2]
     if wording.number("one movement") % 4 == 0:
@@ -149,9 +151,10 @@ def _mouth(acting: Actions, wording: Wording) -> tuple[RegionState, ...]:
 
 
 def _chosen(acting: Actions, wording: Wording) -> list[tuple[RegionState, ...]]:
-    """Chooses the states of three to six local sentences, in random order.
+    """Chooses three to six local sentences, and returns the states that each of them describes, in random order.
 
-    Sentences about strong action units are preferred, and sentences about regions at rest are chosen last.
+    Sentences about strong action units are preferred, and sentences about regions at rest are chosen last. If fewer
+    sentences are possible, all of them are chosen.
     """
 
     def strongest(states: tuple[RegionState, ...]) -> float:
@@ -166,9 +169,10 @@ def _chosen(acting: Actions, wording: Wording) -> list[tuple[RegionState, ...]]:
 
 
 def _summarized(acting: Actions) -> list[RegionState]:
-    """Returns the states that a summary names, the strongest first, with each action unit in one state only.
+    """Returns the states that a summary names: at most five, the strongest first.
 
-    There are five states at most. If no look of `SUMMARY_LOOKS` fits, the states of the regions at rest are returned.
+    No two of them share an action unit. If no look of `SUMMARY_LOOKS` fits, the result is instead the state at rest of
+    each region except the corners of the lips.
     """
     left, found = set(acting), list[RegionState]()
     for region, look in SUMMARY_LOOKS:

@@ -1,7 +1,7 @@
 """Generates an endless dataset of synthetic faces. A sample depends only on its seed and its index.
 
-`sample_face` draws a `Face` as values, `render` makes its picture, and `caption` its caption. Both see the same values,
-so the caption is true of the picture.
+`sample_face` draws the random values of a `Face`, `render` makes its picture, and `caption` writes its caption. Picture
+and caption are made from the same values, so the caption is true of the picture.
 """
 
 import io
@@ -20,9 +20,9 @@ JPEG_QUALITY = 92
 
 
 def sample_face(seed: int, index: int) -> Face:
-    """Samples a face. Each of the seven emotions occurs once among the indices 7 k to 7 k + 6, for every integer k.
+    """Samples the face with this index. The indices `7 * k` to `7 * k + 6` have each of the seven emotions once.
 
-    Person, scene, emotion and wording come from separate random streams, so none of them reveals another one.
+    Person, scene, emotion and wording come from separate random streams, so none of them says anything about another.
     """
     # Each group of seven indices has a random order of the emotions, drawn from the number of the group.
     turn, place = divmod(index, len(EMOTIONS))
@@ -64,7 +64,7 @@ def record(seed: int, index: int, *, pixels: int = 112) -> Record:
 
 
 def records(count: int, *, seed: int = 0, pixels: int = 112, start: int = 0) -> Iterator[Record]:
-    """Yields samples `start` to `start + count - 1` of `seed` in order; each sample is made when it is requested."""
+    """Yields the samples `start` to `start + count - 1` of `seed`, in order. A sample is made when it is requested."""
     return (record(seed, index, pixels=pixels) for index in range(start, start + count))
 
 

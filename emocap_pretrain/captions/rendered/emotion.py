@@ -21,10 +21,10 @@ class Prototype:
     Attributes:
         name: Name of the prototype, which is a key of `SHADES` in the grammar of captions.
         emotion: One of `EMOTIONS`.
-        core: The strength of each action unit in (0, 1] at full intensity.
+        core: The action units that are always sampled, each with its strength in (0, 1] at full intensity.
         valence: Pleasantness at full intensity, in [-1, 1].
         arousal: Activation at full intensity, in [-1, 1].
-        extra: Further action units, each with its probability and with its strength in (0, 1].
+        extra: Further action units, each with its probability and with its strength in (0, 1] at full intensity.
     """
 
     name: str
@@ -41,10 +41,10 @@ class Feeling:
 
     Attributes:
         emotion: One of `EMOTIONS`.
-        shade: Name of the prototype from which it was sampled.
-        intensity: In [0, 1]; at most 0.15 for neutral, at least 0.25 for all others.
-        valence: In [-1, 1].
-        arousal: In [-1, 1].
+        shade: Name of the prototype from which the emotion was sampled, such as "joy" for happiness.
+        intensity: Intensity of the emotion, in [0, 1]; at most 0.15 for neutral, at least 0.25 for all others.
+        valence: Pleasantness of the emotion, in [-1, 1].
+        arousal: Activation of the emotion, in [-1, 1].
         actions: The active action units.
     """
 
@@ -112,7 +112,8 @@ def _intensity(emotion: str, rng: np.random.Generator) -> float:
 def _act(prototype: Prototype, force: float, rng: np.random.Generator) -> Actions:
     """Samples the action units of a prototype.
 
-    Each strength is multiplied by `force` and by a random factor of its own, whose standard deviation is 0.14.
+    The strength of each action unit is multiplied by `force`, and by a random factor with mean 1 and standard deviation
+    0.14.
     """
     # An action unit that is weaker than VISIBLE after all factors is left out by `actions`.
     strength = dict(prototype.core)
@@ -122,7 +123,7 @@ def _act(prototype: Prototype, force: float, rng: np.random.Generator) -> Action
 
 
 def _settle(strength: dict[int, float]) -> dict[int, float]:
-    """Makes action units anatomically possible: a closing lid cannot be raised, and a dropped jaw parts the lips."""
+    """Makes the strengths anatomically possible: a closing lid is not raised, and a dropped jaw parts the lips."""
     if strength.get(43, 0.0) > 0.2:
         strength.pop(5, None)
     if 26 in strength:
@@ -131,7 +132,7 @@ def _settle(strength: dict[int, float]) -> dict[int, float]:
 
 
 def _affect(prototype: Prototype, acting: Actions, intensity: float, rng: np.random.Generator) -> tuple[float, float]:
-    """Samples valence and arousal around the values of the prototype, which are scaled down for a low intensity.
+    """Samples valence and arousal around the values of the prototype. A lower intensity scales these values down.
 
     Raised upper lids or a dropped jaw raise the arousal, and closed eyes lower it.
     """

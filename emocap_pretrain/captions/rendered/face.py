@@ -1,7 +1,8 @@
 """Defines a synthetic face, from which both the picture and the caption are made.
 
-A `Face` consists of an `Identity` (the person), a `Scene` (pose, light, background, gaze), `Actions` (what the face
-does) and the emotion that caused them. All are frozen values without randomness; the `sample_...` functions draw them.
+A `Face` consists of an `Identity` (the person), a `Scene` (pose, light, background, gaze), `Actions` (the intensities
+of action units) and the emotion from which these intensities were sampled. All of them are immutable values. The
+functions `sample_...` draw them at random.
 """
 
 import math
@@ -70,8 +71,8 @@ class Identity:
         age: 0 is about twenty years old, 1 about eighty.
         eye_tilt: Rise of the outer eye corner, in face units (half the width of an average face).
         brow_arch: Extra height of the arch of the eyebrows, in face units.
-        liner: Weight of the lash line in [0, 1]. Above 0.5, lashes are drawn too.
-        freckles: Opacity of the freckles in [0, 1]. Below 0.5 there are none.
+        liner: Thickness of the lash line, in [0, 1]. Above 0.5, lashes are drawn too.
+        freckles: Opacity of the freckles, in [0, 1]. Below 0.5, the face has no freckles.
         marks: Seed of small details, such as freckles and strands of hair.
     """
 
@@ -156,12 +157,12 @@ class Pose:
     """Holds the rotation of the head in radians, and its size and position in the image.
 
     Attributes:
-        yaw: Positive turns the face to the right of the image.
-        pitch: Positive looks down.
-        roll: Positive tilts clockwise.
-        zoom: Half the width of the face, as a share of the image width.
-        x: Offset of the face from the middle, as a share of the image width.
-        y: Offset of the face downwards, as a share of the image height.
+        yaw: A positive value turns the face to the right of the image.
+        pitch: A positive value turns the face down.
+        roll: A positive value tilts the head clockwise.
+        zoom: Half the width of an average face, as a fraction of the image width.
+        x: Offset of the face to the right of the middle, as a fraction of the image width.
+        y: Offset of the face downwards, as a fraction of the image height.
     """
 
     yaw: float = 0.0
@@ -196,7 +197,7 @@ class Backdrop:
     Attributes:
         near: Colour at one end of the gradient.
         far: Colour at the other end.
-        angle: Direction of the gradient in radians; 0 runs to the right.
+        angle: Direction from `near` to `far`, in radians; 0 is to the right.
         lamps: Number of discs.
         seed: Seed of the places and sizes of the discs.
     """
@@ -260,9 +261,9 @@ class Face:
         emotion: One of `emotion.EMOTIONS`.
         shade: Name of the prototype of the emotion, such as "joy" for happiness.
         intensity: Intensity of the emotion, in [0, 1].
-        valence: In [-1, 1].
-        arousal: In [-1, 1].
-        wording: Seed of the choice of words.
+        valence: Pleasantness of the emotion, in [-1, 1].
+        arousal: Activation of the emotion, in [-1, 1].
+        wording: Seed of the choice of words in the caption.
     """
 
     identity: Identity

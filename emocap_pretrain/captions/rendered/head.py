@@ -1,7 +1,8 @@
 """Draws the head: neck and shoulders, ears, skin, beard and hair.
 
-The numbers are places and sizes in face units; x = 0 is the midline of the face, and y = 0 lies just below the eyes. To
-see the effect of a change, type `python -m emocap_pretrain.captions.rendered --preview faces.png`.
+The numbers are positions and sizes in face units (half the width of an average face). x = 0 is the midline of the face,
+and y = 0 lies just below the eyes. To see the effect of a change, run
+`python -m emocap_pretrain.captions.rendered --preview faces.png`.
 """
 
 import math
@@ -28,7 +29,7 @@ CHIN_Y = 1.32
 
 
 def jaw_fall(face: Face) -> float:
-    """Returns how far the chin hangs below its position at rest, in face units."""
+    """Returns how far the chin is below its position at rest, in face units; negative if it is above."""
     return 0.17 * face.actions[26] + 0.02 * face.actions[25] - 0.035 * face.actions[17]
 
 
@@ -87,7 +88,7 @@ def draw_face(sketch: Sketch, face: Face) -> Patch | None:
 
 
 def draw_relief(sketch: Sketch, face: Face) -> None:
-    """Draws light on the middle of the face, on the forehead and on the chin. The rim of the face stays dark."""
+    """Brightens the middle of the face, the forehead and the chin. The rim of the face stays dark."""
     skin = face.identity.skin
     bright, side = palette.lighter(skin, 0.32), face.scene.light.x
     sketch.glow(0.0, -0.05, 0.68, 0.92, colour=skin, opacity=1.0)
@@ -165,7 +166,7 @@ def draw_hair_behind(sketch: Sketch, face: Face) -> None:
 
 
 def draw_hair(sketch: Sketch, face: Face, skin: Patch) -> None:
-    """Draws the hair that covers the skull, with strands and a gloss."""
+    """Draws the hair that covers the skull, with its strands, its gloss and its shadow on the patch `skin`."""
     person = face.identity
     if person.hair_style == "bald":
         sketch.glow(0.2 * face.scene.light.x, -1.0, 0.3, 0.12, colour=palette.WHITE, opacity=0.25, within=skin)
@@ -189,7 +190,7 @@ def _colour(person: Identity) -> Colour:
 
 
 def _shine(sketch: Sketch, face: Face, patch: Patch | None, colour: Colour) -> None:
-    """Draws dark and light strands of hair, and a soft gloss on the lit side."""
+    """Draws dark and light strands of hair, and a soft gloss on the lit side, all inside of `patch`."""
     person = face.identity
     rng = np.random.default_rng(person.marks)
     if person.hair_style not in {"curly", "afro", "scarf"}:
@@ -205,8 +206,8 @@ def _shine(sketch: Sketch, face: Face, patch: Patch | None, colour: Colour) -> N
 def _strand(x: float, spread: float) -> Points:
     """Returns a strand of hair that starts near the crown and falls to one side of the head.
 
-    `x` in [-1, 1] says how far the strand is from the middle; a negative value is on the left of the image. A `spread`
-    below 1 brings the upper part of the strand nearer to the middle.
+    `x` in [-1, 1] is the horizontal position of the strand: -1 is at the left of the image, and 0 in the middle. A
+    `spread` below 1 brings the upper part of the strand nearer to the middle.
     """
     return points((0.25 * x, -1.48), (0.75 * x * spread, -1.22), (1.05 * x, -0.75), (1.12 * x, -0.2))
 
@@ -219,7 +220,7 @@ _FRINGE = ((0.96, 0.0), (0.88, -0.45), (0.74, -0.62), (0.40, -0.67), (0.12, -0.6
 def _crown(person: Identity, volume: float, peak: float = 0.0) -> Points:
     """Returns the outer edge of the right half of the hair, from beside the ear up to the top.
 
-    `volume` is the thickness of the hair, and `peak` additional height at the top, both in face units.
+    `volume` is the thickness of the hair, and `peak` is additional height at the top, both in face units.
     """
     wide, top = person.width, person.forehead
     return points(

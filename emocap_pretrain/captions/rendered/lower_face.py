@@ -1,8 +1,9 @@
 """Draws the cheeks, the nose, the mouth and the chin.
 
-`act[12]` is the intensity of action unit 12 in [0, 1], and 0 if it is not active. So the factor before it says how far
-a full movement reaches, in face units. Nothing here knows the emotion: only action units move a face, so that captions
-that are made of them are true of the picture.
+`act[12]` is the intensity of action unit (AU) 12, in [0, 1]; it is 0 if AU 12 is not active. So in a position such as
+`y - 0.04 * act[12]`, the factor 0.04 is the movement at full intensity, in face units (half the width of an average
+face). Expressions are drawn from the action units alone, and not from the emotion. So captions that describe the action
+units are true of the picture.
 """
 
 from dataclasses import dataclass
@@ -34,7 +35,10 @@ def draw_cheeks(sketch: Sketch, face: Face) -> None:
 
 
 def _apples(sketch: Sketch, face: Face, y: float) -> None:
-    """Draws, for AU 6, the shaded underside of the raised cheek and the furrow below the lower lid."""
+    """Draws, for AU 6, the shaded underside of the raised cheeks and the furrows below the lower lids.
+
+    `y` is the vertical position of the cheeks, in face units.
+    """
     raised = face.actions[6]
     deep = palette.fold(face.identity.skin)
     under = points((0.40, y + 0.17), (0.58, y + 0.25), (0.78, y + 0.15), (0.84, y + 0.0))
@@ -44,7 +48,7 @@ def _apples(sketch: Sketch, face: Face, y: float) -> None:
 
 
 def _crow_feet(sketch: Sketch, face: Face) -> None:
-    """Draws rays from the outer corners of the eyes. AU 6 makes them darker, and so does age to a lesser degree."""
+    """Draws wrinkles that spread from the outer corners of the eyes. AU 6 darkens them, and age does so a little."""
     force = 0.8 * face.actions[6] + 0.25 * max(face.identity.age - 0.4, 0.0)
     x, y = eye_x(face.identity) + eye_half(face.identity) + 0.055, EYE_Y - face.identity.eye_tilt
     rays = [points((x, y + 0.3 * d), (x + 0.06, y + 0.7 * d), (x + 0.125, y + d)) for d in (-0.09, 0.015, 0.11)]
@@ -54,7 +58,7 @@ def _crow_feet(sketch: Sketch, face: Face) -> None:
 
 
 def draw_chin(sketch: Sketch, face: Face, lip_y: float) -> None:
-    """Draws the hollow below `lip_y`, the lower edge of the lower lip. AU 17 bunches and dimples the chin."""
+    """Draws the hollow below the lower lip, whose lower edge is at `lip_y`. AU 17 bunches and dimples the chin."""
     person, force = face.identity, face.actions[17]
     deep, bright = palette.fold(person.skin), palette.lighter(person.skin, 0.35)
     y = lip_y + 0.07 - 0.01 * force
@@ -129,7 +133,8 @@ def _wrinkles(sketch: Sketch, face: Face) -> None:
 def draw_folds(sketch: Sketch, face: Face, corner: tuple[float, float]) -> None:
     """Draws the nasolabial folds, which run from the wings of the nose around the corners of the mouth.
 
-    AU 10 and AU 12 bow the folds outwards, AU 9 and AU 10 raise their upper half, and all three deepen the folds.
+    AU 10 and AU 12 bow the folds outwards. AU 9 and AU 10 raise the upper half of the folds. AU 9, 10, 12 and 15 deepen
+    the folds.
 
     Args:
         sketch: The drawing.
@@ -161,10 +166,10 @@ _T = np.linspace(-1, 1, 29)
 
 @dataclass(frozen=True, slots=True)
 class Lips:
-    """Holds the four edges of the lips, each from left to right, and the height of the gap between both lips.
+    """Holds the four edges of the lips, each from left to right, and the height of the gap between the lips.
 
-    From top to bottom, `top` and `upper` are the edges of the upper lip, `lower` and `bottom` those of the lower lip.
-    All values are in face units.
+    `top` and `upper` are the upper and the lower edge of the upper lip. `lower` and `bottom` are the upper and the
+    lower edge of the lower lip. All values are in face units.
     """
 
     top: Points
@@ -215,7 +220,7 @@ def _half(face: Face) -> float:
 
 
 def _line(face: Face) -> Float[np.ndarray, " columns"]:
-    """Returns how far each point of the line between the lips is below `MOUTH_Y`; a negative value is above it."""
+    """Returns how far each point of the line between the lips is below `MOUTH_Y`; negative for a point above it."""
     act = face.actions
     corners = -0.018 - 0.20 * act[12] + 0.16 * act[15] + 0.05 * act[20] * (1 - act[25]) - 0.02 * act[14]
     centre = 0.04 * act[12] - 0.07 * act[17] - 0.03 * act[15] - 0.05 * act[10] + 0.01 * act[25]
@@ -300,7 +305,10 @@ def _inside(sketch: Sketch, face: Face, shape: Lips) -> None:
 
 
 def _teeth(edge: Points, height: float) -> Points:
-    """Returns the outline of a row of teeth that hangs down from a lip's `edge`, or rises from it if `height` < 0."""
+    """Returns the outline of a row of teeth.
+
+    The teeth extend down from `edge`, an edge of a lip, by `height`. If `height` is negative, they extend up.
+    """
     other = edge + np.stack([np.zeros_like(_T), height * (1 - _T**6)], 1)
     return np.concatenate([edge, other[::-1]])
 

@@ -71,7 +71,7 @@ def fold(skin: Colour) -> Colour:
 
 
 def brow(hair_colour: Colour, skin_colour: Colour) -> Colour:
-    """Returns the colour of eyebrows and beard, which is darker than the hair and contrasts with the skin."""
+    """Returns the colour of the eyebrows and the beard, which is dark enough to contrast with the skin."""
     ink = mix(darker(hair_colour, 0.35), fold(skin_colour), 0.3)
     glare = sum(ink) / (0.5 * sum(skin_colour))
     return ink if glare <= 1 else scale(ink, 1 / glare, 1 / glare, 1 / glare)
@@ -90,7 +90,7 @@ def skin(depth: float, warmth: float) -> Colour:
 
 
 def hair(rng: np.random.Generator, age: float) -> Colour:
-    """Samples a colour of hair, which is greyer for a higher `age` in [0, 1]. One colour in twenty is dyed."""
+    """Samples a colour of hair. It is greyer for a higher `age` in [0, 1]. One person in twenty has dyed hair."""
     if rng.random() < 0.05:
         return _choose(rng, _DYED)
     grey = float(np.clip((age - 0.45 + rng.normal(0.0, 0.12)) * 2.2, 0.0, 0.95))

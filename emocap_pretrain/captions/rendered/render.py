@@ -1,4 +1,4 @@
-"""Renders a face to pixels in layers, from the background to the light."""
+"""Renders a face to pixels. The layers are painted from the background to the front, and the light is applied last."""
 
 import math
 
@@ -74,7 +74,7 @@ _COARSE = 32
 
 
 def _draw_backdrop(canvas: Canvas, backdrop: Backdrop) -> None:
-    """Draws a soft gradient, and over it the blurred discs of lamps."""
+    """Draws a soft gradient, and blurred discs of light on top of it."""
     across = np.linspace(-0.75, 0.75, _COARSE)
     share = 0.5 + math.cos(backdrop.angle) * across + math.sin(backdrop.angle) * across[:, None]
     coarse = Image.fromarray((255 * np.clip(share, 0, 1)).astype(np.uint8))

@@ -1,8 +1,8 @@
 """Draws the eyebrows, the forehead and the eyes.
 
-As in `lower_face.py`, only the action units change the drawing of an expression, and `act[1]` is an intensity in
-[0, 1]. Curves are computed for the eye or the eyebrow on the right of the image, and mirrored for the other one:
-rendered faces are symmetric.
+As in `lower_face.py`, expressions are drawn from the action units alone, and `act[1]` is the intensity of action unit
+(AU) 1, in [0, 1]. Rendered faces are symmetric: curves are computed for the eye or the eyebrow on the right of the
+image, and then mirrored.
 """
 
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ def draw_creases(sketch: Sketch, face: Face) -> None:
 def _forehead(sketch: Sketch, face: Face) -> None:
     """Draws horizontal lines on the forehead: in the middle for AU 1, and at the sides for AU 2.
 
-    If both units are active, or for an old person, the lines run across the whole forehead.
+    If AU 1 and AU 2 are both active, or if the person is old, the lines run across the whole forehead.
     """
     person, act = face.identity, face.actions
     deep = palette.fold(person.skin)
@@ -70,7 +70,7 @@ def _forehead(sketch: Sketch, face: Face) -> None:
 
 
 def _frown(sketch: Sketch, face: Face) -> None:
-    """Draws, for AU 4, two upright folds between the eyebrows and a shade around them."""
+    """Draws, for AU 4, two upright folds between the eyebrows, and a shadow around the folds."""
     person, act = face.identity, face.actions
     force = act[4]
     if force == 0:
