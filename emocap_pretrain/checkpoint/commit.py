@@ -3,10 +3,11 @@
 A checkpoint exists as soon as its manifest exists. If a save ends before that, its files belong to no checkpoint, and
 retention deletes them later.
 
-The order of the writes is the guarantee (decision 3). Files are uploaded under a name that no other save attempt uses,
-so an upload never changes a committed checkpoint. The manifest is put last, only if there is none yet, and only while
-this attempt still owns the run. A process may be killed between any two writes: the run then has the previous
-checkpoint or the new one, never a part. Tests kill a process at every operation of the store.
+The order of the writes guarantees that no incomplete checkpoint exists (decision 3). Each attempt to save a checkpoint
+uploads its files to a folder of its own, so an upload never changes a committed checkpoint. The manifest is put last,
+and only while this attempt still owns the run. It does not replace the manifest of an intact checkpoint. If a process
+is killed between two writes, the run has the previous checkpoint or the new one, but never a part of one. Tests kill a
+process at every operation of the store.
 """
 
 import hashlib
@@ -52,8 +53,8 @@ def commit(
 ) -> Checkpoint:
     """Uploads the files of all ranks, and then puts the manifest, so that no incomplete checkpoint exists.
 
-    All ranks must call this function. It has three collectives: rank 0 chooses a name, all ranks upload, and rank 0
-    puts the manifest. Each of them tells all ranks of an error.
+    All ranks must call this function. It has three collectives: rank 0 chooses the name of the folder, all ranks upload
+    their files, and rank 0 puts the manifest. If one of these fails on a rank, every rank raises an error.
 
     Args:
         store: The run's store.
@@ -150,10 +151,10 @@ def _require_files(store: Store, checkpoint: Checkpoint) -> None:
 
 
 def _resolve_conflict(store: Store, checkpoint: Checkpoint, data: bytes) -> Checkpoint | None:
-    """Decides between the new checkpoint and the manifest that the step already has, and returns the one that is kept.
+    """Decides between the new checkpoint and the one whose manifest the step already has, and returns the one to keep.
 
-    The new checkpoint replaces a damaged one. Returns None if the manifest has changed meanwhile; the caller then tries
-    again.
+    The new checkpoint replaces a damaged one. `data` is the new manifest. The result is None if the manifest in the
+    store has changed meanwhile; the caller then tries again.
     """
     present = read(store, checkpoint.step)
     if present and present.attempt == checkpoint.attempt:
@@ -173,7 +174,7 @@ def _resolve_conflict(store: Store, checkpoint: Checkpoint, data: bytes) -> Chec
 
 
 def _replace_damaged(store: Store, step: int, data: bytes, present: Checkpoint | None, faults: list[str]) -> bool:
-    """Puts the manifest in the place of a damaged checkpoint's manifest, whose bytes are kept in another file.
+    """Replaces the manifest of a damaged checkpoint by a new one, and keeps the bytes of the old one in another file.
 
     Args:
         store: The run's store.
@@ -183,7 +184,7 @@ def _replace_damaged(store: Store, step: int, data: bytes, present: Checkpoint |
         faults: Damaged files of that checkpoint, for the log.
 
     Returns:
-        False if the manifest has changed since it was read; nothing is replaced then.
+        Whether the manifest was replaced. It is not replaced if it has changed since `present` was read.
     """
     path = manifest_of(step)
     try:

@@ -7,10 +7,10 @@ checkpoints/step-00000080/replaced-<digest>.json  a damaged manifest, after the 
 The folder `00003-<random>` holds one save attempt. An attempt of the run that saves the same step twice makes two such
 folders.
 
-The modules of `checkpoint/` in the order of a checkpoint's life: `saver` runs a save in a thread, `commit` uploads the
-files and puts the manifest, `manifest` reads it back, `loader` chooses and downloads the checkpoint to resume from,
-`verify` compares every byte, and `retention` deletes what is too old. A checkpoint exists when its manifest does
-(decision 3), and reading deletes nothing (decision 21).
+These are the other modules of `checkpoint/`, in the order in which they handle a checkpoint: `saver` runs a save in a
+thread, `commit` uploads the files and puts the manifest, `manifest` reads the manifest, `loader` chooses and downloads
+the checkpoint to resume from, `verify` compares every byte, and `retention` deletes old checkpoints. A checkpoint
+exists if its manifest exists (decision 3). Reading a checkpoint deletes nothing (decision 21).
 """
 
 import re
@@ -98,7 +98,7 @@ def manifest_of(step: int) -> str:
 
 
 def replaced_manifest_of(step: int, digest: str) -> str:
-    """Returns the path at which a replaced manifest is kept; `digest` is the SHA-256 of its bytes."""
+    """Returns the path at which a replaced manifest is kept; `digest` is the SHA-256 of the manifest's bytes."""
     return f"{folder_of(step)}/{REPLACED}{digest[:16]}.json"
 
 
@@ -116,8 +116,8 @@ def run_attempt_of(attempt: str) -> int | None:
 def delete_checkpoint(store: Store, step: int) -> None:
     """Deletes a checkpoint and all other save attempts of its step. Files that no save has made are kept.
 
-    The manifest is deleted first, so that no reader finds a manifest without its files. After a crash in between, the
-    files count as those of an unfinished save attempt, which retention deletes later.
+    The manifest is deleted first, so that no reader finds a manifest without its files. If the process crashes before
+    it has deleted the files too, they count as those of an unfinished save attempt, which `retention` deletes later.
     """
     folder = folder_of(step)
     found = [entry.path.removeprefix(f"{folder}/") for entry in store.list(folder)]

@@ -1,8 +1,8 @@
 """Downloads and verifies checkpoints, and chooses the one to resume from. This module never changes the store.
 
-A checkpoint that looks damaged costs progress, and the fault may lie with the host that reads. So each answer that
-looks wrong is requested again, hosts judge together, and a refusal is only a warning: the checkpoint stays in the
-store, and a later attempt judges it anew (decision 21).
+A run that refuses a checkpoint loses progress, and a checkpoint may look damaged only because the host that reads it
+has a fault. So each answer of the store that looks wrong is requested again, and several hosts check a checkpoint
+before it is refused. A refused checkpoint stays in the store, and a later attempt checks it again (decision 21).
 """
 
 import logging
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 def downloaded(store: Store, checkpoint: Checkpoint, select: Callable[[str], bool]) -> Generator[Path]:
     """Yields a temporary folder with the selected files of a checkpoint, each of them verified.
 
-    The folder is deleted at the end of the block. This is not a collective; a command calls it, or one rank alone.
+    The folder is deleted at the end of the block. This is not a collective: a command or a single rank can call it.
 
     Example:
         with downloaded(store, checkpoint, "model.safetensors".__eq__) as folder:
@@ -56,7 +56,7 @@ def downloaded(store: Store, checkpoint: Checkpoint, select: Callable[[str], boo
         select: Returns whether the file with this path is needed.
 
     Raises:
-        CheckpointError: If a file is missing, or differs from its size or digest in the manifest.
+        CheckpointError: If a file is missing, or if its size or digest differs from the manifest.
     """
     with scratch() as folder:
         damaged = _fetch_all(store, checkpoint, [file for file in checkpoint.files if select(file.path)], folder)
@@ -87,9 +87,10 @@ class Resumed(NamedTuple):
 def resumable(store: Store, world: RankGroup, select: Callable[[Checkpoint, str], bool]) -> Generator[Resumed | None]:
     """Yields the newest checkpoint that is intact on every rank; None if the run has no checkpoint.
 
-    All ranks must call this function. A checkpoint is refused, with a warning, if all hosts that verify it find it
-    damaged; at most `MAX_VERIFYING_HOSTS` hosts do. In a job of several hosts, one host with a broken disk or network
-    therefore cannot cause a refusal. A refused checkpoint stays in the store.
+    All ranks must call this function. The first `MAX_VERIFYING_HOSTS` hosts of the job (or all, if there are fewer)
+    verify checkpoints. A checkpoint is refused, with a warning, if all of these hosts find it damaged. So in a job of
+    several hosts, a single host with a broken disk or network cannot cause a refusal. A refused checkpoint stays in the
+    store.
 
     The search has two stages for each candidate. The verifying hosts first compare manifests and sizes. Then every rank
     downloads its own files and compares their digests. The local files are deleted at the end of the `with` block.
@@ -100,8 +101,8 @@ def resumable(store: Store, world: RankGroup, select: Callable[[Checkpoint, str]
         select: Returns whether this rank needs the file with this path.
 
     Raises:
-        CheckpointError: In one of three cases: every checkpoint is refused, no checkpoint is listed although an
-            attempt has reported one, or a host reads other bytes than the other hosts. The message names that host.
+        CheckpointError: If every checkpoint is refused, if no checkpoint is listed although an attempt has reported
+            one, or if a host reads other bytes than the verifying hosts. In the last case the message names that host.
     """
     search = _Search(store, world, _verifying_ranks(world.gather(socket.gethostname())))
     with ExitStack() as stack:
@@ -118,7 +119,10 @@ def resumable(store: Store, world: RankGroup, select: Callable[[Checkpoint, str]
 
 
 def _verifying_ranks(hosts: Sequence[str]) -> tuple[int, ...]:
-    """Returns the first rank of each host, for the first `MAX_VERIFYING_HOSTS` hosts. Rank 0 is one of these ranks."""
+    """Returns the first rank of each of the first `MAX_VERIFYING_HOSTS` hosts; rank 0 is one of them.
+
+    `hosts` holds the name of the host of each rank.
+    """
     # In reversed order, the first rank of a host is written last and remains.
     first = {host: rank for rank, host in reversed(list(enumerate(hosts)))}
     return tuple(sorted(first.values())[:MAX_VERIFYING_HOSTS])
@@ -128,13 +132,13 @@ def _verifying_ranks(hosts: Sequence[str]) -> tuple[int, ...]:
 class _Search:
     """Searches for the checkpoint to resume from, and collects the damaged ones that it refuses on the way.
 
-    `refused` and `refused_attempts` are equal on all ranks at every moment, so all ranks look at the same candidates.
+    After each method, `refused` and `refused_attempts` are equal on all ranks, so all ranks see the same candidates.
 
     Args:
         store: The run's store.
         world: All ranks.
         verifiers: The ranks that read the store to find out whether a checkpoint is damaged, one for each host.
-        refused: For the step of each refused checkpoint, the fault.
+        refused: The fault of each refused checkpoint, by its step.
         refused_attempts: Save attempts of the checkpoints that were refused because a downloaded file was damaged. The
             manifest and the file sizes of these checkpoints are right.
     """
@@ -148,8 +152,8 @@ class _Search:
     def newest_complete(self) -> Checkpoint | None:
         """Returns the newest checkpoint whose manifest and file sizes at least one verifying rank finds correct.
 
-        All checkpoints that are newer than the returned one are recorded as refused. If there is no such checkpoint,
-        the result is None, and all checkpoints are recorded as refused. All ranks must call this method.
+        All ranks must call this method. All checkpoints that are newer than the returned one are recorded as refused.
+        If no checkpoint is correct, the result is None, and all checkpoints are recorded as refused.
         """
         scans = self._on_verifiers(self._scan, failing=UNREADABLE)
         newest = max((each for each, _ in scans if each), key=lambda each: each.step, default=None)
@@ -195,10 +199,10 @@ class _Search:
         return None
 
     def confirm_none(self) -> None:
-        """Checks that the run has never had a checkpoint, because otherwise it must not begin at step 0.
+        """Checks that the run has never had a checkpoint. Otherwise the run must not begin at step 0.
 
-        An empty listing proves nothing: a folder may not be mounted, or the listing may be stale. So the steps that
-        earlier attempts have reported in their status are read as well. Rank 0 alone calls this method.
+        An empty listing does not prove this: a folder may not be mounted, or the listing may be stale. So the method
+        also reads the checkpoints that earlier attempts have reported in their status. Rank 0 alone calls this method.
 
         Raises:
             CheckpointError: If checkpoints were refused, or are not listed although an attempt reported one.
@@ -226,7 +230,11 @@ class _Search:
         return [each for each in results if each is not None]
 
     def _scan(self) -> tuple[Checkpoint | None, list[tuple[int, str]]]:
-        """Returns the newest complete checkpoint that this host sees, and the step and fault of each newer one."""
+        """Looks for the newest complete checkpoint, as this host reads the store.
+
+        Returns:
+            The checkpoint, or None; and the step and the fault of each newer, incomplete checkpoint.
+        """
         faults: list[tuple[int, str]] = []
         # An empty listing is read again. Listed steps are walked from the newest one downwards.
         for folder in next(filter(None, read_repeatedly(partial(step_folders, self.store))), []):
@@ -255,9 +263,9 @@ def _summary(paths: Sequence[str]) -> str:
 
 
 def _reported(store: Store) -> int | None:
-    """Returns the step of the checkpoint that the newest attempt's status names.
+    """Returns the step of the checkpoint that the newest attempt has reported in its status.
 
-    If that status names no checkpoint, older attempts are read. The result is None if no status names a checkpoint.
+    If that attempt has reported no checkpoint, older attempts are read. The result is None if no attempt reported one.
     """
     for number in reversed(attempts.numbers(store)):
         status = attempts.status(store, number)
@@ -273,7 +281,10 @@ def _fetch_all(store: Store, checkpoint: Checkpoint, files: list[File], folder: 
 
 
 def _fetch(store: Store, checkpoint: Checkpoint, folder: Path, file: File) -> bool:
-    """Downloads a file and returns whether it is intact. A file that is missing or damaged is read again."""
+    """Downloads a file and returns whether it is intact.
+
+    If it is missing or damaged, it is downloaded again, up to `ATTEMPTS` times in all.
+    """
     target = folder / file.path
     target.parent.mkdir(parents=True, exist_ok=True)
     for _ in range(ATTEMPTS):

@@ -1,11 +1,13 @@
 """Reads and checks the manifests of checkpoints.
 
-A manifest names the folder of one save attempt, and the size and SHA-256 of each file in it. It is read as the work of
-a stranger: its size is bounded, its own digest must be right, every field is validated, and no path may leave its
-folder. The digests reveal accidental damage. They do not protect against somebody who may write to the run's folder.
+A manifest names the folder of one save attempt, and the size and SHA-256 of each file in this folder. A manifest is not
+trusted, because a stranger may have written it: its size is bounded, its own digest must be right, every field is
+validated, and no path may lead out of the folder. The digests reveal accidental damage. They do not protect against
+somebody who may write to the run's folder.
 
-An absent, damaged or truncated manifest is a value (None), because the caller then looks at an older checkpoint. A
-manifest that is undamaged and that this version cannot read is an error, because a decision is needed.
+For an absent, damaged or truncated manifest, the readers return None, because the caller then looks at an older
+checkpoint. If a manifest is undamaged but this version cannot read it, they raise an error, because the user has to
+decide what to do.
 """
 
 import hashlib
@@ -77,7 +79,7 @@ class Checkpoint:
 
     @property
     def digest(self) -> str:
-        """Returns the SHA-256 of the manifest. It covers all files, because the manifest contains their digests."""
+        """Returns the SHA-256 of the manifest. It identifies all files too, because the manifest has their digests."""
         return hashlib.sha256(self.dump()).hexdigest()
 
     @property
@@ -96,11 +98,11 @@ class Checkpoint:
 
     @classmethod
     def parse(cls, data: "bytes") -> "Checkpoint | None":
-        """Returns the checkpoint from the bytes that `dump` wrote; None if a byte has changed or is missing.
+        """Returns the checkpoint from the bytes that `dump` wrote; None if their content does not match its digest.
 
         Raises:
-            CheckpointError: If the manifest is undamaged, but another version of this package wrote it, or it names
-                files that are not inside of its own folder.
+            CheckpointError: If the manifest is undamaged, but has another schema version, or a field that is not valid,
+                such as the path of a file that is not inside of the manifest's own folder.
         """
         # The digest is computed from the parsed tree, written again as `dump` writes it.
         try:
@@ -130,7 +132,7 @@ def read(store: Store, step: int) -> Checkpoint | None:
     """Returns the checkpoint of a step; None if several readings in a row find its manifest absent or damaged.
 
     Raises:
-        CheckpointError: If `Checkpoint.parse` refuses the manifest. The message begins with its path.
+        CheckpointError: If `Checkpoint.parse` refuses the manifest. The message begins with the manifest's URL.
     """
     return next(filter(None, read_repeatedly(lambda: _read_once(store, step))), None)
 
@@ -162,10 +164,10 @@ def committed(store: Store) -> list[Checkpoint]:
 
 
 def newest(store: Store) -> Checkpoint | None:
-    """Returns the newest checkpoint whose manifest can be read. Newer damaged ones are skipped silently.
+    """Returns the newest checkpoint whose manifest can be read; None if there is none.
 
-    This is for readers that need any recent checkpoint. A run that resumes uses `loader.resumable`, which verifies the
-    files and reports what it skips.
+    Newer checkpoints with other manifests are skipped without a warning. This function is for readers that need any
+    recent checkpoint. A run that resumes uses `loader.resumable`, which verifies the files and reports what it skips.
     """
     for folder in step_folders(store):
         with suppress(CheckpointError):
@@ -175,9 +177,10 @@ def newest(store: Store) -> Checkpoint | None:
 
 
 def read_listed(store: Store, folder: StepFolder) -> Checkpoint | None:
-    """Returns the checkpoint of a listed step as `read` does; None if its manifest is not listed or is too large.
+    """Reads the checkpoint of a listed step with `read`. The result is None if its manifest is not listed or too large.
 
-    This package writes no manifest of more than `LARGEST_BYTES`.
+    A manifest is too large if it has more than `LARGEST_BYTES` bytes, because this package never writes such a
+    manifest.
     """
     size = folder.manifest_bytes
     return None if size is None or size > LARGEST_BYTES else read(store, folder.step)
@@ -190,9 +193,10 @@ def mismatched_files(checkpoint: Checkpoint, folder: StepFolder) -> list[str]:
 
 
 def lost_files(store: Store, checkpoint: Checkpoint) -> list[str]:
-    """Returns the files of a checkpoint that are missing or have another size in each of several listings of its step.
+    """Returns the paths of the checkpoint's files that are missing or have another size than the manifest says.
 
-    Several listings are read because one may be stale. The result is empty as soon as one of them has all files.
+    The files of the step are listed several times, because one listing may be stale. If one listing has all files, the
+    result is empty; otherwise it is that of the last listing.
     """
     lost: list[str] = []
     for listed in read_repeatedly(lambda: step_folder(store, checkpoint.step)):
@@ -202,9 +206,9 @@ def lost_files(store: Store, checkpoint: Checkpoint) -> list[str]:
 
 
 def check_sizes(store: Store, folder: StepFolder) -> tuple[Checkpoint | None, list[str]]:
-    """Reads the manifest of a listed step, and compares the sizes in it with the listing. The files are not read.
+    """Reads the manifest of a listed step, and compares the file sizes in it with the listing. The files are not read.
 
-    The manifest and the listing are read several times before they count as wrong.
+    The manifest and the listing count as wrong only after several readings.
 
     Returns:
         The checkpoint, or None if its manifest is damaged; and the paths of the files that are missing or have another

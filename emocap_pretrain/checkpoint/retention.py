@@ -1,11 +1,13 @@
 """Decides which checkpoints are kept, and deletes the others. This is the only module that deletes checkpoints.
 
-If the store gives a wrong answer, this module deletes less and never more. It deletes only checkpoints for which
-`keep_last` newer ones are intact. A checkpoint that looks damaged, or that a listing does not show, is not counted.
+If the store gives a wrong answer, this module deletes less and never more. It deletes a checkpoint only if at least
+`keep_last` newer checkpoints are intact. A checkpoint that looks damaged, or that a listing does not show, is not
+counted.
 
-Two callers use it. The sweep of a running attempt (`Saver.sweep`) compares manifests and sizes only, and must not
-delete what a newer attempt is uploading. `emocap checkpoints prune` reads every byte, and its user says that the run
-has ended. Decision 21 has the reasons; a property test injects wrong answers.
+This module has two callers. `Saver.sweep`, in a running attempt, compares only manifests and sizes, and must not delete
+what a newer attempt is uploading. The command `emocap checkpoints prune` reads every byte by default, and refuses to
+run while an attempt of the run is alive, unless the user forces it. Decision 21 has the reasons. A property test
+injects wrong answers of the store.
 """
 
 from collections.abc import Callable, Iterable
@@ -33,7 +35,8 @@ class Retention:
     """Defines which checkpoints are kept.
 
     Args:
-        keep_last: Number of newest intact checkpoints that are kept, together with all newer damaged ones.
+        keep_last: Number of newest intact checkpoints that are kept. Damaged checkpoints that are newer than the
+            oldest of these are kept too.
         keep_every: Checkpoints at multiples of this step are kept as well.
     """
 
@@ -49,7 +52,7 @@ class Retention:
                 until `keep_last` checkpoints are found.
 
         Returns:
-            The step; -1, which keeps all checkpoints, if fewer than `keep_last` checkpoints count.
+            The step; -1 if fewer than `keep_last` checkpoints count, so that all checkpoints are kept.
         """
         newest = sorted(steps, reverse=True)
         if len(newest) < self.keep_last:
@@ -91,7 +94,7 @@ def retain(
 ) -> list[int]:
     """Deletes the checkpoints that are not kept, and the files of unfinished save attempts.
 
-    It is not a collective. A crash between two deletions leaves files that a later call deletes.
+    This function is not a collective. If the process crashes between two deletions, a later call deletes the rest.
 
     Args:
         store: The run's store.
@@ -125,9 +128,11 @@ def deletions(
         store: The run's store.
         retention: The rule by which checkpoints are kept.
         before: Number of the run attempt that calls this function. The save attempts of this run attempt, and of newer
-            ones, may still be in progress, so they are not deleted. Unfinished save attempts at steps that are kept are
-            not deleted either. None means that the run has ended; then every unfinished save attempt is deleted.
-        is_intact: Returns whether a checkpoint counts towards `keep_last`; by default its manifest and sizes decide.
+            run attempts, may still be in progress, so they are not deleted. A listing may also lack a manifest that
+            exists. So at the oldest step that `keep_last` keeps and at newer steps, no save attempt is deleted if the
+            step has no listed manifest. None means that the run has ended; then all of these save attempts are deleted.
+        is_intact: Returns whether a checkpoint counts towards `keep_last`. By default a checkpoint counts if its
+            manifest and the sizes of its files are right.
     """
     folders = step_folders(store)
     counts = is_intact or partial(_is_complete, store, lambda _: True)
@@ -148,7 +153,7 @@ def deletions(
 
 
 def delete(store: Store, deletion: Deletion) -> None:
-    """Deletes the files that a result of `deletions` describes."""
+    """Deletes the files of `deletion`, which is one of the entries that `deletions` returned."""
     if deletion.includes_checkpoint:
         delete_checkpoint(store, deletion.step)
         return
@@ -157,9 +162,10 @@ def delete(store: Store, deletion: Deletion) -> None:
 
 
 def unfinished(folder: StepFolder, committed: Checkpoint | None) -> list[str]:
-    """Returns the save attempts of a step that did not become its checkpoint; none if the manifest cannot be read.
+    """Returns the save attempts of a step that did not become the step's checkpoint.
 
-    `committed` is the checkpoint of the step, if it has one that can be read.
+    `committed` is the checkpoint of the step, or None. If the step has a manifest that cannot be read, `committed` is
+    None and the result is empty, because any of the save attempts may belong to the checkpoint.
     """
     if folder.manifest_bytes is not None and committed is None:
         return []

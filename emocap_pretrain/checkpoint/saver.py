@@ -1,9 +1,9 @@
 """Saves checkpoints in the background while training continues.
 
-Three threads of a rank take part. The training thread takes a snapshot, calls `save`, and asks `finished` at logged
-steps. The saver's thread writes and uploads the snapshot and takes part in the commit; its collectives use a process
-group of their own, so they do not mix with those of the training. On rank 0 a third thread deletes old checkpoints,
-without any collective.
+Three threads of a rank take part. The training thread takes a snapshot, calls `save`, and calls `finished` at logged
+steps (those whose metrics are tracked). The saver's thread writes and uploads the snapshot, and takes part in the
+commit. Its collectives use a separate process group, so they do not mix with the collectives of the training. On rank 0
+a third thread deletes old checkpoints, without any collective.
 """
 
 import concurrent.futures
@@ -38,10 +38,11 @@ log = logging.getLogger(__name__)
 class Saver:
     """Saves one checkpoint at a time, in a thread of its own.
 
-    All ranks must construct a saver and call its methods in the same order; only the constructor and `finished` are
-    collectives of the caller's thread. If a save fails in the thread of one rank, the next call on every rank raises an
-    error. The error is `Superseded` if a newer attempt owns the run, the error of a collective if a rank died, and
-    otherwise a `CheckpointError` that names the rank.
+    All ranks must construct a saver and call its methods in the same order. Only the constructor and `finished` run
+    collectives in the caller's thread. If a save fails in the thread of one rank, every rank raises an error when it
+    next takes the result of the save, in `save`, `finished` or a method that waits. The error is `Superseded` if a
+    newer attempt owns the run, the error of a collective if a rank died, and otherwise a `CheckpointError` that names
+    the rank.
 
     Args:
         store: The run's store.
@@ -84,8 +85,8 @@ class Saver:
     ) -> None:
         """Waits until the previous checkpoint is committed, and then begins to commit this one.
 
-        All ranks must call it for the same step, because their threads then meet in the collectives of `commit`. An
-        error of the previous save is raised here.
+        All ranks must call this method for the same step, because the threads of all ranks then run the collectives of
+        `commit`. An error of the previous save is raised here.
 
         Args:
             step: Number of optimizer steps that have been done.
@@ -106,7 +107,7 @@ class Saver:
         self._pending = self._thread.submit(partial(self._commit, step, frozen, write, done))
 
     def wait_for_previous(self) -> None:
-        """Waits for the checkpoint in progress, so that its snapshot is freed before the next one is made."""
+        """Waits for the checkpoint in progress, so that its snapshot is freed before the next snapshot is made."""
         pending, began = self._pending, time.perf_counter()
         self._wait_for_pending()
         held_s = time.perf_counter() - began
@@ -133,8 +134,8 @@ class Saver:
     def wait(self, timeout_s: float | None = None) -> list[Checkpoint]:
         """Waits for the checkpoint in progress, then returns the checkpoints that were committed since the last call.
 
-        Deletions in progress are waited for too, for at most `SWEEP_S` seconds. After a timeout the save continues in
-        its thread, and nobody learns its result.
+        The method also waits for deletions in progress, for at most `SWEEP_S` seconds. After a timeout the save
+        continues in its thread, but its result is lost.
 
         Raises:
             CheckpointError: If the checkpoint is not committed within `timeout_s` seconds.
@@ -146,7 +147,8 @@ class Saver:
     def sweep(self, proven: int) -> None:
         """Begins to delete the checkpoints that `retention` does not keep.
 
-        It does nothing unless a checkpoint that this attempt has committed is newly known to be good.
+        The method does nothing unless, since the last call, a further checkpoint of this attempt has become known to be
+        good (see `proven`).
 
         Args:
             proven: Checkpoints of steps before this one are known to be good, because training has continued from their
@@ -170,7 +172,8 @@ class Saver:
     def close(self) -> None:
         """Cancels all work that has not begun. A save in progress continues, and this method does not wait for it.
 
-        The threads are daemons: when the process ends, so does a save in progress, and the previous checkpoint remains.
+        The threads are daemon threads: when the process ends, a save in progress ends too. The previous checkpoint
+        remains intact.
         """
         self._thread.close()
         self._sweeper.close()

@@ -1,8 +1,8 @@
 """Makes temporary folders on the local disk, in which one rank's files of a checkpoint are written or read.
 
-TMPDIR needs room for one rank's share of a checkpoint, and may be a disk that several users and several ranks of the
-host share. A process that is killed cannot delete its folder, so the next call on the host does. A lock tells an
-abandoned folder from one in use.
+TMPDIR needs room for one rank's share of a checkpoint. Several users, and several ranks of the host, may share
+TMPDIR. A process that is killed cannot delete its folder, so the next call of `scratch` on the host deletes the folder.
+A lock shows whether a folder is still in use.
 """
 
 import errno
@@ -31,7 +31,7 @@ def scratch() -> Generator[Path]:
     """Yields an empty folder in TMPDIR and deletes it afterwards.
 
     First it deletes the folders that killed processes have left there. Several ranks of a host, and several threads of
-    a process, may have such folders at the same time.
+    a process, may use this function at the same time.
 
     Raises:
         CheckpointError: If the disk becomes full in the `with` block. The message says how many bytes were written, and
@@ -53,7 +53,7 @@ def scratch() -> Generator[Path]:
 
 
 def _clear() -> None:
-    """Deletes the folders that killed processes have left, which are those that no process has locked.
+    """Deletes the folders that killed processes have left: those older than `MIN_AGE_S` that no process has locked.
 
     Folders of other users are not opened.
     """
@@ -83,7 +83,7 @@ def _is_abandoned(folder: Path) -> bool:
 def _is_full(error: Exception) -> bool:
     """Returns whether an error says that the local disk is full.
 
-    The errors of safetensors say so only in their text. A `StoreError` is never about the local disk.
+    An error of safetensors says this only in its text. A `StoreError` is never about the local disk.
     """
     if isinstance(error, OSError):
         return error.errno in {errno.ENOSPC, errno.EDQUOT}

@@ -1,8 +1,8 @@
 """Defines the values that a checkpoint's manifest stores for the training loop.
 
-They are the part of the state that is small and equal on all ranks. There is no state of a random number generator:
-all random numbers are functions of the seed, the step and the sample (decision 2). The session writes this state
-(`training/session.py`), and an evaluation reads the config in it.
+These values are the part of the state that is small and equal on all ranks. They contain no state of a random number
+generator, because all random numbers are functions of the seed, the step and the sample (decision 2).
+`training/session.py` writes these values, and an evaluation reads the config in them.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class GuardState:
-    """Holds the state of the loss guard.
+    """Holds the state of the loss guard, which leaves out updates with a bad loss.
 
     Args:
         losses: The last losses, oldest first.
@@ -49,7 +49,8 @@ class TrainingState:
         guard: State of the loss guard.
         progress: Time and metrics so far.
         run_id: MLflow's id of the run.
-        text_architecture: Configuration of a pretrained text tower, so that an evaluation needs no download from a hub.
+        text_architecture: Configuration of a pretrained text tower, so that an evaluation needs no download from a
+            hub; None for any other text tower.
     """
 
     config: dict[str, Any]

@@ -1,7 +1,8 @@
 """Verifies checkpoints: reads every byte from the store and compares digests.
 
-The loader verifies the files that it downloads by itself. This module is for commands that download nothing, for hosts
-that judge a file which another host has found damaged, and for a commit that meets an earlier manifest.
+`loader` itself verifies the files that it downloads. This module verifies files in the store and keeps no local copy.
+It has three callers: commands, hosts that check a file which another host has found damaged, and a commit of a step
+that already has a manifest.
 """
 
 import hashlib
