@@ -1,7 +1,8 @@
 """Defines `emocap checkpoints`, which lists, verifies and deletes the checkpoints of a run.
 
-`list` and `verify` change nothing (decision 21). `prune` decides with `checkpoint/retention.py`, the module by which
-training deletes too; by default it reads every byte of what it keeps, while training compares sizes.
+`list` and `verify` change nothing (decision 21). `prune` and training decide with the same module,
+`checkpoint/retention.py`, which checkpoints they delete. By default `prune` reads every byte of the checkpoints that it
+keeps, while training only compares sizes.
 """
 
 from collections.abc import Iterable
@@ -40,7 +41,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 class CheckpointRow:
     """Describes the checkpoint of a step, or the files of unfinished saves of that step. Unknown values are None.
 
-    `at` is the time at which the checkpoint was saved, in seconds since 1970.
+    `state` is "whole", "unfinished", "damaged" or "foreign"; a foreign checkpoint has a manifest that this version
+    cannot use. `at` is the time at which the checkpoint was saved, in seconds since 1970.
     """
 
     step: int
@@ -114,7 +116,8 @@ def prune_command(
 ) -> None:
     """Delete old checkpoints and the files of unfinished saves, without confirmation.
 
-    A checkpoint counts towards --keep-last if every byte of it is right. If too few checkpoints count, none is deleted.
+    A checkpoint counts towards --keep-last if every byte of it is right; with --sizes-only, if the size of every file
+    is right. If too few checkpoints count, none is deleted.
     """
     with errors_as_lines(debug=debug):
         store, retention = open_soon(url), Retention(keep_last, keep_every)
@@ -178,7 +181,7 @@ def _committed(checkpoint: Checkpoint, folder: StepFolder) -> CheckpointRow:
 
 
 def _at(state: Any, *keys: str) -> Any:
-    """Returns the number at `keys` in nested mappings; None if there is no number."""
+    """Returns the number that nested mappings hold at the path `keys`; None if there is no number at this path."""
     for key in keys:
         state = state.get(key) if isinstance(state, dict) else None
     return state if isinstance(state, int | float) else None
@@ -218,7 +221,7 @@ def _faults(store: Store, folder: StepFolder, *, quiet: bool) -> list[str]:
 
 
 def _is_whole(store: Store, folder: StepFolder) -> bool:
-    """Returns whether every byte of a checkpoint is right, and prints the first wrong file if not."""
+    """Returns whether every byte of a checkpoint is right. If a file is wrong, the first such file is printed."""
     try:
         found = _faults(store, folder, quiet=False)
     except CheckpointError as error:

@@ -1,7 +1,9 @@
 """Defines `emocap evaluate`, which runs evaluation tasks on a checkpoint.
 
-The checkpoint may be a stranger's. So its dataset is read only with `--stored-data`, its tracker is never contacted,
-and its config counts only for what the command line and the user's own config leave open (docs/security.md).
+The checkpoint may come from a stranger. So the dataset that the checkpoint's config names is read only with
+`--stored-data`, and the tracking server in this config is never contacted. With `--config`, the user's own config is
+used in place of the checkpoint's config. Settings on the command line take precedence over either config
+(docs/security.md).
 """
 
 from collections.abc import Sequence
@@ -98,7 +100,7 @@ def _list_tasks(*, as_json: bool) -> None:
 def _changes(
     data: str | None, task: list[str] | None, label: str | None, classes: str | None, prompts: Path | None
 ) -> dict[str, Any]:
-    """Returns the values of the evaluation settings that the command line sets, by the names of the settings."""
+    """Returns the evaluation settings that the command line sets, as a mapping from their names to their values."""
     given = {
         "url": data,
         "tasks": task or None,
@@ -110,7 +112,11 @@ def _changes(
 
 
 def _classes(text: str) -> Any:
-    """Parses `joy,fear`, or a YAML mapping of classes to words, and returns the classes with their words."""
+    """Returns the classes with the words that describe them in prompts.
+
+    `text` is a list of classes such as `joy,fear`, whose names are also their words, or a YAML mapping of classes to
+    words such as `{joy: delight, fear: panic}`.
+    """
     if not text.lstrip().startswith("{"):
         return {name: name for name in map(str.strip, text.split(",")) if name}
     try:
@@ -132,8 +138,9 @@ def _evaluated(
 ) -> "tuple[Restored, tuple[TaskResult, ...]]":
     """Restores the model, runs the tasks, and returns the model and the results.
 
-    If a launcher has started several ranks, this is a collective. Ranks other than 0 get an empty tuple of results, so
-    that the results are printed once.
+    If a launcher has started several ranks, this function is a collective. Ranks other than 0 get an empty tuple of
+    results, so that the results are printed once. `own` is the config of the user, if any; `_with_settings` explains
+    `changes` and `may_read`.
     """
     from dataclasses import replace
 
@@ -162,7 +169,7 @@ def _evaluated(
 
 
 def _with_settings(config: Config, changes: dict[str, Any], *, may_read: bool) -> Config:
-    """Returns the config with the settings from the command line (`changes`).
+    """Returns the config with the evaluation settings from the command line (`changes`), and with a bounded batch size.
 
     `may_read` says whether the user allows reading the dataset that the checkpoint's config names.
 
@@ -188,9 +195,10 @@ def _with_settings(config: Config, changes: dict[str, Any], *, may_read: bool) -
 
 
 def _tracking(uri: str, own: Config | None) -> TrackingConfig:
-    """Returns the settings of tracking: the user's URI, with the other settings of the user's own config, if any.
+    """Returns the tracking settings: `uri`, and the other settings from the user's config `own`, if there is one.
 
-    The settings in the checkpoint are not used, because its author could choose where artifacts are written.
+    The tracking settings in the checkpoint are not used, because with them the author of the checkpoint could choose
+    where artifacts are written.
     """
     settings = own.tracking.model_dump() if own else {}
     return TrackingConfig.model_validate({**settings, "uri": uri})

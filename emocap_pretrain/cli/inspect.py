@@ -1,7 +1,8 @@
 """Defines `emocap inspect`, which summarizes a dataset.
 
-`emocap_shards.inspecting` reads the samples and counts. This module prints the result (`inspect_report.py`), writes it
-as a page, or prints it as JSON. It also counts the texts that a run would cut, which needs a config.
+`emocap_shards.inspecting` reads the samples and computes the summary. This module prints the summary as tables
+(`inspect_report.py`) or as JSON, and writes it as an HTML page on request. Given the config of a run, it also counts
+the texts that are too long for the text tower of this run, and that the run would therefore cut.
 """
 
 import os
@@ -104,7 +105,7 @@ def _write(summary: Summary, path: Path) -> None:
 
 
 def _check_writable(path: Path) -> None:
-    """Checks that the HTML page can be written. The command calls this first, because it takes long to read a dataset.
+    """Checks that the HTML page can be written. The command calls this before it reads the dataset, which takes long.
 
     Raises:
         ConfigError: If the page cannot be written.

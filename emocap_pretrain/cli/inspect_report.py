@@ -1,6 +1,7 @@
 """Prints the summary of a dataset on a terminal of at least 80 columns.
 
-Every text of the dataset passes `plain` or `grid`, because captions, labels and keys may contain escape sequences.
+Every text from the dataset is printed by way of `plain` or `grid`, which replace control characters. This is necessary
+because captions, labels and keys may contain escape sequences of the terminal.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -21,7 +22,7 @@ _CLASSES, _WORDS, _FACES, _NUMBERS = 12, 16, 3, 30
 
 
 def show(summary: Summary) -> None:
-    """Prints the summary of a dataset, block by block."""
+    """Prints the summary of a dataset as a series of tables and lines."""
     for block in _blocks(summary):
         console.print(block, soft_wrap=False)
         console.print()

@@ -1,6 +1,7 @@
 """Defines the option `--debug`, and the options of the packing commands.
 
-Each name is a type for an argument of a command. Typer reads the option's name and help from it.
+Each name, such as `Debug`, is a type for an argument of a command. Typer reads the name and the help of the option from
+this type.
 """
 
 import os

@@ -1,6 +1,7 @@
-"""Defines `emocap pack`, `emocap reshard` and `emocap unpack`, which write shards, or files from shards.
+"""Defines `emocap pack` and `emocap reshard`, which write shards, and `emocap unpack`, which writes files from shards.
 
-`emocap_shards.writing` does the work. This module turns options into its settings, and shows progress and results.
+`emocap_shards.writing` does the work. This module converts the options to the settings of `emocap_shards.writing`, and
+shows progress and results.
 """
 
 import time
@@ -125,12 +126,12 @@ def _refuse_inside(source: str, out: str) -> None:
 
 
 def _shard_size(samples: int | None, size_bytes: int | None) -> ShardSize:
-    """Returns the size of a shard that the user gives in samples or bytes; the default is a thousand samples."""
+    """Returns the largest size of a shard, in samples or bytes. If the user gives neither, it is 1000 samples."""
     return ShardSize(1000 if samples is None and size_bytes is None else samples, size_bytes)
 
 
 class Bar(AbstractContextManager["Bar"]):
-    """Shows a progress bar that counts rows, with the bytes of their images."""
+    """Shows a progress bar that counts the rows of the source, and the bytes of the images packed so far."""
 
     def __init__(self, verb: str, total: int | None) -> None:
         self._bar = tqdm(
@@ -144,12 +145,12 @@ class Bar(AbstractContextManager["Bar"]):
 
     @property
     def rows(self) -> int:
-        """Returns the number of rows that this process has read, without the rows of an earlier process."""
+        """Returns the number of rows that this process has read. Rows that an earlier process packed do not count."""
         return self._rows - self._resumed
 
     @property
     def seconds(self) -> float:
-        """Returns the seconds since the first row, so that imports and the start of worker processes do not count."""
+        """Returns the seconds since the first row. Imports and the start of worker processes therefore do not count."""
         return time.monotonic() - self._begun
 
     def show(self, progress: PackProgress) -> None:
@@ -170,7 +171,10 @@ class Bar(AbstractContextManager["Bar"]):
 
 
 def _summarise(url: str, packed: Packed, bar: Bar, *, dropped: bool = False) -> None:
-    """Prints one line with the size of the dataset, the speed of packing, and the samples that were left out."""
+    """Prints one line with the size of the dataset, the speed of packing, and the samples that were left out.
+
+    `dropped` says whether duplicates were dropped, and not only listed.
+    """
     manifest = packed.manifest
     parts = [
         f"{manifest.samples:,} samples in {tables.shards(len(manifest.shards))}, {manifest.total_bytes / 1e6:,.1f} MB"
@@ -192,7 +196,10 @@ def _summarise(url: str, packed: Packed, bar: Bar, *, dropped: bool = False) -> 
 def _encoding(
     name: str | None, quality: int | None, longest: int | None, shortest: int | None
 ) -> EncodingConfig | None:
-    """Returns the encoding that the options request; None if no option is given, so that images keep their bytes."""
+    """Returns the encoding of images that the options request; None if no option is given.
+
+    Without an encoding, images keep their bytes.
+    """
     if (name, quality, longest, shortest) == (None, None, None, None):
         return None
     return EncodingConfig(cast("Extension | None", name), 92 if quality is None else quality, longest, shortest)

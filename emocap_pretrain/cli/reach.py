@@ -24,8 +24,8 @@ def open_soon(url: str) -> Store:
 def need_answer(url: str, path: str) -> None:
     """Checks that the store answers within a minute.
 
-    A command calls this before it begins work that would wait for the store as long as training does. So a wrong
-    address is reported soon, and an outage in the middle of the work is survived.
+    A command calls this function before work during which it waits for the store as long as training does. So a wrong
+    address is reported soon, while the work itself survives an outage of the store.
 
     Args:
         url: The URL of the store.

@@ -1,7 +1,7 @@
 """Defines `emocap stop` and `emocap profile`, which write a request into the run folder and wait for the run.
 
-The command and the run share nothing but the folder (decision 17). So these commands work from any host that reaches
-the store, and learn what the run does by reading its documents again and again.
+The commands and the run communicate only through the run folder (decision 17). So these commands work from any host
+that reaches the store. To follow the run, they read its documents repeatedly.
 """
 
 import secrets
@@ -89,7 +89,11 @@ def _require_running(state: RunState) -> None:
 
 
 def _wait(run_url: str) -> None:
-    """Waits until the run ends. If the wait is interrupted, the request remains in force."""
+    """Waits until the run ends. If the user interrupts the wait, the run still obeys the request.
+
+    Raises:
+        Exit: If the run failed. The command then has exit code 1.
+    """
     # Here the store has the long deadline of training, and not that of `open_soon`.
     store = open_store(run_url)
     while (state := RunState.read(store, last=1)).newest.alive:
@@ -128,10 +132,17 @@ def _awaited(store: Store, request: ProfileRequest) -> ProfileAnswer:
 
 
 def _gather(store: Store, traces: Sequence[str], last: int, bar: "tqdm[NoReturn]") -> None:
-    """Waits until all traces are uploaded.
+    """Waits until all traces are uploaded, and shows their number in the progress bar.
+
+    Args:
+        store: The run's store.
+        traces: The paths of the traces.
+        last: The last step that is recorded.
+        bar: The progress bar.
 
     Raises:
-        TrainingError: If the run ends first, or if the steps are done and no further trace is uploaded in time.
+        TrainingError: If the run ends first, or if step `last` is done and then no further trace is uploaded for
+            `UPLOAD_S` seconds.
     """
     missing, came_s = set(traces), time.monotonic()
     while True:

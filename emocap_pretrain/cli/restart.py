@@ -1,8 +1,9 @@
 """Defines `emocap restart`, which runs the command of a launcher again when it fails.
 
-`emocap_cluster.relaunch` has the loop and its rules, which are those of a job on Ray (decision 15). This module finds
-the run's folder from the command, so that the loop can read progress and failures there, and adds checks for
-`ray job submit` and for torchrun on several nodes, whose ranks also run on other hosts.
+`emocap_cluster.relaunch` contains the loop that runs the command again. The loop follows the same rules as a job on Ray
+(decision 15). This module finds the run's folder from the command, so that the loop can read progress and failures in
+it. It also adds checks for `ray job submit`, and for torchrun on several nodes, because these start ranks on other
+hosts too.
 """
 
 import http.client
@@ -107,8 +108,8 @@ def _config(command: list[str]) -> Config | None:
 def head_of(command: Sequence[str]) -> SplitResult | None:
     """Returns the address of Ray's job server, if the command submits a job over HTTP.
 
-    `ray job submit` waits without end if the head loses its power, so the caller asks the server itself from time to
-    time (`answers`).
+    `ray job submit` waits without end if the head node of the cluster loses its power. So the caller itself checks from
+    time to time that the server answers (`answers`).
     """
     if [Path(word).name for word in command[:3]] != ["ray", "job", "submit"]:
         return None
@@ -121,7 +122,7 @@ def head_of(command: Sequence[str]) -> SplitResult | None:
 
 
 class _Remote(TypedDict, total=False):
-    """Keyword arguments of `relaunch` for a command whose job also runs on other hosts."""
+    """Holds the keyword arguments of `relaunch` for a command whose ranks also run on other hosts."""
 
     answers: Callable[[], bool]
     still_trains: Callable[[], bool]
@@ -129,9 +130,10 @@ class _Remote(TypedDict, total=False):
 
 
 def _remote(store: Store, command: Sequence[str]) -> _Remote:
-    """Returns what `relaunch` needs for a command whose job also runs on other hosts.
+    """Returns the keyword arguments that `relaunch` needs for a command whose ranks also run on other hosts.
 
-    `still_trains` also returns True if the store is unreachable, because then the network of this host may be down.
+    For any other command the result is empty. `still_trains` also returns True if the store is unreachable, because
+    then the network of this host may be down.
     """
     if head := head_of(command):
         return {"answers": partial(answers, head), "still_trains": partial(lives, store)}
@@ -143,7 +145,7 @@ def _remote(store: Store, command: Sequence[str]) -> _Remote:
 
 
 def joins_another_torchrun(command: Sequence[str]) -> bool:
-    """Returns whether the command is a torchrun whose ranks meet at another node, which has the node rank 0."""
+    """Returns whether the command is a torchrun with a node rank other than 0. Its ranks connect to another node."""
     words = list(itertools.chain.from_iterable(word.split("=", 1) for word in command))
     module = ["-m", "torch.distributed.run"]
     if Path(words[0]).name != "torchrun" and words[1:3] != module:
@@ -155,7 +157,8 @@ def joins_another_torchrun(command: Sequence[str]) -> bool:
 def lives(store: Store) -> bool:
     """Returns whether the run is alive, or its state is unknown.
 
-    In doubt it is alive: to start the ranks a second time would make the new attempt supersede one that trains.
+    An unknown state counts as alive. If the ranks were started again while the run trains, the new attempt would
+    supersede the one that trains.
     """
     try:
         return RunState.read(store, last=1).newest.alive

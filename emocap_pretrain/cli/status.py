@@ -1,7 +1,7 @@
 """Defines `emocap status`, which shows the state of a run and its attempts.
 
-It reads the documents that the run writes into its folder (`run_folder/state.py`), and asks no process. So what it
-shows is some seconds old, and it works under every launcher (decision 17).
+The command reads the documents that the run writes into its folder (`run_folder/state.py`), and connects to no process
+of the run. So it works with every launcher, and what it shows is some seconds old (decision 17).
 """
 
 import time
@@ -52,7 +52,7 @@ def command(
 
 
 def _may_continue(newest: AttemptState) -> bool:
-    """Returns whether the run is alive, or is so recent that a supervisor may still restart it."""
+    """Returns whether the run is alive, or was alive so recently that a supervisor may still restart it."""
     over = newest.how == "done" or newest.reason.startswith(STOP_REQUESTED)
     return not over and (newest.alive or newest.silent_s < AGAIN_S)
 
@@ -67,7 +67,7 @@ def _page(state: RunState) -> RenderableType:
 
 
 def _rows(attempt: AttemptState) -> list[tuple[str, str]]:
-    """Returns the rows of the table about an attempt as names and texts. A row with an empty text is not shown."""
+    """Returns the rows of the table about an attempt, each as a name and a text. Rows with empty text are not shown."""
     rows = [("state", _state(attempt)), ("step", f"{attempt.step:,}"), ("restarts", str(attempt.number - 1))]
     if attempt.status:
         rows[1:] = _status_rows(attempt, attempt.status, alive=attempt.alive)
@@ -101,9 +101,10 @@ def _state(attempt: AttemptState) -> str:
 
 
 def _skew(skew_s: float | None) -> str:
-    """Returns a sentence if the clock of the run's host differs much from that of this host, else "".
+    """Returns a sentence if the clock of the run's host differs much from the clock of this host, else "".
 
-    The difference is harmless: whether an attempt is alive depends on the clock of the store.
+    `skew_s` is the difference in seconds, or None if it is unknown. The difference is harmless, because the clock of
+    the store decides whether an attempt is alive.
     """
     if skew_s is None or abs(skew_s) < SKEW_S:
         return ""

@@ -1,7 +1,7 @@
 """Defines `emocap synth`, which renders synthetic faces and packs them.
 
-A face depends on the seed and its number alone. So the faces for the evaluation are simply those that follow the faces
-for training, and neither the number of processes nor that of faces changes a face.
+A face depends only on the seed and on the index of the face. So neither the number of processes nor the number of faces
+changes a face. The faces for the evaluation have the indices that follow those of the faces for training.
 """
 
 from collections.abc import Iterator

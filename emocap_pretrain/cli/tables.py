@@ -19,7 +19,7 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 
 def table(title: str, rows: Iterable[tuple[str, str]]) -> Table:
-    """Returns a table without a header; each row has a name and a text."""
+    """Returns a table without a header, whose rows are pairs of a name and a text."""
     drawn = Table(title=title, title_justify="left", show_header=False)
     for name, value in rows:
         drawn.add_row(name, value)
@@ -31,9 +31,9 @@ def grid(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, l
 
     Args:
         title: A line above the table.
-        columns: Names of the columns. A column that is called "histogram" or "" contains bars.
+        columns: Names of the columns. A column with the name "histogram" or "" contains bars.
         rows: The cells of each row.
-        left: Number of columns with texts, which come first and are aligned left. The other columns contain numbers.
+        left: Number of columns with texts. They come first and are aligned left. All others contain numbers or bars.
     """
     drawn = Table(pad_edge=False, box=None)
     for number, name in enumerate(columns):
@@ -61,9 +61,10 @@ def plain(text: str, most: int | None = None) -> str:
 
 
 def sparkline(bins: Sequence[int], width: int = 24) -> str:
-    """Returns a histogram as one line of characters; if there are more than `width` bins, neighbours are added up.
+    """Returns a histogram as one line of at most `width` characters.
 
-    A bin that is far higher than the others is cut, so that the others remain distinguishable.
+    If there are more than `width` bins, neighbouring bins are added up. A bin that is far higher than the others is
+    drawn lower than it is, so that the others remain distinguishable.
     """
     # Each character has eight levels. `ceiling` gives the height that counts as full.
     together = -(-len(bins) // width)

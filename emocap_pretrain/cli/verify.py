@@ -1,6 +1,7 @@
 """Defines `emocap verify`, which checks every byte of a dataset.
 
-`emocap_shards.inspecting.verify` checks and counts. This module prints faults as they are found, and then a verdict.
+`emocap_shards.inspecting.verify` checks the dataset and counts its faults. This module prints each fault as soon as it
+is found, and finally a verdict.
 """
 
 from typing import Annotated

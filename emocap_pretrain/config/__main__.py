@@ -1,4 +1,4 @@
-"""Prints the JSON schema of a config: `python -m emocap_pretrain.config --schema`. Editors check recipes with it."""
+"""Prints the JSON schema of a config: `python -m emocap_pretrain.config --schema`. Editors check configs with it."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ USAGE = "usage: python -m emocap_pretrain.config --schema > emocap.schema.json"
 def main(arguments: list[str]) -> int:
     """Prints the schema, or the usage if the arguments are not `--schema`, and returns the exit code.
 
-    The schema describes each setting with the texts of the fields in `schema.py`, under the keys of a YAML file.
+    The schema contains each setting under its key in a YAML file, with the description of its field in `schema.py`.
     """
     if arguments != ["--schema"]:
         sys.stderr.write(f"{USAGE}\n")

@@ -1,8 +1,9 @@
 """Divides a global batch over the ranks, and the samples of a rank into passes of `micro_batch` samples.
 
-Rank r of W takes the rows from G r / W to G (r + 1) / W of a global batch of G samples (decision 18). So a batch fits
-any number of ranks up to its size, and ranks differ by one row at most. `emocap_shards.plan.rank_slice` computes the
-same split for the stream; here only its largest share counts.
+Of a global batch of `G` samples, rank `r` of `W` ranks takes the rows from `G * r // W` up to, but not including,
+`G * (r + 1) // W` (decision 18). So a batch can be divided over any number of ranks up to its size, and the shares of
+the ranks differ by at most one row. `emocap_shards.plan.rank_slice` computes this split for the data stream. This
+module computes only the largest share.
 """
 
 from dataclasses import dataclass
@@ -14,8 +15,8 @@ from emocap_pretrain.errors import ConfigError
 class BatchSplit:
     """Holds the number of samples of a rank in a full step, and the number of samples of one pass of the towers.
 
-    With more than one pass, the representations are cached and the towers run a second time. The loss still sees the
-    whole global batch at once.
+    If a step needs more than one pass, the towers encode all samples without gradients, and run a second time with
+    gradients after the loss is computed. So the loss is always computed for the whole global batch at once.
 
     Args:
         rows: Number of samples of the rank with the most samples; other ranks have at most one sample fewer.
@@ -27,12 +28,12 @@ class BatchSplit:
 
     @property
     def passes(self) -> int:
-        """Returns the number of passes in which the towers encode the samples of a step."""
+        """Returns the number of passes in which the towers encode the samples of a rank in one step."""
         return -(-self.rows // self.micro_batch)
 
 
 def batch_split(global_batch: int, micro_batch: int | None, *, ranks: int) -> BatchSplit:
-    """Returns how a full step is divided over the ranks. It is the same on all ranks.
+    """Returns how a full step is divided over the ranks. The result is the same on all ranks.
 
     >>> batch_split(100, 10, ranks=3)
     BatchSplit(rows=34, micro_batch=10)

@@ -1,10 +1,10 @@
 """Turns a pydantic error into sentences for the user.
 
-A sentence names the place in the file, the wrong value, the rule that it breaks, and the nearest valid value, if any.
-An example is `my.yaml:7: data.flip=1.5: it should be less than or equal to 1; the nearest that works is 1.0.`
+A sentence names the line in the file, the wrong value, the rule that the value breaks, and the nearest valid value, if
+any. An example is `my.yaml:7: data.flip=1.5: it should be less than or equal to 1; the nearest that works is 1.0.`
 
-`load.py` calls `explain` with the error of `Config.model_validate`. The texts of pydantic name types of Python, so they
-are replaced here by texts about YAML (`RULES`).
+`load.py` calls `explain` with the error of `Config.model_validate`. The texts of pydantic name types of Python, so this
+module replaces them by texts about YAML (`RULES`).
 """
 
 import difflib
@@ -42,13 +42,13 @@ CLOSE, CLOSE_VALUE = 0.8, 0.7
 class Origin:
     """Holds the origin of each value: a line of the config file, or the command line.
 
-    OmegaConf and pydantic do not keep the lines of a YAML file. So the text is parsed a second time by PyYAML, into
-    nodes that know their lines.
+    OmegaConf and pydantic do not keep the line numbers of a YAML file. So PyYAML parses the text a second time, into
+    nodes that contain their line numbers.
 
     Args:
         file: The config file.
-        lines: The number of the line of each key, counted from 1.
-        overridden: Dotted keys that the command line has set.
+        lines: The line number of each key, counted from 1.
+        overridden: The dotted keys that the command line sets, such as `data.flip`.
     """
 
     file: Path
@@ -93,7 +93,8 @@ def explain(error: ValidationError, origin: Origin, texts: Mapping[Keys, str]) -
     Args:
         error: The error of pydantic.
         origin: The origin of each value.
-        texts: The `${oc.env:...}` texts by key. Their values may be secrets, so the lines show the texts instead.
+        texts: For each setting that reads an environment variable, its `${oc.env:...}` text, by key. The value of the
+            variable may be a secret, so the lines show the text instead.
     """
     problems = [_with_plain_key(problem) for problem in error.errors()]
     places = {problem["loc"] for problem in problems}
@@ -106,9 +107,9 @@ def explain(error: ValidationError, origin: Origin, texts: Mapping[Keys, str]) -
 
 
 def _with_plain_key(problem: Any) -> dict[str, Any]:
-    """Returns the problem without the name of a type at the end of its key (`loc`).
+    """Returns one of pydantic's problems without the name of a type at the end of its key (`loc`).
 
-    Pydantic adds such a name if a value may have one of several types.
+    Pydantic adds such a name if the value may have one of several types.
     """
     keys: Keys = problem["loc"]
     is_type = bool(keys) and isinstance(keys[-1], str) and re.fullmatch(r"[a-z]+-[a-z]+|.*\[.*\]", keys[-1])
@@ -118,7 +119,8 @@ def _with_plain_key(problem: Any) -> dict[str, Any]:
 def _lies_in(inner: Keys, outer: Keys) -> bool:
     """Returns whether the key `inner` lies in the section or list at `outer`.
 
-    For a wrong entry of a list, pydantic also reports the list as too short; `explain` leaves that report out.
+    `explain` needs this because pydantic reports a list with a wrong entry twice: it also reports that the list is too
+    short. `explain` leaves out the second report.
     """
     return len(inner) > len(outer) and inner[: len(outer)] == outer
 
@@ -126,7 +128,7 @@ def _lies_in(inner: Keys, outer: Keys) -> bool:
 def _joined(lines: Iterable[str]) -> list[str]:
     """Merges all lines about the same value into one line.
 
-    A value that may have one of several types causes a line for each type, because it breaks a rule of each.
+    If a value may have one of several types and fits none of them, there is one line for each type.
     """
     rules: dict[str, list[str]] = {}
     for line in lines:
@@ -141,7 +143,10 @@ def _joined(lines: Iterable[str]) -> list[str]:
 
 
 def _without_secrets(sentence: str, problem: Any, texts: Mapping[Keys, str]) -> str:
-    """Replaces the values of environment variables in a sentence by the `${oc.env:...}` texts from which they came."""
+    """Replaces each value of an environment variable in a sentence by the `${oc.env:...}` text that names the variable.
+
+    `texts` holds these texts by key.
+    """
     keys: Keys = problem["loc"]
     for place, text in texts.items():
         # The problem may be the section that contains the value; then the sentence shows the whole section.
@@ -173,7 +178,7 @@ def _sentence(problem: Any, origin: Origin) -> str:
 
 
 def _rule(problem: Any) -> str:
-    """Returns the rule that a value breaks, with YAML's names of types instead of Python's."""
+    """Returns the rule that a value breaks. It names types as a user of YAML knows them, such as "a list"."""
     kind, bounds = problem["type"], problem.get("ctx", {})
     if kind in RULES:
         return f"it should be {RULES[kind]}"
@@ -199,9 +204,10 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
 
 
 def _closest(name: str, known: Sequence[str], cutoff: float = CLOSE) -> str | None:
-    """Returns the known name that resembles `name`, or one that is `name` with words added or removed at one end.
+    """Returns the name in `known` that is most similar to `name`; None if no name is similar.
 
-    The result is None if there is no such name.
+    Two names are also similar if one of them is the other one with words added at one end, such as `url` and
+    `data_url`.
     """
     close = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
     longer = [each for each in known if _has_more_words(each, name) or _has_more_words(name, each)]

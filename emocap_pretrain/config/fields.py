@@ -1,6 +1,6 @@
 """Defines the types of the values of settings, and the base class of all sections of a config.
 
-A type carries its bounds, so that pydantic refuses a wrong value and `explain.py` can name the nearest valid one.
+Each type contains its bounds, so that pydantic refuses a wrong value and `explain.py` can name the nearest valid value.
 """
 
 import re
@@ -20,9 +20,9 @@ Length = Annotated[int, Field(ge=3)]  # Tokens: the start token, the end token, 
 
 
 def is_part_weight(info: FieldInfo) -> bool:
-    """Returns whether a setting is the weight of a caption part.
+    """Returns whether a setting is the weight of a caption part. The type of such a setting is `PartWeight`.
 
-    The mark is on the field and not in a list of names, so that a new part needs one line in `ObjectiveConfig`.
+    There is no list of the names of such settings, so a new part needs only one line in `ObjectiveConfig`.
     """
     return _IS_PART_WEIGHT in info.metadata
 
@@ -38,7 +38,7 @@ _WHOLE = re.compile(r"([+-]?\d+)\.0*")
 
 
 def label_text(label: str | float) -> str:
-    """Returns the name of the class of a label. The labels 0, 0.0 and "0.0" all name the class "0".
+    """Returns the name of the class to which a label refers. The labels 0, 0.0 and "0.0" all refer to the class "0".
 
     One class may be written in several ways, because a table with missing values stores whole numbers as floats.
 
@@ -50,10 +50,10 @@ def label_text(label: str | float) -> str:
 
 
 def _by_text(classes: object) -> object:
-    """Turns the names of classes into texts, because YAML reads 0 and 0.5 as numbers.
+    """Converts the names of classes to texts, because YAML reads names such as 0 and 0.5 as numbers.
 
     Raises:
-        ValueError: For a name that YAML reads as a truth value or as null, and for a name that is given twice.
+        ValueError: If YAML reads a name as a truth value or as null, or if a name is given twice.
     """
     if not isinstance(classes, dict):
         return classes
@@ -78,7 +78,7 @@ Classes = Annotated[dict[str, Words], BeforeValidator(_by_text), Field(min_lengt
 
 
 class Section(BaseModel):
-    """Provides a frozen block of settings, which refuses unknown keys and numbers that are not finite."""
+    """Is the base class of all sections. A section is immutable; it refuses unknown keys and non-finite numbers."""
 
     # Unknown keys are refused because a misspelled setting would otherwise keep its default, and nobody would notice.
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

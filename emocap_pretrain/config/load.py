@@ -1,11 +1,11 @@
 """Reads a config from a YAML file and from the command line. An error message has one line for each wrong value.
 
-There are two ways in, which trust their input differently. `load` reads a file of the user: it resolves `${oc.env:...}`
-and makes paths absolute. `from_stored` reads the settings in a checkpoint, which a stranger may have written: nothing
-in them is resolved, and no path is looked up (docs/security.md).
+`load` and `from_stored` trust their input differently. `load` reads a file of the user: it resolves `${oc.env:...}` and
+makes paths absolute. `from_stored` reads the settings in a checkpoint, which a stranger may have written: it resolves
+nothing in them, and looks up no path (docs/security.md).
 
-`load` works in four steps: it reads a bounded number of bytes, composes the YAML and checks its size before it builds
-values, applies the overrides, and then resolves and validates the settings.
+`load` works in four steps. It reads a bounded number of bytes. It parses the YAML, and checks the size of the document
+before values are built. It applies the overrides. Finally it resolves and validates the settings.
 """
 
 import os
@@ -64,7 +64,8 @@ def from_stored(tree: Any) -> Config:
     """Reads settings that `Config.stored` or `stored.dump` returned.
 
     The settings are not trusted, because another user may have written them. Therefore a `${...}` text is not resolved,
-    and no path is looked up. A setting that this version does not have is left out.
+    and no path is looked up. A setting that this version does not have is ignored, unless it is a setting of `model`
+    that the user had set.
 
     Raises:
         ConfigError: If this version cannot read the settings, because a value is not valid (such as a `${...}` in place
@@ -144,8 +145,8 @@ def _require_small(root: yaml.Node | None) -> None:
     """Checks the size of a document before values are built from it, because aliases can make a small file huge.
 
     Raises:
-        ValueError: If the document has too many values (aliases count in full), is nested too deeply, or has a number
-            with too many digits.
+        ValueError: If the document has too many values, is nested too deeply, or has a number with too many digits. The
+            values that an alias refers to count at each place where the alias is used.
     """
     # A node that aliases refer to is visited once; its size is counted at each place where it occurs.
     sizes: dict[int, int] = {}
@@ -207,7 +208,8 @@ def _validate(tree: DictConfig, origin: Origin) -> Config:
 def _recorded_environment() -> Generator[dict[str, str]]:
     """Yields a mapping, and adds to it the environment variables that `oc.env` reads in the `with` block.
 
-    OmegaConf has one resolver of a name in a process, so it is replaced for all threads and restored afterwards.
+    OmegaConf has one resolver named `oc.env` for the whole process. It is replaced during the block, for all threads,
+    and restored afterwards.
     """
     read: dict[str, str] = {}
 
@@ -225,7 +227,10 @@ def _recorded_environment() -> Generator[dict[str, str]]:
 
 
 def _is_public(name: str, value: str) -> bool:
-    """Returns whether an environment variable holds a user, host or path, which is no secret and helps in messages."""
+    """Returns whether an environment variable holds a user name, a host name or a path.
+
+    Such a value is not a secret, and it helps the reader of a message.
+    """
     if name in _NOT_SECRET or name.startswith("SLURM_"):
         return True
     # A path counts if it or its folder exists, because an output may not exist yet. A secret may begin with a slash,

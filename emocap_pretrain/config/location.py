@@ -1,7 +1,7 @@
 """Makes paths absolute when a config is read, because ranks may start in another folder.
 
-`Location` is the type of settings that name a folder or URL, and `FolderOrName` that of settings that may also name
-something on a hub. Both leave a value unchanged if the validation context is `INERT`.
+`Location` is the type of a setting that names a folder or URL. `FolderOrName` is the type of a setting that names a
+folder or, for example, a model on a hub. Validation with the context `INERT` leaves values of both types unchanged.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ INERT = "inert"
 
 
 def _absolute(location: str, info: ValidationInfo) -> str:
-    """Makes a path absolute, including the path in the URL of an sqlite file. Other URLs are returned unchanged."""
+    """Makes a path absolute, also the path in a `sqlite:///` URL. Other URLs are returned unchanged."""
     if info.context == INERT:
         return location
     scheme, separator, path = location.partition("://")
@@ -31,7 +31,7 @@ def _absolute_path(path: str) -> str:
 
 
 def _absolute_if_it_exists(name: str, info: ValidationInfo) -> str:
-    """Makes a path absolute if it exists. 'data' and 'hub' are never paths, even if such folders exist."""
+    """Makes a path absolute if it exists. The names 'data' and 'hub' are never paths, even if such folders exist."""
     if info.context == INERT:
         return name
     path = _absolute_path(name)
