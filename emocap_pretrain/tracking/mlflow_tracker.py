@@ -1,11 +1,11 @@
 """Implements the tracker that records all attempts of a run in one MLflow run.
 
-Only rank 0 imports this module and `pictures`, inside of functions: MLflow and matplotlib take a quarter of the time in
-which a rank starts.
+Only rank 0 imports this module and `pictures`. The imports are inside of functions, because importing MLflow and
+matplotlib takes a quarter of the time that a rank needs to start.
 
-`MlflowTracker` turns each report into a row (`spool.row`) and returns at once. A `Spool` keeps the rows until they are
-sent, in a thread of its own, and `MlflowRun` writes them into MLflow so that each counts once. Texts are masked here,
-before they become rows, because rows are also stored in checkpoints and in the run's folder.
+`MlflowTracker` turns each report into a row (`spool.row`) and returns at once. The thread of a `Spool` sends the rows,
+and `MlflowRun` writes them into MLflow so that a row that is sent twice counts once. Secrets in texts are masked here,
+before the texts become rows, because rows are also stored in checkpoints and in the run's folder.
 """
 
 import base64
@@ -32,9 +32,10 @@ log = logging.getLogger(__name__)
 
 
 class MlflowTracker:
-    """Records a run in MLflow. It puts reports into two spools, one for metrics and one for texts and pictures.
+    """Records a run in MLflow.
 
-    Metrics therefore still arrive if MLflow's artifact store refuses files.
+    Reports wait in two queues (`Spool`): one for texts and pictures, and one for all other reports. Metrics therefore
+    still arrive if MLflow's artifact store refuses files.
     """
 
     def __init__(self, run: MlflowRun, rows: Sequence[Row] = ()) -> None:
@@ -55,19 +56,22 @@ class MlflowTracker:
         unsent: Sequence[Row] = (),
         parent: str = "",
     ) -> "MlflowTracker":
-        """Creates an MLflow run, or continues the run `run_id`, even while the server is unreachable.
+        """Creates an MLflow run, or continues the run `run_id`.
+
+        A run is created only if the server is reachable. It can be continued even while the server is unreachable.
 
         Args:
-            run: The run as it is tracked.
-            run_id: MLflow's id of the run, which an earlier attempt has created; None for the first attempt.
+            run: The name, the settings and the charts of the run.
+            run_id: MLflow's id of the run, which an earlier attempt has created; None creates a run.
             number: The number of this attempt. Attempts with a lower number no longer write to the run.
-            facts: JSON values about this attempt (ranks, hosts, why the previous one ended), which are logged as the
-                text `starts/00001.json`; None logs no such text.
+            facts: JSON values about this attempt (ranks, hosts, why the previous attempt ended), which are logged as a
+                text. Its name contains the number of the attempt, such as `starts/00001.json`. None logs no such text.
             unsent: The rows that an earlier attempt could not send; they are sent first.
             parent: If the run folder was copied, MLflow's id of the original run; it becomes the new run's parent.
 
         Raises:
-            TrackingError: If MLflow refuses a new run, or does not know `run_id`.
+            TrackingError: If a new run cannot be created, because MLflow is unreachable or refuses it. Also if MLflow
+                has no run `run_id`, or its database cannot be opened.
         """
         # The rows of an earlier attempt are first in the queue. The tag after them makes this attempt the newest one.
         tracked = MlflowRun.resume(run.settings, run_id, number) if run_id else MlflowRun.create(run, number, parent)
@@ -132,20 +136,23 @@ class MlflowTracker:
 
 
 def _all_within(wait_s: float, *acts: Callable[[float], bool]) -> bool:
-    """Calls each function with the seconds that are left of `wait_s`, and returns whether all returned True."""
+    """Calls the functions one after the other, and returns whether all of them returned True.
+
+    Each function gets the number of seconds that are left of `wait_s`.
+    """
     deadline = time.monotonic() + wait_s
     done = [act(max(0.0, deadline - time.monotonic())) for act in acts]
     return all(done)
 
 
 def deliver_unsent(store: Store, run: TrackedRun, run_id: str, *, number: int) -> bool:
-    """Sends the rows that a finished run could not send, and returns whether all have arrived.
+    """Sends the rows that had not arrived when the run finished, and returns whether all have arrived now.
 
-    Without such rows it does not connect to the server. Rows that still do not arrive are stored again.
+    If there are no such rows, the server is not contacted. Rows that still do not arrive are stored again.
 
     Args:
         store: The folder of the run.
-        run: The run as it is tracked.
+        run: The name, the settings and the charts of the run.
         run_id: MLflow's id of the run.
         number: The number of the newest attempt.
     """

@@ -1,12 +1,12 @@
 """Creates links to the web pages that MLflow shows for a run, and the saved view that every experiment gets.
 
-By default MLflow 3.17 lists runs without their metrics, and draws a chart for each metric in alphabetical order. A
-saved view replaces that default. It is stored as a tag of the experiment; the page that lists the runs shows it under
-"Views", and a link can open it. The format of the tag is internal to MLflow's web interface and was found by reading
-version 3.17.2. An MLflow version that cannot read the saved view shows its default view. After an update of MLflow a
-person has to look at the page (decision 32).
+By default MLflow 3.17 lists runs without their metrics, and draws one chart for each metric, in alphabetical order. A
+saved view is a selection of columns and charts that replaces this default. It is stored as a tag of the experiment. The
+page that lists the runs shows it under "Views", and a link can open it. The format of the tag is internal to MLflow's
+web interface and was found by reading version 3.17.2. An MLflow version that cannot read the saved view shows its
+default view. Therefore a person must check the page after an update of MLflow (decision 32).
 
-This module imports no MLflow, because `run.py` prints the addresses.
+This module does not import MLflow. So `emocap_pretrain/run.py` can print the addresses without importing MLflow, too.
 """
 
 import base64
@@ -63,7 +63,7 @@ _BARS = ("Evaluation", "Texts that are cut")  # A metric of these has one value;
 
 
 def sections(evaluation: Charts) -> dict[str, Charts]:
-    """Returns the charts of the saved view by section. The most important sections and charts come first.
+    """Returns the charts of the saved view, by the title of their section. The most important ones come first.
 
     Args:
         evaluation: The charts of the evaluation tasks; the most important chart comes first.
@@ -72,10 +72,11 @@ def sections(evaluation: Charts) -> dict[str, Charts]:
 
 
 def addresses(server: str, experiment_id: str, run_id: str) -> dict[str, str]:
-    """Returns the addresses of the run's page in MLflow, and of the page that compares all runs of its experiment.
+    """Returns the addresses of two pages in MLflow, by the labels under which they are printed.
 
-    Both addresses select MLflow's pages for training. Without that selection MLflow opens its pages for generative AI,
-    where a checkpoint of a run is shown as a version of an agent.
+    The label "this run" is that of the run's own page, and "all runs" that of the page that compares all runs of the
+    experiment. Both addresses select MLflow's pages for training. Without that selection MLflow opens its pages for
+    generative AI, where a checkpoint of a run is shown as a version of an agent.
 
     Args:
         server: Address of the MLflow server, such as http://127.0.0.1:5000.
@@ -118,10 +119,10 @@ def saved_view(evaluation: Charts = ()) -> str:
 
 
 def _cards(section: str, metrics: Sequence[str]) -> list[dict[str, Any]]:
-    """Returns the chart that the metrics share, and a deleted chart for each metric but the first.
+    """Returns MLflow's descriptions ("cards") of one chart that several metrics share.
 
-    MLflow's page draws a separate chart for every metric that is not the first of a chart, unless the view contains
-    that separate chart as deleted.
+    The first card is that chart. MLflow's page would also draw a separate chart for every metric of the chart but the
+    first one. The other cards are these separate charts, marked as deleted, so that the page does not draw them.
     """
     card = {"metricSectionId": section, "type": "BAR" if section in _BARS else "LINE", "isGenerated": False}
     shared = card | {

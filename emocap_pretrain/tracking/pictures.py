@@ -1,4 +1,7 @@
-"""Draws the tracker's pictures: a preview of samples, and confusion matrices. Each names its run and dataset."""
+"""Draws the tracker's pictures: a preview of samples, and confusion matrices.
+
+Each picture contains the name of its run and the names of its datasets.
+"""
 
 import textwrap
 from collections.abc import Sequence
@@ -16,7 +19,10 @@ CELL_PX, FACE_PX, FONT_PX = 680, 240, 11  # The width of a sample's cell, the si
 
 
 def subject(run: str, data: Sequence[DatasetUse], *, step: int | None = None) -> str:
-    """Returns the line in a picture that names its run and datasets, with the digests that `emocap inspect` prints."""
+    """Returns the line of text that tells in a picture which run, step and datasets it belongs to.
+
+    Each dataset has its name and the short digest that `emocap inspect` prints. Without `step`, the line has no step.
+    """
     at = "" if step is None else f", step {step}"
     return f"run {run}{at} · " + " + ".join(f"{each.name} ({each.short_digest})" for each in data)
 
@@ -24,8 +30,8 @@ def subject(run: str, data: Sequence[DatasetUse], *, step: int | None = None) ->
 def preview(samples: Sequence[Sample], path: Path, *, of: str) -> None:
     """Draws samples with all parts of their captions into the file `path`, in two columns below the title `of`.
 
-    `subject` returns the title. Pillow draws this picture, because Matplotlib would need a second for so much text, and
-    each new run would wait for that second.
+    The title is the result of `subject`. The picture is drawn by Pillow. Matplotlib would need a second for so much
+    text, which would delay the start of each new run.
     """
     font = ImageFont.truetype(Path(mpl.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", FONT_PX)
     cells = [_cell(sample, font) for sample in samples]
@@ -59,7 +65,9 @@ def _caption(sample: Sample) -> str:
 
 
 def confusion(matrix: ConfusionMatrix, path: Path, *, of: str) -> None:
-    """Draws a confusion matrix into the file `path`: counts, coloured by their share of the true class.
+    """Draws a confusion matrix into the file `path`.
+
+    Each field shows a count, and its colour shows the count divided by the number of samples of the true class.
 
     Args:
         matrix: The counts.

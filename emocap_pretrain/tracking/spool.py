@@ -1,10 +1,11 @@
-"""Keeps rows until a tracking server has accepted them, and sends them in order in a thread of its own.
+"""Keeps rows until a tracking server has accepted them, and sends them in order. A row is one report about a run.
 
-An unreachable server never stops training: rows are kept in memory and in the checkpoints that are saved meanwhile.
-Rows that come after the last checkpoint need no copy, because a resumed run repeats those steps.
+Rows are sent in a separate thread, so an unreachable server never stops training: rows are kept in memory and in the
+checkpoints that are saved meanwhile. Rows that come after the last checkpoint need no copy, because a resumed run
+repeats those steps.
 
-A row leaves the queue only after its delivery is confirmed. So it may be delivered twice, and the receiver makes sure
-that it counts once.
+A row leaves the queue only after its delivery is confirmed. If the confirmation is lost, the row is delivered again.
+Therefore the function that delivers rows must make sure that a repeated row counts once.
 """
 
 import logging
@@ -68,10 +69,11 @@ def _is_row(stored: Mapping[str, Any]) -> bool:
 
 
 class Spool:
-    """Sends rows in order, several in one call, and repeats a call until it succeeds.
+    """Sends rows in order, several in one call of `deliver`, and repeats a call until it succeeds.
 
-    All methods may be called from any thread. `put` and `unsent` return at once. The condition `_changed` protects the
-    queue, the count of failures and the two flags; it is not held while rows are delivered.
+    All public methods may be called from any thread. `put` and `unsent` return at once. The condition `_changed`
+    protects the queue, the count of failures, and the flags `_closing` and `_given_up`. It is not held while rows are
+    delivered.
 
     Example:
         spool = Spool(run.deliver, name="rows")
@@ -89,14 +91,14 @@ class Spool:
         name: str = "rows",
         max_pause_s: float = MAX_PAUSE_S,
     ) -> None:
-        """Starts the thread.
+        """Starts the thread that sends the rows.
 
         Args:
             deliver: Sends rows, or raises an error. Only the spool's thread calls this function. It must accept rows
                 that it has sent before, because a call that fails may have sent some of its rows.
             rows: The rows that an earlier spool could not send; they are sent first.
-            name: A noun for the rows, for messages in the log.
-            max_pause_s: The longest pause between two calls after failures.
+            name: The noun that log messages use for the rows, such as "texts and pictures".
+            max_pause_s: The pause after a failed call is twice as long as the previous one, but never longer than this.
         """
         self._deliver, self._name, self._max_pause_s = deliver, name, max_pause_s
         self._waiting = deque(rows)
@@ -119,7 +121,7 @@ class Spool:
     def flush(self, wait_s: float) -> bool:
         """Waits up to `wait_s` seconds until all rows have arrived, and returns whether they have.
 
-        While the server is unreachable, this method does not wait.
+        It stops waiting once two calls of `deliver` in a row have failed, as while the server is unreachable.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._failures > TOLERATED_FAILURES or not self._waiting, wait_s)
@@ -150,7 +152,7 @@ class Spool:
                 self._confirm(len(rows))
 
     def _next(self) -> list[Row]:
-        """Waits for rows and returns the oldest ones. An empty list ends the thread: the spool is closed."""
+        """Waits for rows and returns the oldest ones. It returns an empty list if the thread must end."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closing)
             return [] if self._given_up else list(islice(self._waiting, MAX_ROWS_PER_CALL))
@@ -166,9 +168,9 @@ class Spool:
             self._changed.notify_all()
 
     def _pause(self, error: Exception, pause_s: float) -> None:
-        """Counts a failure, logs the second of consecutive failures, and waits `pause_s` seconds.
+        """Counts a failure and waits `pause_s` seconds, or at most `FIRST_PAUSE_S` while the spool is being closed.
 
-        While the spool is being closed, the pause is at most `FIRST_PAUSE_S`.
+        Of several failures in a row, only the second one is logged.
         """
         with self._changed:
             if self._failures == TOLERATED_FAILURES:

@@ -18,7 +18,7 @@ RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
 @dataclass(frozen=True, slots=True)
 class TrackedRun:
-    """Holds the facts about a run that a tracker needs before the first row.
+    """Holds the facts about a run that a tracker needs before it can record anything.
 
     Attributes:
         name: The name of the run.
@@ -36,9 +36,11 @@ class TrackedRun:
 class Tracker(Protocol):
     """Records one run over all its attempts on a tracking server.
 
-    No method raises an error of the server, and only `flush` and `finish` wait for the server. A report that is
-    repeated after a restart counts once. A metric has one value at each step, and its steps only grow. A checkpoint has
-    one entry. A text or picture replaces an earlier one of the same name.
+    No method raises an error of the server, and only `flush` and `finish` wait for the server.
+
+    A report that is repeated after a restart counts once. Each metric accepts only values of later steps than it has
+    already, except in `replace_scores`. A checkpoint that is reported again keeps its one entry. A text or picture
+    replaces an earlier one of the same name.
     """
 
     @property
@@ -95,7 +97,8 @@ class Tracker(Protocol):
     def keep_checkpoints(self, steps: Collection[int]) -> None:
         """Deletes the entries of all checkpoints except those of these steps.
 
-        An attempt that died may have deleted a checkpoint and left its entry.
+        This corrects the entries if an earlier attempt deleted a checkpoint, but ended before it could delete the entry
+        of this checkpoint.
         """
         ...
 
@@ -107,23 +110,23 @@ class Tracker(Protocol):
         ...
 
     def unsent(self) -> list[Row]:
-        """Returns the rows that have not arrived. Checkpoints store them for a restart on another host."""
+        """Returns the rows (reports) that have not arrived. Checkpoints store them for a restart on another host."""
         ...
 
     def finish(self, status: RunStatus) -> None:
-        """Records how the attempt has ended. The next attempt sends the rows that are `unsent` after this call."""
+        """Records how the attempt has ended. The next attempt sends the rows that `unsent` returns after this call."""
         ...
 
 
 @dataclass(slots=True)
 class MemoryTracker:
-    """Keeps all reports in memory, as its attributes, and sends nothing.
+    """Keeps reports in memory, as its attributes, and sends nothing.
 
-    It follows the same rules as `MlflowTracker`: a metric has one value at each step, and its steps only grow. A test
-    compares the points that both record.
+    It follows the rules of `Tracker`, as `MlflowTracker` does. A test checks that both trackers record the same metrics
+    at the same steps.
 
     Attributes:
-        rows: The metrics of each call, with the step.
+        rows: For each call that recorded metrics, the step and the metrics.
         scores: The scores of each checkpoint, by its step.
         inputs: The datasets.
         checkpoints: The URL and the step of each checkpoint that has an entry.

@@ -1,8 +1,8 @@
-"""Builds the parts of a run from its config.
+"""Builds the components of a run from its config: the model, the engine, and the function that makes batches.
 
-The parts themselves take plain values or their own settings, so that each can be built without a whole config. For
-example, a notebook can call `Engine` or `Objective.of` directly. `session.open_session` calls these functions in the
-order in which a run opens.
+The components themselves take plain values or only their own settings, so that each can be built without a whole
+config. For example, a notebook can call `Engine` or `Objective.of` directly. `session.open_session` calls the functions
+of this module at the start of an attempt.
 """
 
 import logging
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def tracked_run(config: Config) -> TrackedRun:
-    """Returns the facts of the run that a tracker stores before its first row."""
+    """Returns the facts about the run that a tracker needs before it can record anything."""
     return TrackedRun(config.name, config.tracking, config.stored(), tasks.charts())
 
 
@@ -44,12 +44,13 @@ def build_collate(config: Config, tokenizer: Tokenizer) -> Collate:
 def build_model(config: Config, vocabulary: Vocabulary, *, weights: bool = True) -> TowerPair:
     """Returns the model of a run, on torch's default device.
 
-    Its weights depend on the state of torch's random number generator, so the caller seeds it before.
+    Weights that are not pretrained are drawn from torch's random number generator, so the caller must seed it first.
 
     Args:
         config: The settings of the run.
         vocabulary: Size and padding id of the tokenizer, for the text embedding.
-        weights: Whether pretrained weights are loaded. False is for a caller that then loads those of a checkpoint.
+        weights: Whether pretrained weights are loaded. False is for a caller that loads the weights of a checkpoint
+            afterwards.
     """
     precision = config.engine.precision
     return TowerPair.of(config.model, config.objective, vocabulary, precision=precision, weights=weights)
@@ -59,8 +60,8 @@ def build_engine(config: Config, model: TowerPair, world: RankGroup) -> Engine:
     """Returns the engine that trains the model, with the objective and its teacher. This is a collective.
 
     Raises:
-        ConfigError: If there are more ranks than samples in a batch, or the optimizer does not support the stage of
-            ZeRO.
+        ConfigError: If there are more ranks than samples in a global batch, or if `Objective.of` or `Engine` refuses
+            the settings, for example because the optimizer does not support the stage of ZeRO.
     """
     split = batch_split(config.global_batch, config.micro_batch, ranks=world.world_size)
     return Engine(

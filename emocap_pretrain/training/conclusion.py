@@ -3,8 +3,9 @@
 If the user starts a finished run again, this module sends the rows that the tracker has not received yet, and
 evaluates the run again if the evaluation settings have changed.
 
-`report.json` is the last write of a run. If an attempt ends before it, the next one resumes from the last checkpoint
-and repeats the evaluation only, because no step is left to train. A repetition counts once in the tracker.
+`report.json` is the last file that a run writes. If an attempt ends before it has written this file, the next attempt
+resumes from the last checkpoint. It repeats only the evaluation, because no step is left to train. Results that are
+tracked twice count once in the tracker.
 """
 
 import logging
@@ -39,9 +40,10 @@ log = logging.getLogger(__name__)
 
 
 def is_done(config: Config, store: Store) -> bool:
-    """Returns whether the run in this folder has the report of its last step. It reads two small documents.
+    """Returns whether the run in this folder is finished: its report exists and covers all `steps` of the config.
 
-    If `steps` was raised since the report was written, the run is not done.
+    If `steps` was raised after the report was written, the run is not finished. The function reads only `run.json` and
+    `report.json`.
 
     Raises:
         ConfigError: If the folder belongs to a run with other settings.
@@ -53,7 +55,8 @@ def is_done(config: Config, store: Store) -> bool:
 def prepare_tasks(config: Config, store: Store) -> None:
     """Lets each evaluation task check its settings against its data before training begins.
 
-    Nothing is checked if a checkpoint shows that an earlier attempt with the same evaluation settings has done it.
+    Nothing is checked if the newest checkpoint was saved with the same evaluation settings, because the attempt that
+    saved it has made this check.
 
     Raises:
         ConfigError: If the settings of a task do not fit the data.
@@ -96,11 +99,13 @@ def conclude(session: Session, progress: Progress, everyone: RankGroup) -> None:
 
 
 def conclude_again(config: Config, store: Store) -> bool:
-    """Sends the rows of a finished run that the tracker has not received yet.
+    """Sends the rows of a finished run that the tracker has not received yet, unless the run must be evaluated again.
+
+    The rows in a copied run folder are not sent, because they belong to the original run.
 
     Returns:
-        False, without sending anything, if the evaluation settings have changed since the report was written.
-        Otherwise True, even if some rows have not arrived.
+        False if the evaluation settings have changed since the report was written; then nothing is sent. Otherwise
+        True, even if some rows have not arrived.
     """
     report = RunFolder(store).report(config.steps)
     if report is None or not report.evaluated_with(config.stored()["evaluation"]):
@@ -115,8 +120,8 @@ def conclude_again(config: Config, store: Store) -> bool:
 def evaluate_again(config: Config, store: Store, everyone: RankGroup, device: str) -> None:
     """Evaluates the last checkpoint of a finished run with the current settings. This is a collective.
 
-    Only the results in the report and in the tracker change. No attempt begins, so the output of `emocap status` stays
-    the same.
+    The results in the report and in the tracker are replaced. If the run folder is a copy, a new run in the tracker
+    takes the results, and the folder gets its id. No attempt begins, so the output of `emocap status` stays the same.
     """
     everyone.run_on_main(lambda: tasks.prepare(config.evaluation))
     results = _evaluated(config, everyone, device)
@@ -128,7 +133,7 @@ def evaluate_again(config: Config, store: Store, everyone: RankGroup, device: st
 def track(tracker: Tracker, config: Config, results: Sequence[TaskResult], step: int) -> None:
     """Sends the evaluation dataset, the scores and the confusion matrices of a checkpoint to the tracker.
 
-    Only rank 0 calls this, because it imports matplotlib. Scores replace earlier scores of the same step.
+    Only rank 0 calls this function, which imports matplotlib. Scores replace earlier scores of the same step.
     """
     from emocap_pretrain.tracking import pictures
 
@@ -164,7 +169,10 @@ def evaluated(restored: Restored, everyone: RankGroup, device: str) -> tuple[Tas
 
 
 def _evaluated(config: Config, everyone: RankGroup, device: str) -> tuple[TaskResult, ...]:
-    """Returns the results of the newest checkpoint; empty without an evaluation dataset. This is a collective."""
+    """Evaluates the newest checkpoint and returns the results; empty if the config names no evaluation dataset.
+
+    This is a collective.
+    """
     if config.evaluation.url is None:
         return ()
     # Rank 0 alone reads the checkpoint and broadcasts it; otherwise a thousand ranks would each read the weights.

@@ -1,12 +1,14 @@
 """Defines the engine, which makes one optimizer step at a time, and saves and restores the state of training.
 
-The engine is the only class through which training uses DeepSpeed. Five modules belong to it: `zero.py` holds every
-internal of DeepSpeed, `optimizer.py` describes the optimizers as values, `state_layout.py` computes which rank holds
-which part of the optimizer's state, `snapshot.py` copies this state to host memory and files and reads it back, and
-`representation_cache.py` encodes a batch in several passes if it does not fit into memory at once.
+The engine is the only class through which training uses DeepSpeed. Five modules belong to it. `zero.py` alone uses
+internals of DeepSpeed. `optimizer.py` describes each optimizer by a value. `state_layout.py` computes which rank holds
+which part of the optimizer's state. `snapshot.py` copies the weights and this state to host memory and to files, and
+reads the files. `representation_cache.py` encodes the rows of a rank in several passes if they are more than
+`micro_batch`.
 
-The weights are float32 at every stage, and bf16 is an autocast inside the model (decision 4). So the float32 masters of
-ZeRO equal the weights, and a checkpoint needs only the weights and the optimizer's state (decision 16).
+The weights are float32 at every stage of ZeRO, and bf16 is used only by autocast inside the model (decision 4). So the
+float32 copies of the weights that ZeRO keeps equal the weights. A checkpoint therefore needs only the weights and the
+optimizer's state (decision 16).
 """
 
 import math
@@ -46,7 +48,7 @@ def _untimed(_section: str) -> AbstractContextManager[None]:
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """Holds the loss of a step that `Engine.update` or `Engine.discard` has not ended yet.
+    """Holds the result of `Engine.forward`, until `Engine.update` or `Engine.discard` ends the step.
 
     It keeps the activations of the step in memory until it is freed.
 
@@ -70,8 +72,9 @@ class Engine:
     """Trains a tower pair with DeepSpeed.
 
     A step is a call of `forward`, followed by `update` or by `discard`. All ranks must call the same methods. The
-    random numbers of a step (dropout) are a function of (seed, step, rank), so a checkpoint stores no generator. With
-    dropout, a run on another number of ranks therefore draws other masks (decision 2).
+    random numbers of a step (dropout) depend only on the seed, the step, the rank and the pass within the step, so a
+    checkpoint stores no state of a random number generator. Therefore, with dropout, a run on another number of ranks
+    draws other masks (decision 2).
 
     Example:
         forward = engine.forward(batch)
@@ -104,8 +107,8 @@ class Engine:
             world: All ranks.
             settings: The optimizer, the parameter groups, the schedule of the learning rate, and the gradient norm
                 above which gradients are clipped.
-            split: How a step is split over the ranks, and into passes.
-            steps: Number of steps of the whole run, which the schedule needs.
+            split: How the rows of a step are split over the ranks, and those of a rank into passes.
+            steps: Number of steps of the whole run, on which the schedule of the learning rate depends.
             zero_stage: Stage of ZeRO, 0 to 3.
             seed: Seed of the random number generators.
 
@@ -136,7 +139,10 @@ class Engine:
 
     @property
     def text_architecture(self) -> dict[str, Any] | None:
-        """The result of `TextTower.recorded`, which a checkpoint stores."""
+        """The JSON value from `TextTower.recorded`, which a checkpoint stores.
+
+        From it the text tower can be built without its pretrained source. None if the settings alone suffice.
+        """
         return self._engine.module.text.recorded()
 
     def forward(self, batch: Batch, *, timed: Timed = _untimed) -> Forward:
@@ -146,7 +152,8 @@ class Engine:
 
         Args:
             batch: This rank's rows of the global batch. In the last step of an epoch there may be fewer rows, or none.
-            timed: Measures the sections `forward` and `loss`.
+            timed: Called with the name of a section, "forward" or "loss". It returns the context manager that measures
+                the time of this section.
         """
         with timed("forward"):
             # All ranks make the same number of passes, also a rank with fewer rows, because under stage 3 each pass
@@ -160,16 +167,17 @@ class Engine:
     def update(self, forward: Forward, *, timed: Timed = _untimed) -> Metrics:
         """Ends the step: computes the gradients and updates the weights. This is a collective.
 
-        Gradients are averaged over the ranks. The losses scale the share of each rank so that this mean is the
-        gradient of the global loss, also with uneven numbers of rows (decision 18).
+        Gradients are averaged over the ranks. The losses scale the gradients of each rank so that this mean is the
+        gradient of the global loss, also if the ranks have different numbers of rows (decision 18).
 
         Args:
             forward: The result of `Engine.forward` for this step.
-            timed: Measures the sections `backward` and `update`.
+            timed: Called with the name of a section, "backward" or "update". It returns the context manager that
+                measures the time of this section.
 
         Returns:
-            The metrics of the step, with the norm of the gradient before it is clipped. If a gradient is not finite,
-            the weights do not change, `skipped` is 1.0 and the norm is infinite.
+            The metrics of the step. Among them is `gradient_norm`, the norm of the gradient before clipping. If a
+            gradient is not finite, the weights do not change, `skipped` is 1.0 and `gradient_norm` is infinite.
         """
         rate = self.learning_rate
         zero.set_learning_rate(self._engine, rate)
@@ -191,7 +199,8 @@ class Engine:
     def snapshot(self) -> Snapshot:
         """Copies the state of training to host memory. This is a collective.
 
-        Any thread may `write` the returned snapshot. The caller must `release` it before it takes the next one.
+        Any thread may call `write` of the returned snapshot. The caller must call `release` of the snapshot before the
+        next call of this method.
 
         Raises:
             CheckpointError: If the previous snapshot is not released yet.
@@ -206,11 +215,12 @@ class Engine:
     def load(self, folder: Path, saved: Layout, step: int) -> None:
         """Loads the optimizer's state of a checkpoint, so that training continues after `step`.
 
-        The weights are not loaded here: rank 0 has put them into the model with `snapshot.fill` before.
+        The weights are not loaded here: rank 0 must have loaded them with `snapshot.fill` before this engine was made.
 
         Args:
             folder: Contains at least the files `saved.files_for(self.layout, rank)`.
-            saved: The layout with which the files were written; its number of ranks and stage may differ.
+            saved: The layout with which the files were written. Its number of ranks and its stage of ZeRO may differ
+                from those of this engine.
             step: Number of steps that were done when the checkpoint was saved.
 
         Raises:
@@ -252,9 +262,9 @@ class Engine:
                 self._engine.backward(surrogate)
 
     def _update_weights(self) -> tuple[bool, Tensor | float]:
-        """Returns whether the weights have changed, and the gradient's norm before clipping.
+        """Updates the weights. Returns whether they have changed, and the gradient's norm before clipping.
 
-        If a gradient is not finite, the weights do not change and the norm is infinite.
+        If a gradient is not finite, the weights do not change and the returned norm is infinite.
         """
         # Under ZeRO, DeepSpeed clips, and leaves out an update whose gradients are not finite.
         if self._zero_stage > 0:

@@ -1,13 +1,17 @@
-"""Decides whether a step updates the weights if its loss is not finite or far above the losses before it.
+"""Decides what happens if the loss of a step is not finite, or far above the losses of the steps before it.
+
+Depending on the settings, the update of the step is made or left out, the run returns to its newest checkpoint
+(a roll-back), or the run ends.
 
     <run>/skipped.json    steps whose update is left out after a roll-back, with the reason
 
 The loss is equal on all ranks, so all ranks reach the same verdict without communication. The verdict depends on the
-losses alone, so a resumed run decides like a run that was never interrupted.
+settings, the last losses, and the updates that were left out before. Checkpoints store these losses and updates, so a
+resumed run decides like a run that was never interrupted.
 
-A roll-back works over two attempts. `Session.enforce` stores the step in `skipped.json` and raises `RolledBack`. The
-driver starts the next attempt, which resumes from the newest checkpoint. Its guard reads the file and leaves out the
-update of that step, whatever its loss is then.
+A roll-back takes two attempts. In the first one, `Session.enforce` adds the step to `skipped.json` and raises
+`RolledBack`. The driver then starts the second attempt, which resumes from the newest checkpoint. Its guard reads
+`skipped.json` and leaves out the update of that step, even if the loss is good this time.
 """
 
 import math
@@ -40,9 +44,13 @@ Action = Literal["apply", "skip", "rollback", "stop"]
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Holds the decision about the update of a step. The reason is logged, unless it is empty.
+    """Holds the decision about the update of a step.
 
-    A verdict "apply" with a reason is a spike that is only logged (`health.on_spike=log`).
+    Attributes:
+        action: "apply" makes the update. "skip" leaves it out. "rollback" also returns the run to its newest
+            checkpoint. "stop" ends the run.
+        reason: The reason for the action, for the log; empty if the loss is good. A spike that is only logged
+            (`health.on_spike=log`) has the action "apply" and a reason.
     """
 
     action: Action = "apply"
@@ -55,7 +63,7 @@ class Verdict:
 
 
 class Guard:
-    """The loss guard: judges the loss of every step. Its state is a part of the checkpoint.
+    """Judges the loss of every step (the loss guard). Its state is a part of the checkpoint.
 
     The loop calls `judge` for each step in order, between `Engine.forward` and `Engine.update` or `Engine.discard`:
 
@@ -87,8 +95,9 @@ class Guard:
     def judge(self, step: int, loss: Tensor | float) -> Verdict:
         """Returns the verdict on the update of `step`.
 
-        The value of the loss is read only if a setting needs it, because reading it waits for the device. Without such
-        a setting, a loss that is not finite ends the run at the next logged step.
+        To read the value of the loss, the host must wait for the device. Therefore the value is not read if
+        `health.nonfinite` is "stop", `health.spike` is not set, and no step is listed in `skipped.json`. In this case a
+        loss that is not finite ends the run at the next logged step.
 
         Args:
             step: The number of the step, from 1 on: the value of `Engine.step` after the step.
@@ -122,7 +131,7 @@ class Guard:
     def streak(self, step: int) -> int:
         """Returns the number of consecutive updates that were left out, counted backwards from `step`.
 
-        So `step - streak(step)` is the last step whose update was made; the weights are those after that step.
+        So `step - streak(step)` is the last step whose update was made, and the weights have not changed since then.
         """
         first = step
         while first in self._skipped:
@@ -133,7 +142,8 @@ class Guard:
         """Checks, at the end of a run, that its last updates were made.
 
         Raises:
-            TrainingError: If the updates of the last `HOPELESS` steps, up to `step`, were all left out.
+            TrainingError: If the updates of the last `HOPELESS` steps, up to `step`, were all left out. If the run has
+                fewer steps, those of all its steps.
         """
         streak = self.streak(step)
         if streak and streak >= min(HOPELESS, step):
@@ -154,7 +164,10 @@ class Guard:
         self._skipped = self._to_skip | {int(step): str(why) for step, why in state["skipped"]}
 
     def remember(self, store: Store, step: int, reason: str) -> None:
-        """Stores that the next attempt leaves out the update of `step`. Only rank 0 calls this, before a roll-back."""
+        """Adds `step` to `skipped.json`, so that all later attempts leave out its update.
+
+        Only rank 0 calls this, before a roll-back. `reason` says why the update is left out.
+        """
         # The steps of earlier roll-backs are kept: every later replay must leave them out too.
         steps = dict(sorted((_read(store) | {step: reason}).items()))
         storage.write(store, SKIPPED_FILE, SKIPPED, SkippedDocument(steps))
@@ -175,7 +188,10 @@ class Guard:
         return Verdict()
 
     def _height(self) -> float | None:
-        """Returns the limit above which a loss is a spike; None without `health.spike` or with fewer than 20 losses."""
+        """Returns the limit above which a loss is a spike.
+
+        It is None if `health.spike` is not set, or if fewer than `FEWEST` losses are known.
+        """
         if self._settings.spike is None or len(self._losses) < FEWEST:
             return None
         # `NORMAL` turns the median absolute deviation into an estimate of the standard deviation. `FLOOR` keeps the
@@ -195,10 +211,11 @@ class Guard:
 
 
 def _read(store: Store) -> dict[int, str]:
-    """Returns the steps whose updates are left out, with the reasons.
+    """Returns the steps whose updates are left out, with the reasons. Without `skipped.json` there are none.
 
     Raises:
-        ConfigError: If `skipped.json` cannot be read, because the run would then make updates that it must leave out.
+        ConfigError: If `skipped.json` exists and cannot be read. Without its content, the run would make updates that
+            it must leave out.
     """
     found = storage.read(store, SKIPPED_FILE, SKIPPED)
     if isinstance(found, Unreadable):

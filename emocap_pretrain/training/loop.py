@@ -2,10 +2,11 @@
 
 `pretrain` joins the ranks, takes a number for the attempt, starts the monitor, and opens a session (`session.py`),
 which holds everything that the loop uses. `_train` is the loop. `_step` makes one step with the engine (`engine.py`)
-and the loss guard (`guard.py`). At logged steps, `_exchange` combines the numbers of all ranks (`health/monitor.py`).
-When the last step is done, `conclusion.py` evaluates the run and writes its report.
+and the loss guard (`guard.py`). At logged steps, `_exchange` combines the measurements of all ranks
+(`health/monitor.py`). When the last step is done, `conclusion.py` evaluates the run and writes its report.
 
-A step that is neither logged nor saved nor polled has no collectives but those of the loss and of DeepSpeed.
+In an ordinary step, only the loss and DeepSpeed call collectives. Further collectives are called in steps that are
+logged or saved, and in steps after which the ranks ask one another whether training must stop.
 """
 
 import logging
@@ -42,23 +43,27 @@ POLL_S = 1.0
 def pretrain(config: Config, runtime: Runtime) -> None:
     """Trains the run at `config.url` from its newest checkpoint to its last step, evaluates it, and writes its report.
 
-    Every rank of the job calls this. A finished run is not trained again; if its evaluation settings have changed, it
-    is evaluated again. When the runtime asks to stop, a checkpoint is committed and the function returns. A later
-    attempt resumes from that checkpoint, on any number of ranks. With the same number of ranks and the same stage of
-    ZeRO it continues to the bit like a run that was never interrupted.
+    Every rank of the job calls this function. A finished run is not trained again; if its evaluation settings have
+    changed, it is evaluated again. When the runtime or a user asks to stop, a checkpoint is committed and the function
+    returns. A later attempt resumes from that checkpoint, on any number of ranks. With the same number of ranks and the
+    same stage of ZeRO, its weights equal to the bit those of a run that was never interrupted.
 
     Example:
         pretrain(load(Path("cfg.yaml"), []), EnvRuntime.from_environment("cpu"))  # A job of one rank.
 
     Args:
         config: The settings of the run, equal on all ranks.
-        runtime: The numbers and the device of this rank, and the messages of its launcher.
+        runtime: Says which rank of the job this process is and which device it uses, and exchanges messages with the
+            launcher.
 
     Raises:
         ConfigError: On all ranks, if the run cannot start with these settings.
         CheckpointError: On all ranks, if no checkpoint can be used to resume, or a checkpoint cannot be saved.
-        TrainingError: If the loss is no longer finite. Every committed checkpoint is from before that step.
-        LostContact: If another rank has ended or hangs; the message names the rank.
+        TrackingError: If MLflow refuses a new run, or does not know the run that is resumed.
+        BudgetSpent: If there are more damaged samples than the run may leave out.
+        TrainingError: On all ranks, if the run cannot continue, for example because the loss is no longer finite.
+        RolledBack: On all ranks, if the loss guard has refused a loss and the run returns to its newest checkpoint.
+        LostContact: If another rank has ended or hangs; the message names the rank if it is known.
         Superseded: If a newer attempt of the run has taken over.
     """
     with joined(config.cluster, runtime) as world:
@@ -147,8 +152,8 @@ def _train(session: Session, runtime: Runtime, monitor: Monitor) -> Progress:
 def _step(session: Session, batch: Batch, timed: Timed) -> Metrics:
     """Makes one step: computes the loss, asks the guard for its verdict, and makes or discards the update.
 
-    The verdict comes between the forward and the backward pass, so a bad loss never becomes a gradient. The graph of
-    the loss is local to this function, so it is freed before the graph of the next step is built.
+    The guard judges the loss between the forward and the backward pass, so no gradient of a refused loss is computed.
+    The graph of the loss is local to this function, so it is freed before the graph of the next step is built.
 
     Raises:
         RolledBack: If the verdict is to return to the newest checkpoint.
@@ -173,7 +178,7 @@ def _exchange(
     Raises:
         TrainingError: On all ranks, if a metric is not finite and `health.nonfinite` is "stop".
         BudgetSpent: On all ranks, if they have met more damaged samples than the run may leave out.
-        Superseded: On all ranks, if the run's folder was deleted.
+        Superseded: On all ranks, if the run's folder was deleted or replaced.
     """
     step, quarantine = session.engine.step, session.quarantine
     # One collective carries the flags and numbers of all ranks. Rare events that a flag announces take further ones.
@@ -195,7 +200,8 @@ def _exchange(
 def _report_checkpoints(saved: Sequence[Checkpoint], session: Session, runtime: Runtime, monitor: Monitor) -> None:
     """Reports committed checkpoints to the tracker, the monitor and the runtime.
 
-    Every rank calls it. On the other ranks the tracker keeps the reports in memory, and the monitor does nothing.
+    Every rank calls this. On all ranks but rank 0, the tracker keeps the reports in memory, and the monitor does
+    nothing.
     """
     for checkpoint in saved:
         url = f"{session.store.url}/{checkpoint.folder}"
@@ -209,7 +215,10 @@ def _report_checkpoints(saved: Sequence[Checkpoint], session: Session, runtime: 
 
 
 def _report(session: Session, runtime: Runtime, row: Mapping[str, float]) -> None:
-    """Sends the metrics of a logged step to the tracker and to the runtime. Only rank 0 calls this."""
+    """Sends the metrics of a logged step to the tracker, and reports the progress to the runtime.
+
+    Only rank 0 calls this.
+    """
     step = session.engine.step
     session.tracker.log_metrics(row, step)
     loss = f"loss {row['loss']:.3f}" if "loss" in row else "no loss"
@@ -221,7 +230,7 @@ def _due(step: int, every: int, steps: int) -> bool:
 
 
 def _numbers(metrics: Metrics, step: int, session: Session) -> dict[str, float]:
-    """Returns the finite metrics as plain numbers; this waits for the device.
+    """Returns those metrics that are finite, as Python numbers. This waits for the device.
 
     Raises:
         TrainingError: On all ranks, if a metric is not finite and `health.nonfinite` is "stop".
