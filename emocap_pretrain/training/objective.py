@@ -1,9 +1,9 @@
 """Computes the total loss of docs/method.md: the weighted sum of one term for each active caption part.
 
 A term connects a caption part with a loss of `emocap_kernels`: `ImageTerm` with the loss of whole images, `PatchTerm`
-with the local loss of patches. It takes the vectors that the loss needs from the embeddings and the batch, and passes
-the settings to the loss. The mathematics is in the kernels. A further caption part needs no change here (decision 23);
-a further way of aligning texts with images is a further subclass of `Term`, in `_KINDS`.
+with the local loss of patches. The term passes the embeddings, the batch and the settings to the loss in the form that
+the loss expects; the loss itself is computed in `emocap_kernels`. A new caption part needs no change in this module
+(decision 23). A new way of aligning texts with images needs a new subclass of `Term` and an entry in `_KINDS`.
 """
 
 from abc import ABC, abstractmethod
@@ -33,12 +33,12 @@ from emocap_pretrain.model.pair import Embeddings
 class Term(ABC):
     """One addend of the total loss: how the texts of a part are aligned with their images.
 
-    A term is a value without state: the learned scale and bias belong to the model and arrive in the embeddings.
+    A term has no state: the learned scale and bias belong to the model and are passed with the embeddings.
 
     Attributes:
         part: The caption part.
         weight: Factor of the term in the total loss.
-        settings: The settings of all terms.
+        settings: The settings of the objective, which all terms share.
         vectors: The dtype to which the embeddings are cast before the loss.
         group: The ranks whose rows form the global batch; None if this process is alone.
     """
@@ -65,7 +65,7 @@ class Term(ABC):
         Args:
             embeddings: This rank's rows.
             batch: The batch from which the embeddings were computed.
-            mined: Whether positives are mined, because the warm-up of mining is over.
+            mined: Whether positives are mined. False during the warm-up of mining.
             teacher: The teacher's vectors of the images, [rows, any width]; None if no term uses them.
 
         Returns:
@@ -91,7 +91,10 @@ class ImageTerm(Term):
 
     @property
     def formula(self) -> ContrastiveObjective:
-        """The objective that turns the scores of an anchor into a loss, such as InfoNCE."""
+        """The objective of the kernels, such as InfoNCE.
+
+        It turns the scores of an anchor (an image with all texts, or a text with all images) into a loss.
+        """
         return objective_of(self.settings.kind_of(self.part.name))
 
     def learned(self, embeddings: Embeddings) -> dict[str, Tensor]:
@@ -141,9 +144,9 @@ class ImageTerm(Term):
 
     @property
     def _mining(self) -> Mining | None:
-        """The rule by which positives are mined; None without mining.
+        """The rule by which positives are mined; None if none are mined.
 
-        A `soft` objective mines nothing, because its teacher already gives each pair a weight.
+        With the objective `soft` no positives are mined, because its teacher already gives each pair a weight.
         """
         rule = self.settings.mining
         return Mining(**rule.model_dump()) if rule and not self.formula.has_teacher else None
@@ -207,9 +210,9 @@ class Objective:
     """Computes the weighted sum of the terms. Positives are mined after `mining_warmup_steps` steps.
 
     Attributes:
-        terms: One term for each active caption part, in the order of the sum.
-        mining_warmup_steps: Number of steps without mining.
-        teacher: Maps images to the teacher's vectors, [rows, any width]. It must be given if a term uses them.
+        terms: One term for each active caption part, in the order in which their losses are added.
+        mining_warmup_steps: Number of steps at the beginning of the run in which no positives are mined.
+        teacher: Maps images to the teacher's vectors, [rows, any width]. It may be None only if no term uses them.
     """
 
     terms: tuple[Term, ...]
@@ -231,11 +234,13 @@ class Objective:
             settings: The weights, kinds, mining, teacher and backend of the terms.
             precision: `engine.precision`, which decides the dtype of the vectors if `objective.vectors` is "auto".
             group: The ranks whose rows form the global batch; None if this process is alone.
-            teacher: Maps images to the vectors of the teacher in the settings. It may be None if no loss is computed.
+            teacher: Maps images to the vectors of the teacher that the settings name. It may also be None if the caller
+                only reads the terms and computes no loss.
 
         Raises:
-            ConfigError: If `kind_by_part` names a part that is aligned with patches, if a term needs a teacher and the
-                settings have none, or if no term uses the teacher or the rule of mining in the settings.
+            ConfigError: In one of four cases: `kind_by_part` names a part that is aligned with patches; a term needs a
+                teacher, but the settings name none; the settings name a teacher, but no term uses it; the settings have
+                a mining rule, but all terms of whole images are `soft`.
         """
         vectors = vector_dtype(settings, precision)
         weights = settings.weights
@@ -260,7 +265,7 @@ class Objective:
         Args:
             embeddings: This rank's rows.
             batch: The batch from which the embeddings were computed.
-            step: Number of steps done before this one. It decides whether positives are mined.
+            step: Number of steps done before this one. Positives are mined if it is at least `mining_warmup_steps`.
         """
         mined = step >= self.mining_warmup_steps
         teacher = self.teacher(batch.images) if self.teacher else None
@@ -276,10 +281,13 @@ class Objective:
 
 
 def _require_read(settings: ObjectiveConfig, terms: Sequence[Term]) -> None:
-    """Checks that each term has the teacher that it needs, and that the teacher and the rule of mining are used.
+    """Checks that the settings name a teacher if and only if a term uses it, and that the mining rule has an effect.
+
+    The mining rule is checked only if there are terms of whole images.
 
     Raises:
-        ConfigError: If a teacher is missing, or if no term uses the given teacher or the rule of mining.
+        ConfigError: If a term needs a teacher and there is none, if no term uses the teacher, or if there is a mining
+            rule although all terms of whole images are `soft`, which mine nothing.
     """
     readers = [term.part.name for term in terms if term.reads_teacher]
     if readers and settings.teacher is None:
@@ -301,10 +309,10 @@ def _require_read(settings: ObjectiveConfig, terms: Sequence[Term]) -> None:
 
 
 def vector_dtype(settings: ObjectiveConfig, precision: str) -> torch.dtype:
-    """Returns the dtype to which the embeddings are cast before the losses; products are summed in float32.
+    """Returns the dtype to which the embeddings are cast before the losses, which sum products in float32 in any case.
 
-    With bfloat16, the error of a cosine is about 1e-4, which is less than the error that a tower in bfloat16 causes,
-    and ranks exchange half of the bytes (decision 4).
+    With bfloat16 the ranks exchange half as many bytes as with float32. The error of a cosine is then about 1e-4, which
+    is less than the error that a tower in bfloat16 causes (decision 4).
     """
     chosen = precision if settings.vectors == "auto" else settings.vectors
     return torch.bfloat16 if chosen == "bf16" else torch.float32

@@ -1,8 +1,8 @@
-"""Describes each optimizer by a value, `OptimizerSpec`, with its learning rate and the parameter groups of a model.
+"""Defines the optimizers, the learning rate of each step, and the parameter groups of a model.
 
-No other module depends on a particular optimizer. The snapshot, the checkpoint, the estimate of memory and the forecast
-read the spec, so an optimizer whose spec is right works with all of them (decision 24). docs/extend/optimizer.md shows
-how to add one.
+Each optimizer is described by a value, its `OptimizerSpec`, and no other module depends on a particular optimizer. The
+snapshot, the checkpoint, the estimate of memory and the forecast of the step time read the spec. So an optimizer with a
+correct spec works with all of them (decision 24). docs/extend/optimizer.md shows how to add an optimizer.
 """
 
 import math
@@ -27,7 +27,8 @@ class OptimizerSpec:
 
     The fields `per_element`, `per_parameter` and `global_` list the names of the state as they are in
     `torch.optim.Optimizer.state`. A checkpoint stores each state under its name, so that any number of ranks can read
-    it. A state that no field lists is lost when a run resumes, so a test compares the spec with what torch keeps.
+    it. A state that no field lists is lost when a run resumes. Therefore a test compares these fields with the state
+    that torch's optimizer keeps.
 
     Example:
         spec = optimizer_of(OptimizerConfig(name="adamw", lr=1e-3), zero_stage=0)
@@ -118,10 +119,10 @@ OPTIMIZERS: Mapping[str, Callable[[OptimizerConfig], OptimizerSpec]] = {
 
 
 def optimizer_of(settings: OptimizerConfig, zero_stage: int) -> OptimizerSpec:
-    """Returns the optimizer that the settings name.
+    """Returns the spec of the optimizer that the settings name.
 
     Raises:
-        ConfigError: If the optimizer needs whole parameters, which ZeRO 1 to 3 divide.
+        ConfigError: If the optimizer needs whole parameters and `zero_stage` is 1 to 3, which divides parameters.
     """
     spec = OPTIMIZERS[settings.name](settings)
     if spec.whole_parameters and zero_stage > 0:
@@ -133,7 +134,10 @@ def optimizer_of(settings: OptimizerConfig, zero_stage: int) -> OptimizerSpec:
 
 
 def learning_rate(settings: OptimizerConfig, step: int, steps: int) -> float:
-    """Returns the learning rate: linear in the warm-up, then half a cosine to `lr` x `final_share` at the last step.
+    """Returns the learning rate of a step.
+
+    It grows linearly to `lr` during the warm-up. Then it falls along half a cosine, to `lr * final_share` at the last
+    step.
 
     Args:
         settings: The settings of the optimizer.
@@ -150,7 +154,7 @@ def learning_rate(settings: OptimizerConfig, step: int, steps: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class ParameterGroup:
-    """Holds trained parameters, by name, with one weight decay and one factor of the learning rate, `lr_scale`."""
+    """Holds trained parameters by name. They share one weight decay and one factor of the learning rate, `lr_scale`."""
 
     parameters: Mapping[str, nn.Parameter]
     weight_decay: float
@@ -171,8 +175,8 @@ def parameter_groups(model: nn.Module, settings: OptimizerConfig) -> tuple[Param
 
     Weight decay applies to matrices and tensors of more axes. It does not apply to vectors (biases, norms and learned
     scales), nor to embeddings if `decay_embeddings` is false. The last layer of a tower has the full learning rate,
-    and each earlier layer has `layer_decay` times the rate of the next layer. `lr_scales` multiplies these rates. No
-    group is empty.
+    and each earlier layer has `layer_decay` times the rate of the next layer. For the parts of the model that
+    `lr_scales` names, these rates are multiplied by the factor given there. No group is empty.
 
     Raises:
         ConfigError: If a key of `lr_scales` does not name a trained part of the model.

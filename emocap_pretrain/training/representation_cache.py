@@ -1,12 +1,15 @@
 """Trains on batches whose activations do not fit into memory: representations are cached, and the towers run twice.
 
 The method is GradCache (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup").
-The loss is computed from the embeddings of all rows, while memory holds the activations of one pass at a time. The
-gradients are exact: the chain rule is applied first to the loss and then to each pass.
+The rows of a rank are divided into passes, and the towers encode one pass at a time. The loss is computed from the
+embeddings of all rows, while memory holds the activations of one pass only. The gradients are exact: the chain rule is
+applied first to the loss and then to each pass.
 
-In formulas: let e be the embeddings of all rows, e_p those of pass p, and L the loss. The first run computes e without
-a graph. L(e).backward() leaves g = dL/de at the leaves. The second run encodes pass p again and backpropagates the
-scalar sum(e_p * g_p), in which g_p is a constant. Its gradient is (de_p/dw)^T g_p, and the sum over p is dL/dw.
+In formulas: let w be the weights, e the embeddings of all rows, e_p those of pass p, and L the loss. The first run of
+the towers computes e without a graph. L(e).backward() stores g = dL/de in the `grad` of the embeddings, which are
+leaves of the graph. The second run encodes each pass p again and backpropagates the scalar sum(e_p * g_p), where g_p,
+the part of g for pass p, is a constant. The gradient of this scalar is (de_p/dw)^T g_p. The sum of these gradients over
+p is dL/dw.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -33,13 +36,13 @@ class Pass:
 
 @dataclass(frozen=True, slots=True)
 class Cached:
-    """Holds the embeddings of all rows, as leaves of the autograd graph, and the passes that compute them again.
+    """Holds the embeddings of all rows, as leaves of the autograd graph, and the passes in which they are encoded.
 
     Example:
         cached = Cached.of(batch, passes=4, encode=encode)
         loss_of(cached.embeddings).backward()  # Reaches the leaves only.
         for surrogate in cached.surrogates():
-            surrogate.backward()  # Adds the share of one pass to the gradients of the parameters.
+            surrogate.backward()  # Adds the part of one pass to the gradients of the parameters.
     """
 
     embeddings: Embeddings
@@ -53,8 +56,8 @@ class Cached:
         Args:
             batch: This rank's rows; there may be fewer rows than passes.
             passes: Number of passes, equal on all ranks, because each pass runs collectives under ZeRO stage 3.
-            encode: Called as `encode(number, batch)`. It must be deterministic in the number of the pass, so that the
-                second run draws the same dropout masks.
+            encode: Called as `encode(number, batch)` with the index of the pass and its rows, twice for each pass. For
+                the same index it must draw the same random numbers, so that both calls have the same dropout masks.
         """
         cut = tuple(_passes(batch, passes))
         with torch.no_grad():
@@ -62,10 +65,10 @@ class Cached:
         return cls(_leaves(found), cut, encode)
 
     def surrogates(self) -> Iterator[Tensor]:
-        """Yields one scalar for each pass. The gradients of all scalars add up to the gradient of the loss.
+        """Yields one scalar (surrogate) for each pass. The gradients of all scalars add up to the gradient of the loss.
 
-        The backward pass of the loss must be done before. The caller must run the backward pass of a scalar before it
-        takes the next scalar.
+        The caller must run the backward pass of the loss before it takes the first scalar, and the backward pass of
+        each scalar before it takes the next one.
         """
         # It is a generator, so the graph of a pass is freed before the next pass is encoded.
         for number, each in enumerate(self.passes):
@@ -74,10 +77,10 @@ class Cached:
             yield torch.stack([(again * gradient).sum() for again, gradient in pairs]).sum()
 
     def _with_gradients(self, encoded: Embeddings, cut: Pass, *, first: bool) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields each tensor that a pass has encoded, with the gradient of the loss with respect to it.
+        """Yields each tensor in `encoded`, the embeddings of the pass `cut`, with the gradient of the loss for it.
 
-        Tensors that no term uses have no gradient and are left out. The gradient of a scale or a bias counts in the
-        `first` pass alone; in the other passes it is zero.
+        Tensors that no term uses have no gradient and are left out. The gradient of a scale or a bias must count once,
+        so it is replaced by zero unless `first` says that this is the first pass.
         """
         leaves = self.embeddings
         # Images and patches are cut by rows. A row may have several texts, so texts have a slice of their own.

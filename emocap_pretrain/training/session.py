@@ -2,10 +2,11 @@
 
 `open_session` is a sequence of steps that all ranks make together: the run's identity, the checkpoint to resume from,
 the tokenizer, the model and its optimizer, the stream of data, and the tracker. What only rank 0 reads or decides is
-broadcast, so an error of rank 0 is an error of all ranks. The result is a `Session`, whose methods the loop calls.
+broadcast, together with its errors, so all ranks raise an error if rank 0 does. The result is a `Session`, whose
+methods the loop calls.
 
-Rank 0 alone imports MLflow and matplotlib, inside of functions, because these imports take a quarter of the time in
-which a rank starts.
+Only rank 0 imports MLflow and matplotlib. The imports are inside of functions, because they take a quarter of the time
+that a rank needs to start.
 """
 
 import logging
@@ -72,8 +73,8 @@ log = logging.getLogger(__name__)
 class Session:
     """Holds what the training loop uses on this rank during one attempt.
 
-    Leaving the `with` block of a session closes its batches, its saver and its tracker. The training thread alone uses
-    a session, except `write` in `save`, which the saver's thread calls.
+    Leaving the `with` block of a session closes its batches, its saver and its tracker. Only the training thread uses a
+    session, with one exception: the saver's thread calls the function `write` that is defined in `save`.
 
     Attributes:
         config: The settings of the run.
@@ -88,7 +89,7 @@ class Session:
         guard: Judges the loss of every step.
         batches: The batches of this rank.
         quarantine: The damaged samples that the run has left out.
-        before: Progress of the earlier attempts.
+        before: Progress of the earlier attempts: their time of training, and the metrics that were logged last.
     """
 
     config: Config
@@ -106,10 +107,14 @@ class Session:
     before: Progress
 
     def save(self, cursor: Cursor, progress: Progress) -> None:
-        """Begins to commit a checkpoint from which training continues after `cursor`. This is a collective.
+        """Begins to save a checkpoint of the current step, in the background. This is a collective.
 
         `Saver.finished` returns the checkpoint once it is committed. Nothing is saved if no update was made since the
         last checkpoint, because that checkpoint has the same weights.
+
+        Args:
+            cursor: The place in the data at which the next step begins.
+            progress: The time of training so far and the newest metrics, which the checkpoint stores.
         """
         # The left side is the last step whose update was made. It is equal on all ranks, so all of them return here.
         if self.engine.step - self.guard.streak(self.engine.step) <= self.saver.newest:
@@ -153,7 +158,7 @@ class Session:
             self.saver.sweep(step + 1 if ended else step)
 
     def next_batch(self) -> tuple[Batch, Cursor]:
-        """Returns this rank's rows of the next step on its device, and the cursor after them.
+        """Returns this rank's rows of the next step on its device, and the cursor at which the step after it begins.
 
         Raises:
             BudgetSpent: If this rank has met more damaged samples than the run may leave out.
@@ -211,20 +216,20 @@ class Session:
             self._keep_unsent_at_end()
 
     def keep_unsent(self, further: Sequence[Row]) -> None:
-        """Stores the rows that the tracker has not received, and `further`, in the run's folder.
+        """Stores the rows (reports) that the tracker has not received, and the rows `further`, in the run's folder.
 
         Only rank 0 calls this, before it writes the report that marks the run as done.
 
         Raises:
-            StoreError: If the store does not accept them. No later attempt could compute the rows of a finished run
-                again.
+            StoreError: If the store does not accept the rows. The error must not be ignored, because no later attempt
+                could compute the rows of a finished run again.
         """
         unsent.write(self.store, [*self.tracker.unsent(), *further], number=self.attempt.number)
 
     def _keep_unsent_at_end(self) -> None:
-        """Stores the rows that the tracker has not received in the run's folder.
+        """Stores the rows (reports) that the tracker has not received in the run's folder. Only rank 0 does this.
 
-        The rows are lost, with a warning, if the store fails or needs more than `KEEP_UNSENT_S` seconds.
+        If the store fails or needs more than `KEEP_UNSENT_S` seconds, a warning says that the rows are lost.
         """
         if not self.world.is_main:
             return
@@ -239,8 +244,8 @@ class Session:
     def _finish_checkpoint(self) -> None:
         """Waits for the checkpoint in progress, after a `TrainingError` or a `RolledBack`.
 
-        All ranks raise these errors together, so all ranks wait for the checkpoint. If it is not committed, a warning
-        is logged.
+        All ranks raise these errors together, so all ranks wait for the checkpoint. If the checkpoint cannot be
+        committed within `COMMIT_S` seconds, a warning is logged.
         """
         try:
             self.saver.wait(COMMIT_S)
@@ -261,8 +266,8 @@ def open_session(config: Config, world: RankGroup, attempt: Attempt, opening: Ra
             some ranks download far more than others.
 
     Raises:
-        ConfigError: If there are more ranks than samples in a batch, /dev/shm has no room for loader processes, or the
-            folder belongs to another run.
+        ConfigError: If there are more ranks than samples in a global batch, /dev/shm has no room for loader processes,
+            or the folder belongs to another run.
         CheckpointError: If the newest checkpoint belongs to other data or another model.
         TrackingError: If MLflow refuses a new run, or does not know the run that is resumed.
     """
@@ -318,7 +323,10 @@ def open_session(config: Config, world: RankGroup, attempt: Attempt, opening: Ra
 
 
 def _unsent_rows(path: Path) -> list[Row]:
-    """Returns the rows that the tracker had not received when the checkpoint was saved."""
+    """Returns the rows (reports) that the tracker had not received when the checkpoint was saved.
+
+    `path` is the file `unsent.json` of the checkpoint.
+    """
     return readable_rows(unsent.parse(path.read_bytes(), f"{UNSENT_FILE} of the checkpoint"))
 
 
@@ -428,7 +436,10 @@ def _open_tracker(
 
 
 def _parent(config: Config, attempt: Attempt, run_id: str) -> str:
-    """Returns MLflow's id of the original run if this run's folder is a copy; otherwise an empty text."""
+    """Returns MLflow's id of the original run if this run's folder is a copy; otherwise an empty text.
+
+    The folder also counts as a copy if MLflow shows that another folder writes to the run `run_id`.
+    """
     store = attempt.store
     parent = RunFolder(store).copied_from()
     if parent:
@@ -471,7 +482,10 @@ def _preview(tracker: Tracker, stream: Stream, *, of: str) -> None:
 
 
 def _count_cut_texts(tracker: Tracker, config: Config, tokenizer: Tokenizer) -> None:
-    """Logs and tracks the share of cut texts: those with more tokens than `model.text.lengths` allows."""
+    """Logs and tracks which share of the texts is cut, because they have more tokens than `model.text.lengths` allows.
+
+    The texts are the captions of the first samples, and the prompts of the evaluation.
+    """
     lengths = config.model.text.lengths
     samples, cut = cut_captions(config.data.datasets, tokenizer, lengths)
     cut += cut_prompts(config.evaluation, tokenizer, lengths)

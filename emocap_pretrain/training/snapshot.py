@@ -1,9 +1,9 @@
-"""Holds a copy of the training state in host memory, from the end of a step until the state is written to files.
+"""Copies the training state to host memory at the end of a step, writes the copy to files, and reads such files.
 
 Training pauses only for the copy. The files are safetensors, so reading them runs no code. Rank 0 writes the weights of
-the whole model; every rank writes its slices of the optimizer's state with the offset of each slice. `fill` and `read`
-are the way back: `fill` loads the weights on rank 0, and `read` fills the optimizer of any rank from the files of any
-number of ranks.
+the whole model; every rank writes its slices of the optimizer's state with the offset of each slice. To resume, `fill`
+loads the weights on rank 0, and `read` fills the optimizer's state of any rank from files that any number of ranks have
+written.
 """
 
 import json
@@ -28,10 +28,11 @@ SCHEMA = 1
 
 
 class Snapshot:
-    """Holds this rank's share of the training state after one step, in host memory that every snapshot uses again.
+    """Holds this rank's share of the training state after one step, in host memory.
 
-    A snapshot must be released before the next one is taken. `write` reads only this memory and calls no collective,
-    so another thread may call it while training continues.
+    The memory is allocated once and used again for each snapshot, so a snapshot must be released before the next one is
+    taken. `write` reads only this memory and calls no collective, so another thread may call it while training
+    continues.
 
     The order of calls is `take` (training thread), then `require_finite` and `write` (any thread), then `release`.
     There is no lock: between `take` and `release` nobody writes to the memory.
@@ -51,7 +52,7 @@ class Snapshot:
         return self._weights
 
     def require_finite(self) -> None:
-        """Checks that this rank's share of the state is finite, because training cannot continue from other values.
+        """Checks that all numbers of this rank's share are finite, because training could not resume from other ones.
 
         Raises:
             CheckpointError: If a value is not finite.
@@ -142,8 +143,9 @@ def fill(model: nn.Module, path: Path) -> None:
 def read(paths: Iterable[Path], slices: Iterable[StateSlice], global_: Iterable[str]) -> State:
     """Fills the slices from the files of one checkpoint.
 
-    Each file is read only where it overlaps the slices. The number of elements that are still missing is counted down,
-    so a checkpoint with a gap is noticed, whatever rank wrote what. An error may leave some slices already filled.
+    Each file is read only where it overlaps the slices. The elements that were read are counted, so the function
+    notices a missing element, no matter how the ranks that saved had divided the state. If it raises an error, some
+    slices may already be filled.
 
     Args:
         paths: Files of the checkpoint, written by any number of ranks.
@@ -197,7 +199,7 @@ def _read_global(file: Any, header: Mapping[str, Any], names: Iterable[str]) -> 
 def _read(file: Any, offset: int, target: StateSlice) -> int:
     """Copies the file's state of one parameter into `target`, and returns the number of copied elements.
 
-    `offset` is the place in the flat parameter at which the states in the file begin.
+    `offset` is the index, within the flattened parameter, of the first element whose state is in the file.
     """
     mine, stored, count = target.slice, frozenset(file.keys()), 0
     for field in target.per_element:

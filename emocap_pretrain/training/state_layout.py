@@ -1,11 +1,12 @@
 """Computes which rank holds which part of the optimizer's state, from names and sizes alone.
 
-It repeats how DeepSpeed 0.19.8 divides a parameter group of the optimizer over the ranks. `zero.py` maps this layout
-to the tensors of the optimizer.
+It applies the rule by which DeepSpeed 0.19.8 divides a parameter group of the optimizer over the ranks. `zero.py` maps
+this layout to the tensors of the optimizer.
 
-The manifest of a checkpoint stores the layout with which it was written. A rank that resumes, at any number of ranks
-and any stage, computes from the stored layout and its own one which files overlap what it will hold, and reads only
-those (decision 16). There is no tensor and no file here, so all of it is tested with plain numbers.
+The manifest of a checkpoint stores the layout with which the checkpoint was written. A run may resume with another
+number of ranks and another stage of ZeRO. Each rank then compares the stored layout with its own, and reads only the
+files that contain elements of its own slices (decision 16). This module uses no tensors and no files, so tests need
+only plain numbers.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -47,15 +48,16 @@ class Slice:
 class Layout:
     """Describes how the state of the optimizer is divided over the ranks.
 
-    Three methods answer three questions: `tensors` says what the rank's optimizer holds and where in its flat tensors,
-    `held` the same without the positions, and `slices` what the rank writes into a checkpoint. `held` and `slices`
-    differ at stage 0 only.
+    `tensors` returns the slices that the optimizer of a rank holds, with their positions in its flat tensors. `held`
+    returns the same slices without the positions. `slices` returns the slices that the rank writes into a checkpoint.
+    They differ from `held` only at stage 0, where each rank holds the whole state and writes an even share of it.
 
     Attributes:
         zero_stage: Stage of ZeRO, 0 to 3.
         ranks: World size.
         groups: The trained parameters in the optimizer's groups, each as its name and its number of elements.
-        optimizer: The value of `optimizer.name`. Version 0.1.0, which had AdamW alone, did not store it.
+        optimizer: The value of `optimizer.name`. The default is for checkpoints of version 0.1.0, which had only AdamW
+            and did not store the name.
     """
 
     zero_stage: int
@@ -89,9 +91,10 @@ class Layout:
         return tuple(tuple(cut(group, rank, self.ranks)) for group in self.groups)
 
     def files_for(self, mine: "Layout", rank: int) -> tuple[str, ...]:
-        """Returns the files of a checkpoint of this layout that `rank` must read to train with the layout `mine`.
+        """Returns which files of a checkpoint `rank` must read to continue training.
 
-        There is always at least one file, because every rank reads the number of updates.
+        The checkpoint was written with this layout, and the run continues with the layout `mine`. There is always at
+        least one file, because every rank reads the number of updates.
 
         Raises:
             CheckpointError: If the layouts have different parameters or optimizers.
@@ -111,7 +114,7 @@ class Layout:
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> "Layout":
-        """Returns the layout whose `to_json` gave this JSON value.
+        """Returns the layout that a JSON value from `to_json` describes.
 
         Raises:
             CheckpointError: If the value does not describe a layout.
@@ -150,7 +153,8 @@ def _of_all(group: Group, rank: int, ranks: int) -> Iterator[tuple[int, Slice]]:
     """Yields the rank's slices under ZeRO 1 and 2, with their positions in the rank's part of the group's flat tensor.
 
     DeepSpeed concatenates the group, pads it to a multiple of twice the number of ranks, and divides it evenly. The
-    factor 2 is its `nccl_start_alignment_factor`. The padding is at the end, so the last ranks may hold nothing else.
+    factor 2 is DeepSpeed's `nccl_start_alignment_factor`. The padding is at the end, so the last ranks may hold only
+    padding.
     """
     share = 2 * ceil(sum(length for _, length in group) / (2 * ranks))
     return _cut(group, rank * share, (rank + 1) * share)
@@ -159,8 +163,9 @@ def _of_all(group: Group, rank: int, ranks: int) -> Iterator[tuple[int, Slice]]:
 def _of_each(group: Group, rank: int, ranks: int) -> Iterator[tuple[int, Slice]]:
     """Yields the rank's slices under ZeRO 3, with their positions in the rank's flat tensor of the group.
 
-    DeepSpeed pads each parameter and divides it evenly. The rank's tensor is the concatenation of its shares, with the
-    padding: so a position counts the whole shares before it, although a slice has no padding.
+    DeepSpeed pads each parameter and divides it evenly. The rank's flat tensor is the concatenation of the rank's
+    shares of all parameters. The shares contain padding, and the slices do not. The position of a slice is therefore
+    the sum of the lengths of all shares before it, padding included.
     """
     shares = [ceil(length / ranks) for _, length in group]
     for (name, length), share, position in zip(group, shares, _starts(shares), strict=True):

@@ -36,8 +36,8 @@ class StateSlice:
     Attributes:
         slice: The elements of the parameter.
         per_element: Flat views by the name of the state, each as long as the slice.
-        per_parameter: Whole tensors by the name of the state. It is empty unless the slice contains the first element
-            of the parameter, so that only one rank stores these tensors.
+        per_parameter: Tensors of any shape by the name of the state, each for the whole parameter. It is empty unless
+            the slice contains the first element of the parameter, so that only one rank stores these tensors.
     """
 
     slice: Slice
@@ -45,7 +45,7 @@ class StateSlice:
     per_parameter: State
 
     def part(self, inner: Slice) -> "StateSlice":
-        """Returns views of the state of a slice that lies inside this one."""
+        """Returns the state of the slice `inner`, which lies inside this one, as views."""
         offset = inner.offset - self.slice.offset
         views = {name: view.narrow(0, offset, inner.length) for name, view in self.per_element.items()}
         return StateSlice(inner, views, {} if inner.offset else self.per_parameter)
@@ -72,10 +72,10 @@ def initialise(
         groups: The trained parameters of the model.
         world: All ranks.
         lr: Learning rate until the first step sets another one.
-        clip_norm: Largest norm of the whole gradient under ZeRO 1 to 3; 0 means no clipping. Without ZeRO the engine
-            clips by itself.
+        clip_norm: Norm above which DeepSpeed clips the whole gradient under ZeRO 1 to 3; 0 means no clipping. At stage
+            0 it has no effect, because the class `Engine` clips the gradient.
         zero_stage: Stage of ZeRO, 0 to 3.
-        rows: Number of rows of the rank that has most.
+        rows: Number of rows of the rank with the most rows, in a full step.
     """
     on_cpu = world.device == "cpu"
     if on_cpu:
@@ -106,8 +106,8 @@ def initialise(
 def reduced_once(engine: Any) -> Generator[None]:
     """Adds up, on each rank, the gradients of the backward passes in the block.
 
-    At the end of the block, the sums are averaged over the ranks. This is a collective. Until then a rank holds its
-    whole gradient, also at stages 2 and 3 (decision 18).
+    The end of the block is a collective, which averages the sums over the ranks. Until then each rank holds the sums
+    for all parameters, also at stages 2 and 3 of ZeRO (decision 18).
     """
     # DeepSpeed has one function for stages 1 to 3, which refuses stage 0, and another one that refuses stages 2 and 3.
     if engine.zero_optimization_stage() > 0:
@@ -164,9 +164,9 @@ def set_global_state(engine: Any, spec: OptimizerSpec, values: Mapping[str, Tens
 
 
 def weights(engine: Any) -> Iterator[tuple[str, Tensor]]:
-    """Yields the names and whole tensors of the model. This is a collective: all ranks must iterate together.
+    """Yields each parameter and buffer of the model, by name. This is a collective: all ranks must iterate together.
 
-    Under ZeRO 3 a tensor is whole only until the next one is yielded.
+    Under ZeRO 3 a parameter has all its elements only until the next tensor is yielded.
     """
     import deepspeed
 
@@ -203,7 +203,7 @@ def _state(optimizer: torch.optim.Optimizer, spec: OptimizerSpec, tensor: Tensor
 
 
 def _share_buffers(model: nn.Module, world: RankGroup) -> None:
-    """Broadcasts rank 0's buffers, such as statistics of frozen norms. This is a collective.
+    """Broadcasts rank 0's buffers, such as the running statistics of frozen batch norms. This is a collective.
 
     DeepSpeed broadcasts the parameters only.
     """
