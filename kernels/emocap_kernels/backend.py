@@ -1,7 +1,8 @@
 """Selects the backend of a loss, and gives the reason if fused Triton kernels cannot run.
 
-The `op.py` of each loss first asks `why_not_fused`, adds reasons of its own, and passes them to `select_backend`. The
-ranks exchange the result and raise an error if it differs, because the backends exchange different messages.
+The `op.py` of each loss first calls `why_not_fused`. If that gives no reason, it looks for a reason that only this loss
+has. It passes the reason, if any, to `select_backend`. The ranks compare their selected backends and raise an error if
+these differ, because different backends send different messages.
 """
 
 from __future__ import annotations
@@ -46,12 +47,12 @@ class BackendChoice:
 
 
 def select_backend(backend: Backend, unsupported: str | None, like: Tensor) -> BackendChoice:
-    """Returns the backend that runs. `auto` becomes `fused` wherever that can run, and `chunked` elsewhere.
+    """Returns the backend that runs. On a GPU, `auto` becomes `fused` if fused kernels can run; else it is `chunked`.
 
     Args:
         backend: The caller's request.
         unsupported: The reason why fused kernels cannot run, or None if they can.
-        like: One of the inputs. The reason for `fused` names its device, type and width.
+        like: One of the inputs. It tells the device; the reason for `fused` also names its type and width.
 
     Raises:
         ArgumentError: If `backend` is unknown.
@@ -73,13 +74,13 @@ def select_backend(backend: Backend, unsupported: str | None, like: Tensor) -> B
 def why_not_fused(vectors: list[Tensor], mining: Mining | None) -> str | None:
     """Returns the reason why fused kernels cannot run on these inputs, or None if they can run.
 
-    The answer depends on device, type, width and mining rule, never on the number of rows. Therefore ranks with
-    different numbers of rows get the same answer.
+    The answer depends on device, type, width, mining rule and the installed Triton, never on the number of rows.
+    Therefore ranks with different numbers of rows get the same answer.
 
     Args:
         vectors: All tensors that a kernel would multiply. The first one determines device and width. In the global
-            loss, guide features may have another width.
-        mining: The rule of the loss. Only its `top_k` matters here.
+            loss, guide features (vectors that only the mining compares) may have another width.
+        mining: The mining rule of the loss, or None. Only its `top_k` matters here.
     """
     first = vectors[0]
     if not first.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":

@@ -18,7 +18,7 @@ def block_bytes_on(device: torch.device) -> int:
 
 
 def ceil_div(length: int, size: int) -> int:
-    """Returns the number of pieces of length `size` that cover `length`."""
+    """Returns the number of pieces of length `size` that are needed to cover `length`: the quotient, rounded up."""
     return -(-length // size)
 
 

@@ -1,4 +1,4 @@
-"""Checks the arguments of both public losses. Every message names the value, the rule and the cure.
+"""Checks the arguments of both public losses. Every message names the value and the rule that it breaks.
 
 The checks read shapes, types and devices. They read values only on the CPU, because on a GPU the host would wait for
 the device.
@@ -22,7 +22,7 @@ def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 def check_floats(name: str, tensor: Tensor, *axes: str) -> None:
-    """Raises a ShapeError unless `tensor` is of a supported floating type and has as many axes as are named."""
+    """Raises a ShapeError unless `tensor` has a supported floating-point type and one axis for each name in `axes`."""
     if tensor.dtype not in FLOAT_DTYPES:
         kinds = ", ".join(str(kind).removeprefix("torch.") for kind in FLOAT_DTYPES)
         raise ShapeError(f"{name} is {tensor.dtype}; it must be one of {kinds}.")
@@ -48,7 +48,7 @@ def check_equal(left: str, left_size: int, right: str, right_size: int) -> None:
 
 
 def check_device(name: str, tensor: Tensor, like: Tensor) -> None:
-    """Raises a ShapeError unless both tensors are on one device."""
+    """Raises a ShapeError unless both tensors are on the same device. `name` names `tensor` in the message."""
     if tensor.device != like.device:
         raise ShapeError(
             f"{name} is on {tensor.device} and the other inputs are on {like.device}; move it to {like.device}."
@@ -77,18 +77,19 @@ def check_sharpness(sharpness: float) -> None:
 
 
 def check_regions(patches: Tensor, sentences: Tensor, images: Tensor, patch_mask: Tensor | None, *, owner: str) -> None:
-    """Checks patches, sentences, and the row of `patches` to which each sentence belongs.
+    """Checks patches, sentences, and the indices that say to which image each sentence belongs.
 
     Args:
-        patches: [rows, patches, width].
+        patches: [rows, patches, width], the patch vectors of `rows` images.
         sentences: [sentences, width].
-        images: int64 [sentences], the row of `patches` of each sentence, in [0, rows).
+        images: int64 [sentences], the row of `patches` that holds the image of each sentence, in [0, rows).
         patch_mask: Bool [rows, patches] or None.
-        owner: The name under which the caller's function takes `images`, for the error messages.
+        owner: The name that `images` has as an argument of the caller's function, for the error messages.
 
     Raises:
-        ArgumentError: If an index is out of range. On a GPU the device checks this and stops the process.
-        ShapeError: If tensors do not fit together.
+        ArgumentError: If an index is out of range. On a GPU an assertion on the device checks this instead, and a later
+            call of CUDA reports the failure.
+        ShapeError: If a tensor has a wrong shape, type or device.
         NotSupportedError: If `images` is a meta or a fake tensor, which has no values.
     """
     check_floats("patches", patches, "rows", "patches", "width")

@@ -1,8 +1,8 @@
 """Describes the batch of the global loss on one rank: its own rows, and the rows of other ranks as they arrive.
 
 `chunked` and `fused` get a sharded batch: this rank scores its own images against all texts, which arrive in blocks.
-`reference` gets a replicated one: every rank holds all rows and computes everything. A backend sees blocks of texts and
-does not know from which ranks they came (decision 11).
+`reference` gets a replicated batch: every rank holds all rows and computes everything. A backend receives blocks of
+texts, and its computation does not depend on the ranks from which they came (decision 11).
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ from emocap_kernels.precision import compute_dtype, product_dtype, scale_tensor
 class GuideFeatures:
     """Holds the guide features of the rows of this rank, without a gradient.
 
-    Mining compares these features. For `soft` they are the features of the teacher, whose cosines give its scores.
+    Guide features are the vectors that mining compares to find further positives. For the objective `soft`, they are
+    the features of the teacher, and the cosines between them give the teacher's scores.
 
     Attributes:
         own: The features of each modality, [local, width of that modality].
@@ -58,11 +59,12 @@ class GuideFeatures:
         """Returns the similarity of local anchors with candidates, [rows, candidates].
 
         Args:
-            similarities: The modalities that the guide compares. Of two similarities, the smaller one counts.
-            rows: Local anchors.
-            candidates: Guide features, [candidates, width] for each modality.
+            similarities: The similarities that the guide compares, each as the modality of the anchor and that of the
+                candidate. If there are two, the smaller one is returned for each pair.
+            rows: The local anchors.
+            candidates: The guide features of the candidates, [candidates, width] for each modality.
             duplicates: The result of `duplicates_of` for the candidates. With it, equal candidates have equal
-                similarities to the bit.
+                similarities to the bit; without it, rounding may differ.
         """
         found: list[Tensor] = []
         for (anchor, candidate), first in zip(similarities, duplicates or [None] * len(similarities), strict=True):
@@ -72,7 +74,11 @@ class GuideFeatures:
 
 
 def duplicates_of(similarities: GuideSimilarities, candidates: Mapping[Modality, Tensor]) -> list[Tensor | None]:
-    """Returns, for each similarity, the index of the first equal candidate of every candidate (`first_duplicates`)."""
+    """Returns the duplicates among the candidates, one tensor for each similarity (see `first_duplicates`).
+
+    The tensor holds, for every candidate, the index of the first candidate with the same features. It is None if all
+    candidates differ.
+    """
     return [first_duplicates(candidates[candidate]) for _, candidate in similarities]
 
 
@@ -96,8 +102,11 @@ class TextBlock:
 class ContrastiveBatch:
     """Describes the global batch on a rank that holds some of its rows and receives the others.
 
-    Each loop over `blocks` is one pass over all texts of the global batch. An autograd function keeps the batch from
-    forward to backward: it saves what `pack` returns, and calls `unpack` on it.
+    Each loop over `blocks` is one pass over all texts of the global batch. An autograd function that needs the batch in
+    backward saves the result of `pack`, and restores the batch with `unpack`.
+
+    In the shapes, `local` is the number of rows of this rank, and `total` that of all ranks. An own pair is the image
+    and the text of the same row.
 
     Attributes:
         image: [local, width].
@@ -108,8 +117,8 @@ class ContrastiveBatch:
         objective: The loss as a function of the scores.
         bias: 0-dim, added to the scores; 0 if the objective has none.
         guide_scale: 0-dim; a teacher's scores are `guide_scale` times the cosines of `features`.
-        ids: int64 [total], or None if only own pairs are known positives.
-        mining: None if only known pairs are positives.
+        ids: int64 [total]. Samples of equal id are known positives. None if only own pairs are known positives.
+        mining: The rule by which further positives are mined; None if only known positives are positives.
         features: The features that guide the mining, or those of the teacher; None if there is neither.
         feature_dtype: The type in which features are multiplied.
         partition: The division of the rows among the ranks.
@@ -150,18 +159,18 @@ class ContrastiveBatch:
 
     @property
     def mined_by_score(self) -> bool:
-        """Returns whether the cosine from which a pair's score is made also decides whether the pair is mined."""
+        """Returns whether the cosine from which a pair's score is computed also decides whether the pair is mined."""
         if self.mining is None or self.features is None or self.mining.top_k is not None:
             return False
         return compares_modalities(self.mining) and self.features.are_embeddings
 
     def mined_lists(self, nearest: Callable[[GuideSimilarities], Tensor]) -> MinedLists | None:
-        """Returns the candidates that a rule with `top_k` mined, or None if the rule has no `top_k`.
+        """Returns the candidates that are mined for each anchor by a rule with `top_k`; None without such a rule.
 
         This is a collective, because the lists of text anchors are gathered: all ranks must call it.
 
         Args:
-            nearest: Returns the mined candidates of each local anchor by the given similarities, [local, at most
+            nearest: Maps similarities to the candidates that are mined by them for each local anchor, [local, at most
                 top_k].
         """
         if self.mining is None or self.mining.top_k is None:
@@ -173,9 +182,10 @@ class ContrastiveBatch:
         return MinedLists(of_images, gather_rows(of_texts, self.partition, self.ranks), self.partition.first)
 
     def pack(self) -> tuple[ContrastiveBatch, tuple[Tensor, ...]]:
-        """Returns a copy of this batch without its vectors, and the vectors, for `save_for_backward`.
+        """Returns a copy of this batch without its vectors, and the vectors themselves.
 
-        Autograd can then free the vectors, and raises an error if a vector was changed before backward.
+        The caller passes the vectors to `save_for_backward`. Autograd can then free them, and raises an error if one of
+        them was changed before backward.
         """
         columns, gathered = self.columns.pack()
         own = {} if self.features is None else self.features.own
@@ -222,8 +232,9 @@ def sharded_batch(
         inputs: The inputs of this rank.
         partition: The division of the rows among the ranks.
         ranks: The ranks of the batch.
-        needs_gradient: Whether the texts of any rank need a gradient. Then all ranks take part in backward, also a
-            rank whose own texts need none (it may hold no rows).
+        needs_gradient: Whether any rank must send messages in backward: if its texts need a gradient or, with the
+            schedule `ring`, if any of its inputs does. Then all ranks take part in backward, also a rank that needs no
+            gradient itself.
         narrow: Whether half-precision vectors keep their type, for matrix units that add products in float32. If
             not, they are converted to float32.
     """
@@ -278,9 +289,11 @@ def sharded_batch(
 def replicated_batch(inputs: ContrastiveInputs, partition: Partition, ranks: Ranks) -> ContrastiveBatch:
     """Returns the batch in which every rank holds all rows, for the reference.
 
-    This is a collective: all ranks must call it. `gather_replicated` multiplies the gradients of the rows by the number
-    of ranks, because each rank returns only those of its own rows. The gradient of the scale needs no factor, because
-    each rank computes all of it.
+    This is a collective: all ranks must call it.
+
+    After backward, the gradients are averaged over the ranks. Each rank has only the gradients of its own rows, so
+    `gather_replicated` multiplies them by the number of ranks, which the mean then cancels. The gradient of the scale
+    needs no such factor, because each rank computes all of it.
     """
     dtype = compute_dtype(inputs.image, inputs.text)
     guided = {"guide_image": inputs.guide_image, "guide_text": inputs.guide_text}

@@ -1,14 +1,15 @@
 """Computes the global loss in bounded memory, in plain torch. Each tile of scores is computed twice and never stored.
 
-This module computes the objectives with positives in a softmax, `infonce` and `mil_nce`. Forward keeps a few numbers of
-each anchor. Backward computes each tile again, in the same shapes from the same tensors, so that scores and masks equal
-those of forward to the bit. Then it adds the tile's part of the gradients. The cost is four matrix products of the size
-of the score matrix, the least for a symmetric loss that stores no scores.
+This module computes the objectives `infonce` and `mil_nce`, which compare positives with all candidates by a softmax.
+Forward keeps a few numbers for each anchor. Backward computes each tile again, in the same shapes from the same
+tensors, so that scores and masks equal those of forward to the bit. Then it adds the tile's part of the gradients. The
+cost is four matrix products of the size of the score matrix, the least for a symmetric loss that stores no scores.
 
-The module `pairwise` computes objectives that are sums over pairs, whose gradients forward can compute as well.
+The module `pairwise` computes objectives that are sums over pairs. Their gradients can be computed in forward.
 
-Both passes are loops over blocks of texts, which arrive from the ranks one after the other (`batch`), and over slices
-of the local images (`tiling`). `softmax` merges the statistics of the tiles, and `sums` adds up their gradients.
+Forward and backward both loop over blocks of texts, which arrive from the ranks one after the other (`batch`), and over
+slices of the local images (`tiling`). The module `softmax` merges the statistics of the tiles, and `sums` adds up their
+gradients.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ def evaluate(batch: ContrastiveBatch, *, block_bytes: int | None = None) -> Loss
     This is a collective: all ranks must call it.
 
     Args:
-        batch: Embeddings of any type. On a GPU, half-precision vectors are multiplied in their own type.
+        batch: The batch, with embeddings of any type. On a GPU, half-precision vectors are multiplied in their own
+            type.
         block_bytes: Largest number of bytes of one tile of scores; None means the default of the device.
 
     Raises:
@@ -105,7 +107,7 @@ class _Softmax(Function):
 
 @dataclass(frozen=True, slots=True)
 class _SoftmaxStats:
-    """Holds the statistics over all candidates and, for `mil_nce`, those over the positives alone."""
+    """Holds the softmax statistics of each anchor over all candidates and, for `mil_nce`, over the positives alone."""
 
     candidates: ScoreStats
     positives: ScoreStats | None
@@ -138,7 +140,10 @@ class _SoftmaxStats:
 
 @dataclass(frozen=True, slots=True)
 class _SoftmaxWeights:
-    """Holds the gradient weights of all anchors, which forward computes and backward reads."""
+    """Holds the gradient weights of all anchors, which forward computes and backward reads.
+
+    With these numbers, the gradient of a score follows from the score and from the targets of its tile.
+    """
 
     rows: GradientWeights
     columns: GradientWeights

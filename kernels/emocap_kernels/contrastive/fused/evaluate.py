@@ -1,32 +1,34 @@
 r"""Computes the global loss by fused Triton kernels, in memory that is linear in the batch.
 
-Let \(X\) be the images of this rank and \(Y\) all texts. The matrix of scores in base 2,
-\(Z = \mathrm{scale} \cdot \log_2 e \cdot X Y^\top\), is never stored.
+Let \(X\) be the images of this rank, with the rows \(x_i\), and \(Y\) all texts, with the rows \(y_j\). \(B\) is the
+number of samples in the global batch. The matrix of scores in base 2,
+\(Z = \mathrm{scale} \cdot \log_2 e \cdot X Y^\top\) with the entries \(z_{ij}\), is never stored.
 
 1. *Statistics* (`kernels/statistics.py`): each tile of \(Z\) is computed once. One exponential
    \(E_{ij} = 2^{z_{ij} - h}\), with one shift \(h\) for the whole batch, gives the sums of its rows **and** of its
-   columns. With \(r_i = \sum_j E_{ij}\), \(c_j = \sum_i E_{ij}\) and the positives \(P_i\) and \(Q_j\),
+   columns. Let \(r_i = \sum_j E_{ij}\) and \(c_j = \sum_i E_{ij}\), and let \(P_i\) and \(Q_j\) be the positives of
+   image i and of text j. The losses of the two directions, whose mean is the loss \(L\), are
    \[ L_{i2t} = \frac{\ln 2}{B} \sum_i \Big[ \log_2 r_i + h - \frac1{|P_i|} \sum_{j \in P_i} z_{ij} \Big], \qquad
       L_{t2i} = \frac{\ln 2}{B} \sum_j \Big[ \log_2 c_j + h - \frac1{|Q_j|} \sum_{i \in Q_j} z_{ij} \Big]. \]
-   The ranks add their \(c_j\) in one all-reduce of numbers; no vectors are sent.
+   The ranks add their parts of \(c_j\) by an all-reduce of a few numbers for each column; no vectors are sent.
 2. *Gradient* (`kernels/gradient.py`): each tile is computed again, and the kernel writes
    \[ G_{ij} = \frac{E_{ij}}{r_i} + \frac{E_{ij}}{c_j} - \frac{[j \in P_i]}{|P_i|} - \frac{[i \in Q_j]}{|Q_j|} \]
    to a chunk of bounded size, in the type of the inputs. Two matrix products of torch, which add in float32, give
    \(\partial L/\partial X = \frac{\mathrm{scale}}{2B}\,G Y\) and
    \(\partial L/\partial Y = \frac{\mathrm{scale}}{2B}\,G^\top X\). The gradient of the scale,
    \(\frac1{2B} \sum G_{ij} \langle x_i, y_j \rangle\), is summed before \(G\) is rounded.
-3. *Mined positives* (`kernels/mining.py`): unless the score itself decides, products of the guide features decide
-   which pairs are mined. Each pass writes these decisions to a mask of bytes, chunk by chunk.
+3. *Mined positives* (`kernels/mining.py`): unless the score itself decides which pairs are mined, products of the
+   guide features decide it. Forward and backward each write these decisions to a mask of bytes, chunk by chunk.
 
 Texts arrive in blocks from other ranks. Each block is computed like a whole batch of columns.
 
-With b rows on this rank, B rows in the batch and width D, this costs 8 b B D floating-point operations, the least for a
-symmetric loss that stores no scores. `sigmoid` has no normaliser: its gradient is computed in forward, and it costs
-6 b B D (`pairwise.py`).
+With b rows on this rank and vectors of width D, this costs `8 * b * B * D` floating-point operations, the least for a
+symmetric loss that stores no scores. `sigmoid` needs no sums \(r_i\) and \(c_j\), so its gradient is computed in
+forward, and it costs `6 * b * B * D` (`pairwise.py`).
 
-This file dispatches by objective and holds the autograd function of the softmax objectives. `softmax.py` starts their
-kernels, `scores.py` chooses the shift (decision 9), `positives.py` prepares masks, and `stats.py` merges what kernels
-wrote. Decision 10 says why kernels write chunks that torch multiplies.
+This module selects the kernels by the objective, and holds the autograd function of `infonce` and `mil_nce`.
+`softmax.py` starts their kernels, `scores.py` chooses the shift (decision 9), `positives.py` prepares masks, and
+`stats.py` merges the statistics that kernels wrote. Decision 10 says why kernels write chunks that torch multiplies.
 """
 
 from __future__ import annotations
@@ -59,7 +61,7 @@ def evaluate(batch: ContrastiveBatch) -> LossResult:
     This is a collective: all ranks must call it.
 
     Args:
-        batch: Embeddings in float32 or a half precision.
+        batch: The batch, with embeddings in float32 or a half-precision type.
 
     Raises:
         NotSupportedError: If the objective has no kernels.
@@ -143,7 +145,8 @@ class _Softmax(Function):
 def _loss_sums(rows: Base2Stats, columns: Base2Stats) -> LossSums:
     """Returns the sums of losses, positives and hits over the local anchors.
 
-    `rows` are the statistics of the local image anchors, and `columns` those of the local text anchors.
+    `rows` are the statistics of the local image anchors, and `columns` those of the local text anchors. A hit is an
+    anchor whose best-scoring candidate is a known positive.
     """
     return LossSums(
         image_loss=rows.losses().sum(),

@@ -1,7 +1,8 @@
 """Runs the kernels of `sigmoid` and `soft`, which compute losses and, if needed, gradients in one pass.
 
-The methods of `PairwiseKernels` take the place of the tiles that `emocap_kernels.contrastive.pairwise` computes by
-torch. Its autograd function calls them in forward, and multiplies their gradients by the incoming one in backward.
+The methods of `PairwiseKernels` replace the loop over tiles by which `emocap_kernels.contrastive.pairwise` computes
+these objectives in torch. The autograd function of that module calls such a method in forward. In backward it
+multiplies the gradients that the method has computed by the incoming gradient.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ from emocap_kernels.matmul import storage_scale
 
 @dataclass(frozen=True, slots=True)
 class PairwiseKernels:
-    """Computes one batch by kernels. The methods `sigmoid` and `soft` each implement `PairPass`."""
+    """Computes the losses and gradients of one batch by kernels, in the methods `sigmoid` and `soft`.
+
+    Each of the two methods implements the protocol `PairPass`.
+    """
 
     batch: ContrastiveBatch
     plan: KernelPlan
@@ -70,7 +74,8 @@ class PairwiseKernels:
     ) -> tuple[Best, Best]:
         """Adds the loss sums of one block to `totals`, and its gradients to `sums`.
 
-        Returns, for each local row, its best column of the block, and for each column of the block its best local row.
+        Returns the best score of each local row over the columns of the block, and the best score of each column over
+        the local rows. `Best` also says whether a best score belongs to a known positive.
         """
         tile, scale, total = operands.tile, scale_and_bias[0], len(operands.right)
         image, text = operands.descriptors()
@@ -167,7 +172,16 @@ class PairwiseKernels:
         buffer: GradientBuffer | None,
         sums: GradientSums,
     ) -> None:
-        """Adds the losses of one block to `totals`, and its gradients to `sums`."""
+        """Adds the losses of one block to `totals`, and its gradients to `sums`.
+
+        Args:
+            block: The texts, and the teacher's features of them.
+            exponents: The exponent scales of student and teacher.
+            log_sums: The softmax normalisers of the local rows and of all columns, from `_log_sums`.
+            totals: The sums of the fields that the kernel writes, in float64.
+            buffer: The memory for the gradient of a chunk; None if no gradient is needed.
+            sums: Takes the gradients.
+        """
         assert self.batch.features is not None
         tile, row_log_sums = self.plan.tile, log_sums[0]
         column_log_sums = log_sums[1][:, block.columns].contiguous()
@@ -212,9 +226,9 @@ class PairwiseKernels:
 def _sigmoid_sums(totals: Tensor, image_hits: Tensor, text_hits: Tensor, positives: FusedPositives) -> LossSums:
     """Returns the loss sums from the totals that the kernel has written.
 
-    Without mining both directions have equal losses, and the kernel computes only those of the images. It counts
-    positives only if mined pairs become positives. Otherwise their number follows from the number of samples with
-    equal `ids` (`group_sizes`).
+    Without mining both directions have equal losses, and the kernel computes only those of the images. The kernel
+    counts positives only if mined pairs become positives. Otherwise the number of positives of an anchor is the number
+    of samples with the same id (`group_sizes`).
     """
     known = positives.group_sizes[positives.own].double().sum()
     equal = positives.rule == RULE_NONE.value

@@ -1,12 +1,13 @@
-"""Prepares the positives of a batch for kernels: groups of known positives, and the rule that mines others.
+"""Prepares the positives of a batch for kernels: groups of known positives, and the rule by which others are mined.
 
-If a rule reads other similarities than the scores, its result is written to a mask with one byte for each pair of a
-chunk. The bit `MINED_BY_ROW` is set if the pair was mined for the row's anchor, and the bit `MINED_BY_COLUMN` if it was
-mined for the column's anchor.
+Unless the scores themselves decide which pairs are mined, the mined pairs are written to a mask with one byte for each
+pair of a chunk. The bit `MINED_BY_ROW` is set if the pair was mined for the row's anchor, and the bit `MINED_BY_COLUMN`
+if it was mined for the column's anchor.
 
-`FusedPositives` describes the whole batch and is made once for each loss. `in_block` gives a `BlockPositives` for each
-block of texts, whose `mask` is computed again in each pass and each chunk. Decision 10 says why the mask is a matrix of
-its own and not part of the kernels of the scores.
+`FusedPositives` describes the whole batch and is made once for each computation of the loss. Its method `in_block`
+returns a `BlockPositives` for a block of texts. The method `mask` of this object computes the mask of a chunk; it is
+called for each chunk, in forward and again in backward. Decision 10 says why the mask is computed separately and not
+in the kernels of the scores.
 """
 
 from __future__ import annotations
@@ -43,9 +44,9 @@ class FusedPositives:
         groups: int32 [total], the group of each sample. Samples of the same group are known positives of each other.
         group_sizes: float32 [total], the size of each sample's group.
         has_ids: Whether groups may hold more than one sample.
-        mining: None if only known pairs are positives.
-        mined_by_score: See `ContrastiveBatch.mined_by_score`.
-        lists: The mined candidates as int32, if the mining uses `top_k`.
+        mining: The rule by which further positives are mined; None if only known pairs are positives.
+        mined_by_score: Whether the cosine from which a pair's score is computed also decides whether the pair is mined.
+        lists: The mined candidates of each anchor, int32; None unless the rule has `top_k`.
         own: Global indices of the local rows.
     """
 
@@ -102,7 +103,7 @@ class FusedPositives:
         return {"HAS_IDS": self.has_ids, "RULE": self.rule, "ATTRACT": self.attract}
 
     def in_block(self, block: TextBlock, features: GuideFeatures | None) -> BlockPositives:
-        """Returns the positives among the texts of `block`."""
+        """Returns the description of the pairs of the local rows with the texts of `block` that are positives."""
         rows: dict[Modality, Tensor] = {}
         columns: dict[Modality, Tensor] = {}
         if self.rule == RULE_MASK.value and self.lists is None and features is not None:
@@ -117,8 +118,9 @@ class BlockPositives:
 
     Attributes:
         all: The positives of the batch.
-        columns: Global indices of the block.
-        left: Guide features of the local rows by modality, as `aligned` returns them; empty if no threshold needs them.
+        columns: Global indices of the columns of the block.
+        left: Guide features of the local rows by modality, padded by `aligned` so that each row begins at an aligned
+            address; empty if no mask is computed from a threshold.
         right: The same for the columns.
     """
 
@@ -129,7 +131,10 @@ class BlockPositives:
 
     @property
     def first(self) -> int:
-        """Returns the column of local row 0's own pair. It may lie outside of the block."""
+        """Returns the column of the own pair of local row 0, counted from the block's start.
+
+        It may lie outside of the block.
+        """
         return self.all.own.start - self.columns.start
 
     @property
@@ -141,9 +146,9 @@ class BlockPositives:
         return self.all.groups[self.all.own], self.all.groups[self.columns]
 
     def mask(self, rows: Range, columns: Range, tile: TileConfig) -> TensorDescriptor | None:
-        """Returns a descriptor of the mask of local `rows` and `columns`, or None if the kernels read no mask.
+        """Computes the mask of mined pairs of local `rows` and `columns`; returns None if the kernels read no mask.
 
-        Kernels load tiles of the mask by this descriptor.
+        The returned descriptor is the object by which kernels load tiles of the mask.
         """
         if self.all.rule != RULE_MASK.value:
             return None
@@ -209,7 +214,7 @@ class BlockPositives:
 def _groups(batch: ContrastiveBatch) -> tuple[Tensor, Tensor]:
     """Returns the group of each sample, int32 [total], and the size of that group, float32 [total].
 
-    Samples with equal ids form a group. No value is copied to the host, which `torch.unique` would do.
+    Samples with equal ids form a group. No value is copied to the host; `torch.unique` would do that.
     """
     total = batch.partition.total
     numbers = torch.arange(total, device=batch.image.device)

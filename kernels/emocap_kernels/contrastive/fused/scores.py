@@ -1,7 +1,7 @@
-"""Describes a score matrix for kernels: the operands of its product, and the scaling of its exponents.
+"""Describes a score matrix for kernels: the two sides of the matrix product, and the scaling of the exponents.
 
-`choose_exponent_scale` implements decision 9: one shift for all exponentials of a batch, if it fits. The module
-docstring of `kernels.statistics` derives the bounds.
+`choose_exponent_scale` implements decision 9: one shift is subtracted from all exponents of a batch, if no sum
+overflows or underflows with it. The module docstring of `kernels.statistics` derives the bounds.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Operands:
     """Holds the two sides of a matrix product: the local rows and a block of columns.
 
     Attributes:
-        left: [local, width], as `aligned` returns it.
-        right: [columns, width], as `aligned` returns it.
+        left: [local, width], padded by `aligned` so that each row begins at an aligned address.
+        right: [columns, width], padded in the same way.
         tile: The size of the tiles in which kernels compute the product.
     """
 
@@ -63,9 +63,10 @@ class Operands:
 
 @dataclass(frozen=True, slots=True)
 class ExponentScale:
-    """Holds the numbers by which cosines become exponents of two, for all scores of a batch.
+    """Holds the numbers that turn the cosines of a batch into exponents of powers of two.
 
-    All are tensors, because the host never reads them. They are equal on all ranks, so all ranks run the same variant.
+    All are tensors, because the host never reads them. They are equal on all ranks, so the same variant of the kernels
+    computes on all ranks.
 
     Attributes:
         slope: float32 [1]; a score in base 2 is `slope` times a cosine.
@@ -88,9 +89,9 @@ def choose_exponent_scale(
     it, and all get the same result. No value is copied to the host.
 
     Args:
-        left: [local, width].
-        own: [local, width]; row r is the column of the own pair of row r of `left`.
-        scale: 0-dim.
+        left: [local, width], the vectors of the local rows of the score matrix.
+        own: [local, width]. Row r is the vector that forms an own pair with row r of `left`.
+        scale: 0-dim, the factor of the cosines.
         partition: The division of the rows among the ranks.
         ranks: The ranks of the batch.
     """

@@ -1,17 +1,20 @@
-r"""Contains the kernel of the gradient of the scores. It computes each tile again, from the embeddings.
+r"""Contains the kernel of the gradient of the scores. It computes each tile of scores again, from the embeddings.
 
-With the exponentials \(E_{ij}\) of `statistics` and the positives \(P_i\) and \(Q_j\) of image i and text j, the matrix
+Let \(S_{ij}\) be the score of image i and text j, with the embeddings \(v_i\) and \(u_j\), and B the number of samples
+in the global batch. With the exponentials \(E_{ij}\) of the module `statistics`, the positives \(P_i\) of image i and
+the positives \(Q_j\) of text j, the matrix
 
 \[ G_{ij} = \frac{E_{ij}}{\sum_k E_{ik}} + \frac{E_{ij}}{\sum_k E_{kj}}
           - \frac{[j \in P_i]}{|P_i|} - \frac{[i \in Q_j]}{|Q_j|} \]
 
-is 2B times the gradient of the loss with respect to \(S_{ij}\). It contains no power of the scale, and every entry lies
-in [-2, 2]. Therefore it can be stored in half precision, and torch multiplies it with the embeddings. The gradient of
-the scale, \(\sum G_{ij} \langle v_i, u_j \rangle\), would lose too much to that rounding and is summed here in float32.
-In `mil_nce` the last two terms are shares of a sum over positives, of the same form as the first two.
+is 2B times the gradient of the loss with respect to \(S_{ij}\). It does not contain the scale as a factor, and every
+entry lies in [-2, 2]. Therefore it can be stored in half precision, and torch multiplies it with the embeddings. The
+gradient of the scale, \(\sum G_{ij} \langle v_i, u_j \rangle\), would be too inaccurate if it were computed from the
+rounded G, so it is summed here in float32. In `mil_nce` the last two terms are softmax probabilities like the first two
+terms, but with sums over the positives alone.
 
 Positives are subtracted in float32, before G is rounded. If probabilities and positives were rounded separately, the
-gradient of a fitted pair would be wrong by a third at a loss of 0.002 (decision 10).
+gradient of a pair with a loss of 0.002 would be wrong by a third (decision 10).
 """
 
 # Triton has types of its own, which pyright does not know.
@@ -39,7 +42,7 @@ N_FIELDS = 4
 
 @triton.jit
 def load_weight(weights_ptr_FN, field: tl.constexpr, pitch, index_N, inside_N):
-    """Returns one field of the gradient weights of some anchors, and 0 where `inside_N` is not set."""
+    """Returns one field of the gradient weights of the anchors `index_N`, and 0 where `inside_N` is not set."""
     return tl.load(weights_ptr_FN + field * pitch + index_N, mask=inside_N, other=0.0)
 
 
@@ -93,11 +96,13 @@ def gradient_kernel(
 
     Reads:
         image_desc_RD, text_desc_CD: Embeddings.
+        slope_ptr, shift_ptr: A score is slope times a cosine, and its exponential is 2^(score - shift).
+        row_groups_ptr_R, column_groups_ptr_C: A pair is a known positive if its row and its column have the same group.
         row_weights_ptr_FR, column_weights_ptr_FC: Gradient weights, [fields, row_pitch] and [fields, column_pitch].
-        mask_desc_RC: Mined pairs of the chunk, with RULE_MASK.
+        mask_desc_RC: Mined pairs of the chunk, if RULE is RULE_MASK.
     Writes:
         gradient_desc_RC: `storage_scale` times G, in the type of the embeddings, tile by tile.
-        scale_parts_ptr_T: float32, one sum of G times cosine for each program, at the end.
+        scale_parts_ptr_T: float32. Each program writes, at its end, the sum of `G * cosine` over its pairs.
     """
     if (tl.load(running_max_ptr) != 0) != RUNNING_MAX:
         return

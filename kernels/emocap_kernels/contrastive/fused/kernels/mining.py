@@ -1,11 +1,11 @@
 """Contains the kernel that mines pairs by a threshold on similarities other than the scores.
 
 It writes a mask with one byte for each pair of a chunk. The bit `MINED_BY_ROW` is set if the pair was mined for the
-row's anchor, the bit `MINED_BY_COLUMN` if it was mined for the column's anchor. Each similarity of the guide takes one
-matrix product. If a guide has two similarities, the smaller one must reach the threshold, so both must.
+row's anchor, the bit `MINED_BY_COLUMN` if it was mined for the column's anchor. Each similarity of the guide needs one
+matrix product. If a guide has two similarities, both must reach the threshold.
 
-The kernels of the scores read the mask tile by tile (`mined_pairs`). Reading its bytes by pointers cost 64-bit
-addresses for each pair, and 7 KB of spilled registers (docs/log.md, 2026-11-23).
+The kernels that compute scores load the mask by a descriptor, tile by tile (`mined_pairs`). When they loaded its bytes
+by pointers, each pair needed a 64-bit address, and 7 KB of registers were spilled (docs/log.md, 2026-11-23).
 """
 
 # Triton has types of its own, which pyright does not know.

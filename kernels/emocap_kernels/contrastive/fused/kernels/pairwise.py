@@ -1,13 +1,16 @@
-r"""Contains the kernels of `sigmoid` and `soft`. One pass over the scores gives the losses of a tile and its gradient.
+r"""Contains the kernels of `sigmoid` and `soft`. They compute losses and gradient in one pass over the scores.
 
-`sigmoid`, with \(t = \mathrm{scale} \langle v_i, u_j \rangle + \mathrm{bias}\), adds for each direction
-\(\log(1 + e^t) - [\text{positive}]\,t\), and its gradient is \(\sigma(t) - [\text{positive}]\). One exponential gives
-both: with \(e = 2^{-|t| \log_2 e}\), \(\log(1 + e^t) = \max(t, 0) + \log(1 + e)\), and \(\sigma(t)\) is 1 or
-\(e\), divided by \(1 + e\). For almost all pairs \(e\) is tiny, and \(1 + e\) in float32 would lose most digits of
-\(e\). Therefore a polynomial in \(e\) replaces the logarithm.
+For `sigmoid`, let \(t = \mathrm{scale} \langle v_i, u_j \rangle + \mathrm{bias}\) be the score of image i and text j.
+In each direction the pair adds \(\log(1 + e^t) - [\text{positive}]\,t\) to the loss, and the gradient of this with
+respect to t is \(\sigma(t) - [\text{positive}]\). One exponential, \(\epsilon = e^{-|t|}\) (`e` in the code), gives
+both: \(\log(1 + e^t) = \max(t, 0) + \log(1 + \epsilon)\), and \(\sigma(t)\) is \(1 / (1 + \epsilon)\) for
+\(t \ge 0\), otherwise \(\epsilon / (1 + \epsilon)\). For almost all pairs \(\epsilon\) is tiny, and
+\(1 + \epsilon\) in float32 would lose most digits of \(\epsilon\). Therefore \(\log(1 + \epsilon)\) is computed by a
+polynomial in \(\epsilon\).
 
-`soft` adds for each direction \(T (\log T - \log p)\), and its gradient is \(p - T\). \(T\) and \(p\) are the softmax
-probabilities of teacher and student, whose normalisers come from earlier passes of the statistics kernel.
+For `soft`, let \(T\) and \(p\) be the softmax probabilities of a pair by teacher and by student. In each direction the
+pair adds \(T (\log T - \log p)\) to the loss, and the gradient of the loss with respect to the score is \(p - T\).
+Earlier passes of the statistics kernel compute the normalisers of both softmaxes.
 """
 
 # Triton has types of its own, which pyright does not know.
@@ -55,7 +58,7 @@ TEACHER_LOG = tl.constexpr(3)
 
 @triton.jit
 def load_log_sum(log_sums_ptr_FN, field: tl.constexpr, pitch, index_N, inside_N):
-    """Returns one field of the softmax normalisers of some anchors, and 0 where `inside_N` is not set."""
+    """Returns one field of the softmax normalisers of the anchors `index_N`, and 0 where `inside_N` is not set."""
     return tl.load(log_sums_ptr_FN + field * pitch + index_N, mask=inside_N, other=0.0)
 
 
@@ -63,8 +66,9 @@ def load_log_sum(log_sums_ptr_FN, field: tl.constexpr, pitch, index_N, inside_N)
 def log1p(e):
     """Returns the natural logarithm of 1 + e for e in [0, 1], as e times a polynomial in e.
 
-    The relative error is less than 2^-22. The factor e keeps it small where e is tiny. `tl.fma` asks for fused sums,
-    which the compiler must not form by itself (`TileConfig.options`).
+    The relative error is less than 2^-22. Because e is a factor of the result, this also holds where e is tiny.
+    `tl.fma` requests a fused multiply-add explicitly, because the options of the kernels (`TileConfig.options`) forbid
+    the compiler to fuse products into sums by itself.
     """
     p = tl.fma(e, 0.005232623778283596, -0.029504956677556038)
     p = tl.fma(p, e, 0.07822549343109131)
@@ -115,7 +119,7 @@ def sigmoid_kernel(
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """Computes losses, counts and best scores of the chunk [top, bottom) x [left, right).
+    """Computes losses, numbers of positives, and best scores of the chunk [top, bottom) x [left, right).
 
     If WITH_GRADIENT is set, it also computes the gradient of the losses.
 
@@ -124,16 +128,16 @@ def sigmoid_kernel(
     Reads:
         image_desc_RD, text_desc_CD: Embeddings.
         row_groups_ptr_R, column_groups_ptr_C: A pair is a known positive if its row and its column have the same group.
-        mask_desc_RC: Mined pairs of the chunk, with RULE_MASK.
+        mask_desc_RC: Mined pairs of the chunk, if RULE is RULE_MASK.
     Writes:
-        column_parts_ptr_FTC: [fields, n_column_slots, column_pitch]. Slot i is written after each tile.
+        column_parts_ptr_FTC: [fields, n_column_slots, column_pitch]. The program writes to slot i after each tile.
         gradient_desc_RC: Only if WITH_GRADIENT is set: `storage_scale` times the gradient of the summed losses of both
             directions with respect to the scores, tile by tile.
-        row_parts_ptr_FTR: [fields, n_row_slots, row_pitch]. Slot `row_slot + j` is written once, at the end.
+        row_parts_ptr_FTR: [fields, n_row_slots, row_pitch]. The program writes to slot `row_slot + j` at its end.
 
-    Without a rule the losses of both directions are equal, and TEXT_LOSS stays 0. The counts are written only if
-    ATTRACT is set and there is a rule; otherwise they can be derived from the groups. `first` is the column of the own
-    pair of local row 0.
+    Without a mining rule (RULE_NONE), the losses of both directions are equal, and TEXT_LOSS stays 0. The numbers of
+    positives stay 0 unless there is a rule and ATTRACT is set; otherwise they can be derived from the groups. `first`
+    is the column of the own pair of local row 0, counted from the first column of the block.
     """
     tile = tl.program_id(0)
     row = top + tile * bR
@@ -271,7 +275,7 @@ def soft_kernel(
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """Computes the losses of `soft`, KL divergences, in the chunk [top, bottom) x [left, right).
+    """Computes the losses of `soft`, which are KL divergences, over the chunk [top, bottom) x [left, right).
 
     If WITH_GRADIENT is set, it also computes their gradient.
 
@@ -280,12 +284,12 @@ def soft_kernel(
     Reads:
         image_desc_RD, text_desc_CD: Embeddings of the student.
         teacher_image_desc_RD, teacher_text_desc_CD: Features of the teacher, of width `teacher_nD`.
-        row_log_sums_ptr_FR, column_log_sums_ptr_FC: Normalisers of student and teacher.
+        row_log_sums_ptr_FR, column_log_sums_ptr_FC: Softmax normalisers of student and teacher.
     Writes:
         gradient_desc_RC: Only if WITH_GRADIENT is set: `storage_scale` times the gradient of the summed losses of both
             directions with respect to the scores, tile by tile.
-        row_parts_ptr_FTR: [fields, n_row_slots, row_pitch]. Slot `row_slot + j` is written once, at the end. Of the
-            fields only the two losses and BY_SCALE are written.
+        row_parts_ptr_FTR: [fields, n_row_slots, row_pitch]. The program writes to slot `row_slot + j` at its end. Only
+            the fields IMAGE_LOSS, TEXT_LOSS and BY_SCALE are written.
     """
     tile = tl.program_id(0)
     row = top + tile * bR

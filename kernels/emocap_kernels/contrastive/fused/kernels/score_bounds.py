@@ -1,6 +1,6 @@
 """Computes bounds of the scores in one pass over the embeddings.
 
-`choose_exponent_scale` tests with these bounds whether one shift fits all scores.
+`choose_exponent_scale` uses these bounds to test whether one shift can be subtracted from all exponents of a batch.
 """
 
 # Triton has types of its own, which pyright does not know.
@@ -34,13 +34,13 @@ def score_bounds_kernel(
     bR: tl.constexpr,
     bD: tl.constexpr,
 ):
-    """Computes bounds of `bR` rows: the least cosine of an own pair, and the largest squared norms of both sides.
+    """Computes bounds over `bR` rows: the least cosine of an own pair, and the largest squared norms of both sides.
 
     Reads:
-        image_ptr_RD, text_ptr_RD: [bottom, nD] each. Row r of both is an own pair. `image_pitch` and `text_pitch` are
-            the distances between the beginnings of consecutive rows, in elements.
+        image_ptr_RD, text_ptr_RD: [bottom, nD] each. Row r of the images and row r of the texts form an own pair.
+            `image_pitch` and `text_pitch` are the distances between the beginnings of consecutive rows, in elements.
     Writes:
-        bounds_ptr_FT: float32 [fields, programs], one column for each program.
+        bounds_ptr_FT: float32 [fields, programs]. Each program writes one column.
     """
     program = tl.program_id(0)
     row_R = program * bR + tl.arange(0, bR)

@@ -1,25 +1,27 @@
 r"""Contains the kernel that sums over the candidates and the positives of every anchor, with one exponential per score.
 
-For unit vectors \(|z_{ij}| \le \mathrm{slope}\), so the constant
+Let \(z_{ij}\) be the score of image i and text j in base 2, which is slope times their cosine (`tiles.py`), and B the
+number of samples in the global batch. For unit vectors \(|z_{ij}| \le \mathrm{slope}\), so the constant
 
 \[ h = \max(0, \lceil 1.02\,\mathrm{slope} + \log_2 B \rceil - 126) \]
 
 keeps every sum of \(E_{ij} = 2^{z_{ij} - h}\) below \(2^{127}\). Row sums and column sums are then plain sums of the
 same \(E_{ij}\): there is no running maximum and no second exponential, and tiles and ranks are combined by addition.
 
-Sums may underflow. In a sum that exceeds \(B\,2^{-102}\), underflow changes less than rounding does. An anchor's own
-pair is always a candidate, so it is enough that \(2^{z_{ii} - h}\) exceeds that bound for all i. The device tests this,
-and the norms of the inputs, before the first tile (`score_bounds.py`). The test fails only if an own pair has a
-cosine below about -0.3 at scale 100, or if vectors do not have unit length. Then the other variant of the kernel runs
-(RUNNING_MAX), which keeps each sum relative to a running maximum of its own. Both variants are started, and each first
-reads the result of the test from the device, so that the host does not wait for it.
+Small terms of a sum may underflow. If the sum exceeds \(B\,2^{-102}\), the error by underflow is smaller than the
+rounding error. An anchor's own pair is always a candidate, so it is enough that \(2^{z_{ii} - h}\) exceeds that bound
+for all i. The device tests this, and the norms of the inputs, before the first tile (`score_bounds.py`). The test fails
+only if an own pair has a cosine below about -0.3 at scale 100, or if vectors do not have unit length. In these cases
+the other variant of the kernel computes (RUNNING_MAX), which keeps each sum relative to a running maximum of its own.
+Both variants are always started. Each first reads the result of the test on the device, and one of them returns at
+once. So the host does not wait for the result.
 
-Each program has `bR` rows and goes over a strip of columns. Its row statistics stay in registers. The column statistics
-of a tile are written to a slot of their own. The slots are merged in a fixed order afterwards, without atomics: two
-runs are equal to the bit.
+Each program computes `bR` rows and goes over a strip of columns. Its row statistics stay in registers. The column
+statistics of a tile are written to a slot that no other tile of these columns uses. The slots are merged afterwards in
+a fixed order, without atomics, so two runs are equal to the bit.
 
-The order of the steps and the two variants were chosen to keep registers free: everything in one kernel, with the rare
-cases as branches, spilled 2.7 KB for each thread (docs/log.md, 2026-11-23).
+The order of the steps and the two variants were chosen because they need few registers. A single kernel with the rare
+cases as branches spilled 2.7 KB of registers for each thread (docs/log.md, 2026-11-23).
 """
 
 # Triton has types of its own, which pyright does not know.
@@ -101,14 +103,15 @@ def statistics_kernel(
 
     Reads:
         image_desc_RD, text_desc_CD: Embeddings.
-        row_groups_ptr_R, column_groups_ptr_C: Pairs of equal group are known positives.
-        mask_desc_RC: Mined pairs of the chunk, with RULE_MASK.
+        row_groups_ptr_R, column_groups_ptr_C: A pair is a known positive if its row and its column have the same group.
+        mask_desc_RC: Mined pairs of the chunk, if RULE is RULE_MASK.
         slope_ptr, shift_ptr: A score is slope times a cosine, and its exponential is 2^(score - shift).
     Writes:
-        row_parts_ptr_FTR: [fields, n_row_slots, row_pitch], to slot `row_slot + j`, once at the end.
-        column_parts_ptr_FTC: [fields, n_column_slots, column_pitch], to slot i, after each tile.
+        row_parts_ptr_FTR: [fields, n_row_slots, row_pitch]. The program writes to slot `row_slot + j` at its end.
+        column_parts_ptr_FTC: [fields, n_column_slots, column_pitch]. The program writes to slot i after each tile.
 
-    `first` is the column of the own pair of local row 0, which may lie outside of the block.
+    `first` is the column of the own pair of local row 0, counted from the first column of the block. It may lie outside
+    of the block.
     """
     if (tl.load(running_max_ptr) != 0) != RUNNING_MAX:
         return

@@ -1,15 +1,15 @@
 r"""Contains the operations on one tile of the score matrix, for the kernels of the global loss.
 
-Rows are image anchors, columns are text anchors. The matrix units compute a tile of cosines from pieces of both sides.
-The tile stays in registers and is never written to memory. All exponentials are in base 2, as the hardware computes
-them:
+Rows are image anchors with the embeddings \(v_i\), and columns are text anchors with the embeddings \(u_j\). The matrix
+units compute a tile of cosines from pieces of both. The tile stays in registers and is never written to memory. All
+exponentials are in base 2, as the hardware computes them. The score \(S_{ij}\) thus becomes \(z_{ij}\):
 
 \[ z_{ij} = \mathrm{slope}\,\langle v_i, u_j \rangle, \qquad \mathrm{slope} = \mathrm{scale} \cdot \log_2 e, \qquad
    e^{S_{ij}} = 2^{z_{ij}} \]
 
 A tile is computed from the same operands in the same order wherever it is needed again. Therefore a comparison that
-decides whether a pair is a positive gives the same answer in forward and in backward. Products must not be fused into
-sums for this (`TileConfig.options`).
+decides whether a pair is a positive gives the same answer in forward and in backward. For the same reason the compiler
+must not fuse products into sums (`TileConfig.options`).
 """
 
 # Triton has types of its own, which pyright does not know.
@@ -66,10 +66,10 @@ def larger_of_two(a, b, c, d):
 def best_is_known(score_RC, known_RC, before_RC, axis: tl.constexpr):
     """Returns 1.0 where a known pair is the best of its row (axis 1) or column (axis 0) in this tile, else 0.0.
 
-    A pair that is not known and has the same score counts as better if its candidate comes before the candidate of
-    the anchor's own pair. `before_RC` marks the pairs whose candidate comes before that one. docs/method.md, section 5,
-    describes in which case this differs from the other backends. Two maxima spilled fewer registers than a tensor of
-    indices.
+    If a known pair and another pair share the largest score, the other pair wins if its candidate has a lower index
+    than the candidate of the anchor's own pair. `before_RC` marks the pairs whose candidate has such a lower index.
+    docs/method.md, section 5, describes in which case this differs from the other backends. The function uses two
+    maxima and no tensor of indices, because such a tensor spilled more registers.
     """
     known, before = tl.reduce(
         (
@@ -85,11 +85,10 @@ def best_is_known(score_RC, known_RC, before_RC, axis: tl.constexpr):
 
 @triton.jit
 def known_hits(score_RC, group_R, group_C, own_R, column_C, any_known, bR: tl.constexpr, bC: tl.constexpr):
-    """Returns two tensors, one for the rows [bR] and one for the columns [bC].
+    """Returns which rows [bR] and which columns [bC] have a known positive as their best candidate in this tile.
 
-    An entry is 1.0 if the best candidate of that row or column in this tile is a known positive, else 0.0. `any_known`
-    says whether the tile has a known pair. Most tiles have none and skip the comparison. `own_R` is the column of the
-    own pair of each row.
+    In each of the two tensors, an entry is 1.0 if this is so, else 0.0. `any_known` says whether the tile has a known
+    pair; most tiles have none and skip the comparison. `own_R` is the column of the own pair of each row.
     """
     hit_R = tl.zeros([bR], tl.float32)
     hit_C = tl.zeros([bC], tl.float32)
@@ -102,9 +101,11 @@ def known_hits(score_RC, group_R, group_C, own_R, column_C, any_known, bR: tl.co
 
 @triton.jit
 def contains_known(group_R, group_C, row, column, bR: tl.constexpr, bC: tl.constexpr, HAS_IDS: tl.constexpr):
-    """Returns whether a tile contains a known pair. Without ids, only a tile that the diagonal crosses contains one.
+    """Returns whether a tile contains a known pair, which is a pair whose row and column have the same group.
 
-    `row` is the column of the own pair of the first row, and `column` is the first column.
+    Without ids (HAS_IDS is False), the own pairs are the only known pairs. `column` is the index of the tile's first
+    column. `row` is the index of the column in which the tile's first row has its own pair, so the next rows have their
+    own pairs in the next columns. Both indices are counted from the first column of the block.
     """
     # The result is one number for the tile, so a branch on it is the same for all threads.
     if HAS_IDS:
@@ -116,9 +117,9 @@ def contains_known(group_R, group_C, row, column, bR: tl.constexpr, bC: tl.const
 
 @triton.jit
 def add_to_log_sum(peak, sum_exp2, score_RC, axis: tl.constexpr):
-    """Adds one more tile to a running sum of 2^score, and returns it as (peak, sum_exp2).
+    """Adds the scores of a tile, along `axis`, to a running sum of 2^score. Returns the new (peak, sum_exp2).
 
-    The sum is `sum_exp2` times 2^peak, and the peak is the largest score so far.
+    The running sum is `sum_exp2 * 2^peak`, and the peak is the largest score so far.
     """
     new_peak = tl.maximum(peak, tl.max(score_RC, axis))
     # Without a candidate so far the peak is -inf, and subtracting it would give NaN.
