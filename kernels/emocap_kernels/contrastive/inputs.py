@@ -1,7 +1,8 @@
 """Checks the arguments of the global loss on one rank, and describes them to the other ranks.
 
-`exchange_facts` compares the facts of all ranks. Whatever decides which messages a rank sends, or how it computes, is
-one of them. Facts are integers, so names and rules are compared by their checksums.
+A description consists of facts, which are named integers. `exchange_facts` compares the facts of all ranks. Everything
+that decides which messages a rank sends, or how it computes, must be a fact. The name of the objective and the mining
+rule are texts, so their checksums are the facts.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class ContrastiveInputs:
 
     @property
     def formula(self) -> ContrastiveObjective:
-        """Returns the objective as an object.
+        """Returns the object of the objective, which the caller may have given by its name.
 
         Raises:
             ArgumentError: If the name is unknown.
@@ -47,9 +48,9 @@ class ContrastiveInputs:
         return objective_of(self.objective)
 
     def guides(self) -> dict[Modality, Tensor]:
-        """Returns the guide features of both modalities, [rows, any width] each.
+        """Returns the guide features (by which mining or a teacher compares samples) of both modalities.
 
-        Where the caller gave no features, the embeddings of the modality take their place.
+        They are [rows, any width] each. For a modality without guide features, its embeddings are returned.
         """
         return {
             "image": self.image if self.guide_image is None else self.guide_image,
@@ -62,9 +63,9 @@ class ContrastiveInputs:
 
 
 def check_and_describe(inputs: ContrastiveInputs) -> Mapping[str, int]:
-    """Checks the inputs of this rank and returns the facts that the other ranks need to know about them.
+    """Checks the inputs of this rank and returns the facts (named integers) that the other ranks need to know.
 
-    There are at most `MAX_FACTS` facts, together with those that the caller adds.
+    The caller may add facts of its own. All together must be at most `MAX_FACTS`.
 
     Raises:
         ArgumentError: If the value of an argument is not allowed.
@@ -93,7 +94,10 @@ def check_and_describe(inputs: ContrastiveInputs) -> Mapping[str, int]:
 
 
 def _backward_communicates(inputs: ContrastiveInputs) -> bool:
-    """Returns whether backward on this rank sends messages. If it does on one rank, all ranks must run backward."""
+    """Returns whether backward must exchange messages with other ranks, as far as the inputs of this rank decide.
+
+    If the result is True on any rank, all ranks must run backward.
+    """
     wanted = [isinstance(each, Tensor) and each.requires_grad for each in inputs.parameters()]
     # A `ring` sends the texts again for any gradient. The other schedules keep them and send only their gradients.
     return any(wanted) if inputs.schedule == "ring" else inputs.text.requires_grad
@@ -144,7 +148,10 @@ def _check_tensors(inputs: ContrastiveInputs) -> None:
 
 
 def _check_widths(inputs: ContrastiveInputs) -> None:
-    """Checks that image and text features have equal widths where they are multiplied with each other."""
+    """Checks that the guide features of images and texts have equal widths, if they are multiplied with each other.
+
+    A teacher multiplies them, and so does mining with a guide that compares images with texts.
+    """
     if inputs.formula.has_teacher:
         reader = f"objective {inputs.formula.name!r}"
     elif inputs.mining is not None and compares_modalities(inputs.mining):

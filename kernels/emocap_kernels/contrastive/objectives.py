@@ -3,14 +3,14 @@
 An objective is an object without state. Its formula, `anchor_losses`, is the specification, and the backend `reference`
 differentiates it with autograd. The other backends compute scores tile by tile, in one of two ways:
 
-- `infonce` and `mil_nce` need the sum over all candidates before any gradient is known. Therefore scores are computed
-  twice (module `chunked`).
-- For an objective that is a sum over pairs (`PairwiseObjective`), the scores of a tile determine the gradient with
-  respect to them. Therefore both are computed together (module `pairwise`).
+- `infonce` and `mil_nce` need the sum over all candidates before any gradient is known. Therefore the scores are
+  computed twice, in forward and again in backward (module `chunked`).
+- For an objective that is a sum over pairs (`PairwiseObjective`), the gradient of a tile follows from the scores of
+  this tile alone. Therefore the scores and their gradient are computed together, in forward (module `pairwise`).
 
-A new objective with only a formula runs with `backend="reference"`. If it also has the methods `losses` and `gradient`,
-which compute a tile, it runs in bounded memory as well. Fused kernels are optional. Decision 26 gives the reasons, and
-docs/extend/objective.md adds an objective step by step.
+A new objective with only a formula runs with `backend="reference"`. If it also has the methods `losses` and `gradient`
+for a tile, it runs in bounded memory as well. Fused kernels are optional. Decision 26 gives the reasons, and
+docs/extend/objective.md shows step by step how to add an objective.
 
 Example:
     ```python
@@ -48,8 +48,8 @@ class DenseScores:
 
     Attributes:
         score: [anchors, candidates], scale and bias included.
-        positive: Bool [anchors, candidates].
-        dropped: Bool [anchors, candidates]; these pairs are excluded.
+        positive: Bool [anchors, candidates], True for positives.
+        dropped: Bool [anchors, candidates], True for pairs that are excluded: they are neither positives nor negatives.
         teacher: [anchors, candidates], the scores of the teacher; None without a teacher.
     """
 
@@ -65,12 +65,15 @@ class DenseScores:
 
 @dataclass(frozen=True, slots=True)
 class TeacherTile:
-    """Holds the teacher's scores of a tile, and the log-sum-exp of each anchor over all its candidates.
+    """Holds the teacher's scores of a tile, and two log-sum-exps of each anchor over all its candidates.
+
+    One log-sum-exp is that of the student's scores (the student is the model that is trained), the other one is that of
+    the teacher's scores.
 
     Attributes:
         score: [images, texts], the scores of the teacher.
-        image_log_sums: Log-sum-exp of the image anchors by student and by teacher, [images, 1] each.
-        text_log_sums: Log-sum-exp of the text anchors by student and by teacher, [texts] each.
+        image_log_sums: (student, teacher), the log-sum-exps of the image anchors, [images, 1] each.
+        text_log_sums: (student, teacher), the log-sum-exps of the text anchors, [texts] each.
     """
 
     score: Tensor
@@ -82,9 +85,9 @@ class TeacherTile:
 class Tile:
     """Holds the scores of some images with some texts.
 
-    Both directions share the scores: images are the anchors of the rows, and texts those of the columns. `targets` says
-    for each direction which pairs are positives, and an excluded pair has the score -inf in its `row_candidates` or
-    `column_candidates`.
+    Both directions use the same scores: a row holds the scores of an image anchor, and a column those of a text anchor.
+    `targets` says for each direction which pairs are positives and which are excluded. Its methods `row_candidates` and
+    `column_candidates` return the scores with -inf at the excluded pairs of a direction.
 
     Attributes:
         score: [images, texts], scale and bias included.
@@ -118,25 +121,27 @@ class ContrastiveObjective(ABC):
 
     @abstractmethod
     def anchor_losses(self, scores: DenseScores) -> Tensor:
-        """Returns the loss of each anchor, [anchors]. The backend `reference` differentiates it with autograd.
+        """Returns the loss of each anchor, [anchors].
 
-        It is called once for each direction.
+        The backend `reference` calls this method once for each direction, and differentiates it with autograd.
         """
         ...
 
 
 @runtime_checkable
 class PairwiseObjective(Protocol):
-    """Describes an objective that is a sum over pairs.
+    """Describes an objective whose loss is a sum over pairs of an image and a text.
 
-    The scores of a tile determine the losses of the tile and their gradient with respect to these scores. A
-    `ContrastiveObjective` that has both methods is recognised by them; it need not name this class.
+    Therefore a `Tile` is enough to compute its part of the losses, and their gradient with respect to its scores. A
+    `ContrastiveObjective` that has the methods `losses` and `gradient` is such an objective. It need not inherit from
+    this class.
 
-    For each tile, `losses` is called first. It must not change the scores, because they are read afterwards.
+    For each tile, `losses` is called before `gradient`. `losses` must not change the scores, because `gradient` reads
+    them.
     """
 
     def losses(self, tile: Tile) -> tuple[Tensor, Tensor]:
-        """Returns the sum of the tile's losses for the image and for the text direction, 0-dim float64 each."""
+        """Returns two sums over the tile, 0-dim float64: the losses of the image anchors, and of the text anchors."""
         ...
 
     def gradient(self, tile: Tile) -> Tensor:
@@ -148,7 +153,8 @@ class PairwiseObjective(Protocol):
 class InfoNCE(ContrastiveObjective):
     r"""Computes the mean negative log-probability of an anchor's positives.
 
-    The loss is that of van den Oord et al. 2018, with several positives as in Khosla et al. 2020:
+    The loss is that of van den Oord et al. 2018, with several positives as in Khosla et al. 2020. For anchor i with the
+    scores \(S_{ij}\) and the positives \(P_i\) it is
 
     \(\log\sum_j e^{S_{ij}} - \frac1{|P_i|} \sum_{j \in P_i} S_{ij}\)
     """
@@ -165,6 +171,8 @@ class InfoNCE(ContrastiveObjective):
 class MilNCE(ContrastiveObjective):
     r"""Computes the negative log of the summed probability of an anchor's positives (Miech et al. 2020).
 
+    For anchor i with the scores \(S_{ij}\) and the positives \(P_i\) it is
+
     \(\log\sum_j e^{S_{ij}} - \log\sum_{j \in P_i} e^{S_{ij}}\)
     """
 
@@ -179,9 +187,10 @@ class MilNCE(ContrastiveObjective):
 class Sigmoid(ContrastiveObjective):
     r"""Classifies every pair as positive or not (SigLIP, Zhai et al. 2023).
 
-    With \(t_{ij} = S_{ij} + \mathrm{bias}\), the loss of an anchor is \(-\sum_j \log\sigma(\pm t_{ij})\), with plus for
-    positives and minus for other pairs. It equals \(\sum_j \log(1 + e^{t_{ij}}) - \sum_{j \in P_i} t_{ij}\). The
-    gradient is \(\sigma(t_{ij}) - [j \in P_i]\).
+    With \(t_{ij} = S_{ij} + \mathrm{bias}\), the loss of anchor i is \(-\sum_j \log\sigma(\pm t_{ij})\), with plus for
+    its positives \(P_i\) and minus for other pairs. It equals
+    \(\sum_j \log(1 + e^{t_{ij}}) - \sum_{j \in P_i} t_{ij}\). The gradient with respect to \(t_{ij}\) is
+    \(\sigma(t_{ij}) - [j \in P_i]\), where the bracket is 1 for positives and 0 for other pairs.
     """
 
     name = "sigmoid"
@@ -212,11 +221,12 @@ class Sigmoid(ContrastiveObjective):
 
 @dataclass(frozen=True, slots=True)
 class Soft(ContrastiveObjective):
-    r"""Computes the KL divergence from the softmax of a teacher's scores to that of the scores (distillation).
+    r"""Computes the KL divergence between a teacher's softmax, the target, and that of the scores (distillation).
 
-    The loss is \(\sum_j T_{ij} (\log T_{ij} - \log p_{ij})\), where \(T_i\) is the softmax of the teacher's scores and
-    \(p_i\) that of \(S_i\). The gradient is \(p_{ij} - T_{ij}\). The loss is smaller than the cross-entropy with the
-    teacher by the teacher's entropy, which has no gradient.
+    The loss of anchor i is \(\sum_j T_{ij} (\log T_{ij} - \log p_{ij})\), where \(T_i\) is the softmax of the teacher's
+    scores and \(p_i\) that of the scores \(S_i\). The gradient with respect to \(S_{ij}\) is \(p_{ij} - T_{ij}\). The
+    loss is the cross-entropy of \(T_i\) and \(p_i\) minus the entropy of \(T_i\). This entropy is constant, so it does
+    not change the gradient.
     """
 
     name = "soft"
@@ -254,7 +264,7 @@ OBJECTIVES: dict[str, ContrastiveObjective] = {each.name: each for each in (Info
 
 
 def objective_of(given: Objective) -> ContrastiveObjective:
-    """Returns the objective of a given name, or the given objective itself.
+    """Returns the objective whose name is `given`, or `given` itself if it is an objective.
 
     Raises:
         ArgumentError: If the name is unknown.

@@ -1,8 +1,9 @@
 """Provides the public functions of the global loss, `contrastive_loss` and `choose_backend`.
 
-A call has three parts. The ranks exchange facts about their inputs (`inputs`, `distributed.consistency`). A batch is
-made, which knows the rows of this rank and receives those of others (`batch`). One backend evaluates it: `reference`,
-`chunked` or `fused.evaluate`. A reader continues with `reference`, which is the specification.
+A call of `contrastive_loss` has three steps. First the ranks exchange facts about their inputs, such as sizes
+(`inputs`, `distributed.consistency`). Then a batch is made, which holds the rows of this rank and receives those of
+other ranks (`batch`). Finally, one backend computes the loss of the batch: `reference`, `chunked` or `fused.evaluate`.
+The module to read next is `reference`, which is the specification.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ def choose_backend(
 ) -> BackendChoice:
     """Returns the backend that `contrastive_loss` uses with these arguments, and the reason.
 
-    The choice depends on device, type, width, objective and mining rule, never on the number of rows. Therefore no
-    result changes its rounding when a batch grows, and ranks with different numbers of rows choose the same backend.
+    The choice depends on device, type, width, objective and mining rule, never on the number of rows. Therefore a
+    larger batch is computed by the same backend, and ranks with different numbers of rows choose the same backend.
 
     The arguments are those of `contrastive_loss`. Of the tensors only device, type and width are read, so tensors
     without rows are enough. Nothing is communicated.
@@ -82,12 +83,13 @@ def contrastive_loss(  # noqa: PLR0913  (one call for every objective)
     schedule: Schedule = "auto",
     backend: Backend = "auto",
 ) -> LossResult:
-    """Returns the contrastive loss of the global batch, with known and mined positives, in both directions.
+    """Returns the contrastive loss of the global batch: the mean of the losses of image anchors and of text anchors.
 
     Row r of every input belongs to sample r of this rank. Inputs are used as given: nothing is normalised or clamped.
     docs/method.md, section 1, has the equations. With a `group`, the call and its backward are collectives: all ranks
-    of the group must run both. The gradients are scaled for a mean over ranks, as DDP and DeepSpeed compute it. They
-    cannot be differentiated again, except with `backend="reference"`.
+    of the group must run both. The gradients of each rank are scaled so that their mean over the ranks, as DDP and
+    DeepSpeed compute it, is the gradient of the loss. Gradients cannot be differentiated again, except with
+    `backend="reference"`.
 
     Args:
         image: [rows, width], unit vectors. `rows` may be 0 and may differ between ranks.
@@ -99,8 +101,8 @@ def contrastive_loss(  # noqa: PLR0913  (one call for every objective)
             A `ContrastiveObjective` of the caller's own is accepted as well.
         bias: A number, or a tensor of one element, that `sigmoid` adds to every score; None means 0. The other
             objectives require None.
-        mining: The rule for further positives. With None, only own pairs and equal ids are positives; `soft`
-            requires None.
+        mining: The rule for further positives. With None, the only positives are own pairs (the image and the text of
+            one sample) and pairs of equal `ids`. `soft` requires None.
         guide_image: [rows, any width], compared instead of `image` where mining compares images; it gets no
             gradient. For `soft`, the image features of the teacher.
         guide_text: [rows, any width], the same for texts.
@@ -108,20 +110,20 @@ def contrastive_loss(  # noqa: PLR0913  (one call for every objective)
         ids: int64 [rows]. Samples of equal id, on any rank, are always positives of each other.
         group: The ranks that share the batch; None means that nothing is communicated. All ranks of the group must
             make the call with the same settings.
-        schedule: How the texts are sent. `gather` and `hierarchical` keep the texts of all ranks; `ring` holds those
-            of three ranks at a time and sends them again in backward. `auto` is `hierarchical` if there are several
-            machines, else `gather`.
+        schedule: How the texts are sent between ranks. With `gather` and `hierarchical`, a rank keeps the texts of all
+            ranks. With `ring`, it holds those of at most three ranks at a time, and they are sent again in backward.
+            `auto` is `hierarchical` if there are several machines, else `gather`.
         backend: `auto` is `fused` where fused kernels can run, and `chunked` elsewhere; for an objective that has only
             a formula it is `reference`. `choose_backend` gives the reason.
 
     Returns:
-        The loss of the global batch, equal on every rank to the bit, and numbers for a log.
+        The loss of the global batch, equal on every rank to the bit, and detached means for a log.
 
     Raises:
         ArgumentError: If the value of an argument is not allowed.
         ShapeError: If tensors do not fit together.
         NotSupportedError: If the backend cannot run on these inputs.
-        RanksDisagreeError: If the ranks of the group were called differently.
+        RanksDisagreeError: If the inputs of another rank are invalid, or if the ranks of the group differ in a setting.
 
     Example:
         ```python

@@ -2,11 +2,13 @@
 
 The gradient of such a loss with respect to a score follows from that score. Forward therefore also computes the
 gradients of the inputs, if any are needed, and backward only multiplies them by the incoming gradient. An objective
-without a teacher costs three matrix products, and no tile is computed twice. An objective with a teacher needs an
-additional first pass over all scores, which computes the softmax normalisers of student and teacher.
+without a teacher costs three matrix products: one for the scores, and one each for the gradients of images and texts.
+`GradientSums.finish_scale` says when the gradient of the scale needs a fourth one. An objective with a teacher needs an
+additional first pass over all scores, which computes the softmax denominators of the student (the trained model) and
+of the teacher.
 
-`evaluate` computes the tiles by torch. The kernels of the fused backend share only `evaluate_pair_pass`, for which they
-are another `PairPass`.
+`evaluate` computes the tiles with operations of torch. The fused backend uses only `evaluate_pair_pass`, and passes to
+it a `PairPass` that starts kernels.
 """
 
 from __future__ import annotations
@@ -29,13 +31,13 @@ from emocap_kernels.transforms import once_differentiable
 
 
 class PairPass(Protocol):
-    """Describes a function that goes once over the scores of this rank's images with all texts."""
+    """Describes a function that sums the losses in one pass over the scores of this rank's images with all texts."""
 
     def __call__(self, sums: GradientSums, *, with_gradient: bool) -> LossSums:
-        """Returns the sums of the losses. If `with_gradient` is set, also adds the gradients to `sums`.
+        """Returns this rank's part of the sums of the losses.
 
-        This is a collective: all ranks must call it. The sums are this rank's parts. Gradients are switched off during
-        the call.
+        If `with_gradient` is set, the function also adds the gradients of the inputs to `sums`. Autograd is disabled
+        during the call. This is a collective: all ranks must call it.
         """
         ...
 
@@ -93,7 +95,7 @@ class _GradientInForward(Function):
 
 
 def evaluate(batch: ContrastiveBatch, objective: PairwiseObjective, tiling: Tiling) -> LossResult:
-    """Returns the loss of the global batch. torch computes it tile by tile.
+    """Returns the loss of the global batch, which operations of torch compute tile by tile.
 
     This is a collective: all ranks must call it.
     """
@@ -121,7 +123,7 @@ def evaluate(batch: ContrastiveBatch, objective: PairwiseObjective, tiling: Tili
 
 @dataclass(frozen=True, slots=True)
 class _LogSumExps:
-    """Holds the softmax normalisers of the local images, [local], and of all texts, [total]."""
+    """Holds the logarithms of the softmax denominators of the local images, [local], and of all texts, [total]."""
 
     images: Tensor
     texts: Tensor
@@ -133,14 +135,17 @@ class _LogSumExps:
 
 @dataclass(frozen=True, slots=True)
 class _Teacher:
-    """Computes a teacher's scores from the guide features, and holds the normalisers of student and teacher."""
+    """Computes a teacher's scores from the guide features, and holds the log-sum-exps of student and teacher.
+
+    The student is the model that is trained.
+    """
 
     batch: ContrastiveBatch
     student: _LogSumExps
     teacher: _LogSumExps
 
     def tile(self, rows: slice, block: TextBlock) -> TeacherTile:
-        """Returns the teacher's scores and all normalisers for the local images `rows` and the texts of `block`."""
+        """Returns the teacher's scores and all log-sum-exps for the local images `rows` and the texts of `block`."""
         columns = block.columns
         return TeacherTile(
             score=_teacher_scores(self.batch, rows, block),
@@ -150,7 +155,7 @@ class _Teacher:
 
 
 def _teacher(batch: ContrastiveBatch, tiling: Tiling) -> _Teacher:
-    """Computes the scores of student and teacher once, to get the softmax normalisers of both.
+    """Computes all scores of student and teacher once, to get the log-sum-exps of both.
 
     This is a collective: all ranks must call it.
     """
@@ -193,7 +198,7 @@ class _RunningLossSums:
         self._texts.add_(column_argmax(tile.score, first=self._batch.partition.first + rows.start), block.columns)
 
     def result(self) -> LossSums:
-        """Returns this rank's part of the sums of losses, positives and hits.
+        """Returns this rank's part of the sums of losses, numbers of positives and hits (`LossSums` explains them).
 
         This is a collective, because the best image of a text may be on any rank: all ranks must call it.
         """

@@ -5,13 +5,14 @@ InfoNCE (van den Oord et al. 2018) averages the log-probabilities of several pos
 \[ L_{i2t} = \frac1B \sum_i \Big[ \log\sum_j e^{S_{ij}} - \frac1{|P_i|} \sum_{j \in P_i} S_{ij} \Big],
    \qquad S_{ij} = \mathrm{scale}\,\langle v_i, u_j \rangle \]
 
-\(P_i\) are the positives of image i. For text anchors the formula is the same with the transposed scores and the
-positives \(Q_j\) of text j, and the loss is the mean of both directions. The other objectives (see `objectives`)
-replace the expression in brackets.
+\(v_i\) is the embedding of image i, \(u_j\) that of text j, B the number of rows of the batch, and \(P_i\) are the
+positives of image i. For text anchors the formula is the same with the transposed scores and the positives \(Q_j\) of
+text j, and the loss is the mean of both directions. The other objectives (see `objectives`) replace the expression in
+brackets.
 
 Every matrix is held in full, and autograd computes the gradients. With several ranks, each of them holds the whole
-batch and repeats the whole computation (`replicated_batch`). This module has the rule of mined positives as formulas of
-its own instead of using that of `positives`, because it is the specification (decision 26).
+batch and repeats the whole computation (`replicated_batch`). This module selects the mined positives by formulas of its
+own, because it is the specification (decision 26). It shares only the table of guides with the module `positives`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from emocap_kernels.result import Directions, LossResult
 
 
 def evaluate(batch: ContrastiveBatch) -> LossResult:
-    """Returns the loss of a batch of which this rank holds all rows, by the formulas on whole matrices."""
+    """Returns the loss of `batch`, computed on whole matrices. This rank must hold all rows of the batch."""
     score = batch.scale * (batch.image @ batch.text.T) + batch.bias
     # The known pairs are symmetric, so one matrix serves both directions. In each direction the anchors are the rows.
     known = _known(batch)
@@ -57,9 +58,10 @@ class _DirectionMeans:
 def _direction(
     score: Tensor, known: Tensor, batch: ContrastiveBatch, mined: Tensor | None, teacher: Tensor | None
 ) -> _DirectionMeans:
-    """Returns the mean loss, number of positives and recall at 1 of the anchors of one direction.
+    """Returns the mean loss, the mean number of positives and the recall at 1 of the anchors of one direction.
 
-    The anchors are the rows of `score`, `known`, `mined` and `teacher`.
+    The anchors are the rows of `score`, `known`, `mined` and `teacher`. `known` marks the pairs that are positives
+    without mining, and `mined` those that mining found.
     """
     positive, dropped = known, torch.zeros_like(known)
     if batch.mining is not None and mined is not None:
@@ -90,7 +92,10 @@ def _known(batch: ContrastiveBatch) -> Tensor:
 
 
 def _mined(batch: ContrastiveBatch, guides: Mapping[Guide, GuideSimilarities]) -> Tensor | None:
-    """Returns the mined pairs of one direction, bool [anchors, candidates]."""
+    """Returns a mask of the mined pairs of one direction, bool [anchors, candidates], or None without mining.
+
+    `guides` says which features each guide compares in this direction.
+    """
     mining, features = batch.mining, batch.features
     if mining is None or features is None:
         return None

@@ -1,7 +1,8 @@
-"""Adds up the losses, counts and input gradients of one rank during a pass over the scores.
+"""Adds up the losses, the numbers of positives and hits, and the gradients of the inputs, on one rank.
 
-`chunked`, `pairwise` and the fused backend share these sums. A pass is a loop over `GradientSums.blocks`, in which a
-backend computes gradients of tiles of scores and adds each of them.
+`chunked`, `pairwise` and the fused backend share these sums. Gradients are added up in a loop over
+`GradientSums.blocks`. In it, a backend computes the gradient of each tile of scores and passes it to
+`GradientSums.add`.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ class LossSums:
     The parts of all ranks add up to the sums over all anchors of the global batch.
 
     Attributes:
-        image_loss: Losses of the image anchors.
-        text_loss: Losses of the text anchors.
-        image_positives: Numbers of positives of the image anchors.
-        text_positives: Numbers of positives of the text anchors.
+        image_loss: Sum of the losses of the image anchors.
+        text_loss: Sum of the losses of the text anchors.
+        image_positives: Sum of the numbers of positives of the image anchors.
+        text_positives: Sum of the numbers of positives of the text anchors.
         image_hits: Number of image anchors whose best candidate is their own pair or has an equal id.
         text_hits: Number of text anchors whose best candidate is their own pair or has an equal id.
     """
@@ -67,7 +68,7 @@ def count_hits(best: Tensor, partition: Partition, ids: Tensor | None) -> Tensor
     Args:
         best: int64 [local], global index of the best-scoring candidate of each local anchor.
         partition: The division of the rows among the ranks.
-        ids: int64 [total] or None.
+        ids: int64 [total], the ids of all samples of the batch; None if the loss was called without ids.
     """
     own = partition.indices(best.device)
     # Scores that are NaN have no best candidate, and their index may lie beyond the end.
@@ -78,15 +79,15 @@ def count_hits(best: Tensor, partition: Partition, ids: Tensor | None) -> Tensor
 class GradientSums:
     """Adds up the gradients of the inputs over tiles of scores, for every backend that computes scores in tiles.
 
-    The sums are gradients of 2B times this rank's part of the loss, where B is the number of rows of the global batch.
-    The gradients of image and text lack the factor `scale`. The caller multiplies by it, for instance in `finished`.
-    Without these factors, our objectives have gradients of scores in [-2, 2] for every batch and scale, which half
-    precision can store (decision 10).
+    The sums are the gradients of 2B times this rank's part of the loss, where B is the number of rows of the global
+    batch. The gradients of image and text also lack the factor `scale` of the scores. The caller corrects both, for
+    instance by the argument of `finished`. The gradient of 2B times the loss with respect to a score lies in [-2, 2]
+    for the objectives of this package, whatever the batch and the scale, so half precision can store it (decision 10).
 
     Attributes:
-        image: [local, width], in at least float32, or None if the images need no gradient.
-        scale: 0-dim float64. Kernels add to it directly.
-        bias: 0-dim float64. Kernels add to it directly.
+        image: [local, width], the sum for the images in at least float32, or None if they need no gradient.
+        scale: 0-dim float64, the sum for the scale. The fused backend adds to it directly.
+        bias: 0-dim float64, the sum for the bias. The fused backend adds to it directly.
     """
 
     def __init__(self, batch: ContrastiveBatch, needs: Sequence[bool]) -> None:
@@ -94,7 +95,8 @@ class GradientSums:
 
         Args:
             batch: The batch.
-            needs: Whether image, text, scale and bias need a gradient. For the text, the need of any rank counts.
+            needs: Whether image, text, scale and bias need a gradient, in this order. If the texts of any rank need a
+                gradient, the second value must be True on all ranks.
         """
         self._batch, self._image = batch, batch.image
         needs_image, needs_text, self.needs_scale, self.needs_bias = needs
@@ -110,7 +112,7 @@ class GradientSums:
         self._part: Tensor | None = None
 
     def blocks(self) -> Iterator[TextBlock]:
-        """Yields the blocks of the batch. The caller adds the gradients of a block before it requests the next one.
+        """Yields the blocks of texts. The caller adds the gradients of a block before it requests the next one.
 
         This is a collective: all ranks must call it.
         """
@@ -127,8 +129,8 @@ class GradientSums:
 
         Args:
             gradient: [rows, columns], the gradient of the scores, in a type that `matmul.addmm_` accepts.
-            rows: Local images.
-            columns: Texts of the current block, counted from its first text.
+            rows: The local images of these scores.
+            columns: The texts of these scores, as indices within the current block.
         """
         assert self._block is not None
         if self.image is not None:
@@ -137,9 +139,10 @@ class GradientSums:
             addmm_(self._part[columns], gradient.T, self._image[rows])
 
     def add_scale_and_bias(self, gradient: Tensor, rows: slice) -> None:
-        """Adds the parts of the gradients of scale and bias that follow from a gradient of scores.
+        """Adds what the gradient of some scores contributes to the gradients of scale and bias.
 
-        `gradient` belongs to the scores of the local images `rows` with all texts of the current block.
+        `gradient` belongs to the scores of the local images `rows` with all texts of the current block. Nothing is
+        added for the scale if `finish_scale` computes its gradient later.
         """
         if self.needs_bias:
             self.bias += gradient.sum()
@@ -152,9 +155,10 @@ class GradientSums:
     def finish_scale(self) -> None:
         """Computes the gradient of the scale from that of the images, unless this would be inaccurate.
 
-        It is inaccurate with half-precision vectors, and impossible if the images need no gradient. In these cases
-        `add_scale_and_bias` has already summed the gradient of the scale, which this method then leaves as it is. It
-        must be called after the last block. Kernels sum the gradient of the scale themselves, and do not need it.
+        This method must be called after the last block. It does nothing with half-precision vectors, for which the
+        result would be inaccurate, or if the images need no gradient. In these two cases `add_scale_and_bias` has
+        already summed the gradient of the scale, for which it computes the cosines of each tile again. The fused
+        backend does not call this method, because its kernels sum the gradient of the scale.
         """
         # The sum of G_ij <x_i, y_j> over all pairs is the sum over i of <x_i, sum over j of G_ij y_j>. The inner sum is
         # the gradient of image i without the factor `scale`.
@@ -163,14 +167,14 @@ class GradientSums:
                 self.scale += (self.image[rows] * self._image[rows]).sum(1).double().sum()
 
     def text(self) -> Tensor | None:
-        """Returns the gradient of the texts of this rank, summed over ranks. It must be called after the last block.
+        """Returns the gradient of this rank's texts, summed over all ranks, or None if the texts need no gradient.
 
-        This is a collective: all ranks must call it.
+        It must be called after the last block. This is a collective: all ranks must call it.
         """
         return self._texts.result() if self._needs_text else None
 
     def finished(self, factor: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Returns `factor` times the gradients of image and text, in their own types. The sums are overwritten.
+        """Returns `factor` times the sums for image and text, in the types of these inputs. The sums are overwritten.
 
         This is a collective: all ranks must call it.
         """
@@ -181,6 +185,7 @@ class GradientSums:
     def _scale_from_image(self) -> bool:
         """Returns whether the gradient of the scale can be computed from that of the images.
 
-        This is not accurate with half-precision vectors: their rounding removes terms that nearly cancel in the sum.
+        If not, the images need no gradient, or the vectors have half precision. With such vectors the gradients of the
+        scores are rounded to half precision as well, too inaccurately for a sum whose terms nearly cancel.
         """
         return self.image is not None and self._image.dtype not in HALF_DTYPES

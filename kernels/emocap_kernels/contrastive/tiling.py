@@ -1,7 +1,7 @@
 """Cuts the scores of the chunked backend into tiles, and computes the targets of each tile.
 
-The targets of a tile are computed the same way in forward and in backward. Therefore backward has the same positives to
-the bit, and no mask has to be kept.
+The targets are the positives and the excluded pairs. They are computed in the same way in forward and in backward.
+Therefore both passes have exactly the same targets, and no mask has to be kept.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Tiling:
     Attributes:
         rows: Slices of the local images. The images of a slice and the texts of a block form a tile.
         zeros: Zeros, [total], in the type of the scores; `DiagonalTargets` needs a part of them for each tile.
-        lists: The mined candidates, if the rule has `top_k`.
+        lists: The mined candidates, if the rule has `top_k`; otherwise None.
     """
 
     rows: list[slice]
@@ -53,12 +53,12 @@ class Tiling:
             return Tiling(rows, batch.scale.new_zeros(batch.partition.total), _mine_lists(batch, rows))
 
     def targets(self, batch: ContrastiveBatch, rows: slice, block: TextBlock, cosine: Tensor) -> Targets:
-        """Returns the targets of one tile.
+        """Returns the targets of one tile: its positives and the excluded pairs.
 
         Args:
             batch: The batch.
-            rows: Local images.
-            block: The texts.
+            rows: The local images of the tile.
+            block: The texts of the tile.
             cosine: [rows, texts], the cosines from which the scores are computed.
         """
         first = batch.partition.first

@@ -1,8 +1,12 @@
 """Runs the kernels of `infonce` and `mil_nce`: statistics in forward, and the gradient of the scores in backward.
 
-Each of the two passes goes over blocks of columns, panels of rows and chunks of columns (see
-`emocap_kernels.fused.tiling`). The host only starts kernels and products, and reads no value of the device. It starts
-both variants of each kernel, and the device decides which of them computes (decision 9).
+Forward and backward each make one pass over the scores: a loop over blocks of columns, panels of rows and chunks of
+columns (`emocap_kernels.fused.tiling` explains these pieces). The host only starts kernels and matrix products, and
+never reads a value from the device.
+
+Each kernel has two variants. One subtracts the same shift from all scores before the exponential, the other keeps a
+running maximum for each sum. The host starts both, and a flag on the device decides which of them does the work. The
+other one returns at once (decision 9).
 """
 
 from __future__ import annotations
@@ -29,7 +33,10 @@ from emocap_kernels.matmul import storage_scale
 
 
 def panel_chunks(operands: Operands, rows: Range, itemsize: int) -> list[Range]:
-    """Cuts the columns of a panel of rows into chunks of bounded size, with `itemsize` bytes for each pair."""
+    """Returns the ranges of columns by which a panel, the local rows `rows`, is cut into chunks of bounded size.
+
+    `itemsize` is the number of bytes that a chunk stores for each pair of a row and a column.
+    """
     return chunks(len(operands.right), operands.tile, rows[1] - rows[0], itemsize)
 
 
@@ -40,7 +47,8 @@ class KernelPlan:
     Attributes:
         positives: The positives of the batch.
         tile: The tile size of the kernels that compute scores.
-        sum_positives: Whether the objective sums the probabilities of positives (`mil_nce`).
+        sum_positives: Whether kernels sum 2^score over the positives, as `mil_nce` needs it if an anchor may have
+            several positives. Otherwise they sum the scores of the positives.
     """
 
     positives: FusedPositives
@@ -51,9 +59,10 @@ class KernelPlan:
 def score_statistics(
     batch: ContrastiveBatch, exponents: ExponentScale, plan: KernelPlan, *, teacher: bool = False
 ) -> tuple[Base2Stats, Base2Stats]:
-    """Returns the statistics of the rows of this rank, [local], and of all columns, [total].
+    """Returns the softmax statistics of this rank's rows, [local], and those of all columns, [total].
 
-    With `teacher`, the scores are those of the teacher. This is a collective: all ranks must call it.
+    The statistics of the columns are taken over the rows of all ranks. With `teacher`, the scores are those of the
+    teacher. This is a collective: all ranks must call it.
     """
     blocks: list[tuple[int, Base2Stats, Base2Stats]] = []
     for block in batch.blocks():
@@ -79,7 +88,7 @@ def score_statistics(
 def _block_statistics(
     operands: Operands, exponents: ExponentScale, positives: BlockPositives, plan: KernelPlan
 ) -> tuple[Base2Stats, Base2Stats]:
-    """Returns the statistics of all local rows over one block, and those of the columns of the block."""
+    """Returns the statistics of the local rows over the columns of a block, and those of the columns over the rows."""
     number = len(operands.right)
     # A rank without rows has no panel. Its columns still need statistics for the sums over ranks.
     nothing = _empty_statistics(exponents, number, sum_positives=plan.sum_positives)
@@ -104,7 +113,10 @@ def _empty_statistics(exponents: ExponentScale, number: int, *, sum_positives: b
 def _panel_statistics(
     operands: Operands, exponents: ExponentScale, positives: BlockPositives, rows: Range, plan: KernelPlan
 ) -> tuple[Base2Stats, Base2Stats]:
-    """Returns the statistics of a panel of local rows over one block, and those of the columns over these rows."""
+    """Returns the statistics of a panel over the columns of one block, and those of the columns over the panel.
+
+    The panel consists of the local rows `rows`.
+    """
     tile, sum_positives = plan.tile, plan.sum_positives
     # The last field, POSITIVE_PEAK, is written for `mil_nce` only.
     fields = statistics.N_FIELDS if sum_positives else statistics.N_FIELDS - 1
@@ -172,11 +184,12 @@ def add_gradients(
     This is a collective: all ranks must call it.
 
     Args:
-        sums: Takes the gradients.
+        sums: The sums to which the gradients are added.
         batch: The batch.
         exponents: The exponent scale that forward used.
         plan: The plan that forward used.
-        weights: The gradient weights of the local rows and of all columns, [fields, anchors] each.
+        weights: The results of `Base2Stats.gradient_weights` for the local rows and for all columns, [fields, anchors]
+            each.
     """
     row_weights = weights[0]
     left = aligned(batch.image)
@@ -207,9 +220,9 @@ def _fill_gradient(
     columns: Range,
     plan: KernelPlan,
 ) -> Tensor:
-    """Writes the gradient of one chunk of scores to `gradient`.
+    """Writes the gradient with respect to the scores of one chunk to `gradient`.
 
-    Returns the chunk's part of the gradient of the scale, 0-dim float64.
+    Returns what the chunk contributes to the gradient of the scale, 0-dim float64.
     """
     tile, (row_weights, column_weights) = plan.tile, weights
     image, text = operands.descriptors()
@@ -253,8 +266,9 @@ def _fill_gradient(
 class GradientBuffer:
     """Holds memory for the gradient of one chunk, in the type of the embeddings. All chunks use the same memory.
 
-    A chunk is valid until the next one is requested. The device runs kernels and products in the order in which the
-    host starts them, so the next kernel overwrites a chunk only after it has been multiplied.
+    A result of `chunk` is valid until the next call. The device runs kernels and matrix products in the order in which
+    the host starts them. Therefore the kernel of the next chunk overwrites the memory only after the previous chunk has
+    been multiplied.
     """
 
     def __init__(self, like: Tensor) -> None:

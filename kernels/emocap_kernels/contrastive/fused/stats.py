@@ -3,8 +3,10 @@
 Exponentials and logarithms are in base 2. A kernel writes one *part* for each strip or tile: the statistics over the
 candidates of that strip or tile alone. Parts are merged in a fixed order, so that two runs are equal to the bit.
 
-With one shift for the batch (decision 9), all peaks are equal to it, and merging is plain addition: every factor is 1.
-With running maxima each part has a peak of its own, and merging rescales to the largest one. The code is the same.
+A sum of exponentials is stored relative to a *peak*, which was subtracted from the scores. If one shift fits the whole
+batch (decision 9), the peak of every part is this shift, and merging only adds the sums. Otherwise the peak of a part
+is its running maximum, and merging first rescales the sums to the largest peak. The same code serves both cases,
+because in the first case every factor of the rescaling is 1.
 """
 
 from __future__ import annotations
@@ -26,9 +28,10 @@ LN_2 = math.log(2.0)
 
 @dataclass(frozen=True, slots=True)
 class Best:
-    """Holds the best score of each anchor, and whether it belongs to a known positive.
+    """Holds the best score of each anchor, and whether the candidate with this score is a known positive.
 
-    The tensors are [anchors], or [parts, anchors] before the parts that a kernel wrote are merged.
+    A known positive is a positive without mining. The tensors are [anchors], or [parts, anchors] until `merge_parts`
+    has merged the parts that a kernel wrote.
 
     Attributes:
         score: Largest score.
@@ -47,7 +50,7 @@ class Best:
         return Best(score, self.hit.gather(0, first[None])[0])
 
     def merge(self, later: Best) -> Best:
-        """Returns the best of these candidates and of later ones. Of equal scores the earlier candidate wins."""
+        """Returns the best over the candidates of this object and those of `later`. Of equal scores, its own wins."""
         return Best(torch.stack([self.score, later.score]), torch.stack([self.hit, later.hit])).merge_parts()
 
     def reduce(self, ranks: Ranks, score: Tensor | None = None) -> Best:
@@ -57,7 +60,7 @@ class Best:
 
         Args:
             ranks: The ranks of the batch.
-            score: The maximum of the scores over the ranks, if it is known already.
+            score: [anchors], the largest score of each anchor over the ranks, if the caller knows it already.
         """
         if score is None:
             score = self.score.clone()
@@ -73,7 +76,7 @@ class Best:
 class LogSumExp2:
     """Holds a sum of 2^score for each anchor, stored as `sum_exp2` times 2^`peak`.
 
-    The tensors are [anchors], or [parts, anchors] before the parts that a kernel wrote are merged.
+    The tensors are [anchors], or [parts, anchors] until `merge_parts` has merged the parts that a kernel wrote.
     """
 
     peak: Tensor
@@ -85,7 +88,7 @@ class LogSumExp2:
         return LogSumExp2(peak, (self.sum_exp2 * (self.peak - finite(peak)).exp2()).sum(0))
 
     def rescaled(self, peak: Tensor) -> Tensor:
-        """Returns the value that `sum_exp2` has relative to another peak, float64."""
+        """Returns what `sum_exp2` would be if the same sum were stored with another `peak`, float64."""
         return self.sum_exp2.double() * (self.peak - finite(peak)).exp2()
 
     def reduce(self, ranks: Ranks) -> LogSumExp2:
@@ -103,7 +106,8 @@ class LogSumExp2:
     def gradient_weight(self, shift: Tensor, running_max: Tensor) -> tuple[Tensor, Tensor]:
         """Returns (weight, peak), so that weight times 2^(score - peak) is the softmax probability of a candidate.
 
-        The returned peak is the common `shift`, or the anchor's own peak where `running_max` is set.
+        If `running_max` is True, kernels kept a running maximum, and the returned peak is the anchor's own. Otherwise
+        it is `shift`, which is the same for all anchors.
         """
         # The kernel without running maxima subtracts the shift from all scores, and uses no peak of an anchor.
         peak = torch.where(running_max, self.peak, shift)
@@ -112,13 +116,14 @@ class LogSumExp2:
 
 @dataclass(frozen=True, slots=True)
 class Base2Stats:
-    """Holds the statistics of each anchor, in base 2.
+    """Holds the softmax statistics of each anchor. Scores are in base 2: they contain the factor log2(e).
 
-    The tensors are [anchors], or [parts, anchors] before the parts that a kernel wrote are merged.
+    The tensors are [anchors], or [parts, anchors] until `merge_parts` has merged the parts that a kernel wrote.
 
     Attributes:
         candidates: Sum of 2^score over the candidates.
-        positives: Sum over the positives: of 2^score for `mil_nce`, otherwise of the scores, float64.
+        positives: The sum of 2^score over the positives if the kernel computed this sum (`sum_positives`), otherwise
+            the sum of the scores of the positives, float64.
         count: Number of positives.
         best: The best of all candidates.
     """
@@ -132,7 +137,7 @@ class Base2Stats:
     def from_fields(parts: Tensor, *, sum_positives: bool) -> Base2Stats:
         """Returns the statistics that a kernel wrote to `parts`, [fields, parts, anchors].
 
-        `sum_positives` says whether the kernel summed 2^score over the positives, as `mil_nce` needs it.
+        `sum_positives` says whether the kernel summed 2^score over the positives (`mil_nce`), or their scores.
         """
         positives = parts[statistics.POSITIVE.value].double()
         return Base2Stats(
@@ -149,7 +154,7 @@ class Base2Stats:
         return Base2Stats(self.candidates.merge_parts(), merged, self.count.sum(0), self.best.merge_parts())
 
     def merge(self, later: Base2Stats) -> Base2Stats:
-        """Returns the statistics over these candidates and later ones."""
+        """Returns the statistics over the candidates of this object and those of `later`."""
         return _joined([self, later], torch.stack).merge_parts()
 
     def reduce(self, ranks: Ranks) -> Base2Stats:
@@ -201,7 +206,7 @@ class Base2Stats:
         return found
 
     def part(self, part: slice) -> Base2Stats:
-        """Returns the statistics of some of the anchors."""
+        """Returns the statistics of the anchors in the slice `part`."""
         return self.map(lambda tensor: tensor[part])
 
     def losses(self) -> Tensor:
@@ -210,7 +215,10 @@ class Base2Stats:
         return (self.candidates.log2() - positive) * LN_2
 
     def gradient_weights(self, shift: Tensor, running_max: Tensor) -> Tensor:
-        """Returns the gradient weights in the layout that `gradient_kernel` reads, float32 [fields, anchors]."""
+        """Returns the gradient weights in the layout that `gradient_kernel` reads, float32 [fields, anchors].
+
+        The arguments are those of `LogSumExp2.gradient_weight`.
+        """
         weights = self.count.new_zeros(gradient.N_FIELDS, len(self.count))
         weights[gradient.WEIGHT.value], weights[gradient.PEAK.value] = self.candidates.gradient_weight(
             shift, running_max
