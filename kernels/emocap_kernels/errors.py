@@ -17,7 +17,7 @@ class KernelError(Exception):
 
 
 class ArgumentError(KernelError, ValueError):
-    """Reports an argument whose value is not allowed. The message names the value, the rule and the cure."""
+    """Reports an argument whose value is not allowed. The message names the value and says which values are allowed."""
 
 
 class ShapeError(KernelError, ValueError):
@@ -27,8 +27,9 @@ class ShapeError(KernelError, ValueError):
 class NotSupportedError(KernelError, NotImplementedError):
     """Reports that a backend, such as the fused kernels, cannot do what was requested. The message gives the reason.
 
-    Most of these errors are raised before anything is computed. A second derivative of `chunked` or `fused` raises one
-    in backward, except that of `chunked` within images (`region.within`), which exists.
+    Most of these errors are raised before anything is computed. With `chunked` and `fused`, a second differentiation of
+    a loss raises this error in backward. The only exception is the local loss within images (`region.within`) with
+    `chunked`, which has a second derivative.
     """
 
 

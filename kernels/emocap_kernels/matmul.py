@@ -1,11 +1,11 @@
-"""Multiplies matrices with sums in float32 or float64, also if the vectors have half precision.
+"""Multiplies matrices, and adds up the products in float32 or float64 even if the vectors have half precision.
 
 A CUDA matrix unit multiplies half-precision vectors exactly and adds in float32; torch offers this as `out_dtype`, from
-2.11 on (decision 10). On other devices the vectors are converted first, which gives the same products.
+version 2.11 on (decision 10). On other devices the vectors are converted first, which gives the same products.
 
 `matmul` computes scores. `addmm_` multiplies the gradient of a tile of scores with vectors, and adds the product to the
-gradient of the inputs. A gradient of scores may be stored in half precision, and in float16 it is multiplied by a power
-of two.
+gradient of the inputs. A gradient of scores may be stored in half precision. In float16 it is multiplied by a power of
+two before, so that small values are not rounded to zero.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ def addmm_(total: Tensor, gradient: Tensor, vectors: Tensor, *, stored_scale: fl
 
     Args:
         total: [n, width], in at least float32.
-        gradient: [n, k], a gradient of scores. It is either in the type of `vectors` and multiplied by `stored_scale`,
-            or in the type of `total` without that factor.
+        gradient: [n, k], a gradient of scores. It is either in the type of `vectors`, and has been multiplied by
+            `stored_scale`, or it is in the type of `total` without that factor.
         vectors: [k, width], in the type of the inputs.
-        stored_scale: The factor that a half-precision `gradient` contains, and by which the product is divided; None
-            means the factor of `storage_scale`.
+        stored_scale: The factor of a half-precision `gradient`. The product is divided by it. None means the result of
+            `storage_scale` for the type of `vectors`.
     """
     kind = vectors.dtype
     if kind not in HALF_DTYPES:

@@ -1,7 +1,7 @@
 """Wraps torch's collectives for all supported versions of torch, and counts the bytes that a rank receives.
 
-Only this module of the package calls collectives of a process group on tensors of the device. Exceptions are the first
-call for a group and the exchange of integers on the CPU, both in `ranks`.
+Apart from `ranks`, no other module of the package calls collectives of torch. `ranks` calls two: an all-reduce when it
+first sees a group with NCCL, and an all-gather of integers on the CPU.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def count_received_bytes() -> Generator[Counter[ReceivedKind]]:
 
 
 def add_received_bytes(kind: ReceivedKind, received_bytes: int) -> None:
-    """Adds `received_bytes` to every counter that `count_received_bytes` has open."""
+    """Adds `received_bytes` to the entry `kind` of every counter whose `count_received_bytes` context is open."""
     for counter in _counters:
         counter[kind] += received_bytes
 
@@ -91,8 +91,10 @@ def start_messages(
     their messages in the same order.
 
     Args:
-        sends: Contiguous tensors, which must not be changed before the messages are complete.
-        receives: Contiguous tensors, which are filled. Each has the shape and type of the tensor that its peer sends.
+        sends: (receiving rank, contiguous tensor) for each message that this rank sends. The tensors must not be
+            changed before the messages are complete.
+        receives: (sending rank, contiguous tensor) for each message that this rank receives. The tensors are filled.
+            Each has the shape and type of the tensor that the other rank sends.
         group: The group in which the ranks of the messages are numbered.
     """
     # `group_peer` is a rank within the group, whereas the argument `peer` of torch is a rank of the world.

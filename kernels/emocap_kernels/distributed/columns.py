@@ -1,13 +1,13 @@
 """Gathers the rows of all ranks in blocks, and sends the gradients of the rows back to the ranks that hold them.
 
-Every rank scores its own images against the texts of all ranks. The rows that are gathered are therefore the columns of
-the score matrix: the texts, and the guide features by which mining compares them. While the caller computes
-with one block, the next one is received. On a GPU nothing here makes the host wait. The messages and their order follow
-from the communication plan and the row counts, never from tensor values.
+Every rank scores its own images against the texts of all ranks. A row that is gathered is a text (or a sentence of the
+local loss), together with the guide features by which mining compares it. It is therefore a column of the score matrix.
+While the caller computes with one block, the next one is received. On a GPU, nothing in this module makes the host
+wait. The messages and their order follow from the communication plan and the row counts, never from tensor values.
 
-`ColumnAllGather` yields the blocks, and `ColumnReduceScatter` collects their gradients. The batches of both losses hold
-an all-gather, and a pass over the scores is one loop over its blocks. Decision 11 says why neither is a collective of
-torch, and `schedule` makes the plan.
+`ColumnAllGather` yields the blocks, and `ColumnReduceScatter` collects their gradients. The batch of each loss holds a
+`ColumnAllGather`, and a pass over the scores is one loop over its blocks. Decision 11 says why these classes do not use
+torch's own collectives. The module `schedule` makes the communication plan.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class ColumnBlock:
     """Holds consecutive rows of the global batch that arrived together.
 
     Attributes:
-        columns: The global indices of the rows.
-        vectors: One tensor for each tensor of the all-gather, [rows, ...] in its own type.
+        columns: The global indices of the rows, which are the columns of the score matrix.
+        vectors: The rows of each gathered tensor, [rows, ...] in the type of that tensor.
     """
 
     columns: slice
@@ -44,9 +44,9 @@ class ColumnAllGather:
 
     Autograd does not differentiate the gathered rows; `ColumnReduceScatter` sends their gradients back.
 
-    Unless the schedule is `ring`, the first complete pass keeps the blocks, and later passes yield them again without
-    messages. With `ring` every pass receives the rows again. An autograd function that needs the rows in backward saves
-    what `pack` returns, and calls `unpack`.
+    Unless the schedule is `ring`, the first complete loop over `blocks` keeps the blocks, and later loops get them
+    again without messages. With `ring`, every loop receives the rows again. An autograd function that needs the rows in
+    backward saves what `pack` returns in forward, and calls `unpack` in backward.
 
     Example:
         ```python
@@ -71,13 +71,14 @@ class ColumnAllGather:
     def blocks(self, gradients: ColumnReduceScatter | None = None) -> Iterator[ColumnBlock]:
         """Yields every row of the batch once, in blocks. The rank's own rows come first.
 
-        This is a collective: all ranks must call it, and must take all blocks. Messages of stages that the caller does
-        not reach are not started, and other ranks would wait for them. Each call yields the same blocks in the same
-        order.
+        This is a collective: all ranks must call it, and must take all blocks. Messages are started only while the
+        caller takes blocks, so other ranks would wait for a rank that stops early. Each call yields the same blocks in
+        the same order.
 
         Args:
             gradients: Collects the gradients of the rows. The caller adds those of a block before it requests the next
-                block. They are sent to the ranks that hold the rows as soon as all blocks of a `Stage` are done.
+                block. Blocks that arrive together are a `Stage`. As soon as the caller has taken all blocks of a stage,
+                their gradients are sent to the ranks that hold the rows.
         """
         arriving = self._arriving() if self._kept is None else iter(self._kept)
         seen: list[list[ColumnBlock]] = []
@@ -94,7 +95,8 @@ class ColumnAllGather:
     def pack(self) -> tuple[ColumnAllGather, tuple[Tensor, ...]]:
         """Returns a copy of this object without its tensors, and the tensors, for `save_for_backward` of autograd.
 
-        The order of the tensors is that of the gathered tensors of this rank, followed by those of each block.
+        First come this rank's own tensors, in the order in which they were given for gathering. If received blocks are
+        kept, their tensors follow, block by block.
         """
         # With one rank, the only block consists of the local tensors, which are returned in any case.
         kept = self._kept if self.ranks.size > 1 else None
@@ -105,9 +107,9 @@ class ColumnAllGather:
         return empty, (*self._local, *(each for block in blocks for each in block.vectors))
 
     def unpack(self, tensors: Sequence[Tensor]) -> ColumnAllGather:
-        """Returns a copy of this object in which `tensors` have their places again.
+        """Returns a copy of this object with its tensors restored.
 
-        `pack` returned these tensors, together with this object, which lacks them.
+        `pack` returned this object, which has no tensors, together with `tensors`.
         """
         stages = self._kept or []
         number = len(tensors) // (1 + sum(len(stage) for stage in stages))
@@ -131,8 +133,9 @@ class ColumnAllGather:
     def _arriving(self) -> Iterator[list[ColumnBlock]]:
         """Yields a list of blocks for each `Stage` of the communication plan.
 
-        While the blocks of one stage are used, the last hop of the next stage is in progress. So is the first hop of
-        the stage after that, if it has two hops.
+        The rows of a stage arrive in one or two hops (steps from rank to rank). While the caller uses the blocks of one
+        stage, the last hop of the next stage is already in progress. If the stage after the next has two hops, its
+        first hop is in progress as well.
         """
         transfers = [_StageGather(self._local, stage, self.partition, self.ranks) for stage in self.plan.stages]
         # A transfer is dropped as soon as its stage has been used. So with `ring`, which keeps no blocks, the rows that
@@ -148,7 +151,7 @@ class ColumnAllGather:
 
 
 class _StageGather:
-    """Transfers the rows of one stage of the communication plan to this rank."""
+    """Receives the rows of one stage of the communication plan, and sends what other ranks receive in this stage."""
 
     def __init__(self, local: tuple[Tensor, ...], stage: Stage, partition: Partition, ranks: Ranks) -> None:
         self._local, self._stage, self._partition, self._ranks = local, stage, partition, ranks
@@ -159,7 +162,10 @@ class _StageGather:
         self._works: list[dist.Work] = []
 
     def start_hop(self, hops_left: int) -> None:
-        """Starts the last hop of this stage (`hops_left` 1) or the hop before the last (2), if the stage has it."""
+        """Starts the last hop of this stage if `hops_left` is 1, or the hop before the last if it is 2.
+
+        If the stage has no such hop, nothing is done.
+        """
         place = len(self._stage.hops) - hops_left
         if place < 0:
             return
@@ -211,11 +217,11 @@ def _consecutive_runs(ranks: tuple[int, ...]) -> list[list[int]]:
 class ColumnReduceScatter:
     """Sums tensors over the ranks, row by row, and gives each sum only to the rank that holds the row.
 
-    The sums take the hops of the all-gather in reverse. A sum is rounded to the type of the messages once for each hop,
-    and is added up in its own type.
+    The sums are sent along the hops of the all-gather in reverse order. A sum is rounded to the type of the messages
+    once for each hop, and is added up in its own type.
 
-    It is passed to `ColumnAllGather.blocks`, which calls `send` for each stage. The caller calls `add` for each block,
-    and `result` at the end.
+    The object is passed to `ColumnAllGather.blocks`, which calls `send` for each stage. The caller calls `add` for each
+    block, and `result` at the end.
     """
 
     def __init__(self, columns: ColumnAllGather, like: Tensor, message_dtype: torch.dtype) -> None:
@@ -234,10 +240,10 @@ class ColumnReduceScatter:
         self._returning: list[_StageReduce] = []
 
     def add(self, columns: slice, part: Tensor) -> None:
-        """Takes what this rank contributes to the rows of one block, [rows, ...].
+        """Takes `part`, [rows, ...], which is what this rank contributes to the sums of one block.
 
-        `columns` are the global indices of the rows. The caller must not change `part` afterwards: parts of it are
-        sent, and the contributions of other ranks are added to it.
+        `columns` are the global indices of the block's rows (`ColumnBlock.columns`). The caller must not change `part`
+        afterwards, because it is sent, or the contributions of other ranks are added to it in place.
         """
         # A block consists of all rows of one or more ranks, never of a part of them.
         for rank, count in enumerate(self._partition.counts):
@@ -248,7 +254,7 @@ class ColumnReduceScatter:
     def send(self, stage: Stage) -> None:
         """Starts to send the sums of `stage` to the ranks that hold the rows.
 
-        It also starts the next hop of all earlier stages.
+        It also starts the next hop of all earlier stages whose sums have not arrived yet.
         """
         parts = {rank: self._parts.pop(rank, self._nothing) for rank in stage.ranks}
         # The first stage consists of this rank's own rows. Each later transfer gets them too, because it adds the sums
@@ -269,14 +275,17 @@ class ColumnReduceScatter:
         return self._own
 
     def _advance(self) -> None:
-        """Waits for the current hop of every stage that is being sent, and starts the next hops."""
+        """Waits for the current hop of every stage whose sums are being sent, and starts its next hop."""
         for each in self._returning:
             each.finish_hop()
         self._returning = [each for each in self._returning if each.start_hop(self._dtype)]
 
 
 class _StageReduce:
-    """Transfers the sums of one stage to the ranks that hold their rows."""
+    """Sends the sums of one stage to the ranks that hold the rows, and receives the sums of rows of this rank.
+
+    With two hops, this rank also receives the sums of rows that it forwarded, and sends them on.
+    """
 
     def __init__(self, parts: dict[int, Tensor], stage: Stage, partition: Partition, ranks: Ranks) -> None:
         self._parts, self._partition, self._ranks = parts, partition, ranks
@@ -286,10 +295,10 @@ class _StageReduce:
         self._works: list[dist.Work] = []
 
     def start_hop(self, dtype: torch.dtype) -> bool:
-        """Starts to send sums back along one hop of the all-gather, as `dtype`. Returns False if no hop is left.
+        """Starts to send sums, converted to `dtype`, back along one hop of the all-gather.
 
-        The hops are taken in reverse order. In each, the ranks that received rows send the sums of these rows to the
-        ranks that sent the rows.
+        The hops are taken in reverse order. In each hop, a rank that received rows sends the sums of these rows to the
+        rank that sent the rows. Returns False if no hop is left.
         """
         if not self._hops:
             return False

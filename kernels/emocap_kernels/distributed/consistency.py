@@ -26,8 +26,8 @@ def exchange_facts(
     Args:
         ranks: The ranks that take part.
         describe: Checks the local inputs and returns at most `MAX_FACTS` facts, with the same keys on every rank. It
-            raises a KernelError if the inputs are invalid. Errors of other classes are not passed on: they are raised
-            on this rank alone.
+            raises a KernelError if the inputs are invalid. An error of another class is raised on this rank alone, and
+            the other ranks do not learn of it.
         may_differ: Keys of the facts that may differ between ranks. All others must be equal.
 
     Raises:

@@ -1,7 +1,8 @@
 """Describes the ranks that share a global batch and the division of its rows, and exchanges integers between ranks.
 
-A loss begins with `ranks_of` and an exchange of facts (`consistency`), from which it makes a `Partition`. All later
-messages follow from these two values: `schedule` plans them, `columns` sends vectors, and `reductions` sends numbers.
+A loss first gets its `Ranks` from `ranks_of`. Then the ranks exchange facts about their inputs (`consistency`), from
+which the loss makes a `Partition`. All later messages follow from the `Ranks` and the `Partition`: `schedule` plans
+them, `columns` sends vectors, and `reductions` sends numbers.
 """
 
 from __future__ import annotations
@@ -38,11 +39,11 @@ class Ranks:
 
     Attributes:
         group: The process group that carries tensors.
-        cpu_group: A gloo group for integers, if `group` does not support CPU tensors (as with NCCL).
+        cpu_group: A gloo group for integers, if `group` does not support CPU tensors (as with NCCL); otherwise None.
         size: Number of ranks.
         rank: Index of this rank in the group.
-        node: Number of ranks on each machine, if every machine has equally many ranks of consecutive numbers; otherwise
-            `size`.
+        node: Number of ranks on each machine, if it is the same for all machines and the ranks of each machine have
+            consecutive indices; otherwise `size`.
     """
 
     group: ProcessGroup | None
@@ -63,7 +64,7 @@ _KNOWN: WeakKeyDictionary[ProcessGroup, tuple[dist.ProcessGroupGloo | None, int]
 def ranks_of(group: ProcessGroup | None, device: torch.device) -> Ranks:
     """Returns the ranks of `group`.
 
-    The first call for a group is a collective of its members, in which they find out which of them share a machine.
+    The first call for a group is a collective of all its members, which tell each other on which machine they run.
 
     Args:
         group: None means one rank that never communicates.

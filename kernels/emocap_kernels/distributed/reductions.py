@@ -1,7 +1,7 @@
 """Gathers and reduces small tensors over the ranks. Every function is a collective: all ranks must call it.
 
-Vectors take another way (`columns`), except for those of the reference. A function whose name ends in an underscore
-overwrites its argument. With one rank nothing is communicated.
+The module `columns` exchanges the vectors, except for those of the backend `reference`, which this module gathers. A
+function whose name ends in an underscore overwrites its argument. With one rank nothing is communicated.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class _GatherReplicated(Function):
 
 
 class _SumOfParts(Function):
-    """Sums over ranks the part of a loss that each rank computed alone.
+    """Adds up the parts of a loss, of which each rank has computed one.
 
     Backward multiplies the gradient by the number of ranks, so that a mean over ranks, as DDP and DeepSpeed take it,
     gives the gradient of the sum.
@@ -117,9 +117,9 @@ def gather_replicated(local: Tensor, partition: Partition, ranks: Ranks, *, dtyp
 
 
 def sum_of_parts(part: Tensor, ranks: Ranks) -> Tensor:
-    """Returns the sum over ranks of `part`, the part of a loss that each rank computed alone.
+    """Returns the sum of `part` over the ranks, each of which has computed one part of a loss.
 
-    The result has a gradient, whose mean over ranks is the gradient of the sum. This is a collective: all ranks must
-    call it.
+    Backward scales the gradients so that their mean over the ranks is the gradient of the sum. This is a collective:
+    all ranks must call it.
     """
     return part if ranks.size == 1 else _SumOfParts.apply(part, ranks)  # pyright: ignore[reportReturnType]

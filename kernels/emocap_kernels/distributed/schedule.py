@@ -1,22 +1,24 @@
-"""Plans the order in which the rows of all ranks reach one rank, from rank numbers alone.
+"""Plans in which order the rows of all ranks are sent to one rank, and by which messages.
 
 Rank r first uses its own rows, for which it needs no message. Then it uses the rows of ranks r + 1, r + 2, ... of its
-machine, and then those of other machines, the next machine first. With this order every rank sends as much as it
-receives at any time, and different ranks send to different ranks.
+machine, and then those of other machines, the next machine first. With this order, all ranks send and receive equally
+many messages at the same time.
 
 - `gather`: all ranks count as one machine. Received rows are kept for backward.
 - `hierarchical`: a row is sent to each other machine once, to the rank that has the same position there. That rank
-  sends it to the other ranks of its machine. A sum of gradients is added up inside a machine and is sent between
-  machines once. With G ranks on a machine, the traffic between machines is G times smaller than with `gather`.
+  sends it to the other ranks of its machine. In backward, the gradients of a row are first summed inside each machine,
+  and then each machine sends one sum. With G ranks on a machine, the traffic between machines is G times smaller than
+  with `gather`.
 - `ring`: the order is that of `gather`, but the rows of only one rank arrive at a time, and they are not kept. A rank
   holds the rows of at most three ranks (its own, those in use, and those being received), and rows are sent again for
   backward.
 
-The gradient of a row takes the same hops in reverse: a rank that received a row sends a sum for it to the rank from
-which the row came.
+Gradients are sent in the opposite direction: a rank that received a row sends the sum of the row's gradients to the
+rank from which it received the row.
 
-Decision 11 gives the reasons. The module `columns` carries out a plan. Nothing here communicates: a plan follows from
-numbers that all ranks know, so the plans of all ranks fit together without any exchange.
+Decision 11 gives the reasons. The module `columns` carries out a plan. This module does not communicate: a plan follows
+from numbers that all ranks know (the rank indices, the machines and the number of rows of the batch), so the plans of
+all ranks fit together.
 """
 
 from __future__ import annotations
@@ -53,13 +55,13 @@ class Hop:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Describes rows that arrive together: those of `ranks`, in this order.
+    """Describes rows that arrive together at one rank: those of `ranks`, in this order.
 
-    The stages of all ranks with the same number belong together. A message that one rank sends in a hop is received by
-    another rank in the same hop of its stage of that number.
+    All ranks have equally many stages. If a rank sends a message in a hop of its n-th stage, another rank receives the
+    message in the same hop of its own n-th stage.
 
-    The rows need as many messages, one after the other, as there are `hops`: none for the rank's own rows, else one or
-    two.
+    The rows travel in as many steps, one after the other, as there are `hops`: none for the rank's own rows, otherwise
+    one or two.
     """
 
     ranks: tuple[int, ...]
@@ -103,7 +105,8 @@ def plan_stages(rank: int, size: int, *, node: int, pieces: int) -> tuple[Stage,
         rank: Index of the rank.
         size: Number of ranks.
         node: Number of ranks on each machine; a divisor of `size`.
-        pieces: Largest number of stages in which the rows of the rank's own machine arrive; values below 1 count as 1.
+        pieces: Largest number of stages in which the rows of the other ranks of the same machine arrive; values below 1
+            count as 1.
     """
     place = rank % node
     base = rank - place

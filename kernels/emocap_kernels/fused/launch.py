@@ -19,7 +19,8 @@ ALIGNMENT_BYTES = 16
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: object, **options: object) -> None:
     """Starts `kernel` on a grid of programs, or does nothing if the grid is empty.
 
-    All kernels are started here, because no type checker understands the signature that Triton makes of a kernel.
+    All kernels are started by this function, whose parameters accept any kernel and arguments. Type checkers do not
+    understand the signature that Triton gives to a kernel.
     """
     # A rank without rows has empty grids.
     if all(size > 0 for size in grid):
@@ -27,9 +28,10 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: object, **options: ob
 
 
 def aligned(vectors: Tensor) -> Tensor:
-    """Returns `vectors` with rows that begin on multiples of 16 bytes, [rows, width padded with zeros].
+    """Returns `vectors`, [rows, padded width], with rows that begin at addresses that are multiples of 16 bytes.
 
-    The same tensor is returned if it is aligned already. The zeros change no product of two padded vectors.
+    If necessary, the rows are padded with zeros, which change no dot product of two rows. The same tensor is returned
+    if it is aligned already.
     """
     missing = -vectors.shape[1] % (ALIGNMENT_BYTES // vectors.element_size())
     if missing:
@@ -41,7 +43,7 @@ def aligned(vectors: Tensor) -> Tensor:
 
 
 def tile_descriptor(vectors: Tensor, rows: int, depth: int) -> TensorDescriptor:
-    """Returns a descriptor of tiles [rows, depth] of an aligned matrix.
+    """Returns a descriptor by which kernels load or store tiles [rows, depth] of a matrix that `aligned` returned.
 
     A matrix without rows cannot be described, so one row of zeros takes its place; no program reads it.
     """

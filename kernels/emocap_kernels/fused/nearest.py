@@ -1,7 +1,8 @@
 """Finds the most similar candidates of every local anchor with a kernel, one block of candidates at a time.
 
-Both losses use it for rules with `top_k`: the global loss compares samples, and the local loss compares sentences. The
-kernel finds the best candidates of each strip. torch merges those of all strips and blocks, without a wait of the host.
+Both losses use this module for rules with `top_k`: the global loss compares samples, and the local loss compares
+sentences. The kernel finds the best candidates in each strip. Operations of torch merge those of all strips and blocks,
+and do not make the host wait.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class CandidateBlock:
 
     Attributes:
         start: Global index of the first candidate.
-        vectors: For each of one or two similarities, (vectors of the anchors, vectors of the candidates).
+        vectors: (vectors of the anchors, vectors of the candidates) for each similarity; there are one or two.
     """
 
     start: int
@@ -46,10 +47,10 @@ def nearest_candidates(
         blocks: All candidates of the batch, in any order of blocks. If the iterator receives blocks from other ranks,
             this function is a collective.
         anchors: Number of local anchors.
-        first: Global index of anchor 0. An anchor is no candidate of its own.
+        first: Global index of anchor 0. An anchor is not a candidate of its own.
         tile: The tile size of the kernel.
-        top_k: At most `MAX_TOP_K`, which a kernel holds in registers.
-        threshold: Candidates of a lower similarity are left out.
+        top_k: At most `backend.MAX_TOP_K`, because a kernel holds the lists in registers.
+        threshold: Candidates of a lower similarity are left out; None leaves out none.
 
     Returns:
         int32 [anchors, top_k], global indices by descending similarity. Of equal similarities the lower index comes
@@ -71,10 +72,10 @@ def nearest_candidates(
 def _of_block(
     block: CandidateBlock, anchors: int, first: int, tile: TileConfig, *, top_k: int, threshold: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Returns, for each anchor, the similarities of its most similar candidates in a block, and their indices in it.
+    """Returns, for each anchor, the similarities of its most similar candidates in a block, and their indices there.
 
-    Each strip of candidates contributes its best ones, so both tensors are [anchors, strips * slots] with `slots` at
-    least `top_k`.
+    The kernel writes one list for each strip of candidates, so both tensors are [anchors, strips * slots]. `slots` is
+    the length of a list, a power of two of at least `top_k`.
     """
     left, right = (aligned(each) for each in block.vectors[0])
     # With one similarity these are the first vectors again, and the kernel does not read them.

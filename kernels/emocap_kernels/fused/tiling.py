@@ -1,10 +1,11 @@
-"""Chooses the sizes into which fused kernels cut a score matrix, from type, device and sizes, never from values.
+"""Chooses the sizes of the pieces into which fused kernels cut a score matrix.
 
-There are five sizes, from large to small. A *block* of columns has arrived together from other ranks. The
-statistics of a *panel* of local rows are merged together. A *chunk* of a panel's columns has its gradient, or its mask,
-in memory at once. A *strip* of columns is the work of one program, which goes over the strip *tile* by tile.
+The sizes depend on the type and the device of the vectors and on the size of the matrix, never on values. There are
+five kinds of pieces, from large to small. A *block* of columns has arrived together from other ranks. The statistics of
+a *panel* of local rows are merged together. A *chunk* is the part of a panel's columns whose gradient, or mask, is in
+memory at one time. A *strip* of columns is the work of one program, which goes over the strip *tile* by tile.
 
-Tests replace the sizes in capital letters, so that small batches have several panels and chunks.
+Tests replace the constants of this module, so that small batches have several panels and chunks.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ class TileConfig:
     Attributes:
         rows: `bR`, rows of the tile.
         columns: `bC`, columns of the tile.
-        depth: `bD`, how many numbers of each vector are loaded and multiplied at once.
-        warps: Warps of a program.
-        stages: Pieces of the embeddings that are loaded ahead (software pipelining).
+        depth: `bD`, number of elements of each vector that are loaded and multiplied at once.
+        warps: Number of warps of a program.
+        stages: Number of pieces of the vectors that are loaded ahead (software pipelining).
         precision: How float32 is multiplied. `tf32x3` adds three products of tf32 parts, which is accurate to float32
             except for its last bits.
         widen: Whether half-precision vectors are converted to float32 first. Only the interpreter needs it, because its
@@ -88,7 +89,7 @@ def tile_config_for(dtype: torch.dtype, device: torch.device, *, masked: bool) -
     """Returns the tile size for vectors of `dtype`.
 
     `masked` says whether a kernel needs registers for more than the scores of a tile, for instance for a mask of
-    positives. Its tile is then smaller.
+    positives. On devices with large tiles, the tile of such a kernel is smaller.
     """
     if INTERPRETED:
         return INTERPRETER
@@ -103,8 +104,8 @@ def tile_config_for(dtype: torch.dtype, device: torch.device, *, masked: bool) -
 def panels(length: int, tile: TileConfig, columns: int) -> list[Range]:
     """Cuts `length` rows into panels, whose statistics are stored tile by tile and then merged.
 
-    A panel has so few rows that one statistic of all `columns`, stored once for each tile of rows, stays below
-    `PART_BYTES`.
+    A panel stores each statistic of the `columns` columns once for each tile of rows. It has so few rows that this
+    takes at most `PART_BYTES`, but it has at least one tile of rows.
     """
     # The statistics are float32, and a panel of `tiles` tiles of rows stores each of them `tiles` times for a column.
     tiles = max(1, PART_BYTES // (4 * max(1, columns)))
@@ -114,7 +115,8 @@ def panels(length: int, tile: TileConfig, columns: int) -> list[Range]:
 def chunks(length: int, tile: TileConfig, rows: int, itemsize: int) -> list[Range]:
     """Cuts `length` columns into chunks.
 
-    A chunk of `rows` rows with `itemsize` bytes for each element stays below `CHUNK_BYTES`, but has at least one tile.
+    A chunk has `rows` rows, and each of its elements takes `itemsize` bytes. A chunk takes at most `CHUNK_BYTES`, but
+    has at least the columns of one tile.
     """
     longest = CHUNK_BYTES // max(1, rows * itemsize)
     # Whole tiles, so that a chunk begins where a tile would begin, and only the last one has a tile that is cut.
@@ -122,12 +124,12 @@ def chunks(length: int, tile: TileConfig, rows: int, itemsize: int) -> list[Rang
 
 
 def ranges(length: int, longest: int) -> list[Range]:
-    """Returns ranges that cover `length`, each of length `longest` except the last one."""
+    """Returns ranges that cover `length`, each of length `longest`. The last one may be shorter."""
     return [(begin, min(begin + longest, length)) for begin in range(0, length, longest)]
 
 
 def strips(rows: int, columns: int, tile: TileConfig) -> tuple[int, int]:
-    """Returns (number of strips, columns of a strip). A strip has at least four tiles if there are that many."""
+    """Returns (number of strips, columns of a strip). A strip is at least four tiles wide, if the columns suffice."""
     row_tiles = ceil_div(max(1, rows), tile.rows)
     column_tiles = ceil_div(max(1, columns), tile.columns)
     # As many strips as are needed for `PROGRAMS` programs, but none so short that its tiles are few.

@@ -1,4 +1,4 @@
-"""Finds the most similar candidates of every anchor. The list of an anchor stays in registers."""
+"""Contains the kernel that finds the most similar candidates of every anchor. It keeps their list in registers."""
 
 # Triton has types of its own, which pyright does not know.
 # pyright: basic, reportAssignmentType=false, reportGeneralTypeIssues=false
@@ -37,22 +37,23 @@ def nearest_kernel(
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """Finds the most similar candidates of `bR` anchors in one strip of candidates. The own pair is no candidate.
+    """Finds the most similar candidates of `bR` anchors in one strip of candidates. The own pair is not a candidate.
 
-    Program (i, j) takes anchors [i bR, (i + 1) bR) and candidates [j strip, (j + 1) strip). It computes one tile of
-    similarities after the other, and inserts better candidates into a sorted list in registers. With TWO_SIMILARITIES
-    the smaller of two similarities counts. At the end the program writes the list to slot j.
+    Program (i, j) takes anchors [i * bR, (i + 1) * bR) and candidates [j * strip, (j + 1) * strip). It computes one
+    tile of similarities after the other, and inserts better candidates into a sorted list in registers. Candidates
+    below `threshold` are left out. With TWO_SIMILARITIES the smaller of two similarities counts. At the end the program
+    writes the list to slot j.
 
     Reads:
         left_desc_RD, right_desc_CD: Vectors of anchors and candidates.
         second_left_desc_RD, second_right_desc_CD: The same for the second similarity.
     Writes:
         values_ptr_TRK: float32 [strips, bottom, bK], similarities in descending order; of equal ones the lower index
-            comes first. -inf where fewer than TOP_K reach the threshold.
-        indices_ptr_TRK: int32 [strips, bottom, bK], the candidates; -1 where there is none.
+            comes first. The list has TOP_K entries. If fewer candidates reach the threshold, the others are -inf.
+        indices_ptr_TRK: int32 [strips, bottom, bK], the indices of the candidates; -1 where there is none.
 
-    `first` is the candidate that is the own pair of anchor 0. `bottom` and `right` are the numbers of anchors and of
-    candidates.
+    `first` is the index of the candidate that belongs to the own pair of anchor 0. `bottom` and `right` are the numbers
+    of anchors and of candidates.
     """
     row = tl.program_id(0) * bR
     row_R = row + tl.arange(0, bR)

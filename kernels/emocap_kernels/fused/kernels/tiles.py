@@ -1,4 +1,4 @@
-"""Contains two operations for the kernels of both losses: a tile of a matrix product, and storing its statistics."""
+"""Contains two functions that the kernels of both losses call: `cosines` and `store_part`."""
 
 # Triton has types of its own, which pyright does not know.
 # pyright: basic, reportAssignmentType=false, reportGeneralTypeIssues=false
@@ -44,11 +44,11 @@ def cosines(
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """Returns the products of `bR` rows of the left side with `bC` rows of the right side, float32 [bR, bC].
+    """Returns the dot products of `bR` rows of the left matrix with `bC` rows of the right matrix, float32 [bR, bC].
 
-    Rows beyond the end are loaded as zeros, so products there are 0. Products are added along D in a fixed order, so
-    that a tile has the same bits in every kernel. Forward and backward rely on this: both decide by the same bits which
-    pairs reach a threshold.
+    The rows begin at `row` and `column`. Rows beyond the end are loaded as zeros, so their products are 0. Products are
+    added along D in a fixed order, so that a tile has the same bits in every kernel. Forward and backward rely on this,
+    because each of them decides by these values which pairs reach a threshold.
     """
     cosine_RC = tl.zeros([bR, bC], tl.float32)
     for d in range(0, nD, bD):
