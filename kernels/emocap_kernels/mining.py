@@ -1,7 +1,8 @@
 """Defines `Mining`, the rule for additional positives, and selects the most similar candidates of an anchor.
 
-The module `positives` applies the rule to the tiles of a loss. The functions here serve `reference` and `chunked`, and
-the module `fused.nearest` does the same by a kernel. In each of them, of equal similarities the lower index wins.
+The module `positives` applies the rule to the tiles of a loss. The functions of this module select candidates for the
+backends `reference` and `chunked`. For `fused`, a kernel selects them (module `fused.nearest`). With every backend, of
+equal similarities the lower index wins.
 """
 
 from dataclasses import dataclass
@@ -26,12 +27,13 @@ class Mining:
     least 0.9.
 
     Attributes:
-        guide: The features that are compared; docs/method.md has the table. The local loss always compares sentences.
-        threshold: The least cosine of a mined pair, in [-1, 1]. The scale of the loss does not apply.
+        guide: Which features are compared; docs/method.md has a table of the values. The local loss always compares
+            sentences.
+        threshold: The least cosine of a mined pair, in [-1, 1]. It is not multiplied by the scale of the loss.
         top_k: Number of most similar candidates that are mined for each anchor, at least 1. The anchor's own pair does
             not count.
-        treatment: `attract` makes mined pairs positives. `ignore` excludes them from the denominator, so that they are
-            neither positives nor negatives.
+        treatment: `attract` makes mined pairs positives. `ignore` excludes them from the loss, so that they are neither
+            positives nor negatives.
 
     Raises:
         ArgumentError: If neither `threshold` nor `top_k` is given, or if a value is not allowed.
@@ -39,7 +41,7 @@ class Mining:
     Example:
         ```python
         Mining(threshold=0.9)  # further positives
-        Mining("text", top_k=4, treatment="ignore")  # the 4 samples with the most similar texts are no negatives
+        Mining("text", top_k=4, treatment="ignore")  # the 4 samples with the most similar texts are not negatives
         ```
     """
 
@@ -70,9 +72,8 @@ class Mining:
 def top_k_pairs(similarity: Tensor, top_k: int) -> Tensor:
     """Returns a mask of the pairs of each row with its `top_k` most similar columns, bool of the shape of `similarity`.
 
-    Only the backend `reference` uses it.
-
-    Of equal similarities the lower index wins. The diagonal contains the own pairs, which are never selected.
+    Of equal similarities the lower index wins. The diagonal contains the own pairs, which are never selected. Only the
+    backend `reference` uses this function.
     """
     itself = torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
     # A stable sort keeps equal similarities in the order of their index.
@@ -87,16 +88,18 @@ def top_k_indices(similarity: Tensor, own: Tensor, top_k: int) -> Tensor:
     `torch.topk` orders equal similarities arbitrarily. Therefore only its k-th largest value is used. If several
     candidates of an anchor have that value, those of lowest index are selected.
 
-    The host waits for the device, because it reads where ties are. The kernels of `fused` never do.
+    The host waits for the device, because it reads which anchors have such ties. The kernels of `fused` do not make it
+    wait.
 
-    Unit vectors have no similarity that is NaN, and the backends treat NaN differently. Here it ranks last, level with
-    the own pair. `reference` ranks it first, and `fused` does not select it. So if fewer than `top_k` other candidates
-    of an anchor have a number, NaN candidates and its own pair fill the row here, those of lowest index first.
+    Similarities of unit vectors are never NaN. For other vectors, the backends treat NaN differently: `reference` ranks
+    it first, and `fused` does not select it. This function ranks NaN candidates and the own pair last. If an anchor has
+    fewer than `top_k` other candidates, they fill the rest of its row, those of lowest index first.
 
     Args:
         similarity: [anchors, candidates]; overwritten.
-        own: int64 [anchors], the candidate of each anchor's own pair, which is not selected unless a similarity is NaN.
-        top_k: At least 1. With fewer candidates, all of them are returned.
+        own: int64 [anchors], the index of the candidate that forms each anchor's own pair. It is not selected, unless a
+            similarity is NaN.
+        top_k: At least 1. If an anchor has fewer candidates besides its own pair, all of them are returned.
 
     Returns:
         int64 [anchors, min(top_k, candidates - 1)], in ascending order in each row.

@@ -1,10 +1,11 @@
 """Defines when a result is accurate enough. Tests and benchmarks apply this rule.
 
 The exact result is that of the same formula in float64 on the whole batch. The distance of two tensors is their largest
-absolute difference. A result is accurate if it is no further from the exact result than the eager code that it
-replaces, plus a small slack. docs/method.md, section 4, promises this for every backend and number of ranks.
+absolute difference. Eager code is the plain torch code that a backend replaces. A result is accurate if its distance
+from the exact result is at most that of the eager code's result, plus a small slack. docs/method.md, section 4,
+promises this for every backend and number of ranks.
 
-`require_accurate` applies the rule. It needs the result of eager code beside the exact one, and no fixed tolerance.
+`require_accurate` applies the rule. It takes the result of the eager code and the exact result, but no fixed tolerance.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ def distance(result: Tensor, exact: Tensor) -> float:
 def allowed_distance(eager: Tensor, exact: Tensor, *, magnitude: float) -> float:
     """Returns the largest distance from `exact` that a result may have.
 
-    This is the distance of `eager` from `exact`, plus `SLACK_ROUNDINGS` roundings of `magnitude` in the type of
-    `eager`.
+    This is the distance of `eager` from `exact`, plus `SLACK_ROUNDINGS` times the rounding error of a number as large
+    as `magnitude` in the type of `eager`.
     """
     return distance(eager, exact) + SLACK_ROUNDINGS * torch.finfo(eager.dtype).eps * magnitude
 

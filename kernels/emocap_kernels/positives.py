@@ -1,12 +1,13 @@
 """Applies the rule of mined positives, for both losses and all backends except the reference.
 
-With a threshold alone, every pair is decided by itself, so a backend decides the pairs tile by tile. With `top_k`, all
-candidates of an anchor are compared. The result is then computed once, as lists (`MinedLists`), from which the masks of
-any tile are made. Backends differ only in how they compute similarities: by torch, or by kernels. The reference
-repeats the rule in formulas of its own, because it is the specification (decision 26).
+With a threshold alone, the similarity of a pair decides whether the pair is mined, so a backend finds the mined pairs
+tile by tile. With `top_k`, all candidates of an anchor must be compared. Therefore lists of mined candidates
+(`MinedLists`) are computed once, and the masks of every tile are made from these lists. Backends differ only in how
+they compute similarities: by torch, or by kernels. The reference repeats the rule in formulas of its own, because it is
+the specification (decision 26).
 
-In the global loss, samples are mined for samples. In the local loss, sentences are mined for sentences, and a sentence
-that is mined for another one is also mined for the image that owns the other one.
+The global loss compares samples with samples. The local loss compares sentences with sentences. If sentence m is mined
+for sentence n, then m is also mined for the image of n, and the image of m is mined for n.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ TEXT_ANCHORS: Mapping[Guide, GuideSimilarities] = {
 
 
 def transposed(similarities: GuideSimilarities) -> GuideSimilarities:
-    """Swaps the modalities of anchors and candidates.
+    """Returns `similarities` with the modalities of anchor and candidate swapped.
 
     The result describes a similarity matrix whose columns are the anchors and whose rows are the candidates.
     """
@@ -55,8 +56,8 @@ def transposed(similarities: GuideSimilarities) -> GuideSimilarities:
 def tile_similarities(guide: Guide) -> tuple[GuideSimilarities, ...]:
     """Returns the similarities by which pairs of a tile are mined, for its row anchors and for its column anchors.
 
-    Each similarity names the modality of the rows first and that of the columns second. If rows and columns are mined
-    by the same similarities, the result has one entry instead of two.
+    Each similarity names the modality of the rows first and that of the columns second. If the similarities for row
+    anchors and for column anchors are equal, the result has one entry instead of two.
     """
     images, texts = IMAGE_ANCHORS[guide], transposed(TEXT_ANCHORS[guide])
     return (images,) if images == texts else (images, texts)
@@ -65,7 +66,8 @@ def tile_similarities(guide: Guide) -> tuple[GuideSimilarities, ...]:
 def modalities_to_gather(mining: Mining) -> set[Modality]:
     """Returns the modalities whose guide features every rank needs for the whole batch.
 
-    A rank holds the guide features of its own rows in both modalities. Only the other side of a comparison is gathered.
+    Mining compares the rows of a rank with those of all ranks. A rank has the features of its own rows in both
+    modalities, so only the features with which it compares them are gathered.
     """
     texts = TEXT_ANCHORS[mining.guide]
     # With `top_k` a rank mines for its own texts, and the candidates come from other ranks. With a threshold alone, it
@@ -89,11 +91,11 @@ class MinedLists:
     """Holds the candidates that a rule with `top_k` mined for each anchor, as global indices; -1 marks an unused entry.
 
     Attributes:
-        by_row: [row anchors of this rank, at most top_k], column indices.
-        by_column: [all columns, at most top_k], row indices.
+        by_row: [row anchors of this rank, at most top_k], indices of the columns mined for each row anchor.
+        by_column: [all columns, at most top_k], indices of the rows mined for each column.
         first: Global index of local row 0.
-        row_of: int64, the global row of each anchor of `by_row`, if several anchors (the sentences of an image) belong
-            to one row. None means that anchor r is local row r.
+        row_of: int64 [row anchors of this rank], the global index of each anchor's row. It is needed if several anchors
+            (the sentences of an image) belong to one row. None means that anchor r is local row r.
     """
 
     by_row: Tensor
@@ -123,7 +125,7 @@ class MinedLists:
 
 
 def _mask(row: Tensor, column: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Returns a bool mask of `shape` that is True at the given pairs. Pairs outside of the mask are ignored."""
+    """Returns a bool mask of `shape` that is True at the pairs (`row`, `column`). Pairs outside of it are ignored."""
     height, width = shape
     inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
     # Pairs outside of the mask are written to one extra element. To select the pairs inside, the host would have to
@@ -141,13 +143,15 @@ def mine_top_k(
     Args:
         similarity: Returns the similarities of a block of anchors with all candidates, [anchors, candidates]. The
             returned tensor is overwritten.
-        own: int64 [anchors], the candidate of each anchor's own pair, which is not mined unless a similarity is NaN.
+        own: int64 [anchors], the index of the candidate that forms each anchor's own pair. It is not mined, unless a
+            similarity is NaN.
         blocks: Slices that cover the anchors in order. The anchors of a slice are compared at once.
         mining: A rule with `top_k`.
         candidates: Number of candidates.
 
     Returns:
-        int64 [anchors, at most top_k], -1 where a candidate misses the threshold.
+        int64 [anchors, at most top_k], the indices of the mined candidates. -1 replaces a candidate whose similarity is
+        below the threshold.
     """
     assert mining.top_k is not None
     # A rank without anchors must return as many columns as the others, because the lists are gathered.
@@ -163,9 +167,9 @@ def mine_top_k(
 
 
 def apply_treatment(known: Tensor, by_row: Tensor, by_column: Tensor, mining: Mining) -> MaskTargets:
-    """Returns the targets of a tile. Known positives stay positives.
+    """Returns the targets of a tile: its positives and the excluded pairs.
 
-    Mined pairs become positives or are excluded, as the treatment of the rule says.
+    Mined pairs become positives or are excluded, as `mining.treatment` says. Known positives stay positives.
 
     Args:
         known: Bool [rows, columns], pairs that are positives without mining.

@@ -1,7 +1,7 @@
-"""Describes the batch of the local loss on one rank: its own images, and all sentences as they arrive.
+"""Describes the batch of the local loss on one rank: its own images, and the sentences of all ranks as they arrive.
 
-There are two partitions, because the numbers of images and of sentences of a rank are independent. Scores are [images,
-sentences]: rows are the images of this rank, and columns are the sentences of all ranks.
+Images and sentences have a partition each (the division among the ranks), because a rank may hold any number of either.
+Scores are [images, sentences]: rows are the images of this rank, and columns are the sentences of all ranks.
 """
 
 from __future__ import annotations
@@ -46,9 +46,10 @@ class RegionBatch:
         columns: The all-gather of the sentences.
         owner: int64 [total sentences], the global index of the image that each sentence belongs to.
         scale: 0-dim, in the type of the scores: at least float32.
-        sharpness: Sharpness of the pooling; 0 is the mean over patches.
+        sharpness: Factor of the similarities in the softmax that weights the patches; with 0, patches are averaged.
         patch_mask: Bool [local images, patches], True for patches that are kept; None keeps all.
-        mining: None if only own sentences are positives. Its guide is not read.
+        mining: The rule for further positives; None if only the sentences of an image are its positives. The guide of
+            the rule is not read, because the local loss always compares sentences.
         image_partition: The division of the images among the ranks.
         sentence_partition: The division of the sentences among the ranks.
         ranks: The ranks of the batch.
@@ -95,7 +96,7 @@ class RegionBatch:
         return self.columns.gather_all()[0].to(self.patches.dtype)
 
     def is_anchor(self) -> Tensor:
-        """Returns a mask of the images that own a sentence, bool [total images]. Only these images are anchors."""
+        """Returns a mask of the images that have a sentence, bool [total images]. Only these images are anchors."""
         # `bincount` would make the host wait for the length of its result.
         return torch.zeros(self.image_partition.total, dtype=torch.bool, device=self.owner.device).index_fill_(
             0, self.owner, True
@@ -117,15 +118,15 @@ def sharded_batch(
 ) -> RegionBatch:
     """Returns the batch in which this rank scores its own images against all sentences. Patches are never sent.
 
-    This is a collective, because the owners of all sentences are gathered: all ranks must call it.
+    This is a collective, because the image index of every sentence is gathered: all ranks must call it.
 
     Args:
         inputs: The inputs of this rank.
         image_partition: The division of the images among the ranks.
         sentence_partition: The division of the sentences among the ranks.
         ranks: The ranks of the batch.
-        needs_gradient: Whether the sentences of any rank need a gradient. Then all ranks take part in backward, also
-            a rank whose own sentences need none (it may hold none).
+        needs_gradient: Whether the sentences of any rank need a gradient. If so, all ranks take part in backward, even
+            a rank that has no sentences.
         narrow: Whether half-precision vectors keep their type, for matrix units that add products in float32. If
             not, they are converted to float32.
     """
@@ -154,8 +155,8 @@ def replicated_batch(
 ) -> RegionBatch:
     """Returns the batch in which every rank holds all images and sentences, for the reference.
 
-    This is a collective: all ranks must call it. The factors of the gradients are those of the global loss
-    (`contrastive.batch.replicated_batch`).
+    This is a collective: all ranks must call it. `gather_replicated` multiplies the gradients of patches and sentences
+    by the number of ranks, because each rank returns only those of its own images and sentences.
     """
     dtype = compute_dtype(inputs.patches, inputs.sentences)
     mask = inputs.patch_mask

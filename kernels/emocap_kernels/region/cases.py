@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 
 @dataclass(frozen=True, slots=True)
 class RegionCase:
-    """Describes the sizes, the scale and the sharpness of a batch; `why` names the difficulty that it tests."""
+    """Describes the sizes, the scale and the sharpness of a batch. `why` names the difficulty that the case tests."""
 
     name: str
     rows: int
@@ -40,7 +40,7 @@ class RegionVectors:
     Attributes:
         patches: [rows, patches, width], unit vectors.
         sentences: [sentences, width], unit vectors.
-        owner: int64 [sentences], the row of each sentence.
+        owner: int64 [sentences], the row of `patches` to which each sentence belongs.
     """
 
     patches: Tensor

@@ -1,11 +1,11 @@
 """Computes the local loss in bounded memory, in plain torch. Each tile is computed twice and never stored.
 
-A tile contains the similarities of some sentences with the patches of some images. Forward keeps a few numbers of each
-anchor. Backward computes the scores of each tile again in the same shapes, gets their gradient from those numbers, and
-propagates it through the pooling to patches and sentences.
+A tile contains the similarities of some sentences with the patches of some images. Forward keeps a few statistics of
+each anchor. Backward computes the scores of each tile again in the same shapes, gets their gradient from those
+statistics, and propagates it through the pooling to patches and sentences.
 
-Two matrices have different sizes here: similarities are [sentences, images, patches] and exist for one tile at a time,
-and scores are [images, sentences] and exist for some images and a whole block of sentences.
+Similarities, [sentences, images, patches], exist for one tile at a time. Scores, [images, sentences], are smaller, so
+forward holds the scores of some images with a whole block of sentences.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class _Tiling:
 
     @staticmethod
     def of(batch: RegionBatch, block_bytes: int) -> _Tiling:
-        """Cuts tiles of at most `block_bytes`, and mines the lists of sentences if the rule has `top_k`.
+        """Cuts the similarities into tiles of at most `block_bytes`, and mines lists of sentences for `top_k`.
 
         This is a collective, because the lists are gathered: all ranks must call it.
         """
@@ -77,13 +77,13 @@ class _Tiling:
     def similarity(self, images: slice, sentences: Tensor) -> Tensor:
         """Returns the cosines of some sentences with the patches of some images, [sentences, images, patches].
 
-        In this order the softmax over patches reads contiguous memory.
+        With this order of the axes, the softmax over patches reads contiguous memory.
         """
         patches = self.batch.patches[images]
         return matmul(sentences, patches.flatten(0, 1).T).view(len(sentences), *patches.shape[:2])
 
     def attention(self, similarity: Tensor, images: slice) -> Tensor:
-        """Returns the pooling weights, [sentences, images, patches]."""
+        """Returns the weights by which each sentence pools the patches of each image, [sentences, images, patches]."""
         return pooling_weights(similarity, self.batch.sharpness, self.batch.kept(images))
 
 
@@ -93,7 +93,7 @@ def evaluate(batch: RegionBatch, *, block_bytes: int | None = None) -> LossResul
     This is a collective: all ranks must call it.
 
     Args:
-        batch: Vectors of any type. On a GPU, half-precision vectors are multiplied in their own type.
+        batch: The batch, with vectors of any type. On a GPU, half-precision vectors are multiplied in their own type.
         block_bytes: Largest number of bytes of one tile of similarities; None means the default of the device.
     """
     with torch.no_grad():
@@ -108,8 +108,8 @@ class _MatmulComparison:
 
     Attributes:
         own: The order in which the sentences of this rank are sorted by image.
-        starts: `own.starts`, on the host.
-        longest: Number of sentences that may be compared with all others at once.
+        starts: The values of `own.starts`, copied to the host.
+        longest: Largest number of sentences that are compared with all others at once.
     """
 
     own: OwnSentences
@@ -200,8 +200,9 @@ def _running_stats(tiling: _Tiling) -> RunningScoreStats:
 class _GradientSums:
     """Adds up the gradients of patches, sentences and scale over tiles.
 
-    The sums are 2A times the gradients of the loss, where A is the number of image anchors. The gradients of
-    patches and sentences lack the factor `scale`; the caller includes it in the argument of `finished`.
+    The sums are this rank's part of 2A times the gradients of the loss, where A is the number of images that have a
+    sentence. The gradients of patches and sentences lack the factor `scale` of the scores. The caller corrects both by
+    the argument of `finished`.
     """
 
     def __init__(
@@ -216,7 +217,7 @@ class _GradientSums:
         self.by_scale = torch.zeros((), dtype=torch.float64, device=like.device)
 
     def run(self) -> None:
-        """Computes all tiles. This is a collective: all ranks must call it."""
+        """Computes all tiles again and adds their gradients. This is a collective: all ranks must call it."""
         for block in self._tiling.batch.blocks(self.by_sentence):
             wide = self._tiling.batch.scale.dtype
             part = torch.zeros_like(block.sentences, dtype=wide) if self.by_sentence is not None else None

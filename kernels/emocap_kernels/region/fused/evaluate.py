@@ -6,15 +6,16 @@ r"""Computes the local loss by fused Triton kernels, without storing the matrix 
    comparison with the scores, each of which costs hundreds of products. Therefore they are computed by the same plain
    tensor operations that `chunked` uses.
 3. *Gradient*: similarities are computed again in registers. The gradient of a score follows from the statistics of its
-   anchors and from a byte that says which anchors have the pair as a positive or exclude it. The gradients of the
-   similarities are written to a chunk \(H\) of bounded size. With the sentences \(U\), two matrix products of torch
-   propagate \(H\):
+   two anchors (image and sentence), and from a byte that says for each of them whether the pair is a positive or is
+   excluded. The gradients of the similarities are written to a chunk \(H\) of bounded size. With the sentences \(U\),
+   two matrix products of torch propagate \(H\):
    \(\partial L/\partial\,\mathrm{patches} \mathrel{+}= H^\top U\) and
    \(\partial L/\partial U \mathrel{+}= H\,\mathrm{patches}\).
 
-With b images of P patches and N sentences of width D this costs 8 b P N D floating-point operations, the least if
-no similarity is stored, and 10 b P N D if an image has more patches than registers hold. Decision 12 says why a tile
-holds all patches of one image.
+For b images of P patches and N sentences of width D, this takes `8 * b * P * N * D` floating-point operations. This is
+the smallest possible number if no similarity is stored. If an image has more patches than registers hold, backward
+computes the similarities twice, and the number is `10 * b * P * N * D`. Decision 12 says why a tile holds all patches
+of one image.
 """
 
 from __future__ import annotations
@@ -65,9 +66,10 @@ class _KernelPlan:
         return self.batch.sharpness * LOG2_E.value
 
     def patch_descriptors(self, patches: Tensor) -> list[TensorDescriptor | None]:
-        """Returns, for each of the three pieces, the descriptor by which kernels load the patches of a tile, or None.
+        """Returns three descriptors, by which kernels load the patches of a tile in up to three pieces.
 
-        A piece that does not exist has None. `patches` are those of some images, [images, patches, width].
+        For a piece that does not exist, the entry is None. `patches` are those of some images, [images, patches,
+        width].
         """
         flat = aligned(patches.flatten(0, 1))
         return [tile_descriptor(flat, size, self.tile.depth) if size > 1 else None for size in self.tile.pieces]
@@ -96,7 +98,7 @@ def evaluate(batch: RegionBatch) -> LossResult:
     This is a collective: all ranks must call it.
 
     Args:
-        batch: Vectors in float32 or a half precision.
+        batch: The batch, with vectors in float32 or a half precision.
     """
     # Triton starts kernels on the current device, which need not be that of the inputs.
     with torch.cuda.device_of(batch.patches):
@@ -186,7 +188,7 @@ def _weight_fields(weights: GradientWeights) -> Tensor:
 
 
 class _GradientSums:
-    """Adds up the gradients of one rank over blocks of sentences."""
+    """Adds up the gradients of patches, sentences and scale on one rank, over blocks of sentences."""
 
     def __init__(
         self, plan: _KernelPlan, weights: tuple[Tensor, Tensor], factor: Tensor, needs: tuple[bool, ...]
@@ -196,8 +198,8 @@ class _GradientSums:
         Args:
             plan: The plan that forward used.
             weights: Gradient weights of the local images and of all sentences, [fields, anchors] each.
-            factor: The factor that turns the sums into the gradients of patches and sentences.
-            needs: Whether patches and sentences need a gradient.
+            factor: The factor by which the sums for patches and sentences must be multiplied to get their gradients.
+            needs: Whether patches and sentences need a gradient, in this order. Further values are not read.
         """
         batch = plan.batch
         self._plan, self._batch, self._factor = plan, batch, factor
@@ -218,7 +220,7 @@ class _GradientSums:
         self.by_scale = torch.zeros((), dtype=torch.float64, device=like.device)
 
     def run(self) -> None:
-        """Computes all chunks. This is a collective: all ranks must call it."""
+        """Computes all chunks of gradients and adds them up. This is a collective: all ranks must call it."""
         for block in self._batch.blocks(self._by_sentence):
             shape = block.sentences.shape
             part = self._batch.scale.new_zeros(shape) if self._by_sentence is not None else None
@@ -245,7 +247,7 @@ class _GradientSums:
         """Adds the gradients that follow from the scores of the local `images` with all sentences of `block`.
 
         `columns` are slices of the sentences, one for each chunk. The gradients of the sentences are added to
-        `by_sentence`.
+        `by_sentence`, unless it is None.
         """
         batch = self._batch
         patches = batch.patches[images]
@@ -279,9 +281,14 @@ class _GradientSums:
     def _chunk(self, patches: Tensor, images: slice, sentences: Tensor, columns: slice, mask: Tensor) -> Tensor:
         """Returns the gradients of the similarities of one chunk, [sentences, images * pitch].
 
-        `pitch` is the number of patches of an image, rounded up for alignment. The gradients lack the factor `scale`.
-        They are multiplied by `similarity_storage_scale`, so that float16 does not round small values to zero. The
-        chunk's part of the gradient of `scale` is added to `by_scale`. The next call overwrites the result.
+        The chunk consists of the local `images`, with the vectors `patches`, and of the vectors `sentences`, whose
+        global indices begin at `columns.start`. `mask` has the bytes of their pairs. `pitch` is the number of patches
+        of an image, rounded up for alignment.
+
+        The gradients are 2A times those of the loss, without the factor `scale`; A is the number of images that have a
+        sentence. They are multiplied by `similarity_storage_scale`, so that float16 does not round small values to
+        zero. The chunk's part of the gradient of the scale is added to the attribute `by_scale`. The next call
+        overwrites the result.
         """
         plan, height, width = self._plan, len(patches), len(sentences)
         tile = plan.tile

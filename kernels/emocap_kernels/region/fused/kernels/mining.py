@@ -1,7 +1,7 @@
 """Contains the kernel that finds, for each image, the sentences that are similar to one of its own sentences.
 
-Images own different numbers of sentences. The kernel reads from memory where those of its image begin and end, so
-nothing is padded and the host reads no number.
+Images have different numbers of sentences. The kernel reads from the device's memory where the sentences of its image
+begin and end. Therefore nothing is padded, and the host reads no value from the device.
 """
 
 # Triton has types of its own, which pyright does not know.
@@ -33,17 +33,17 @@ def any_similar_kernel(
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """Finds for one image the sentences that are similar to any of its own sentences.
+    """Finds for one image the sentences of a block that are similar to any sentence of the image.
 
-    Program (j, i) takes the j-th tile of sentences and image i, and goes over the own sentences of the image, which are
-    [starts[i], starts[i + 1]) of `own_desc_CD`.
+    Program (j, i) takes the j-th tile of the block and image i. It goes over the own sentences of the image, which are
+    the rows [starts[i], starts[i + 1]) of `own_desc_CD`.
 
     Reads:
         sentence_desc_RD, own_desc_CD: All sentences of a block, and the local sentences sorted by image.
-        starts_ptr_I: int32 [images + 1].
+        starts_ptr_I: int32 [images + 1], the row of each image's first sentence in `own_desc_CD`.
     Writes:
-        similar_ptr_IR: uint8 [images, row_pitch], 1 where a cosine reaches `threshold`, else 0. Only the sentences
-            [0, right) are written.
+        similar_ptr_IR: uint8 [images, row_pitch], 1 if the cosine of the sentence with any own sentence of the image is
+            at least `threshold`, else 0. Only the sentences [0, right) of the block are written.
     """
     sentence = tl.program_id(0) * bR
     sentence_R = sentence + tl.arange(0, bR)

@@ -1,15 +1,17 @@
 r"""Contains the kernels that pool patches by attention: the scores of images with sentences, and their gradient.
 
-Sentences are the rows of a tile, and the patches of one image are its columns. The pooled similarity of a sentence with
-the image is then a reduction along its row, within a few lanes:
+Sentences are the rows of a tile, and the patches of one image are its columns. Let \(z_{ipn}\) be the similarity of
+sentence n with patch p of image i. The pooled similarity of the sentence with the image is then a reduction along one
+row, within a few threads:
 
 \[ r_{in} = \frac{\sum_p e_{ipn} z_{ipn}}{\sum_p e_{ipn}}, \qquad
    e_{ipn} = 2^{\mathrm{slope}\,(z_{ipn} - \max_q z_{iqn})}, \qquad
    \mathrm{slope} = \mathrm{sharpness} \cdot \log_2 e \]
 
-No exponent is above 0, so any sharpness is safe. A tile is as wide as the patches of an image: up to three pieces, each
-a power of two (196 patches need 128 + 64 + 16), which share every load of the sentences. If an image has more patches
-than registers hold, the kernel goes over windows of them with a running maximum.
+No exponent is above 0, so any sharpness is safe. A tile covers all patches of an image by up to three pieces, each of
+which is as wide as a power of two (196 patches need 128 + 64 + 16). The sentences are loaded once for all pieces. If an
+image has more patches than registers hold, the kernel processes them in several parts (windows) and keeps a running
+maximum.
 
 Backward computes the tile again. \(G_{in}\) is the gradient with respect to the score
 \(S_{in} = \mathrm{scale}\,r_{in}\). The gradient with respect to a similarity,
@@ -17,7 +19,7 @@ Backward computes the tile again. \(G_{in}\) is the gradient with respect to the
 \[ \frac{\partial L}{\partial z_{ipn}} = \mathrm{scale}\; G_{in}\, a_{ipn} (1 + \mathrm{sharpness}\,(z_{ipn} - r_{in})),
    \qquad a_{ipn} = e_{ipn} / \textstyle\sum_q e_{iqn}, \]
 
-is written, without the scale, to a chunk that torch multiplies with sentences and with patches.
+is written, without the factor scale, to a chunk that torch multiplies with sentences and with patches.
 
 `pool_kernel` is forward and `pool_backward_kernel` is backward. Both call `image_sums`, which goes over the windows of
 an image (`similarities`, `window_sums`). Decision 12 gives the reasons for this form.
@@ -52,9 +54,10 @@ N_FIELDS = 3
 
 @triton.jit
 def add_product(sentence_SD, patch_desc_PD, place, d, z_SP, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
-    """Returns `z_SP` plus the products of sentences with patches, over the elements of the vectors from `d` on.
+    """Returns `z_SP` plus the products of sentences with patches, for one piece of the vectors' elements.
 
-    `sentence_SD` contains these elements of the sentences. The patches are in `patch_desc_PD`, from row `place` on.
+    The piece begins at element `d`, and `sentence_SD` holds this piece of the sentences. The patches are loaded from
+    `patch_desc_PD`, from row `place` on.
     """
     patch_PD = patch_desc_PD.load([place, d])
     if WIDEN:
@@ -81,11 +84,12 @@ def similarities(
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """Returns the products of `bS` sentences with a window of the patches of one image, in three pieces.
+    """Returns the dot products of `bS` sentences with a window of the patches of one image, in three pieces.
 
-    The window begins at patch `patch`. A piece of width 1 does not exist. Columns beyond the patches of the image
-    contain those of the next image, so callers must mask them. The patches of all images are one matrix, because a
-    three-dimensional tile compiles to pointer arithmetic for sm_80, which spilled 550 bytes (docs/log.md, 2026-11-23).
+    A window is a range of patches that are processed together; this one begins at `patch`. A piece of width 1 does not
+    exist. Columns beyond the patches of the image belong to the next image, so callers must mask them. The patches of
+    all images are one matrix, because a three-dimensional tile compiles to pointer arithmetic for sm_80, which spilled
+    550 bytes (docs/log.md, 2026-11-23).
     """
     # All pieces use the sentences of a step that are loaded once.
     place = image * nP + patch
@@ -106,7 +110,7 @@ def similarities(
 
 @triton.jit
 def kept_patches(keep_ptr_IP, image, patch, nP: tl.constexpr, bP: tl.constexpr, MASKED: tl.constexpr):
-    """Returns which patches of a piece exist and are kept, bool [1, bP]."""
+    """Returns a mask of the patches that exist and are kept, bool [1, bP], for the piece that begins at `patch`."""
     patch_P = patch + tl.arange(0, bP)
     keep_P = patch_P < nP
     if MASKED:
@@ -127,15 +131,15 @@ def largest(peak_S, z_SP, keep_P, RAGGED: tl.constexpr):
 
 @triton.jit
 def finite(peak_S):
-    """Returns the peak, or 0 where no patch is kept: subtracting -inf would give NaN."""
+    """Returns the peak, or 0 where it is -inf because no patch is kept: -inf minus -inf would give NaN."""
     return tl.where(peak_S == float("-inf"), 0.0, peak_S)
 
 
 @triton.jit
 def exponentials(z_SP, keep_P, shift_S, slope, RAGGED: tl.constexpr):
-    """Returns 2^(slope z - shift) for the similarities z, and 0 for patches that are not kept.
+    """Returns 2^(slope * z - shift) for the similarities z, and 0 for patches that are not kept.
 
-    `shift_S` is slope times the largest z of each sentence.
+    `shift_S` is `slope` times the largest z of each sentence.
     """
     exponent_SP = z_SP * slope - shift_S[:, None]
     if RAGGED:
@@ -174,7 +178,7 @@ def window_sums(
 ):
     """Adds one more window of patches to the sums of each sentence over the patches of one image.
 
-    Returns the largest similarity z so far, and the sums of e and of e * z, where e is 2^(slope (z - largest z)).
+    Returns the largest similarity z so far, and the sums of e and of e * z, where e is 2^(slope * (z - largest z)).
     """
     # Without a mask, only a piece that reaches beyond the patches of an image must be masked.
     RAGGED: tl.constexpr = MASKED or WINDOWS > 1 or bP > nP
@@ -228,9 +232,10 @@ def image_sums(
 ):
     """Returns for each sentence the largest z and the sums of e and of e * z over the patches of one image.
 
-    z is the similarity with a patch, and e is 2^(slope (z - largest z)). The patches are processed in windows of
-    `window_width` patches. The last three results are the similarities z of the first window, split into the columns of
-    its three pieces (`bP`, `bP_1`, `bP_2`). If there is one window, backward uses them and need not compute them again.
+    z is the similarity with a patch, and e is 2^(slope * (z - largest z)). The patches are processed in windows of
+    `window_width` patches. The last three results are the similarities z of the first window, one result for each of
+    its three pieces (`bP`, `bP_1`, `bP_2`). If there is only one window, backward uses them and need not compute them
+    again.
     """
     peak_S = tl.full([bS], float("-inf"), tl.float32)
     sum_exp2_S = tl.zeros([bS], tl.float32)
@@ -358,7 +363,8 @@ def pool_kernel(
         patch_desc_PD, patch_desc_PD_1, patch_desc_PD_2: Patches of all images, in tiles of the three pieces.
         keep_ptr_IP: With MASKED, uint8 [images, nP], 1 for patches that are kept.
     Writes:
-        scores_ptr_IS: float32 [images, row_pitch], scale included, after each image.
+        scores_ptr_IS: float32 [images, row_pitch], the scores, which contain the factor scale. A program writes those
+            of an image as soon as it has computed them.
     """
     sentence = tl.program_id(0) * bS
     sentence_S = sentence + tl.arange(0, bS)
@@ -405,7 +411,8 @@ def score_gradient(
 ):
     """Returns 2A times the gradient of the loss with respect to the scores of one image with some sentences, [bS].
 
-    A is the number of image anchors.
+    A is the number of images that have a sentence. `mask_S` holds the bits that mark positives and excluded pairs. The
+    other arguments after it hold the gradient weights of the image (row) and of the sentences (columns).
     """
     # The image is one row for the whole tile, so its weights are single numbers.
     row_peak = tl.load(row_weights_ptr_FI + PEAK * row_pitch + image)
@@ -438,7 +445,7 @@ def store_piece(
 ):
     """Writes the gradients with respect to the similarities z of one piece of patches to the chunk.
 
-    The gradients are e (constant + linear z), where e is the result of `exponentials`.
+    The gradients are e * (constant + linear * z), where e is the result of `exponentials`.
     """
     e_SP = exponentials(z_SP, keep_P, shift_S, slope, RAGGED)
     gradient_SP = e_SP * (constant_S[:, None] + linear_S[:, None] * z_SP)
@@ -471,7 +478,7 @@ def store_window(
 ):
     """Writes the gradients with respect to the similarities z of one window of patches to the chunk.
 
-    The window is written piece by piece, see `store_piece`.
+    `store_piece` writes each piece of the window.
     """
     # The same conditions as in `window_sums`. Columns beyond the patches of the image get the gradient 0.
     RAGGED: tl.constexpr = MASKED or WINDOWS > 1 or bP > nP
@@ -558,16 +565,17 @@ def pool_backward_kernel(
 
     Program (j, i) takes the j-th tile of sentences and the i-th strip of images, and goes over the strip image by
     image. For each image it computes the similarities again, then the scores and their gradients, and from these the
-    gradients of the similarities.
+    gradients of the similarities. All gradients contain the factor 2A, where A is the number of images that have a
+    sentence.
 
     Reads:
         sentence_desc_SD, patch_desc_PD and its pieces, keep_ptr_IP: The same as for `pool_kernel`.
         mask_ptr_IS: uint8 [images, column_pitch], the bits of positives and excluded pairs.
         row_weights_ptr_FI, column_weights_ptr_FS: Gradient weights, [fields, row_pitch] and [fields, column_pitch].
     Writes:
-        gradient_desc_SIP and its pieces: `storage_scale` times the gradient divided by scale, [sentences, images,
-            patches].
-        scale_parts_ptr_T: float32, one sum for each program, at the end.
+        gradient_desc_SIP and its pieces: The gradients of the similarities without the factor scale, multiplied by
+            `storage_scale`, [sentences, images, patches].
+        scale_parts_ptr_T: float32, the part of the gradient of the scale that each program has summed.
     """
     sentence = tl.program_id(0) * bS
     sentence_S = sentence + tl.arange(0, bS)

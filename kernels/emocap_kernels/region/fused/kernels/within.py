@@ -1,18 +1,20 @@
-r"""Contains the kernels of the local loss within an image. A program takes one image, a few sentences at a time.
+r"""Contains the kernels of the local loss that compares sentences and patches of the same image only.
 
-The work is small: a few sentences against a few hundred patches, whose similarities stay in registers. Therefore the
-time depends on memory traffic: each pass reads every patch twice, and no image waits for another. Sentences are sorted
-by image, and a kernel reads the place of an image's first sentence from memory. Therefore uneven numbers of sentences
-need neither padding nor the host.
+A program takes one image, and a few of its sentences at a time. The work is small: a few sentences are compared with a
+few hundred patches, and their similarities stay in registers. Therefore the time depends on memory traffic. For each
+few sentences of an image, forward loads the image's patches twice, and backward loads them three times. No image waits
+for another. Sentences are sorted by image, and a kernel reads the index of an image's first sentence from memory.
+Therefore images may have different numbers of sentences without padding, and the host need not know these numbers.
 
-Forward computes the similarities \(z\) with the n kept patches, normalised to \(s = (z - \min) / (\max - \min)\). The
-weights of the patches are \(w_p \propto s_p [s_p \ge 1/n]\), and the pooled vector gets unit length. Backward gets the
-gradient \(g\) with respect to the pooled vector before normalisation to unit length. \(g\) is orthogonal to the
-pooled vector, so \(\sum_p w_p \langle g, p \rangle = 0\). The gradient with respect to a weight before the division by
-the sum of weights is therefore \(\langle g, p \rangle\) divided by that sum.
+Forward computes the similarities \(z\) of a sentence with the n kept patches of its image, and normalises them to
+\(s = (z - \min) / (\max - \min)\). The weights of the patches are \(w_p \propto s_p\) where \(s_p \ge 1/n\), and
+otherwise 0. The pooled vector is the weighted sum of the patches, divided by its length. Backward gets the gradient
+\(g\) with respect to the pooled vector before this division. \(g\) is orthogonal to the pooled vector, so
+\(\sum_p w_p \langle g, p \rangle = 0\). The gradient with respect to a weight before the division by the sum of weights
+is therefore \(\langle g, p \rangle\) divided by that sum.
 
-Vectors are loaded in pieces of `bD` elements. The first kernels took whole vectors of 512 elements into a tile and
-spilled 1,200 to 4,000 loads (docs/log.md, 2026-11-23).
+Vectors are loaded in pieces of `bD` elements. Earlier versions of the kernels loaded whole vectors of 512 elements into
+a tile and spilled 1,200 to 4,000 loads (docs/log.md, 2026-11-23).
 """
 
 # Triton has types of its own, which pyright does not know.
@@ -77,9 +79,10 @@ def products(
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """Returns the products of `bL` rows of the left side with `bR` rows of the right side, float32 [bL, bR].
+    """Returns the dot products of `bL` rows of the left matrix with `bR` rows of the right matrix, float32 [bL, bR].
 
-    If the types of the sides differ, half-precision vectors are converted to float32.
+    The rows begin at `left` and `right`. Rows from `left_end` and from `right_end` on count as zeros. If the types of
+    the matrices differ, half-precision vectors are converted to float32.
     """
     product_LR = tl.zeros([bL, bR], tl.float32)
     for d in range(0, nD, bD):
@@ -110,7 +113,8 @@ def kept_patches(keep_ptr_IP, image, nP, bP: tl.constexpr, MASKED: tl.constexpr)
 def normalise(z_KP, keep_P, low_K, high_K, min_share):
     """Returns the normalised similarities and a mask of the patches that get a weight, bool [bK, bP].
 
-    If all similarities of a sentence are equal, its normalised similarities are 1.
+    Similarities between `low_K` and `high_K` are mapped to [0, 1]. If all similarities of a sentence are equal, its
+    normalised similarities are 1. A kept patch gets a weight if its normalised similarity is at least `min_share`.
     """
     flat_K = high_K <= low_K
     range_K = tl.where(flat_K, 1.0, high_K - low_K)
@@ -145,8 +149,8 @@ def pool_kernel(
 ):
     """Computes the pooled vectors of the sentences of one image, before they get unit length.
 
-    Program i takes image i and its sentences [starts[i], starts[i + 1]), `bK` at a time. For each it computes the
-    similarities with all patches, then the weights, then the pooled vector piece by piece.
+    Program i takes image i and its sentences [starts[i], starts[i + 1]), `bK` at a time. For each sentence it computes
+    the similarities with all patches of the image, then the weights, then the pooled vector piece by piece.
 
     Reads:
         patches_ptr_IPD, sentences_ptr_ND: Vectors; sentences are sorted by image.
@@ -188,10 +192,11 @@ def direction(
     bD: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Computes the losses of `bK` anchors against all candidates of their image.
+    """Computes the losses of `bK` anchors against all candidates of their image, for one direction of the loss.
 
-    Returns three tensors, [bK] each: the losses; the hits, 1.0 if the own candidate is the best, else 0.0; and the
-    log-sum-exps of the scores.
+    The anchors begin at row `anchor`, and the candidates are the rows [begin, end). The own candidate of an anchor has
+    the same index. Returns three tensors, [bK] each: the losses; the hits, 1.0 if the own candidate is the best, else
+    0.0; and the log-sum-exps of the scores.
     """
     anchor_K = anchor + tl.arange(0, bK)
     peak_K = tl.full([bK], float("-inf"), tl.float32)
@@ -232,13 +237,14 @@ def loss_kernel(
 ):
     """Computes the losses of the sentences of one image, for both directions.
 
-    Program i takes image i. The anchors, `bK` at a time, are first the pooled vectors and then the sentences.
+    Program i takes image i, and `bK` of its sentences at a time. First their pooled vectors are the anchors, and then
+    the sentences.
 
     Reads:
         unit_ptr_ND: float32 [sentences, nD], pooled vectors of unit length.
         sentences_ptr_ND: Sentences, sorted by image.
     Writes:
-        fields_ptr_FN: float32 [N_FIELDS, n_sentences].
+        fields_ptr_FN: float32 [N_FIELDS, n_sentences], the losses, hits and log-sum-exps of both directions.
     """
     image = tl.program_id(0)
     begin = tl.load(starts_ptr_I + image)
@@ -263,17 +269,18 @@ def loss_kernel(
 
 @triton.jit
 def log_sums(fields_ptr_FN, field: tl.constexpr, n_sentences, sentence, end, bK: tl.constexpr):
-    """Returns one field of `bK` sentences from `sentence` on, [bK]; sentences from `end` on get 0."""
+    """Returns one field of `bK` sentences from index `sentence` on, [bK]. Sentences from index `end` on get 0."""
     sentence_K = sentence + tl.arange(0, bK)
     return tl.load(fields_ptr_FN + field * n_sentences + sentence_K, mask=sentence_K < end, other=0.0)
 
 
 @triton.jit
 def score_gradient(cosine_KM, scale, log_K, log_M, anchor, other, end, bK: tl.constexpr):
-    """Returns the gradient of the sum of all losses with respect to the scores of one image, [bK, bK].
+    """Returns the gradient of the sum of all losses with respect to one tile of the scores of an image, [bK, bK].
 
-    Either side of the scores can be passed as the rows. `log_K` are the log-sum-exps of the rows as anchors, and
-    `log_M` those of the columns.
+    The rows of the tile are the pooled vectors and its columns the sentences, or the other way round. `anchor` and
+    `other` are the indices of the first row and the first column. Indices from `end` on are beyond the image and get
+    the gradient 0. `log_K` are the log-sum-exps of the rows as anchors, and `log_M` those of the columns as anchors.
     """
     anchor_K = anchor + tl.arange(0, bK)
     other_M = other + tl.arange(0, bK)
@@ -298,9 +305,10 @@ def add_products(
     bD: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Adds `gradient_KM` @ vectors to the stored sums, piece by piece.
+    """Adds the product of `gradient_KM` and `bK` rows of vectors to the stored sums, piece by piece.
 
-    For the first candidates of an image, the result replaces the stored sums instead.
+    The sums begin at row `row`, and the vectors at row `other`. If `other` is `begin`, these are the first vectors of
+    the image, and the product replaces the stored sums.
     """
     for d in range(0, nD, bD):
         other_MD = load_rows(vectors_ptr_RD, other, end, d, nD, bK, bD).to(tl.float32)
@@ -327,9 +335,10 @@ def score_gradient_kernel(
     bD: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Computes the gradients of the sum of all losses of one image, as far as they come through its scores.
+    """Computes the gradients of the sum of all losses of one image with respect to the three inputs of its scores.
 
-    The gradients of the sentences that come through the pooled vectors are added later (`pool_backward_kernel`).
+    The inputs are the pooled vectors of unit length, the sentences and the scale. The sentences also change the pooled
+    vectors; `pool_backward_kernel` later adds this part of their gradients.
 
     Program i takes image i. The scores are computed twice, once with pooled vectors and once with sentences as rows.
 
@@ -338,8 +347,8 @@ def score_gradient_kernel(
         fields_ptr_FN: The fields that `loss_kernel` wrote.
     Writes:
         by_unit_ptr_ND, by_sentence_ptr_ND: float32 [sentences, nD], the gradients with respect to the unit pooled
-            vectors and to the sentences, divided by scale. They are read again to add the next candidates.
-        by_scale_ptr_N: float32 [sentences].
+            vectors and to the sentences, divided by scale. The kernel reads them again to add the next candidates.
+        by_scale_ptr_N: float32 [sentences], the part of the gradient of the scale that belongs to each sentence.
     """
     image = tl.program_id(0)
     begin = tl.load(starts_ptr_I + image)
@@ -375,9 +384,10 @@ def score_gradient_kernel(
 
 @triton.jit
 def similarity_gradient(z_KP, by_weight_KP, keep_P, min_share):
-    """Returns the gradient of the similarities z, and the weights, both [bK, bP].
+    """Returns the gradient with respect to the similarities z, and the weights of the patches, both [bK, bP].
 
-    `by_weight_KP` is the gradient of the weights; its sum over patches, weighted by the weights, must be 0.
+    `by_weight_KP` is the gradient with respect to the weights. For each sentence, the sum of weight times gradient over
+    the patches must be 0.
     """
     low_K, high_K = bounds(z_KP, keep_P)
     share_KP, active_KP = normalise(z_KP, keep_P, low_K, high_K, min_share)
@@ -416,15 +426,15 @@ def pool_backward_kernel(
 ):
     """Computes the gradients of patches and sentences from those of the pooled vectors.
 
-    Program i takes image i, and its sentences `bK` at a time. For each it computes similarities and weights again.
+    Program i takes image i, and its sentences `bK` at a time. It computes their similarities and weights again.
 
     Reads:
         patches_ptr_IPD, sentences_ptr_ND, keep_ptr_IP: The same as for `pool_kernel`.
         by_pooled_ptr_ND: float32 [sentences, nD], gradients of the pooled vectors before they got unit length.
     Writes:
-        by_patch_ptr_IPD: In the type of the patches; zeros for an image without a sentence. For each further `bK`
-            sentences of an image, the sum so far is read, added to and rounded to that type again.
-        by_sentence_ptr_ND: float32, added to the gradients that `score_gradient_kernel` wrote.
+        by_patch_ptr_IPD: The gradients of the patches, in the type of the patches; zeros for an image without a
+            sentence. If an image has more than `bK` sentences, the sum is rounded to that type after each `bK` of them.
+        by_sentence_ptr_ND: float32. The kernel adds to the gradients that `score_gradient_kernel` wrote.
     """
     image = tl.program_id(0)
     begin = tl.load(starts_ptr_I + image)
