@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Directions(NamedTuple):
-    """Holds one 0-dim value for each direction of a loss. In the local loss, the texts are sentences."""
+    """Holds one 0-dim tensor for each direction of a loss. In the local loss, the texts are sentences."""
 
     image_to_text: Tensor
     text_to_image: Tensor
@@ -20,8 +20,8 @@ class Directions(NamedTuple):
 class LossResult:
     """Holds the loss of the global batch, which is equal on every rank to the bit.
 
-    All fields are 0-dim tensors on the device of the inputs, so the caller decides when the host waits for a value. All
-    except `loss` are detached.
+    All values are 0-dim tensors on the device of the inputs, so the host does not wait for a value until the caller
+    reads it. All values except `loss` are detached.
 
     Attributes:
         loss: Mean of the two directions. After its backward, the mean over ranks of each gradient (as DDP and DeepSpeed
@@ -29,10 +29,11 @@ class LossResult:
         image_to_text: Mean loss of the image anchors.
         text_to_image: Mean loss of the text anchors (of the sentences, in the local loss).
         positives: Mean number of positives of an anchor, averaged over both directions. The anchor's own pair counts.
-        recall_at_1: Fraction of anchors, 0 to 1, whose best-scoring candidate is their own pair or has an equal id. In
-            the local loss, it must be a sentence of the image, or the image that owns the sentence. All candidates take
-            part, also those that mining excludes. Of equal scores, as a matrix product rounds them, the lower global
-            index wins; docs/method.md, section 5, describes the one exception of `fused`.
+        recall_at_1: Fraction of the anchors, 0 to 1, for which the best-scoring candidate is correct. In the global
+            loss, the correct candidates of an anchor are that of its own pair and those with an equal id. In the local
+            loss, they are the sentences of the image, or the image that owns the sentence. Candidates that mining
+            excludes from the loss are compared as well. If scores are equal after rounding, the candidate with the
+            lowest global index is the best one; docs/method.md, section 5, describes one exception of `fused`.
     """
 
     loss: Tensor
@@ -57,7 +58,7 @@ class LossResult:
 def empty_result(*inputs: Tensor | float) -> LossResult:
     """Returns the result of a batch without anchors: the loss is 0, and every input tensor gets a gradient of zeros.
 
-    The loss has a graph, so that a training loop may call its backward as in any other step.
+    The loss has an autograd graph, so a training loop can call its backward as in any other step.
     """
     tensors = [tensor for tensor in inputs if isinstance(tensor, Tensor)]
     # Sums over no elements are exactly 0 whatever the tensors hold, NaN included.

@@ -1,14 +1,14 @@
 """Computes the cross-entropy of a score matrix in both directions, tile by tile (online softmax).
 
-For a row i with positives P_i the loss is `log sum_j exp(S_ij) - mean over P_i of S_ij`. A tile gives statistics of the
-anchors of its rows and of its columns: a peak (the largest score so far), the sum of exponentials relative to the peak,
-and the sum over the positives. Statistics of several tiles, and of several ranks, are merged by rescaling to the larger
-peak. Losses are computed in float64. At scale 100, a float32 difference of a log-sum-exp and a score near 100 would
-round a small loss to 0.
+For a row i with positives P_i the loss is `log sum_j exp(S_ij) - mean over P_i of S_ij`. Each row and each column of a
+tile is an anchor. A tile gives these statistics of each anchor: the peak (its largest score), the sum of exponentials
+relative to the peak, and the sum and the number of the scores of its positives. Statistics of several tiles, and of
+several ranks, are merged by rescaling to the larger peak. Losses are computed in float64. At scale 100, a float32
+difference of a log-sum-exp and a score near 100 would round a small loss to 0.
 
-In forward, a backend passes its tiles to `RunningScoreStats` and calls `reduce` once. From the result it makes
-`GradientWeights`, and in backward `score_gradient` turns each tile of scores, computed again, into its gradient. Both
-losses use this module with `chunked`. The local loss also uses its statistics and weights with `fused`.
+In forward, a backend adds its tiles to `RunningScoreStats` and calls `reduce` once. From the result it makes
+`GradientWeights`. In backward, it computes the scores of each tile again, and `score_gradient` returns their gradient.
+In both losses, the backend `chunked` uses this module. In the local loss, `fused` uses the statistics and the weights.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NO_INDEX = torch.iinfo(torch.int64).max
 
 @dataclass(frozen=True, slots=True)
 class Argmax:
-    """Holds the best-scoring candidate of each anchor of one direction. Of equal scores the lower index wins.
+    """Holds the best-scoring candidate of each anchor of one direction. If scores are equal, the lower index wins.
 
     Attributes:
         score: [anchors], the best score; -inf if there is no candidate.
@@ -40,12 +40,12 @@ class Argmax:
 
     @staticmethod
     def empty(anchors: int, *, like: Tensor) -> Argmax:
-        """Returns the value for anchors without a candidate, in the type and on the device of `like`."""
+        """Returns an `Argmax` of anchors that have no candidate yet, in the type and on the device of `like`."""
         index = torch.full((anchors,), NO_INDEX, dtype=torch.int64, device=like.device)
         return Argmax(like.new_full((anchors,), float("-inf")), index)
 
     def add_(self, part: Argmax, at: slice) -> None:
-        """Merges the candidates of one tile into the anchors `at`, in place."""
+        """Merges `part`, the candidates of one tile, into the anchors `at`, in place."""
         # Both are views, so `copy_` changes the fields of this object.
         score, index = self.score[at], self.index[at]
         better = (part.score > score) | ((part.score == score) & (part.index < index))
@@ -71,7 +71,7 @@ class Argmax:
 
 
 def row_argmax(score: Tensor, *, first: int) -> Argmax:
-    """Returns the best column of each row of a tile, [rows, columns], which has at least one column.
+    """Returns the best-scoring column of each row of a tile, [rows, columns], which has at least one column.
 
     `first` is the global index of column 0.
     """
@@ -80,7 +80,7 @@ def row_argmax(score: Tensor, *, first: int) -> Argmax:
 
 
 def column_argmax(score: Tensor, *, first: int) -> Argmax:
-    """Returns the best row of each column of a tile, [rows, columns], which has at least one row.
+    """Returns the best-scoring row of each column of a tile, [rows, columns], which has at least one row.
 
     `first` is the global index of row 0.
     """
@@ -93,7 +93,7 @@ def column_argmax(score: Tensor, *, first: int) -> Argmax:
 
 @dataclass(frozen=True, slots=True)
 class AnchorStats:
-    """Holds the softmax statistics of the anchors of one direction over the candidates so far, [anchors] each.
+    """Holds the softmax statistics of the anchors of one direction over the candidates so far. Each field is [anchors].
 
     Attributes:
         peak: Largest score of a candidate that is not excluded; -inf if there is none.
@@ -109,7 +109,7 @@ class AnchorStats:
 
     @staticmethod
     def empty(anchors: int, *, like: Tensor) -> AnchorStats:
-        """Returns the statistics of anchors without a candidate, for scores of the type and device of `like`."""
+        """Returns the statistics of anchors that have no candidate yet, for scores of the type and device of `like`."""
         return AnchorStats(
             peak=like.new_full((anchors,), float("-inf")),
             sum_exp=like.new_zeros(anchors),
@@ -137,7 +137,7 @@ class AnchorStats:
         return (self.peak.double() - others.peak.double()) + ratio
 
     def add_(self, part: AnchorStats, at: slice) -> None:
-        """Merges the statistics of one tile into the anchors `at`, in place."""
+        """Merges `part`, the statistics of one tile, into the anchors `at`, in place."""
         stats = self.part(at)
         peak = torch.maximum(stats.peak, part.peak)
         shift = finite(peak)
@@ -155,7 +155,7 @@ class AnchorStats:
 
         Args:
             ranks: The ranks of the batch.
-            peak: [anchors], the largest of the ranks' values of `self.peak`.
+            peak: [anchors], the maximum of `self.peak` over all ranks.
         """
         sum_exp = self.sum_exp * (self.peak - finite(peak)).exp_()
         # One all-reduce for all three: its latency costs more than its bytes.
@@ -168,7 +168,7 @@ class AnchorStats:
 def row_stats(score: Tensor, targets: Targets, best: Tensor) -> AnchorStats:
     """Returns the statistics of the rows of a tile of scores, [rows, columns], which has at least one column.
 
-    `best` [rows] is the largest score of each row over all pairs, also over excluded ones.
+    `best`, [rows], is the largest score of each row, including the scores of excluded pairs.
     """
     candidates = targets.row_candidates(score)
     # If no pair is excluded, `row_candidates` returns `score` itself, whose maxima are known.
@@ -185,7 +185,7 @@ def row_stats(score: Tensor, targets: Targets, best: Tensor) -> AnchorStats:
 def column_stats(score: Tensor, targets: Targets, best: Tensor) -> AnchorStats:
     """Returns the statistics of the columns of a tile of scores, [rows, columns], which has at least one row.
 
-    `best` [columns] is the largest score of each column over all pairs, also over excluded ones.
+    `best`, [columns], is the largest score of each column, including the scores of excluded pairs.
     """
     candidates = targets.column_candidates(score)
     peak = best if candidates is score else candidates.amax(0)
@@ -197,7 +197,7 @@ def column_stats(score: Tensor, targets: Targets, best: Tensor) -> AnchorStats:
 
 
 def finite(peak: Tensor) -> Tensor:
-    """Returns `peak` with 0 for anchors without a candidate so far, because exp(-inf - -inf) would be NaN."""
+    """Returns `peak` with 0 for anchors that have no candidate yet, because exp(-inf - (-inf)) would be NaN."""
     return peak.masked_fill(peak == float("-inf"), 0.0)
 
 
@@ -226,11 +226,11 @@ class RunningScoreStats:
     """
 
     def __init__(self, rows: Partition, columns: Partition, *, like: Tensor) -> None:
-        """Starts without any tile.
+        """Starts with the statistics of no tile.
 
         Args:
-            rows: The division of the rows, of which this rank holds some.
-            columns: The division of the columns, all of which this rank scores.
+            rows: The division of the rows among the ranks. This rank scores only its own rows.
+            columns: The division of the columns among the ranks. This rank scores all of them.
             like: A tensor of the type and device of the scores.
         """
         local, total, self._first = rows.local, columns.total, rows.first
@@ -238,7 +238,7 @@ class RunningScoreStats:
         self._row_best, self._column_best = Argmax.empty(local, like=like), Argmax.empty(total, like=like)
 
     def add(self, score: Tensor, targets: Targets, rows: slice, columns: slice) -> None:
-        """Adds the scores of the local rows `rows` with the columns of the global indices `columns`."""
+        """Adds a tile: the scores of `rows`, which are local indices, with `columns`, which are global indices."""
         # A maximum over no elements is an error in torch.
         if score.numel() == 0:
             return
@@ -267,7 +267,9 @@ class RunningScoreStats:
 
 @dataclass(frozen=True, slots=True)
 class GradientWeights:
-    """Holds the weights that determine the gradient of the scores, for the anchors of one direction, [anchors] each.
+    """Holds the weights that determine the gradient of the scores, for the anchors of one direction.
+
+    Each field is [anchors].
 
     Attributes:
         peak: Largest score of a candidate, as in `AnchorStats`.
@@ -289,14 +291,14 @@ class GradientWeights:
 def gradient_weights(stats: AnchorStats, weight: Tensor | float) -> GradientWeights:
     """Returns the gradient weights of anchors, from their statistics.
 
-    `weight` is the factor of an anchor's loss in the mean, one for all anchors or [anchors].
+    `weight` is the factor of an anchor's loss in the mean: [anchors], or one number for all anchors.
     """
     # `sum_exp` is not 0: every anchor has a candidate, because known positives are never excluded.
     return GradientWeights(stats.peak, weight / stats.sum_exp, weight / stats.count.clamp(min=1))
 
 
 def softmax_gradient(score: Tensor, targets: Targets, rows: GradientWeights, columns: GradientWeights) -> Tensor:
-    """Returns the weighted softmax over the candidates of each row plus that over the candidates of each column.
+    """Returns the sum of two weighted softmaxes: over the candidates of each row, and over those of each column.
 
     The result is [rows, columns], like the tile of scores.
     """

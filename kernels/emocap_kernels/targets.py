@@ -3,8 +3,9 @@
 A tile is a part of the score matrix. Its rows are image anchors and its columns are text anchors (sentences, in the
 local loss). Each direction mines its own positives, so a pair may be a positive for its row and not for its column.
 
-The tilings of the two losses make these values for each tile (`contrastive.tiling`, `region.positives`), and `softmax`
-and `contrastive.objectives` read them. Neither side knows how the other one represents or uses positives.
+The modules `contrastive.tiling` (global loss) and `region.positives` (local loss) make the targets of each tile. The
+modules `softmax` and `contrastive.objectives` read them only through the methods of `Targets`, so they do not depend on
+how positives are represented.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from torch import Tensor
 class Targets(Protocol):
     """Describes the positives and the excluded pairs of a tile of scores, [rows, columns], for both directions.
 
-    A positive is never excluded for the same anchor. Therefore sums over positives never meet the -inf that
+    A positive of an anchor is never excluded for that anchor. Therefore sums over positives never include the -inf that
     `row_candidates` and `column_candidates` write.
 
-    The tensors are on the device of the tile, and no method makes the host wait for it. Two implementations exist:
+    The tensors are on the device of the tile, and no method makes the host wait for that device. There are two
+    implementations:
     `DiagonalTargets` needs no mask, and `MaskTargets` describes any pairs.
     """
 
@@ -55,10 +57,11 @@ class Targets(Protocol):
         ...
 
     def subtract_at_positives_(self, gradient: Tensor, row_weight: Tensor, column_weight: Tensor) -> None:
-        """Subtracts weights from the entries of `gradient`, [rows, columns], that belong to positives, in place.
+        """Subtracts weights from the entries of `gradient` that belong to positives, in place.
 
-        At each positive of a row, the row's entry of `row_weight` is subtracted. At each positive of a column, the
-        column's entry of `column_weight` is subtracted.
+        `gradient` is [rows, columns], `row_weight` is [rows] and `column_weight` is [columns]. At each positive of a
+        row, the row's entry of `row_weight` is subtracted. At each positive of a column, the column's entry of
+        `column_weight` is subtracted.
         """
         ...
 

@@ -1,9 +1,9 @@
 """Controls how the losses behave under torch.compile and under a second differentiation.
 
-The chunked and the fused losses have no second derivative, except `region.within`, which is plain autograd. torch's own
-`once_differentiable` raises an error only if the incoming gradient requires a gradient, which the incoming gradient of
-a loss never does. Autograd would then treat the first gradient as a constant, and the second derivative would lack a
-term without any error.
+The backends `chunked` and `fused` have no second derivative, except `region.within`, which is plain autograd. torch's
+own `once_differentiable` raises an error only if the incoming gradient requires a gradient. The incoming gradient of a
+loss never requires one, so that decorator would raise no error. Autograd would treat the first gradient as a constant,
+and the second derivative would lack a term. Therefore this module has its own `once_differentiable`.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ R = TypeVar("R")
 def run_uncompiled(function: Callable[P, R]) -> Callable[P, R]:
     """Decorates a function so that torch.compile breaks its graph there and runs the function as it is written.
 
-    A loss exchanges metadata with other ranks, selects a backend and loops over tiles, which a compiled graph would not
-    make faster. torch's own decorator imports the compiler when the function is called, which takes seconds. Therefore
-    that decorator is used only if the compiler has been imported already; otherwise nothing can be compiled.
+    A loss exchanges metadata with other ranks, selects a backend and loops over tiles. A compiled graph would not make
+    this faster. torch's own decorator imports the compiler when the function is called, which takes seconds. Therefore
+    torch's decorator is used only if the compiler has been imported already. Otherwise nothing is being compiled, and
+    the function is called directly.
 
-    With `fullgraph=True`, where a graph must not break, torch.compile raises an error at the loss.
+    With `fullgraph=True`, a graph must not break, so torch.compile raises an error at the loss.
     """
     uncompiled = torch._disable_dynamo(function)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
 
@@ -44,9 +45,8 @@ def run_uncompiled(function: Callable[P, R]) -> Callable[P, R]:
 def once_differentiable(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
     """Decorates the backward of an autograd function whose gradients cannot be differentiated again.
 
-    A second differentiation raises a NotSupportedError. torch's decorator of this name raises an error only if the
-    incoming gradient requires a gradient. The incoming gradient of a loss never requires one, so torch's decorator
-    would raise no error.
+    A second differentiation raises a NotSupportedError. torch's decorator of the same name would raise no error: it
+    raises one only if the incoming gradient requires a gradient, and the incoming gradient of a loss never does.
 
     The decorated function must save the inputs that can be differentiated again with `save_for_backward`, even if its
     own computation does not read them.

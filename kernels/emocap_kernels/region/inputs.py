@@ -34,17 +34,17 @@ class RegionInputs:
     schedule: Schedule
 
     def zeroed_patches(self) -> Tensor:
-        """Returns the patches, with zeros for those that are not kept: NaN in them must not enter a product."""
+        """Returns the patches with zeros in place of those that are not kept, because these may hold NaN."""
         if self.patch_mask is None:
             return self.patches
         return self.patches.masked_fill(~self.patch_mask[:, :, None], 0.0)
 
 
 def check_and_describe(inputs: RegionInputs) -> Mapping[str, int]:
-    """Checks the inputs of this rank and returns the facts that the other ranks need to know about them.
+    """Checks the inputs of this rank, and returns the facts about them that the ranks exchange.
 
-    There are at most `MAX_FACTS` facts, together with those that the caller adds. The sharpness and the rule of mining
-    are compared by their checksums.
+    A fact is a named integer, such as a size. Together with the facts that the caller adds, there are at most
+    `MAX_FACTS`. The sharpness and the mining rule are not integers, so their facts are checksums.
 
     Raises:
         ArgumentError: If the value of an argument is not allowed.
@@ -76,7 +76,7 @@ def check_and_describe(inputs: RegionInputs) -> Mapping[str, int]:
 
 
 def _backward_communicates(inputs: RegionInputs) -> bool:
-    """Returns whether backward on this rank sends messages. If it does on one rank, all ranks must run backward."""
+    """Returns whether backward on this rank sends messages. If one rank sends messages, all ranks must run backward."""
     given = (inputs.patches, inputs.sentences, inputs.scale)
     wanted = [isinstance(each, Tensor) and each.requires_grad for each in given]
     # A `ring` sends the sentences again for any gradient. The other schedules keep them and send only their gradients.

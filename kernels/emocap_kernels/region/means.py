@@ -15,13 +15,15 @@ from emocap_kernels.softmax import GradientWeights, ScoreStats, gradient_weights
 
 @dataclass(frozen=True, slots=True)
 class AnchorWeights:
-    """Holds A times the weight of each anchor in the mean of its direction, where A is the number of image anchors.
+    """Holds the weights of the anchors in the loss, multiplied by A, the number of image anchors.
 
-    An image anchor has 1, and each of N sentences has A / N, which is at most 1. With the factor N instead of A,
-    gradients in float16 overflowed from three sentences for each image on (docs/log.md, 2026-11-23).
+    In each direction, the loss is a mean over the anchors. So an image anchor has the weight 1 / A, and each of the N
+    sentences has the weight 1 / N. Multiplied by A, these weights are 1 and A / N, which is at most 1. If they were
+    multiplied by N instead, gradients in float16 would overflow with three or more sentences for each image
+    (docs/log.md, 2026-11-23).
 
     Attributes:
-        rows: [local images], 1 for an image that owns a sentence and 0 for the others.
+        rows: [local images], 1 for an image that owns a sentence and 0 for the others, which are not anchors.
         column: 0-dim, A / N, the same for every sentence.
         anchors: 0-dim, A, the number of images of the batch that own a sentence.
     """
@@ -39,14 +41,14 @@ class AnchorWeights:
         return AnchorWeights(rows, number / batch.sentence_partition.total, number)
 
     def gradient_weights(self, stats: ScoreStats) -> tuple[GradientWeights, GradientWeights]:
-        """Returns the gradient weights of rows and columns. With these weights, gradients of scores lie in [-2, 2]."""
+        """Returns the gradient weights of rows and columns. With them, the gradient of a score lies in [-2, 2]."""
         return gradient_weights(stats.rows, self.rows), gradient_weights(stats.columns, self.column)
 
     def gradient_factor(self, grad_output: Tensor, ranks: Ranks) -> Tensor:
-        """Returns the factor by which gradients that were computed with `gradient_weights` must be multiplied.
+        """Returns the factor that turns gradients that were computed with `gradient_weights` into those of the loss.
 
-        The product is the gradient of the loss. The factor contains the number of ranks, because a mean over ranks must
-        give the sum of the parts of all ranks.
+        Each rank computes its part of a gradient, and DDP or DeepSpeed then takes the mean over ranks. This mean must
+        be the sum of all parts, so the factor contains the number of ranks.
         """
         return grad_output * ranks.size / (2.0 * self.anchors)
 

@@ -1,8 +1,9 @@
 """Provides the public functions of the local loss, `region_contrastive_loss` and `choose_region_backend`.
 
-A call has the same three parts as one of the global loss (`contrastive.op`): an exchange of facts (`inputs`), a batch
-(`batch`) and a backend. With scope `batch` the backends are `reference`, `chunked` and `fused.evaluate`, with scope
-`image` they are `reference.evaluate_within`, `within` and `fused.within`.
+A call has three steps, as in the global loss (`contrastive.op`): the ranks exchange facts about their inputs
+(`inputs`), each rank makes its batch (`batch`), and a backend computes the loss. With scope `batch`, the backends
+`reference`, `chunked` and `fused` are in the modules `reference`, `chunked` and `fused.evaluate`. With scope `image`,
+they are in `reference` (`evaluate_within`), `within` and `fused.within`.
 """
 
 from __future__ import annotations
@@ -41,9 +42,9 @@ def choose_region_backend(
 ) -> BackendChoice:
     """Returns the backend that `region_contrastive_loss` uses with these arguments, and the reason.
 
-    The choice depends on device, type, width, number of patches and mining rule, never on the number of rows.
-
-    The arguments are those of `region_contrastive_loss`. Nothing is communicated, and no values are read.
+    With `backend="auto"`, the choice depends on scope, device, type, width, number of patches and mining rule, never on
+    the number of rows. The arguments are those of `region_contrastive_loss`. Nothing is communicated, and the values of
+    the tensors are not read.
 
     Example:
         ```python
@@ -77,30 +78,33 @@ def region_contrastive_loss(
 ) -> LossResult:
     """Returns the contrastive loss between image patches and local sentences, in both directions.
 
-    With scope `batch`, every sentence pools the patches of every image of the global batch by attention, and the
-    pooled similarity is the score. With scope `image`, only the sentences of one image are compared with each other
-    (`region.within`). Images without a sentence are candidates but no anchors. Inputs are used as given: nothing is
-    normalised or clamped. docs/method.md, section 2, has the equations. With a `group`, the call and its backward are
+    With scope `batch`, every sentence is compared with every image of the global batch: it pools the patches of the
+    image by attention, and the pooled similarity is the score. An image without a sentence is a candidate for the
+    sentences, but not an anchor. With scope `image`, a sentence pools only the patches of its own image, and the pooled
+    vector is compared only with the sentences of that image (`region.within`). docs/method.md, section 2, has the
+    equations.
+
+    Inputs are used as given: nothing is normalised or clamped. With a `group`, the call and its backward are
     collectives: all ranks of the group must run both. The gradients are scaled for a mean over ranks, as DDP and
     DeepSpeed compute it. They cannot be differentiated again, except with `backend="reference"`, and with `chunked` in
     scope `image`.
 
     Args:
         patches: [rows, patches, width], unit vectors.
-        sentences: [sentences, width], unit vectors; an image may own any number, also none.
-        owner: int64 [sentences], the local row that each sentence belongs to, in any order. On a GPU the device checks
-            the range, and stops the process if a value is out of it.
+        sentences: [sentences, width], unit vectors. An image may own any number of them, also none.
+        owner: int64 [sentences], the local row of the image that owns each sentence; the rows may be in any order. On a
+            GPU, the device checks that the rows exist, and stops the process if one does not.
         scale: The inverse temperature, already exponentiated; a number, or a tensor of one element.
-        sharpness: Sharpness of the softmax over patches, at least 0. 0 gives the mean over patches, and large values
-            approach the best patch. Scope `image` does not use it.
+        sharpness: Factor of the similarities in the softmax over patches, at least 0. With 0, all patches get equal
+            weights. The larger the factor, the more weight the most similar patch gets. Scope `image` does not use it.
         scope: `batch` or `image`.
-        patch_mask: Bool [rows, patches], True for patches that are kept; None keeps all. An image of which none is
-            kept scores 0 everywhere.
+        patch_mask: Bool [rows, patches], True for patches that are kept; None keeps all. All scores of an image of
+            which no patch is kept are 0.
         mining: The rule for further positives, by similarity of sentences; its guide is not read. Scope `image`
             requires None.
         group: The ranks that share the batch; None means that nothing is communicated. All ranks of the group must
             make the call with the same settings.
-        schedule: How sentences are sent; the values are those of `contrastive_loss`.
+        schedule: How sentences are sent between ranks; the values are those of `contrastive_loss`.
         backend: `auto` is `fused` where fused kernels can run, else `chunked`; `choose_region_backend` gives the
             reason.
 

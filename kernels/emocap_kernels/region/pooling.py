@@ -1,7 +1,8 @@
 """Computes the attention weights by which a sentence pools the patches of an image.
 
-`reference` and `chunked` use `pooling_weights`. `region_attention` gives the same weights for chosen pairs, to look at
-them. The kernels compute the weights in registers (`fused.kernels.pooling`).
+The backends `reference` and `chunked` use `pooling_weights`. The kernels of `fused` compute the same weights in
+registers (`fused.kernels.pooling`). `region_attention` returns the weights of chosen pairs of sentence and image, for
+example for a plot.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from emocap_kernels.precision import compute_dtype, full_precision
 
 
 def pooling_weights(similarity: Tensor, sharpness: float, kept: Tensor | None) -> Tensor:
-    """Returns the softmax of `sharpness * similarity` over patches; all 0 for an image of which no patch is kept.
+    """Returns the softmax of `sharpness * similarity` over the kept patches. Other patches get the weight 0.
+
+    If no patch of an image is kept, all of its weights are 0.
 
     Args:
         similarity: [..., images, patches].
@@ -40,13 +43,13 @@ def region_attention(
 ) -> Tensor:
     """Returns the attention weights of `region_contrastive_loss` for given pairs of sentence and image.
 
-    They show which parts of the image a sentence is about, for instance as a map over a face. Only some pairs are
-    computed at a time, so memory is linear in the inputs and the result.
+    The weights show which parts of the image a sentence is about, for instance as a map over a face. Only some pairs
+    are computed at a time, so memory is linear in the inputs and the result.
 
     Args:
         patches: [rows, patches, width], unit vectors.
-        sentences: [pairs, width], unit vectors.
-        image: int64 [pairs], the row of `patches` that belongs to each sentence.
+        sentences: [pairs, width], unit vectors, one for each pair.
+        image: int64 [pairs], the row of `patches` with the image of each pair.
         sharpness: The value that the loss uses, at least 0.
         patch_mask: Bool [rows, patches], True for patches that are kept; None keeps all.
 

@@ -1,8 +1,8 @@
 """Computes the positives of the local loss for any images and sentences. Forward and backward get equal positives.
 
-Sentences are mined for sentences, and owners translate the result: a sentence that is mined for an own sentence of an
-image is mined for the image, and the owner of a sentence that is mined for another one is mined for the other one.
-`chunked` and `fused` share this module, and each of them brings its own way to compare sentences.
+Mining compares sentences with sentences. If it finds that sentence m is similar to sentence n, then m is mined for the
+image that owns n, and the image that owns m is mined for n. The backends `chunked` and `fused` share this module. Each
+of them implements the comparison of sentences (`SentenceComparison`).
 """
 
 from __future__ import annotations
@@ -24,16 +24,18 @@ class SentenceComparison(Protocol):
     """Describes how a backend compares sentences with each other."""
 
     def any_similar(self, batch: RegionBatch, images: slice, block: SentenceBlock, threshold: float) -> Tensor:
-        """Returns a mask that is True where a sentence of `block` is similar to any own sentence of an image.
+        """Returns a mask of the sentences of `block` that are similar to at least one sentence of each image.
 
-        The mask is bool [images, sentences]. Two sentences are similar if their cosine is at least `threshold`.
+        The mask is bool [images, sentences], and `images` are local. Two sentences are similar if their cosine is at
+        least `threshold`.
         """
         ...
 
     def nearest(self, batch: RegionBatch, mining: Mining) -> Tensor:
-        """Returns the sentences mined for each local sentence, [local sentences, at most top_k].
+        """Returns the sentences that are mined for each local sentence, [local sentences, at most top_k].
 
-        They are global indices; -1 marks an unused entry. This is a collective: all ranks must call it.
+        The entries are global indices of sentences, and -1 marks an unused entry. This is a collective: all ranks must
+        call it.
         """
         ...
 
@@ -43,9 +45,10 @@ class OwnSentences:
     """Describes the order in which the sentences of this rank are sorted by image.
 
     Attributes:
-        order: int64 [local sentences], the indices of the sorted sentences.
-        images: int64 [local sentences], the local image of each sorted sentence.
-        starts: int64 [local images + 1], the place of each local image's first sentence in the order.
+        order: int64 [local sentences], the local indices of the sentences in sorted order.
+        images: int64 [local sentences], the local index of the image of each sorted sentence.
+        starts: int64 [local images + 1], the place in `order` of each local image's first sentence. The last entry is
+            the number of local sentences.
     """
 
     order: Tensor
@@ -64,11 +67,11 @@ class OwnSentences:
 
 @dataclass(frozen=True, slots=True)
 class RegionPositives:
-    """Determines the positives of images and sentences. Sentences are compared to mine further positives.
+    """Determines the positives of images and sentences, including those that the mining rule finds.
 
     Attributes:
-        comparison: The backend's way to compare sentences.
-        lists: The mined sentences, if the rule has `top_k`.
+        comparison: Compares sentences for mining; each backend has its own.
+        lists: The candidates that were mined for each anchor if the rule has `top_k`; otherwise None.
     """
 
     comparison: SentenceComparison
@@ -76,14 +79,14 @@ class RegionPositives:
 
     @staticmethod
     def of(batch: RegionBatch, comparison: SentenceComparison) -> RegionPositives:
-        """Prepares the positives, and mines the lists of sentences if the rule has `top_k`.
+        """Prepares the positives, and mines the lists of candidates if the rule has `top_k`.
 
         This is a collective, because the lists are gathered: all ranks must call it.
         """
         return RegionPositives(comparison, _mine_lists(batch, comparison))
 
     def targets(self, batch: RegionBatch, images: slice, block: SentenceBlock) -> MaskTargets:
-        """Returns the targets of the local `images` against the sentences of `block`."""
+        """Returns which pairs of the local `images` and the sentences of `block` are positives or excluded."""
         rows = torch.arange(images.start, images.stop, device=batch.owner.device) + batch.image_partition.first
         known = batch.owner[block.columns] == rows[:, None]
         if batch.mining is None:
@@ -91,7 +94,7 @@ class RegionPositives:
         return apply_treatment(known, *self._mined(batch, images, block, batch.mining), batch.mining)
 
     def _mined(self, batch: RegionBatch, images: slice, block: SentenceBlock, mining: Mining) -> tuple[Tensor, Tensor]:
-        """Returns two bool masks, [images, sentences]: pairs mined for images, and pairs mined for sentences."""
+        """Returns two bool masks, [images, sentences]: pairs mined for image anchors, and for sentence anchors."""
         if self.lists is not None:
             return self.lists.masks(images, block.columns)
         assert mining.threshold is not None

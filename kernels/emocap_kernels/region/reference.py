@@ -11,8 +11,8 @@ positives of image i and of sentence n.
 
 \[ L_{s2i} = \operatorname{mean}_n \Big[ \log\sum_i e^{S_{in}} - \operatorname{mean}_{i \in Q_n} S_{in} \Big] \]
 
-This is scope `batch` (`evaluate`). `evaluate_within` computes scope `image` in a loop over images. With several ranks,
-each of them holds the whole batch and repeats the whole computation.
+These formulas are those of scope `batch`, which `evaluate` computes. `evaluate_within` computes scope `image` in a loop
+over images. If there are several ranks, each of them holds the whole batch and repeats the whole computation.
 """
 
 from __future__ import annotations
@@ -50,9 +50,10 @@ def evaluate(batch: RegionBatch) -> LossResult:
 
 
 def _direction(score: Tensor, own: Tensor, mined: Tensor, *, attract: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the mean loss, number of positives and recall at 1 of the anchors of one direction.
+    """Returns the mean loss, the mean number of positives and the recall at 1 of the anchors of one direction.
 
-    The anchors are the rows of `score`, `own` and `mined`.
+    The anchors are the rows of `score`, `own` and `mined`, [anchors, candidates]. `own` is True at known positives.
+    `attract` says whether mined pairs are positives; otherwise they are excluded.
     """
     positive = own | mined if attract else own
     dropped = torch.zeros_like(own) if attract else mined & ~own
@@ -64,9 +65,9 @@ def _direction(score: Tensor, own: Tensor, mined: Tensor, *, attract: bool) -> t
 
 
 def _mined(batch: RegionBatch, own: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns two bool masks, [images, sentences]: pairs mined for images, and pairs mined for sentences.
+    """Returns two bool masks, [images, sentences]: pairs mined for image anchors, and for sentence anchors.
 
-    Both masks also contain the pairs of a sentence and its own image.
+    Both masks also contain the pairs of a sentence and the image that owns it, which are `own`.
     """
     if batch.mining is None:
         return own, own

@@ -1,13 +1,15 @@
 r"""Computes the local loss within each image (scope `image`), as SPARC does (Bica et al. 2024, arXiv 2401.09865).
 
-Each sentence \(u_n\) pools the patches of its own image. Its similarities with the patches are min-max normalised, set
-to zero below 1 / (number of patches) and divided by their sum. The pooled vector \(c_n\) gets unit length. Within the
-image the scores are \(s_{nm} = \mathrm{scale}\,\langle c_n, u_m \rangle\). The loss is the cross-entropy of each pooled
-vector with its own sentence, and of each sentence with its own pooled vector. It is averaged over the sentences of an
-image, then over the images that own a sentence.
+Each sentence \(u_n\) pools the patches of its own image. Its similarities with the kept patches are min-max normalised.
+Those below 1 / (number of kept patches) are set to zero, and all are divided by their sum. The results are the weights
+of the patches in the pooled vector \(c_n\), which is then normalised to unit length. Within the image, the scores are
+\(s_{nm} = \mathrm{scale}\,\langle c_n, u_m \rangle\). The loss is the cross-entropy of each pooled vector with its own
+sentence, and of each sentence with its own pooled vector. It is averaged over the sentences of an image, then over the
+images that own a sentence.
 
-This is the backend `chunked` of that scope, in plain torch with autograd, so it has a second derivative. The reference
-uses `pooled_patches` too. Sentences of other images do not matter, so ranks exchange only sums.
+This module is the backend `chunked` of scope `image`. It is plain torch with autograd, so it has a second derivative.
+The backend `reference` uses `pooled_patches` too. The loss does not compare sentences of different images, so ranks
+exchange only sums.
 """
 
 from __future__ import annotations
@@ -24,9 +26,10 @@ from emocap_kernels.result import Directions, LossResult
 
 
 def pooled_patches(patches: Tensor, sentences: Tensor, kept: Tensor | None) -> Tensor:
-    """Returns the unit vectors that sentences pool from the patches of their image.
+    """Returns the vectors of unit length that sentences pool from the patches of their image.
 
-    If all patches are equally similar, they get equal weights. An image of which no patch is kept gives zero vectors.
+    If all patches are equally similar to a sentence, they get equal weights. If no patch of an image is kept, the
+    result is a vector of zeros.
 
     Args:
         patches: [..., patches, width].
@@ -60,10 +63,10 @@ def pooled_patches(patches: Tensor, sentences: Tensor, kept: Tensor | None) -> T
 def evaluate(
     inputs: RegionInputs, image_partition: Partition, sentence_partition: Partition, ranks: Ranks
 ) -> LossResult:
-    """Returns the loss within images.
+    """Returns the loss of scope `image`.
 
-    This is a collective: all ranks must call it. Only sums of losses are exchanged. Images that own equally many
-    sentences are computed together, so nothing is padded. Memory is linear in the inputs.
+    This is a collective: all ranks must call it. The ranks exchange only sums, such as those of the losses. Images that
+    own equally many sentences are computed together, so no padding is needed. Memory is linear in the inputs.
     """
     dtype = compute_dtype(inputs.patches, inputs.sentences)
     patches, sentences = inputs.zeroed_patches().to(dtype), inputs.sentences.to(dtype)

@@ -1,7 +1,7 @@
 """Compares sentences by kernels, and packs the targets of the local loss into the mask that a kernel reads.
 
-`KernelComparison` is the fused counterpart of the matrix products of `region.chunked`. The rule itself is in
-`emocap_kernels.positives` and `region.positives`.
+`KernelComparison` does by kernels what `region.chunked` does by matrix products. The modules `emocap_kernels.positives`
+and `region.positives` decide which pairs are positives.
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ class KernelComparison:
     """Implements `SentenceComparison` by kernels. No value is copied to the host.
 
     Attributes:
-        order: int64 [local sentences], as in `OwnSentences`.
-        starts: int32 [local images + 1], as in `OwnSentences`.
+        order: int64 [local sentences], the local indices of the sentences in the order of their images.
+        starts: int32 [local images + 1], the places in `order` at which the sentences of each image begin. The last
+            entry is the number of local sentences.
     """
 
     order: Tensor
@@ -46,7 +47,7 @@ class KernelComparison:
 
     @staticmethod
     def of(batch: RegionBatch) -> KernelComparison:
-        """Sorts the sentences of this rank by image."""
+        """Returns the comparison for a batch, and sorts the sentences of this rank by image for it."""
         own = OwnSentences.of(batch)
         return KernelComparison(own.order, own.starts.int())
 
@@ -84,7 +85,10 @@ class KernelComparison:
 
 
 def mask_bytes(targets: MaskTargets) -> Tensor:
-    """Packs bool masks into the mask that the gradient kernel reads: uint8 of the same shape, one bit for each mask."""
+    """Packs the bool masks of `targets` into the mask that the gradient kernel reads, uint8 of the same shape.
+
+    Each bool mask is one bit of a byte.
+    """
     mask = targets.row_positive.to(torch.uint8) * ROW_POSITIVE.value
     mask |= targets.column_positive.to(torch.uint8) * COLUMN_POSITIVE.value
     if targets.row_dropped is not None and targets.column_dropped is not None:

@@ -1,8 +1,8 @@
-"""Chooses the tiles of the local loss, each of which has some sentences and the patches of one image.
+"""Chooses the sizes of the tiles of the local loss. A tile has some sentences and the patches of one image.
 
-Their sizes depend on type, device and number of patches, never on values. A tile is made of up to three *pieces* of
-patches, each a power of two. If an image has more patches than registers hold, a kernel goes over several *windows* of
-patches, each as wide as all pieces together. Decision 12 gives the reasons.
+The size of a tile depends on type, device and number of patches, never on values. The patches of a tile are cut into up
+to three *pieces*, because the size of a piece must be a power of two. If an image has more patches than registers hold,
+a kernel processes the patches in several *windows*, each as wide as all pieces together. Decision 12 gives the reasons.
 """
 
 from __future__ import annotations
@@ -30,14 +30,15 @@ class RegionTileConfig:
     """Holds the size of a tile, and the options with which kernels are compiled for it.
 
     Attributes:
-        sentences: `bS`, sentences of the tile.
-        pieces: `bP`, `bP_1`, `bP_2`, patches of each piece; 1 means that the piece does not exist.
+        sentences: Number of sentences of the tile; `bS` in the kernels.
+        pieces: Number of patches of each piece; `bP`, `bP_1` and `bP_2` in the kernels. 1 means that the piece does not
+            exist.
         windows: Number of windows that cover the patches of an image.
-        depth: `bD`, how many numbers of each vector are loaded and multiplied at once.
-        warps: Warps of a program.
-        stages: Pieces of the vectors that are loaded ahead (software pipelining).
-        widen: Whether half-precision vectors are converted to float32 first. Only the interpreter needs it, because its
-            bfloat16 dot is wrong.
+        depth: Number of elements of each vector that are loaded and multiplied at once; `bD` in the kernels.
+        warps: Number of warps of a program (`num_warps` of Triton).
+        stages: Number of stages of software pipelining (`num_stages` of Triton).
+        widen: Whether half-precision vectors are converted to float32 first. Only Triton's interpreter needs it,
+            because its product of bfloat16 matrices is wrong.
     """
 
     sentences: int
@@ -49,7 +50,7 @@ class RegionTileConfig:
     widen: bool = False
 
     def options(self) -> dict[str, int | str | bool]:
-        """Returns the options of `pool_kernel` and `pool_backward_kernel` for this tile."""
+        """Returns the compile-time arguments of `pool_kernel` and `pool_backward_kernel` for this tile."""
         compiled = {"num_warps": self.warps, "num_stages": self.stages}
         names = zip(("bP", "bP_1", "bP_2"), self.pieces, strict=True)
         return {
@@ -64,7 +65,7 @@ class RegionTileConfig:
 
 
 def region_tile_config(patches: int, dtype: torch.dtype, device: torch.device) -> RegionTileConfig:
-    """Returns the tile size for images of `patches` patches."""
+    """Returns the size of a tile for images of `patches` patches each."""
     if INTERPRETED:
         return _config(patches, most=48, sentences=16, depth=32, warps=4, stages=1, widen=True)
     # sm_90 and sm_100 have 227 KiB of shared memory, and matrix units that read it.
@@ -85,11 +86,12 @@ def _config(
 
 
 def pieces_of(patches: int, most: int) -> tuple[int, int, int]:
-    """Returns the sizes of up to three pieces that cover `patches` at the least cost.
+    """Returns the sizes of up to three pieces that together cover `patches` patches in the least time.
 
-    Each size is a power of two of at least 16, and their sum is at most `most`. The size 1 marks a piece that does not
-    exist, as in `pieces_of(144, 256) == (128, 16, 1)`. 196 patches get the pieces (128, 64, 16), because one piece of
-    256 takes 14 % more time on the matrix units (docs/log.md, 2026-11-23).
+    The time is that of the matrix units, which grows with the sum of the sizes; a piece of 16 takes as long as one of
+    32. Each size is a power of two of at least 16, and the sum of the sizes is at most `most`. The size 1 marks a piece
+    that does not exist, as in `pieces_of(144, 256) == (128, 16, 1)`. 196 patches get the pieces (128, 64, 16), because
+    one piece of 256 takes 14 % more time (docs/log.md, 2026-11-23).
     """
     sizes = [1, *(size for size in (16, 32, 64, 128, 256) if size <= most)]
     found = [
@@ -112,15 +114,15 @@ def _count(pieces: tuple[int, int, int]) -> int:
 
 
 def score_chunks(images: int, sentences: int) -> list[slice]:
-    """Cuts the images into slices whose scores with all sentences of a block fit into `SCORE_BYTES`."""
+    """Cuts `images` images into slices. The scores of a slice with `sentences` sentences fit into `SCORE_BYTES`."""
     return even_blocks(images, SCORE_BYTES // (4 * sentences))
 
 
 def gradient_chunks(images: int, sentences: int, pair_bytes: int) -> tuple[list[slice], list[slice]]:
-    """Cuts the images and the sentences of a block into slices.
+    """Cuts `images` images, and the `sentences` sentences of a block, into slices.
 
-    A slice of images with a slice of sentences is a chunk. The gradients of one chunk at a time are in memory;
-    `pair_bytes` is their number of bytes for each pair of image and sentence.
+    A slice of images and a slice of sentences form a chunk. Only the gradients of one chunk are in memory at a time.
+    `pair_bytes` is the number of bytes that the gradients of one pair of image and sentence need.
     """
     columns = even_blocks(sentences, min(MAX_CHUNK_SENTENCES, CHUNK_BYTES // pair_bytes))
     longest = max(block.stop - block.start for block in columns)
@@ -128,9 +130,9 @@ def gradient_chunks(images: int, sentences: int, pair_bytes: int) -> tuple[list[
 
 
 def image_strips(images: int, sentences: int, tile: RegionTileConfig) -> tuple[int, int]:
-    """Returns (number of strips, number of images in each strip).
+    """Cuts `images` images into strips, and returns (number of strips, number of images in a strip).
 
-    One program computes the scores, or the gradients, of a strip of images with a tile of sentences.
+    One program of a kernel computes the scores, or the gradients, of one strip of images with one tile of sentences.
     """
     wanted = max(1, PROGRAMS // ceil_div(sentences, tile.sentences))
     strip = max(1, ceil_div(images, wanted))

@@ -1,8 +1,8 @@
 """Computes the local loss within each image by fused Triton kernels.
 
-No vector is sent between ranks, and each pass reads every patch twice. The formula is that of `region.within`. Forward
-starts two kernels: one pools the patches, the other one compares pooled vectors with sentences. Backward takes the same
-two steps in reverse. Between them, torch gives the pooled vectors unit length.
+The formula is that of `region.within`. Forward starts two kernels: the first one pools the patches, and the second one
+compares the pooled vectors with the sentences. Between the two kernels, torch normalises the pooled vectors to unit
+length. Backward takes the same three steps in reverse. No vector is sent between ranks.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class _WithinPlan:
 
     Attributes:
         kept: uint8 [images, patches], 1 for patches that are kept; None keeps all.
-        starts: int32 [images + 1], the index of each image's first sentence.
-        weight: [sentences], the weight of each sentence in the loss: a mean over the sentences of an image, then over
-            the images.
+        starts: int32 [images + 1], the index of each image's first sentence, and at the end the number of sentences.
+        weight: float64 [sentences], the weight of each sentence in the loss. The weighted sum is a mean over the
+            sentences of each image, and then over all images of the global batch that have a sentence.
         ranks: The ranks of the batch.
     """
 
@@ -51,9 +51,10 @@ class _WithinPlan:
 
     @staticmethod
     def of(inputs: RegionInputs, owner: Tensor, images: Partition, ranks: Ranks) -> _WithinPlan:
-        """Returns the plan for sentences that are sorted by image. `owner` is the local image of each of them.
+        """Returns the plan for sentences that are sorted by image.
 
-        This is a collective, because images that own sentences are counted: all ranks must call it.
+        `owner` holds, for each sentence, the local index of its image. This is a collective, because it counts the
+        images that have sentences over all ranks: all ranks must call it.
         """
         edges = torch.arange(images.local + 1, device=owner.device)
         starts = torch.searchsorted(owner, edges)
@@ -67,7 +68,7 @@ class _WithinPlan:
 def evaluate(
     inputs: RegionInputs, image_partition: Partition, sentence_partition: Partition, ranks: Ranks
 ) -> LossResult:
-    """Returns the loss within images, for vectors in float32 or a half precision.
+    """Returns the loss of scope `image`, for vectors in float32 or a half precision.
 
     This is a collective: all ranks must call it.
     """
@@ -154,11 +155,12 @@ class _Within(Function):
 def _score_gradients(
     unit: Tensor, sentences: Tensor, scale: Tensor, fields: Tensor, plan: _WithinPlan
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the gradients of the sum of all losses with respect to three inputs of the scores.
+    """Returns the gradients of the sum of all losses with respect to the three inputs of the scores.
 
-    The inputs are the pooled vectors of unit length, the sentences and the scale. The first two gradients are divided
-    by scale, and the third one is one number for each sentence. The gradient of the sentences does not contain their
-    influence on the pooled vectors; `_pool_backward` adds it.
+    The inputs are the pooled vectors of unit length (`unit`), the sentences and the scale. The gradients of the two
+    kinds of vectors lack the factor `scale`. The third result has one number for each sentence; their sum is the
+    gradient of the scale. The gradient of the sentences does not contain the part that comes through the pooled
+    vectors; `_pool_backward` adds it.
     """
     by_unit, by_sentence = torch.empty_like(unit), torch.empty_like(unit)
     by_scale = unit.new_empty(len(unit))
@@ -183,7 +185,11 @@ def _score_gradients(
 def _pool_backward(
     patches: Tensor, sentences: Tensor, by_pooled: Tensor, by_sentence: Tensor, plan: _WithinPlan
 ) -> Tensor:
-    """Returns the gradient of the patches, and adds that of the sentences to `by_sentence`."""
+    """Returns the gradient of the patches, and completes the gradient of the sentences.
+
+    `by_pooled` is the gradient of the pooled vectors before they got unit length. The part of the gradient of the
+    sentences that comes through the pooled vectors is added to `by_sentence`.
+    """
     images, patches_of_image, width = patches.shape
     by_patch = torch.empty_like(patches)
     launch(
@@ -205,7 +211,10 @@ def _pool_backward(
 
 
 def patch_options(patches: Tensor, *, masked: bool) -> dict[str, int | bool]:
-    """Returns the options of the kernels that read patches. All patches of an image form one tile."""
+    """Returns the options of the kernels that read patches. All patches of an image form one tile.
+
+    `masked` says whether there is a mask of the patches that are kept.
+    """
     together = max(16, 1 << (patches.shape[1] - 1).bit_length())
     return {"bP": together, "MASKED": masked, "WIDEN": INTERPRETED}
 
