@@ -1,4 +1,4 @@
-"""Summarises annotations: the texts of each caption part, the values of text labels, and numeric labels."""
+"""Summarises annotations: the texts of each caption part, the values of text labels, and those of numeric labels."""
 
 import hashlib
 import re
@@ -27,7 +27,7 @@ class PartStatistics:
 
     Attributes:
         without: Number of samples in which no caption has this part.
-        words: Number of words in each text.
+        words: Distribution of the number of words in a text.
         vocabulary: How often each word occurs.
         texts: How often each text occurs.
     """
@@ -80,14 +80,17 @@ def words(text: str) -> list[str]:
 def caption_digest(caption: Caption) -> str:
     """Returns a short digest that is equal for equal captions.
 
-    The parts are joined by a character that separates fields, with an empty one after the local sentences. So two
-    captions that divide the same words into parts differently have different digests.
+    The digest is that of all sentences of the caption, joined by a separator character. An empty sentence marks the end
+    of the local sentences. So two captions that divide the same words into parts differently have different digests.
     """
     return _digest("\x1f".join([caption.global_, *caption.local, "", caption.summary]))
 
 
 def _bounded(text: str) -> str:
-    """Returns a text that is cut if it is long. A digest of the whole text keeps different long texts apart."""
+    """Returns the text. A long text is cut, and the digest of the whole text is appended.
+
+    With the digest, two long texts remain distinct if they differ only after the cut.
+    """
     return text if len(text) <= _TEXT_CHARACTERS else f"{text[:_TEXT_CHARACTERS]}… ({_digest(text)})"
 
 
@@ -98,7 +101,7 @@ def _digest(text: str) -> str:
 class LabelCounter:
     """Summarises up to 200 text labels and up to 200 numeric labels, each under its name.
 
-    Values of further labels are only counted, in `names_left_out`.
+    The values of all further labels are left out; `names_left_out` is their number.
     """
 
     def __init__(self) -> None:
@@ -135,5 +138,5 @@ class LabelCounter:
 
 
 def _natural(item: tuple[str, object]) -> list[tuple[int, str]]:
-    """Returns a sorting key that puts AU2 before AU10."""
+    """Returns a sorting key for (name, value), which compares digits in the name as a number: AU2 is before AU10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d{1,18})", item[0])]

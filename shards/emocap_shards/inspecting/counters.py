@@ -18,12 +18,12 @@ class Counts:
     """Reports how often texts occurred in a stream.
 
     Attributes:
-        total: Number of texts.
-        distinct: Number of different texts; a lower bound if `short` is not 0.
-        once: Number of texts that occurred once; meaningless if `short` is not 0.
-        short: Each count may be too small by up to this number, because rare texts were forgotten. If it is 0, all
-            counts are exact.
-        top: The most frequent texts with their counts, in descending order.
+        total: Number of texts, including repeated ones.
+        distinct: Number of distinct texts; a lower bound if `short` is not 0.
+        once: Number of texts that occurred exactly once; meaningless if `short` is not 0.
+        short: The largest error of a count. If it is 0, all counts are exact. Otherwise the counter has dropped rare
+            texts to limit its memory, and a count may be too small by up to this number.
+        top: The most frequent texts with their counts, in descending order of the counts.
     """
 
     total: int
@@ -34,15 +34,15 @@ class Counts:
 
     @property
     def repeats(self) -> int:
-        """Returns the number of texts that repeat an earlier one.
+        """Returns the number of texts that repeat an earlier text.
 
-        If `short` is not 0, rare texts were forgotten, and the result is an upper bound.
+        If `short` is not 0, the result is an upper bound.
         """
         return self.total - self.distinct
 
 
 class TextCounter:
-    """Counts texts. If there are more than `cap` different texts, the counter forgets the rarest.
+    """Counts texts. When it holds more than `cap` distinct texts, it drops the rarest ones to limit its memory.
 
     The method is similar to lossy counting (Manku & Motwani 2002).
     """
@@ -65,18 +65,18 @@ class TextCounter:
         """Returns the counts so far, with the `top` most frequent texts."""
         once = sum(1 for count in self._counts.values() if count == 1)
         ordered = sorted(self._counts.items(), key=lambda item: (-item[1], item[0]))
-        # After texts were forgotten, the largest number that was counted together is a lower bound.
+        # After texts were dropped, the largest number of distinct texts that were held at one time is a lower bound.
         distinct = max(self._most, len(self._counts))
         return Counts(self._total, distinct, once, self._short, tuple(ordered[:top]))
 
     def _forget(self) -> None:
-        """Forgets the rarer half of the texts. If all are equally rare, all of them are forgotten.
+        """Drops the rarer half of the texts. If all texts have the same count, all of them are dropped.
 
-        A forgotten text that occurs again is counted from zero. Therefore the largest forgotten count is added to
-        `_short`, by which any count may be too small. `_most` is the largest number of different texts so far.
+        If a dropped text occurs again, its count begins at zero. Therefore the largest dropped count is added to
+        `_short`, the largest error of a count. `_most` is the largest number of distinct texts held at one time so far.
         """
         self._most = max(self._most, len(self._counts))
-        # The median count. Texts with this count or a smaller one are forgotten, at least half of all.
+        # The median count. Texts with this count or a smaller one are dropped, at least half of all.
         limit = sorted(self._counts.values())[len(self._counts) // 2]
         self._short += limit
         self._counts = Counter({item: count for item, count in self._counts.items() if count > limit})
@@ -84,10 +84,11 @@ class TextCounter:
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Summarises numbers. All fields are zero if there is no number.
+    """Summarises the distribution of some numbers.
 
     `count`, `least`, `mean` and `most` are exact. `median`, `edges` and `bins` come from a uniform sample of at most
-    20,000 numbers. `bins[i]` is the count of sampled numbers from `edges[i]` to `edges[i + 1]`.
+    20,000 numbers. `bins[i]` is the count of sampled numbers from `edges[i]` to `edges[i + 1]`. If there are no
+    numbers, there is one empty bin from 0 to 1, and the other fields are 0.
     """
 
     count: int
@@ -100,8 +101,9 @@ class Spread:
 
 
 class NumberCounter:
-    """Summarises numbers. A uniform sample of them is kept for the median and the bins (reservoir sampling, Vitter
-    1985).
+    """Summarises a stream of numbers as a `Spread`.
+
+    A uniform sample of the numbers is kept for the median and the bins (reservoir sampling, Vitter 1985).
     """
 
     def __init__(self) -> None:
@@ -151,10 +153,10 @@ def spread_of(numbers: Iterable[float]) -> Spread:
 
 
 def _edges(numbers: Float64[np.ndarray, " numbers"]) -> list[float]:
-    """Returns the edges of the bins of a histogram.
+    """Returns the edges of the bins of a histogram of `numbers`.
 
-    Integers in a range of up to 24 values have one bin for each value, and integers in a larger range share bins. Other
-    numbers have 24 bins of equal width.
+    If all numbers are integers in a range of up to 24 values, each value has one bin. In a larger range, several
+    integers share a bin. If not all numbers are integers, there are 24 bins of equal width.
     """
     least, most = float(numbers.min()), float(numbers.max())
     if np.all(numbers == np.floor(numbers)) and max(abs(least), abs(most)) < _WHOLE:

@@ -18,7 +18,7 @@ _QUALITY = 80
 
 @dataclass(frozen=True, slots=True)
 class SheetFace:
-    """Holds one sample of the contact sheet. `jpeg` is its image, reduced so that no side is longer than 160 pixels."""
+    """Holds one sample of the contact sheet. `jpeg` is its image as a JPEG, with no side longer than 160 pixels."""
 
     shard: str
     key: str
@@ -28,7 +28,7 @@ class SheetFace:
 
 
 class ContactSheet:
-    """Keeps `size` of the added faces, each with equal probability (reservoir sampling, Vitter 1985)."""
+    """Keeps `size` of the added samples, each with equal probability (reservoir sampling, Vitter 1985)."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -37,7 +37,7 @@ class ContactSheet:
         self._random = random.Random(0)
 
     def add(self, sample: HeaderSample) -> bool:
-        """Adds a face. Returns False if the face was chosen for the sheet and its image cannot be decoded."""
+        """Adds a sample. Returns False if the sample was chosen for the sheet and its image cannot be decoded."""
         self._count += 1
         # Only a chosen face is decoded, so the cost does not grow with the dataset.
         place = len(self._faces) if len(self._faces) < self._size else self._random.randrange(self._count)
@@ -52,7 +52,7 @@ class ContactSheet:
         return True
 
     def faces(self) -> tuple[SheetFace, ...]:
-        """Returns the chosen faces, sorted by shard and key."""
+        """Returns the chosen samples, sorted by shard and key."""
         return tuple(sorted(self._faces, key=lambda face: (face.shard, face.key)))
 
 

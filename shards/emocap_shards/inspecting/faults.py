@@ -8,7 +8,10 @@ _SOURCE = "correct the source and pack it again"
 
 
 class FaultKind(StrEnum):
-    """Names the kinds of damage, from the dataset as a whole down to one sample, and what the user should do."""
+    """Names the kinds of damage, from that of a whole dataset to that of one sample.
+
+    The value of a kind is its name. `cure` says what the user should do.
+    """
 
     cure: str
 
@@ -49,8 +52,8 @@ class Fault:
         shard: Path of the damaged object in the dataset.
         reason: Description of the damage.
         key: The key of the damaged sample, or "".
-        lost: Number of samples that cannot be read because of this fault; no sample is counted by two faults.
-        found: SHA-256 of the shard or index that was read, if the manifest says another one; otherwise "".
+        lost: Number of samples that cannot be read because of this fault.
+        found: SHA-256 of the shard or index that was read, if it is not the one in the manifest; otherwise "".
     """
 
     kind: FaultKind

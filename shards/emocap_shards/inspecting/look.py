@@ -1,4 +1,7 @@
-"""Reads some samples that are spread over a dataset. Only the headers of their images are decoded."""
+"""Reads some samples that are spread over a dataset. Only the headers of their images are decoded.
+
+The samples are read in picks. A pick is a group of samples of one shard that are read together.
+"""
 
 import random
 from collections.abc import Iterable, Iterator
@@ -49,10 +52,11 @@ Seen: TypeAlias = HeaderSample | DamagedSample
 
 
 def evenly(manifest: Manifest, look_at: int) -> list[Pick]:
-    """Chooses `look_at` samples of a dataset at even distances, or all samples if there are fewer.
+    """Chooses `look_at` samples of a dataset at even distances.
 
-    The samples lie in at most 256 shards, which are evenly spread. Their ids are returned in picks of one shard each.
-    The picks are in a fixed random order, so that a caller who stops early has seen samples from all over the dataset.
+    The samples are in at most 256 shards, which are spread evenly over the dataset. If these shards have fewer than
+    `look_at` samples, all of their samples are chosen. The ids are returned in picks, each with samples of one shard.
+    The picks are in a fixed random order, so that a caller who stops early has read samples from all over the dataset.
     """
     firsts = [0, *accumulate(map(int, manifest.counts))]
     number = min(len(manifest.counts), _SHARDS_AT_MOST)
@@ -79,10 +83,9 @@ def everything(manifest: Manifest) -> Iterator[Pick]:
 
 
 def look(reader: Reader, picks: Iterable[Pick]) -> Iterator[tuple[Pick, list[Seen] | DamagedShard]]:
-    """Reads the samples of each pick with eight threads, and yields the pick with its samples, in the order of the
-    picks.
+    """Reads the samples of the picks with eight threads, and yields each pick with its samples, in the order of picks.
 
-    If the shard of a pick cannot be read, the error replaces the samples.
+    If the shard of a pick cannot be read, the pick is yielded with the error in place of its samples.
     """
     # `in_order` takes picks ahead of the results, so each pick is remembered until its result comes.
     first, second = tee(picks)
@@ -105,7 +108,7 @@ def _open(reader: Reader, pick: Pick) -> list[Seen] | DamagedShard:
 
 
 def _with_header(sample: Encoded | DamagedSample) -> Seen:
-    """Returns the sample with its header, captions and labels, or an error if it is damaged."""
+    """Returns the sample with its image's header, captions and labels, or a `DamagedSample` if it is damaged."""
     if isinstance(sample, DamagedSample):
         return sample
     try:

@@ -1,4 +1,4 @@
-"""Shows a summary as one page of HTML that needs no network and no script."""
+"""Formats a summary as one page of HTML, which loads nothing from the network and contains no script."""
 
 import base64
 import hashlib
@@ -21,8 +21,9 @@ _CAPTIONS, _SENTENCES, _CHARACTERS, _LABELS, _CLASSES_BESIDE = 3, 12, 600, 60, 4
 def page(summary: Summary) -> str:
     """Returns the summary as an HTML page.
 
-    Text from the data is escaped, and shortened if it is long. It cannot run as a script: the Content-Security-Policy
-    of the page forbids all scripts. It also forbids loading from any address; only inline images are allowed.
+    Text from the data is escaped, and long text is cut. Such text cannot run as a script, because the
+    Content-Security-Policy of the page forbids all scripts. The policy also forbids that the page loads anything from
+    an address; only images that are part of the page are allowed.
     """
     # Captions are untrusted, so everything is escaped by default.
     environment = Environment(
@@ -44,7 +45,8 @@ def page(summary: Summary) -> str:
 def _as_text(value: Any) -> Any:
     """Returns a value as the template prints it.
 
-    A plain `str` comes from the data and is made printable. Our own markup has another type, and is returned unchanged.
+    A plain `str` comes from the data and is made printable. Markup of the template has another type, and is returned
+    unchanged.
     """
     # The type is compared exactly, because jinja2's markup is a subclass of str.
     return printable(value, lines=True) if type(value) is str else value
@@ -80,7 +82,7 @@ def _values(summary: Summary) -> dict[str, Any]:
 
 
 def _card(face: SheetFace) -> dict[str, Any]:
-    """Returns one face in the form in which the template shows it."""
+    """Returns the variables with which the template shows one face."""
     labels = list(face.labels.items())[:_LABELS]
     return {
         "shard": face.shard,
@@ -94,7 +96,7 @@ def _card(face: SheetFace) -> dict[str, Any]:
 
 
 def _short(caption: Caption) -> Caption:
-    """Returns the caption with long texts cut, and with a limited number of sentences."""
+    """Returns the caption for the page: long texts are cut, and the number of local sentences is limited."""
     local = tuple(_cut(sentence) for sentence in caption.local[:_SENTENCES])
     return Caption(_cut(caption.global_), local, _cut(caption.summary))
 

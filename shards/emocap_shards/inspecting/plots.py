@@ -1,4 +1,4 @@
-"""Computes the rectangles of histograms and bars; the template draws them as SVG."""
+"""Computes the bars of the page's histograms and bar charts. The template of the page draws them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,9 +12,10 @@ _LEAST_VISIBLE = 1.5
 
 @dataclass(frozen=True, slots=True)
 class Rectangle:
-    """Describes one bar of a histogram. `y` counts from the top, and `tip` is the tooltip.
+    """Describes one bar of a histogram. `tip` is the text of its tooltip.
 
-    `is_cut` is true if the bar is higher than the plot.
+    `x` and `y` are the place of the bar's upper left corner; `y` is counted from the top of the plot. `is_cut` is True
+    if the bar would be higher than the plot, and is cut there.
     """
 
     x: float
@@ -27,10 +28,10 @@ class Rectangle:
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """Holds the bars of a histogram and the texts below it. `mean_x` is the place of the mean between `least` and
-    `most`.
+    """Holds the bars of a histogram and the texts below it.
 
-    If one bar is so high that it is cut, `peak` says which values it holds, and their share.
+    `mean_x` is the horizontal place of the mean in the plot. If one bar is so high that it is cut, `peak` is a text
+    that says which values this bar counts, and what share of all values they are; otherwise `peak` is empty.
     """
 
     name: str
@@ -46,8 +47,10 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True)
 class Balance:
-    """Holds one row for each value of a text label: the value, its count, its share, and the width of its bar in
-    percent.
+    """Holds one row for each of the most frequent values of a text label.
+
+    A row has the value, its count, its share of all values (0 to 1), and the width of its bar in percent of the widest
+    one.
     """
 
     name: str
@@ -81,15 +84,15 @@ def balance(name: str, counts: Counts, most: int) -> Balance:
 def ceiling(bins: Sequence[int]) -> float:
     """Returns the count at which a bar fills the whole height of a plot.
 
-    This is the highest count. But if that is more than four times the second highest, its bar is cut, so that the other
-    bars can be distinguished.
+    This is the highest count of a bin. But if it is more than four times the second highest, the result is 1.25 times
+    the second highest. The highest bar is then cut, so that the heights of the other bars can be distinguished.
     """
     *_, second, highest = sorted([0, *bins])
     return float(max(second * 1.25 if 0 < second * 4 < highest else highest, 1))
 
 
 def _peak(spread: Spread) -> str:
-    """Returns the values in the highest bar, and their share, as a text."""
+    """Returns a text with the values in the highest bar and their share of all values."""
     place = max(range(len(spread.bins)), key=lambda each: spread.bins[each])
     return f"{_values(spread, place)}: {percent(spread.bins[place], sum(spread.bins))}"
 
@@ -110,7 +113,7 @@ def _bars(spread: Spread, top: float) -> Iterator[Rectangle]:
 
 
 def _values(spread: Spread, place: int) -> str:
-    """Returns the values of a bin as a text.
+    """Returns a text with the values of the bin of index `place`.
 
     A bin of integers begins and ends at a half, such as 0.5, so that each integer lies inside a bin.
     """

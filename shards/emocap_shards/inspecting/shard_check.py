@@ -1,8 +1,9 @@
 """Checks one shard, its index and every sample in it.
 
-The checks go from the whole to the parts, and only what is not explained yet is reported: a wrong index ends the checks
-that need it, the damage of a sample is named by its checksum first and by its contents second, and the digest of the
-shard is reported alone, if nothing else was found. `verify` runs this check in several processes.
+A fault that only follows from another one is not reported again. If the index cannot be used, the samples are not
+checked, because their places are not known. If the checksum of a sample is wrong, this is its only fault; otherwise its
+members, annotation and image are checked. A wrong digest of the shard is reported only if its samples and its end have
+no fault. `verify` runs this check in several processes.
 """
 
 import hashlib
@@ -35,7 +36,8 @@ class Checked:
 
     Attributes:
         faults: The faults that were found.
-        keys: Hashes of the samples' keys, with 64 bits, by which repeated keys are found.
+        keys: 64-bit hashes of the samples' keys, by which repeated keys are found. There are none if the index cannot
+            be used.
         sha256: Digest of the shard's bytes, or "" if they were not read.
     """
 
@@ -47,7 +49,7 @@ class Checked:
 def check_shard(store: Store, shard: Shard, *, quick: bool, on_bytes: Callable[[int], None]) -> Checked:
     """Checks one shard in the store, and returns its faults. With `quick`, only the index is checked.
 
-    `on_bytes` is called after each read with the number of bytes.
+    `on_bytes` is called after each read of the shard with the number of bytes read.
     """
     try:
         index, faults = _index(store, shard)
@@ -100,7 +102,7 @@ def _index(store: Store, shard: Shard) -> tuple[ShardIndex | None, list[Fault]]:
 
 
 def _layout(index: ShardIndex, shard: Shard) -> list[Fault]:
-    """Checks that the samples of the index lie end to end, and leave room for the end of the tar."""
+    """Checks that the samples of the index follow each other without gaps, and leave room for the end of the tar."""
     ends = index.offsets + index.lengths
     starts = np.concatenate([np.zeros(1, np.int64), ends[:-1]])
     odd = np.flatnonzero((index.offsets != starts) | (index.lengths <= 0) | (index.lengths % _BLOCK != 0))
@@ -117,7 +119,8 @@ def _layout(index: ShardIndex, shard: Shard) -> list[Fault]:
 def _bytes(tape: Tape, store: Store, shard: Shard, index: ShardIndex | None) -> list[Fault]:
     """Reads a shard to its end, and returns the faults of its samples and of its end.
 
-    If there are none, but the SHA-256 of the shard is wrong, the result is this one fault.
+    If there are none, but the SHA-256 of the shard is wrong, the result is one fault that says so. If `index` is None,
+    the samples are not checked.
     """
     faults = [] if index is None else list(_samples(store, tape, shard, index))
     last = 0 if index is None else int((index.offsets + index.lengths).max())
@@ -141,7 +144,7 @@ def _samples(store: Store, tape: Tape, shard: Shard, index: ShardIndex) -> Itera
 
 
 def _cut(size: int, shard: Shard, index: ShardIndex, row: int) -> Fault:
-    """Returns the fault of a shard that ends early, after `size` bytes. The sample `row` is the first that is lost."""
+    """Returns the fault of a shard that ends early, after `size` bytes. `row` is the row of the first lost sample."""
     lost = len(index) - row
     more = f", this sample and the {lost - 1} after it are lost" if lost > 1 else ", this last sample is lost"
     where = "between two samples" if size == int(index.offsets[row]) else "inside a sample"
@@ -149,7 +152,7 @@ def _cut(size: int, shard: Shard, index: ShardIndex, row: int) -> Fault:
 
 
 def _sample(block: bytes, slot: Slot, shard: Shard) -> Fault | None:
-    """Returns the fault of one sample, whose bytes are `block`, or None."""
+    """Returns the fault of one sample, whose bytes are `block`, or None if it has no fault."""
     if (found := google_crc32c.value(block)) != slot.crc32c:
         kind, what = _changed(block)
         reason = f"{what} (CRC-32C {found:08x}, the index says {slot.crc32c:08x})"
@@ -225,7 +228,8 @@ def _files(block: bytes) -> dict[str, bytes]:
 def _unsteady(store: Store, slot: Slot, shard: Shard, block: bytes) -> Fault | None:
     """Reads a damaged sample again, and returns a fault if the second reading gives other bytes; otherwise None.
 
-    `block` holds the bytes of the first reading. If the readings differ, bytes are damaged while they are read.
+    `block` holds the bytes of the first reading. If the readings differ, bytes change on the way from the store to this
+    process.
     """
     if store.read_range(shard.path, slot.offset, slot.offset + slot.length) == block:
         return None
@@ -233,11 +237,10 @@ def _unsteady(store: Store, slot: Slot, shard: Shard, block: bytes) -> Fault | N
 
 
 def _end(tape: Tape, shard: Shard, last: int, *, is_known: bool) -> list[Fault]:
-    """Reads the shard to its end, and checks that two or more blocks of zeros, and nothing else, follow the last
-    sample.
+    """Reads the shard to its end, and checks what follows the last sample: only zeros, at least two tar blocks of them.
 
     `last` is the position at which the last sample ends. If `is_known` is False, this position is not known, and the
-    shard is read without the check.
+    rest of the shard is read without the check.
     """
     zeros, others = 0, 0
     for piece in tape.rest(last):

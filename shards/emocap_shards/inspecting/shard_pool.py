@@ -1,4 +1,4 @@
-"""Checks shards one by one, or in several processes if there is much to read."""
+"""Checks shards in this process, or in several processes if there is much to read. A quick check uses threads."""
 
 import multiprocessing
 import os
@@ -22,9 +22,10 @@ _Report = Callable[[int, int], None]  # It takes the numbers of checked shards a
 
 @dataclass(frozen=True, slots=True)
 class VerifyProgress:
-    """Counts the shards and bytes that were checked so far, and those of the whole verification (`_all`).
+    """Counts the shards and bytes that were checked so far.
 
-    `bytes_all` is 0 if no shard is read, as in a quick verification.
+    `shards_all` and `bytes_all` are the numbers for the whole verification. In a quick verification no shard is read,
+    so `bytes_all` is 0.
     """
 
     shards: int
@@ -43,8 +44,9 @@ def check_shards(
 ) -> Iterator[Checked]:
     """Yields the result of each shard, in the order of the shards.
 
-    A quick check reads the indexes with several threads. A full check runs in `processes` processes. With None, it runs
-    in one process for each core, or in this process alone if the shards together have less than 32 MiB.
+    A quick check reads only the indexes, with several threads. A full check runs in `processes` processes, at most one
+    for each shard. If `processes` is None, there is one process for each core, or only this process if the shards
+    together have less than 32 MiB.
 
     Raises:
         ShardsError: If a worker process died.
@@ -65,7 +67,8 @@ def check_shards(
 def _processes(asked: int | None, total_bytes: int, shards: int) -> int:
     """Returns the number of processes that check shards, at most one for each shard.
 
-    It is `asked`. If that is None, it is the number of cores, or 1 if `total_bytes` is less than 32 MiB.
+    `asked` is the number that the user requested. If it is None, the number of cores is used, or 1 if `total_bytes` is
+    less than 32 MiB.
     """
     cores = len(os.sched_getaffinity(0)) if total_bytes >= _WORTH_PROCESSES_BYTES else 1
     return min(asked or cores, shards)
@@ -115,9 +118,9 @@ def _in_processes(store: Store, shards: Sequence[Shard], processes: int, report:
 
 
 class _Worker:
-    """Holds the counter of bytes that all worker processes share.
+    """Holds, in each worker process, the counter of read bytes that all worker processes share.
 
-    A process gets the counter when it starts, because the counter cannot be pickled together with a task.
+    A process gets the counter when it starts (`begin`), because the counter cannot be pickled together with a task.
     """
 
     counter: ClassVar[Any] = None

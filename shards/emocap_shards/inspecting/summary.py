@@ -22,7 +22,7 @@ _MOST_REASONS = 10
 
 @dataclass(frozen=True, slots=True)
 class ManifestSummary:
-    """Holds the numbers of the manifest. They are exact, and no shard is read for them."""
+    """Holds the numbers that follow from the manifest alone. They are exact, and no shard is read for them."""
 
     url: str
     digest: str
@@ -35,15 +35,15 @@ class ManifestSummary:
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """Says which part of a dataset was examined.
+    """Describes which part of a dataset was examined.
 
     Attributes:
         asked: Number of samples that were chosen to be examined.
         samples: Number of samples that were examined, including damaged ones.
-        damaged: Number of damaged samples; they are in no other statistic.
+        damaged: Number of damaged samples; no other statistic includes them.
         seconds: Time that the examination took.
         out_of_time: Whether the time limit ended the examination before `asked` samples.
-        reasons: The reasons of the first ten damaged samples.
+        reasons: Up to ten messages that say why samples are damaged, the first ones that were found.
     """
 
     asked: int
@@ -56,7 +56,10 @@ class Coverage:
 
 @dataclass(frozen=True, slots=True)
 class ImageStatistics:
-    """Summarises the images: formats, sizes ("width x height"), widths, heights and bytes as encoded."""
+    """Summarises the images of the samples.
+
+    `sizes` counts texts such as "224 x 224" (width x height), and `bytes` summarises the sizes of the encoded images.
+    """
 
     formats: Counts
     sizes: Counts
@@ -69,11 +72,11 @@ class ImageStatistics:
 class Summary:
     """Holds the complete summary of a dataset.
 
-    `stock` holds the numbers of the manifest, and is exact. All other fields describe only the samples that were read;
-    `looked` says how many these are, how many of them are damaged, and why there are not more.
+    `stock` holds the numbers of the manifest, and is exact. All other fields describe only the samples that were read.
+    `looked` says how many were read, how many of them are damaged, and whether the time limit ended the reading.
 
-    `sentences` summarises the number of local sentences in a caption. `captions` counts complete captions by a digest,
-    so that `captions.total - captions.distinct` of them repeat another one.
+    `sentences` summarises the number of local sentences in a caption. `captions` counts the digests of complete
+    captions, so `captions.repeats` is the number of captions that repeat an earlier one.
     """
 
     stock: ManifestSummary
@@ -107,7 +110,8 @@ def summarise(
 
     Args:
         url: The dataset.
-        look_at: Number of samples to read, at even distances, from at most 256 shards; None reads all of them.
+        look_at: Number of samples to read, at even distances, from at most 256 shards. With None, all samples of the
+            dataset are read.
         seconds: Stops reading after this time and summarises the samples read by then; None sets no limit.
         faces: Maximum number of faces on the contact sheet.
         on_progress: Called with the number of samples read so far, and the number to be read.
@@ -147,7 +151,10 @@ def summarise(
 
 
 class _Collector:
-    """Collects the statistics of samples, one sample at a time. `asked` is the number of samples to be examined."""
+    """Collects the statistics of samples, one sample at a time.
+
+    `asked` is the number of samples to be examined, and `faces` is the maximum number of faces on the contact sheet.
+    """
 
     def __init__(self, asked: int, faces: int) -> None:
         self.asked = asked
@@ -167,7 +174,7 @@ class _Collector:
         return time.monotonic() - self._started
 
     def lose(self, samples: int, reason: str) -> None:
-        """Counts damaged samples, and keeps the first ten reasons."""
+        """Counts `samples` samples as damaged for the same `reason`, which is kept if it is one of the first ten."""
         self.seen += samples
         self._damaged += samples
         if len(self._reasons) < _MOST_REASONS:

@@ -1,4 +1,4 @@
-"""Reads a shard from front to back in ranges, and computes its SHA-256 on the way."""
+"""Reads a shard from its beginning to its end in ranges, and computes its SHA-256 at the same time."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -9,10 +9,10 @@ RANGE_BYTES = 8 << 20
 
 
 class Tape:
-    """Reads a shard in order. It holds one range and one sample at a time, however large the shard is.
+    """Reads a shard in order. However large the shard is, only about one range and one sample are in memory.
 
-    `on_bytes` is called with the number of bytes of each range. Callers request bytes in ascending order. A request for
-    earlier bytes, which a damaged index may cause, costs a separate read.
+    `on_bytes` is called with the number of bytes of each range. Callers request bytes in ascending order. If a caller
+    requests earlier bytes, for instance because an index is damaged, they are read again in a separate request.
     """
 
     def __init__(
@@ -52,11 +52,11 @@ class Tape:
         return self._start + len(self._held)
 
     def sha256(self) -> str:
-        """Returns the digest of all bytes up to `position`."""
+        """Returns the SHA-256 of all bytes up to `position`, in hexadecimal."""
         return self._sha256.hexdigest()
 
     def _read_on(self, *, keep_from: int) -> None:
-        """Reads the next range, and drops the held bytes before `keep_from`."""
+        """Reads the next range into memory, and removes the bytes before position `keep_from` from memory."""
         part = self._store.read_range(self._path, self.position, self.position + self._range_bytes)
         # A store returns fewer bytes than requested only at the end of the object.
         self._ended = len(part) < self._range_bytes

@@ -1,8 +1,9 @@
 """Verifies that a dataset is still as it was written, by checking every digest and every sample.
 
-Three checks follow each other: the listing of the store against the manifest (`_listing_faults`), each shard by itself
-(`shard_pool` and `shard_check`), and the keys of all shards together (`_repeated_keys`). Faults are yielded as they are
-found, so that the user sees the first ones at once. Nothing is written to the dataset.
+There are three checks, one after the other. The first one compares the manifest with a listing of the store
+(`_listing_faults`). The second one checks each shard separately (`shard_pool` and `shard_check`). The third one looks
+for keys that occur twice in the dataset (`_repeated_keys`). Faults are yielded as soon as they are found, so that the
+user sees the first ones at once. Nothing is written to the dataset.
 """
 
 import time
@@ -73,9 +74,9 @@ def verify(
 ) -> Verification:
     """Checks a dataset. Each fault is passed to `on_fault` when it is found, and is in the result too.
 
-    First the manifest is compared with the store's listing. Then each shard is read with its index and its samples. At
-    the end, keys that occur twice are reported. A worker process holds one range of a shard and one sample in memory,
-    and this process holds 8 bytes for each sample.
+    First the manifest is compared with the store's listing. Then each shard and its index are read, and every sample is
+    checked. At the end, keys that occur twice are reported. Each process that checks shards holds one range of a shard
+    and one sample in memory. In addition, this process holds 8 bytes for each sample of the dataset.
 
     Args:
         url: The dataset.
@@ -83,11 +84,12 @@ def verify(
         processes: Number of processes that check shards; by default one for each core, or only this process if the
             shards together have less than 32 MiB.
         on_fault: Called with each fault when it is found.
-        on_progress: Called several times a second.
+        on_progress: Called with the progress while shards are checked, usually several times a second.
 
     Raises:
         ManifestError: If there is no dataset, or this version cannot read it.
-        StoreError: If the store cannot be listed.
+        StoreError: If the manifest cannot be read, or the store cannot be listed.
+        ShardsError: If a worker process died.
 
     Example:
         ```python
@@ -134,7 +136,7 @@ class _Ledger:
 
 
 def _manifest(store: Store, ledger: _Ledger) -> Manifest:
-    """Returns the manifest. If the manifest is not JSON, a fault is recorded, and the returned manifest is empty.
+    """Returns the manifest. If it is not JSON, `ledger` records a fault, and an empty manifest is returned.
 
     Raises:
         ManifestError: If there is no manifest, or it is JSON that this version cannot read, such as a newer schema.
@@ -233,11 +235,11 @@ def _recognised(
 def _repeated_keys(
     store: Store, shards: Sequence[Shard], hashes: Sequence[UInt64[np.ndarray, " samples"]]
 ) -> Iterator[Fault]:
-    """Yields one fault for each pair of a shard and the shard in which some of its keys occurred first.
+    """Yields one fault for each pair of shards in which the same keys occur.
 
-    The two may be the same shard, because a shard may repeat its own keys. `hashes` holds the hashes of the keys of
-    each shard, which take 8 bytes of memory for each sample. Equal hashes show which shards may share keys, and only
-    the indexes of these shards are read again.
+    The first shard of a pair repeats keys that occurred first in the second shard. Both may be the same shard, because
+    a shard may repeat its own keys. `hashes` holds a hash of 8 bytes for each key of each shard. Equal hashes show
+    which shards may share keys, and only the indexes of these shards are read again.
     """
     # Different keys may have the same hash of 64 bits. So equal hashes are only a suspicion, which the keys decide.
     ordered = np.sort(np.concatenate([np.zeros(0, np.uint64), *hashes]))
@@ -252,7 +254,7 @@ def _repeated_keys(
 
 
 def _shared(store: Store, suspects: Sequence[Shard]) -> Mapping[tuple[Shard, Shard], list[str]]:
-    """Returns the keys of each pair (shard, the shard in which these keys occurred first)."""
+    """Returns a mapping from (a shard that repeats keys, the shard in which they occurred first) to these keys."""
     first: dict[str, Shard] = {}
     shared: dict[tuple[Shard, Shard], list[str]] = {}
     for shard in suspects:

@@ -25,7 +25,11 @@ def percent(part: float, whole: float) -> str:
 
 
 def share_repeated(counts: Counts) -> str:
-    """Formats the share of texts that repeat an earlier one. It begins with "≤" if texts were forgotten."""
+    """Formats the share of the texts that repeat an earlier text.
+
+    The result begins with "≤" if it is an upper bound, because the counter has dropped texts to limit its memory. The
+    result "< 0.1 %" is not changed.
+    """
     share = percent(counts.repeats, counts.total)
     if not counts.short or share.startswith("<"):
         return share
@@ -33,7 +37,10 @@ def share_repeated(counts: Counts) -> str:
 
 
 def share_once(counts: Counts) -> str:
-    """Formats the share of different texts that occurred once; "-" if texts were forgotten."""
+    """Formats the share of the distinct texts that occurred exactly once.
+
+    The result is "-" if the counter has dropped texts to limit its memory, because the share is then unknown.
+    """
     return "-" if counts.short else percent(counts.once, counts.distinct)
 
 
