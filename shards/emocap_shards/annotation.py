@@ -1,10 +1,10 @@
 """Reads and writes the JSON member of a sample: {"caption": {"global", "local", "summary"}, "labels": {...}}.
 
-An image with several captions has its first caption under "caption", and the others, in the same form, in a list under
-"further".
+A member is a file in the tar of a shard. An image with several captions has its first caption under "caption". Its
+other captions have the same form and are in a list under "further".
 
-Readers accept any JSON with this content. The writer's form is one line with sorted keys, because equal samples must be
-equal bytes: the digests of shards depend on it.
+Readers accept any JSON with this content. The writer always writes one line with sorted keys. So equal samples give
+equal bytes, on which the digests of shards depend.
 """
 
 import json
@@ -22,7 +22,9 @@ MAX_WHOLE = 1 << 53  # Up to here every integer has its own float.
 
 
 def dump_annotation(caption: Caption, labels: Labels, further: Sequence[Caption] = ()) -> bytes:
-    """Returns one line of UTF-8 JSON with sorted keys, so that equal annotations are equal bytes.
+    """Returns one line of UTF-8 JSON with sorted keys, so that equal annotations give equal bytes.
+
+    `further` holds the other captions of the image.
 
     Raises:
         AnnotationError: If `load_annotation` would refuse the result.
@@ -31,9 +33,10 @@ def dump_annotation(caption: Caption, labels: Labels, further: Sequence[Caption]
 
 
 def normal_annotation(data: bytes | memoryview) -> bytes:
-    """Returns an annotation in the form of `dump_annotation`, except that integer labels are not converted to floats.
+    """Returns an annotation as one line with sorted keys, as `dump_annotation` does.
 
-    So an annotation that comes from a shard keeps its bytes when it is packed again.
+    Unlike there, integer labels are not converted to floats. So an annotation that was read from a shard keeps its
+    bytes when it is packed again.
 
     Raises:
         AnnotationError: If `load_annotation` would refuse `data`.
@@ -43,10 +46,10 @@ def normal_annotation(data: bytes | memoryview) -> bytes:
 
 
 def load_annotation(data: bytes | memoryview) -> tuple[tuple[Caption, ...], Labels]:
-    """Returns the captions of an image, at least one, and its labels.
+    """Returns the captions of an image, at least one, and its labels. Integer labels are converted to floats.
 
     Raises:
-        AnnotationError: If the bytes are not JSON in the form of `dump_annotation`, or a caption has no global part.
+        AnnotationError: If the bytes are not JSON with the content of an annotation, or a caption has no global part.
     """
     captions, labels = _parsed(data)
     return captions, _with_floats(labels)

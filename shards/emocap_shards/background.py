@@ -1,7 +1,8 @@
 """Runs work in threads that do not delay the end of the process.
 
-`concurrent.futures` waits for its threads when the interpreter ends. A thread that waits for a store which has become
-unreachable would keep the process alive until the store's deadline.
+The thread pool of `concurrent.futures` waits for its threads when the interpreter ends. If a store has become
+unreachable, a thread that waits for it would keep the process alive until the store's deadline. The interpreter does
+not wait for the daemon threads of this module.
 """
 
 import threading
@@ -26,7 +27,7 @@ _WAIT_S = 0.2
 class Background:
     """One daemon thread that does the submitted work in order.
 
-    The owner calls `close` when it needs the thread no longer. Work that is submitted after that is never done.
+    The owner calls `close` when it no longer needs the thread. Work that is submitted after `close` is never done.
     """
 
     def __init__(self, name: str) -> None:
@@ -35,7 +36,7 @@ class Background:
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def submit(self, act: Callable[[], Result]) -> Future[Result]:
-        """Queues `act` and returns its future; the future can be cancelled until the work begins."""
+        """Queues a call of `act` and returns its future. The future can be cancelled until the call begins."""
         future: Future[Result] = Future()
         self._work.put((future, act))
         return future
@@ -71,8 +72,9 @@ def _do(future: Future[Any], act: Callable[[], Any]) -> None:
 
 
 def _call_off(future: Future[Any]) -> None:
-    """Cancels a future and wakes those who wait for it, which `cancel` alone does not do for
-    `concurrent.futures.wait`.
+    """Cancels a future and wakes the threads that wait for it.
+
+    `Future.cancel` alone does not wake a thread that waits in `concurrent.futures.wait`.
     """
     future.cancel()
     future.set_running_or_notify_cancel()
@@ -81,7 +83,8 @@ def _call_off(future: Future[Any]) -> None:
 def concurrently(act: Callable[[Item], Result], items: Sequence[Item], *, at_once: int) -> list[Result]:
     """Returns `act(item)` for every item, in order, with at most `at_once` calls at the same time.
 
-    The first error, in the order of the items, is raised. Calls that are running at that moment are not waited for.
+    If calls fail, the error of the first of them, in the order of the items, is raised. The function does not wait for
+    calls that are running at that moment.
     """
     threads = [Background(f"concurrently-{number}") for number in range(min(at_once, len(items)))]
     try:
@@ -102,8 +105,8 @@ def in_order(
 ) -> Iterator[Result]:
     """Yields `work(item)` for each item in order, while the threads or processes of `pool` work ahead of the consumer.
 
-    At most `ahead` items are submitted before their results are requested. What has not begun is cancelled when the
-    consumer stops. `waiting` is called about every 0.2 s while a result is not ready.
+    At most `ahead` items are submitted before their results are requested. When the consumer stops, work that has not
+    begun is cancelled. `waiting` is called about every 0.2 s while a result is not ready.
     """
     source = iter(items)
     begun: deque[Future[Result]] = deque()
@@ -132,12 +135,12 @@ def _result(future: Future[Result], waiting: Callable[[], None]) -> Result:
 def ahead(
     items: Iterable[Item], fetch: Callable[[Item, bool], Result], warm: Callable[[Item], None], *, warmed_ahead: int
 ) -> Generator[Result]:
-    """Yields `fetch(item, direct)` for every item, in order; a thread fetches a few of them in advance.
+    """Yields `fetch(item, direct)` for every item, in order. A thread fetches a few items in advance.
 
-    A second thread calls `warm` for up to `warmed_ahead` items before they are fetched. The consumer is waiting for the
-    first item. Therefore only this item is fetched with `direct=True`, which asks for the fastest way to one item, and
-    warming begins after it. `items` is consumed in the calling thread. The threads end when the generator is exhausted
-    or closed.
+    A second thread calls `warm` for up to `warmed_ahead` items before they are fetched, for example to fill a cache.
+    The consumer is already waiting for the first item. Therefore this item alone is fetched with `direct=True`, which
+    requests the fastest way to get one item, and warming begins only after it. `items` is consumed in the calling
+    thread. The threads end when the generator is exhausted or closed.
     """
     fetcher, warmer = Background("fetch"), Background("warm")
     # An item passes through two queues: `upcoming` while it may be warmed, and `begun` once its fetch is submitted.

@@ -1,14 +1,18 @@
 """Keeps segments of shards in a folder on a node's disk, for all processes of the node.
 
-A segment is one file, named by its shard's digest. A process that needs a missing segment tries to lock the `.part`
-file of the segment. The process that gets the lock fetches the segment. The other processes fetch other segments
-meanwhile, and then wait a bounded time for this one. A process that dies leaves a `.part` file without a lock, which
-another process takes over. Readers verify every sample's CRC-32C again, so the samples of a file that a power loss
-damaged are requested from the store. A failing disk never ends a run: the samples are then read from the store.
+A segment is a group of neighbouring samples of a shard. It is one file in the folder, and the name of the file contains
+the shard's digest and the segment's number. A process that needs a missing segment tries to lock the `.part` file of
+the segment. The process that gets the lock fetches the segment. Meanwhile, the other processes fetch other segments,
+and then they wait a bounded time for this one. If a process dies, its `.part` file remains without a lock, and another
+process takes it over.
 
-The folder belongs to one user of the host. A folder of another user, or one that others may write to, is refused,
+Readers verify the CRC-32C of every sample that comes from the cache, and request damaged samples from the store. So a
+file that a power loss has damaged is harmless. If the folder cannot be used at the first attempt, this is an error. If
+the disk fails later, the run continues, and samples that are not in the cache are read from the store.
+
+The folder belongs to one user of the host. A folder of another user, or a folder that others may write to, is refused,
 because a user who can write to the folder can change the training data. A CRC-32C protects against accidents, not
-against people.
+against an attacker.
 """
 
 import errno
@@ -42,7 +46,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Experience:
-    """The state of the cache's folder, as far as this process has observed it."""
+    """The state of the cache's folder, as far as this process knows it."""
 
     usable: bool = False
     rests_until: float = 0.0  # time.monotonic()
@@ -51,11 +55,12 @@ class _Experience:
 
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """Keeps at most `max_bytes` of segments in `folder`, the most recently used ones.
+    """Keeps the most recently used segments in `folder`, at most `max_bytes` bytes of them.
 
-    All processes and threads of a node may use the same folder at the same time; they share its contents and its bound.
-    The folder must be on a disk of the node, because the locks are those of `flock` (decision 13). A pickled cache is
-    its folder and its bound: nothing has to be closed, and the folder outlives the process.
+    All processes and threads of a node may use the same folder at the same time. `max_bytes` bounds what all of them
+    store there. The folder must be on a disk of the node, because the locks are those of `flock` (decision 13). A
+    pickled cache contains only `folder` and `max_bytes`. A cache need not be closed, and the files remain when the
+    process ends.
 
     Example:
         ```python
@@ -74,7 +79,7 @@ class Cache:
         return Cache, (self.folder, self.max_bytes)
 
     def fill(self, segments: Iterable[Segment], fetch: Fetch) -> None:
-        """Fetches missing segments as `bring` does, but neither waits for other processes nor returns the segments."""
+        """Fetches missing segments as `bring` does, but neither waits for other processes nor returns segments."""
         for _ in self.bring(segments, fetch, wait_s=0):
             pass
 
@@ -83,14 +88,15 @@ class Cache:
     ) -> Generator[tuple[Segment, bytes]]:
         """Fetches the segments that are missing, and waits for those that other processes are fetching.
 
-        Afterwards a segment may be neither yielded nor readable, because the cache has no room for it, or because
-        another process did not finish it in time. Its samples must then be read from the store.
+        After the call, a segment may be neither yielded nor in the cache. This happens if the segment is larger than
+        the whole cache, if another process did not finish it in time, or if the disk fails. The samples of such a
+        segment must be read from the store.
 
         Yields:
-            Every segment that this call fetched, with its bytes, also if the segment could not be stored.
+            Every segment that this call fetched, with its bytes, even if the segment could not be stored.
 
         Raises:
-            StoreError: If the folder cannot be used when it is first tried, or `fetch` fails.
+            StoreError: If the folder cannot be used at the first attempt, or if `fetch` raises this error.
         """
         # A segment that is larger than the whole cache would never fit, so it is not fetched here.
         missing = {segment.name: segment for segment in segments if segment.size_bytes <= self.max_bytes}
@@ -124,12 +130,16 @@ class Cache:
             os.close(file)
 
     def drop(self, segment: Segment) -> None:
-        """Deletes the file of a segment whose bytes turned out to be damaged."""
+        """Deletes the file of a segment, because its bytes are damaged."""
         with suppress(OSError):  # If it cannot be deleted, it is found to be damaged each time.
             self._file(segment).unlink()
 
     def _keeps(self) -> bool:
-        """Returns whether the folder accepts segments, as far as this process knows."""
+        """Returns whether the folder accepts segments, as far as this process knows.
+
+        Raises:
+            StoreError: If the folder cannot be used at the first attempt.
+        """
         if time.monotonic() < self._seen.rests_until:
             return False
         if not self._seen.usable:
@@ -159,9 +169,9 @@ class Cache:
             )
 
     def _fetch_free(self, missing: dict[str, Segment], fetch: Fetch) -> list[tuple[Segment, bytes]]:
-        """Fetches the first few segments that no other process is fetching, and removes them from `missing`.
+        """Fetches up to `IN_FLIGHT` of the missing segments that no other process is fetching.
 
-        Segments that are already in the cache are removed from `missing` too.
+        These segments, and those that are already in the cache, are removed from `missing`.
         """
         # A segment gets its final name while its `.part` file is still locked. So whoever gets the lock next finds
         # either the complete segment or none. After the renaming `release` only unlocks.
@@ -180,7 +190,7 @@ class Cache:
         return [(segment, data) for (segment, _), data in zip(mine, brought, strict=True)]
 
     def _claim(self, segment: Segment) -> int | None:
-        """Locks the `.part` file of a segment, empties it, and returns its descriptor.
+        """Locks the `.part` file of a segment, truncates it to 0 bytes, and returns its descriptor.
 
         Returns None if another process has the lock or has just finished the segment, or if the disk fails.
         """
@@ -226,7 +236,8 @@ class Cache:
     def _keep(self, segment: Segment, file: int, data: bytes) -> None:
         """Stores the bytes of a segment, if there is room.
 
-        The bytes are booked before they are written, so that a crash in between never leads to more than `max_bytes`.
+        `file` is the descriptor of its `.part` file. The ledger counts the bytes before they are written, so the folder
+        never holds more than `max_bytes`, even after a crash in between.
         """
         # A full disk is met once by evicting half of the cache. If that does not help, this process stores nothing for
         # REST_S (decision 13).
@@ -257,10 +268,10 @@ class Cache:
 
 
 def _intact(segments: Sequence[Segment], fetch: Fetch) -> list[bytes]:
-    """Returns the bytes of the segments. Damaged ones are fetched once more, because bits may flip in the transfer.
+    """Returns the bytes of the segments. Damaged segments are fetched once more.
 
-    A segment may still be damaged after that. It is stored all the same, because the damage may concern one sample, and
-    the reader examines each sample by itself.
+    The reason is that bits may flip in the transfer. A segment may still be damaged after that. It is stored
+    nevertheless, because the damage may be in one sample only, and the reader verifies each sample separately.
     """
     parts = fetch([segment.span for segment in segments])
     again = [number for number, segment in enumerate(segments) if not segment.is_intact(parts[number])]

@@ -1,8 +1,9 @@
-"""Records how many bytes a cache's folder holds, for processes that may die at any point.
+"""Records how many bytes a cache's folder holds, so that the record is safe if a process dies at any point.
 
-Processes book bytes and evict segments only under the lock of one file, the ledger. The number in the ledger may be too
-high, but never too low. When a process books the bytes of a segment, the `.part` file of the segment gets its full size
-at once, before its bytes are written. The process that writes this file keeps it locked.
+The record is a file with one number, the ledger. To book bytes means to add them to this number before they are
+written. A process books bytes and evicts segments only while it holds the lock of the ledger. The number may be too
+high, but never too low. When a process books the bytes of a segment, it also sets the `.part` file of the segment to
+its full size, before it writes the bytes. It keeps this file locked until the bytes are written.
 """
 
 import errno
@@ -28,25 +29,28 @@ FILLED = 0.9
 
 @dataclass(frozen=True, slots=True)
 class CacheLedger:
-    """Counts the bytes of the `.seg` and `.part` files in the subfolders of `folder`, and keeps them within
-    `max_bytes`.
+    """Counts the bytes of a cache's files and keeps their sum within `max_bytes`.
+
+    The files are in subfolders of `folder`. A `.seg` file is a complete segment, and a `.part` file is a segment that a
+    process is writing.
     """
 
     folder: Path
     max_bytes: int
 
     def book(self, file: int, count: int, *, halve: bool) -> bool:
-        """Books `count` bytes for a `.part` file and gives the file that size, so that other processes can count it.
+        """Books `count` bytes for a `.part` file, and sets the size of the file to `count`.
 
-        If there is no room, the least recently used segments are evicted.
+        By this size, other processes can count the booked bytes. If there is no room, the least recently used segments
+        are evicted.
 
         Args:
             file: The descriptor of the `.part` file, which the caller has locked.
-            count: Bytes to book.
-            halve: Whether to evict half of the segments even if there is room.
+            count: Number of bytes to book.
+            halve: Whether to evict segments, even if there is room, until at most half of the bytes remain.
 
         Returns:
-            Whether the bytes are booked.
+            Whether the bytes are booked. If not, there is no room for them, and the file is empty.
         """
         with self.opened() as ledger:
             # If this is the second call for the file, its first size must not be counted by `_evict`.
@@ -69,7 +73,7 @@ class CacheLedger:
 
     @contextmanager
     def opened(self) -> Generator[int]:
-        """Yields the descriptor of the ledger under its lock.
+        """Locks the ledger, yields its descriptor, and unlocks it afterwards.
 
         Raises:
             TimeoutError: If another process has held the lock for `WAIT_S`.
@@ -91,7 +95,8 @@ class CacheLedger:
     def _evict(self, bound: int, *, halve: bool) -> int:
         """Deletes the least recently used segments until at most `bound` bytes remain.
 
-        Returns the number of bytes that remain, including those that are booked but not yet written.
+        With `halve`, the limit is at most half of the bytes that were there before. Returns the number of bytes that
+        remain, including those that are booked but not yet written.
         """
         now = time.time()
         coming = sum(_live_bytes(part, now) for part in self.folder.glob("*/*.part"))
@@ -107,9 +112,9 @@ class CacheLedger:
 
 
 def _uses(folder: Path, now: float) -> Generator[tuple[float, int, Path]]:
-    """Yields the time of the last use, the bytes and the path of every segment.
+    """Yields (time of the last use, size in bytes, path) of every complete segment.
 
-    A time in the future, which a wrong clock has written, is set to now.
+    A time in the future comes from a wrong clock. It is replaced by `now`, in the file too.
     """
     for path in folder.glob("*/*.seg"):
         with suppress(FileNotFoundError):  # another process has deleted it
@@ -120,9 +125,10 @@ def _uses(folder: Path, now: float) -> Generator[tuple[float, int, Path]]:
 
 
 def _live_bytes(part: Path, now: float) -> int:
-    """Returns the number of bytes that a live process has booked for a `.part` file, which is the size of the file.
+    """Returns the number of bytes that a living process has booked for a `.part` file, which is the size of the file.
 
-    If the process has died, or the file is older than `ABANDONED_S`, the file is deleted, and the result is 0.
+    If the process has died, or if the file was not modified for `ABANDONED_S` seconds, the file is deleted and the
+    result is 0.
     """
     try:
         file = open_own(part, os.O_RDWR)
@@ -143,10 +149,11 @@ def _live_bytes(part: Path, now: float) -> int:
 
 
 def release(file: int, part: Path) -> None:
-    """Deletes the `.part` file and unlocks it.
+    """Deletes the `.part` file, unlocks it and closes its descriptor `file`.
 
-    Closing the file would not be enough: a child that was forked in the meantime holds the lock with its own
-    descriptor.
+    If the path no longer leads to this file, for instance because it was renamed, nothing is deleted. To close the
+    descriptor alone would not unlock the file if a child was forked in the meantime, because the child has a copy of
+    the descriptor.
     """
     try:
         with suppress(OSError):  # An empty file that remains is reused or deleted by another process.
@@ -158,7 +165,7 @@ def release(file: int, part: Path) -> None:
 
 
 def is_at(file: int, path: Path) -> bool:
-    """Returns whether the path still leads to the open file. Another process may have renamed or deleted the file."""
+    """Returns whether the path still leads to the open file `file`, which may have been renamed or deleted."""
     try:
         return os.fstat(file).st_ino == path.stat().st_ino
     except FileNotFoundError:

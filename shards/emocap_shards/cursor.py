@@ -1,4 +1,4 @@
-"""Defines the position of a stream as a plain value that travels with the batch into the checkpoint."""
+"""Defines the position in a stream as a plain value, which comes with each batch and is stored in checkpoints."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ from emocap_shards.errors import PlanError
 class Cursor:
     """A position in a stream: all ranks together have consumed `position` samples of epoch `epoch`.
 
-    It does not depend on the number of ranks, so a run can resume at any world size. The cursor that comes with a step
-    (`RankStep.cursor`) is the position after the step; a stream that starts there begins with the next one. Cursors of
-    one stream are ordered: the later position is the larger one. The position may lie at the end of its epoch.
+    A cursor does not depend on the number of ranks, so a run can resume at any world size. The cursor that comes with a
+    step (`RankStep.cursor`) is the position after the step, so a stream that starts there begins with the next step.
+    Cursors of one stream are ordered: the later cursor is the larger one. `position` may be the end of the epoch.
 
     Example:
         ```python

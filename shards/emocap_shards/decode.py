@@ -59,15 +59,16 @@ _JPEG, _SCAN = b"\xff\xd8\xff", b"\xff\xda"
 def decode_image(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "height width 3"]:
     """Returns the upright image (EXIF orientation applied) in RGB with 8 bits; transparent pixels become white.
 
-    16-bit values are reduced to their high byte. CMYK is inverted, as Adobe writes it, if the file has Adobe's marker;
-    otherwise it is read as the standard says. Colour profiles are not applied. The first of several frames is used.
+    16-bit values are reduced to their high byte. If a CMYK file has Adobe's marker, its values are inverted, because
+    Adobe stores them so; otherwise they are read as the standard says. Colour profiles are not applied. If there are
+    several frames, the first one is used.
 
-    A plain JPEG is decoded by libjpeg-turbo, which returns the same pixels as Pillow in half the time. Pillow decodes
-    everything else, and everything that is broken.
+    A complete JPEG in grey or YCbCr without EXIF is decoded by libjpeg-turbo, which returns the same pixels as Pillow
+    in half the time. Pillow decodes all other images, and reports what is wrong with a broken one.
 
     Raises:
-        ImageError: If the bytes are not a complete JPEG, PNG or WebP, or the image has more than `max_pixels`
-            pixels or more than `MAX_SCANS` scans.
+        ImageError: If the bytes are not a complete JPEG, PNG or WebP, if the image has more than `max_pixels` pixels,
+            or if a JPEG has more than `MAX_SCANS` scans.
     """
     # The two bytes may also occur in metadata, such as a thumbnail, so this is an upper bound of the scans. Image data
     # cannot contain them, because a JPEG writes FF as FF 00 there.
@@ -83,10 +84,13 @@ def decode_image(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS) -> U
 
 
 def image_header(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS) -> tuple[str, int, int]:
-    """Returns ("JPEG", "PNG" or "WEBP", width, height) from the header alone, in pixels as stored (not turned upright).
+    """Returns (format, width, height) from the header alone. The format is "JPEG", "PNG" or "WEBP".
+
+    Width and height are in pixels of the stored image, before the EXIF orientation is applied.
 
     Raises:
-        ImageError: If the header shows one of the faults for which `decode_image` raises.
+        ImageError: If the bytes do not begin with a readable header of these formats, or if the image has more than
+            `max_pixels` pixels.
     """
     try:
         with _opened(data, max_pixels) as image:
@@ -98,10 +102,10 @@ def image_header(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS) -> t
 
 
 def checked_header(data: bytes, extension: str) -> tuple[str, int, int]:
-    """Returns the same as `image_header` for an image in a dataset, after comparing its format with its extension.
+    """Returns the same as `image_header`, after it has compared the format with `extension`, that of the image's name.
 
     Raises:
-        ImageError: If the header cannot be read, or its format is not the one of the extension.
+        ImageError: If the header cannot be read, or if the extension is unknown or belongs to another format.
     """
     if extension not in FORMATS:
         raise ImageError(f"its extension {extension!r} is not one of {', '.join(FORMATS)}")
@@ -112,7 +116,10 @@ def checked_header(data: bytes, extension: str) -> tuple[str, int, int]:
 
 
 def _plain_jpeg(data: bytes | memoryview, max_pixels: int) -> UInt8[np.ndarray, "height width 3"] | None:
-    """Returns the pixels of a complete JPEG in grey or YCbCr without EXIF, and None for anything else."""
+    """Returns the pixels if the bytes are a complete JPEG in grey or YCbCr without EXIF; otherwise None.
+
+    The result is also None if the JPEG has more than `max_pixels` pixels.
+    """
     if data[:3] != _JPEG or _may_have_exif(data):
         return None
     try:
@@ -129,7 +136,7 @@ def _plain_jpeg(data: bytes | memoryview, max_pixels: int) -> UInt8[np.ndarray, 
 def _may_have_exif(data: bytes | memoryview) -> bool:
     """Returns whether there may be EXIF among the APPn and COM segments at the beginning of a JPEG.
 
-    In case of doubt the result is True, and Pillow decodes the image.
+    If this is uncertain, the result is True, and Pillow decodes the image.
     """
     # A segment is FF, its marker, and its length in two bytes that count themselves. E0 to EF are APPn, and FE is COM.
     place = 2
@@ -153,9 +160,9 @@ def _upright(image: Image.Image) -> Image.Image:
 def _rgb(image: Image.Image) -> Image.Image:
     """Returns the image in RGB.
 
-    Pillow's own conversion is not sufficient in three cases. It clips 16-bit values at 255. It shows the colours that
-    are stored for transparent pixels; they are often black, or show what was cut out of the picture. It treats every
-    CMYK image as Adobe's.
+    Pillow's own conversion is not sufficient in three cases. It clips 16-bit values at 255. It keeps the stored colours
+    of transparent pixels, which are often black, or show what was cut out of the picture. It inverts the values of
+    every CMYK image, although only images with Adobe's marker store them inverted.
     """
     if image.mode in {"I;16", "I"}:
         return _eight_bits(image).convert("RGB")
@@ -171,8 +178,8 @@ def _rgb(image: Image.Image) -> Image.Image:
 def _eight_bits(image: Image.Image) -> Image.Image:
     """Returns a 16-bit grey image as an 8-bit image.
 
-    Each value is reduced to its high byte, as in 16-bit colour images. If one grey value is marked as transparent, it
-    becomes white.
+    Each value is reduced to its high byte, as in 16-bit colour images. If the file marks a grey value as transparent,
+    pixels with this value become white.
     """
     grey = np.asarray(image, dtype=np.uint16)
     high = (grey >> 8).astype(np.uint8)
@@ -200,7 +207,7 @@ def _opened(data: bytes | memoryview, max_pixels: int) -> Image.Image:
 
 
 def _refusal(head: bytes) -> str:
-    """Returns the message for bytes that are not an image of a supported format; `head` is their beginning."""
+    """Returns the error message for bytes that are not an image of a supported format; `head` is their beginning."""
     if not head:
         return "the image is empty, a file of 0 bytes"
     known = "JPEG, PNG or WebP"

@@ -6,19 +6,19 @@
     │   ├── TooLarge          the object is larger than the limit that the reader set
     │   └── ConditionFailed   the condition of a write did not hold; nothing was changed
     ├── PlanError             no plan can be made from these numbers (also a ValueError)
-    ├── ManifestError         there is no complete dataset at this URL
+    ├── ManifestError         there is no complete dataset at this URL, or one where a new dataset would be written
     ├── RecordError           a sample, or its source, cannot be packed into shards
-    ├── AnnotationError       a caption or labels do not follow the format (readers raise `DamagedSample`)
-    ├── ImageError            bytes are not a usable image (readers raise `DamagedSample`)
+    ├── AnnotationError       a caption or labels do not follow the format (in a shard: `DamagedSample`)
+    ├── ImageError            bytes are not a usable image (in a shard: `DamagedSample`)
     ├── DamagedShard          a shard or its index differs from what the manifest says
     ├── DamagedSample         a sample of a shard differs from what was written
     └── BudgetSpent           more samples were quarantined than the error budget allows
 
 A message says what went wrong, where it happened (URL, shard, key) and what to do.
 
-Callers distinguish `NotFound`, `TooLarge` and `ConditionFailed` from other store errors, because these three say
-something about the object and not about the store. A reader returns `DamagedSample` as a value, so that the stream can
-leave the sample out; it raises `DamagedShard`, because then no sample of the shard can be read.
+Callers distinguish `NotFound`, `TooLarge` and `ConditionFailed` from other store errors, because these three describe
+the object and not the store. A reader returns a `DamagedSample` in place of the sample and does not raise it, so that
+the stream can leave the sample out. A reader raises `DamagedShard`, because no sample of that shard can be read.
 """
 
 
@@ -39,11 +39,11 @@ class NotFound(StoreError):  # noqa: N818 - the name of the HTTP status
 
 
 class TooLarge(StoreError):  # noqa: N818
-    """An object is larger than the reader allows; it was not read to its end."""
+    """An object is larger than the limit that the reader set; it was not read to its end."""
 
 
 class ConditionFailed(StoreError):  # noqa: N818
-    """The condition of a write did not hold, because the object exists or has another version. Nothing was changed."""
+    """The condition of a write did not hold: the object exists, or has another version. Nothing was changed."""
 
 
 class PlanError(ShardsError, ValueError):
@@ -51,7 +51,7 @@ class PlanError(ShardsError, ValueError):
 
 
 class ManifestError(ShardsError):
-    """There is no complete dataset at this URL."""
+    """There is no complete dataset at this URL, or there is one where a new dataset would be written."""
 
 
 class RecordError(ShardsError):
@@ -83,7 +83,8 @@ class DamagedShard(ShardsError):  # noqa: N818
 class DamagedSample(ShardsError):  # noqa: N818
     """A sample differs from what was written.
 
-    The constructor needs only the message, so that a DataLoader can raise the error again in another process.
+    The constructor needs only the message, because a DataLoader of torch passes only the message to another process,
+    where it raises the error again.
     """
 
     def __init__(self, message: str, *, shard: str = "", key: str = "", reason: str = "") -> None:
@@ -100,8 +101,9 @@ class DamagedSample(ShardsError):  # noqa: N818
 
 
 class BudgetSpent(ShardsError):  # noqa: N818
-    """More samples were quarantined than the error budget allows; `damaged` lists all those that this process has
-    found.
+    """More samples were quarantined than the error budget allows.
+
+    `damaged` lists all damaged samples that this process has found.
     """
 
     def __init__(self, message: str, *, damaged: tuple[DamagedSample, ...] = ()) -> None:

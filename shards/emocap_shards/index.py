@@ -1,8 +1,8 @@
 """Defines the index of a shard, with the place and the checksum of each sample, and reads indexes from a store.
 
-The index is what makes a single sample of a tar readable: with it, a sample is one range of bytes that can be checked
-by itself. It comes from the store of the dataset and is not trusted: its digest must be the one in the manifest, and
-every number in it is bounded before it is used.
+With the index, a reader finds a single sample of a tar as one range of bytes, and can verify these bytes alone. The
+index comes from the store of the dataset and is not trusted: its digest must be the one in the manifest, and the range
+of every number in it is checked before the number is used.
 """
 
 import hashlib
@@ -58,10 +58,10 @@ class Slot:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ShardIndex:
-    """The slots of one shard, stored as columns in the order of the tar.
+    """The keys, places and checksums of the samples of one shard (`Slot`), as columns in the order of the tar.
 
-    The file of an index is one structured array in a .npy. Offsets and lengths are in bytes. An index from `load_index`
-    is in ascending order without overlaps, and its keys are UTF-8.
+    The file of an index is a .npy file with one structured array. Offsets and lengths are in bytes. In an index from
+    `load_index`, the offsets ascend, the samples do not overlap, and the keys are valid UTF-8.
     """
 
     encoded_keys: np.ndarray
@@ -114,7 +114,7 @@ def load_index(data: bytes, *, shard: str) -> ShardIndex:
 
 
 def _rows(data: bytes) -> np.ndarray:
-    """Returns the array of a .npy file that `dump_index` wrote, without a copy.
+    """Returns the array in `data`, the bytes of a .npy file that `dump_index` wrote, without a copy.
 
     NumPy's own reader is not used here, because it evaluates the header as Python literals and allocates as much memory
     as the header requests.
@@ -133,7 +133,7 @@ def _dtype(width: int) -> np.dtype[Any]:
 
 
 class Indexes:
-    """Reads and keeps the indexes of the shards of one dataset. Threads may share an instance."""
+    """Reads the indexes of the shards of one dataset, and keeps the last used ones. Threads may share an instance."""
 
     def __init__(self, store: Store, shards: Shards) -> None:
         self._store = store
@@ -145,10 +145,13 @@ class Indexes:
         self._lock = threading.Lock()
 
     def of(self, numbers: Sequence[int]) -> list[ShardIndex]:
-        """Returns the indexes of the shards with these numbers in the manifest, in the given order.
+        """Returns the index of each shard in `numbers`, in the same order.
+
+        The number of a shard is its position in the manifest, counted from 0.
 
         Raises:
-            DamagedShard: If an index is missing, or differs from the one that the manifest names.
+            DamagedShard: If an index is missing, its digest is not the one in the manifest, or it contradicts the
+                manifest.
         """
         with self._lock:
             found = {number: self._kept[number] for number in numbers if number in self._kept}
@@ -205,8 +208,9 @@ def read_index(store: Store, shard: Shard) -> ShardIndex:
 
 
 def most_index_bytes(shard: Shard) -> int:
-    """Returns an upper bound on the size of a shard's index, used as the limit of a read.
+    """Returns an upper bound on the size of a shard's index. A reader reads no more bytes than this.
 
-    A forged manifest cannot raise the bound above `MOST_INDEX_BYTES`.
+    The bound follows from the number of samples in the manifest. A forged manifest cannot raise it above
+    `MOST_INDEX_BYTES`.
     """
     return min(shard.samples * MOST_ROW_BYTES + HEADER_BYTES, MOST_INDEX_BYTES)

@@ -1,4 +1,4 @@
-"""Opens one or several datasets, and numbers their samples consecutively."""
+"""Opens one or several datasets, and numbers the samples of all of them consecutively."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,8 +16,10 @@ from emocap_shards.store import Store, open_store
 
 @dataclass(frozen=True, slots=True)
 class MixtureDataset:
-    """One dataset of a mixture. `weight` is its share relative to the other weights; by default its number of
-    samples.
+    """One dataset of a mixture.
+
+    `weight` is the share of the dataset in the mixture, relative to the weights of the others. If it is None, the
+    weight is the number of samples of the dataset.
     """
 
     url: str = field(repr=False)  # it may hold a password
@@ -25,16 +27,16 @@ class MixtureDataset:
 
 
 class Library:
-    """Datasets whose samples are numbered consecutively: the numbers of the second follow those of the first.
+    """Datasets whose samples are numbered consecutively: those of the second dataset follow those of the first.
 
-    A store in a folder of this machine is read without the cache, which would only copy its files. Threads may share a
-    library.
+    A dataset in a folder of this machine is read without the cache, because the cache would only copy its files.
+    Threads may share a library.
 
     Attributes:
         layouts: The layout of the shards of each dataset.
         samples: The number of samples of each dataset.
         weights: The share of each dataset in a mixture, relative to the other weights.
-        uses_cache: Whether a dataset is read through the cache.
+        uses_cache: Whether at least one dataset is read through the cache.
         total_bytes: The size of all datasets together.
     """
 
@@ -74,11 +76,11 @@ class Library:
         return cls([(store, read_manifest(store)) for store in stores], [dataset.weight for dataset in datasets], cache)
 
     def first(self, dataset: int) -> int:
-        """Returns the number of the first sample of a dataset; `dataset` is the number of the dataset."""
+        """Returns the number of the first sample of a dataset; `dataset` is the dataset's index, counted from 0."""
         return int(self._firsts[dataset])
 
     def fetch(self, ids: Ids, *, direct: bool = False) -> list[Encoded | DamagedSample]:
-        """Fetches samples as `Reader.fetch` does, but `ids` are numbered consecutively over all datasets."""
+        """Fetches samples as `Reader.fetch` does, but `ids` count the samples of all datasets consecutively."""
         # Every id belongs to one dataset, so each place in `found` is filled once.
         found: list[Encoded | DamagedSample | None] = [None] * len(ids)
         for dataset, places in self._by_dataset(ids):
@@ -88,13 +90,14 @@ class Library:
         return [sample for sample in found if sample is not None]
 
     def warm(self, ids: Ids) -> None:
-        """Warms the cache as `Reader.warm` does, but `ids` are numbered consecutively over all datasets."""
+        """Fills the cache as `Reader.warm` does, but `ids` count the samples of all datasets consecutively."""
         for dataset, places in self._by_dataset(ids):
             self._readers[dataset].warm(ids[places] - self._firsts[dataset])
 
     def _by_dataset(self, ids: Ids) -> list[tuple[int, Ids]]:
-        """Returns, for each dataset that holds some of the samples, its number and the places of these samples in
-        `ids`.
+        """Returns (dataset, places in `ids`) for each dataset that holds some of the samples.
+
+        `dataset` is the dataset's index. The places are those of its samples.
         """
         if len(ids) and not 0 <= ids.min() <= ids.max() < self._firsts[-1]:
             wrong = int(ids.min() if ids.min() < 0 else ids.max())

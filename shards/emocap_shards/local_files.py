@@ -1,9 +1,9 @@
 """Opens files and folders safely on a host that several people share.
 
-In a folder that other users may write to, a name can be a link to one of our files, or a pipe to which nobody ever
-writes. The functions of this module never wait for a pipe or a device. Files and folders that are meant for this
-process's user alone (caches, locks, temporary folders) must belong to that user, and are opened without following
-links.
+If other users may write to a folder, they can put a link to a file of this process's user there, or a pipe to which
+nobody ever writes. The functions of this module never wait for a pipe or a device. Files and folders that are meant for
+this process's user alone (caches, locks, temporary folders) must belong to that user. Links to such files are not
+followed.
 """
 
 import errno
@@ -51,7 +51,7 @@ def open_regular(path: str | Path, flags: int = os.O_RDONLY, mode: int = 0o666, 
 
     Raises:
         UnsafePath: If something other than a regular file lies at the path.
-        OSError: As `os.open` does; a folder is an `IsADirectoryError`.
+        OSError: If `os.open` raises it. If the path is a folder, the error is an `IsADirectoryError`.
     """
     try:
         # With O_NONBLOCK the opening of a pipe returns at once, with or without an error, instead of waiting for its
@@ -72,11 +72,12 @@ def open_regular(path: str | Path, flags: int = os.O_RDONLY, mode: int = 0o666, 
 
 
 def open_own(path: str | Path, flags: int = os.O_RDONLY) -> int:
-    """Opens a regular file of this user that has no second name (hard link). A new file is readable by this user alone.
+    """Opens a regular file of this user that has no second name (hard link). Only this user can read a new file.
 
     Raises:
-        UnsafePath: If a file of another user, or anything other than a regular file, lies at the path.
-        OSError: As `os.open` does.
+        UnsafePath: If a file of another user, a file with a second name, or anything other than a regular file lies at
+            the path.
+        OSError: If `os.open` raises it.
     """
     file = open_regular(path, flags, 0o600, follow=False)
     status = os.fstat(file)
@@ -88,10 +89,13 @@ def open_own(path: str | Path, flags: int = os.O_RDONLY) -> int:
 
 
 def make_own_folder(folder: str | Path) -> None:
-    """Makes a folder for this user alone. An existing one must belong to this user, and others must not write to it.
+    """Makes a folder for this user alone, or accepts an existing one that is safe.
+
+    An existing folder must belong to this user, and other users must not be allowed to write to it. `folder` may also
+    be a link to such a folder if this user or root has made the link.
 
     Raises:
-        UnsafePath: If the existing folder belongs to another user, or others may write to it.
+        UnsafePath: If the existing folder, or a link to it, belongs to another user, or if others may write to it.
         OSError: If the folder cannot be made.
     """
     Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -133,7 +137,7 @@ def locked(file: int, *, wait_s: float) -> bool:
 
 
 def owner(uid: int) -> str:
-    """Returns the name and the number of the user `uid`, for messages."""
+    """Returns the name and the user id of the user `uid`, for messages."""
     import pwd
 
     try:

@@ -1,9 +1,9 @@
 """Describes a dataset by its manifest, which lists the shards, each with its size and digests.
 
-A folder without a manifest does not count as a dataset. The manifest is written last, under the condition that it is
-absent, so a dataset is complete from its first moment, and no later pack changes it. The digest of the manifest
-identifies the dataset. A manifest may come from a stranger, so all of its numbers are bounded, and its paths stay below
-its folder.
+A folder without a manifest does not count as a dataset. The manifest is written last, so a dataset is complete as soon
+as it exists. The manifest is written only if there is none yet, so a later pack cannot change a dataset. The digest of
+the manifest identifies the dataset. A manifest is not trusted: numbers that are too large, and paths that lead out of
+the folder of the dataset, are refused.
 """
 
 import functools
@@ -47,7 +47,10 @@ class Shard:
 
 
 class Shards(Sequence[Shard]):
-    """A sequence of shards that is stored as columns; a `Shard` is constructed when it is requested."""
+    """A sequence of shards that is stored as columns, to need little memory.
+
+    A `Shard` is constructed when it is requested.
+    """
 
     def __init__(self, columns: Mapping[str, Any]) -> None:
         self._columns = columns
@@ -93,12 +96,12 @@ class Shards(Sequence[Shard]):
 
 
 class Manifest:
-    """The shards of a dataset in their canonical order, which also numbers the samples.
+    """The shards of a dataset in a fixed order, by which the samples are numbered.
 
-    Sample `i` is the i-th sample, counted from 0, when the shards are read one after the other.
+    Sample `i` is the i-th sample, counted from 0, when the shards are read one after the other in this order.
 
-    A hundred thousand shards take about 16 MB of memory, because `shards` stores columns. Manifests are equal if their
-    digests are.
+    A hundred thousand shards take about 16 MB of memory, because `shards` stores columns. Two manifests are equal if
+    their digests are equal.
     """
 
     def __init__(self, shards: Iterable[Shard], *, digest: str | None = None) -> None:
@@ -148,7 +151,7 @@ class Manifest:
         return json.dumps(rows, indent=1, sort_keys=True).encode()
 
     def write(self, store: Store) -> None:
-        """Writes the manifest. The dataset exists for readers from then on, so all shards must be written before.
+        """Writes the manifest. From then on readers find the dataset, so all shards must have been written before.
 
         Raises:
             ManifestError: If there is a dataset already, or the manifest is longer than a reader accepts.
@@ -166,7 +169,7 @@ class Manifest:
 
 
 def read_manifest(where: Store | str | Path) -> Manifest:
-    """Returns the manifest of the dataset at a URL or in a store.
+    """Returns the manifest of the dataset at `where`, a URL or a store.
 
     Raises:
         ManifestError: If there is no manifest, or it has a schema that this version does not read, lists no shard, or
@@ -182,7 +185,7 @@ def read_manifest(where: Store | str | Path) -> Manifest:
 
 
 def refuse_dataset(store: Store) -> None:
-    """Checks that a store holds no dataset yet.
+    """Raises an error if a store already holds a dataset.
 
     Raises:
         ManifestError: If the store holds a dataset.

@@ -1,9 +1,9 @@
 """Masks secrets in every text that a person, a log or a tracker sees.
 
-A secret is recognised by its place or by its value. The places are the user and password of a URL, the query of a URL,
-an `Authorization` header, and a value next to a name such as `password` or `access_token`. The known values are those
-of the environment's credential variables, and those that were registered with `remember`. A secret that is recognised
-in neither way is not masked.
+A secret is recognised by its place in the text or by its value. The places are the user and password of a URL, the
+query of a URL, an `Authorization` header, and a value after a name such as `password` or `access_token`. The values are
+those of the environment variables that hold credentials, and those that were registered with `remember`. A secret that
+is recognised neither by its place nor by its value is not masked.
 """
 
 import functools
@@ -64,9 +64,9 @@ def masked(text: str) -> str:
 def masked_url(url: str) -> str:
     """Returns the URL with *** in place of user, password and query.
 
-    Everything before the last @ is treated as user and password, even where the @ belongs to the name of an object. The
-    reason is that half of all secret keys of AWS contain a slash. A URL parser ends the host part at that slash, so it
-    would leave the rest of the key visible.
+    Everything before the last @ is treated as user and password, even if this @ is part of an object's name. The reason
+    is that half of all secret keys of AWS contain a slash. A URL parser would take this slash as the end of the host,
+    and would leave the rest of the key visible.
     """
     scheme, separator, rest = url.partition("://")
     before, at, place = _userinfo(scheme, rest)
@@ -86,8 +86,8 @@ def _userinfo(scheme: str, rest: str) -> tuple[str, str, str]:
 def public_url(url: str) -> str:
     """Returns the URL with *** in place of the user, password and query that a URL parser finds.
 
-    An @ in the path stays. The URL must not be ambiguous (`is_ambiguous`), because a part of a password could then
-    remain visible.
+    Unlike `masked_url`, it keeps a path that contains an @. The URL must not be ambiguous (`is_ambiguous`), because a
+    part of a password could then remain visible.
     """
     scheme, separator, rest = url.partition("://")
     netloc = _netloc(rest)
@@ -97,7 +97,7 @@ def public_url(url: str) -> str:
 
 
 def holds_secret(url: str) -> bool:
-    """Returns whether the URL has a user, a password or a query."""
+    """Returns whether the URL has a user, a password or a query. The result is also True if it `is_ambiguous`."""
     rest = url.partition("://")[2]
     return "@" in _netloc(rest) or "?" in rest or is_ambiguous(url)
 
@@ -117,25 +117,28 @@ def _netloc(rest: str) -> str:
 
 
 def remember(*values: str) -> None:
-    """Registers values that this process masks from now on in every text.
+    """Registers secret values. From now on, this process masks them in every text.
 
-    For a URL only its user, password and query are registered, and not its host. Numbers and short texts are ignored.
+    If a value is a URL, only its user, password and query are registered. Numbers and short texts are ignored.
     """
     with _lock:
         _remembered.update(found for value in values for found in _parts(value))
 
 
 def secrets() -> tuple[str, ...]:
-    """Returns every value that is masked: those of the current environment and those that were registered.
+    """Returns all secrets that are masked by their value: from the current environment, and those registered.
 
-    Another process can register the result with `remember`.
+    Another process can register the result with `remember`, so that it masks the same secrets.
     """
     with _lock:
         return tuple(sorted(_remembered.union(*(_parts(value) for value in _credentials())), key=len, reverse=True))
 
 
 def _credentials() -> Iterator[str]:
-    """Yields the values of environment variables whose name marks a secret, or that hold a URL with a user."""
+    """Yields the values of the environment variables that hold credentials.
+
+    These are variables whose name marks a secret, such as `API_TOKEN`, and those whose value is a URL with a user.
+    """
     for name, value in os.environ.items():
         # A key id alone is not a secret. A short one was chosen by a person, as for a local server, and is often an
         # ordinary word, which would then be masked everywhere.
@@ -159,8 +162,8 @@ def _is_secret(name: str) -> bool:
 def _parts(value: str) -> frozenset[str]:
     """Returns the secrets in a value. Short texts and numbers do not count as secrets.
 
-    The secrets in a URL or in JSON are parts of it. A connection string is a secret as a whole, and so is each of its
-    secret parts. Any other value is a secret as a whole.
+    In a URL and in JSON, only parts are secrets, such as the password. A connection string (`name=value;...`) is a
+    secret as a whole, and its secret parts are secrets as well. Any other value is a secret as a whole.
     """
     return frozenset(part for part in _split(value.strip()) if len(part) >= SHORTEST and not _is_number(part))
 

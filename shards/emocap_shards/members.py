@@ -1,4 +1,4 @@
-"""Finds the two members of a sample, image and annotation, within the bytes that the sample occupies in its tar."""
+"""Finds the two members (files) of a sample, image and annotation, within the bytes of the sample in its tar."""
 
 import io
 import tarfile
@@ -12,10 +12,11 @@ Places = dict[str, tuple[int, int]]
 
 
 def members_of(block: bytes) -> Places:
-    """Returns, for each extension, the (start, stop) of the contents of its member within the block.
+    """Returns a mapping from the extension of each member to the (start, stop) of the member's contents in `block`.
 
-    The extension is the part of a member's name after the first dot. This function itself reads the headers of plain
-    ustar files. All other headers (pax, GNU, other types) are read by tarfile, which takes thirty times as long.
+    `block` holds the bytes of one sample in its tar. An extension is the part of a file name after the first dot. This
+    function itself reads the headers of plain ustar files. If there are other headers (pax, GNU, other types), it uses
+    `tarfile`, which takes thirty times as long.
 
     Raises:
         tarfile.TarError: If the bytes are not a tar.
@@ -38,9 +39,7 @@ def members_of(block: bytes) -> Places:
 
 
 def _is_plain(block: bytes, position: int) -> bool:
-    """Returns whether the header at `position` is that of a regular file with a short name and a size of eleven octal
-    digits.
-    """
+    """Returns whether the tar header at `position` is that of a regular file in ustar format with a short name."""
     return (
         block.startswith(_USTAR, position + 257)
         and block.startswith(_FILE, position + 156)

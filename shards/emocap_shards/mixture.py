@@ -1,11 +1,13 @@
 """Mixes several datasets in fixed shares: decides for each position which dataset provides the sample.
 
-The method is the chairman assignment (Tijdeman 1980): among the datasets that may provide the next sample, the one with
-the earliest deadline is chosen. Among the first p samples, the number of samples of a dataset then differs by at most
-one from its share of p, for any number of datasets. The turns repeat after `ROUND` positions. So the dataset at
-position p is computed from p alone, and resuming needs no other state.
+The method is the chairman assignment (Tijdeman 1980). At each position, it considers the datasets that have provided
+clearly less than their share so far. It chooses the one that would be the first to fall too far below its share; the
+time of this is the deadline of the dataset. Among the first p samples, the number of samples of a dataset then differs
+by at most one from its share of p, for any number of datasets. The sequence of datasets repeats after `ROUND`
+positions, which form a round. So the dataset at position p is computed from p alone, and a run resumes without any
+other state.
 
-In this module, `dataset` is the number of a dataset in the mixture.
+In this module, `dataset` is the index of a dataset in the mixture.
 """
 
 import functools
@@ -27,15 +29,17 @@ ROUND = 1 << 12
 class MixturePlan:
     """Steps of `global_batch` samples from several datasets.
 
-    Each dataset goes through its own epochs, with every sample once in each. An epoch of the cursor consists of as many
-    samples as all datasets have together. A step may reach into the next epoch, so there is no remainder.
+    Each dataset has its own epochs: all of its samples are used once before one is used again. An epoch of the cursor
+    is different: it has as many samples as all datasets together. A step may contain samples of two epochs of the
+    cursor, so no smaller step is needed at the end of an epoch.
 
     Args:
         samples: Number of samples of each dataset.
         weights: Share of each dataset, positive; their sum does not matter. The plan uses shares that are multiples of
             1 / `ROUND`, and at least 1 / `ROUND`.
         global_batch: Number of samples in a step, over all ranks.
-        epochs: The plan ends before this epoch, with a smaller last step if needed; with None it never ends.
+        epochs: The plan ends after this number of epochs, counted from epoch 0, with a smaller last step if needed.
+            With None, the plan never ends.
 
     Example:
         ```python
@@ -66,12 +70,12 @@ class MixturePlan:
             yield Step(tuple(self.ranges(position, stop)), Cursor(*divmod(stop, epoch)))
 
     def ranges(self, start: int, stop: int) -> Iterator[PositionRange]:
-        """Yields the ranges that together fill positions [start, stop) of the mixture, one dataset after the other."""
+        """Yields the samples at positions [start, stop) of the mixture as ranges, one dataset after the other."""
         for dataset, (first, last) in enumerate(zip(self.given(start), self.given(stop), strict=True)):
             yield from passes(dataset, first, last, self.samples[dataset])
 
     def given(self, position: int) -> list[int]:
-        """Returns how many samples each dataset has provided before a position."""
+        """Returns the number of samples that each dataset has provided before a position of the mixture."""
         # The last row of `_turns` counts a full round, so all earlier rounds are a multiple of it.
         rounds, rest = divmod(position, ROUND)
         return (rounds * self._turns[-1] + self._turns[rest]).tolist()
@@ -98,9 +102,9 @@ class MixturePlan:
 
 
 def apportioned(weights: Sequence[float], seats: int) -> list[int]:
-    """Returns one integer for each weight, in proportion to the weights (largest remainders).
+    """Divides `seats` among the weights: returns one integer for each weight, about in proportion to the weights.
 
-    Each integer is at least 1, and their sum is `seats`.
+    The method is that of the largest remainders. Each integer is at least 1, and their sum is `seats`.
 
     Raises:
         PlanError: If there are more weights than seats.

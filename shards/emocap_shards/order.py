@@ -1,12 +1,12 @@
 """Defines the canonical order of one pass over a dataset: a pure function of (seed, epoch, position).
 
-First the shards are shuffled. Their sequence of samples is cut after every `window_samples` samples, and the shards
-that begin between two cuts form a window. Then the samples are shuffled within each window. World size, ranks and
-workers have no influence.
+First the shards are shuffled and laid end to end. This sequence of samples is cut after every `window_samples` samples,
+and the shards that begin between two cuts form a window. Then the samples are shuffled within each window. The order
+does not depend on world size, rank or workers.
 
-Any stretch of the order is computed from the windows that it touches, so resuming late in an epoch costs as much as
-resuming early. What is shuffled is numbers; no file is read here. A test pins the order, because a run that resumes
-after an update must continue with the same samples.
+The samples at some positions are computed only from the windows of these positions, so resuming late in an epoch costs
+as much as resuming early. Only the numbers of samples are shuffled; no file is read here. A test pins the order,
+because a run that resumes after an update of this package must continue with the same samples.
 """
 
 import functools
@@ -39,9 +39,9 @@ class ShardLayout:
 
 @dataclass(frozen=True)
 class Order:
-    """The order of the samples of a layout in one epoch.
+    """The order of the samples of a layout in one epoch. Without `shuffle`, it is the order of the layout.
 
-    Windows are computed when they are needed, and the last two are kept.
+    The shuffled windows are computed when they are needed, and the last two are kept.
 
     Example:
         ```python
@@ -62,8 +62,9 @@ class Order:
             raise PlanError(f"window_samples={self.window_samples}, seed={self.seed}: {rule}.")
 
     def ids(self, start: int, stop: int) -> Ids:
-        """Returns the sample ids at positions [start, stop) of the epoch; only the windows of these positions are
-        computed.
+        """Returns the sample ids at positions [start, stop) of the epoch.
+
+        Only the windows of these positions are computed.
 
         Raises:
             PlanError: If the positions do not lie within the epoch.
@@ -82,7 +83,7 @@ class Order:
     def window(self) -> Callable[[int], Ids]:
         """A function that returns the shuffled sample ids of the window with a given number.
 
-        Its last two results are cached, for this order alone.
+        The function caches its last two results. Each `Order` has its own cache.
         """
         return functools.lru_cache(maxsize=2)(self._window)
 
@@ -93,8 +94,9 @@ class Order:
 
     @functools.cached_property
     def _windows(self) -> tuple[list[Ids], Ids]:
-        """The shards of every window, and an array with the first position of every window, followed by the end of the
-        epoch.
+        """The shards of every window, and the positions at which the windows begin.
+
+        The last entry of the positions is the end of the epoch.
         """
         # Block 0 is the order of the shards; window n shuffles its samples with block n + 1.
         order = permutation(self.seed, self.epoch, 0, len(self.layout.counts))
@@ -106,10 +108,11 @@ class Order:
 
 
 def permutation(seed: int, epoch: int, block: int, size: int) -> Ids:
-    """Returns a permutation of range(size) that depends on its arguments alone.
+    """Returns a permutation of range(size) that depends on the arguments alone.
 
-    The permutation is the order that sorts raw random integers. NumPy guarantees that raw integers stay the same in
-    later versions, and makes no such promise for the methods of `Generator`.
+    `block` distinguishes the permutations of an epoch: 0 is that of the shards, and n + 1 that of window n. The
+    permutation is the order that sorts raw random integers of a bit generator. NumPy guarantees that later versions
+    return the same raw integers, but not that the methods of `Generator` return the same results.
     """
     # The sort is stable, so equal integers keep their order, and the result is the same on every machine.
     bits = np.random.PCG64(np.random.SeedSequence([seed, epoch, block]))

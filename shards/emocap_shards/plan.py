@@ -1,7 +1,8 @@
-"""Plans which samples form which step, and which of them belong to a rank, without any I/O.
+"""Plans which samples form each step, and which samples of a step belong to each rank, without any I/O.
 
-A plan yields steps as ranges of positions; `order` turns positions into samples, and `rank_slice` cuts the rows of a
-step for a rank. So every rank and every loader process computes the same steps without a message to the others.
+A plan yields steps as ranges of positions. The module `order` turns positions into samples, and `rank_slice` returns
+the rows of a step that belong to a rank. So all ranks and all loader processes compute the same steps, without sending
+messages to each other.
 """
 
 from collections.abc import Iterator
@@ -16,7 +17,8 @@ from emocap_shards.errors import PlanError
 class PositionRange:
     """Positions [start, stop) of one pass over one dataset.
 
-    `dataset` is the number of the dataset in a mixture, or 0 without a mixture. `epoch` is the number of the pass.
+    `dataset` is the index of the dataset in a mixture, or 0 without a mixture. `epoch` is the number of the pass,
+    counted from 0.
     """
 
     dataset: int
@@ -42,10 +44,10 @@ class Step:
 
 @runtime_checkable
 class StepPlan(Protocol):
-    """The order of all samples of a run, as a value without state."""
+    """Divides all samples of a run into steps. A plan is a value without state."""
 
     def steps(self, start: Cursor) -> Iterator[Step]:
-        """Yields the steps after a cursor. The cursor's position need not be a multiple of the batch.
+        """Yields the steps that follow a cursor. Its position need not be a multiple of the global batch.
 
         Raises:
             PlanError: If the plan has no step at all, or the cursor lies after the end of its epoch.
@@ -55,13 +57,13 @@ class StepPlan(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EpochPlan:
-    """Complete passes over one dataset. The last step of a pass takes the remainder, or the remainder is dropped.
+    """Passes (epochs) over one dataset. If the last step of an epoch is not full, it is smaller or left out.
 
     Args:
         samples: Number of samples in an epoch.
         global_batch: Number of samples in a step, over all ranks.
-        drop_last: Whether to drop the remainder of each pass.
-        epochs: The plan ends before this epoch; with None it never ends.
+        drop_last: Whether to leave out the last step of an epoch if it is not full.
+        epochs: The plan ends after this number of epochs, counted from epoch 0. With None, it never ends.
 
     Example:
         ```python
@@ -94,7 +96,7 @@ class EpochPlan:
             epoch, position = epoch + 1, 0
 
     def _stop(self, position: int) -> int | None:
-        """Returns the position at which the step from `position` ends, or None if no step is left in the epoch."""
+        """Returns the end of the step that begins at `position`, or None if no step is left in the epoch."""
         stop = min(position + self.global_batch, self.samples)
         short = stop - position < self.global_batch
         return None if stop == position or (short and self.drop_last) else stop
@@ -112,10 +114,10 @@ def steps_per_epoch(samples: int, global_batch: int, *, drop_last: bool) -> int:
 
 
 def rank_slice(rows: int, rank: int, world_size: int) -> slice:
-    """Returns the rank's contiguous share of `rows`.
+    """Returns the rows, of `rows` rows of a step, that belong to a rank: a contiguous share.
 
-    Shares differ by at most one row. Some shares are empty if rows < world_size. The training code cuts its batch by
-    the same rule (decision 18).
+    The numbers of rows of two ranks differ by at most one. If `rows` is less than `world_size`, some ranks have no
+    rows. The training code divides its batch in the same way (decision 18).
 
     Raises:
         PlanError: If `rank` is not below `world_size`.
@@ -128,8 +130,8 @@ def rank_slice(rows: int, rank: int, world_size: int) -> slice:
 def passes(dataset: int, start: int, stop: int, samples: int) -> Iterator[PositionRange]:
     """Yields positions [start, stop) of repeated passes over a dataset, cut into one range for each pass.
 
-    `start` and `stop` count over all passes. `samples` is the number of samples in a pass, and `dataset` the number of
-    the dataset.
+    `start` and `stop` are counted from the beginning of the first pass. `samples` is the number of samples in a pass,
+    and `dataset` is the index of the dataset.
     """
     while start < stop:
         epoch, position = divmod(start, samples)
@@ -139,7 +141,7 @@ def passes(dataset: int, start: int, stop: int, samples: int) -> Iterator[Positi
 
 
 def check_cursor(start: Cursor, samples: int) -> None:
-    """Checks that a cursor lies within an epoch of `samples`.
+    """Checks that a cursor lies within an epoch of `samples` samples.
 
     Raises:
         PlanError: If the cursor lies after the end of the epoch.

@@ -2,14 +2,14 @@
 
 
 def printable(text: str, *, lines: bool = False) -> str:
-    """Returns the text without the characters that could control a terminal.
+    """Returns the text with a replacement for each character that could control a terminal.
 
-    These are characters that move the cursor, change colours or the direction of text, make links, or are invisible.
-    White space becomes a space, and the others become U+FFFD.
+    Such characters move the cursor, change colours or the direction of text, make links, or are invisible. Each white
+    space among them is replaced by a space, and every other one by U+FFFD.
 
     Args:
         text: Any text.
-        lines: Whether line feeds are kept. Without them the result is one line.
+        lines: Whether line feeds are kept. Otherwise they are replaced by spaces, so the result is one line.
     """
     # `isprintable` is false for every character that controls something, bidi controls among them, and for lone
     # surrogates.
@@ -22,9 +22,7 @@ def printable(text: str, *, lines: bool = False) -> str:
 
 
 def short(value: object, letters: int = 80) -> str:
-    """Returns `repr(value)`. A result of more than `letters` characters is shown without its middle, for use in
-    messages.
-    """
+    """Returns `repr(value)` for use in messages. If it has more than `letters` characters, its middle is left out."""
     text = repr(value)
     if len(text) <= letters:
         return text

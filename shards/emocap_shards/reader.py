@@ -1,9 +1,10 @@
-"""Reads samples by number: neighbouring samples in one request, and every byte checked against the shard index.
+"""Reads samples of a dataset by their numbers. One request reads neighbouring samples, and all bytes are verified.
 
-`Reader.fetch` looks up the samples in the indexes, groups them by segment (with a cache) or by shard (without), takes
-their bytes from the cache or from the store, checks each CRC-32C, and finds the members of each sample. Nothing is
-decoded here; `decoded` does that for one sample, in the process that needs the pixels. A damaged sample is a result, so
-that the others of the same call are not lost; a missing shard is an error.
+`Reader.fetch` looks up the samples in the shard indexes, groups them by segment (with a cache) or by shard (without a
+cache), takes their bytes from the cache or from the store, verifies the CRC-32C of each sample, and finds its image and
+its annotation in the bytes. It decodes nothing; `decoded` decodes one sample, in the process that needs the pixels. In
+place of a damaged sample, `fetch` returns an error object, so that the other samples of the call are not lost. For a
+missing shard it raises an error.
 """
 
 import tarfile
@@ -41,8 +42,9 @@ class Reader:
         store: The store that holds the dataset.
         manifest: The manifest of the dataset.
         cache: A cache for segments of the shards, if the store is remote.
-        first: The `index` that the first sample of the dataset gets. The ids of `fetch` always count from 0.
-        place: A prefix for the paths of damaged shards, used if there are several datasets.
+        first: The value of `index` in the results for the first sample of the dataset. The ids that `fetch` takes count
+            from 0 in any case.
+        place: A prefix for the paths of shards in results and errors. It distinguishes several datasets.
 
     Example:
         ```python
@@ -69,8 +71,8 @@ class Reader:
 
         Args:
             ids: Numbers of samples in the dataset.
-            direct: Whether to request only these samples, and not the segments that the cache lacks. This is the
-                fastest way to read a few samples.
+            direct: Whether to request only the bytes of these samples if the cache lacks them, and not the whole
+                segments. This is the fastest way to read a few samples.
 
         Raises:
             DamagedShard: If a shard or its index is missing, or differs from what the manifest says.
@@ -94,7 +96,7 @@ class Reader:
         return [results[place] for place in places.tolist()]
 
     def warm(self, ids: Ids) -> None:
-        """Brings the segments that hold these samples into the cache.
+        """Fetches the segments that hold these samples into the cache. Without a cache, it does nothing.
 
         Raises:
             DamagedShard: If a shard or its index is missing, or differs from what the manifest says.
@@ -118,15 +120,15 @@ class Reader:
         ]
 
     def _parts(self, wanted: Iterable[ShardRows]) -> list[Part]:
-        """Returns the wanted samples in one part for each segment, or for each shard if there is no cache."""
+        """Divides the wanted samples into parts: one for each segment, or one for each shard if there is no cache."""
         if self._cache is None:
             return [(None, rows) for rows in wanted]
         return [part for rows in wanted for part in rows.segments()]
 
     def _fill(self, parts: Sequence[Part]) -> Fetched:
-        """Fills the cache, and returns the wanted samples of the segments that this call fetched.
+        """Fetches the missing segments into the cache, and returns the wanted samples of the fetched segments.
 
-        The cache may have no room for a fetched segment, so the wanted samples are cut out of the fetched bytes.
+        The samples are cut out of the fetched bytes, because the cache may have no room for a fetched segment.
         """
         if self._cache is None:
             return {}
@@ -137,7 +139,8 @@ class Reader:
     def _blocks(self, parts: Iterable[Part], fetched: Fetched) -> Iterator[bytes]:
         """Yields the bytes of every wanted sample in order.
 
-        The bytes come from `fetched`, from the cache, or from the store, where neighbouring samples share a request.
+        The bytes come from `fetched`, from the cache or from the store. Neighbouring samples are requested from the
+        store together.
         """
         # First find out what neither this call nor the cache has. Then request all of that in one call, so that the
         # store can send the requests at the same time. Last, merge both in the order of the samples.
@@ -160,13 +163,14 @@ class Reader:
             raise DamagedShard.at(self._place + error.path, "it is missing") from error
 
     def _repaired(self, ids: Ids, slots: Sequence[tuple[Shard, Slot]], blocks: list[bytes]) -> set[int]:
-        """Reads wrong blocks again and replaces them in `blocks`, because bits that flip on the way are not damage.
+        """Reads blocks again whose checksum is wrong, and replaces them in `blocks`.
 
-        A block is read again until it is right, is wrong in the same way twice, or was read again `READS_AGAIN`
-        times.
+        A block holds the bytes of one sample. The bits may have flipped on the way, and then the stored sample is not
+        damaged. A block is read again until its checksum is right, until two readings gave the same wrong bytes, or
+        until it was read again `READS_AGAIN` times.
 
         Returns:
-            The places of the blocks that remain wrong.
+            The indices in `blocks` of those that remain wrong.
         """
         open_cases = [place for place, (_, slot) in enumerate(slots) if not is_intact(blocks[place], slot)]
         damaged = set(open_cases)
@@ -186,7 +190,7 @@ class Reader:
         return damaged
 
     def _opened(self, index: int, shard: Shard, slot: Slot, block: bytes) -> Encoded | DamagedSample:
-        """Returns the sample whose two tar members are in `block`, or the error if the block holds something else."""
+        """Returns the sample whose bytes are `block`, or an error if they are not one image and one annotation."""
         path = self._place + shard.path
         try:
             members = members_of(block)
@@ -212,13 +216,15 @@ class Reader:
 
 
 def decoded(sample: Encoded | DamagedSample, *, seed: int = 0, epoch: int = 0) -> Sample | DamagedSample:
-    """Returns the sample with its pixels and the caption that is shown in this epoch; a damaged sample is returned
-    unchanged.
+    """Returns the sample with its pixels and the caption that is shown in this epoch.
+
+    A damaged sample is returned unchanged. The result is also a `DamagedSample` if the image or the annotation cannot
+    be decoded. If the image has several captions, `seed`, `epoch` and the sample's index determine which one is shown.
 
     Args:
-        sample: The result of `Reader.fetch`.
-        seed: Seed of the run, which chooses among several captions.
-        epoch: Epoch of the sample's dataset, which chooses among several captions.
+        sample: One entry of the result of `Reader.fetch`.
+        seed: Seed of the run.
+        epoch: Epoch of the sample's dataset.
     """
     if isinstance(sample, DamagedSample):
         return sample
@@ -234,12 +240,15 @@ def decoded(sample: Encoded | DamagedSample, *, seed: int = 0, epoch: int = 0) -
 
 
 def is_intact(block: bytes, slot: Slot) -> bool:
-    """Returns whether the block has the length and the CRC-32C that its index entry says."""
+    """Returns whether `block` has the length and the CRC-32C that `slot`, its entry in the shard index, says."""
     return len(block) == slot.length and google_crc32c.value(block) == slot.crc32c
 
 
 def _view(captions: int, key: tuple[int, int, int]) -> int:
-    """Returns which of several captions is chosen, as a function of `key`, which is (seed, epoch, sample)."""
+    """Returns the index of the caption that is shown, of `captions` captions.
+
+    It is a function of `key`, which is (seed, epoch, index of the sample).
+    """
     # A function of the key and not of a stream of random numbers, so a resumed run shows the same caption (decision 2).
     return int(np.random.SeedSequence(key).generate_state(1)[0]) % captions if captions > 1 else 0
 
