@@ -28,7 +28,7 @@ class Record:
 
     `image` holds the encoded bytes exactly as they will lie in the tar. `extension` names the encoding ("jpg", "png",
     "webp"). `key` contains no dot and no slash. `further` holds other captions of the same image. In each epoch a
-    stream chooses one of all captions.
+    `Stream` chooses one caption from `caption` and `further`.
     """
 
     key: str
@@ -41,12 +41,12 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """An undecoded sample of a shard, whose checksum has been verified.
+    """An undecoded sample of a shard; the sample's checksum has been verified.
 
     `index` is the number of the sample in the order of the manifests, which does not depend on epochs or world size.
     `shard` is the path of the tar. `block` holds the bytes of the sample in the tar, with the tar headers of its two
-    members. `image_at` and `annotation_at` are the (start, stop) of the contents of the members within `block`; each
-    use of the properties `image` and `annotation` copies these bytes.
+    members, the image and the annotation. `image_at` and `annotation_at` are their ranges (start, stop) within `block`,
+    without headers. Each use of the properties `image` and `annotation` copies the bytes of such a range.
     """
 
     index: int
@@ -71,8 +71,8 @@ class Sample:
     """A decoded sample of a shard.
 
     `index` is the number of the sample in the order of the manifests, which does not depend on epochs or world size.
-    `image` is upright RGB. `caption` is the one of the image's captions that is shown in this epoch, and `further`
-    holds the others. `epoch` is the number of complete passes over the sample's dataset before this one.
+    `image` is upright RGB. `caption` is the caption that was chosen for this epoch, and `further` holds the image's
+    other captions. `epoch` is the number of complete passes over the sample's dataset before the current pass.
     """
 
     index: int

@@ -1,8 +1,9 @@
 """Groups neighbouring samples of a shard into segments. A segment is fetched in one request, and the cache stores it as
 one file.
 
-Segments tile a shard, and are cut between samples: a sample belongs to the segment in whose interval of bytes it
-begins. So the segments of a shard are the same for every rank and every run (decision 13).
+A shard is divided into intervals of `SEGMENT_BYTES` bytes, and a segment contains the samples that begin in one
+interval. So no sample is cut in two, and the segments of a shard are the same for every rank and every run (decision
+13).
 """
 
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ SEGMENT_BYTES = 4 << 20
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ShardRows:
-    """Some samples of one shard; `rows` are row numbers within the shard, in ascending order."""
+    """Some samples of one shard; `rows` are their indices within the shard, in ascending order."""
 
     shard: Shard
     index: ShardIndex
@@ -58,11 +59,11 @@ class ShardRows:
         return [Slot(key.decode(), offset, length, crc32c) for key, offset, length, crc32c in values]
 
     def runs(self, gap_bytes: int) -> tuple[list[Span], list[tuple[int, int, int]]]:
-        """Joins the samples into ranges for requests. A gap of more than `gap_bytes` between two samples begins a new
-        range.
+        """Joins neighbouring samples into ranges of bytes, one for each request. If more than `gap_bytes` bytes lie
+        between two samples, the second one begins a new range.
 
         Returns:
-            The ranges, and for each sample (number of its range, start and stop within the range).
+            The ranges, and for each sample (index of its range, start and stop within the range).
         """
         starts, stops = self.starts, self.stops
         # `breaks` are the rows that begin a new range, `run` is the number of each row's range, and `origin` the first
@@ -76,7 +77,9 @@ class ShardRows:
         return [(self.shard.path, start, stop) for start, stop in ranges], list(cuts)
 
     def segments(self) -> Iterator[tuple["Segment", "ShardRows"]]:
-        """Yields the segments that contain these samples, each with those of the samples that lie in it."""
+        """Yields (segment, rows) for each segment that contains some of these samples. `rows` are those of these
+        samples that lie in the segment.
+        """
         # Rows are ascending, so the rows of one segment are neighbours, among the wanted ones and among all of the
         # shard.
         numbers = self.starts // SEGMENT_BYTES
@@ -90,8 +93,8 @@ class ShardRows:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Segment:
-    """All samples of a shard that begin in the same interval of `SEGMENT_BYTES` bytes; `number` counts these intervals
-    from 0.
+    """All samples of a shard that begin in the same interval of `SEGMENT_BYTES` bytes; `number` is the index of the
+    interval, from 0.
     """
 
     samples: ShardRows
@@ -114,17 +117,19 @@ class Segment:
         return self.samples.stop - self.samples.start
 
     def places(self, wanted: ShardRows) -> list[tuple[int, int]]:
-        """Returns, for each wanted sample, its first byte within the segment and its length."""
+        """Returns, for each wanted sample, the position of its first byte in the segment, and its length."""
         starts = (wanted.starts - self.samples.start).tolist()
         return list(zip(starts, (wanted.stops - wanted.starts).tolist(), strict=True))
 
     def pieces(self, wanted: ShardRows, data: bytes) -> list[bytes]:
-        """Returns the bytes of each wanted sample, cut out of `data`, the bytes of the segment. They are incomplete if
-        `data` is too short.
+        """Returns the bytes of each wanted sample, cut out of `data`, the bytes of the segment. If `data` is too short,
+        some samples are incomplete.
         """
         return [data[start : start + length] for start, length in self.places(wanted)]
 
     def is_intact(self, data: bytes) -> bool:
-        """Returns whether every sample in `data`, the bytes of the segment, has the checksum of the index."""
+        """Returns whether every sample in `data`, the bytes of the segment, has the checksum that the shard's index
+        states.
+        """
         sums = self.samples.index.crc32c[self.samples.rows].tolist()
         return [google_crc32c.value(block) for block in self.pieces(self.samples, data)] == sums

@@ -1,9 +1,10 @@
 """Opens and uses stores: a folder, S3, or any file system that fsspec knows.
 
 `open_store` (in `opening`) returns a `Store` (in `protocol`), the interface that all other code uses. `folder`
-implements it for a file system. `objects` implements it for everything else: `transfer` cuts large objects into parts
-and limits the requests in flight, `retry` repeats them within a `budget`, and a `backend` (`s3`, `web`, `driver` or
-`memory`) makes a single attempt. `failure` interprets the errors of all of them.
+implements this interface for a file system, and `objects` implements it for everything else. `objects` uses these
+modules: `transfer` cuts large objects into parts and limits the number of simultaneous requests. `retry` repeats failed
+requests, and `budget` limits how many retries are sent. A `backend` (`s3`, `web`, `driver` or `memory`) sends each
+request once. `failure` interprets the errors of all stores.
 """
 
 from emocap_shards.store.limits import RetryConfig, TransferConfig

@@ -1,4 +1,6 @@
-"""Defines the interface between the object store and S3, web servers or the drivers of fsspec."""
+"""Defines the interface through which an `ObjectStore` sends requests: to S3, to web servers, or by the drivers of
+fsspec.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -27,8 +29,8 @@ class Facts:
 
     Args:
         size: Size in bytes.
-        version: The object's version, or "".
-        writer: The `Condition.writer` of the write that made the object, or "" if that is unknown.
+        version: The object's version, or "" if the answer does not contain it.
+        writer: The name of the write that made the object (`Condition.writer`), or "" if it is unknown.
         age_s: Seconds since the object was written, by the server's clock, or None if the answer does not contain the
             time.
     """
@@ -41,7 +43,7 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One page of a listing; `token` requests the next page, and "" marks the last one."""
+    """One page of a listing. The request for the next page contains `token`; on the last page `token` is ""."""
 
     entries: list[Entry]
     token: str = ""
@@ -49,9 +51,10 @@ class Page:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Condition:
-    """The condition of a write: the object is absent, or still has this version.
+    """The condition of a write. With `absent`, the object must not exist; otherwise it must still have this `version`.
 
-    `writer` is a random name of this one write. If an answer is lost, it shows whether this write made the object.
+    `writer` is a random name that identifies this write, and is stored with the object. If the server's answer is lost,
+    the name shows whether this write made the object.
     """
 
     version: str = ""
@@ -61,11 +64,11 @@ class Condition:
 
 @runtime_checkable
 class Backend(Protocol):
-    """Sends the requests of a store of one kind. Each method makes a single attempt.
+    """Sends the requests to one kind of store, such as S3. Each method makes a single attempt.
 
     All methods run on the event loop of this process (`together.wait_for`), so they must not block.
 
-    Paths are relative to the root. The methods raise the errors of the underlying library, or `Refusal`.
+    Paths are relative to the root of the store. The methods raise the errors of the underlying library, or `Refusal`.
     """
 
     trusted: bool
@@ -74,15 +77,18 @@ class Backend(Protocol):
     """True if the backend can write on the condition that an object still has a given version."""
 
     async def get(self, path: str, start: int, end: int, *, attempt: int) -> ObjectBytes:
-        """Returns bytes [start, end) with start < end; fewer, or none, if the object ends earlier."""
+        """Returns bytes [start, end), where start < end. If the object ends earlier, the result has fewer bytes, or
+        none. `attempt` is the number of the attempt, from 1.
+        """
         ...
 
     async def get_whole(self, path: str, *, limit_bytes: int, most_bytes: int | None = None) -> ObjectBytes:
         """Returns all bytes of an object of at most `limit_bytes`.
 
-        For a larger object the result contains only the beginning, or no bytes, and `total` is the object's size. A
-        backend that cannot return the rest in ranges may exceed `limit_bytes`. No backend reads beyond `most_bytes`;
-        for an object above that, `total` is some number above `most_bytes`.
+        For a larger object, the result contains only the beginning of the object or no bytes, and `total` is the
+        object's size. The caller then reads the object in ranges. A backend that cannot read ranges may exceed
+        `limit_bytes` instead. No backend returns more than `most_bytes` + 1 bytes. If the object has more than
+        `most_bytes` bytes, `total` is some number above `most_bytes`.
         """
         ...
 
@@ -93,7 +99,9 @@ class Backend(Protocol):
     async def put_file(self, path: str, local_path: str) -> None: ...
 
     async def page(self, prefix: str, token: str) -> Page:
-        """Returns a page of the listing of a folder; `token` is "" or that of the previous page."""
+        """Returns one page of the listing of the folder `prefix`. `token` is "" for the first page, and `Page.token` of
+        the previous page for every further one.
+        """
         ...
 
     async def delete(self, paths: Sequence[str]) -> None:

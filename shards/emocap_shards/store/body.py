@@ -25,9 +25,10 @@ async def at_most(read: Read, limit_bytes: int) -> bytes:
 
 
 async def cut(read: Read, start: int, end: int) -> tuple[bytes, int | None]:
-    """Returns bytes [start, end) of the body, and the size of the body if it ended before `end`; otherwise None.
+    """Returns bytes [start, end) of the body. The second value is the size of the body if the body ended before `end`,
+    and None otherwise.
 
-    Bytes after `end` are not waited for.
+    The function does not wait for bytes after `end`.
     """
     kept, seen = bytearray(), 0
     while seen < end:

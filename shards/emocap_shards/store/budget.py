@@ -1,9 +1,10 @@
 """Limits how many retries a process may send to a server, so that waiting clients do not overload a recovering server.
 
 The budget is a token bucket, as in the retry quota of AWS's clients and in gRPC's retry throttling. A retry takes one
-token. A retry that succeeds returns two tokens, so that all waiting requests are released within a few round trips once
-the server answers again. A request that succeeds at the first attempt earns a tenth of a token, and time earns `PER_S`
-tokens a second. So while a server is down, a process sends `PER_S` requests a second, however many of its threads wait.
+token. A retry that succeeds adds two tokens, so that all waiting requests are released within a few round trips once
+the server answers again. A request that succeeds at the first attempt adds a tenth of a token, and every second adds
+`PER_S` tokens. So once a server is down and the tokens are used up, a process sends `PER_S` retries a second, no matter
+how many of its threads wait.
 """
 
 import asyncio
@@ -20,9 +21,7 @@ RETURNED = 2.0
 
 
 class Budget:
-    """The retries that one process may send to one server. An instance belongs to the event loop that first waits for
-    it.
-    """
+    """Limits the retries that one process sends to one server. An instance can be used on one event loop only."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -30,7 +29,7 @@ class Budget:
         self._line, self._earned = asyncio.Lock(), asyncio.Event()
 
     async def turn(self) -> None:
-        """Waits until one more retry may be sent, in the order of arrival."""
+        """Waits until one more retry may be sent. Callers are released in the order of their calls."""
         # Only the first in the line waits for a token; the others wait for the lock, which is given in the order of
         # arrival. A retry that succeeds wakes the first one early.
         async with self._line:
@@ -50,7 +49,7 @@ class Budget:
         return 0.0
 
     def succeeded(self, *, again: bool) -> None:
-        """Records that a request was answered; `again` says that it was a retry."""
+        """Records that a request was answered; `again` is true if the request was a retry."""
         self._tokens = min(BURST, self._tokens + (RETURNED if again else SHARE))
         if again:
             self._earned.set()
@@ -58,7 +57,7 @@ class Budget:
 
 @functools.lru_cache(maxsize=64)
 def budget_of(server: str, pid: int) -> Budget:  # noqa: ARG001 - a forked process has its own event loop
-    """Returns the budget of the retries that a process may send to a server."""
+    """Returns the budget of the retries that the process `pid` may send to a server."""
     return Budget()
 
 

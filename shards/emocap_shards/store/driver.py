@@ -17,7 +17,9 @@ _GOOGLE = {"gs", "gcs"}
 
 
 class Driver:
-    """A backend that calls fsspec's own methods. It supports `put_if_absent` only for Google's store."""
+    """A backend that calls the methods of a file system of fsspec. `put_if_absent` is reliable only for Google's store,
+    and `put_if_match` raises an error.
+    """
 
     swaps = False
 
@@ -79,9 +81,10 @@ class Driver:
 
 
 async def _call(method: Callable[..., Awaitable[Any]], *arguments: Any, **options: Any) -> Any:
-    """Calls a driver's method and turns an unexpected error that has an HTTP status into a `Refusal`.
+    """Calls a driver's method, and turns each error that is not among `EXPECTED` into a `Refusal`.
 
-    This is needed because each driver has its own classes of errors.
+    This is needed because each driver has its own classes of errors. The `Refusal` has the HTTP status of the error, or
+    0 if the error has none.
     """
     try:
         return await method(*arguments, **options)

@@ -86,7 +86,9 @@ class Refusal(Exception):  # noqa: N818 - never leaves the store, which raises `
 
 
 class ShortAnswer(ConnectionError):  # noqa: N818
-    """An answer does not hold exactly the requested bytes. Its bytes are never used, and the request is repeated."""
+    """An answer does not hold exactly the requested bytes. The received bytes are never used, and the request is
+    repeated.
+    """
 
 
 EXPECTED = (OSError, BotoCoreError, ClientError, aiohttp.ClientError, ResponseParserError, Refusal)
@@ -96,7 +98,8 @@ EXPECTED = (OSError, BotoCoreError, ClientError, aiohttp.ClientError, ResponsePa
 def is_transient(error: BaseException) -> bool:
     """Returns whether the same request may succeed later.
 
-    This is so for lost connections, timeouts, bytes that were damaged on the way, and the statuses 408, 429 and 5xx.
+    This is so for lost connections, timeouts and bytes that were damaged during the transfer. It is also so for the
+    statuses 408, 429 and 5xx except 501 and 505, and for the error codes in `_PASSING`.
     """
     status, code = answer(error)
     if status or code:
@@ -109,7 +112,9 @@ def is_transient(error: BaseException) -> bool:
 
 
 def retry_after_s(error: BaseException) -> float:
-    """Returns how many seconds the server asks clients to wait in its header Retry-After; 0 without this header."""
+    """Returns how many seconds clients have to wait according to the server's header Retry-After; 0 without this
+    header.
+    """
     if isinstance(error, Refusal):
         return _seconds(error.retry_after)
     response: dict[str, Any] = getattr(error, "response", None) or {} if isinstance(error, ClientError) else {}
@@ -127,7 +132,9 @@ def _seconds(text: str) -> float:
 
 
 def is_absence(error: BaseException) -> bool:
-    """Returns whether the error says that the object, and not its bucket, does not exist."""
+    """Returns whether the error says that the object does not exist. The result is False if it says that the bucket
+    does not exist.
+    """
     return isinstance(error, FileNotFoundError) or (answer(error)[0] == 404 and not is_no_bucket(error))
 
 
@@ -141,7 +148,9 @@ def is_lost_condition(error: BaseException) -> bool:
 
 
 def answer(error: BaseException) -> tuple[int, str]:
-    """Returns the HTTP status and the error code of an answer; (0, "") without an answer."""
+    """Returns the HTTP status and the error code of the server's answer that caused the error; (0, "") without an
+    answer.
+    """
     if isinstance(error, Refusal):
         return error.status, error.code
     response: dict[str, Any] = getattr(error, "response", None) or {}

@@ -1,7 +1,7 @@
 """Implements a store in a folder on a local or shared file system, with the guarantees of an object store.
 
-Every guarantee comes from one call of the file system: `rename` replaces an object at once, `link` creates one only if
-it is absent, and `flock` lets one process at a time compare and write.
+Every guarantee comes from one call of the file system: `rename` replaces an object in one step, `link` creates an
+object only if it is absent, and `flock` lets only one process at a time compare a version and write.
 """
 
 import hashlib
@@ -28,15 +28,15 @@ _LOCK_WAIT_S = 60.0  # A lock is held for as long as it takes to write a small o
 
 @dataclass(frozen=True, slots=True)
 class FolderStore:
-    """Objects are files below `root`, an absolute path.
+    """A store whose objects are the files below `root`, an absolute path.
 
     An object is complete or absent. A write goes to a hidden file next to its target, which is flushed to disk and then
     renamed to the target. `put_if_match` locks a hidden file with flock, which the file system must support. This lock
     keeps out other calls of `put_if_match`, but not a simultaneous `put`.
 
-    Links among the objects are followed, because people assemble datasets from links. A link that does not lead to a
-    regular file (but, for example, to a pipe) is an error, and the store does not block on it. Lock files are opened
-    without following links.
+    Links among the objects are followed, because people assemble datasets from links. A link that leads to something
+    other than a regular file, such as a pipe, is an error, and the store does not wait for data from it. Lock files are
+    opened without following links.
     """
 
     root: str
@@ -120,7 +120,9 @@ class FolderStore:
             return self._at(path).is_file()
 
     def age_s(self, path: str) -> float | None:
-        """Returns the age by the clock that sets the times of files in this folder; on a shared disk this is the
+        """Returns the object's age in seconds, or None if this process cannot write to the folder.
+
+        The age is measured by the clock that sets the times of the files in the folder. On a shared disk this is the
         server's clock.
         """
         with self._as_store_error("find", path):
@@ -158,10 +160,11 @@ class FolderStore:
 
     @contextmanager
     def _landing(self, path: str) -> Generator[Path]:
-        """Yields a hidden path next to the target, to which the caller writes; the hidden file is deleted afterwards in
-        any case.
+        """Yields a hidden path next to the target. The caller writes a file there, and renames it or links it to the
+        target.
 
-        The caller renames or links the file to the target. The folder is then flushed, so that the new name is durable.
+        If the `with` block raises no error, the folder is then flushed, so that the new name is durable. The hidden
+        file is deleted in any case.
         """
         target = self._at(path)
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -13,10 +13,10 @@ from emocap_shards.store.failure import local_trouble
 
 @contextmanager
 def landing(target: Path) -> Generator[Path]:
-    """Yields a hidden path next to the target, to which the caller writes.
+    """Yields a hidden path next to the target. The caller writes a file at the hidden path.
 
-    Afterwards the hidden file is renamed to the target. After an error it is deleted. The caller flushes the bytes to
-    the disk, if they have to survive a loss of power.
+    At the end of the `with` block the hidden file is renamed to the target; after an error it is deleted. If the bytes
+    have to survive a loss of power, the caller must flush them to the disk.
 
     Raises:
         StoreError: If the local disk fails; the message names the target.
@@ -32,7 +32,7 @@ def landing(target: Path) -> Generator[Path]:
 
 @contextmanager
 def local_errors(target: Path | str) -> Generator[None]:
-    """Turns an error of the local disk into a `StoreError` that names the target."""
+    """Turns an error of the local disk in the `with` block into a `StoreError` that names the target."""
     try:
         yield
     except OSError as error:
@@ -40,7 +40,7 @@ def local_errors(target: Path | str) -> Generator[None]:
 
 
 def need_room(descriptor: int, size: int) -> None:
-    """Checks that the disk of an open file has room for `size` bytes, before they are requested.
+    """Checks that the disk of an open file has room for `size` bytes, before these bytes are requested from a server.
 
     Without this check a server that claims a wrong size could fill the disk.
 

@@ -13,11 +13,11 @@ class RetryConfig:
     """Defines when a request is repeated, and when the store gives up.
 
     Args:
-        deadline_s: For how long one request is repeated, counted from its first attempt. This attempt counts as
-            `attempt_s(0)` at most, however long it took. 0 means a single attempt.
+        deadline_s: For how long a failed request is repeated. The time begins with the first attempt; if this attempt
+            took longer than `attempt_s(0)`, only `attempt_s(0)` seconds of it are counted. 0 means a single attempt.
         first_wait_s: Upper bound of the first pause. The bound doubles with every attempt. Each pause is a random share
             of the bound (full jitter, Brooker 2015), so that a thousand readers do not return at the same moment.
-        longest_wait_s: The bound does not grow beyond this.
+        longest_wait_s: Largest value of this bound.
         connect_timeout_s: Longest time for opening a connection.
         read_timeout_s: Longest time until the next byte arrives.
         slowest_bytes_per_s: A request that transfers fewer bytes per second is cancelled and repeated. This is needed
@@ -60,9 +60,9 @@ class TransferConfig:
     """Limits the requests that one process makes to one store at the same time.
 
     Args:
-        in_flight: Number of requests; further requests wait.
+        in_flight: Largest number of simultaneous requests; further requests wait.
         part_bytes: A longer range or file is transferred in parts of this size. S3 requires at least 5 MiB.
-        parts_in_flight: Number of parts of files in memory at the same time, in each direction.
+        parts_in_flight: Largest number of parts of one file that are in memory at the same time.
     """
 
     in_flight: int = 32

@@ -12,7 +12,9 @@ from emocap_shards.store.protocol import Entry
 
 
 class Memory:
-    """A backend that never awaits. Each request is therefore atomic on the event loop, so conditions of writes hold."""
+    """A backend whose requests never wait. On the event loop each request is therefore atomic: no other one can come
+    between the check of a condition and the write.
+    """
 
     trusted, swaps = True, True
 

@@ -1,8 +1,8 @@
 """Implements a store of objects on S3, web servers, fsspec's drivers or memory.
 
-The methods of `ObjectStore` are synchronous. `_run` runs their work as a coroutine on fsspec's event loop, in a thread
-of its own, and turns the errors of the libraries into those of `emocap_shards.errors`. One `Connection` for each store
-and process does the requests.
+The methods of `ObjectStore` are synchronous. `_run` runs the work of a method as a coroutine on fsspec's event loop,
+which has its own thread. It turns the errors of the libraries into those of `emocap_shards.errors`. A `Connection`
+makes the requests; each process has one for each store.
 """
 
 import asyncio
@@ -140,14 +140,14 @@ class ObjectStore:
         return True
 
     async def _put_on(self, path: str, data: bytes, condition: Condition) -> None:
-        """Writes under a condition. A condition that fails because of an earlier attempt of this call counts as
-        success.
+        """Writes an object if `condition` holds. If the condition fails only because an earlier attempt of this call
+        has written the object, the write has succeeded.
 
         An answer can be lost after the server has written. The metadata of the object then says which call wrote it.
         This is checked after the first attempt too, because aiohttp itself repeats a PUT on a connection that was cut.
 
-        Without metadata, later attempts compare the bytes. Two callers that write equal bytes may then both succeed, if
-        an answer to one of them is lost.
+        If the server keeps no metadata, later attempts compare the bytes. Two callers that write equal bytes may then
+        both succeed, if an answer to one of them is lost.
 
         Raises:
             ConditionFailed: If the condition fails because of another write.
@@ -263,7 +263,9 @@ def _backend(url: str, patience: RetryConfig, traffic: TransferConfig) -> Backen
 
 @functools.lru_cache(maxsize=64)
 def _refuses_second_write(store: ObjectStore) -> bool:
-    """Returns whether the store honours conditions, tested once for each store with a probe object."""
+    """Returns whether the server enforces the conditions of writes. A probe object is written to find this out, once
+    for each store.
+    """
     probe = f".emocap-probe-{uuid.uuid4().hex}"
     try:
         # The second and the third write must be refused. A server that ignores conditions accepts them.

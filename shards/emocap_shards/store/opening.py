@@ -31,9 +31,9 @@ def open_store(url: str | Path, *, patience: RetryConfig | None = None, traffic:
         traffic: Limits on simultaneous requests.
 
     Raises:
-        StoreError: If the URL has an unknown protocol or one whose driver is not installed, names no bucket, contains
-            credentials (which only http and https allow), or leaves open which of its parts is the host. Also if
-            EMOCAP_STORE_DEADLINE_S is not a number.
+        StoreError: If the URL has an unknown protocol, if the driver for its protocol is not installed, if it names no
+            bucket, if it contains credentials (only URLs of http and https may), or if it is not clear which of its
+            parts is the host. Also if EMOCAP_STORE_DEADLINE_S is not a number.
     """
     text = str(url)
     protocol = text.split("://", 1)[0] if "://" in text else "file"

@@ -21,7 +21,7 @@ class Entry:
 
 @runtime_checkable
 class Store(Protocol):
-    """Objects below one root. Paths are relative to the root and written with "/".
+    """Reads and writes the objects below one root. Paths are relative to the root and written with "/".
 
     A store is a small picklable value; connections are opened in the process that uses the store. At every moment an
     object is complete or absent, and its bytes are durable when `put` returns. All methods block, and threads may share
@@ -29,8 +29,8 @@ class Store(Protocol):
 
     Requests to a failing store are repeated (`RetryConfig`), and the log reports the wait from time to time. A
     permanent error is raised at once. Every method raises `StoreError`. Its subclass `NotFound` means that the object
-    does not exist, and `ConditionFailed` that a condition does not hold. `delete` and `delete_tree` ignore objects that
-    do not exist.
+    does not exist, and `ConditionFailed` means that the condition of a write does not hold. `delete` and `delete_tree`
+    ignore objects that do not exist.
 
     Example:
         ```python
@@ -56,11 +56,12 @@ class Store(Protocol):
         ...
 
     def read(self, path: str, *, limit_bytes: int = DOCUMENT_BYTES) -> bytes:
-        """Returns all bytes of an object. S3's own checksum is verified up to 32 MiB, if the server sends one.
+        """Returns all bytes of an object. For an object of up to 32 MiB on S3, the checksum that the server sends is
+        verified, if there is one.
 
         Args:
             path: Path of the object.
-            limit_bytes: A larger object raises `TooLarge`, and is not read to its end.
+            limit_bytes: If the object is larger, `TooLarge` is raised, and the object is not read to its end.
         """
         ...
 
@@ -71,8 +72,8 @@ class Store(Protocol):
     def read_range(self, path: str, start: int, end: int) -> bytes:
         """Returns bytes [start, end). There are fewer, or none, only if the object ends earlier.
 
-        Bits that flip on the way are not detected, because no server sends a checksum of a range. The caller must
-        verify.
+        Bits that flip during the transfer are not detected, because no server sends a checksum of a range. The caller
+        must verify the bytes.
         """
         ...
 
@@ -90,8 +91,8 @@ class Store(Protocol):
         ...
 
     def get_file(self, path: str, local_path: str | Path) -> None:
-        """Copies an object to a local file, which is complete or absent. The caller must verify it, as with
-        `read_range`.
+        """Copies an object to a local file, which is complete or absent. The caller must verify the file's bytes, as
+        with `read_range`.
 
         Raises:
             StoreError: Also if the object was overwritten during the copy, or the local disk is full.
@@ -102,7 +103,8 @@ class Store(Protocol):
         """Writes an object, unless it already exists. If several callers write, one succeeds and the others get
         `ConditionFailed`.
 
-        If the answer to a successful write is lost, the repeated write recognises the existing object as its own.
+        If the answer to a successful write is lost, the write is repeated. The repeated write finds that the existing
+        object comes from the same call, and succeeds.
         """
         ...
 
@@ -111,7 +113,7 @@ class Store(Protocol):
 
         Raises:
             ConditionFailed: If it has another version, or was deleted.
-            StoreError: Also if the store cannot write on this condition, as the drivers of fsspec cannot.
+            StoreError: Also if the store does not support this condition. Folders, S3 and `memory://` support it.
         """
         ...
 

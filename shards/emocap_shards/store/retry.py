@@ -26,7 +26,8 @@ _log = logging.getLogger(__name__)
 class Retrier:
     """Repeats requests that are safe to repeat.
 
-    Each connection has one, so that a thousand waiting reads together write one line to the log.
+    Each `Connection` has one `Retrier` for all of its requests. So a thousand reads that wait write one common line to
+    the log.
 
     Args:
         patience: When a request is repeated, and when the store gives up.
@@ -44,16 +45,18 @@ class Retrier:
     async def __call__(
         self, verb: str, path: str, act: Callable[[int], Awaitable[T]], *, size_bytes: int | None = 0
     ) -> T:
-        """Awaits act(1), act(2), ... until one returns; an error that is not transient is raised unchanged.
+        """Awaits act(1), act(2), ... until one of them succeeds, and returns its result. An error that is not transient
+        is raised unchanged.
 
         Args:
             verb: The action for messages, such as "read".
             path: Path of the object, for messages.
             act: Makes one attempt; its argument is the number of the attempt, from 1.
-            size_bytes: Bytes that are transferred in one attempt, which limit its time; None for no limit.
+            size_bytes: Number of bytes that are transferred in one attempt. It determines the time limit of an attempt;
+                None sets no limit.
 
         Raises:
-            StoreError: If the deadline is over.
+            StoreError: If no attempt has succeeded before the deadline.
         """
         limit_s = None if size_bytes is None else self._patience.attempt_s(size_bytes)
         attempt = functools.partial(_attempt, act, limit_s)
@@ -83,7 +86,8 @@ class Retrier:
     ) -> T:
         """Repeats a request whose first attempt, which started at `began`, has raised `error`.
 
-        A pause is the time that the server asks for plus a random time, so that clients return one by one.
+        The pause before an attempt is the time that the server asks for plus a random time, so that not all clients
+        return at the same moment.
         """
         # The first attempt counts as the longest silence of a server at most. It may have taken longer without waiting
         # for the store: bytes of a large request were transferred, a read waited for a free place (`Connection.turn`),
@@ -125,8 +129,10 @@ class Retrier:
         return random.uniform(0, min(bound_s, self._patience.longest_wait_s))
 
     def _waiting(self, verb: str, path: str, began: float) -> None:
-        """Logs that a request waits for the store; the line is written from time to time, once for all waiting
-        requests.
+        """Logs that a request, which began at `began`, waits for the store.
+
+        The first line is written after `FIRST_WORD_S`. After that, all waiting requests together write at most one line
+        every `NEXT_WORD_S`.
         """
         now = time.monotonic()
         waited_s = now - began

@@ -1,7 +1,8 @@
 """Implements the backend for S3 and compatible servers. s3fs opens the session, and this module makes the requests.
 
-Ranges are read by signed URLs with plain HTTP, which costs far less than to sign and to parse every request with
-botocore. Everything else, and a range whose signed URL is refused, goes through botocore's client.
+Ranges are read with plain HTTP requests to signed URLs. This takes far less time than botocore, which signs and parses
+every request. All other requests go through botocore's client. A range does so too if the server refuses the signed
+URL, or if the first attempt has failed.
 """
 
 import ssl
@@ -31,7 +32,9 @@ FIRST_ERROR = 300
 
 
 class S3:
-    """Objects below s3://bucket/prefix. Credentials come from the standard chain: environment, profile, role."""
+    """A backend for the objects below s3://bucket/prefix. Credentials come from the standard chain: environment,
+    profile, role.
+    """
 
     trusted, swaps = True, True
 
@@ -183,7 +186,7 @@ class S3:
         return await self._fs.set_session()
 
     async def _need_bucket(self) -> None:
-        """Raises `Refusal` if the bucket does not exist. The server is asked only once.
+        """Raises `Refusal` if the bucket does not exist. Once the bucket has been found, the server is not asked again.
 
         This is needed because the answer to a HEAD is 404 both for a missing object and for a missing bucket.
         """
@@ -222,10 +225,10 @@ class S3:
 
 
 class _BoundedSession(AIOHTTPSession):
-    """Reads only the beginning of an error response, or of a response that is not an object.
+    """Limits how much botocore reads of an error response, or of a response that does not contain an object.
 
-    Without this limit botocore would read a response without end. The class is a subclass of the HTTP session and not a
-    wrapper, because s3fs accesses private fields of the session.
+    Without this limit botocore would read a response of any length into memory. The class is a subclass of the HTTP
+    session and not a wrapper, because s3fs accesses private fields of the session.
     """
 
     async def send(self, request: Any) -> Any:

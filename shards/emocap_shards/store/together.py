@@ -13,8 +13,8 @@ R = TypeVar("R")
 def wait_for(work: Coroutine[Any, Any, T]) -> T:
     """Runs the work on fsspec's event loop in another thread, and returns its result.
 
-    A forked process gets a new loop. Ctrl-C cancels the work too. The caller must not be on that loop, which would wait
-    for itself.
+    A forked process gets a new loop. Ctrl-C cancels the work too. The caller must not run on that event loop, because
+    the loop would then wait for itself.
     """
     future = asyncio.run_coroutine_threadsafe(work, get_loop())
     try:
@@ -24,7 +24,7 @@ def wait_for(work: Coroutine[Any, Any, T]) -> T:
 
 
 async def in_parallel(jobs: Sequence[T], act: Callable[[T], Awaitable[R]], *, width: int) -> list[R]:
-    """Returns the results in the order of the jobs, with at most `width` jobs at a time.
+    """Awaits `act(job)` for every job, at most `width` at the same time. Returns the results in the order of the jobs.
 
     The first error cancels the other jobs and is raised.
     """

@@ -1,8 +1,8 @@
-"""Transfers large objects in parts, many at a time.
+"""Transfers large objects in parts, several parts at the same time.
 
-A `Connection` joins a backend, its retries and its limits; a process has one for each store. Two limits act together:
-`turn` bounds the reads in flight over all threads of the process, and `parts_in_flight` the parts of one file that are
-in memory.
+A `Connection` combines a backend with retries and limits; a process has one for each store. There are two limits:
+`turn` limits the number of simultaneous reads of all threads of the process, and `parts_in_flight` limits how many
+parts of one file are in memory.
 """
 
 import asyncio
@@ -57,7 +57,7 @@ class Connection:
     async def get_whole(self, path: str, *, most_bytes: int | None = None) -> ObjectBytes:
         """Returns all bytes of the object, which is read in parts if it is large.
 
-        For an object above `most_bytes` only `total` is meaningful.
+        If the object is larger than `most_bytes`, only `total` of the result is meaningful.
         """
         limit = 4 * self.traffic.part_bytes
         most = sys.maxsize if most_bytes is None else most_bytes
@@ -75,7 +75,8 @@ class Connection:
     async def get_spans(self, spans: list[tuple[str, int, int]], *, version: str = "") -> list[bytes]:
         """Returns the bytes of every span. A span is a range of an object, and is read in parts if it is long.
 
-        All parts of a span must come from the same version of the object. This must be `version` if that is given.
+        All parts of a span must come from the same version of the object. If `version` is given, they must come from
+        this version.
 
         Raises:
             StoreError: If an object was overwritten while one of its spans was read.
@@ -96,9 +97,10 @@ class Connection:
         return results
 
     async def _sizes(self, spans: list[tuple[str, int, int]]) -> dict[str, int]:
-        """Returns the sizes of the objects from which a very long span is requested.
+        """Returns the sizes, by path, of the objects from which a span of more than `in_flight` * `part_bytes` bytes is
+        requested.
 
-        The caller cuts such a span to the size of the object, because a damaged index can request any number of bytes.
+        The caller cuts such a span at the end of the object, because a damaged index can request any number of bytes.
         """
         far = self.traffic.in_flight * self.traffic.part_bytes
         paths = list({path for path, start, end in spans if end - start > far})
@@ -148,8 +150,8 @@ class Connection:
             os.close(descriptor)
 
     async def put_large(self, path: str, size: int, take: Callable[[int, int], bytes]) -> None:
-        """Writes the bytes that `take(start, end)` returns for [0, size), in parts if there are many; `take` runs in
-        threads.
+        """Writes an object of `size` bytes, in parts if it is large. `take(start, end)` returns bytes [start, end) of
+        the object, and is called in threads.
         """
         backend = self.backend
         if size <= 2 * self.traffic.part_bytes or not isinstance(backend, Multipart):
@@ -196,7 +198,9 @@ class Connection:
 
 
 def pieces_of(start: int, end: int, length: int) -> list[tuple[int, int]]:
-    """Returns [start, end) cut into pieces of `length`, the last one shorter; an empty list for an empty range."""
+    """Returns [start, end) cut into pieces of `length`; the last piece may be shorter. The list is empty for an empty
+    range.
+    """
     return [(begin, min(end, begin + length)) for begin in range(start, end, length)]
 
 

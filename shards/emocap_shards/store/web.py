@@ -1,7 +1,8 @@
 """Reads ranges over plain HTTP, and implements the read-only backend for web servers.
 
-`open_session` and `ranged` serve the S3 backend as well, which reads by signed URLs. What a server sends is not
-trusted: bodies are read within limits, compressed ones are refused, and redirects stay on the host (docs/security.md).
+The S3 backend also uses `open_session` and `ranged`, because it reads ranges by signed URLs. What a server sends is not
+trusted: bodies are read within limits, and compressed bodies and redirects to another host are refused
+(docs/security.md).
 """
 
 import netrc
@@ -39,7 +40,9 @@ _XML = {name: re.compile(rf"<{name}>(.*?)</{name}>", re.DOTALL) for name in ("Co
 
 
 class WebServer:
-    """Files below a URL, read over HTTP or HTTPS. The URL's user, password and query are sent with every request."""
+    """A read-only backend for the files below a URL of HTTP or HTTPS. The URL's user, password and query are sent with
+    every request.
+    """
 
     trusted, swaps = False, False
 
@@ -110,11 +113,12 @@ def open_session(
     trust: SSLContext | bool = True,
     headers: dict[str, str] | None = None,
 ) -> aiohttp.ClientSession:
-    """Returns a session for the host of a URL on the running loop; it is closed when `owner` is garbage-collected.
+    """Returns a session for the host of a URL, on the running event loop. It is closed when `owner` is
+    garbage-collected.
 
     The session obeys HTTPS_PROXY and NO_PROXY, which are read once here. aiohttp's own support for them would open
-    ~/.netrc for every request. Host names are resolved in threads that the interpreter joins, so a resolver that hangs
-    delays the end of the process.
+    ~/.netrc for every request. Host names are resolved in threads for which the interpreter waits when it ends, so a
+    resolver that hangs delays the end of the process.
     """
     # An attempt as a whole is limited by `RetryConfig.attempt_s`, because its time depends on the size of the request.
     timeout = aiohttp.ClientTimeout(
@@ -170,7 +174,8 @@ async def _asked(
 ) -> AsyncGenerator[aiohttp.ClientResponse]:
     """Yields the answer to a request; a redirect is followed only on the same host.
 
-    Another host may be one that only this machine can reach, and it would receive the credentials of the first host.
+    A redirect to another host could lead to a host that only this machine can reach, and would send it the credentials
+    for the first host.
     """
     for _ in range(MOST_REDIRECTS + 1):
         async with session.request(method, url, headers=headers, allow_redirects=False) as response:
