@@ -1,10 +1,11 @@
-"""Streams the samples that one rank reads, in steps. Each step has the cursor from which a run resumes after it.
+"""Streams the samples that one rank reads, in steps. Each step comes with the cursor from which a run resumes after
+this step.
 
-`Stream` is a value that describes what is read. Its generators put the parts together: a plan (`plan`, `mixture`)
-yields the steps, `_Reading` finds this rank's samples of a step (`order`) and fetches them (`library`), threads do so
-ahead of the consumer (`background.ahead`), and `SampleQuarantine` leaves out damaged samples. The order is a function
-of seed and position, so ranks and processes exchange no message, and a resumed stream continues with the same samples
-(decisions 1 and 13).
+`Stream` is a value that describes what is read. Its generators combine these parts: a plan (`plan`, `mixture`) yields
+the steps. `_Reading` finds this rank's samples of a step (`order`) and fetches them (`library`). Background threads
+call `_Reading` for steps that the consumer has not requested yet (`background.ahead`). `SampleQuarantine` leaves out
+damaged samples. The order of the samples depends only on the seed and on the position in the stream. So ranks and
+processes exchange no message, and a resumed stream continues with the same samples (decisions 1 and 13).
 """
 
 import functools
@@ -41,8 +42,9 @@ Decode = Callable[[Encoded | DamagedSample, int], T | DamagedSample]
 class RankStep(Generic[T]):
     """A rank's samples of one step, the damaged samples that were left out, and the cursor after the step.
 
-    `samples` are in the order of the manifest, and may be empty on some ranks in the last step of an epoch. `cursor` is
-    the same on all ranks. `damaged` has the samples of this step that this process had not met before.
+    `samples` are in the order of the manifest; in a mixture, this holds for the samples of each pass over a dataset.
+    The list may be empty on some ranks in the last step of an epoch. `cursor` is the same on all ranks. `damaged`
+    contains those damaged samples of this step that this process had not found in an earlier step.
     """
 
     samples: list[T]
@@ -54,7 +56,7 @@ class RankStep(Generic[T]):
 class SampleQuarantine:
     """Collects the distinct damaged samples of a stream, at most `budget` of them.
 
-    With a budget of 0 the first damaged sample raises its error.
+    With a budget of 0 the error of the first damaged sample is raised.
     """
 
     budget: int = 0
@@ -86,20 +88,21 @@ class Stream:
     """The samples that one rank reads, as a picklable value; the datasets are opened when the steps are requested.
 
     Args:
-        url: The dataset, or several that are mixed.
+        url: URL or path of the dataset, or several datasets that are mixed.
         global_batch: Number of samples in a step, over all ranks.
         seed: Seed of the order, 0 or more.
         rank: This rank, less than `world_size`. If the last step has fewer samples than there are ranks, some ranks get
             an empty list.
         world_size: Number of ranks.
         local_world_size: Number of ranks on this rank's node, which share the cache.
-        window_samples: About how many samples are shuffled together; they come from neighbours in the shuffled sequence
-            of shards. It should be several times `global_batch`; otherwise the samples of a shard meet in the same step
-            in every epoch.
+        window_samples: Approximate number of samples that are shuffled together. They come from shards that follow one
+            another in the shuffled sequence of shards. The number should be several times `global_batch`; otherwise
+            most samples of a shard are in the same step, in every epoch.
         drop_last: Whether to drop the samples of an epoch that do not fill a step. A mixture has no such remainder.
         shuffle: Whether to shuffle; otherwise samples are read in the manifest's order.
         start: The cursor from which to resume. Resuming is exact even if `global_batch` was different before.
-        epochs: The stream ends before this epoch; with None it never ends.
+        epochs: Number of epochs, counted from the beginning of epoch 0 and not from `start`; with None the stream never
+            ends.
         error_budget: Number of damaged samples that each process of a rank may leave out. With 0 the first damaged
             sample raises an error.
         cache: A cache for datasets that are not on a local disk; the processes of a node share it.
@@ -147,21 +150,21 @@ class Stream:
     def steps(self, part: int = 0, parts: int = 1, *, each: Callable[[Sample], Any] = lambda sample: sample) -> Any:
         """Yields this rank's samples of every step, decoded and passed through `each`.
 
-        An `each` that makes large images small saves a third of the time of decoding, because the large images of a
-        step are then never in memory together.
+        If `each` makes large images small, decoding takes a third less time, because the large images of a step are
+        then never in memory at the same time.
 
-        The steps after the cursor `Stream.start` are numbered from 0, and those with number % parts == part are
-        yielded. So a DataLoader that takes from `parts` workers in turn gets all steps in order.
+        The steps after the cursor `Stream.start` are numbered from 0, and only the steps with `number % parts == part`
+        are yielded. So a DataLoader that takes from `parts` workers in turn gets all steps in order.
 
-        Before the ranks share a step, its samples are sorted into the order of the manifest; in a mixture, those of
-        each pass over a dataset are sorted separately. So a rank's samples lie close together in the shards. A
-        quarantined sample is left out, so a step may have fewer rows.
+        Before a step is divided among the ranks, its samples are sorted into the order of the manifest. In a mixture,
+        the samples of each pass over a dataset are sorted separately. So a rank's samples lie close together in the
+        shards. A quarantined sample is left out, so a step may have fewer rows.
 
         Nothing is opened before the first step is requested. Two daemon threads read ahead in this process until the
         generator is exhausted or closed.
 
         Args:
-            part: Which of the `parts` to yield, from 0.
+            part: Index of this process among the `parts` processes, from 0.
             parts: Number of processes of this rank that share the steps.
             each: Converts a sample; it runs in the process that reads.
 
@@ -180,15 +183,15 @@ class Stream:
         return self._rank_steps(part, parts, decode)
 
     def encoded_steps(self, part: int = 0, parts: int = 1) -> Iterator[RankStep[Encoded]]:
-        """Yields the same steps as `steps`, but with samples whose checksums are verified and which are not decoded."""
+        """Yields the same steps as `steps`, but without decoding the samples. Their checksums are verified."""
         return self._rank_steps(part, parts, lambda sample, _: sample)
 
     def read(self, indexes: Iterable[int]) -> list[Sample]:
-        """Returns the samples with these numbers, in the given order, for evaluation and previews.
+        """Returns the samples with these indices (`Sample.index`), in the given order, for evaluation and previews.
 
         Raises:
             DamagedSample: If a sample is damaged.
-            IndexError: If a number is not in the datasets.
+            IndexError: If the datasets have no sample with one of the indices.
         """
         library = Library.open(self.url, self.cache)
         found = (decoded(sample) for sample in library.fetch(np.fromiter(indexes, np.int64), direct=True))
@@ -235,7 +238,8 @@ class Stream:
     def _warmed_ahead(self, library: Library, parts: int) -> int:
         """Returns how many steps in advance segments are brought into the cache; 0 without a cache.
 
-        It is about the number of steps in a shuffle window, so that the segments of the next window are already cached.
+        It is about the number of steps that this process reads in a shuffle window, and at most `WARMED_AHEAD`. So the
+        segments of the next window are usually cached before they are needed.
         """
         steps = -(-self.window_samples // (self.global_batch * parts)) + 1
         return min(steps, WARMED_AHEAD) if library.uses_cache else 0
@@ -253,9 +257,10 @@ class _Reading:
         self._orders = [kept(partial(self._order, dataset)) for dataset in range(len(library.layouts))]
 
     def fetch(self, step: Step, direct: bool) -> tuple[Step, list[tuple[Encoded | DamagedSample, int]]]:
-        """Returns the step, and this rank's samples of the step, each with the epoch of its dataset.
+        """Returns the step, and (sample, epoch) for each of this rank's samples in it. `epoch` is the number of the
+        pass over the sample's dataset.
 
-        `direct` is passed on to `Reader.fetch`.
+        With `direct`, only these samples are requested, and not whole segments that the cache lacks (`Reader.fetch`).
         """
         shares = list(self._shares(step))
         epochs = [epoch for epoch, ids in shares for _ in ids]
@@ -296,7 +301,7 @@ def _joined(shares: list[tuple[int, Ids]]) -> Ids:
 def _sound(
     rows: "Iterable[T | DamagedSample]", quarantine: SampleQuarantine
 ) -> "tuple[list[T], tuple[DamagedSample, ...]]":
-    """Returns the undamaged rows, and the damaged samples that `quarantine` had not recorded before."""
+    """Returns the undamaged samples among `rows`, and the damaged samples that `quarantine` had not recorded before."""
     samples: list[T] = []
     damaged: list[DamagedSample] = []
     for row in rows:

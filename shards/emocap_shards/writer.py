@@ -25,15 +25,15 @@ def write_shards(
 ) -> Manifest:
     """Writes a dataset; equal records in equal order give equal bytes.
 
-    While one shard is written, at most two others are in the queue or being uploaded. All keys are kept in memory.
-    An interrupted call leaves shards and a journal. Readers do not see these shards, because there is no manifest. A
-    second call with the same records keeps the finished shards.
+    While one shard is written, at most two finished shards wait for their upload or are being uploaded. All keys are
+    kept in memory. An interrupted call leaves shards, and a journal that lists the finished ones. Readers do not see
+    these shards, because there is no manifest. A second call with the same records keeps the finished shards.
 
     Args:
         records: The samples, in their order.
         url: The new dataset.
         samples_per_shard: Samples in each shard but the last.
-        progress: Called with the number of samples in finished shards whenever it grows.
+        progress: Called with the number of samples in finished shards, whenever this number grows.
 
     Returns:
         The manifest that was written.

@@ -76,8 +76,8 @@ class DatasetSource:
                 yield SourceRow(where, encoded.key, encoded.image, encoded.annotation, encoded.extension)
 
     def encoded(self) -> Iterator[Fetched]:
-        """Yields the samples as their shards hold them. Instead of a damaged sample it yields the error that describes
-        the damage.
+        """Yields the samples without decoding or changing them. Instead of a damaged sample it yields the error that
+        describes the damage.
 
         Raises:
             StoreError: If a store cannot be read.
@@ -97,7 +97,7 @@ class DatasetSource:
         return self.urls[int(np.searchsorted(self._firsts, index, side="right")) - 1]
 
     def _groups(self) -> Iterator[Ids]:
-        """Yields the ids of all samples, counted over all datasets, in groups.
+        """Yields the ids of all samples in groups. The ids are numbered consecutively over all datasets.
 
         A group has about 8 MiB, estimated from the mean size of a sample, and at most 2,048 samples.
         """
@@ -111,7 +111,7 @@ class DatasetSource:
         return (order[start : start + size] for start in starts)
 
     def _fetch(self, readers: Sequence[Reader], ids: Ids) -> list[Fetched]:
-        """Returns the samples in the order of `ids`, which are counted over all datasets.
+        """Returns the samples in the order of `ids`, which are numbered consecutively over all datasets.
 
         Each dataset is read in one call.
         """
@@ -123,7 +123,9 @@ class DatasetSource:
 
 
 def _read(reader: Reader, manifest: Manifest, ids: Ids) -> list[Fetched]:
-    """Returns the samples of one dataset. The samples of a shard that cannot be read are returned as damaged."""
+    """Returns the samples of one dataset. If a shard cannot be read, each of its samples is returned as a
+    `DamagedSample`.
+    """
     try:
         return reader.fetch(ids)
     except DamagedShard as error:

@@ -1,14 +1,15 @@
 """Finds images that are equal or look nearly the same, by fingerprints and without comparing every pair.
 
 The perceptual hash is that of Zauner (2010) with 256 bits instead of 64. The image is reduced to 64 x 64 pixels in
-grey, and each bit says whether one of the 16 x 16 lowest frequencies lies above their median. The hash is implemented
-here because the ImageHash library depends on PyWavelets and SciPy.
+grey, and transformed by a discrete cosine transform. Each bit says whether the coefficient of one of the 16 x 16 lowest
+frequencies lies above the median of these coefficients; the median leaves out the mean brightness. The hash is
+implemented here because the ImageHash library depends on PyWavelets and SciPy.
 
-JPEG compression at quality 60, half the size, and another brightness each change at most 10 bits in 95 of 100 images.
-This was measured with 204 portraits of one pose at 256 pixels, and with 600 faces of 48 pixels. Different portraits
-differ in 58 bits or more, and 999 of 1,000 pairs of the small faces differ in 96 bits or more. With a hash of 64 bits,
-the nearest portraits were 8 bits apart, and the nearest small faces 0 bits. A crop of 2 % changes about 44 bits and is
-not found.
+JPEG compression at quality 60 changes at most 10 bits in 95 of 100 images. The same is true of scaling to half the
+size, and of a change of brightness. This was measured with 204 portraits of one pose at 256 pixels, and with 600 faces
+of 48 pixels. Different portraits differ in 58 bits or more, and 999 of 1,000 pairs of the small faces differ in 96 bits
+or more. With a hash of 64 bits, the two most similar portraits differed in 8 bits, and the two most similar small faces
+in none. Cropping by 2 % changes about 44 bits, so a cropped copy is not found.
 
 For the search, a hash is cut into 16 bands of 16 bits. Two hashes that differ in at most 15 bits agree in at least one
 band. Only images with a common band are compared, so no pair within the limit is missed. With n images there are about
@@ -43,7 +44,7 @@ class DuplicateConfig:
 
     Args:
         bits: Two images are duplicates if their hashes of 256 bits differ in at most this many bits, 0 to 15.
-        drop: Packs only the first of several duplicates.
+        drop: Whether only the first of several duplicates is packed; otherwise all of them are packed.
     """
 
     bits: int = 12
@@ -69,12 +70,16 @@ class Duplicate:
 
 
 def fingerprint(data: bytes, pixels: UInt8[np.ndarray, "height width 3"]) -> bytes:
-    """Returns `FINGERPRINT_BYTES` bytes: half of the SHA-256 of the encoded image `data`, and its perceptual hash."""
+    """Returns `FINGERPRINT_BYTES` bytes: the first half of the SHA-256 of the encoded image `data`, and the perceptual
+    hash of its decoded `pixels`.
+    """
     return hashlib.sha256(data).digest()[:DIGEST_BYTES] + perceptual_hash(pixels)
 
 
 def perceptual_hash(pixels: UInt8[np.ndarray, "height width 3"]) -> bytes:
-    """Returns the perceptual hash of an image: 32 bytes, of which only few bits differ for images that look alike."""
+    """Returns the perceptual hash of an image, which has 32 bytes. The hashes of images that look alike differ in few
+    bits.
+    """
     grey = Image.fromarray(pixels).convert("L").resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
     spectrum = _cosines() @ np.asarray(grey, dtype=np.float64) @ _cosines().T
     # The first frequency is the mean brightness. In an image of one colour all other frequencies are 0, and rounding

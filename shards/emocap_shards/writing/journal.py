@@ -2,12 +2,12 @@
 
 Each finished shard has one small JSON file, such as `journal/shard-000000.json`, which is written after the shard and
 its index. The file records the options of the pack, and the rows of the source from which the shard was made: their
-number, and a digest of their stamps (`SourceRow.stamp`). A resumed pack with another source or other options is
-refused. The journal is deleted when the manifest is written.
+number, and a digest of their stamps. A stamp is a digest of one row (`SourceRow.stamp`). A resumed pack with another
+source or other options is refused. The journal is deleted when the manifest is written.
 
 The order of the writes is what makes resuming safe: an entry exists only after its shard and index are stored, and the
-entries are written in the order of the shards. So a crash leaves at most one shard without an entry, which is written
-again.
+entries are written in the order of the shards. So a crash leaves at most one shard without an entry, and this shard is
+written again.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ class ShardOrigin:
     Attributes:
         rows: Number of rows, including unusable ones.
         sha256: Digest of the stamps of the rows; a stamp changes when its row changes.
-        bad: Each unusable row as (its number among these rows, its place in the source, the reason).
+        bad: Each unusable row as (its index among these rows, its place in the source, the reason).
         fingerprints: The fingerprints of all other rows, one after the other; empty if the pack does not search
             for duplicates.
     """
@@ -49,7 +49,7 @@ class ShardOrigin:
     fingerprints: bytes
 
     def fingerprint(self, number: int) -> bytes:
-        """Returns the fingerprint of the usable row with this number, which counts from 0."""
+        """Returns the fingerprint of one usable row. `number` counts the usable rows of the shard, from 0."""
         return self.fingerprints[number * FINGERPRINT_BYTES : (number + 1) * FINGERPRINT_BYTES]
 
 

@@ -2,10 +2,10 @@
 
 Rows are prepared in parallel and written in order, and an interrupted pack resumes after its last finished shard.
 
-`pack` does all of this in order: refuse an existing dataset, repeat the decisions about the rows of finished shards
-(`RowLedger.replay`), prepare the other rows in worker processes (`workers.prepared`), decide about each in order
-(`RowLedger.admits`), write shards (`ShardWriter`), and write the manifest last. All decisions are made in this process
-and in the order of the rows, so the result does not depend on the number of workers.
+First, `pack` refuses to write over an existing dataset. Then it repeats the decisions about the rows of finished shards
+(`RowLedger.replay`). It prepares the other rows in worker processes (`workers.prepared`), decides for each row whether
+to write its sample (`RowLedger.admits`), and writes the shards (`ShardWriter`). It writes the manifest last. All
+decisions are made in this process and in the order of the rows, so the result does not depend on the number of workers.
 """
 
 import json
@@ -38,8 +38,8 @@ _KINDS_SHOWN = 8
 
 @dataclass(frozen=True, slots=True)
 class PackConfig:
-    """Holds all settings, except the source, that determine the bytes of a dataset, and the number of bad rows to
-    accept.
+    """Holds the settings of a pack. Except for `skip_bad`, they determine the bytes of the dataset, together with the
+    source.
 
     Args:
         size: Limits of a shard.
@@ -70,7 +70,14 @@ class PackConfig:
 
 @dataclass(frozen=True, slots=True)
 class PackProgress:
-    """Counts what a pack has done so far: rows read, samples made, their bytes, and samples in stored shards."""
+    """Counts what a pack has done so far.
+
+    Attributes:
+        rows: Number of rows that were read from the source.
+        samples: Number of samples that were written into shards.
+        bytes: Size of these samples' images. For shards that an earlier call has finished it is the size of the tars.
+        stored: Number of samples in shards that are in the store.
+    """
 
     rows: int = 0
     samples: int = 0
@@ -109,10 +116,10 @@ def pack(
     processes.
 
     If a call was interrupted at any point, a second call with the same source and options resumes after the last
-    finished shard. The dataset then has the same bytes as without the interruption. Rows that were left out are listed
-    in `skipped.json` next to the manifest, and duplicates in `duplicates.json`. Each of these files exists only if it
-    lists something. If two packs write to the same URL at the same time, at least one of them fails at its end. Both
-    fail if they wrote different shards.
+    finished shard. The dataset then has the same bytes as without the interruption. Bad rows are listed in
+    `skipped.json` next to the manifest, and duplicates in `duplicates.json`. Each of these files exists only if it
+    lists something. If two packs write to the same URL at the same time, at most one of them succeeds. A pack fails at
+    its end if the other one has replaced some of its shards by different ones.
 
     Args:
         source: The rows.
@@ -231,7 +238,10 @@ def _refuse(store: Store, journal: Journal) -> None:
 
 
 def _refuse_another_pack(store: Store, journal: Journal, shards: Sequence[Shard]) -> None:
-    """Raises `RecordError` unless every shard in the store is still the one that this pack wrote or found there."""
+    """Raises `RecordError` unless every shard in the store is still the one that this pack wrote or found there.
+
+    Also raises `ManifestError` if another pack has written a dataset to the store in the meantime.
+    """
     refuse_dataset(store)
     if [entry.shard for entry in journal.finished()] != shards:
         raise RecordError(

@@ -1,6 +1,6 @@
 """Turns a row into a sample: loads the files, decodes every pixel as a check, and encodes the image again if requested.
 
-This code runs in worker processes.
+This code runs in worker processes, or in the calling process if there are none.
 """
 
 import io
@@ -32,8 +32,8 @@ class EncodingConfig:
     Args:
         extension: The new format; None keeps each image's own format.
         quality: Quality of JPEG and WebP, 1 to 100.
-        longest_px: Limit for the longer side in pixels; None sets no limit.
-        shortest_px: Limit for the shorter side in pixels; None sets no limit.
+        longest_px: Largest length of the longer side in pixels; None sets no limit.
+        shortest_px: Largest length of the shorter side in pixels; None sets no limit.
     """
 
     extension: Extension | None = None
@@ -76,8 +76,8 @@ class PrepareConfig:
         encoding: Settings for encoding every image again; None keeps the bytes of the images.
         fingerprints: Whether to compute a fingerprint of each image before the image is encoded again. The fingerprints
             serve to find duplicates.
-        trusted: The samples come from a dataset and have passed its checksums. Only their annotations and the headers
-            of their images are checked again.
+        trusted: Whether the samples come from a dataset and have passed its checksums. If so, only their annotations
+            and the headers of their images are checked again.
     """
 
     encoding: EncodingConfig | None = None
@@ -85,7 +85,7 @@ class PrepareConfig:
     trusted: bool = False
 
     def describe(self) -> dict[str, Any]:
-        """Returns the settings that determine the bytes of a dataset, with the version of the library that encodes."""
+        """Returns the settings that determine the bytes of a dataset, with Pillow's version if it encodes images."""
         # Another version of Pillow may encode the same pixels to other bytes.
         encoding = self.encoding and {**asdict(self.encoding), "pillow": PIL.__version__}
         return {"encoding": encoding, "fingerprints": self.fingerprints}
@@ -127,7 +127,8 @@ def check_key(key: str) -> None:
     """Checks that `key` may be the key of a sample.
 
     Raises:
-        RecordError: If the key is empty, too long, or contains a character that has a meaning in a path or a tar.
+        RecordError: If the key is empty, too long, or contains a character that is not printable or has a meaning in a
+            path or a tar.
     """
     if not key or not key.isprintable() or set(key) & set("./\\") or len(key.encode()) > MAX_KEY_BYTES:
         rule = f"1 to {MAX_KEY_BYTES} bytes of printable text without dot, slash and backslash"
@@ -158,8 +159,8 @@ def _annotation(file: LocalFile) -> bytes:
     """Reads the annotation of an image.
 
     Raises:
-        RecordError: If the file cannot be read. If it is missing, the message names other places of captions that are
-            not read, such as .txt files.
+        RecordError: If the file cannot be read. If it is missing, the message lists places where captions are not
+            looked for, such as .txt files.
     """
     try:
         return file.read()

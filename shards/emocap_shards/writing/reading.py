@@ -17,7 +17,9 @@ _WILD = re.compile(r"[*?\[]")
 
 
 class StoreFile(io.RawIOBase):
-    """Presents an object of a store as a file that is read from front to back, one range after the other."""
+    """Presents an object of a store as a file that is read from front to back. Each read requests the next range of
+    bytes.
+    """
 
     def __init__(self, store: Store, path: str) -> None:
         super().__init__()
@@ -43,7 +45,8 @@ def open_object(store: Store, path: str) -> io.BufferedReader:
 def matching(pattern: str) -> Iterator[tuple[Store, str]]:
     """Yields the store and the path of each object that matches a path or URL with {braces} and wild cards.
 
-    The alternatives in braces keep their order, and the matches of a wild card are sorted.
+    The alternatives in braces keep their order, and the matches of a wild card are sorted. A path or URL without wild
+    cards is yielded without a check whether its object exists.
 
     Raises:
         RecordError: If no object matches.

@@ -29,7 +29,7 @@ def reshard(
         out: The new dataset.
         size: Limits of a new shard; by default 1,000 samples.
         seed: Seed of the shuffled order; None keeps the order of the datasets.
-        number_keys: Gives each sample its number as key, so that two datasets may have the same keys.
+        number_keys: Gives each sample its number as key, so that the datasets may have keys in common.
         skip_bad: Number of damaged samples that may be left out. A missing shard counts with all of its samples.
         progress: Called after each sample and after each stored shard.
 

@@ -19,9 +19,8 @@ class ImageFolders(NamedTuple):
     """Names the folders to which the paths of a table's images are relative. Both are real paths, without symbolic
     links.
 
-    A path is relative to `root`, and every image must lie below `root`. A path that would leave `root`, such as
-    "../x.jpg", is taken as relative to `table` instead, the folder of the table. It must still lead to a file below
-    `root`.
+    A path is relative to `root`. If it would then lead out of `root`, as "../x.jpg" does, it is relative to `table`,
+    the folder of the table. In both cases the image itself must lie below `root`.
     """
 
     root: str
@@ -30,11 +29,11 @@ class ImageFolders(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LocalFile:
-    """Names a file below the folder `root`. `path` comes from a table and is not trusted: it may try to leave `root`.
+    """Names a file below the folder `root`. `path` comes from a table and is not trusted: it may lead out of `root`.
 
     `root` contains no symbolic link (`os.path.realpath`). An absolute `path` is allowed if it leads below `root`. A
-    relative `path` that would leave `root` is taken as relative to `table` instead, if `table` is given. It must still
-    lead below `root`.
+    relative `path` is relative to `root`. If it would then lead out of `root`, it is relative to the folder `table`, if
+    that is given. In both cases the file itself must lie below `root`.
     """
 
     root: str
@@ -45,7 +44,7 @@ class LocalFile:
         """Returns the real path of the file, with all symbolic links resolved.
 
         Raises:
-            RecordError: If the real path is outside of `root`.
+            RecordError: If `path` is not a valid path, or the real path is outside of `root`.
         """
         try:
             # os.path is used because Path takes three times as long.
@@ -86,9 +85,7 @@ class LocalFile:
         return self.path if len(self.path) <= _LONGEST else short(self.path)
 
     def stamp(self) -> str:
-        """Returns the file's path, size and time of its last change; the text changes when the file does. Nothing is
-        read.
-        """
+        """Returns a text with the file's path, its size and the time of its last change. The file is not read."""
         try:
             status = os.stat(self.locate())  # noqa: PTH116
         except (OSError, RecordError):
@@ -104,9 +101,9 @@ class SourceRow:
         where: Place of the row in messages, such as "faces.csv:12".
         key: The key that the sample gets.
         image: The encoded image, or the file that contains it.
-        annotation: JSON in the form that it has in a shard, or the file that contains it.
+        annotation: The annotation as JSON, in the form that it has in a shard, or the file that contains this JSON.
         extension: Extension of the image's name. The sample keeps this extension if it fits the image's format, and
-            otherwise gets that of the format.
+            otherwise gets the usual extension of the format.
     """
 
     where: str
@@ -116,10 +113,10 @@ class SourceRow:
     extension: str = ""
 
     def stamp(self) -> bytes:
-        """Returns a digest of the key, the extension, the image and the annotation, which changes when the row does.
+        """Returns a digest of the key, the extension, the image and the annotation. It changes when the row changes.
 
-        A file contributes its path, size and time of the last change, and is not read. A resumed pack compares the
-        digests.
+        A file is not read; its path, its size and the time of its last change are used instead of its bytes. A pack
+        that resumes compares the stamps to find out whether the source has changed.
         """
         digest = hashlib.sha256(f"{self.key}\0{self.extension}\0".encode())
         for part in (self.image, self.annotation):
@@ -145,8 +142,8 @@ class BadRow:
     def stamp(self) -> bytes:
         """Returns bytes that change when the row changes: `mark`, or a digest of the reason if there is no `mark`.
 
-        The journal keeps a digest of the stamps of a shard's rows. A pack that resumes computes it again from the
-        source, and is refused if it differs.
+        The journal keeps a digest of the stamps of a shard's rows. A pack that resumes computes this digest again from
+        the source, and fails if the two differ.
         """
         return self.mark or hashlib.sha256(self.reason.encode()).digest()
 

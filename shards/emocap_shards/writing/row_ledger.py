@@ -1,8 +1,8 @@
 """Decides for each row, in order, whether its sample is written, and records bad rows, repeated keys and duplicates.
 
-A decision depends on all earlier rows: on their keys, their fingerprints and the number of bad ones. So it is made in
-one process, in order, after the rows were prepared in parallel. A pack that resumes makes the same decisions again from
-the journal.
+A decision depends on all earlier rows: on their keys, their fingerprints and the number of bad ones. So all decisions
+are made in one process, in the order of the rows, after the rows were prepared in parallel. A pack that resumes makes
+the same decisions again from the journal.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from emocap_shards.writing.row import BadRow, SourceRow
 class RowLedger:
     """Records the decisions about all rows so far. Only the main process has one.
 
-    All keys are in memory, about 100 bytes for a sample. A search for duplicates takes 1 to 2 kB more.
+    All keys are in memory, about 100 bytes for each sample. A search for duplicates takes a further 1 to 2 kB for each.
     """
 
     skip_bad: int = 0
@@ -49,8 +49,8 @@ class RowLedger:
     def admits(self, where: str, key: str, fingerprint: bytes) -> bool:
         """Decides whether a sample is written into a shard, and records the decision.
 
-        A sample is left out if its key is taken, or if it is a duplicate and duplicates are dropped. The row of a taken
-        key counts as a bad row.
+        A sample is left out if its key is taken, or if it is a duplicate and duplicates are dropped. A row whose key is
+        taken counts as a bad row.
 
         Raises:
             RecordError: If the key is taken, and there are now more than `skip_bad` bad rows.
@@ -93,7 +93,9 @@ class RowLedger:
                 good += 1
 
     def _is_new(self, rule: DuplicateConfig, where: str, key: str, fingerprint: bytes) -> bool:
-        """Records a duplicate. Returns False for a duplicate that is to be dropped, and True for every other sample."""
+        """Records the sample if it is a duplicate. Returns False if it is a duplicate that must be dropped, and True
+        otherwise.
+        """
         if found := self.lookalikes.find(fingerprint):
             like, bits, exact = found
             self.duplicates.append(Duplicate(key, where, like, bits, exact))

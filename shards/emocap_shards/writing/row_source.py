@@ -13,13 +13,13 @@ _KINDS = 1000
 class RowSource(Protocol):
     """Provides rows. Every call of `rows` must yield the same rows in the same order, so that a pack can resume.
 
-    A row has to be cheap, because it is made in the main process: an image on a disk is a `LocalFile`, which a worker
-    process reads later. docs/extend/source.md shows how to write a source.
+    A row must be cheap to make, because it is made in the main process. So an image on a disk is given as a
+    `LocalFile`, which a worker process reads later. docs/extend/source.md shows how to write a source.
     """
 
     @property
     def total(self) -> int | None:
-        """Returns the number of rows, or None if it is not known without reading them."""
+        """Returns the number of rows, or None if the rows would have to be read to count them."""
         ...
 
     def rows(self) -> Iterator[SourceRow | BadRow]:
@@ -42,7 +42,7 @@ class Selective(Protocol):
 
 
 def leave_out(left_out: Counter[str], kind: str) -> None:
-    """Adds a file of this kind to the counts.
+    """Counts one more file of the kind `kind` in `left_out`.
 
     After 1,000 kinds, all further kinds are counted together, because a forged source could hold any number of them.
     """

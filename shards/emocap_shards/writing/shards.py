@@ -63,15 +63,16 @@ def _disk() -> Generator[None]:
 class ShardWriter:
     """Writes samples into one local tar after the other, and uploads each complete tar in the background.
 
-    One thread uploads the shards in their order. While one shard is written, at most two others are in its queue or
-    being uploaded, so at most three tars are on the local disk. Leaving the `with` block waits for these uploads, also
-    after an error.
+    One thread uploads the shards in their order. While one shard is written, at most two others wait for their upload
+    or are being uploaded, so at most three tars are on the local disk. The end of the `with` block waits for these
+    uploads, also after an error.
 
     `first` is the number of the first shard, which is above 0 if the pack resumes. `done` lists the shards that are
     known to be in the store, and `on_stored` is called with each of them in the calling thread.
 
-    A later call of `add` or `finish` raises the error of an upload. This is a `StoreError`, or a `ManifestError` if
-    another pack has written a dataset to the store in the meantime.
+    If an upload fails, a later call of `add` or `finish` raises its error. This is usually a `StoreError`. It is a
+    `ManifestError` if another pack has written a dataset to the store in the meantime, and a `RecordError` if the index
+    of the shard is too large.
     """
 
     def __init__(
@@ -143,7 +144,7 @@ class ShardWriter:
         self._on_stored(self.done[-1])
 
     def _upload(self, number: int, tar: TarFile, origin: ShardOrigin) -> Shard:
-        """Stores a shard, its index and then its journal entry, and deletes the tar. It runs in the thread."""
+        """Stores a shard, its index and then its journal entry, and deletes the tar. It runs in the upload thread."""
         sealed = seal(tar.path, tar.spans)
         index = dump_index(sealed.slots)
         if len(index) > MOST_INDEX_BYTES:

@@ -15,7 +15,9 @@ _END = 2 * _BLOCK
 
 @dataclass(frozen=True, slots=True)
 class SampleSpan:
-    """Names the bytes [start, stop) of a sample in its tar, from its first header to its last padding."""
+    """Names the bytes [start, stop) of a sample in its tar, from the header of its first member to the padding of its
+    last one.
+    """
 
     key: str
     start: int
@@ -52,7 +54,7 @@ class TarFile:
         return self._writer.tarstream.offset
 
     def bytes_with(self, image: bytes, annotation: bytes) -> int:
-        """Returns the number of bytes of the closed tar if a sample with these members were its last."""
+        """Returns the size in bytes that the closed tar would have if a sample with these members were its last one."""
         # Each member is a header and its contents, padded to whole blocks; two blocks of zeros end the tar.
         return self.stop + sum(_BLOCK + len(data) + -len(data) % _BLOCK for data in (image, annotation)) + _END
 

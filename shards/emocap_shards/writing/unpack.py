@@ -34,12 +34,13 @@ def unpack(
         url: The dataset.
         folder: The new folder; it must be absent or empty.
         skip_bad: Number of damaged samples that may be left out.
-        progress: Called after each sample with the bytes of its image.
+        progress: Called after each sample with the size of its image in bytes.
 
     Raises:
         ManifestError: If there is no dataset.
         DamagedSample: If more than `skip_bad` samples are damaged.
-        RecordError: If the folder exists already, or a sample's key is not a safe file name.
+        RecordError: If `folder` is not empty, if `FOLDER.partial` exists, if two samples have the same key, if the key
+            or the extension of a sample is not allowed, or if a file cannot be written.
     """
     target = Path(folder)
     partial = target.with_name(f"{target.name}.partial")

@@ -24,7 +24,7 @@ def prepared(rows: Iterable[SourceRow | BadRow], recipe: PrepareConfig, processe
     """Yields the sample of each row, or a bad row, in the order of the rows, whatever the number of processes.
 
     With one process, the calling process prepares the rows one by one. Otherwise rows are sent to worker processes in
-    groups of about 4 MiB (at least one row), and two groups for each process are in memory.
+    groups of about 4 MiB (1 to 64 rows), and two groups for each process are in memory.
 
     Raises:
         RecordError: If a worker process was killed.
@@ -51,7 +51,9 @@ def prepared(rows: Iterable[SourceRow | BadRow], recipe: PrepareConfig, processe
 
 
 class _Groups:
-    """Cuts rows into groups of about 4 MiB. The mean size of the images so far determines the number of rows."""
+    """Cuts rows into groups of about 4 MiB. The mean size of the images so far determines the number of rows in a
+    group.
+    """
 
     def __init__(self, rows: Iterable[SourceRow | BadRow]) -> None:
         self._rows = iter(rows)
@@ -62,7 +64,7 @@ class _Groups:
         return list(islice(self._rows, self._size()))
 
     def weigh(self, results: list[Prepared | BadRow]) -> list[Prepared | BadRow]:
-        """Adds the sizes of the images in `results` to the mean, and returns `results` unchanged."""
+        """Includes the images in `results` in the mean size of the images, and returns `results` unchanged."""
         sizes = [len(result.image) for result in results if isinstance(result, Prepared)]
         self._samples += len(sizes)
         self._bytes += sum(sizes)

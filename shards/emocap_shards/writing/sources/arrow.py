@@ -1,8 +1,8 @@
 """Reads Parquet files, and Hugging Face datasets as `save_to_disk` writes them.
 
-Both are read with pyarrow; the `datasets` library is not needed. Such a dataset is a folder with `state.json` (the
-Arrow files in their order), `dataset_info.json` (the features, with the names of classes) and the files themselves:
-Arrow streams in which images are objects of "bytes" and "path".
+Both are read with pyarrow; the `datasets` library is not needed. A Hugging Face dataset on disk is a folder with
+`state.json` (the Arrow files in their order), `dataset_info.json` (the features, with the names of classes) and the
+files themselves: Arrow streams in which images are objects of "bytes" and "path".
 """
 
 import json
@@ -33,7 +33,9 @@ Classes = Mapping[str, list[str]]
 
 @dataclass(frozen=True, slots=True)
 class HuggingFaceSource:
-    """Reads the rows of one split. A class label becomes its name. The class -1 means no class, and gives no label."""
+    """Reads the rows of one split of a Hugging Face dataset. The number of a class is replaced by the name of the
+    class. The class -1 means that a row has no class; the row then gets no label.
+    """
 
     folder: Path
     columns: TableColumns
@@ -83,7 +85,8 @@ class HuggingFaceSource:
 class ParquetSource:
     """Reads the rows of one or several files in the given order. Only the columns that are needed are read.
 
-    In files of the `datasets` library a class label becomes its name, as in `HuggingFaceSource`.
+    In files that the `datasets` library wrote, the number of a class is replaced by its name, as in
+    `HuggingFaceSource`.
     """
 
     paths: Sequence[Path]
@@ -111,7 +114,9 @@ class ParquetSource:
 
 
 def rows_of(batch: Any) -> Iterator[dict[str, Any]]:
-    """Yields the rows of a record batch as dictionaries: 64 at a time, or one by one if 64 could exceed 256 MiB."""
+    """Yields the rows of a record batch as dictionaries. It converts 64 rows at a time, or one if 64 could exceed 256
+    MiB.
+    """
     # If rows share bytes, each of them may be as large as the whole batch.
     times = TOGETHER if _SHARED.search(str(batch.schema.types)) else 1
     for start in range(0, batch.num_rows, TOGETHER):
@@ -138,10 +143,11 @@ def _classes_of(features: Mapping[str, Any], used: Collection[str]) -> Classes:
 
 
 def _with_names(values: Mapping[str, Any], classes: Classes) -> dict[str, Any]:
-    """Returns the values of a row with each class as its name. The class -1, which means no class, becomes None.
+    """Returns the values of a row, with the name of each class instead of its number. The class -1, which means that
+    the row has no class, becomes None.
 
     Raises:
-        RecordError: If a class has no name.
+        RecordError: If there is no name for the number of a class.
     """
     return {**values, **{name: _class_name(values[name], names) for name, names in classes.items()}}
 
@@ -172,7 +178,9 @@ def _opened(path: Path) -> pq.ParquetFile:
 
 
 def _parquet_classes(file: pq.ParquetFile, columns: TableColumns) -> Classes:
-    """Returns the class names that the `datasets` library writes into the metadata of a file, or nothing."""
+    """Returns the class names that the `datasets` library has written into the metadata of a file. The result is empty
+    if another program wrote the file.
+    """
     try:
         info: Any = json.loads((file.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
         return _classes_of(info["info"]["features"], columns.used)
@@ -181,7 +189,7 @@ def _parquet_classes(file: pq.ParquetFile, columns: TableColumns) -> Classes:
 
 
 def _values(file: pq.ParquetFile, wanted: list[str]) -> Iterator[dict[str, object]]:
-    """Yields the rows of a file with the wanted columns; the batches are small enough for the memory."""
+    """Yields the rows of a file with the wanted columns. It reads at most 64 rows at once, or fewer large ones."""
     for group in range(file.num_row_groups):
         together = max(1, min(TOGETHER, TOGETHER_BYTES // _row_bytes(file.metadata.row_group(group), wanted)))
         for batch in file.iter_batches(batch_size=together, row_groups=[group], columns=wanted):

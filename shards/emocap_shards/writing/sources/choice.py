@@ -38,12 +38,12 @@ def open_source(
     """Returns the source at a path, a pattern with {braces} and wild cards, or a URL.
 
     Args:
-        where: The source.
+        where: The path, pattern or URL.
         columns: Names of the columns of the source. They are ignored for a packed dataset, and for a folder with one
             image and one annotation file for each sample.
-        image_root: The folder to which paths in a table are relative and which they must not leave; by default the
-            table's own folder. A path that would leave it, such as ../faces/x.jpg, is taken as relative to the table's
-            folder.
+        image_root: The folder that contains all images of a table, and to which their paths are relative; by default
+            the table's own folder. A path that would lead out of it, such as ../faces/x.jpg, is relative to the table's
+            folder instead. The image itself must lie below `image_root` in any case.
 
     Raises:
         RecordError: If there is no source of a known kind.

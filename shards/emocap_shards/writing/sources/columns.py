@@ -19,20 +19,22 @@ from emocap_shards.writing.row import BadRow, ImageFolders, LocalFile, SourceRow
 class TableColumns:
     """Names the columns of a table.
 
-    A row with a complete "caption" object, in the form of a shard, needs no other column for its caption.
+    A row without the column `global_` can have a column "caption" instead. It holds the complete caption as an object,
+    in the form that a caption has in a shard.
 
     Attributes:
-        image: Column with the image: a path relative to the table's folder, or the encoded bytes, or an object with
-            both ("bytes", "path").
-        global_: Column with the global part. A list means several captions of one image; the first has the row's other
-            parts.
-        local: Column with the local sentences: a list, or a text with "|" between them.
+        image: Column with the image: a path, or the encoded bytes, or an object with both ("bytes", "path").
+            `ImageFolders` says to which folder a path is relative.
+        global_: Column with the global part. A list holds the global parts of several captions of one image; only the
+            first of these captions has the row's `local` and `summary`.
+        local: Column with the local sentences: a list, or a text in which "|" separates the sentences.
         summary: Column with the summary.
         further: Each of these columns lists other captions of the image: texts, or objects with "global", "local" and
             "summary".
-        key: Column with the key. A row without a key gets one from the image's path, or else its own number.
-        labels: Columns of labels, or members of an object "labels". If none is named, all members of that object are
-            labels.
+        key: Column with the key. A row without a key gets one from the image's path, or else from the number of the
+            row.
+        labels: Names of columns with labels, or of members of an object in the column "labels". If there are no names
+            here, all members of that object are labels.
     """
 
     image: str = "image"
@@ -60,7 +62,7 @@ class TableColumns:
         return [name for name in wanted if name not in present]
 
     def lacking(self, missing: Sequence[str], present: Sequence[str]) -> str:
-        """Returns the error message about missing columns. It also lists those that are present."""
+        """Returns the error message about missing columns. The message also lists the columns that are present."""
         names = ", ".join(map(short, present[:_SHOWN])) + (
             f" and {len(present) - _SHOWN} more" if len(present) > _SHOWN else ""
         )
@@ -98,7 +100,9 @@ _PIXELS = re.compile(r"[\d.,\s]{64}")  # A cell that lists the values of pixels 
 def row_of(
     values: Mapping[str, Any], columns: TableColumns, *, where: str, number: int, images: ImageFolders
 ) -> SourceRow | BadRow:
-    """Returns the row for the values of one line of a table. Its `number` is its key if nothing else gives a key."""
+    """Returns the row for `values`, which maps the columns of a table to their values in one row. `number` is the
+    number of the row, and becomes its key if neither the key column nor the image's path gives a key.
+    """
     try:
         image = image_of(values[columns.image], images)
         annotation = annotation_of(values, columns)
@@ -115,14 +119,16 @@ def row_of(
 
 
 def _names(values: Mapping[str, Any]) -> list[str]:
-    """Returns the names of the columns. If a column holds an object of labels, the keys of that object are included."""
+    """Returns the names of the columns. If the column "labels" holds an object, its members are included, such as
+    "labels.age".
+    """
     inside = values.get("labels")
     members = cast("Mapping[str, object]", inside) if isinstance(inside, Mapping) else {}
     return [*values, *(f"labels.{name}" for name in members)]
 
 
 def image_of(value: object, images: ImageFolders) -> bytes | LocalFile:
-    """Returns the image that is in the value of an image column.
+    """Returns the image of a row; `value` is the value of the image column.
 
     Raises:
         RecordError: If the value is neither a path nor bytes.
@@ -192,9 +198,9 @@ def _own_key(image: bytes | LocalFile, value: object, images: ImageFolders) -> s
 def _labels(values: Mapping[str, Any], columns: TableColumns) -> dict[str, Any]:
     """Returns the labels that have a value. Booleans become 1 and 0.
 
-    In a label column, a whole number is stored without a fraction: if gaps turned a column of classes into floats, 0.0
-    is still class 0. The members of an object "labels" keep their numbers as written, so that an annotation from a
-    shard keeps its bytes.
+    In a label column, a whole number is stored without a fraction. So class 0 stays 0 if another program has stored the
+    column as floats because some values are missing. The members of an object "labels" keep their numbers as written,
+    so that an annotation from a shard keeps its bytes.
     """
     given = values.get("labels")
     if columns.labels:
@@ -236,7 +242,8 @@ def _view(value: object) -> object:
 def _further(values: Mapping[str, Any], columns: TableColumns) -> list[object]:
     """Returns the further captions of a row.
 
-    They are in the columns that the user has named, or else in the standard column, which may be absent.
+    They are in the columns that the user has named. If the user has named none, they are in the column "further", which
+    may be absent.
 
     Raises:
         KeyError: If a named column is missing.
@@ -246,7 +253,7 @@ def _further(values: Mapping[str, Any], columns: TableColumns) -> list[object]:
 
 
 def _texts(value: object) -> Sequence[object]:
-    """Returns one or several captions as a list. The list is never empty."""
+    """Returns `value` if it is a list that is not empty, and otherwise a list that contains `value` alone."""
     return cast("list[object]", value) if isinstance(value, list) and value else [value]
 
 

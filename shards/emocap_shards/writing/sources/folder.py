@@ -26,8 +26,8 @@ MACOS = "._"  # macOS adds a file with this prefix to each file in an archive or
 class FolderSource:
     """Provides every image below a folder, sorted by path. If a file `order.txt` lists paths, these come first.
 
-    Links to folders are not followed. An annotation without an image is a bad row, and so is an image in another
-    format. Other files are counted in `left_out`, so that nothing is lost without a notice.
+    Links to folders are not followed. Such a link is a bad row, and so are an annotation without an image and an image
+    in a format that is not supported. Other files are counted in `left_out`, so that nothing is lost without a notice.
     """
 
     folder: Path
@@ -88,7 +88,9 @@ def _walk(root: str, below: str, left_out: Counter[str]) -> Iterator[str | BadRo
 
 
 def _file(entry: "os.DirEntry[str]", below: str, stems: set[str], left_out: Counter[str]) -> str | BadRow | None:
-    """Returns the path if the file is an image, a `BadRow` if it is a fault, and None if the source ignores it."""
+    """Returns the path if the file is an image that can be packed, and None for a file that makes no row of its own.
+    Returns a `BadRow` for an image in a format that is not supported, and for an annotation without an image.
+    """
     stem, extension = _split(entry.name)
     if entry.name.startswith(MACOS):
         leave_out(left_out, f"{MACOS}* of macOS")

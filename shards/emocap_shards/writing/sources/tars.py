@@ -1,4 +1,6 @@
-"""Reads WebDatasets of other programs: tars in which the members of a sample are neighbours and share a name."""
+"""Reads WebDatasets of other programs: tars in which the members of a sample are neighbours, and have the same name
+apart from the extension.
+"""
 
 import re
 import tarfile
@@ -41,12 +43,14 @@ _MACOS = re.compile(r"(^|/)(\._|__MACOSX/)")  # Files that macOS adds to an arch
 class TarsSource:
     """Reads the samples of tars. The webdataset library groups the members of a tar into samples.
 
-    `pattern` is a path or URL with {braces} and wild cards. Each sample becomes a row. The columns of the row are the
-    fields of its "json" member, and its other members as texts, named by their extension ("txt", "cls"). The image is
-    the member that the image column names, or else the first JPEG, PNG or WebP.
+    `pattern` is a path or URL with {braces} and wild cards. Each sample becomes a row. The fields of the sample's
+    "json" member become columns of the row. Each further member that is needed becomes a column with the member's text;
+    its extension, such as "txt" or "cls", is the name of the column. The image is the member that the image column
+    names, or else the first JPEG, PNG or WebP.
 
-    Without a column for the global part, the global part is "txt", or else a text "caption" of the JSON, as img2dataset
-    writes it. The key is the members' common name. Members that are not needed are counted in `left_out`.
+    If the column of the global part is missing, the column "txt" replaces it, or else a column "caption" that holds a
+    text, as img2dataset writes it. If the JSON has no field with the key, the key is the members' common name. Members
+    that are not needed are counted in `left_out`.
     """
 
     pattern: str
@@ -86,7 +90,7 @@ class TarsSource:
         return row
 
     def _values(self, members: Mapping[str, bytes | None], name: str) -> dict[str, Any]:
-        """Returns the columns of the row: the JSON's fields, the other members as texts, the image and a key.
+        """Returns the values of the row by column: the JSON's fields, the other members as texts, the image and a key.
 
         `name` is the common name of the members.
 
@@ -107,8 +111,8 @@ class TarsSource:
         return {self.columns.key: key_of(name)} | fields | {self.columns.image: members[image]}
 
     def _mapped(self, values: Mapping[str, Any]) -> TableColumns:
-        """Returns the columns. If the column of the global part is missing, "txt" or else a text "caption" takes its
-        place.
+        """Returns the names of the columns for a row with these values. If the row has no column for the global part,
+        "txt" or else "caption" is used as this column.
         """
         if self.columns.global_ in values or isinstance(values.get("caption"), Mapping):
             return self.columns
@@ -122,11 +126,11 @@ def _members(
     """Yields the members of a tar in the form that webdataset's `group_by_keys` takes.
 
     A member that cannot be part of a sample is added to `stray` as a bad row. A member whose extension is not in
-    `needed` is yielded without its bytes, and counted in `left_out`. If a sample exceeds its limit of bytes, None
-    replaces the bytes of its further members.
+    `needed` is yielded without its bytes, and counted in `left_out`. If the members of a sample together exceed
+    `_MAX_SAMPLE_BYTES`, None replaces the bytes of the member that exceeds the limit and of those that follow.
 
     Raises:
-        RecordError: If there is no tar.
+        RecordError: If the tar does not exist.
     """
     seen: set[str] = set()
     sample, sample_bytes = "", 0
@@ -169,7 +173,9 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def _fault(member: tarfile.TarInfo, seen: set[str]) -> str:
-    """Returns why a member cannot be part of a sample, or "" if it can. The names so far are in `seen`."""
+    """Returns why a member cannot be part of a sample, or "" if it can. `seen` holds the names of earlier members; the
+    function adds the name of this one.
+    """
     key, extension = base_plus_ext(member.name)
     if not member.isreg():
         return "it is not a plain file, but a link or a device"
@@ -187,7 +193,8 @@ def _fault(member: tarfile.TarInfo, seen: set[str]) -> str:
 
 
 class _StrictInfo(tarfile.TarInfo):
-    """Raises an error for a broken header, and for a header above `_MAX_HEADER_BYTES`.
+    """The header of a member of a tar. Raises an error if the header is broken or has more than `_MAX_HEADER_BYTES`
+    bytes.
 
     By itself, `tarfile` raises an error only if the first header is broken. It takes any later broken header for the
     end of the tar.

@@ -37,11 +37,13 @@ _ENDLESS = re.compile("unexpected end of data|field larger than field limit")
 
 @dataclass(frozen=True, slots=True)
 class DelimitedSource:
-    """Reads the rows of a table. If `delimiter` does not split the header into the needed columns, others are tried.
+    """Reads the rows of a table. If `delimiter` does not split the header into the needed columns, other delimiters are
+    tried.
 
-    The labels of a column are numbers if each of its cells is a plain number, and otherwise texts. An empty cell or
-    `nan` means that the row does not have this label. The file is read once before its first row, to find the columns
-    of numbers.
+    In a column of labels, an empty cell or `nan` means that the row does not have this label. If all other cells of the
+    column are plain numbers, its labels are numbers, and otherwise texts. "001" and integers of more than 15 digits are
+    not plain numbers, because a float would not keep all of their digits. The file is read once before its first row,
+    to find the columns of numbers.
     """
 
     path: Path
@@ -61,7 +63,9 @@ class DelimitedSource:
 
     @contextmanager
     def _table(self) -> Generator[tuple[list[str], Iterator[tuple[int, list[str] | str]]]]:
-        """Opens the table, checks that its header has the needed columns, and yields the header and the records."""
+        """Opens the table, checks that its header has the needed columns, and yields the header and the rows
+        (`_records`).
+        """
         # Bytes that are not UTF-8 become surrogates, so that only the rows with such bytes are bad. "utf-8-sig" drops a
         # byte order mark, and the csv module needs the line ends as they are.
         with _read(self.path), self.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
@@ -119,7 +123,7 @@ class DelimitedSource:
 
 @dataclass(frozen=True, slots=True)
 class JsonLinesSource:
-    """Reads a file with one object in each line. Empty lines are skipped."""
+    """Reads a file with one JSON object in each line. Empty lines are skipped."""
 
     path: Path
     columns: TableColumns
@@ -180,13 +184,14 @@ def _header(table: Any, where: str) -> list[str]:
 
 
 def _records(table: Any, where: str) -> Iterator[tuple[int, list[str] | str]]:
-    """Yields the line number and the cells of each row that is not empty; a row of several lines is named by its first
-    line.
+    """Yields (line number, cells) for each row that is not empty. If a row spans several lines, the number is that of
+    the first line.
 
-    If a row cannot be read, the reason replaces its cells.
+    If a row cannot be read, a text with the reason replaces its cells.
 
     Raises:
-        RecordError: If a row or a cell does not end, usually because an unclosed quote swallowed the following rows.
+        RecordError: If the end of a row or a cell is not found, usually because a quote is not closed and the following
+            rows are read as part of the cell.
     """
     while True:
         line = table.line_num + 1
@@ -208,7 +213,7 @@ def _records(table: Any, where: str) -> Iterator[tuple[int, list[str] | str]]:
 
 
 def _is_text(cell: str) -> bool:
-    """Returns whether the bytes of a cell are UTF-8. Other bytes were read as surrogates."""
+    """Returns whether the bytes of a cell are valid UTF-8. Bytes that are not valid were read as surrogates."""
     return not any("\udc80" <= letter <= "\udcff" for letter in cell)
 
 
@@ -217,7 +222,7 @@ def _is_number_or_missing(cell: str) -> bool:
 
 
 def _label(cell: str, *, number: bool) -> str | float | None:
-    """Returns the value of a label, or None if there is no label.
+    """Returns the value of a label, as a float if `number` is true. Returns None if the cell has no value.
 
     Infinity is returned as a number, and `normal_annotation` refuses it later.
     """
