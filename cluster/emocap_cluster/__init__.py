@@ -3,7 +3,8 @@
 A job is a sequence of attempts (decision 15). `cluster.connected` joins or starts a Ray cluster, and
 `supervise.supervise` runs a job on it: `placement` computes the number of ranks, `ranks` starts one attempt, and driver
 and ranks exchange messages through the `board`. `relaunch.relaunch` runs the command of another launcher, such as
-torchrun, again. Both ask `restarts` what follows the end of an attempt. `runtime` is what a rank sees of all this.
+torchrun, and runs it again after failures. `supervise` and `relaunch` use the rules in `restarts` to decide what
+follows the end of an attempt. `runtime` gives a rank its number and device, and connects it to the driver.
 
 The package does not import the training code. It learns the state of a run through the protocols `SupervisedRun` and
 `RelaunchedRun`, which the training code implements. torch is imported in `rendezvous` alone.

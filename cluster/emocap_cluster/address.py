@@ -14,13 +14,14 @@ HERE = "local"  # With this address `ray.init` starts a new cluster.
 
 
 def address_of_ray() -> str:
-    """Returns the address of the Ray cluster that a job joins: `RAY_ADDRESS`, or that of this user's cluster on this
-    host.
+    """Returns the address of the Ray cluster that a job joins: `RAY_ADDRESS`, or else the address of this user's
+    cluster on this host.
 
-    Returns `HERE` if there is neither, so that the job starts its own cluster.
+    Returns `HERE` if `RAY_ADDRESS` is not set and there is no such cluster, so that the job starts its own.
 
     Raises:
-        NoCluster: If there is no answer at `RAY_ADDRESS`, or it is `auto` and this user runs no cluster here.
+        NoCluster: If no server answers at `RAY_ADDRESS`, or if `RAY_ADDRESS` is `auto` and this user runs no cluster on
+            this host.
     """
     given = os.environ.get("RAY_ADDRESS", "")
     if given and given != "auto":
@@ -38,8 +39,8 @@ def _recorded_address() -> str | None:
     """Returns the address that `ray start` of this user has recorded on this host, if a server answers there.
 
     Unless RAY_TMPDIR is set, all users share the folder of this record, /tmp/ray. A record or a folder that belongs to
-    another user is ignored, because a server at its address would receive the job's function with its secrets. The
-    record of a cluster that has ended is deleted, as `ray stop` would do.
+    another user is ignored, because a server at the recorded address would receive the job's function with its secrets.
+    The record of a cluster that has ended is deleted, as `ray stop` would do.
     """
     file = Path(os.environ.get("RAY_TMPDIR") or "/tmp", "ray", "ray_current_cluster")  # noqa: S108
     # Another user may have put a link or a pipe there. A link is not followed, and a pipe is not waited for.

@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """The progress of rank 0: `step` of `steps`; `note` is a short text for the user."""
+    """The progress of rank 0: `step` of `steps` steps are done. `note` is a short text for the user."""
 
     step: int
     steps: int
@@ -30,8 +30,8 @@ class BoardState:
     Attributes:
         nodes: Ray's id of the node of each rank.
         hosts: The host name of each rank.
-        commits: Number of checkpoints that this attempt has committed. It may be too low after Ray has restarted the
-            board's process, but it is 0 only before the first checkpoint.
+        commits: Number of checkpoints that this attempt has committed. The board counts from 0 again after Ray has
+            restarted its process; `merged_with` keeps the larger number.
         report: The last report of rank 0.
     """
 
@@ -41,10 +41,11 @@ class BoardState:
     report: StepReport | None = None
 
     def merged_with(self, earlier: "BoardState") -> "BoardState":
-        """Returns this state, with what only the `earlier` state of the same attempt contains.
+        """Returns this state, completed by the `earlier` state of the same attempt. `report` remains the one of this
+        state.
 
-        If Ray has restarted the board's process, the board has lost the ranks that registered before the restart, and
-        it counts the committed checkpoints from 0 again.
+        This is needed because Ray may restart the board's process. The board has then lost the ranks that registered
+        before the restart, and counts the committed checkpoints from 0 again.
         """
         return replace(
             self,

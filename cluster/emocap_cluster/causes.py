@@ -1,7 +1,7 @@
 """Finds the failure of a rank that caused the failures of the others.
 
-A rank that fails takes the others along: they lose their connection to it. So an attempt usually ends with one error
-for each rank, of which a single one says what happened.
+If a rank fails, the other ranks lose their connection to it and fail too. So an attempt usually ends with one error for
+each rank, and only one of these errors says what happened.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,10 +23,10 @@ def root_cause(
 ) -> Cause:
     """Returns the failure that probably caused the others.
 
-    An error of a rank itself takes precedence over the error of a rank that only reports the loss of another one.
+    An error that only says that another rank is lost is returned only if there is no other error.
 
     Args:
-        failed: Ray's error for each rank.
+        failed: The error that contains Ray's error for each rank that failed.
         reported: Causes that the ranks themselves have stored, in the order of `SupervisedRun.failures`.
         cause_of: Converts an error that a rank raised to a `Cause`.
         hosts: Names of the ranks' hosts, as far as they are known.

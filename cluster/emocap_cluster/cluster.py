@@ -1,4 +1,6 @@
-"""Connects to the Ray cluster on which a job runs: the one of RAY_ADDRESS, that of this host, or a new one."""
+"""Connects to the Ray cluster on which a job runs: the cluster at RAY_ADDRESS, this user's cluster on this host, or a
+new one.
+"""
 
 import logging
 import os
@@ -32,7 +34,7 @@ class Cluster:
     Args:
         own: Whether the cluster was started for this process, and consists of this host alone.
         board: Handle of the job's `Board`.
-        processes: The processes that an own cluster needs, in the order of `VITAL`; otherwise empty.
+        processes: If `own`, the processes without which the cluster ends, in the order of `VITAL`; otherwise empty.
     """
 
     own: bool
@@ -95,9 +97,9 @@ class Cluster:
     def release(self) -> None:
         """Frees the devices of an attempt that has ended, in whichever way it ended.
 
-        Ray Train keeps its placement group if a rank dies during its start, or if the controller is killed. Ray removes
-        such a group only when the job ends, so the next attempt would wait for the devices of this attempt. Decision 19
-        says why the driver does this, and not an actor.
+        Ray Train keeps its placement group, which reserves the devices, if a rank dies during its start, or if Ray
+        Train's controller is killed. Ray removes such a group only when the job ends, so the next attempt would wait
+        for the devices of this attempt. Decision 19 says why the driver does this, and not an actor.
         """
         job: str = ray.get_runtime_context().get_job_id()
         groups: dict[str, dict[str, Any]] = placement_group_table()
@@ -130,10 +132,10 @@ def _draining() -> Mapping[str, int]:
 
 @contextmanager
 def connected(env: Mapping[str, str]) -> Generator[Cluster]:
-    """Joins the cluster of `RAY_ADDRESS` or of this host, or starts one on this host for the time of the `with` block.
+    """Joins the cluster at `RAY_ADDRESS` or on this host, or starts one on this host for the time of the `with` block.
 
     A cluster that is started here listens on the loopback interface alone and requires a token. Only this user can read
-    the token, and open the folder of the cluster's sockets and logs.
+    the token, and only this user can open the folder with the cluster's sockets and logs.
 
     At the end of the block the connection is closed, and a cluster that was started here has ended.
 

@@ -12,7 +12,7 @@ class NoCluster(ClusterError):  # noqa: N818 - a state, not a mistake of the cal
 
 
 class RankFailed(ClusterError):  # noqa: N818
-    """The job ended because the function raised an error on a rank, or because a rank's process ended.
+    """The job ended because its function raised an error on a rank, or because a rank's process ended.
 
     Args:
         message: The message for the user.

@@ -1,4 +1,7 @@
-"""Computes how many ranks a job has on the existing nodes, and which share of a device each rank holds, without Ray."""
+"""Computes how many ranks a job has on the existing nodes, and which share of a device each rank holds.
+
+This module does not use Ray.
+"""
 
 import math
 from collections.abc import Sequence
@@ -25,7 +28,8 @@ class ResourceRequest:
     """The resources that a job requests.
 
     Args:
-        ranks: Number of ranks; None means as many as the nodes have room for.
+        ranks: Number of ranks. None means one rank for each GPU, or without `on_gpu` one for each node, but at least
+            two.
         least: Fewest ranks with which the job continues.
         most: Largest number of ranks that the job can use: one for each sample of a global batch.
         on_gpu: Whether each rank holds one GPU; otherwise it holds up to one CPU.
@@ -76,7 +80,9 @@ def place(nodes: Sequence[Node], request: ResourceRequest) -> Placement:
 
 
 def _room(there: Sequence[Node], request: ResourceRequest) -> int:
-    """Returns how many of the requested ranks fit. Ranks do not share a GPU, but any number of ranks share a CPU."""
+    """Returns how many of the requested ranks fit. Each rank needs a GPU of its own, but any number of ranks can share
+    a CPU.
+    """
     if request.on_gpu:
         gpus = sum(node.gpus for node in there)
         return gpus if request.ranks is None else min(request.ranks, gpus)

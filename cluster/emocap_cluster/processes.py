@@ -19,7 +19,7 @@ PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 
 
 class ProcessTree:
-    """A command, run in a session of its own, and all its descendants.
+    """Runs a command in a session of its own, and finds all descendants of the command.
 
     If a launcher is killed, its ranks become orphans. This process then adopts them instead of init, so that they
     remain among its descendants. The processes of the command are therefore known without a search by name.
@@ -44,7 +44,9 @@ class ProcessTree:
         _adopt_orphans(enabled=False)
 
     def wait(self, timeout_s: float) -> int | None:
-        """Returns the command's exit code as a shell reports it (128 + signal), or None if it still runs."""
+        """Returns the command's exit code as a shell reports it (128 + signal), or None if it still runs after
+        `timeout_s` seconds.
+        """
         self._reap()
         try:
             code = self._leader.wait(timeout_s)
@@ -59,7 +61,9 @@ class ProcessTree:
         return [each for each in alive if each.pid not in self._before]
 
     def ranks(self) -> list[psutil.Process]:
-        """Returns the ranks of the job, without the loader processes that they have started."""
+        """Returns the processes of the job's ranks (those with the variable RANK), without the loader processes that
+        they started.
+        """
         # Loader processes inherit RANK from their rank. So a process is a rank if it has RANK and its parent has not.
         of_a_rank = {each.pid: "RANK" in _tried(each.environ, {}) for each in self.members()}
         found = (each for each in self.members() if of_a_rank.get(each.pid))

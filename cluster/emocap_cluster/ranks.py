@@ -1,8 +1,8 @@
 """Runs one attempt: calls a function on every rank of a job, under Ray Train.
 
 `start` runs in the driver and returns at once. In a thread of the driver, `_fit` starts Ray Train and blocks until all
-ranks have ended; `_failure` turns Ray Train's errors into a `RankFailed`. `_act` is the first of our functions that
-runs in the process of a rank. Decision 15 says why an attempt is one `fit` of Ray Train.
+ranks have ended; `_failure` turns Ray Train's errors into a `RankFailed`. In the process of each rank, `_act` makes the
+preparations and then calls the job's function. Decision 15 says why an attempt is one `fit` of Ray Train.
 """
 
 import logging
@@ -40,13 +40,14 @@ def start(
 ) -> Future[None]:
     """Calls `function` once on each rank, with the torch process group initialised.
 
-    The returned future ends when all ranks have ended. It raises `RankFailed` if a rank raised an error or died.
+    The returned future is done when all ranks have ended. It raises `RankFailed` if a rank raised an error or died.
 
     Args:
         function: A picklable function; its result is ignored.
         placement: Number of ranks, and the resources that each rank holds.
         board: The actor through which the driver asks the ranks to stop.
-        env: Environment variables of the ranks that may be secret; they are sent with the function.
+        env: Environment variables of the ranks. They may be secret: they are sent together with the function, and Ray's
+            dashboard does not show them.
         timeout_s: Longest wait in a collective.
         on_loopback: Whether all ranks are on this host and must not listen on other interfaces.
     """
@@ -73,7 +74,7 @@ _UNUSED = (PlacementGroupCleanerCallback, DatasetsCallback)
 
 
 class _Trainer(TorchTrainer):
-    """Ray Train's trainer without the callbacks of `_UNUSED`.
+    """Ray Train's trainer without the default callbacks in `_UNUSED`, which start actors that no rank needs.
 
     It overrides a private method, because Ray 2.60 has no setting for its default callbacks.
     """

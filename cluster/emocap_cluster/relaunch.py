@@ -1,7 +1,7 @@
 """Runs a launcher's command, and runs it again after failures, with the same policy as for jobs on Ray.
 
-Each round runs the command in a `ProcessTree` until it has ended, ends ranks that have survived it, reads from the
-run's folder how the attempt ended, and asks `RestartBudget` what follows.
+For each attempt, `relaunch` runs the command in a `ProcessTree` until the command has ended, and then ends the ranks
+that still run. It reads from the run's folder how the attempt ended, and `RestartBudget` decides what follows.
 """
 
 import random
@@ -26,8 +26,8 @@ LOST = 137  # The exit code of a command that was killed, as a shell reports it.
 class RelaunchedRun(Protocol):
     """Tells `relaunch` the state of the run that the command trains, from the records in the run folder.
 
-    `done`, `progress`, `failures` and `asked_to_stop` are those of `SupervisedRun`. `stopped` returns whether the
-    newest attempt has saved and ended, because of a user's request or because of a signal.
+    `done`, `progress`, `failures` and `asked_to_stop` have the same meaning as in `SupervisedRun`. `stopped` returns
+    whether the newest attempt has saved and ended, because of a user's request or because of a signal.
     """
 
     def done(self) -> bool: ...
@@ -43,7 +43,9 @@ class RelaunchedRun(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RelaunchResult:
-    """The result of `relaunch`: how the run ended, the last exit code, and whether Ctrl-C stopped it."""
+    """The result of `relaunch`: how the run ended (`over`), the last exit code of the command, and whether the user
+    pressed Ctrl-C.
+    """
 
     over: Stop
     code: int
@@ -69,16 +71,19 @@ def relaunch(
         command: Starts all ranks in the foreground, and ends when they have ended.
         record: The state of the run that the command trains.
         restarts: Budget of failures.
-        ask: Stores a request in the run folder that the ranks save and stop. It is called if no rank runs on this host.
+        ask: Stores in the run folder the request that the ranks save and stop. It is called if a stop is requested
+            while no rank of the command runs on this host.
         say: Shows a line to the user. The handler of signals calls it too, in the main thread.
-        answers: Returns whether the command's service answers, such as the head of a Ray cluster. The command is killed
-            after a minute without an answer, because it may wait forever for a head whose host has lost its power.
-        still_trains: Returns whether the run trains without its command, as the ranks of a submitted job can. While it
-            does, the command is not started again.
-        least_pause_s: Shortest pause before a restart, for launchers on other hosts that must have ended before it.
+        answers: Returns whether the service on which the command depends answers, such as the head of a Ray cluster.
+            The command is killed after a minute without an answer, because it may wait forever for a head whose host
+            has lost its power.
+        still_trains: Returns whether the run still trains although its command has ended. This is possible if the
+            command only submitted a job to a cluster. While the run trains, the command is not started again.
+        least_pause_s: Shortest pause before a restart. The launchers of the run on other hosts must end within this
+            time.
 
     Raises:
-        KeyboardInterrupt: At the second Ctrl-C; no process of the command remains on this host.
+        KeyboardInterrupt: At the second Ctrl-C, after all processes of the command on this host were killed.
 
     Example:
         ```python

@@ -1,10 +1,12 @@
-"""Sets up the rendezvous of a job's own cluster: a torch store that listens on the loopback interface alone.
+"""Sets up the rendezvous of torch for a job that has started its own cluster: a store that listens on the loopback
+interface alone.
 
 By default torch's store listens on all interfaces of rank 0's host and does not authenticate its clients. The store
 tells each rank the addresses of the others. A stranger who changes an entry can join the job's collectives, some of
 which transfer pickled objects.
 
-This is not used for the ranks of several hosts, whose store must be reachable from all of them (docs/security.md).
+This module is not used if the ranks run on several hosts, because all hosts must then reach the store
+(docs/security.md).
 """
 
 import os
