@@ -153,6 +153,8 @@ def under_zero(
     # DeepSpeed would compile this operation for a minute. A compiler that is killed leaves a lock file, for which every
     # later start waits without end. The product switches it off in the same way.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # DeepSpeed 0.19 refuses float64 in stage 3, but only on a processor that has instructions for float16.
+    deepspeed.get_accelerator().is_fp16_supported = lambda: False
     towers = Towers(dtype)
     engine, *_ = deepspeed.initialize(
         model=towers,

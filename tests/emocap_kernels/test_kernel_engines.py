@@ -22,15 +22,14 @@ def weights_of(size: int, folder: Path, dtype: str, backends: tuple[str, ...]) -
         [sys.executable, str(SCRIPT), str(rank), str(size), str(folder), dtype, *backends] for rank in range(size)
     ]
     environment = {**os.environ, "TRITON_INTERPRET": "1" if "fused" in backends else "0"}
-    logs = [(folder / f"rank{rank}.log").open("w") for rank in range(size)]
-    ranks = [
-        subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
-        for command, log in zip(commands, logs, strict=True)
-    ]
+    logs = [folder / f"rank{rank}.log" for rank in range(size)]
+    ranks = []
+    for command, path in zip(commands, logs, strict=True):
+        with path.open("w") as log:
+            ranks.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment))
     codes = [rank.wait(timeout=500) for rank in ranks]
-    for rank, (code, log) in enumerate(zip(codes, logs, strict=True)):
-        log.close()
-        assert code == 0, f"rank {rank}: " + Path(log.name).read_text()[-3000:]
+    for rank, (code, path) in enumerate(zip(codes, logs, strict=True)):
+        assert code == 0, f"rank {rank}: " + path.read_text()[-3000:]
     return torch.load(folder / "weights.pt", weights_only=True)
 
 
