@@ -290,8 +290,8 @@ def on_one_node(folder: Path, cluster: Cluster) -> None:
 
 
 def on_nodes(folder: Path) -> None:
-    """Runs a job on a head without CPUs and one node. Two nodes are added, so the job grows, and then one node is
-    drained.
+    """Runs a job on a head without CPUs and one node. Two nodes are added, so the job grows. Then one node is drained,
+    and one of the other two is lost without notice.
     """
     from ray.cluster_utils import Cluster as Nodes
 
@@ -300,14 +300,15 @@ def on_nodes(folder: Path) -> None:
     env = os.environ | {"RAY_ADDRESS": nodes.address}
     with subprocess.Popen([sys.executable, __file__, str(folder), "moves"], env=env) as job:
         there(folder / "moves" / "ready-2", job)
-        for _ in range(2):
-            nodes.add_node(num_cpus=2)
+        added = [nodes.add_node(num_cpus=2) for _ in range(2)]
         there(folder / "moves" / "ready-3", job)
         command = [str(Path(sys.executable).with_name("ray")), "drain-node", "--address", nodes.address]
         command += ["--node-id", first.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
         command += ["--reason-message", "spot", "--deadline-remaining-seconds", "60"]
         subprocess.run(command, check=True, capture_output=True)
-        there(folder / "moves" / "ready-2-again", job)
+        there(folder / "moves" / "ready-after-drain", job)
+        nodes.remove_node(added[0], allow_graceful=False)
+        there(folder / "moves" / "ready-after-loss", job)
         job.send_signal(signal.SIGTERM)
         job.wait(120)
     nodes.shutdown()
@@ -319,8 +320,9 @@ def there(file: Path, job: "subprocess.Popen[bytes]") -> None:
 
 
 def moves(place: Path, runtime: RayRuntime) -> None:
-    if runtime.rank_info.world_size == 2 and (place / "ready-3").exists():
-        (place / "ready-2-again").touch()
+    if runtime.rank_info.rank == 0 and (place / "ready-3").exists() and runtime.rank_info.world_size == 2:
+        after_drain = place / "ready-after-drain"
+        (place / "ready-after-loss" if after_drain.exists() else after_drain).touch()
     waits_to_be_stopped(place, runtime)
 
 

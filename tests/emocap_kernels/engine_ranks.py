@@ -26,8 +26,8 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 ROWS, WIDTH, PATCHES = 9, 16, 4
 RATE = 0.05
-# Rows of each rank: uneven, with an empty rank from three ranks on.
-COUNTS = {1: (9,), 2: (5, 4), 3: (4, 0, 5), 4: (2, 3, 0, 4)}
+# Rows of each rank: uneven, with an empty rank among four.
+COUNTS = {1: (9,), 2: (5, 4), 4: (2, 3, 0, 4)}
 ENGINES = ("ddp", "zero 1", "zero 2", "zero 3")
 
 
@@ -180,7 +180,9 @@ def under_zero(
         return {name: weight.detach().clone() for name, weight in towers.named_parameters()}
 
 
-def main(rank: int, size: int, folder: Path, dtype: torch.dtype, backends: tuple[str, ...]) -> None:
+def main(
+    rank: int, size: int, folder: Path, dtype: torch.dtype, accumulations: tuple[int, ...], backends: tuple[str, ...]
+) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     os.environ.update(
@@ -191,7 +193,7 @@ def main(rank: int, size: int, folder: Path, dtype: torch.dtype, backends: tuple
     first = sum(COUNTS[size][:rank])
     rows = slice(first, first + COUNTS[size][rank])
     found: dict[tuple[str, int], dict[str, Tensor]] = {}
-    for accumulation in (1, 2):
+    for accumulation in accumulations:
         shared = rows, accumulation, dtype, backends
         found["ddp", accumulation] = under_ddp(*shared)
         for stage in (1, 2, 3):
@@ -200,7 +202,7 @@ def main(rank: int, size: int, folder: Path, dtype: torch.dtype, backends: tuple
         # This process computes it, because kernels are interpreted only in a process that was started for that.
         expected = {
             ("one process", accumulation): train_in_one_process(accumulation, dtype, backends)
-            for accumulation in (1, 2)
+            for accumulation in accumulations
         }
         torch.save(found | expected, folder / "weights.pt")
     dist.barrier()
@@ -209,4 +211,6 @@ def main(rank: int, size: int, folder: Path, dtype: torch.dtype, backends: tuple
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), getattr(torch, sys.argv[4]), tuple(sys.argv[5:]))
+    _, rank, size, folder, dtype, accumulations, *backends = sys.argv
+    several = tuple(int(each) for each in accumulations.split(","))
+    main(int(rank), int(size), Path(folder), getattr(torch, dtype), several, tuple(backends))

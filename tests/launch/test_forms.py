@@ -248,21 +248,19 @@ def test_deepspeed_without_argument_takes_cfg_yaml_of_its_folder_and_gives_the_c
     assert place.curve(under_deepspeed.config) == unbroken
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+# The drills kill runs under the other launchers.
 def test_a_run_that_was_killed_resumes_to_the_unbroken_curve_in_the_same_mlflow_run(
-    place: Place, unbroken: list[tuple[int, float]], launcher: str
+    place: Place, unbroken: list[tuple[int, float]]
 ) -> None:
-    config = place.config(f"killed-{launcher}", workers=2 if launcher == "deepspeed" else 0)
-    command = torchrun(config) if launcher == "torchrun" else deepspeed("cfg.yaml")
+    config = place.config("killed", workers=2)
     store = open_store(config.parent / "run")
-    with started(command, place, config.parent) as (process, log):
+    with started(torchrun(config), place, config.parent) as (process, log):
         wait_for("checkpoint", lambda: committed(store), process, log)
         kill(process)
     assert process.returncode != 0
     assert 0 < committed(store)[0].step < STEPS
     first = json.loads(store.read("run.json"))["run_id"]
-    command = torchrun(config) if launcher == "torchrun" else deepspeed("cfg.yaml")
-    text = finished(command, place, config.parent)
+    text = finished(torchrun(config), place, config.parent)
     assert "resuming from step" in text
     assert json.loads(store.read("run.json"))["run_id"] == first
     assert place.curve(config) == unbroken

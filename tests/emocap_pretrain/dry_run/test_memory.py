@@ -107,7 +107,7 @@ RETURN_FREED = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 
 @pytest.mark.parametrize(
     "given",
-    [config(64), config(64, checkpoint_activations=True), config(768, micro_batch=4)],
+    [config(64), config(64, checkpoint_activations=True), config(192, micro_batch=4, embedding=256)],
     ids=["one pass", "recomputed", "several passes"],
 )
 def test_the_estimate_is_close_to_a_measured_step(given):
