@@ -16,7 +16,6 @@ LONGEST = (
     "tests/launch/test_forms.py",
     "tests/launch/test_canaries.py",
     "tests/emocap_kernels/test_kernel_engines.py",
-    "tests/drills/test_ray_short.py",
     "tests/emocap_pretrain/test_signals.py",
     "tests/emocap_pretrain/health/liveness/test_watched_ranks.py",
     "tests/emocap_pretrain/tracking/test_mlflow_server.py",
