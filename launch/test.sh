@@ -22,9 +22,9 @@ stage() {
 
 case "${1-}" in
 "")
-    stage "Unit tests" -m 'not slow' -n "$workers" -q
-    TRITON_INTERPRET=1 stage "Fused kernels in Triton's interpreter" tests/emocap_kernels/fused -n "$workers" -q
     # Tests of one file share what they start, so they run in one process.
+    stage "Unit tests" -m 'not slow' -n "$workers" --dist loadfile --no-loadscope-reorder -q
+    TRITON_INTERPRET=1 stage "Fused kernels in Triton's interpreter" tests/emocap_kernels/fused -n "$workers" -q
     stage "End-to-end tests with real launchers and killed processes" -m 'slow and not drill' -n "$workers" --dist loadfile --no-loadscope-reorder -q
     ;;
 fast) stage "Fast unit tests" -m 'not slow and not costly' -n "$workers" -q ;;

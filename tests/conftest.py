@@ -19,6 +19,11 @@ LONGEST = (
     "tests/emocap_pretrain/test_signals.py",
     "tests/emocap_pretrain/health/liveness/test_watched_ranks.py",
     "tests/emocap_pretrain/tracking/test_mlflow_server.py",
+    "tests/emocap_pretrain/dry_run/test_memory.py",
+    "tests/benchmarks/test_kernels_suite.py",
+    "tests/benchmarks/test_shards_suite.py",
+    "tests/emocap_pretrain/test_cli.py",
+    "tests/emocap_pretrain/dry_run/test_preflight.py",
 )
 
 
