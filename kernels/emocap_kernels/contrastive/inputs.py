@@ -40,7 +40,7 @@ class ContrastiveInputs:
 
     @property
     def formula(self) -> ContrastiveObjective:
-        """Returns the object of the objective, which the caller may have given by its name.
+        """Returns the objective. If the caller passed a name, this is the objective that has this name.
 
         Raises:
             ArgumentError: If the name is unknown.
@@ -65,7 +65,7 @@ class ContrastiveInputs:
 def check_and_describe(inputs: ContrastiveInputs) -> Mapping[str, int]:
     """Checks the inputs of this rank and returns the facts (named integers) that the other ranks need to know.
 
-    The caller may add facts of its own. All together must be at most `MAX_FACTS`.
+    The caller may add facts of its own, but the total number of facts must not exceed `MAX_FACTS`.
 
     Raises:
         ArgumentError: If the value of an argument is not allowed.
@@ -94,9 +94,9 @@ def check_and_describe(inputs: ContrastiveInputs) -> Mapping[str, int]:
 
 
 def _backward_communicates(inputs: ContrastiveInputs) -> bool:
-    """Returns whether backward must exchange messages with other ranks, as far as the inputs of this rank decide.
+    """Returns whether the gradients of this rank's inputs require messages between ranks in backward.
 
-    If the result is True on any rank, all ranks must run backward.
+    If the result is True on at least one rank, all ranks must run backward.
     """
     wanted = [isinstance(each, Tensor) and each.requires_grad for each in inputs.parameters()]
     # A `ring` sends the texts again for any gradient. The other schedules keep them and send only their gradients.

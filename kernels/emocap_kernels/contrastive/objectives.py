@@ -86,8 +86,8 @@ class Tile:
     """Holds the scores of some images with some texts.
 
     Both directions use the same scores: a row holds the scores of an image anchor, and a column those of a text anchor.
-    `targets` says for each direction which pairs are positives and which are excluded. Its methods `row_candidates` and
-    `column_candidates` return the scores with -inf at the excluded pairs of a direction.
+    `targets` says for each direction which pairs are positives and which are excluded. `targets.row_candidates(score)`
+    and `targets.column_candidates(score)` return the scores with -inf at the excluded pairs of one direction.
 
     Attributes:
         score: [images, texts], scale and bias included.

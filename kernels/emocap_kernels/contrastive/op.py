@@ -103,8 +103,8 @@ def contrastive_loss(  # noqa: PLR0913  (one call for every objective)
             objectives require None.
         mining: The rule for further positives. With None, the only positives are own pairs (the image and the text of
             one sample) and pairs of equal `ids`. `soft` requires None.
-        guide_image: [rows, any width], compared instead of `image` where mining compares images; it gets no
-            gradient. For `soft`, the image features of the teacher.
+        guide_image: [rows, any width], the features by which mining compares images; None means `image`. For `soft`,
+            the image features of the teacher. They get no gradient.
         guide_text: [rows, any width], the same for texts.
         guide_scale: The inverse temperature of the teacher of `soft`; None means `scale`.
         ids: int64 [rows]. Samples of equal id, on any rank, are always positives of each other.
@@ -117,7 +117,8 @@ def contrastive_loss(  # noqa: PLR0913  (one call for every objective)
             a formula it is `reference`. `choose_backend` gives the reason.
 
     Returns:
-        The loss of the global batch, equal on every rank to the bit, and detached means for a log.
+        The loss of the global batch, which is equal on every rank to the bit, and detached tensors for the log, such as
+        the recall.
 
     Raises:
         ArgumentError: If the value of an argument is not allowed.

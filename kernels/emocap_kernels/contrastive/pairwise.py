@@ -3,9 +3,9 @@
 The gradient of such a loss with respect to a score follows from that score. Forward therefore also computes the
 gradients of the inputs, if any are needed, and backward only multiplies them by the incoming gradient. An objective
 without a teacher costs three matrix products: one for the scores, and one each for the gradients of images and texts.
-`GradientSums.finish_scale` says when the gradient of the scale needs a fourth one. An objective with a teacher needs an
-additional first pass over all scores, which computes the softmax denominators of the student (the trained model) and
-of the teacher.
+`GradientSums.finish_scale` says when the gradient of the scale needs a fourth matrix product. For an objective with a
+teacher, an additional pass over all scores comes first. This pass computes the softmax denominators of the student (the
+trained model) and of the teacher.
 
 `evaluate` computes the tiles with operations of torch. The fused backend uses only `evaluate_pair_pass`, and passes to
 it a `PairPass` that starts kernels.
@@ -155,7 +155,7 @@ class _Teacher:
 
 
 def _teacher(batch: ContrastiveBatch, tiling: Tiling) -> _Teacher:
-    """Computes all scores of student and teacher once, to get the log-sum-exps of both.
+    """Computes all scores of student and teacher once, and returns a `_Teacher` that holds the log-sum-exps of both.
 
     This is a collective: all ranks must call it.
     """

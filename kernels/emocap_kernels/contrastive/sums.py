@@ -80,9 +80,10 @@ class GradientSums:
     """Adds up the gradients of the inputs over tiles of scores, for every backend that computes scores in tiles.
 
     The sums are the gradients of 2B times this rank's part of the loss, where B is the number of rows of the global
-    batch. The gradients of image and text also lack the factor `scale` of the scores. The caller corrects both, for
-    instance by the argument of `finished`. The gradient of 2B times the loss with respect to a score lies in [-2, 2]
-    for the objectives of this package, whatever the batch and the scale, so half precision can store it (decision 10).
+    batch. The sums for image and text also lack the factor `scale` of the scores. The caller must therefore divide
+    all sums by 2B, and multiply those for image and text by `scale`. The argument of `finished` may do this for image
+    and text. The gradient of 2B times the loss with respect to a score lies in [-2, 2] for the objectives of this
+    package, whatever the batch and the scale. Therefore it can be stored in half precision (decision 10).
 
     Attributes:
         image: [local, width], the sum for the images in at least float32, or None if they need no gradient.
@@ -155,10 +156,10 @@ class GradientSums:
     def finish_scale(self) -> None:
         """Computes the gradient of the scale from that of the images, unless this would be inaccurate.
 
-        This method must be called after the last block. It does nothing with half-precision vectors, for which the
-        result would be inaccurate, or if the images need no gradient. In these two cases `add_scale_and_bias` has
-        already summed the gradient of the scale, for which it computes the cosines of each tile again. The fused
-        backend does not call this method, because its kernels sum the gradient of the scale.
+        This method must be called after the last block. It does nothing if the vectors have half precision (the result
+        would be inaccurate) or if the images need no gradient. In these two cases `add_scale_and_bias` has already
+        summed the gradient of the scale. To do so, it computes the cosines of each tile again, which is one more matrix
+        product. The fused backend does not call this method, because its kernels sum the gradient of the scale.
         """
         # The sum of G_ij <x_i, y_j> over all pairs is the sum over i of <x_i, sum over j of G_ij y_j>. The inner sum is
         # the gradient of image i without the factor `scale`.

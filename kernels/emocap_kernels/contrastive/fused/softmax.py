@@ -1,12 +1,12 @@
 """Runs the kernels of `infonce` and `mil_nce`: statistics in forward, and the gradient of the scores in backward.
 
-Forward and backward each make one pass over the scores: a loop over blocks of columns, panels of rows and chunks of
-columns (`emocap_kernels.fused.tiling` explains these pieces). The host only starts kernels and matrix products, and
-never reads a value from the device.
+Forward and backward each make one pass over the scores, in three nested loops: over blocks of columns, over panels of
+rows in a block, and over chunks of columns in a panel (`emocap_kernels.fused.tiling` explains these pieces). The host
+only starts kernels and matrix products, and never reads a value from the device.
 
-Each kernel has two variants. One subtracts the same shift from all scores before the exponential, the other keeps a
-running maximum for each sum. The host starts both, and a flag on the device decides which of them does the work. The
-other one returns at once (decision 9).
+Each kernel has two variants. The first variant subtracts the same shift from all scores before the exponential, and the
+second variant keeps a running maximum for each sum. The host always starts both. Both read a flag on the device: one
+variant does the work, and the other one returns at once (decision 9).
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class KernelPlan:
     Attributes:
         positives: The positives of the batch.
         tile: The tile size of the kernels that compute scores.
-        sum_positives: Whether kernels sum 2^score over the positives, as `mil_nce` needs it if an anchor may have
-            several positives. Otherwise they sum the scores of the positives.
+        sum_positives: Whether kernels sum 2^score over the positives of an anchor. `mil_nce` needs this sum if an
+            anchor may have several positives. If False, kernels sum the scores of the positives.
     """
 
     positives: FusedPositives
@@ -88,7 +88,7 @@ def score_statistics(
 def _block_statistics(
     operands: Operands, exponents: ExponentScale, positives: BlockPositives, plan: KernelPlan
 ) -> tuple[Base2Stats, Base2Stats]:
-    """Returns the statistics of the local rows over the columns of a block, and those of the columns over the rows."""
+    """Returns the statistics of each local row over the columns of a block, and of each column over the local rows."""
     number = len(operands.right)
     # A rank without rows has no panel. Its columns still need statistics for the sums over ranks.
     nothing = _empty_statistics(exponents, number, sum_positives=plan.sum_positives)
@@ -113,7 +113,7 @@ def _empty_statistics(exponents: ExponentScale, number: int, *, sum_positives: b
 def _panel_statistics(
     operands: Operands, exponents: ExponentScale, positives: BlockPositives, rows: Range, plan: KernelPlan
 ) -> tuple[Base2Stats, Base2Stats]:
-    """Returns the statistics of a panel over the columns of one block, and those of the columns over the panel.
+    """Returns the statistics of each row of a panel over the columns of one block, and of each column over these rows.
 
     The panel consists of the local rows `rows`.
     """

@@ -50,7 +50,10 @@ class Best:
         return Best(score, self.hit.gather(0, first[None])[0])
 
     def merge(self, later: Best) -> Best:
-        """Returns the best over the candidates of this object and those of `later`. Of equal scores, its own wins."""
+        """Returns the best over the candidates of this object and those of `later`.
+
+        If the two best scores of an anchor are equal, the candidate of this object wins.
+        """
         return Best(torch.stack([self.score, later.score]), torch.stack([self.hit, later.hit])).merge_parts()
 
     def reduce(self, ranks: Ranks, score: Tensor | None = None) -> Best:
@@ -106,8 +109,8 @@ class LogSumExp2:
     def gradient_weight(self, shift: Tensor, running_max: Tensor) -> tuple[Tensor, Tensor]:
         """Returns (weight, peak), so that weight times 2^(score - peak) is the softmax probability of a candidate.
 
-        If `running_max` is True, kernels kept a running maximum, and the returned peak is the anchor's own. Otherwise
-        it is `shift`, which is the same for all anchors.
+        If `running_max` is True, the kernels kept a running maximum, and the returned peak is the field `peak`, which
+        each anchor has of its own. Otherwise the returned peak is `shift`, the same number for all anchors.
         """
         # The kernel without running maxima subtracts the shift from all scores, and uses no peak of an anchor.
         peak = torch.where(running_max, self.peak, shift)
