@@ -4,8 +4,8 @@ A CUDA matrix unit multiplies half-precision vectors exactly and adds in float32
 version 2.11 on (decision 10). On other devices the vectors are converted first, which gives the same products.
 
 `matmul` computes scores. `addmm_` multiplies the gradient of a tile of scores with vectors, and adds the product to the
-gradient of the inputs. A gradient of scores may be stored in half precision. In float16 it is multiplied by a power of
-two before, so that small values are not rounded to zero.
+gradient of the inputs. A gradient of scores may be stored in half precision. Before it is stored in float16, it is
+multiplied by a power of two, so that small values are not rounded to zero.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ class Mining:
 
 
 def top_k_pairs(similarity: Tensor, top_k: int) -> Tensor:
-    """Returns a mask of the pairs of each row with its `top_k` most similar columns, bool of the shape of `similarity`.
+    """Returns a bool mask of the shape of `similarity` that is True at the `top_k` most similar columns of each row.
 
     Of equal similarities the lower index wins. The diagonal contains the own pairs, which are never selected. Only the
     backend `reference` uses this function.
@@ -85,15 +85,15 @@ def top_k_pairs(similarity: Tensor, top_k: int) -> Tensor:
 def top_k_indices(similarity: Tensor, own: Tensor, top_k: int) -> Tensor:
     """Returns the `top_k` most similar candidates of each anchor. Of equal similarities, the lower index wins.
 
-    `torch.topk` orders equal similarities arbitrarily. Therefore only its k-th largest value is used. If several
-    candidates of an anchor have that value, those of lowest index are selected.
+    `torch.topk` orders equal similarities arbitrarily. Therefore only the k-th largest value is taken from its result.
+    If several candidates of an anchor have that value, those of lowest index are selected.
 
-    The host waits for the device, because it reads which anchors have such ties. The kernels of `fused` do not make it
-    wait.
+    The host waits for the device, because it reads which anchors have such ties. The kernels of `fused` do not make the
+    host wait.
 
     Similarities of unit vectors are never NaN. For other vectors, the backends treat NaN differently: `reference` ranks
-    it first, and `fused` does not select it. This function ranks NaN candidates and the own pair last. If an anchor has
-    fewer than `top_k` other candidates, they fill the rest of its row, those of lowest index first.
+    it first, and `fused` does not select it. This function ranks the own pair and all candidates with NaN last. They
+    are selected only if an anchor has too few candidates besides them, those of lowest index first.
 
     Args:
         similarity: [anchors, candidates]; overwritten.

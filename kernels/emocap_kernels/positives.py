@@ -54,10 +54,10 @@ def transposed(similarities: GuideSimilarities) -> GuideSimilarities:
 
 
 def tile_similarities(guide: Guide) -> tuple[GuideSimilarities, ...]:
-    """Returns the similarities by which pairs of a tile are mined, for its row anchors and for its column anchors.
+    """Returns the similarities by which pairs of a tile are mined: first for row anchors, then for column anchors.
 
-    Each similarity names the modality of the rows first and that of the columns second. If the similarities for row
-    anchors and for column anchors are equal, the result has one entry instead of two.
+    A similarity is a pair of modalities, that of the rows and that of the columns. If the similarities for row anchors
+    and for column anchors are equal, the result has one entry instead of two.
     """
     images, texts = IMAGE_ANCHORS[guide], transposed(TEXT_ANCHORS[guide])
     return (images,) if images == texts else (images, texts)
@@ -66,8 +66,8 @@ def tile_similarities(guide: Guide) -> tuple[GuideSimilarities, ...]:
 def modalities_to_gather(mining: Mining) -> set[Modality]:
     """Returns the modalities whose guide features every rank needs for the whole batch.
 
-    Mining compares the rows of a rank with those of all ranks. A rank has the features of its own rows in both
-    modalities, so only the features with which it compares them are gathered.
+    Mining compares the rows of a rank with the rows of all ranks. A rank already holds the features of its own rows in
+    both modalities. So only the modalities in which it needs the rows of other ranks are gathered.
     """
     texts = TEXT_ANCHORS[mining.guide]
     # With `top_k` a rank mines for its own texts, and the candidates come from other ranks. With a threshold alone, it

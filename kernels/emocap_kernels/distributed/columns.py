@@ -217,15 +217,15 @@ def _consecutive_runs(ranks: tuple[int, ...]) -> list[list[int]]:
 class ColumnReduceScatter:
     """Sums tensors over the ranks, row by row, and gives each sum only to the rank that holds the row.
 
-    The sums are sent along the hops of the all-gather in reverse order. A sum is rounded to the type of the messages
-    once for each hop, and is added up in its own type.
+    The sums are sent along the hops of the all-gather in reverse order. For each hop, a sum is converted to the type of
+    the messages (`message_dtype`). The receiving rank adds it to its own sum in the type of `like`.
 
     The object is passed to `ColumnAllGather.blocks`, which calls `send` for each stage. The caller calls `add` for each
     block, and `result` at the end.
     """
 
     def __init__(self, columns: ColumnAllGather, like: Tensor, message_dtype: torch.dtype) -> None:
-        """Starts without any sum.
+        """Prepares an empty reduce-scatter, to which no contribution has been added yet.
 
         Args:
             columns: The all-gather whose rows the sums belong to.

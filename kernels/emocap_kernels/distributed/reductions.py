@@ -73,7 +73,7 @@ def all_reduce_min_(values: Tensor, ranks: Ranks) -> None:
 
 
 class _GatherReplicated(Function):
-    """Gathers rows for a computation that every rank repeats in full, as the reference does.
+    """Gathers rows for a computation that every rank repeats in full, as the backend `reference` does.
 
     Each rank then computes the whole gradient of its own rows. DDP and DeepSpeed take a mean over ranks, which divides
     this gradient by the number of ranks. Backward multiplies by that number to compensate.

@@ -21,7 +21,9 @@ from emocap_kernels.fused.tiling import TileConfig, strips
 
 @dataclass(frozen=True, slots=True)
 class CandidateBlock:
-    """Holds the vectors of some candidates and those of all local anchors. Their products are the similarities.
+    """Holds the vectors of some candidates and those of all local anchors.
+
+    The dot products of anchors with candidates are the similarities.
 
     Attributes:
         start: Global index of the first candidate.
@@ -41,13 +43,15 @@ def nearest_candidates(
     top_k: int,
     threshold: float | None,
 ) -> Tensor:
-    """Returns the `top_k` most similar candidates of each local anchor. Of two similarities the smaller one counts.
+    """Returns the `top_k` most similar candidates of each local anchor.
+
+    If the blocks hold vectors for two similarities, the smaller of the two counts.
 
     Args:
         blocks: All candidates of the batch, in any order of blocks. If the iterator receives blocks from other ranks,
             this function is a collective.
         anchors: Number of local anchors.
-        first: Global index of anchor 0. An anchor is not a candidate of its own.
+        first: Global index of anchor 0. The candidate with the same global index as an anchor is never selected for it.
         tile: The tile size of the kernel.
         top_k: At most `backend.MAX_TOP_K`, because a kernel holds the lists in registers.
         threshold: Candidates of a lower similarity are left out; None leaves out none.

@@ -104,8 +104,8 @@ def tile_config_for(dtype: torch.dtype, device: torch.device, *, masked: bool) -
 def panels(length: int, tile: TileConfig, columns: int) -> list[Range]:
     """Cuts `length` rows into panels, whose statistics are stored tile by tile and then merged.
 
-    A panel stores each statistic of the `columns` columns once for each tile of rows. It has so few rows that this
-    takes at most `PART_BYTES`, but it has at least one tile of rows.
+    For each tile of its rows, a panel stores one copy of every statistic of the `columns` columns. The number of rows
+    is limited so that the copies of one statistic take at most `PART_BYTES`. A panel has at least one tile of rows.
     """
     # The statistics are float32, and a panel of `tiles` tiles of rows stores each of them `tiles` times for a column.
     tiles = max(1, PART_BYTES // (4 * max(1, columns)))
@@ -129,7 +129,10 @@ def ranges(length: int, longest: int) -> list[Range]:
 
 
 def strips(rows: int, columns: int, tile: TileConfig) -> tuple[int, int]:
-    """Returns (number of strips, columns of a strip). A strip is at least four tiles wide, if the columns suffice."""
+    """Returns (number of strips, columns of a strip) for a matrix of `rows` by `columns`.
+
+    A strip is at least four tiles wide, if there are enough columns.
+    """
     row_tiles = ceil_div(max(1, rows), tile.rows)
     column_tiles = ceil_div(max(1, columns), tile.columns)
     # As many strips as are needed for `PROGRAMS` programs, but none so short that its tiles are few.

@@ -39,17 +39,18 @@ def nearest_kernel(
 ):
     """Finds the most similar candidates of `bR` anchors in one strip of candidates. The own pair is not a candidate.
 
-    Program (i, j) takes anchors [i * bR, (i + 1) * bR) and candidates [j * strip, (j + 1) * strip). It computes one
-    tile of similarities after the other, and inserts better candidates into a sorted list in registers. Candidates
-    below `threshold` are left out. With TWO_SIMILARITIES the smaller of two similarities counts. At the end the program
-    writes the list to slot j.
+    Program (i, j) takes anchors [i * bR, (i + 1) * bR) and candidates [j * strip, (j + 1) * strip). It keeps one sorted
+    list for each anchor in registers. It computes one tile of similarities after the other, and inserts each candidate
+    that is among the TOP_K best so far. Candidates below `threshold` are left out. With TWO_SIMILARITIES, the smaller
+    of two similarities counts. At the end, the program writes its lists to entry j of the first axis of the outputs.
 
     Reads:
         left_desc_RD, right_desc_CD: Vectors of anchors and candidates.
         second_left_desc_RD, second_right_desc_CD: The same for the second similarity.
     Writes:
         values_ptr_TRK: float32 [strips, bottom, bK], similarities in descending order; of equal ones the lower index
-            comes first. The list has TOP_K entries. If fewer candidates reach the threshold, the others are -inf.
+            comes first. Only the first TOP_K of the bK entries are written. If fewer candidates reach the threshold,
+            the rest of these entries are -inf.
         indices_ptr_TRK: int32 [strips, bottom, bK], the indices of the candidates; -1 where there is none.
 
     `first` is the index of the candidate that belongs to the own pair of anchor 0. `bottom` and `right` are the numbers

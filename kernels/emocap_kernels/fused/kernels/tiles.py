@@ -46,9 +46,10 @@ def cosines(
 ):
     """Returns the dot products of `bR` rows of the left matrix with `bC` rows of the right matrix, float32 [bR, bC].
 
-    The rows begin at `row` and `column`. Rows beyond the end are loaded as zeros, so their products are 0. Products are
-    added along D in a fixed order, so that a tile has the same bits in every kernel. Forward and backward rely on this,
-    because each of them decides by these values which pairs reach a threshold.
+    The rows of the left matrix begin at index `row`, those of the right matrix at index `column`. Rows beyond the end
+    of a matrix are loaded as zeros, so their products are 0. Products are added along D in a fixed order, so that a
+    tile has the same bits in every kernel. Forward and backward rely on this: both compute these values, and decide by
+    them which pairs reach a threshold.
     """
     cosine_RC = tl.zeros([bR, bC], tl.float32)
     for d in range(0, nD, bD):
