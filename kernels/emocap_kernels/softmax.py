@@ -45,7 +45,7 @@ class Argmax:
         return Argmax(like.new_full((anchors,), float("-inf")), index)
 
     def add_(self, part: Argmax, at: slice) -> None:
-        """Merges `part`, the candidates of one tile, into the anchors `at`, in place."""
+        """Updates the anchors in the slice `at`, in place, with `part`, their best candidates in one tile."""
         # Both are views, so `copy_` changes the fields of this object.
         score, index = self.score[at], self.index[at]
         better = (part.score > score) | ((part.score == score) & (part.index < index))
@@ -137,7 +137,7 @@ class AnchorStats:
         return (self.peak.double() - others.peak.double()) + ratio
 
     def add_(self, part: AnchorStats, at: slice) -> None:
-        """Merges `part`, the statistics of one tile, into the anchors `at`, in place."""
+        """Updates the anchors in the slice `at`, in place, with `part`, their statistics over one tile."""
         stats = self.part(at)
         peak = torch.maximum(stats.peak, part.peak)
         shift = finite(peak)
@@ -226,7 +226,7 @@ class RunningScoreStats:
     """
 
     def __init__(self, rows: Partition, columns: Partition, *, like: Tensor) -> None:
-        """Starts with the statistics of no tile.
+        """Starts with empty statistics, to which no tile has been added yet.
 
         Args:
             rows: The division of the rows among the ranks. This rank scores only its own rows.
@@ -273,10 +273,10 @@ class GradientWeights:
 
     Attributes:
         peak: Largest score of a candidate, as in `AnchorStats`.
-        softmax: Weight of the anchor, divided by its `sum_exp`. Multiplied by exp(score - peak), it gives the gradient
-            of the log-sum-exp.
-        positive: Weight of the anchor, divided by its number of positives. It is subtracted from the gradient at each
-            positive.
+        softmax: Weight of the anchor in the loss, divided by its `sum_exp`. Multiplied by exp(score - peak), it gives
+            the gradient of the anchor's log-sum-exp, times the weight of the anchor.
+        positive: Weight of the anchor in the loss, divided by its number of positives. It is subtracted from the
+            gradient at each positive.
     """
 
     peak: Tensor

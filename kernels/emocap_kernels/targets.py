@@ -24,8 +24,7 @@ class Targets(Protocol):
     `row_candidates` and `column_candidates` write.
 
     The tensors are on the device of the tile, and no method makes the host wait for that device. There are two
-    implementations:
-    `DiagonalTargets` needs no mask, and `MaskTargets` describes any pairs.
+    implementations: `DiagonalTargets` needs no mask, and `MaskTargets` describes any pairs.
     """
 
     def row_sums(self, score: Tensor) -> Tensor:

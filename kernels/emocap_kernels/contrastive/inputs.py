@@ -94,7 +94,7 @@ def check_and_describe(inputs: ContrastiveInputs) -> Mapping[str, int]:
 
 
 def _backward_communicates(inputs: ContrastiveInputs) -> bool:
-    """Returns whether the gradients of this rank's inputs require messages between ranks in backward.
+    """Returns whether the gradients of this rank's inputs may require messages between ranks in backward.
 
     If the result is True on at least one rank, all ranks must run backward.
     """

@@ -5,10 +5,10 @@ machine, and then those of other machines, the next machine first. With this ord
 many messages at the same time.
 
 - `gather`: all ranks count as one machine. Received rows are kept for backward.
-- `hierarchical`: a row is sent to each other machine once, to the rank that has the same position there. That rank
-  sends it to the other ranks of its machine. In backward, the gradients of a row are first summed inside each machine,
-  and then each machine sends one sum. With G ranks on a machine, the traffic between machines is G times smaller than
-  with `gather`.
+- `hierarchical`: a row is sent to each other machine once, to the rank whose index within its machine is that of the
+  sender. The receiver then sends the row to the other ranks of its machine. In backward, the gradients of a row are
+  first summed inside each machine, and then each machine sends one sum. With G ranks on a machine, the traffic between
+  machines is G times smaller than with `gather`.
 - `ring`: the order is that of `gather`, but the rows of only one rank arrive at a time, and they are not kept. A rank
   holds the rows of at most three ranks (its own, those in use, and those being received), and rows are sent again for
   backward.

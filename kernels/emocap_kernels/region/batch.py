@@ -155,8 +155,9 @@ def replicated_batch(
 ) -> RegionBatch:
     """Returns the batch in which every rank holds all images and sentences, for the reference.
 
-    This is a collective: all ranks must call it. `gather_replicated` multiplies the gradients of patches and sentences
-    by the number of ranks, because each rank returns only those of its own images and sentences.
+    This is a collective: all ranks must call it. Each rank returns the gradients of its own images and sentences only.
+    `gather_replicated` multiplies these gradients by the number of ranks, because DDP and DeepSpeed take a mean over
+    the ranks.
     """
     dtype = compute_dtype(inputs.patches, inputs.sentences)
     mask = inputs.patch_mask

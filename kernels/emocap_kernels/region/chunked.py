@@ -1,8 +1,8 @@
 """Computes the local loss in bounded memory, in plain torch. Each tile is computed twice and never stored.
 
 A tile contains the similarities of some sentences with the patches of some images. Forward keeps a few statistics of
-each anchor. Backward computes the scores of each tile again in the same shapes, gets their gradient from those
-statistics, and propagates it through the pooling to patches and sentences.
+each anchor. Backward computes the similarities and scores of each tile again. It gets the gradient of the scores from
+the statistics, and propagates this gradient through the pooling to patches and sentences.
 
 Similarities, [sentences, images, patches], exist for one tile at a time. Scores, [images, sentences], are smaller, so
 forward holds the scores of some images with a whole block of sentences.
@@ -104,10 +104,10 @@ def evaluate(batch: RegionBatch, *, block_bytes: int | None = None) -> LossResul
 
 @dataclass(frozen=True, slots=True)
 class _MatmulComparison:
-    """Implements `SentenceComparison` by matrix products of torch.
+    """Compares sentences for mining (`SentenceComparison`) by matrix products of torch.
 
     Attributes:
-        own: The order in which the sentences of this rank are sorted by image.
+        own: The sentences of this rank in an order in which those of each image are consecutive.
         starts: The values of `own.starts`, copied to the host.
         longest: Largest number of sentences that are compared with all others at once.
     """

@@ -76,7 +76,10 @@ def check_and_describe(inputs: RegionInputs) -> Mapping[str, int]:
 
 
 def _backward_communicates(inputs: RegionInputs) -> bool:
-    """Returns whether backward on this rank sends messages. If one rank sends messages, all ranks must run backward."""
+    """Returns whether the gradients of this rank's inputs may require messages between ranks in backward.
+
+    If the result is True on at least one rank, all ranks must run backward.
+    """
     given = (inputs.patches, inputs.sentences, inputs.scale)
     wanted = [isinstance(each, Tensor) and each.requires_grad for each in given]
     # A `ring` sends the sentences again for any gradient. The other schedules keep them and send only their gradients.

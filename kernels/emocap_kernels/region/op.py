@@ -85,9 +85,9 @@ def region_contrastive_loss(
     equations.
 
     Inputs are used as given: nothing is normalised or clamped. With a `group`, the call and its backward are
-    collectives: all ranks of the group must run both. The gradients are scaled for a mean over ranks, as DDP and
-    DeepSpeed compute it. They cannot be differentiated again, except with `backend="reference"`, and with `chunked` in
-    scope `image`.
+    collectives: all ranks of the group must run both. The gradients of each rank are scaled so that their mean over
+    the ranks, as DDP and DeepSpeed compute it, is the gradient of the loss. Gradients cannot be differentiated again,
+    except with `backend="reference"`, and with `chunked` in scope `image`.
 
     Args:
         patches: [rows, patches, width], unit vectors.
@@ -109,14 +109,14 @@ def region_contrastive_loss(
             reason.
 
     Returns:
-        The loss of the global batch, equal on every rank to the bit, and numbers for a log. Without any sentence on any
-        rank, the loss is 0 with zero gradients.
+        The loss of the global batch, which is equal on every rank to the bit, and detached tensors for the log, such as
+        the recall. If no rank has a sentence, the loss is 0 and all gradients are 0.
 
     Raises:
         ArgumentError: If the value of an argument is not allowed.
         ShapeError: If tensors do not fit together.
         NotSupportedError: If the backend cannot run on these inputs.
-        RanksDisagreeError: If the ranks of the group were called differently.
+        RanksDisagreeError: If the inputs of another rank are invalid, or if the ranks of the group differ in a setting.
 
     Example:
         ```python

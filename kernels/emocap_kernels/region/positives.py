@@ -24,10 +24,10 @@ class SentenceComparison(Protocol):
     """Describes how a backend compares sentences with each other."""
 
     def any_similar(self, batch: RegionBatch, images: slice, block: SentenceBlock, threshold: float) -> Tensor:
-        """Returns a mask of the sentences of `block` that are similar to at least one sentence of each image.
+        """Returns for each image which sentences of `block` are similar to at least one sentence of the image.
 
-        The mask is bool [images, sentences], and `images` are local. Two sentences are similar if their cosine is at
-        least `threshold`.
+        The result is a bool mask, [images, sentences]. `images` are local indices. Two sentences are similar if their
+        cosine is at least `threshold`.
         """
         ...
 

@@ -67,7 +67,7 @@ def _direction(score: Tensor, own: Tensor, mined: Tensor, *, attract: bool) -> t
 def _mined(batch: RegionBatch, own: Tensor) -> tuple[Tensor, Tensor]:
     """Returns two bool masks, [images, sentences]: pairs mined for image anchors, and for sentence anchors.
 
-    Both masks also contain the pairs of a sentence and the image that owns it, which are `own`.
+    `own` marks the pairs of a sentence and the image that owns it. Both masks also contain these pairs.
     """
     if batch.mining is None:
         return own, own

@@ -1,11 +1,11 @@
 r"""Computes the local loss within each image (scope `image`), as SPARC does (Bica et al. 2024, arXiv 2401.09865).
 
 Each sentence \(u_n\) pools the patches of its own image. Its similarities with the kept patches are min-max normalised.
-Those below 1 / (number of kept patches) are set to zero, and all are divided by their sum. The results are the weights
-of the patches in the pooled vector \(c_n\), which is then normalised to unit length. Within the image, the scores are
-\(s_{nm} = \mathrm{scale}\,\langle c_n, u_m \rangle\). The loss is the cross-entropy of each pooled vector with its own
-sentence, and of each sentence with its own pooled vector. It is averaged over the sentences of an image, then over the
-images that own a sentence.
+Normalised similarities below 1 / (number of kept patches) are set to zero. Then all are divided by their sum, which
+gives the weights of the patches in the pooled vector \(c_n\). This vector is normalised to unit length. The score of
+pooled vector n and sentence m of the same image is \(s_{nm} = \mathrm{scale}\,\langle c_n, u_m \rangle\). The loss is
+the cross-entropy of each pooled vector with its own sentence, and of each sentence with its own pooled vector. It is
+averaged over the sentences of an image, then over the images that own a sentence.
 
 This module is the backend `chunked` of scope `image`. It is plain torch with autograd, so it has a second derivative.
 The backend `reference` uses `pooled_patches` too. The loss does not compare sentences of different images, so ranks

@@ -282,8 +282,8 @@ class _GradientSums:
         """Returns the gradients of the similarities of one chunk, [sentences, images * pitch].
 
         The chunk consists of the local `images`, with the vectors `patches`, and of the vectors `sentences`, whose
-        global indices begin at `columns.start`. `mask` has the bytes of their pairs. `pitch` is the number of patches
-        of an image, rounded up for alignment.
+        global indices begin at `columns.start`. `mask`, [images, sentences], has one byte for each pair of them
+        (`mask_bytes`). `pitch` is the number of patches of an image, rounded up for alignment.
 
         The gradients are 2A times those of the loss, without the factor `scale`; A is the number of images that have a
         sentence. They are multiplied by `similarity_storage_scale`, so that float16 does not round small values to

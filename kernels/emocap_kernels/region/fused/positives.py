@@ -34,7 +34,7 @@ OWN_SENTENCES = 16
 
 @dataclass(frozen=True, slots=True)
 class KernelComparison:
-    """Implements `SentenceComparison` by kernels. No value is copied to the host.
+    """Compares sentences for mining (`SentenceComparison`) by kernels. No value is copied to the host.
 
     Attributes:
         order: int64 [local sentences], the local indices of the sentences in the order of their images.

@@ -14,15 +14,17 @@ image has more patches than registers hold, the kernel processes them in several
 maximum.
 
 Backward computes the tile again. \(G_{in}\) is the gradient with respect to the score
-\(S_{in} = \mathrm{scale}\,r_{in}\). The gradient with respect to a similarity,
+\(S_{in} = \mathrm{scale}\,r_{in}\). The gradient with respect to a similarity is
 
 \[ \frac{\partial L}{\partial z_{ipn}} = \mathrm{scale}\; G_{in}\, a_{ipn} (1 + \mathrm{sharpness}\,(z_{ipn} - r_{in})),
-   \qquad a_{ipn} = e_{ipn} / \textstyle\sum_q e_{iqn}, \]
+   \qquad a_{ipn} = e_{ipn} / \textstyle\sum_q e_{iqn}. \]
 
-is written, without the factor scale, to a chunk that torch multiplies with sentences and with patches.
+It is written, without the factor scale, to a chunk of memory. Then torch multiplies this chunk with the sentences to
+get the gradients of the patches, and with the patches to get those of the sentences.
 
-`pool_kernel` is forward and `pool_backward_kernel` is backward. Both call `image_sums`, which goes over the windows of
-an image (`similarities`, `window_sums`). Decision 12 gives the reasons for this form.
+`pool_kernel` is forward and `pool_backward_kernel` is backward. Both call `image_sums`. For each window of an image,
+this function calls `similarities` for the dot products, and `window_sums` to add them to the sums over the patches.
+Decision 12 gives the reasons for this form.
 """
 
 # Triton has types of its own, which pyright does not know.
@@ -87,9 +89,10 @@ def similarities(
     """Returns the dot products of `bS` sentences with a window of the patches of one image, in three pieces.
 
     A window is a range of patches that are processed together; this one begins at `patch`. A piece of width 1 does not
-    exist. Columns beyond the patches of the image belong to the next image, so callers must mask them. The patches of
-    all images are one matrix, because a three-dimensional tile compiles to pointer arithmetic for sm_80, which spilled
-    550 bytes (docs/log.md, 2026-11-23).
+    exist. Columns beyond the patches of the image belong to the next image, so callers must mask them.
+
+    The descriptors treat the patches of all images as one matrix. Tiles of a three-dimensional tensor were tried. For
+    sm_80 they compiled to pointer arithmetic, which spilled 550 bytes of registers (docs/log.md, 2026-11-23).
     """
     # All pieces use the sentences of a step that are loaded once.
     place = image * nP + patch
@@ -412,7 +415,8 @@ def score_gradient(
     """Returns 2A times the gradient of the loss with respect to the scores of one image with some sentences, [bS].
 
     A is the number of images that have a sentence. `mask_S` holds the bits that mark positives and excluded pairs. The
-    other arguments after it hold the gradient weights of the image (row) and of the sentences (columns).
+    arguments whose names begin with `row` give the gradient weights of the image, and those that begin with `column`
+    give the gradient weights of the sentences.
     """
     # The image is one row for the whole tile, so its weights are single numbers.
     row_peak = tl.load(row_weights_ptr_FI + PEAK * row_pitch + image)

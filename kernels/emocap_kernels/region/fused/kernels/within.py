@@ -1,10 +1,10 @@
 r"""Contains the kernels of the local loss that compares sentences and patches of the same image only.
 
-A program takes one image, and a few of its sentences at a time. The work is small: a few sentences are compared with a
-few hundred patches, and their similarities stay in registers. Therefore the time depends on memory traffic. For each
-few sentences of an image, forward loads the image's patches twice, and backward loads them three times. No image waits
-for another. Sentences are sorted by image, and a kernel reads the index of an image's first sentence from memory.
-Therefore images may have different numbers of sentences without padding, and the host need not know these numbers.
+A program processes one image, in groups of at most `bK` of its sentences. The work is small: a few sentences are
+compared with a few hundred patches, and their similarities stay in registers. Therefore the time depends on memory
+traffic. For each group of sentences, forward loads the image's patches twice, and backward loads them three times.
+Sentences are sorted by image, and a kernel reads the index of an image's first sentence from memory. Therefore images
+may have different numbers of sentences without padding, and the host need not know these numbers.
 
 Forward computes the similarities \(z\) of a sentence with the n kept patches of its image, and normalises them to
 \(s = (z - \min) / (\max - \min)\). The weights of the patches are \(w_p \propto s_p\) where \(s_p \ge 1/n\), and
@@ -238,7 +238,7 @@ def loss_kernel(
     """Computes the losses of the sentences of one image, for both directions.
 
     Program i takes image i, and `bK` of its sentences at a time. First their pooled vectors are the anchors, and then
-    the sentences.
+    the sentences themselves are.
 
     Reads:
         unit_ptr_ND: float32 [sentences, nD], pooled vectors of unit length.
@@ -269,7 +269,10 @@ def loss_kernel(
 
 @triton.jit
 def log_sums(fields_ptr_FN, field: tl.constexpr, n_sentences, sentence, end, bK: tl.constexpr):
-    """Returns one field of `bK` sentences from index `sentence` on, [bK]. Sentences from index `end` on get 0."""
+    """Returns the log-sum-exps, stored as `field`, of `bK` sentences from index `sentence` on, [bK].
+
+    Sentences from index `end` on get 0.
+    """
     sentence_K = sentence + tl.arange(0, bK)
     return tl.load(fields_ptr_FN + field * n_sentences + sentence_K, mask=sentence_K < end, other=0.0)
 
@@ -307,8 +310,8 @@ def add_products(
 ):
     """Adds the product of `gradient_KM` and `bK` rows of vectors to the stored sums, piece by piece.
 
-    The sums begin at row `row`, and the vectors at row `other`. If `other` is `begin`, these are the first vectors of
-    the image, and the product replaces the stored sums.
+    The sums begin at row `row`, and the vectors at row `other`. If `other` is equal to `begin`, the vectors are the
+    first ones of the image, and the product replaces the stored sums.
     """
     for d in range(0, nD, bD):
         other_MD = load_rows(vectors_ptr_RD, other, end, d, nD, bK, bD).to(tl.float32)
@@ -347,7 +350,9 @@ def score_gradient_kernel(
         fields_ptr_FN: The fields that `loss_kernel` wrote.
     Writes:
         by_unit_ptr_ND, by_sentence_ptr_ND: float32 [sentences, nD], the gradients with respect to the unit pooled
-            vectors and to the sentences, divided by scale. The kernel reads them again to add the next candidates.
+            vectors and to the sentences. Both gradients lack the factor scale. The kernel goes over the candidates of
+            an anchor in tiles. For each tile after the first, it reads the stored sums, adds the contribution of the
+            tile, and writes them back.
         by_scale_ptr_N: float32 [sentences], the part of the gradient of the scale that belongs to each sentence.
     """
     image = tl.program_id(0)
