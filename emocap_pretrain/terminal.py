@@ -9,9 +9,9 @@
 | 75 | stopped and saved: the same command resumes from there (EX_TEMPFAIL of sysexits.h) |
 | 130 | Ctrl-C |
 
-No secret reaches the terminal, and no control character of a text that somebody else wrote. Therefore a command prints
-through `console`, `say_json` or `errors_as_lines`, or it passes a text through `logs.shown` first. The module does not
-import torch, so that `--help` is quick.
+Texts that somebody else wrote may contain secrets or control characters, which must not reach the terminal. Therefore a
+command prints through `console`, `say_json` or `errors_as_lines`, or it passes a text through `logs.shown` first. The
+module does not import torch, so that `--help` is quick.
 """
 
 import json

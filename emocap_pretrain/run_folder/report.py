@@ -27,7 +27,7 @@ from emocap_pretrain.run_folder.results import (
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Holds `report.json`, the result of a finished run. Rank 0 writes it after everything else.
+    """Holds `report.json`, the result of a finished run. It is the last file that rank 0 writes.
 
     Args:
         name: Name of the run.
@@ -60,8 +60,8 @@ class Report:
     def evaluated_with(self, settings: dict[str, Any]) -> bool:
         """Returns whether `results` were computed with these evaluation settings.
 
-        If a user starts a finished run again and the result is False, the run is evaluated again. The result is also
-        True if `url` is None in the settings, because there is then nothing to evaluate.
+        If the settings name no evaluation dataset (`url` is None), there is nothing to evaluate, and the result is
+        True. If a user starts a finished run again and the result is False, the run is evaluated again.
 
         Args:
             settings: The section `evaluation` of `Config.stored`.

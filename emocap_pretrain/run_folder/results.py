@@ -1,7 +1,7 @@
 """Defines the results of an evaluation as plain values: named scores, values by class, confusion matrices.
 
 Every evaluation task returns its results in these types. The report, the tracker and the command line therefore need no
-code for individual tasks (decision 25). `report.json` stores the values, so these types belong to a document:
+code for individual tasks (decision 25). `report.json` stores the values, and later versions must be able to read them:
 `documents.py` says what a change of a field requires.
 """
 

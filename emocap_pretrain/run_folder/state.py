@@ -116,7 +116,7 @@ class RunState:
 
     @property
     def newest(self) -> AttemptState:
-        """Returns the newest attempt, which owns the run."""
+        """Returns the newest attempt, which supersedes all older ones: they commit nothing any more."""
         return self.attempts[-1]
 
     def to_json(self) -> dict[str, Any]:

@@ -172,7 +172,7 @@ def _schema_of(body: Any) -> int:
     """Returns the schema version of a body. A list, or a mapping without a version, has schema 0.
 
     Raises:
-        ValueError: If the version is not an integer from 0 on.
+        ValueError: If the version is not an integer, or is below 0.
     """
     schema: Any = cast("dict[str, Any]", body).get("schema", 0) if isinstance(body, dict) else 0
     if type(schema) is not int or schema < 0:  # `isinstance` would accept a bool.

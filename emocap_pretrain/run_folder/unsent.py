@@ -96,7 +96,7 @@ def of_this_run(rows: Sequence[Row], store: Store, *, original: str) -> list[Row
     that no run sends the rows. So a warning says how many rows are left out.
 
     Args:
-        rows: The rows of `unsent.json` and of the checkpoint. The same row may be there twice.
+        rows: The rows of `unsent.json` and of the checkpoint. A row that is in both is listed twice.
         store: The run's folder.
         original: MLflow's id of the original run if this folder counts as a copy; otherwise an empty text.
     """

@@ -89,7 +89,7 @@ class HostMetrics:
 
 
 class JobHostMetrics:
-    """Reads the metrics of this host, and gives the metrics of all hosts of the job their names.
+    """Reads the metrics of this host, and gives names to the numbers that all ranks have exchanged.
 
     The constructor runs collectives, so all ranks must call it.
 
@@ -106,10 +106,11 @@ class JobHostMetrics:
         self._metrics = HostMetrics(gpus=world.maximum([gpu_count()])[0], folder=folder)
 
     def read(self, step: int) -> list[float]:
-        """Returns the metrics of this host about every `INTERVAL_S` seconds, and otherwise an empty list.
+        """Returns the metrics of this host if about `INTERVAL_S` seconds have passed since they were last read.
 
-        The caller exchanges the numbers between all ranks. `step` is equal on all ranks, so all ranks return equally
-        many numbers. Only the rank with `local_rank` 0 reads the metrics of its host; the other ranks return zeros.
+        Otherwise the result is an empty list. The caller exchanges the numbers between all ranks. `step` is equal on
+        all ranks, so all ranks return equally many numbers. Only the rank with `local_rank` 0 reads the metrics of its
+        host; the other ranks return as many zeros.
         """
         if step < self._next_step:
             return []

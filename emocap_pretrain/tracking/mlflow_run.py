@@ -10,7 +10,7 @@ writing.
 Other kinds of rows count once for other reasons: evaluation results are sent only if they differ from those in the run,
 a checkpoint is looked up by its name, and a text or picture replaces the one of the same name (docs/tracking.md).
 
-`Spool` calls `MlflowRun.deliver` again after any error, so each step of a delivery must be safe to repeat.
+`Spool` calls `MlflowRun.deliver` again after any error, so each request of a delivery must be safe to repeat.
 """
 
 import base64
@@ -219,9 +219,10 @@ class MlflowRun:
         self._log_scores(run, [point for point in points if known.get(point.key) != point.value])
 
     def _log_scores(self, run: Run, points: Sequence[Metric]) -> None:
-        """Logs points as metrics of the run, and as metrics of the logged model of the checkpoint of their step.
+        """Logs points as metrics of the run, and also as metrics of checkpoints.
 
-        If MLflow has no such logged model, the points are only metrics of the run.
+        MLflow shows a checkpoint as a "logged model". A point belongs to the logged model of the checkpoint that was
+        saved at the step of the point. If there is none, the point is only a metric of the run.
         """
         models = {step: self._model(run, step) for step in {point.step for point in points}}
         for point in points:

@@ -1,7 +1,7 @@
 """Implements the tracker that records all attempts of a run in one MLflow run.
 
-Only rank 0 imports this module and `pictures`. The imports are inside of functions, because importing MLflow and
-matplotlib takes a quarter of the time that a rank needs to start.
+Only rank 0 imports this module and `pictures`. Other modules import them inside of functions, because they import
+MLflow and matplotlib, which takes a quarter of the time that a rank needs to start.
 
 `MlflowTracker` turns each report into a row (`spool.row`) and returns at once. The thread of a `Spool` sends the rows,
 and `MlflowRun` writes them into MLflow so that a row that is sent twice counts once. Secrets in texts are masked here,

@@ -74,9 +74,9 @@ def sections(evaluation: Charts) -> dict[str, Charts]:
 def addresses(server: str, experiment_id: str, run_id: str) -> dict[str, str]:
     """Returns the addresses of two pages in MLflow, by the labels under which they are printed.
 
-    The label "this run" is that of the run's own page, and "all runs" that of the page that compares all runs of the
-    experiment. Both addresses select MLflow's pages for training. Without that selection MLflow opens its pages for
-    generative AI, where a checkpoint of a run is shown as a version of an agent.
+    "this run" is the page of the run, and "all runs" is the page that compares all runs of the experiment. Both
+    addresses select MLflow's pages for training. Without that selection MLflow opens its pages for generative AI, where
+    a checkpoint of a run is shown as a version of an agent.
 
     Args:
         server: Address of the MLflow server, such as http://127.0.0.1:5000.
@@ -121,8 +121,8 @@ def saved_view(evaluation: Charts = ()) -> str:
 def _cards(section: str, metrics: Sequence[str]) -> list[dict[str, Any]]:
     """Returns MLflow's descriptions ("cards") of one chart that several metrics share.
 
-    The first card is that chart. MLflow's page would also draw a separate chart for every metric of the chart but the
-    first one. The other cards are these separate charts, marked as deleted, so that the page does not draw them.
+    The first card describes the shared chart. MLflow's page would also draw a separate chart for each metric except the
+    first one. So the other cards describe these separate charts and mark them as deleted; then the page omits them.
     """
     card = {"metricSectionId": section, "type": "BAR" if section in _BARS else "LINE", "isGenerated": False}
     shared = card | {

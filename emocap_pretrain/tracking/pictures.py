@@ -19,9 +19,10 @@ CELL_PX, FACE_PX, FONT_PX = 680, 240, 11  # The width of a sample's cell, the si
 
 
 def subject(run: str, data: Sequence[DatasetUse], *, step: int | None = None) -> str:
-    """Returns the line of text that tells in a picture which run, step and datasets it belongs to.
+    """Returns the line of text that is drawn into a picture and names its run, its step and its datasets.
 
-    Each dataset has its name and the short digest that `emocap inspect` prints. Without `step`, the line has no step.
+    For each dataset, the line contains the name and the short digest that `emocap inspect` prints. If `step` is None,
+    the line contains no step.
     """
     at = "" if step is None else f", step {step}"
     return f"run {run}{at} · " + " + ".join(f"{each.name} ({each.short_digest})" for each in data)

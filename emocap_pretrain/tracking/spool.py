@@ -1,8 +1,8 @@
 """Keeps rows until a tracking server has accepted them, and sends them in order. A row is one report about a run.
 
 Rows are sent in a separate thread, so an unreachable server never stops training: rows are kept in memory and in the
-checkpoints that are saved meanwhile. Rows that come after the last checkpoint need no copy, because a resumed run
-repeats those steps.
+checkpoints that are saved meanwhile. Rows of steps after the newest checkpoint need not be in a checkpoint: a resumed
+run repeats these steps and makes the rows again.
 
 A row leaves the queue only after its delivery is confirmed. If the confirmation is lost, the row is delivered again.
 Therefore the function that delivers rows must make sure that a repeated row counts once.
@@ -71,9 +71,9 @@ def _is_row(stored: Mapping[str, Any]) -> bool:
 class Spool:
     """Sends rows in order, several in one call of `deliver`, and repeats a call until it succeeds.
 
-    All public methods may be called from any thread. `put` and `unsent` return at once. The condition `_changed`
-    protects the queue, the count of failures, and the flags `_closing` and `_given_up`. It is not held while rows are
-    delivered.
+    All public methods may be called from any thread. `put` and `unsent` return at once. The lock of the condition
+    variable `_changed` protects the queue, the count of failures, and the flags `_closing` and `_given_up`. No thread
+    holds this lock while rows are delivered.
 
     Example:
         spool = Spool(run.deliver, name="rows")
@@ -121,7 +121,8 @@ class Spool:
     def flush(self, wait_s: float) -> bool:
         """Waits up to `wait_s` seconds until all rows have arrived, and returns whether they have.
 
-        It stops waiting once two calls of `deliver` in a row have failed, as while the server is unreachable.
+        It stops waiting once two calls of `deliver` in a row have failed, for example because the server is
+        unreachable.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._failures > TOLERATED_FAILURES or not self._waiting, wait_s)

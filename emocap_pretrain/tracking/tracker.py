@@ -38,9 +38,9 @@ class Tracker(Protocol):
 
     No method raises an error of the server, and only `flush` and `finish` wait for the server.
 
-    A report that is repeated after a restart counts once. Each metric accepts only values of later steps than it has
-    already, except in `replace_scores`. A checkpoint that is reported again keeps its one entry. A text or picture
-    replaces an earlier one of the same name.
+    A report that is repeated after a restart counts once. A value of a metric is left out if the metric already has a
+    value at the same or a later step, except in `replace_scores`. A checkpoint has one entry on the server, even if it
+    is reported twice. A text or picture replaces an earlier one of the same name.
     """
 
     @property
@@ -105,7 +105,8 @@ class Tracker(Protocol):
     def flush(self, wait_s: float) -> bool:
         """Waits up to `wait_s` seconds until all rows have arrived, and returns whether they have.
 
-        While the server is unreachable, this method does not wait.
+        It stops waiting once two attempts in a row to send rows have failed. So it waits briefly or not at all while
+        the server is unreachable.
         """
         ...
 
