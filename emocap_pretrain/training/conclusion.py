@@ -1,6 +1,6 @@
 """Concludes a run: all ranks evaluate its last checkpoint, then rank 0 tracks the results and writes the report.
 
-If the user starts a finished run again, this module sends the rows that the tracker has not received yet, and
+If the user starts a finished run again, this module sends the rows (reports) that the tracker has not received yet, and
 evaluates the run again if the evaluation settings have changed.
 
 `report.json` is the last file that a run writes. If an attempt ends before it has written this file, the next attempt
@@ -99,7 +99,7 @@ def conclude(session: Session, progress: Progress, everyone: RankGroup) -> None:
 
 
 def conclude_again(config: Config, store: Store) -> bool:
-    """Sends the rows of a finished run that the tracker has not received yet, unless the run must be evaluated again.
+    """Sends the rows (reports) of a finished run that the tracker has not received yet.
 
     The rows in a copied run folder are not sent, because they belong to the original run.
 
@@ -120,8 +120,9 @@ def conclude_again(config: Config, store: Store) -> bool:
 def evaluate_again(config: Config, store: Store, everyone: RankGroup, device: str) -> None:
     """Evaluates the last checkpoint of a finished run with the current settings. This is a collective.
 
-    The results in the report and in the tracker are replaced. If the run folder is a copy, a new run in the tracker
-    takes the results, and the folder gets its id. No attempt begins, so the output of `emocap status` stays the same.
+    The results in the report and in the tracker are replaced. If the run folder is a copy, the tracker records the
+    results in a new run, and `run.json` and the report in the folder get the id of this new run. No attempt begins, so
+    the output of `emocap status` stays the same.
     """
     everyone.run_on_main(lambda: tasks.prepare(config.evaluation))
     results = _evaluated(config, everyone, device)

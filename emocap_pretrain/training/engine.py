@@ -1,14 +1,14 @@
 """Defines the engine, which makes one optimizer step at a time, and saves and restores the state of training.
 
 The engine is the only class through which training uses DeepSpeed. Five modules belong to it. `zero.py` alone uses
-internals of DeepSpeed. `optimizer.py` describes each optimizer by a value. `state_layout.py` computes which rank holds
-which part of the optimizer's state. `snapshot.py` copies the weights and this state to host memory and to files, and
-reads the files. `representation_cache.py` encodes the rows of a rank in several passes if they are more than
-`micro_batch`.
+internals of DeepSpeed. `optimizer.py` describes each optimizer by an `OptimizerSpec`. `state_layout.py` computes which
+rank holds which part of the optimizer's state. `snapshot.py` copies the weights and this state to host memory and to
+files, and reads the files. `representation_cache.py` encodes the rows of a rank in several passes if a rank has more
+than `micro_batch` rows.
 
-The weights are float32 at every stage of ZeRO, and bf16 is used only by autocast inside the model (decision 4). So the
-float32 copies of the weights that ZeRO keeps equal the weights. A checkpoint therefore needs only the weights and the
-optimizer's state (decision 16).
+The weights are float32 at every stage of ZeRO, and bf16 is used only by autocast inside the model (decision 4). ZeRO
+keeps float32 copies of the weights, which are therefore equal to the weights. So a checkpoint needs only the weights
+and the optimizer's state (decision 16).
 """
 
 import math
@@ -141,7 +141,8 @@ class Engine:
     def text_architecture(self) -> dict[str, Any] | None:
         """The JSON value from `TextTower.recorded`, which a checkpoint stores.
 
-        From it the text tower can be built without its pretrained source. None if the settings alone suffice.
+        The text tower can be built from this value without access to the folder or hub of its pretrained weights. The
+        value is None if the settings alone are enough to build the tower.
         """
         return self._engine.module.text.recorded()
 

@@ -6,8 +6,8 @@ Depending on the settings, the update of the step is made or left out, the run r
     <run>/skipped.json    steps whose update is left out after a roll-back, with the reason
 
 The loss is equal on all ranks, so all ranks reach the same verdict without communication. The verdict depends on the
-settings, the last losses, and the updates that were left out before. Checkpoints store these losses and updates, so a
-resumed run decides like a run that was never interrupted.
+settings, the last losses, and the steps whose updates were left out before. Checkpoints store these losses and steps,
+so a resumed run decides like a run that was never interrupted.
 
 A roll-back takes two attempts. In the first one, `Session.enforce` adds the step to `skipped.json` and raises
 `RolledBack`. The driver then starts the second attempt, which resumes from the newest checkpoint. Its guard reads
@@ -142,8 +142,8 @@ class Guard:
         """Checks, at the end of a run, that its last updates were made.
 
         Raises:
-            TrainingError: If the updates of the last `HOPELESS` steps, up to `step`, were all left out. If the run has
-                fewer steps, those of all its steps.
+            TrainingError: If the updates of the last `HOPELESS` steps, up to `step`, were all left out. In a run with
+                fewer steps: if the updates of all its steps were left out.
         """
         streak = self.streak(step)
         if streak and streak >= min(HOPELESS, step):

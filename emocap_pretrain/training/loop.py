@@ -46,7 +46,7 @@ def pretrain(config: Config, runtime: Runtime) -> None:
     Every rank of the job calls this function. A finished run is not trained again; if its evaluation settings have
     changed, it is evaluated again. When the runtime or a user asks to stop, a checkpoint is committed and the function
     returns. A later attempt resumes from that checkpoint, on any number of ranks. With the same number of ranks and the
-    same stage of ZeRO, its weights equal to the bit those of a run that was never interrupted.
+    same stage of ZeRO, its weights are identical, to the bit, to those of a run that was never interrupted.
 
     Example:
         pretrain(load(Path("cfg.yaml"), []), EnvRuntime.from_environment("cpu"))  # A job of one rank.

@@ -31,7 +31,7 @@ from emocap_pretrain.model.pair import Embeddings
 
 @dataclass(frozen=True, slots=True)
 class Term(ABC):
-    """One addend of the total loss: how the texts of a part are aligned with their images.
+    """Computes one addend of the total loss, which aligns the texts of a caption part with their images.
 
     A term has no state: the learned scale and bias belong to the model and are passed with the embeddings.
 
@@ -309,10 +309,11 @@ def _require_read(settings: ObjectiveConfig, terms: Sequence[Term]) -> None:
 
 
 def vector_dtype(settings: ObjectiveConfig, precision: str) -> torch.dtype:
-    """Returns the dtype to which the embeddings are cast before the losses, which sum products in float32 in any case.
+    """Returns the dtype to which the embeddings are cast before the losses.
 
-    With bfloat16 the ranks exchange half as many bytes as with float32. The error of a cosine is then about 1e-4, which
-    is less than the error that a tower in bfloat16 causes (decision 4).
+    With bfloat16 the ranks exchange half as many bytes as with float32. The losses sum products in float32 with either
+    dtype. With bfloat16 the error of a cosine is about 1e-4, which is less than the error that a tower in bfloat16
+    causes (decision 4).
     """
     chosen = precision if settings.vectors == "auto" else settings.vectors
     return torch.bfloat16 if chosen == "bf16" else torch.float32

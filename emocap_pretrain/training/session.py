@@ -1,9 +1,9 @@
 """Opens everything that the training loop uses, from the newest checkpoint if there is one, and closes it.
 
-`open_session` is a sequence of steps that all ranks make together: the run's identity, the checkpoint to resume from,
-the tokenizer, the model and its optimizer, the stream of data, and the tracker. What only rank 0 reads or decides is
-broadcast, together with its errors, so all ranks raise an error if rank 0 does. The result is a `Session`, whose
-methods the loop calls.
+All ranks call `open_session` together. It determines the id of the run, and opens the checkpoint to resume from, the
+tokenizer, the model and its optimizer, the stream of data, and the tracker, in this order. What only rank 0 reads or
+decides is broadcast, together with its errors, so all ranks raise an error if rank 0 does. The result is a `Session`,
+whose methods the loop calls.
 
 Only rank 0 imports MLflow and matplotlib. The imports are inside of functions, because they take a quarter of the time
 that a rank needs to start.
@@ -158,7 +158,9 @@ class Session:
             self.saver.sweep(step + 1 if ended else step)
 
     def next_batch(self) -> tuple[Batch, Cursor]:
-        """Returns this rank's rows of the next step on its device, and the cursor at which the step after it begins.
+        """Returns this rank's rows of the next step, on its device, and a cursor.
+
+        A cursor is a place in the data. The step that follows the next one begins at the returned cursor.
 
         Raises:
             BudgetSpent: If this rank has met more damaged samples than the run may leave out.
@@ -400,7 +402,19 @@ def _open_tracker(
     found: Checkpoint | None,
     saved: list[Row],
 ) -> Tracker:
-    """Returns MLflow's tracker on rank 0, and a `MemoryTracker` on the other ranks. This is a collective."""
+    """Returns MLflow's tracker on rank 0, and a `MemoryTracker` on the other ranks. This is a collective.
+
+    Args:
+        config: The settings of the run.
+        world: All ranks.
+        attempt: This attempt.
+        run_id: MLflow's id of the run that earlier attempts have recorded; None if there is none yet.
+        stream: The stream of samples. For a new run, a picture of its first samples is tracked.
+        tokenizer: The tokenizer of the run. For a new run, it counts the texts that are cut.
+        found: The checkpoint from which the run resumes; None without a checkpoint.
+        saved: The rows (reports) of this checkpoint that the tracker had not received when it was saved; empty on
+            other ranks than rank 0.
+    """
     begun: list[Tracker] = []  # Only rank 0 adds its tracker: a tracker holds threads and cannot be broadcast.
     place = world.info
     hosts = sorted(filter(None, world.gather(socket.gethostname() if place.local_rank == 0 else None)))

@@ -52,7 +52,9 @@ class Snapshot:
         return self._weights
 
     def require_finite(self) -> None:
-        """Checks that all numbers of this rank's share are finite, because training could not resume from other ones.
+        """Checks that all numbers of this rank's share are finite.
+
+        Training could not resume from NaN or infinite values, so a checkpoint must not contain them.
 
         Raises:
             CheckpointError: If a value is not finite.
@@ -143,9 +145,9 @@ def fill(model: nn.Module, path: Path) -> None:
 def read(paths: Iterable[Path], slices: Iterable[StateSlice], global_: Iterable[str]) -> State:
     """Fills the slices from the files of one checkpoint.
 
-    Each file is read only where it overlaps the slices. The elements that were read are counted, so the function
-    notices a missing element, no matter how the ranks that saved had divided the state. If it raises an error, some
-    slices may already be filled.
+    Only those elements of a file are read that are in one of the slices. The elements that were read are counted. So a
+    missing element is noticed, however the ranks that wrote the files had divided the state. If the function raises an
+    error, some slices may already be filled.
 
     Args:
         paths: Files of the checkpoint, written by any number of ranks.

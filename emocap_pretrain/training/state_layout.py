@@ -48,9 +48,10 @@ class Slice:
 class Layout:
     """Describes how the state of the optimizer is divided over the ranks.
 
-    `tensors` returns the slices that the optimizer of a rank holds, with their positions in its flat tensors. `held`
-    returns the same slices without the positions. `slices` returns the slices that the rank writes into a checkpoint.
-    They differ from `held` only at stage 0, where each rank holds the whole state and writes an even share of it.
+    `tensors` returns the slices that the optimizer of a rank holds, with their positions in the optimizer's tensors.
+    `held` returns the same slices without the positions. `slices` returns the slices that the rank writes into a
+    checkpoint. They differ from `held` only at stage 0, where each rank holds the whole state and writes an even share
+    of it.
 
     Attributes:
         zero_stage: Stage of ZeRO, 0 to 3.
@@ -80,9 +81,10 @@ class Layout:
         return tuple(each for tensor in self.tensors(rank) for _, each in tensor)
 
     def tensors(self, rank: int) -> tuple[tuple[tuple[int, Slice], ...], ...]:
-        """Returns, for each flat tensor of the rank's optimizer, the slices in it with their positions in the tensor.
+        """Returns, for each tensor of the rank's optimizer, the slices in it with their positions in the tensor.
 
-        The tensors have the order of the optimizer. A position is the index of the slice's first element.
+        At stage 0 each parameter is a tensor of the optimizer. At stages 1 to 3 each group has one flat tensor. The
+        tensors have the order of the optimizer. A position is the index of the slice's first element in the tensor.
         """
         if self.zero_stage == 0:
             return tuple(((0, Slice(name, 0, length)),) for name, length in chain.from_iterable(self.groups))
