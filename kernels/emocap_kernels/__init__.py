@@ -1,11 +1,12 @@
 """Provides contrastive losses for large image-text batches.
 
-The losses are exact and need bounded memory. Their values do not depend on the number of ranks.
+The losses are exact. Their values do not depend on the number of ranks.
 
 `contrastive_loss` compares whole images with texts, and `region_contrastive_loss` compares image patches with
 sentences. Each has an `op.py`, which checks the inputs, compares the arguments of all ranks, and selects one of three
-backends: `reference` (the formulas on whole matrices, which are the specification), `chunked` (plain torch, tile by
-tile) and `fused` (Triton kernels). docs/method.md has the equations, and docs/kernels.md has examples.
+backends. `reference` computes the formulas on whole matrices and is the specification. `chunked` (plain torch, tile by
+tile) and `fused` (Triton kernels) need bounded memory. docs/method.md has the equations, and docs/kernels.md has
+examples.
 """
 
 from emocap_kernels.contrastive.op import choose_backend, contrastive_loss

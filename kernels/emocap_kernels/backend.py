@@ -52,7 +52,8 @@ def select_backend(backend: Backend, unsupported: str | None, like: Tensor) -> B
     Args:
         backend: The caller's request.
         unsupported: The reason why fused kernels cannot run, or None if they can.
-        like: One of the inputs. It tells the device; the reason for `fused` also names its type and width.
+        like: One of the inputs. `auto` depends on its device. If `auto` becomes `fused`, the reason names the device,
+            the type and the width of this tensor.
 
     Raises:
         ArgumentError: If `backend` is unknown.

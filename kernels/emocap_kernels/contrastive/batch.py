@@ -42,8 +42,8 @@ class GuideFeatures:
 
     Attributes:
         own: The features of each modality, [local, width of that modality].
-        are_embeddings: Whether the features are the embeddings themselves. In that case the guide `joint` uses exactly
-            the cosines from which the scores are computed.
+        are_embeddings: Whether the features are the embeddings themselves. In that case the guide `joint`, which
+            compares images with texts, uses exactly the cosines from which the scores are computed.
     """
 
     own: Mapping[Modality, Tensor]
@@ -74,10 +74,10 @@ class GuideFeatures:
 
 
 def duplicates_of(similarities: GuideSimilarities, candidates: Mapping[Modality, Tensor]) -> list[Tensor | None]:
-    """Returns the duplicates among the candidates, one tensor for each similarity (see `first_duplicates`).
+    """Finds duplicates among the candidates, and returns a list with one entry for each similarity.
 
-    The tensor holds, for every candidate, the index of the first candidate with the same features. It is None if all
-    candidates differ.
+    An entry is a tensor that holds, for every candidate, the index of the first candidate with the same features; or
+    None if all candidates differ (see `first_duplicates`).
     """
     return [first_duplicates(candidates[candidate]) for _, candidate in similarities]
 
@@ -170,8 +170,8 @@ class ContrastiveBatch:
         This is a collective, because the lists of text anchors are gathered: all ranks must call it.
 
         Args:
-            nearest: Maps similarities to the candidates that are mined by them for each local anchor, [local, at most
-                top_k].
+            nearest: Returns, for given similarities, the candidates that each local anchor mines by these similarities,
+                [local, at most top_k].
         """
         if self.mining is None or self.mining.top_k is None:
             return None
@@ -232,9 +232,9 @@ def sharded_batch(
         inputs: The inputs of this rank.
         partition: The division of the rows among the ranks.
         ranks: The ranks of the batch.
-        needs_gradient: Whether any rank must send messages in backward: if its texts need a gradient or, with the
-            schedule `ring`, if any of its inputs does. Then all ranks take part in backward, also a rank that needs no
-            gradient itself.
+        needs_gradient: Whether any rank must send messages in backward. This is so if the texts of a rank need a
+            gradient, and with the schedule `ring` also if any other input of a rank does. Then all ranks take part in
+            backward, even a rank that needs no gradient itself.
         narrow: Whether half-precision vectors keep their type, for matrix units that add products in float32. If
             not, they are converted to float32.
     """
@@ -291,9 +291,9 @@ def replicated_batch(inputs: ContrastiveInputs, partition: Partition, ranks: Ran
 
     This is a collective: all ranks must call it.
 
-    After backward, the gradients are averaged over the ranks. Each rank has only the gradients of its own rows, so
-    `gather_replicated` multiplies them by the number of ranks, which the mean then cancels. The gradient of the scale
-    needs no such factor, because each rank computes all of it.
+    The caller of the loss averages the gradients over the ranks after backward. Each rank has only the gradients of its
+    own rows, so `gather_replicated` multiplies them by the number of ranks, and the mean cancels this factor. The
+    gradient of the scale needs no such factor, because each rank computes all of it.
     """
     dtype = compute_dtype(inputs.image, inputs.text)
     guided = {"guide_image": inputs.guide_image, "guide_text": inputs.guide_text}

@@ -20,7 +20,7 @@ number of samples in the global batch. The matrix of scores in base 2,
 3. *Mined positives* (`kernels/mining.py`): unless the score itself decides which pairs are mined, products of the
    guide features decide it. Forward and backward each write these decisions to a mask of bytes, chunk by chunk.
 
-Texts arrive in blocks from other ranks. Each block is computed like a whole batch of columns.
+Texts arrive in blocks from other ranks. Each of these steps goes over the blocks one after the other.
 
 With b rows on this rank and vectors of width D, this costs `8 * b * B * D` floating-point operations, the least for a
 symmetric loss that stores no scores. `sigmoid` needs no sums \(r_i\) and \(c_j\), so its gradient is computed in

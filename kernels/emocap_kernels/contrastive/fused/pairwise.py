@@ -75,7 +75,8 @@ class PairwiseKernels:
         """Adds the loss sums of one block to `totals`, and its gradients to `sums`.
 
         Returns the best score of each local row over the columns of the block, and the best score of each column over
-        the local rows. `Best` also says whether a best score belongs to a known positive.
+        the local rows. `Best` also says whether a best score belongs to a known positive. `buffer` is the memory for
+        the gradient of a chunk; None if no gradient is needed.
         """
         tile, scale, total = operands.tile, scale_and_bias[0], len(operands.right)
         image, text = operands.descriptors()

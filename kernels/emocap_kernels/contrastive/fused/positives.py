@@ -84,7 +84,7 @@ class FusedPositives:
 
     @property
     def masked(self) -> bool:
-        """Returns whether pairs other than own pairs may be positives or excluded."""
+        """Returns whether pairs other than own pairs may be positives, or may be left out of the loss."""
         return self.has_ids or self.rule != RULE_NONE.value
 
     @property
@@ -103,7 +103,10 @@ class FusedPositives:
         return {"HAS_IDS": self.has_ids, "RULE": self.rule, "ATTRACT": self.attract}
 
     def in_block(self, block: TextBlock, features: GuideFeatures | None) -> BlockPositives:
-        """Returns the description of the pairs of the local rows with the texts of `block` that are positives."""
+        """Returns an object that describes which pairs of a local row and a text of `block` are positives.
+
+        `features` are the guide features of the local rows; None if the batch has none.
+        """
         rows: dict[Modality, Tensor] = {}
         columns: dict[Modality, Tensor] = {}
         if self.rule == RULE_MASK.value and self.lists is None and features is not None:

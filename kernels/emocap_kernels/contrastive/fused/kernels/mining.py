@@ -4,8 +4,9 @@ It writes a mask with one byte for each pair of a chunk. The bit `MINED_BY_ROW` 
 row's anchor, the bit `MINED_BY_COLUMN` if it was mined for the column's anchor. Each similarity of the guide needs one
 matrix product. If a guide has two similarities, both must reach the threshold.
 
-The kernels that compute scores load the mask by a descriptor, tile by tile (`mined_pairs`). When they loaded its bytes
-by pointers, each pair needed a 64-bit address, and 7 KB of registers were spilled (docs/log.md, 2026-11-23).
+The kernels that compute scores load the mask by a descriptor, tile by tile (`mined_pairs`). An earlier version loaded
+its bytes by pointers. Each pair then needed a 64-bit address, and 7 KB of registers were spilled (docs/log.md,
+2026-11-23).
 """
 
 # Triton has types of its own, which pyright does not know.

@@ -135,9 +135,10 @@ def sigmoid_kernel(
             directions with respect to the scores, tile by tile.
         row_parts_ptr_FTR: [fields, n_row_slots, row_pitch]. The program writes to slot `row_slot + j` at its end.
 
-    Without a mining rule (RULE_NONE), the losses of both directions are equal, and TEXT_LOSS stays 0. The numbers of
-    positives stay 0 unless there is a rule and ATTRACT is set; otherwise they can be derived from the groups. `first`
-    is the column of the own pair of local row 0, counted from the first column of the block.
+    Without a mining rule (RULE_NONE), the losses of both directions are equal, and the field TEXT_LOSS stays 0. The
+    kernel counts positives only if there is a rule and ATTRACT is set. Otherwise the fields IMAGE_COUNT and TEXT_COUNT
+    stay 0, because the host knows the numbers from the sizes of the groups. `first` is the column of the own pair of
+    local row 0, counted from the first column of the block.
     """
     tile = tl.program_id(0)
     row = top + tile * bR

@@ -34,7 +34,9 @@ def score_bounds_kernel(
     bR: tl.constexpr,
     bD: tl.constexpr,
 ):
-    """Computes bounds over `bR` rows: the least cosine of an own pair, and the largest squared norms of both sides.
+    """Computes bounds over `bR` rows: the least cosine of an own pair, and the largest squared norms.
+
+    The largest squared norm is computed for the images and for the texts separately.
 
     Reads:
         image_ptr_RD, text_ptr_RD: [bottom, nD] each. Row r of the images and row r of the texts form an own pair.

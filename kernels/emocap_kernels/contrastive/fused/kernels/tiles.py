@@ -117,7 +117,7 @@ def contains_known(group_R, group_C, row, column, bR: tl.constexpr, bC: tl.const
 
 @triton.jit
 def add_to_log_sum(peak, sum_exp2, score_RC, axis: tl.constexpr):
-    """Adds the scores of a tile, along `axis`, to a running sum of 2^score. Returns the new (peak, sum_exp2).
+    """Adds 2^score, for all scores of a tile along `axis`, to a running sum. Returns the new (peak, sum_exp2).
 
     The running sum is `sum_exp2 * 2^peak`, and the peak is the largest score so far.
     """
