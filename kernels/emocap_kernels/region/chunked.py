@@ -1,8 +1,8 @@
 """Computes the local loss in bounded memory, in plain torch. Each tile is computed twice and never stored.
 
 A tile contains the similarities of some sentences with the patches of some images. Forward keeps a few statistics of
-each anchor. Backward computes the similarities and scores of each tile again. It gets the gradient of the scores from
-the statistics, and propagates this gradient through the pooling to patches and sentences.
+each anchor. Backward computes the similarities and scores of each tile again, in tiles of the same shapes. It gets the
+gradient of the scores from the statistics, and propagates this gradient through the pooling to patches and sentences.
 
 Similarities, [sentences, images, patches], exist for one tile at a time. Scores, [images, sentences], are smaller, so
 forward holds the scores of some images with a whole block of sentences.

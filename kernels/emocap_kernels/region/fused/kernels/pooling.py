@@ -23,8 +23,8 @@ It is written, without the factor scale, to a chunk of memory. Then torch multip
 get the gradients of the patches, and with the patches to get those of the sentences.
 
 `pool_kernel` is forward and `pool_backward_kernel` is backward. Both call `image_sums`. For each window of an image,
-this function calls `similarities` for the dot products, and `window_sums` to add them to the sums over the patches.
-Decision 12 gives the reasons for this form.
+this function calls `similarities` for the dot products, and `window_sums` to add the window to the sums over the
+patches. Decision 12 gives the reasons for this form.
 """
 
 # Triton has types of its own, which pyright does not know.
@@ -415,8 +415,8 @@ def score_gradient(
     """Returns 2A times the gradient of the loss with respect to the scores of one image with some sentences, [bS].
 
     A is the number of images that have a sentence. `mask_S` holds the bits that mark positives and excluded pairs. The
-    arguments whose names begin with `row` give the gradient weights of the image, and those that begin with `column`
-    give the gradient weights of the sentences.
+    gradient weights of the image are read from `row_weights_ptr_FI`, whose rows have the length `row_pitch`. The last
+    three arguments are the gradient weights of the sentences.
     """
     # The image is one row for the whole tile, so its weights are single numbers.
     row_peak = tl.load(row_weights_ptr_FI + PEAK * row_pitch + image)
