@@ -1,7 +1,7 @@
 """Reads the FER+ set (gray faces of 48 pixels, ten votes each) and yields its records with structured captions.
 
-Local sentences describe the shapes of a face that were measured, compared with the faces of the training split. The
-global part and the summary of the splits "train" and "valid" also use the votes. **A caption of the split "test"
+Local sentences describe the measured shape of a face, in comparison with the faces of the training split. The global
+part and the summary of the splits "train" and "valid" also use the votes. **A caption of the split "test"
 contains nothing that depends on the votes**: its global part is "A face.", its summary lists the measured cues, and no
 vote decides whether a test image is included. The votes are in its labels, for the evaluation.
 

@@ -2,8 +2,9 @@
 
 The names are those of FACS, the Facial Action Coding System (Ekman, Friesen and Hager 2002).
 
-The intensity of an action unit lies in one of five bands (`Band`). An emotion has one of three degrees (`Degree`), and
-so has an adverb in a phrase. `DEGREE_OF` maps bands to degrees.
+The intensity of an action unit lies in one of five bands (`Band`). The intensity of an emotion has one of three degrees
+(`Degree`). An adverb such as "slightly" also has a degree. `DEGREE_OF` maps bands to degrees, so that a phrase about an
+action unit gets an adverb that fits its band.
 """
 
 from collections.abc import Mapping

@@ -60,10 +60,11 @@ _SUMMARIES: Mapping[str, Words] = WORDS["summaries"]
 
 
 def local_sentence(states: Sequence[RegionState], wording: Wording) -> str:
-    """Returns one sentence about a region. It describes the region, and then lists its action units with intensities.
+    """Returns one sentence that describes a region, and then lists its action units with their intensities.
 
-    All `states` belong to the same region. Several of them fit into one sentence, such as raised corners of the mouth
-    and parted lips.
+    If the region has no active action unit, the sentence ends with words such as "with no visible movement". All
+    `states` belong to the same region, which can have several states at once: the lips can be parted while their
+    corners are raised.
     """
     clauses = [_with_adverbs(wording.pick(state.clauses(), *_purpose(state)), state, wording) for state in states]
     units = [pair for state in states for pair in zip(state.look.units, state.bands, strict=True)]
@@ -74,9 +75,10 @@ def local_sentence(states: Sequence[RegionState], wording: Wording) -> str:
 
 
 def _purpose(state: RegionState) -> tuple[str, ...]:
-    """Returns the first texts of the purpose with which `Wording.pick` chooses phrases about this state.
+    """Returns texts that name the region and the action units of a state.
 
-    The texts name the region and its action units, so that the choices for different states are independent.
+    Callers pass them to `Wording.pick` as the first texts of the purpose of a choice, so that the choices for different
+    states are independent.
     """
     return state.region, *map(str, state.look.units)
 
@@ -108,7 +110,10 @@ def _joined(clauses: Sequence[str]) -> str:
 
 
 def _action_units(units: Sequence[tuple[int, Band]], region: str, wording: Wording) -> str:
-    """Returns a text that lists the action units, each with its band of intensity, all in the same style."""
+    """Returns a text that lists the action units with their intensities, such as " (AU12 at slight intensity)".
+
+    `wording` chooses one of several styles for the whole list.
+    """
     opening, style, closing = wording.pick(_UNIT_STYLES, region, "style")
     described = [
         style.format(

@@ -98,10 +98,10 @@ def spline(knots: Lines, *, closed: bool = False) -> Lines:
 
 @cache
 def _course(knots: int, steps: int) -> Float[np.ndarray, "twice knots"]:
-    """Returns a matrix by which the knots of an open curve are multiplied.
+    """Returns a matrix whose product with the knots of an open curve holds the points and the directions of the curve.
 
-    The upper half of the product holds the points of the curve. The lower half holds the direction of the curve at each
-    point, which is computed from the difference of the neighbouring points.
+    The upper half of the product holds the points, `steps` from one knot to the next. The lower half holds the
+    direction of the curve at each point, which is computed from the difference of the neighbouring points.
     """
     blend = _blend(knots, steps, closed=False)
     return np.concatenate([blend, np.gradient(blend, axis=0)])
@@ -109,10 +109,11 @@ def _course(knots: int, steps: int) -> Float[np.ndarray, "twice knots"]:
 
 @cache
 def _swell(count: int, taper: tuple[float, float]) -> Complex[np.ndarray, " count"]:
-    """Returns, for each point of a stroke, half the width of the stroke there, times the imaginary unit.
+    """Returns half the width of a stroke at each of its `count` points, multiplied by the imaginary unit i.
 
-    The width is 1 in the middle of the stroke; `taper` holds the widths at the start and at the end. The imaginary unit
-    turns a direction by a right angle, because `ribbon` represents points by complex numbers.
+    The width is 1 in the middle of the stroke; `taper` holds the widths at the start and at the end. `ribbon`
+    multiplies the directions of the stroke, which are complex numbers, by the result. The factor i turns them by a
+    right angle.
     """
     t = np.linspace(0, 1, count)
     swell = np.sin(np.pi * t)

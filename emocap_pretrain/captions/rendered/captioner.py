@@ -103,7 +103,7 @@ def caption(face: Face) -> Caption:
 
 
 def degree(intensity: float) -> Degree:
-    """Returns the degree of an emotion's `intensity` in [0, 1]."""
+    """Returns the degree (low, mid or high) that an emotion of this `intensity` has. `intensity` lies in [0, 1]."""
     return Degree.LOW if intensity < 0.5 else Degree.MID if intensity < 0.75 else Degree.HIGH
 
 

@@ -123,7 +123,10 @@ def _act(prototype: Prototype, force: float, rng: np.random.Generator) -> Action
 
 
 def _settle(strength: dict[int, float]) -> dict[int, float]:
-    """Makes the strengths anatomically possible: a closing lid is not raised, and a dropped jaw parts the lips."""
+    """Changes the strengths in place, so that they are anatomically possible, and returns them.
+
+    An eye that closes (AU 43) does not raise its upper lid (AU 5), and a dropped jaw (AU 26) parts the lips (AU 25).
+    """
     if strength.get(43, 0.0) > 0.2:
         strength.pop(5, None)
     if 26 in strength:

@@ -58,7 +58,10 @@ def _crow_feet(sketch: Sketch, face: Face) -> None:
 
 
 def draw_chin(sketch: Sketch, face: Face, lip_y: float) -> None:
-    """Draws the hollow below the lower lip, whose lower edge is at `lip_y`. AU 17 bunches and dimples the chin."""
+    """Draws the hollow between the lower lip and the chin. AU 17 bunches and dimples the chin.
+
+    `lip_y` is the position of the lower edge of the lower lip, in face units.
+    """
     person, force = face.identity, face.actions[17]
     deep, bright = palette.fold(person.skin), palette.lighter(person.skin, 0.35)
     y = lip_y + 0.07 - 0.01 * force
