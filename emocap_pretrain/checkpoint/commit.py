@@ -151,10 +151,10 @@ def _require_files(store: Store, checkpoint: Checkpoint) -> None:
 
 
 def _resolve_conflict(store: Store, checkpoint: Checkpoint, data: bytes) -> Checkpoint | None:
-    """Decides between the new checkpoint and the one whose manifest the step already has, and returns the one to keep.
+    """Decides between the new checkpoint and one that is already committed at the same step; returns the one to keep.
 
-    The new checkpoint replaces a damaged one. `data` is the new manifest. The result is None if the manifest in the
-    store has changed meanwhile; the caller then tries again.
+    If the committed checkpoint is damaged, the new one replaces it. `data` is the manifest of the new checkpoint. The
+    result is None if the manifest in the store has changed meanwhile; the caller then tries again.
     """
     present = read(store, checkpoint.step)
     if present and present.attempt == checkpoint.attempt:

@@ -117,7 +117,8 @@ def delete_checkpoint(store: Store, step: int) -> None:
     """Deletes a checkpoint and all other save attempts of its step. Files that no save has made are kept.
 
     The manifest is deleted first, so that no reader finds a manifest without its files. If the process crashes before
-    it has deleted the files too, they count as those of an unfinished save attempt, which `retention` deletes later.
+    all files are deleted, the remaining files count as those of unfinished save attempts, which `retention` deletes
+    later.
     """
     folder = folder_of(step)
     found = [entry.path.removeprefix(f"{folder}/") for entry in store.list(folder)]

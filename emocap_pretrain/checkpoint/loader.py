@@ -137,7 +137,8 @@ class _Search:
     Args:
         store: The run's store.
         world: All ranks.
-        verifiers: The ranks that read the store to find out whether a checkpoint is damaged, one for each host.
+        verifiers: The ranks that read the store to find out whether a checkpoint is damaged, one on each verifying
+            host (see `_verifying_ranks`).
         refused: The fault of each refused checkpoint, by its step.
         refused_attempts: Save attempts of the checkpoints that were refused because a downloaded file was damaged. The
             manifest and the file sizes of these checkpoints are right.
@@ -230,10 +231,11 @@ class _Search:
         return [each for each in results if each is not None]
 
     def _scan(self) -> tuple[Checkpoint | None, list[tuple[int, str]]]:
-        """Looks for the newest complete checkpoint, as this host reads the store.
+        """Looks for the newest checkpoint whose manifest and file sizes are correct in the answers that this host gets.
 
         Returns:
-            The checkpoint, or None; and the step and the fault of each newer, incomplete checkpoint.
+            The checkpoint, or None if there is none; and the step and the fault of each newer checkpoint that was not
+            refused before.
         """
         faults: list[tuple[int, str]] = []
         # An empty listing is read again. Listed steps are walked from the newest one downwards.

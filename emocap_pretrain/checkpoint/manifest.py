@@ -196,7 +196,7 @@ def lost_files(store: Store, checkpoint: Checkpoint) -> list[str]:
     """Returns the paths of the checkpoint's files that are missing or have another size than the manifest says.
 
     The files of the step are listed several times, because one listing may be stale. If one listing has all files, the
-    result is empty; otherwise it is that of the last listing.
+    result is empty. Otherwise the result holds the files that are missing or wrong in the last listing.
     """
     lost: list[str] = []
     for listed in read_repeatedly(lambda: step_folder(store, checkpoint.step)):

@@ -99,7 +99,7 @@ def retain(
     Args:
         store: The run's store.
         retention: The rule by which checkpoints are kept.
-        before: Number of the run attempt that calls this function; see `deletions`.
+        before: Number of the run attempt that is alive, or None; see `deletions`.
         counts: Returns whether a checkpoint whose manifest and sizes are right counts towards `keep_last`.
         check: Called before each deletion; if it raises, nothing more is deleted. An attempt passes `Attempt.check`, so
             that it deletes nothing once a newer attempt owns the run.
@@ -127,10 +127,11 @@ def deletions(
     Args:
         store: The run's store.
         retention: The rule by which checkpoints are kept.
-        before: Number of the run attempt that calls this function. The save attempts of this run attempt, and of newer
-            run attempts, may still be in progress, so they are not deleted. A listing may also lack a manifest that
-            exists. So at the oldest step that `keep_last` keeps and at newer steps, no save attempt is deleted if the
-            step has no listed manifest. None means that the run has ended; then all of these save attempts are deleted.
+        before: Number of the run attempt that is alive; None if no run attempt is alive, so that no save attempt can be
+            in progress. With a number, two kinds of unfinished save attempts are kept. The first kind are those of this
+            run attempt and of newer ones, because they may be in progress. The second kind are those at steps without a
+            listed manifest, from the oldest step that `keep_last` keeps upwards, because the listing may lack a
+            manifest that exists. If the checkpoint of a step is deleted, all save attempts of the step are deleted.
         is_intact: Returns whether a checkpoint counts towards `keep_last`. By default a checkpoint counts if its
             manifest and the sizes of its files are right.
     """
@@ -188,7 +189,7 @@ def _deletable_attempts(store: Store, folder: StepFolder, before: int | None, ol
     Args:
         store: The run's store.
         folder: The listed files of the step.
-        before: Number of the run attempt that deletes, or None; see `deletions`.
+        before: Number of the run attempt that is alive, or None; see `deletions`.
         oldest: The oldest step that is kept because of `Retention.keep_last`.
     """
     if folder.manifest_bytes is not None and len(folder.attempts) == 1:

@@ -1,8 +1,8 @@
 """Defines `emocap evaluate`, which runs evaluation tasks on a checkpoint.
 
-The checkpoint may come from a stranger. So the dataset that the checkpoint's config names is read only with
-`--stored-data`, and the tracking server in this config is never contacted. With `--config`, the user's own config is
-used in place of the checkpoint's config. Settings on the command line take precedence over either config
+The checkpoint may come from a stranger. So the dataset that the checkpoint's config names is not read unless the user
+gives `--stored-data`, and the tracking server in this config is never contacted. With `--config`, the user's own config
+is used in place of the checkpoint's config. Settings on the command line take precedence over either config
 (docs/security.md).
 """
 

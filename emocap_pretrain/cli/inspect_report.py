@@ -151,7 +151,10 @@ def _face(face: SheetFace) -> RenderableType:
 
 
 def _spread(spread: Spread, form: Callable[[float], str] = number) -> tuple[str, ...]:
-    """Returns four cells: the least, the mean and the largest value, and the histogram."""
+    """Returns four cells: the least, the mean and the largest value, and the histogram.
+
+    `form` converts a value to the text of its cell.
+    """
     return *map(form, (spread.least, spread.mean, spread.most)), sparkline(spread.bins)
 
 

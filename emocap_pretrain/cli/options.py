@@ -1,7 +1,7 @@
 """Defines the option `--debug`, and the options of the packing commands.
 
-Each name, such as `Debug`, is a type for an argument of a command. Typer reads the name and the help of the option from
-this type.
+Each constant such as `Debug` is an annotated type for an argument of a command. Typer reads the flag, the help text and
+the bounds of an option from this annotation.
 """
 
 import os

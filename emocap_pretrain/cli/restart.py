@@ -132,8 +132,9 @@ class _Remote(TypedDict, total=False):
 def _remote(store: Store, command: Sequence[str]) -> _Remote:
     """Returns the keyword arguments that `relaunch` needs for a command whose ranks also run on other hosts.
 
-    For any other command the result is empty. `still_trains` also returns True if the store is unreachable, because
-    then the network of this host may be down.
+    `relaunch` explains the arguments. For any other command the result is empty. The function `still_trains` in the
+    result also returns True if the store is unreachable, because then the network of this host may be down while the
+    ranks on other hosts train.
     """
     if head := head_of(command):
         return {"answers": partial(answers, head), "still_trains": partial(lives, store)}
