@@ -88,7 +88,7 @@ def resumable(store: Store, world: RankGroup, select: Callable[[Checkpoint, str]
     """Yields the newest checkpoint that is intact on every rank; None if the run has no checkpoint.
 
     All ranks must call this function. The first `MAX_VERIFYING_HOSTS` hosts of the job (or all, if there are fewer)
-    verify checkpoints. A checkpoint is refused, with a warning, if all of these hosts find it damaged. So in a job of
+    verify checkpoints. A checkpoint is refused, with a warning, if none of these hosts finds it intact. So in a job of
     several hosts, a single host with a broken disk or network cannot cause a refusal. A refused checkpoint stays in the
     store.
 

@@ -107,7 +107,7 @@ def explain(error: ValidationError, origin: Origin, texts: Mapping[Keys, str]) -
 
 
 def _with_plain_key(problem: Any) -> dict[str, Any]:
-    """Returns one of pydantic's problems without the name of a type at the end of its key (`loc`).
+    """Returns an entry of pydantic's list of errors, without the name of a type at the end of its key (`loc`).
 
     Pydantic adds such a name if the value may have one of several types.
     """
@@ -206,8 +206,8 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
 def _closest(name: str, known: Sequence[str], cutoff: float = CLOSE) -> str | None:
     """Returns the name in `known` that is most similar to `name`; None if no name is similar.
 
-    Two names are also similar if one of them is the other one with words added at one end, such as `url` and
-    `data_url`.
+    A short and a long name are also similar if the long one is the short one with words added at its beginning or end,
+    such as `url` and `data_url`.
     """
     close = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
     longer = [each for each in known if _has_more_words(each, name) or _has_more_words(name, each)]

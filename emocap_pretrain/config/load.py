@@ -38,7 +38,7 @@ _NOT_SECRET = {"HOME", "HOSTNAME", "LOGNAME", "PWD", "TMPDIR", "USER"}  # Enviro
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Reads the config of a run from a file.
 
-    Relative paths count from the folder in which the process was started, and not from the folder of the file. The
+    Relative paths are relative to the folder in which the process was started, and not to the folder of the file. The
     values of environment variables that the file names are masked in all later messages of this process, unless they
     are public, such as a user name or an existing path.
 
@@ -47,8 +47,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     Args:
         path: A YAML file.
-        overrides: `dotted.key=value` texts, with values in YAML; they take precedence over the file. A value replaces
-            the whole value at its key, also if that is a section.
+        overrides: `dotted.key=value` texts, with values in YAML; they take precedence over the file. If the key is
+            that of a section or a list, the value replaces all of it.
 
     Raises:
         ConfigError: For a missing file, bad YAML, an unknown key or a value out of bounds.

@@ -1,7 +1,8 @@
 """Defines the settings of the losses and of the mining of positives.
 
-docs/method.md defines what they mean, and `training/objective.py` builds the terms of the loss from them. It also
-checks the rules that need torch or `emocap_kernels`, such as whether some term reads the teacher.
+docs/method.md defines what these settings mean. `training/objective.py` builds the terms (the addends) of the loss from
+them. `training/objective.py` also checks the rules that need torch or `emocap_kernels`, such as the rule that a teacher
+may be set only if some term uses it.
 """
 
 from typing import Literal, Self
@@ -42,7 +43,7 @@ class MiningRuleConfig(Section):
 class LocalMiningConfig(MiningRuleConfig):
     """Configures the mining of pairs of an image and a sentence for the local loss.
 
-    Such a pair is mined if the sentence is similar to a sentence of the image. Images are not compared.
+    Such a pair is mined if the sentence is similar to one of the image's own sentences. Images are not compared.
     """
 
 
@@ -55,9 +56,9 @@ class MiningConfig(MiningRuleConfig):
 
 
 class TeacherConfig(Section):
-    """Configures the teacher: a frozen image tower that encodes the same images.
+    """Configures the teacher: a frozen image tower that encodes the images of each batch.
 
-    The similarities of its vectors show which images are alike.
+    The loss or the mining of positives uses the similarities between its vectors to find out which images are alike.
     """
 
     name: str = Field(description="Model name in timm.")
@@ -149,7 +150,10 @@ class ObjectiveConfig(Section):
         return {info.alias or name: getattr(self, name) for name, info in infos if is_part_weight(info)}
 
     def kind_of(self, part: str) -> Kind:
-        """Returns the kind of loss of a caption part that is aligned with whole images; `part` is its name."""
+        """Returns the kind of loss, such as "infonce", of a caption part that is aligned with whole images.
+
+        `part` is the name of the part.
+        """
         return self.kind_by_part.get(part, self.kind)
 
     @model_validator(mode="after")

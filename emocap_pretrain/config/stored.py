@@ -57,8 +57,8 @@ class Migration:
 
     Args:
         renamed: The new key of each renamed setting or section, by its old key.
-        dropped: The only accepted value of each removed setting, by its key: the value with which earlier versions
-            behaved as this version always does. Stored settings with another value are refused.
+        dropped: A value of each removed setting, by its key. With this value, earlier versions behaved as this version
+            always does. Stored settings with any other value are refused.
     """
 
     renamed: Mapping[str, str] = field(default_factory=dict[str, str])

@@ -39,8 +39,8 @@ class Texts:
         """Returns, for each of these image rows, the index of its first text. Synchronizes with the device once.
 
         An image without texts gets the index of the next image's first text. So if `starts([a, b])` returns `[i, j]`,
-        the image rows from `a` up to and without `b` have the texts from `i` up to and without `j`. The row after
-        the last image gives the number of texts.
+        the images `a` to `b - 1` have the texts `i` to `j - 1`. For the row after the last image, the result is the
+        number of texts.
 
         >>> owner = torch.tensor([0, 0, 2])
         >>> Texts(torch.zeros(3, 1).long(), torch.ones(3, 1).bool(), owner).starts([0, 1, 2, 3])
@@ -52,9 +52,10 @@ class Texts:
         return torch.searchsorted(self.owner, self.owner.new_tensor(rows)).tolist()
 
     def piece(self, span: slice, first_row: int) -> "Texts":
-        """Returns the texts at the indices `span`. In their `owner`, image row `first_row` becomes row 0.
+        """Returns the texts at the indices `span`, for a piece of the batch that begins at the image row `first_row`.
 
-        The result shares the memory of this object, except that of `owner`.
+        The result counts image rows from the beginning of the piece: `first_row` is subtracted from each `owner`. The
+        tensors of the result share the memory of this object, except `owner`.
         """
         owner = None if self.owner is None else self.owner[span] - first_row
         identity = None if self.identity is None else self.identity[span]

@@ -164,9 +164,10 @@ def data_digest_of(data: DataConfig) -> str:
 def digest_of(manifests: Sequence[Manifest]) -> str:
     """Returns the digest that identifies the datasets of a run; `manifests` are in the order of the settings.
 
-    A checkpoint stores it, and a run does not resume on data with another digest. For a single dataset it is the digest
-    of its manifest, whose first characters `emocap inspect` prints. The weights of a mixture are not part of the
-    digest, because the stored config contains them.
+    A checkpoint stores this digest, and a run does not resume on data with another digest. For a single dataset, the
+    result is the digest of its manifest; `emocap inspect` prints the first characters of that digest. For several
+    datasets, the result is a hash of the digests of their manifests. The weights of a mixture are not part of it,
+    because the stored config contains them.
     """
     digests = [manifest.digest for manifest in manifests]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()

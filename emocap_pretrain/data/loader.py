@@ -82,7 +82,8 @@ class Collate:
 
         An image whose caption cannot be mirrored is never mirrored. The image of the result has the size that the image
         tower needs. The stream calls this method as soon as it has decoded a sample, while the decoded image is still
-        in the CPU's cache. Collecting the decoded images of a whole step first cost a third of the time of decoding.
+        in the CPU's cache. Keeping the decoded images of a whole step in memory would cost a third of the time of
+        decoding.
         """
         key = (self.seed, sample.epoch, sample.index)
         mirrored_caption = mirrored(sample.caption) if self.flip else None
@@ -307,8 +308,8 @@ def batches(
 def _signals_blocked() -> Generator[None]:
     """Blocks SIGTERM and SIGINT in the `with` block. Processes that are started in it begin with blocked signals.
 
-    Without this, a signal to the process group would end a loader process that has not run `_init_worker` yet. This
-    process receives the signals that arrived in the block after it.
+    Without this, a signal to the process group would end a loader process that has not run `_init_worker` yet. A signal
+    that arrives during the block is delivered to the calling process when the block ends.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
@@ -361,8 +362,8 @@ def _init_worker(_: int, *, known: tuple[str, ...] = ()) -> None:
 def _end_with_parent() -> None:
     """Ends this loader process when its parent, the training process, ends.
 
-    torch does not notice if the parent ends while this process is starting. `join` waits for a pipe that the kernel
-    closes when the parent ends, so it returns even after a SIGKILL.
+    torch does not notice if the parent ends while this process is starting. So this function, which runs in a thread,
+    waits for a pipe that the kernel closes when the parent ends, even if the parent ends by a SIGKILL.
     """
     parent = multiprocessing.parent_process()
     if parent is not None:

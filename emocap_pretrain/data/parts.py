@@ -22,8 +22,9 @@ class Part:
     Attributes:
         name: Its name in the config, in metrics and in reports.
         texts: Function that returns the texts of this part in a caption; an empty sequence if the caption has none.
-        aligned_with: With "image", the loss compares one text with the pooled vector of the image; if a caption has no
-            such text, its global sentence is used. With "patches", it compares any number of texts with the patches.
+        aligned_with: What the loss compares the texts of this part with. "image": one text is compared with the pooled
+            vector of the image; if a caption has no text of this part, its global sentence is used. "patches": any
+            number of texts are compared with the patches of the image.
         texts_per_image: Number of texts for each image that the estimates of memory and time assume.
     """
 

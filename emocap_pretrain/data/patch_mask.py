@@ -1,8 +1,8 @@
 """Finds the patches of an image that have more than one colour.
 
 Images of aligned faces often have borders of one colour, which no sentence describes. The local loss leaves patches of
-one colour out if `objective.patch_mask` is set. The pixels decide, because a dataset does not contain which patches
-show a face (decision 26).
+one colour out if `objective.patch_mask` is set. The mask is computed from the pixels, because a dataset does not
+record which patches show a face (decision 26).
 """
 
 import math

@@ -50,7 +50,8 @@ def center_crop(image: UInt8[np.ndarray, "height width 3"], pixels: int) -> UInt
 def _resized(square: UInt8[np.ndarray, "side side 3"], pixels: int) -> UInt8[np.ndarray, "pixels pixels 3"]:
     """Returns the image resized with an antialiased bicubic filter.
 
-    The values differ from Pillow's only by rounding (by at most 2 of 255), and take a quarter of Pillow's time.
+    The values differ from those of Pillow only by rounding (by at most 2 of 255). This function takes a quarter of the
+    time that Pillow takes.
     """
     # torch warns about arrays that may not be written to; such an array is copied here, any other is not.
     channels = torch.from_numpy(np.require(square, requirements="W")).permute(2, 0, 1)[None]
