@@ -142,7 +142,8 @@ class _SoftmaxStats:
 class _SoftmaxWeights:
     """Holds the gradient weights of all anchors, which forward computes and backward reads.
 
-    With these numbers, the gradient of a score follows from the score and from the targets of its tile.
+    The gradient of a tile of scores is computed from these weights, the scores, and the targets, which say which pairs
+    of the tile are positives and which are excluded.
     """
 
     rows: GradientWeights

@@ -12,9 +12,9 @@ Small terms of a sum may underflow. If the sum exceeds \(B\,2^{-102}\), the erro
 rounding error. An anchor's own pair is always a candidate, so it is enough that \(2^{z_{ii} - h}\) exceeds that bound
 for all i. The device tests this, and the norms of the inputs, before the first tile (`score_bounds.py`). The test fails
 only if an own pair has a cosine below about -0.3 at scale 100, or if vectors do not have unit length. In these cases
-the other variant of the kernel computes (RUNNING_MAX), which keeps each sum relative to a running maximum of its own.
-Both variants are always started. Each first reads the result of the test on the device, and one of them returns at
-once. So the host does not wait for the result.
+the variant of the kernel with RUNNING_MAX computes the statistics. It keeps each sum relative to a running maximum of
+its own. Both variants are always started. Each first reads the result of the test on the device, and the variant that
+is not needed returns at once. So the host does not wait for the result.
 
 Each program computes `bR` rows and goes over a strip of columns. Its row statistics stay in registers. The column
 statistics of a tile are written to a slot that no other tile of these columns uses. The slots are merged afterwards in
