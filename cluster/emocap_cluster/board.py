@@ -1,9 +1,11 @@
 """Exchanges messages between the driver and the ranks of a job, through one small actor on the driver's node.
 
-The driver requests a stop, for which a thread of rank 0 waits. The ranks report where they run, and rank 0 reports its
-progress; the driver reads the state every half second. The actor may be lost at any time, and Ray then starts an empty
-one. So no reader relies on a complete state: the driver merges what it reads with what it has read before, and repeats
-a stop request until the attempt ends.
+The ranks report to the actor on which nodes they run, and rank 0 reports its progress. The driver reads these messages
+every half second. In the other direction, the driver can request a stop, and a thread of rank 0 waits for this request.
+
+The process of the actor may be lost at any time. Ray then starts an empty actor in its place, so its messages may be
+incomplete. Therefore the driver merges the messages that it reads with those that it has read before, and repeats a
+stop request until the attempt ends.
 """
 
 import asyncio
@@ -25,7 +27,7 @@ class StepReport:
 
 @dataclass(frozen=True, slots=True)
 class BoardState:
-    """The messages of the ranks of this attempt.
+    """The messages that the ranks of the current attempt have sent.
 
     Attributes:
         nodes: Ray's id of the node of each rank.
@@ -41,8 +43,7 @@ class BoardState:
     report: StepReport | None = None
 
     def merged_with(self, earlier: "BoardState") -> "BoardState":
-        """Returns this state, completed by the `earlier` state of the same attempt. `report` remains the one of this
-        state.
+        """Returns this state, completed by the `earlier` state of the same attempt. The field `report` is not merged.
 
         This is needed because Ray may restart the board's process. The board has then lost the ranks that registered
         before the restart, and counts the committed checkpoints from 0 again.

@@ -34,7 +34,8 @@ class Cluster:
     Args:
         own: Whether the cluster was started for this process, and consists of this host alone.
         board: Handle of the job's `Board`.
-        processes: If `own`, the processes without which the cluster ends, in the order of `VITAL`; otherwise empty.
+        processes: If `own`, the processes whose end also ends the cluster, in the order of their names in `VITAL`.
+            Otherwise empty.
     """
 
     own: bool
@@ -110,7 +111,7 @@ class Cluster:
 
 
 def _vital() -> tuple[psutil.Process, ...]:
-    """Returns the processes of the cluster that this process has started, in the order of `VITAL`."""
+    """Returns the processes with the names `VITAL`, in this order, of the cluster that this process has started."""
     by_name = {each.name(): each for each in psutil.Process().children() if _runs(each)}
     return tuple(by_name[name] for name in VITAL)
 

@@ -18,7 +18,7 @@ def name_lines(rank: int) -> None:
 class Named(io.TextIOBase):
     """A text stream that writes complete lines to `target`, each after the prefix `name`.
 
-    An incomplete line is held back until its end is written, also if the stream is flushed before.
+    An incomplete line is held back until its end is written, even if the stream is flushed in the meantime.
     """
 
     def __init__(self, target: IO[str], name: str) -> None:

@@ -28,11 +28,12 @@ class ResourceRequest:
     """The resources that a job requests.
 
     Args:
-        ranks: Number of ranks. None means one rank for each GPU, or without `on_gpu` one for each node, but at least
-            two.
+        ranks: Number of ranks. None means one rank for each GPU if `on_gpu` is true. Otherwise it means one rank for
+            each node that has a CPU, and at least two ranks in total.
         least: Fewest ranks with which the job continues.
         most: Largest number of ranks that the job can use: one for each sample of a global batch.
-        on_gpu: Whether each rank holds one GPU; otherwise it holds up to one CPU.
+        on_gpu: Whether each rank holds one GPU. Otherwise each rank holds one CPU, or a fraction of a CPU if there are
+            more ranks than CPUs.
         spread: Distributes ranks over the nodes in turn, instead of filling one node after the other.
     """
 
@@ -45,7 +46,9 @@ class ResourceRequest:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """The ranks of one attempt; each holds one GPU if `on_gpu`, and otherwise `share` of a CPU."""
+    """The number of ranks of an attempt, and the resources of each: one GPU if `on_gpu` is true, and otherwise the
+    fraction `share` of a CPU. `strategy` says whether Ray fills node after node or spreads the ranks over the nodes.
+    """
 
     ranks: int
     on_gpu: bool

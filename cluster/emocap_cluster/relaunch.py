@@ -75,8 +75,8 @@ def relaunch(
             while no rank of the command runs on this host.
         say: Shows a line to the user. The handler of signals calls it too, in the main thread.
         answers: Returns whether the service on which the command depends answers, such as the head of a Ray cluster.
-            The command is killed after a minute without an answer, because it may wait forever for a head whose host
-            has lost its power.
+            The command is killed after a minute without an answer. Otherwise it could wait without end, for example if
+            the host of the head has lost its power.
         still_trains: Returns whether the run still trains although its command has ended. This is possible if the
             command only submitted a job to a cluster. While the run trains, the command is not started again.
         least_pause_s: Shortest pause before a restart. The launchers of the run on other hosts must end within this

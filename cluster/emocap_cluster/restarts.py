@@ -35,8 +35,8 @@ class Cause:
         lost: Whether the error only says that another rank is lost.
         passing: Whether the cause is temporary: something outside the run, such as the store, failed and may recover.
             The same failure twice in a row then does not prove a bug.
-        planned: Whether the attempt ended for a roll-back. The run limits its roll-backs itself, and `RestartBudget`
-            does not count them.
+        planned: Whether the attempt ended for a roll-back: the run resumes from its newest checkpoint after a bad loss.
+            The run limits its roll-backs itself, and `RestartBudget` does not count them.
     """
 
     kind: str
@@ -105,11 +105,11 @@ class RestartBudget:
             row if there is no new checkpoint between them.
         max_preemptions: Largest number of announced losses of nodes after which the job is started again. With None
             there is no limit.
-        progress: Step of the newest checkpoint when the last attempt ended; before the first attempt, when the job
-            began.
+        progress: Largest step of a committed checkpoint so far, as found at the start of the job and at the end of each
+            attempt.
         failures: Failures in a row since `progress` last grew.
         preemptions: Announced losses of nodes so far.
-        last: The cause of the last attempt's failure, if that attempt failed.
+        last: The cause of the last attempt's failure. None if that attempt did not fail, or ended for a roll-back.
 
     Example:
         ```python

@@ -63,15 +63,17 @@ class RayRuntime:
     def should_stop(self) -> bool:
         """Returns whether the driver has requested a stop.
 
-        The reasons are a request of the user, a node that will be removed, or room for more ranks.
+        The driver requests it if the user asks for a stop, if a node will be removed soon, or if there are free devices
+        for more ranks.
         """
         return self._stop.is_set()
 
     def committed(self, checkpoint: str) -> None:  # noqa: ARG002
-        """Tells the driver that a checkpoint is committed, so that the job may grow from then on.
+        """Tells the driver that a checkpoint is committed.
 
-        Ray Train's own `report` is not used, because it holds all ranks for up to 2 s. Ray need not know the
-        checkpoints, because an attempt finds the newest one through the manifests in the store.
+        From then on, the driver may start the job again with more ranks, if there are free devices. Ray Train's own
+        `report` is not used, because it blocks all ranks for up to 2 s. Ray need not know the checkpoints, because an
+        attempt finds the newest one through the manifests in the store.
         """
         if self.rank_info.rank == 0:
             self._board.committed.remote()

@@ -66,10 +66,10 @@ def private_folder() -> Path:
 
 
 def make_token() -> None:
-    """Creates the file with Ray's authentication token, if it is needed and does not exist.
+    """Creates the file with Ray's authentication token, if Ray needs this file and it does not exist.
 
-    It is not needed if the environment contains a token, or if the user has chosen another mode of authentication. Ray
-    would create the file with default permissions, with which other users can usually read it.
+    Ray needs no file if the environment contains a token, or if the user has chosen another mode of authentication. Ray
+    itself would create the file with default permissions, with which other users can usually read it.
 
     Raises:
         NoCluster: If the file cannot be created.

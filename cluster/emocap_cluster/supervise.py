@@ -1,10 +1,12 @@
 """Supervises a job: a sequence of attempts, each on the devices that exist and from the newest checkpoint.
 
-`_Supervisor.run` is the loop: `_devices` waits for devices, `_attempt` starts the ranks on them, `_watch` observes the
-ranks, the nodes and the user's requests until all ranks have ended, and `RestartBudget.after` decides what follows. All
-of this runs in the main thread of the driver. The ranks run in processes of their own. The driver can ask them to stop
-only through the board, an actor that passes messages. They then save and end, and the next attempt begins with other
-devices.
+`_Supervisor.run` is the loop. In each iteration, `_devices` waits for devices and `_attempt` starts the ranks on them.
+`_watch` observes the ranks, the nodes and the user's requests until all ranks have ended. Then `RestartBudget.after`
+decides whether another attempt follows. All of this runs in the main thread of the driver.
+
+The ranks run in processes of their own. The driver can ask the ranks to stop only through the board, an actor that
+passes messages. The ranks then save and end. Unless the user has requested the stop, the next attempt begins, with the
+devices that exist then.
 """
 
 import random
@@ -286,9 +288,9 @@ def drains(state: BoardState, nodes: Sequence[Node]) -> bool:
 
 
 def growth(state: BoardState, nodes: Sequence[Node], placement: Placement, request: ResourceRequest) -> int:
-    """Returns for how many more ranks the nodes have room; 0 before the attempt has committed a checkpoint.
+    """Returns with how many more ranks the job could be started again on the nodes.
 
-    Decision 15 explains this rule. The ranks save and end before the job is started again with more ranks.
+    Returns 0 before the attempt has committed a checkpoint; decision 15 says why.
     """
     return max(0, place(nodes, request).ranks - placement.ranks) if state.commits else 0
 

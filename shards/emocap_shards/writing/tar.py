@@ -15,8 +15,8 @@ _END = 2 * _BLOCK
 
 @dataclass(frozen=True, slots=True)
 class SampleSpan:
-    """Names the bytes [start, stop) of a sample in its tar, from the header of its first member to the padding of its
-    last one.
+    """The range of bytes [start, stop) that a sample occupies in its tar. It begins with the header of the sample's
+    first member, and ends with the padding of its last member.
     """
 
     key: str

@@ -26,9 +26,9 @@ def unpack(
 ) -> Unpacked:
     """Writes two files for every sample, such as KEY.jpg and KEY.json.
 
-    If the folder is packed again with shards of the same size, the shards have the same bytes. If the samples are not
-    in the order of their keys, a file `order.txt` tells `pack` their order. Until all files are written, the folder is
-    called `FOLDER.partial`.
+    If the folder is packed again with shards of the same size, the new shards have the same bytes as those of the
+    dataset, unless damaged samples were left out. If the samples are not in the order of their keys, a file `order.txt`
+    tells `pack` their order. Until all files are written, the folder is called `FOLDER.partial`.
 
     Args:
         url: The dataset.

@@ -17,10 +17,11 @@ from emocap_shards.writing.row import BadRow, ImageFolders, LocalFile, SourceRow
 
 @dataclass(frozen=True, slots=True)
 class TableColumns:
-    """Names the columns of a table.
+    """Names the columns of a table of images with captions.
 
-    A row without the column `global_` can have a column "caption" instead. It holds the complete caption as an object,
-    in the form that a caption has in a shard.
+    A caption has three parts: a global text, local sentences and a summary. The attributes `global_`, `local` and
+    `summary` each name the column of one part. A row that lacks the column of the global part can have a column
+    "caption" instead. This column holds the complete caption as a JSON object, as in a shard.
 
     Attributes:
         image: Column with the image: a path, or the encoded bytes, or an object with both ("bytes", "path").
@@ -31,10 +32,10 @@ class TableColumns:
         summary: Column with the summary.
         further: Each of these columns lists other captions of the image: texts, or objects with "global", "local" and
             "summary".
-        key: Column with the key. A row without a key gets one from the image's path, or else from the number of the
-            row.
-        labels: Names of columns with labels, or of members of an object in the column "labels". If there are no names
-            here, all members of that object are labels.
+        key: Column with the key of the sample. A row without a key gets one from the image's path, or else from the
+            index of the row.
+        labels: Names of labels. Each is a column, or a member of the object in the column "labels". If this is empty,
+            all members of that object are labels.
     """
 
     image: str = "image"
@@ -101,7 +102,7 @@ def row_of(
     values: Mapping[str, Any], columns: TableColumns, *, where: str, number: int, images: ImageFolders
 ) -> SourceRow | BadRow:
     """Returns the row for `values`, which maps the columns of a table to their values in one row. `number` is the
-    number of the row, and becomes its key if neither the key column nor the image's path gives a key.
+    index of the row, and becomes its key if neither the key column nor the image's path gives a key.
     """
     try:
         image = image_of(values[columns.image], images)
@@ -185,7 +186,9 @@ def annotation_of(values: Mapping[str, Any], columns: TableColumns) -> bytes:
 
 
 def _own_key(image: bytes | LocalFile, value: object, images: ImageFolders) -> str:
-    """Returns a key from the path of the image, or "" if the image has no path."""
+    """Returns a key from the path of the image, or "" if the image has no path. `value` is the value of the image
+    column, from which `image` was read.
+    """
     path = image.path if isinstance(image, LocalFile) else ""
     if isinstance(value, Mapping):
         path = str(cast("Mapping[str, object]", value).get("path") or "")
@@ -198,9 +201,9 @@ def _own_key(image: bytes | LocalFile, value: object, images: ImageFolders) -> s
 def _labels(values: Mapping[str, Any], columns: TableColumns) -> dict[str, Any]:
     """Returns the labels that have a value. Booleans become 1 and 0.
 
-    In a label column, a whole number is stored without a fraction. So class 0 stays 0 if another program has stored the
-    column as floats because some values are missing. The members of an object "labels" keep their numbers as written,
-    so that an annotation from a shard keeps its bytes.
+    In a label column, a float without a fraction becomes an integer, such as 0.0 becomes 0. This is needed because many
+    programs store a column of integers as floats if some values are missing. The members of an object "labels" are not
+    converted, so that an annotation from a shard keeps its bytes.
     """
     given = values.get("labels")
     if columns.labels:
@@ -235,7 +238,11 @@ def _without_fraction(label: object) -> object:
 
 
 def _view(value: object) -> object:
-    """Returns a further caption as an object. A text becomes the global part of a caption without other parts."""
+    """Returns one of the further captions of an image as a JSON object (a dictionary).
+
+    `value` is such an object, which is returned unchanged, or a text, which becomes the global part of a caption
+    without other parts.
+    """
     return {"global": value, "local": [], "summary": ""} if isinstance(value, str) else value
 
 

@@ -26,8 +26,9 @@ MACOS = "._"  # macOS adds a file with this prefix to each file in an archive or
 class FolderSource:
     """Provides every image below a folder, sorted by path. If a file `order.txt` lists paths, these come first.
 
-    Links to folders are not followed. Such a link is a bad row, and so are an annotation without an image and an image
-    in a format that is not supported. Other files are counted in `left_out`, so that nothing is lost without a notice.
+    Three things are reported as bad rows, which cannot be packed: a link to a folder (links are not followed), an
+    annotation without an image, and an image in a format that is not supported. Other files are counted in `left_out`,
+    so that no file is left out without a notice.
     """
 
     folder: Path
@@ -88,8 +89,16 @@ def _walk(root: str, below: str, left_out: Counter[str]) -> Iterator[str | BadRo
 
 
 def _file(entry: "os.DirEntry[str]", below: str, stems: set[str], left_out: Counter[str]) -> str | BadRow | None:
-    """Returns the path if the file is an image that can be packed, and None for a file that makes no row of its own.
-    Returns a `BadRow` for an image in a format that is not supported, and for an annotation without an image.
+    """Returns the path relative to the root if the file is an image that can be packed.
+
+    Returns a `BadRow` for an image in a format that is not supported, and for an annotation without an image. Returns
+    None for any other file.
+
+    Args:
+        entry: The file.
+        below: Path of the file's folder relative to the root, with a slash at the end; empty for the root itself.
+        stems: Names, without extensions, of the images in this folder.
+        left_out: Counts the files that are neither images nor annotations.
     """
     stem, extension = _split(entry.name)
     if entry.name.startswith(MACOS):

@@ -49,8 +49,8 @@ class TarsSource:
     names, or else the first JPEG, PNG or WebP.
 
     If the column of the global part is missing, the column "txt" replaces it, or else a column "caption" that holds a
-    text, as img2dataset writes it. If the JSON has no field with the key, the key is the members' common name. Members
-    that are not needed are counted in `left_out`.
+    text, as img2dataset writes it. The key of a row is read from the key column; if the row has no such column, the key
+    is the common name of the members. Members that are not needed are counted in `left_out`.
     """
 
     pattern: str
