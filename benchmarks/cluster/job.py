@@ -1,7 +1,8 @@
 """Starts small training runs as a user starts them, and reads from MLflow when each step was logged.
 
-`site` prepares a folder, a dataset, and environment variables that hide every other job or cluster from a run.
-`started` runs a command with these variables, and kills it with all of its descendants at the end.
+`site` prepares a folder and a dataset for the runs, and their environment variables, with which a run cannot find
+another job or cluster. `started` runs a command with these variables, and at the end kills the command with all of its
+descendants.
 """
 
 import contextlib
@@ -60,7 +61,7 @@ class Site:
     Attributes:
         folder: The folder in which each run has a folder of its own.
         faces: The dataset of all runs.
-        env: Environment variables with which a run cannot find a cluster that others have started.
+        env: Environment variables of every run. With them a run cannot find a job or cluster that others have started.
     """
 
     folder: Path
@@ -132,7 +133,10 @@ def model_section(width: int, depth: int, *, embedding: int, summary_length: int
 
 @contextmanager
 def site(folder: Path) -> Generator[Site]:
-    """Prepares a site in a new folder below `folder`. Ray's own files are deleted when the block ends."""
+    """Makes a new folder below `folder` with a dataset for the runs, and yields both with environment variables.
+
+    When the `with` block ends, the sockets and logs of Ray are deleted. The new folder is kept.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     # Ray puts its sockets into this folder, and the path of a socket must be short.
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as ray:

@@ -1,8 +1,8 @@
 """Measures starts, steps, saves and restarts of small runs from outside.
 
 The runs are started by commands, and MLflow contains the time of each logged step. The commands `start`, `overhead`,
-`stall` and `recover` of the suite are the functions of these names. Where contenders are compared, each round measures
-every contender once, one after another (`harness.rounds`).
+`stall` and `recover` of the suite call the functions of these names. `start` and `overhead` compare two contenders, Ray
+and torchrun: each round measures both, one after the other (`harness.rounds`).
 """
 
 import http.client
@@ -97,10 +97,10 @@ def _cpu_s(job: RunningJob) -> dict[int, float]:
 
 
 def stall(place: Site, size: RunSize, rounds: int, about: Occasion) -> Iterator[Measurement]:
-    """Measures for how many seconds a save stops training, and how many seconds longer a step with a save takes.
+    """Measures for how many seconds a save pauses training, and how many seconds longer a step with a save takes.
 
-    The second number includes the first. It also includes the delay by the saving thread, which takes cores from the
-    training.
+    The second time includes the first. It also includes a delay after the pause: while the saving thread writes the
+    checkpoint, it competes with the training for the cores.
     """
     held: list[float] = []
     longer: list[float] = []
@@ -119,11 +119,11 @@ def stall(place: Site, size: RunSize, rounds: int, about: Occasion) -> Iterator[
 
 
 def recover(place: Site, size: RunSize, rounds: int, about: Occasion, command: Sequence[str]) -> Iterator[Measurement]:
-    """Measures the seconds from the kill of a rank to the next new step, and the parts that no restart can avoid.
+    """Measures the seconds from the kill of a rank to the next new step, which is one that was not logged before.
 
-    A step is new if it was not logged before the kill. The module `floor` measures the parts. `command` starts the job;
-    `{config}` and `{port}` in it are replaced by the path of the config and a free port. If `command` is empty, the job
-    runs on Ray.
+    The record also contains the seconds of the parts that no restart can avoid, such as the imports. The module `floor`
+    measures these parts. `command` starts the job; `{config}` and `{port}` in it are replaced by the path of the config
+    and a free port. If `command` is empty, the job runs on Ray.
     """
     readings: list[float] = []
     configs = [place.config("recover", size, checkpoint={"every_steps": BLOCK}) for _ in range(rounds)]

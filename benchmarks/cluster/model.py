@@ -82,10 +82,10 @@ def _failing(about: Occasion) -> Iterator[Measurement]:
 
 
 def _shares(trouble: FailureModel, days: float, interval_s: float, about: Occasion) -> Iterator[Measurement]:
-    """Yields the goodput that the formula predicts, and the goodput of each kind of simulation in `_ELASTIC`.
+    """Yields the goodput by the formula of `dry_run.failures`, and by simulations of each policy in `_ELASTIC`.
 
-    Each kind of simulation runs with three seeds. `days` is the mean time between failures of one node, and
-    `interval_s` is the work between two saves.
+    A policy says how the job continues after the failure of a node. It is simulated with three seeds. `days` is the
+    mean time between failures of one node in days, and `interval_s` is the seconds of work between two saves.
     """
     setting = {"nodes": NODES, "node_mtbf_days": days, "interval_s": round(interval_s, 1)}
     best = {"young_s": young(trouble), "daly_s": daly(trouble), **asdict(trouble)}

@@ -16,7 +16,10 @@ _PARTS = {"towers_s": "towers", "loss_s": "loss", "vectors_s": "vectors", "gradi
 
 
 def scaling(lines: Sequence[Measurement]) -> Iterator[tuple[str, Figure]]:
-    """Draws the efficiency against the number of ranks, and the parts of a step for the first objective and network."""
+    """Draws the efficiency of each objective and network against the number of ranks.
+
+    A second panel shows the seconds of each part of a step, for the first objective and network in `lines`.
+    """
     figure, (left, right) = _panels(
         "Weak scaling, a model: ViT-B/16, 256 rows a rank, bfloat16; 40 % of an H100's peak assumed"
     )

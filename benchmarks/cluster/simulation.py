@@ -16,14 +16,15 @@ from emocap_pretrain.dry_run.failures import FailureModel
 class Outcome:
     """The result of a simulation: how the nodes of a job spent their time, and the number of failures.
 
-    All attributes but `failures` are shares of the time of all nodes, and add up to 1.
+    All attributes but `failures` are shares of the total time of all nodes, and add up to 1.
 
     Attributes:
-        goodput: The share for work that a committed checkpoint contains.
-        stalled: The share for which saves stopped training, for checkpoints that were committed.
-        lost: The share for work and saves after the last committed checkpoint of an attempt.
-        restarting: The share from the beginning of an attempt to its first step.
-        absent: The share of absent nodes, and of nodes that wait for them without work.
+        goodput: Time of work that a committed checkpoint contains.
+        stalled: Time in which training paused for a save whose checkpoint was committed later.
+        lost: Time of work and of pauses for saves after the last committed checkpoint of an attempt.
+        restarting: Time from the beginning of an attempt to its first step.
+        absent: Time in which a node was absent or had no work. A node has no work while too few nodes are present, and
+            after its return until the next attempt begins.
         failures: The number of failures.
     """
 
@@ -39,7 +40,8 @@ class Outcome:
 class Elastic:
     """Describes a job that continues with fewer nodes after a failure, but with at least `min_nodes`.
 
-    A failed node comes back after `repair_s`. The job then uses the node from its next committed checkpoint on.
+    A failed node comes back after `repair_s`. The job then ends its current attempt at the next committed checkpoint,
+    and uses the node from the next attempt on.
     """
 
     repair_s: float = 0.0
@@ -88,8 +90,9 @@ def simulate(
 ) -> Outcome:
     """Simulates a job for at least `horizon_s` seconds of simulated time.
 
-    Without `elastic` a failed node is replaced at once, as the formulas assume. All nodes together need `interval_s`
-    for the work between two saves. Fewer nodes need longer in proportion, because the batch stays the same.
+    Without `elastic` a failed node is replaced at once, as the formulas of `dry_run.failures` assume. `interval_s` is
+    the time that all nodes together need for the work between two saves. Fewer nodes need longer in proportion, because
+    the batch stays the same.
     """
     about, draw, clock, failures = elastic or Elastic(), random.Random(seed), _Clock(trouble.nodes), 0
     while clock.now_s < horizon_s:

@@ -29,7 +29,7 @@ def scaling(lines: Sequence[Measurement]) -> str:
 
 
 def _scaled(line: Measurement) -> str:
-    """Returns a cell: the efficiency, the time of a step, and the shares of the loss and of the network in it."""
+    """Returns a cell: the efficiency, the time of a step, and the shares of the loss and the network in this time."""
     more = line.more or {}
     network = (more["vectors_s"] + more["gradients_s"]) / more["step_s"]
     parts = f"loss {more['loss_s'] / more['step_s']:.0%}, network {network:.0%}"
@@ -37,9 +37,9 @@ def _scaled(line: Measurement) -> str:
 
 
 def goodput(lines: Sequence[Measurement]) -> str:
-    """Returns a table of the goodput: that of the formula, and that of each kind of simulation.
+    """Returns a table of the goodput, with a row for each rate of failures and interval between saves.
 
-    The rows are some rates of failures and intervals between saves.
+    The columns are the formula and each policy that was simulated. Only some of the intervals are shown.
     """
     whos = (model.FORMULA, model.SIMULATED, model.CONTINUES, model.WAITS)
     found = {(line.contender, line.at): line for line in lines}

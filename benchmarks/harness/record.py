@@ -112,7 +112,7 @@ def measured(
     ratios: Mapping[str, Sequence[float]] | None = None,
     **about: Any,
 ) -> Measurement:
-    """Returns the record of `readings`, or of the reason why there are none.
+    """Returns the record of a measurement. If `readings` is a `Skipped`, the record holds its reason instead of values.
 
     `about` holds the other fields of `Measurement`: `what`, `contender`, `setting`, `unit`, `versions`, and optionally
     `more`.

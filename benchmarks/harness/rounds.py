@@ -1,4 +1,4 @@
-"""Takes readings in common rounds: in each round, every contender is measured once, one after another.
+"""Takes readings in common rounds: each round measures all contenders one after another, each of them once.
 
 So a slow phase of the machine affects all contenders. For the same reason, the ratio of two contenders is computed from
 readings of the same round (`record.ratios`).

@@ -1,4 +1,4 @@
-"""Defines the batches of both losses: pairs of image and text, and patches with sentences.
+"""Defines the batches of the global loss (pairs of image and text) and of the local loss (patches and sentences).
 
 The vectors are random, but form groups of similar rows or sentences. Their cosines are far from the mining thresholds
 of `subjects`, so that every contender mines the same positives with every dtype. Equal seeds give equal batches.

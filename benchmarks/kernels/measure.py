@@ -2,8 +2,8 @@
 
 A process of one contender (`probe`) measures errors and peak memory, and finds out at which sizes the contender runs.
 Then the times are measured size by size: all contenders that run at this size take turns in one process
-(`device.in_rounds`). A record contains the results of both. Widths are measured one after another, because a probe has
-one width.
+(`device.in_rounds`). A record contains the errors and the memory as well as the times. All of this is done for one
+width after another, because a `ProbeTask` has one width.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -92,9 +92,10 @@ def _probed(plan: LossPlan, contender: Contender, sizes: Sequence[Size]) -> Mapp
 
 
 def _readings(plan: LossPlan, findings: Findings, entries: Sequence[Entry], size: Size) -> Readings:
-    """Returns the seconds of each entry and of the matrix product, or why there are none.
+    """Returns the measured seconds of each entry, and of the square matrix product that is timed in the same rounds.
 
-    An entry is a contender in one pass. An entry that failed in its own process is not tried again.
+    An entry is a contender in one pass, such as the forward pass. For an entry that fails, the result holds a `Skipped`
+    with the reason. An entry that has already failed in the process of its own (`probe`) is not tried again.
     """
     failed = {entry: reason for entry in entries if (reason := _found(findings, entry[0], size, entry[1]).skipped)}
     able = [entry for entry in entries if entry not in failed]

@@ -1,7 +1,8 @@
 """Calls losses of other packages, each in the way that its authors document.
 
-All losses are exact and symmetric: they average both directions. The packages are optional and have no type hints. Only
-this module imports them, and only when their loss is called.
+All losses are exact and symmetric: a loss with a softmax is the mean over two directions, image to text and text to
+image. The packages are optional and have no type hints. Only this module imports them, and only when their loss is
+called.
 """
 
 from collections.abc import Callable

@@ -135,10 +135,11 @@ _PANELS = (
 
 
 def draw(lines: Sequence[Measurement]) -> Iterator[tuple[str, Figure]]:
-    """Draws two figures for each device, dtype, width and size that varies.
+    """Draws two figures for each combination of a loss, a device, a dtype, a width and a `Sweep`.
 
-    The first figure shows the plain loss of all contenders. The second one shows our plain loss, and the other variants
-    of all contenders; it is left out if there is only one variant.
+    A sweep chooses the size on the horizontal axis, such as the number of rows. The first figure shows the plain loss
+    of all contenders. The second one shows our plain loss, and the other variants of all contenders; it is left out if
+    there is only one variant.
 
     Yields:
         (name of a file, figure). Each figure is yielded twice: for an SVG file and for a PNG file.
@@ -200,10 +201,11 @@ def _figure(lines: Sequence[Measurement], sweep: Sweep, title: str) -> Figure:
 
 
 def _styles(lines: Sequence[Measurement]) -> Mapping[str, Mapping[str, Any]]:
-    """Returns the style of the curve of each label.
+    """Returns the style of each curve, by the label of the curve (`label_of`).
 
     The marker shows the contender. The colour shows the variant, or the contender if there is only one variant. Markers
-    and colours follow the order in the subject's lists, so they do not depend on which contenders were measured.
+    and colours are assigned in the order of `Subject.contenders` and `Subject.variants`, so they do not depend on which
+    contenders were measured.
     """
     subject = _SUBJECTS[lines[0].what]
     contenders = list(dict.fromkeys(contender.name for contender in subject.contenders))
@@ -226,7 +228,7 @@ def _styles(lines: Sequence[Measurement]) -> Mapping[str, Mapping[str, Any]]:
 def _draw_panel(
     axes: Axes, panel: Panel, sweep: Sweep, lines: Sequence[Measurement], styles: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Draws a curve for each label, and the shortest possible time if the panel shows it."""
+    """Draws a curve for each label in `styles`, and the shortest possible time if the panel shows it."""
     chosen = [line for line in lines if line.setting["pass"] == panel.pass_]
     for label, style in styles.items():
         drawn = [(size_of(line), panel.value(line)) for line in chosen if label_of(line) == label]

@@ -4,7 +4,8 @@ There are two results. The first one is the time of a step, and its ratio to an 
 that one process alone needs for the whole batch, divided by the number of processes. The second result is the number of
 bytes that a process receives in a step: as counted, and by the formula of docs/method.md, section 6.
 
-`across` starts the processes (`_serve`). They join one process group of torch, and measure together in common rounds.
+`across` starts the processes (`_serve`), which join one process group of torch. Each round measures both times: that of
+the whole batch on rank 0, and that of all processes.
 """
 
 import json
@@ -159,10 +160,11 @@ def _slowest(seconds: float, device: torch.device) -> float:
 
 
 def _expected(others: int, own: int, setting: RankSetting) -> int:
-    """Returns the bytes that a process receives in a step, by the formula.
+    """Returns the bytes that a process receives in a step, by the formula of docs/method.md, section 6.
 
-    It receives the texts of the other processes, twice with `ring`. From each other process it also receives gradients
-    of its own texts.
+    The process receives the texts of the other processes: twice with the schedule `ring`, and otherwise once. From each
+    other process it also receives the gradients of its own texts. `own` is the number of its own texts, and `others`
+    that of all other processes together.
     """
     passes = 2 if setting.schedule == "ring" else 1
     numbers = passes * others + (setting.processes - 1) * own

@@ -101,9 +101,11 @@ def _similarity(batch: Regions) -> Tensor:
 
 
 def _both_directions(score: Tensor, owner: Tensor) -> Tensor:
-    """Returns the mean of the cross-entropies of `score` [rows, sentences] over the sentences and over the images.
+    """Returns the mean of two losses: in the first one the images are the anchors, and in the second one the sentences.
 
-    All sentences of an image are its positives; images without a sentence are candidates only.
+    Both are computed from `score` [rows, sentences]. `owner` [sentences] is the row of each sentence's image. Each loss
+    is a mean of cross-entropies over its anchors. All sentences of an image are its positives. An image without a
+    sentence is not an anchor, but a negative of every sentence.
     """
     own = owner == torch.arange(len(score), device=score.device)[:, None]
     count = own.sum(1)

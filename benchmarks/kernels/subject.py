@@ -75,7 +75,11 @@ class Variant:
 
     @property
     def mining_in_words(self) -> str | None:
-        """The guide and the rule of the mining, as text for the records; None without mining."""
+        """A text for the records about how positives are mined; None without mining.
+
+        It names the guide (the similarity by which they are mined), and the threshold, the number of candidates
+        (`top_k`) or both.
+        """
         if self.mining is None:
             return None
         rules = {"threshold": self.mining.threshold, "top_k": self.mining.top_k}

@@ -91,7 +91,8 @@ def floor_flops(variant: Variant, pass_: Pass, size: Size) -> float:
 
     One product of images and texts needs `2 * rows**2 * width` operations. The forward pass computes one product. The
     backward pass computes it again, and two more products for the gradients. The objective `sigmoid` needs no second
-    computation, because its gradient needs no normaliser. Mining adds the products of its guide.
+    computation, because its gradient needs no normaliser. Mining adds the matrix products that compute its guide, the
+    similarity by which positives are mined.
     """
     product = 2.0 * size.rows * size.rows * size.width
     if pass_ == FORWARD:
@@ -105,7 +106,8 @@ def local_floor_flops(variant: Variant, pass_: Pass, size: Size) -> float:
 
     One product of all patches and all sentences needs `2 * rows * patches * sentences * width` operations. The forward
     pass computes one product. The backward pass computes it again, and two more products for the gradients. Mining adds
-    the products of its guide. The pooled vectors of `flair` need further operations, which are not counted.
+    the matrix products that compute its guide, the similarity by which positives are mined. The pooled vectors of
+    `flair` need further operations, which are not counted.
 
     The variant `sparc` compares each sentence only with the patches of its own image, so one product needs
     `2 * patches * sentences * width` operations. The forward pass computes one product for the similarities and one for

@@ -85,7 +85,7 @@ def _step(options: argparse.Namespace, about: Occasion) -> Iterator[Measurement]
 
 
 def _ranks(options: argparse.Namespace, about: Occasion) -> Iterator[Measurement]:
-    """Runs `ranks`: a loss across processes at each size with each schedule."""
+    """Runs `ranks`: measures a loss across processes at each size, with each schedule of the exchange of texts."""
     schedules: tuple[str, ...] = options.schedule
     for size, schedule in product(_sizes(options, SUBJECTS[options.loss]), schedules):
         setting = ranks.RankSetting(

@@ -1,7 +1,8 @@
-"""Times the fused loss with each tile size of `CANDIDATES` on the current GPU, in common rounds.
+"""Times the fused loss with each tile size of `CANDIDATES` on the current GPU.
 
-The tile sizes in `emocap_kernels.fused.tiling` are replaced before each call. If a candidate is faster, a developer
-writes it into that module.
+Each round times all candidates one after another, so that a slow phase of the GPU affects all of them. The tile sizes
+in `emocap_kernels.fused.tiling` are replaced before each call. If a candidate is faster than the present tile size, a
+developer writes it into that module.
 """
 
 from collections.abc import Iterator, Sequence
