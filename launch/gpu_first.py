@@ -7,11 +7,12 @@ The script installs nothing, and imports the sources of this checkout. A stage i
 it, and an error in one stage does not prevent the next. Each result is printed and appended to `gpu_first.jsonl` at
 once, so that an interrupted run keeps its results. The most important stages come first:
 
-    device      the rate of a large matrix product, with which later stages compare theirs, and that of a copy
+    device      the rates of a copy and of a large matrix product; later stages compare their rates with the latter
     checks      the errors of every setting, compared with float64, in parallel processes
     plain       the plain global loss at 65,536 x 768: time, efficiency, extra memory, and its slowest kernels
     products    torch's matrix products of a backward pass, for several shapes of a chunk
-    tiles       the settings plain, joint and sigmoid of the global loss with each candidate for the size of a tile
+    tiles       the global loss with each candidate for the size of a tile, in three settings: the plain loss, the loss
+                with positives mined by the guide `joint`, and the sigmoid loss
     settings    mined, sigmoid and soft losses relative to the plain one, and small batches
     regions     the local loss by number of patches
     peers       the losses of other packages, if they are installed
@@ -109,13 +110,16 @@ def forward(batch: PairBatch) -> Tensor:
 
 
 def relative_error(found: Sequence[Tensor], true: Sequence[Tensor]) -> float:
-    """Returns the largest error of a tensor: the norm of the difference, relative to the norm of the true tensor."""
+    """Returns the largest relative error among the tensors in `found`.
+
+    The error of a tensor is the norm of its difference from the true tensor, divided by the norm of the true tensor.
+    """
     pairs = zip(found, true, strict=True)
     return max(((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-12)).item() for a, b in pairs)
 
 
 def use_tile(tile: tiling.TileConfig) -> None:
-    """Replaces the tiles of the fused kernels in this process."""
+    """Replaces the tile sizes `TALL` and `SQUARE` of the fused kernels in this process."""
     tiling.TALL = tiling.SQUARE = tile
 
 

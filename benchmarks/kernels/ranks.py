@@ -111,9 +111,11 @@ def _serve(rank: int, setting: RankSetting, folder: str, answer: Path) -> None:
 
 
 def _measured(setting: RankSetting, rank: int, device: torch.device) -> dict[str, Any]:
-    """Returns two lists of times, the backend, and the bytes that this rank receives, as counted and by the formula.
+    """Returns the results of the measurement by name.
 
-    `alone` has the times of rank 0 for the whole batch, and `seconds` those of the slowest rank for its share of it.
+    `alone` is the list of the times of rank 0 for the whole batch, and `seconds` that of the times of the slowest rank
+    for its share of the batch. `vector_bytes` is the number of bytes that this rank receives in a step as counted, and
+    `expected_bytes` the number by the formula. `backend` is the backend that our loss chooses.
     """
     batch = SUBJECTS[setting.loss].draw(setting.size, setting.dtype, device)
     rows = setting.size.rows // setting.processes

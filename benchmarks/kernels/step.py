@@ -101,8 +101,9 @@ def share(setting: StepSetting, about: Occasion) -> Measurement:
 class _Rounds:
     """The towers, their inputs, and the vectors of a batch that resembles one in the middle of training.
 
-    In a step, the objective gets these vectors, moved a little by the outputs of the towers. It does not get the
-    outputs themselves: the outputs of random towers are so similar to each other that all pairs would be mined.
+    In a step, the objective gets these vectors plus a small multiple of the outputs of the towers, so that gradients
+    reach the towers. It does not get the outputs alone, because those of random towers are so similar to each other
+    that all pairs would be mined.
     """
 
     def __init__(self, setting: StepSetting) -> None:

@@ -145,7 +145,8 @@ class Contender:
     def build(self) -> Loss:
         """Returns the loss for batches of one size, compiled if `compiles` is set.
 
-        Before it is compiled, the caches of the compiler are cleared, because the compiler gives up after eight sizes.
+        Before that, the caches of torch.compile are cleared. Otherwise torch.compile would raise an error for the ninth
+        size of a function.
         """
         if not self.compiles:
             return self.loss

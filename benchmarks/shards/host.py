@@ -21,14 +21,16 @@ _ENVIRONMENT = {"LITDATA_DISABLE_VERSION_CHECK": "1"}
 
 
 class HostError(Exception):
-    """A process that was started here failed; the message contains the path of the log."""
+    """A process that `Pythons.call` started failed or took too long; the message contains the path of the log."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pythons:
-    """The Python interpreter of the peers, and the log for the output of all hosts.
+    """Runs processes with our Python interpreter or with that of the peers, the other libraries that read datasets.
 
-    The peers are the other libraries, which have a Python environment of their own.
+    Attributes:
+        peers: The Python interpreter of the peers, which have an environment of their own. The file may be missing.
+        log: The file to which the standard error of all these processes is appended.
     """
 
     peers: Path
@@ -36,9 +38,9 @@ class Pythons:
 
     @classmethod
     def of(cls, peer_environment: Path, log: Path) -> "Pythons":
-        """Returns the interpreter of the virtual environment `peer_environment`, and creates the folder of the log.
+        """Returns the interpreters and the log, and creates the folder of the log.
 
-        The environment may be missing.
+        `peer_environment` is the virtual environment of the peers, which may be missing.
         """
         log.parent.mkdir(parents=True, exist_ok=True)
         return cls(peer_environment / "bin" / "python", log)

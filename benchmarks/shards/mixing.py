@@ -26,9 +26,10 @@ def measure(
     windows: Sequence[int] = (1 << 10, 1 << 12, 1 << 14, 1 << 16, 1 << 18),
     buffers: Sequence[int] = (1000, 5000),
 ) -> Iterator[Measurement]:
-    """Yields the quality of `epochs` shuffles, for each size of a shard with each window or buffer.
+    """Yields the quality of `epochs` shuffles for each size of a shard, with each of `windows` and of `buffers`.
 
-    The window is the parameter of our shuffle, and the buffer that of webdataset's. All sizes are in samples.
+    Our shuffle mixes the samples of a window, and webdataset's mixes the samples in a buffer. All sizes are numbers of
+    samples.
     """
     shuffles = [
         *((OURS, "window_samples", size, ours) for size in windows),

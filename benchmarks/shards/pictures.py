@@ -72,7 +72,7 @@ def measure(
 def _write(faces: Sequence[Record], folder: Path, size: int) -> None:
     """Writes the faces as JPEG files with a side of `size` pixels and the quality `QUALITY`.
 
-    The colours have half the resolution, which is Pillow's default.
+    Chroma is subsampled 4:2:0, which is Pillow's default.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.jpg"):

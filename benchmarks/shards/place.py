@@ -22,7 +22,7 @@ _SIGNED_FOR_S = 24 * 3600
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A dataset in all formats at one store.
+    """A dataset in the formats of all systems, in a folder or on S3.
 
     Attributes:
         store: FILE or S3.

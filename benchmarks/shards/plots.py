@@ -20,7 +20,7 @@ _MIXED = (
 
 
 def streams(lines: Sequence[Measurement]) -> Iterator[tuple[str, Figure]]:
-    """Draws a figure for each store and way of reading: shuffled or not, delivered to the main process or not.
+    """Draws a figure for each store, with and without shuffling, and with and without delivery to the main process.
 
     Rates are above and CPU times below; raw bytes are on the left and decoded samples on the right.
     """

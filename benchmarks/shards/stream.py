@@ -1,7 +1,7 @@
-"""Measures reading in common rounds: the rate and the CPU time of whole epochs, and the time to the first batch.
+"""Measures how systems read a dataset: the rate and the CPU time of whole epochs, and the time to the first batch.
 
-A reading is one pass in a fresh process with an empty cache (`Place.read`). docs/streaming-benchmarks.md says what is
-the same for all systems.
+Each round takes one reading of every system, one after another. A reading is one pass over the dataset in a fresh
+process with an empty cache (`Place.read`). docs/streaming-benchmarks.md says what is the same for all systems.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

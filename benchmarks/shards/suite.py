@@ -55,7 +55,10 @@ def _scale(options: argparse.Namespace, about: Occasion) -> Iterator[Measurement
 
 
 def _pictures(lineup: pictures.Lineup) -> Callable[[argparse.Namespace, Occasion], Iterator[Measurement]]:
-    """Returns the function that runs `decode` or `resize`, for the lineup of decoders or of resizers."""
+    """Returns the function that runs one command of the suite: `decode` or `resize`.
+
+    `lineup` is the group of libraries that the command compares: decoders for `decode`, and resizers for `resize`.
+    """
 
     def measure(options: argparse.Namespace, about: Occasion) -> Iterator[Measurement]:
         pool = faces(replace(_wanted(options), distinct=min(options.distinct, 150)))

@@ -19,7 +19,9 @@ def _with_reasons(parts: Callable[[Sequence[Measurement]], Iterable[str]]) -> Ca
 
 @_with_reasons
 def stream(lines: Sequence[Measurement]) -> Iterable[str]:
-    """Yields tables of the rates and the CPU times, for each store and way of reading (see `stream_title`)."""
+    """Yields tables of the rates and the CPU times for each store, with and without shuffling, and with and without
+    delivery of batches to the main process (see `stream_title`).
+    """
 
     def column(line: Measurement) -> Key:
         return line.setting["decode"], line.setting["workers"]

@@ -19,7 +19,10 @@ from .task import BATCH, Task
 
 @dataclass(frozen=True)
 class _Images(IterableDataset[Any]):
-    """Decodes batches of images, and yields the size of each. Process `w` of `n` decodes every n-th image."""
+    """Decodes batches of images, and yields the number of images in each batch.
+
+    With n loader processes, each process decodes every n-th image.
+    """
 
     images: Sequence[bytes]
 

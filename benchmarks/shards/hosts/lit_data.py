@@ -20,7 +20,7 @@ downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = True
 
 
 class _Faces(StreamingDataset):
-    """The samples of a task: decoded or as bytes, as the task demands (`serving.opening`)."""
+    """Reads the samples of a task, and decodes them if the task demands it; otherwise they are bytes."""
 
     def __init__(self, task: Task) -> None:
         remote: dict[str, Any] = {}

@@ -18,7 +18,7 @@ from .task import BATCH, Task  # noqa: E402 - after torchvision_ops
 
 
 class _Faces(StreamingDataset):
-    """The samples of a task: decoded or as bytes, as the task demands (`serving.opening`)."""
+    """Reads the samples of a task, and decodes them if the task demands it; otherwise they are bytes."""
 
     def __init__(self, task: Task) -> None:
         remote = {"remote": task.place, "local": task.cache} if task.cache else {"local": task.place}

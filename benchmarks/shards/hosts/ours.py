@@ -1,4 +1,4 @@
-"""Reads our tars with emocap_shards, as training does: loader process `w` of `n` makes every n-th batch."""
+"""Reads our tars with emocap_shards, as training does. With n loader processes, each makes every n-th batch."""
 # pyright: reportUnusedImport=false
 
 from collections.abc import Iterable, Iterator

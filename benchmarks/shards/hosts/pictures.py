@@ -1,9 +1,9 @@
 """Compares JPEG decoders, or functions that crop and resize images, on one core, and prints the results as JSON.
 
 The command line is `python -m benchmarks.shards.hosts.pictures LINEUP FOLDER ROUNDS`. LINEUP is `decoders` or
-`resizers`, and FOLDER has a folder of JPEG files for each size. All contenders of a lineup are timed in common rounds,
-and their pixels are compared with those of the first contender. The first resizer is Pillow's bicubic filter, which
-becomes wider when it makes an image smaller.
+`resizers`, and FOLDER has a folder of JPEG files for each size. Each round times all contenders of the lineup one after
+another. Their pixels are compared with those of the first contender. The first resizer is Pillow's bicubic filter,
+which avoids aliasing: the smaller the output, the more pixels of the input it averages.
 """
 # pyright: reportMissingImports=false, reportMissingTypeStubs=false, reportUnknownLambdaType=false
 
@@ -194,7 +194,7 @@ LINEUPS: Mapping[str, tuple[Sequence[Way[Any]], Callable[[Path], list[Any]]]] = 
 
 
 def main(lineup: str, folder: Path, rounds: int) -> None:
-    """Prints the results of all contenders of a lineup at all sizes as JSON."""
+    """Prints the results of all contenders of a lineup (`decoders` or `resizers`) at all image sizes as JSON."""
     torch.set_num_threads(1)
     ways, load = LINEUPS[lineup]
     answers: list[dict[str, Any]] = []
