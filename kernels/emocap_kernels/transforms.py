@@ -1,9 +1,13 @@
 """Controls how the losses behave under torch.compile and under a second differentiation.
 
-The backends `chunked` and `fused` have no second derivative, except `region.within`, which is plain autograd. torch's
-own `once_differentiable` raises an error only if the incoming gradient requires a gradient. The incoming gradient of a
-loss never requires one, so that decorator would raise no error. Autograd would treat the first gradient as a constant,
-and the second derivative would lack a term. Therefore this module has its own `once_differentiable`.
+The backends `chunked` and `fused` have no second derivative. The only exception is the module `region.within`, the
+backend `chunked` of the local loss within each image, whose gradients autograd computes. If a caller differentiates
+twice where there is no second derivative, an error must be raised. Otherwise autograd would treat the first gradient as
+a constant, and the second derivative would lack a term.
+
+torch has a decorator `once_differentiable` for this purpose. It raises an error only if the incoming gradient requires
+a gradient, and the incoming gradient of a loss never requires one. Therefore this module has its own decorator of the
+same name.
 """
 
 from __future__ import annotations
@@ -24,12 +28,12 @@ R = TypeVar("R")
 
 
 def run_uncompiled(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorates a function so that torch.compile breaks its graph there and runs the function as it is written.
+    """Decorates a function so that torch.compile breaks its graph at each call and runs the function uncompiled.
 
     A loss exchanges metadata with other ranks, selects a backend and loops over tiles. A compiled graph would not make
-    this faster. torch's own decorator imports the compiler when the function is called, which takes seconds. Therefore
-    torch's decorator is used only if the compiler has been imported already. Otherwise nothing is being compiled, and
-    the function is called directly.
+    this faster. torch has a decorator that excludes a function from compilation, but it imports the compiler when the
+    function is called, which takes seconds. Therefore torch's decorator is used only if the compiler has been imported
+    already. Otherwise nothing is being compiled, and the function is called directly.
 
     With `fullgraph=True`, a graph must not break, so torch.compile raises an error at the loss.
     """
@@ -45,11 +49,12 @@ def run_uncompiled(function: Callable[P, R]) -> Callable[P, R]:
 def once_differentiable(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
     """Decorates the backward of an autograd function whose gradients cannot be differentiated again.
 
-    A second differentiation raises a NotSupportedError. torch's decorator of the same name would raise no error: it
-    raises one only if the incoming gradient requires a gradient, and the incoming gradient of a loss never does.
+    A second differentiation then raises a NotSupportedError. The docstring of this module explains why torch's
+    decorator of the same name is not sufficient.
 
-    The decorated function must save the inputs that can be differentiated again with `save_for_backward`, even if its
-    own computation does not read them.
+    The forward of the autograd function must pass all inputs that have a gradient to `save_for_backward`, even if the
+    backward does not read them. Otherwise a second differentiation with respect to such an input raises no
+    NotSupportedError.
     """
 
     @wraps(backward)

@@ -35,8 +35,8 @@ def dump_annotation(caption: Caption, labels: Labels, further: Sequence[Caption]
 def normal_annotation(data: bytes | memoryview) -> bytes:
     """Returns an annotation as one line with sorted keys, as `dump_annotation` does.
 
-    Unlike there, integer labels are not converted to floats. So an annotation that was read from a shard keeps its
-    bytes when it is packed again.
+    Integer labels are not converted to floats, unlike in `load_annotation`. So an annotation that was read from a shard
+    keeps its bytes when it is packed again.
 
     Raises:
         AnnotationError: If `load_annotation` would refuse `data`.

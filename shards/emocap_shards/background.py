@@ -1,8 +1,8 @@
 """Runs work in threads that do not delay the end of the process.
 
 The thread pool of `concurrent.futures` waits for its threads when the interpreter ends. If a store has become
-unreachable, a thread that waits for it would keep the process alive until the store's deadline. The interpreter does
-not wait for the daemon threads of this module.
+unreachable, such a thread would keep the process alive until the store stops repeating the failed request. The
+interpreter does not wait for the daemon threads of this module.
 """
 
 import threading
@@ -83,8 +83,8 @@ def _call_off(future: Future[Any]) -> None:
 def concurrently(act: Callable[[Item], Result], items: Sequence[Item], *, at_once: int) -> list[Result]:
     """Returns `act(item)` for every item, in order, with at most `at_once` calls at the same time.
 
-    If calls fail, the error of the first of them, in the order of the items, is raised. The function does not wait for
-    calls that are running at that moment.
+    If several calls fail, the error for the first of their items is raised. Calls that have not begun are then
+    cancelled, and the function does not wait for calls that are still running.
     """
     threads = [Background(f"concurrently-{number}") for number in range(min(at_once, len(items)))]
     try:
@@ -106,7 +106,7 @@ def in_order(
     """Yields `work(item)` for each item in order, while the threads or processes of `pool` work ahead of the consumer.
 
     At most `ahead` items are submitted before their results are requested. When the consumer stops, work that has not
-    begun is cancelled. `waiting` is called about every 0.2 s while a result is not ready.
+    begun is cancelled. `waiting` is called about every 0.2 s while the consumer waits for a result.
     """
     source = iter(items)
     begun: deque[Future[Result]] = deque()
@@ -138,9 +138,9 @@ def ahead(
     """Yields `fetch(item, direct)` for every item, in order. A thread fetches a few items in advance.
 
     A second thread calls `warm` for up to `warmed_ahead` items before they are fetched, for example to fill a cache.
-    The consumer is already waiting for the first item. Therefore this item alone is fetched with `direct=True`, which
-    requests the fastest way to get one item, and warming begins only after it. `items` is consumed in the calling
-    thread. The threads end when the generator is exhausted or closed.
+    `direct` is True for the first item only, because the consumer is already waiting for it. It asks `fetch` to get
+    this one item as fast as possible. Warming begins after the first item has been fetched. `items` is consumed in the
+    calling thread. The threads end when the generator is exhausted or closed.
     """
     fetcher, warmer = Background("fetch"), Background("warm")
     # An item passes through two queues: `upcoming` while it may be warmed, and `begun` once its fetch is submitted.

@@ -7,8 +7,9 @@ and then they wait a bounded time for this one. If a process dies, its `.part` f
 process takes it over.
 
 Readers verify the CRC-32C of every sample that comes from the cache, and request damaged samples from the store. So a
-file that a power loss has damaged is harmless. If the folder cannot be used at the first attempt, this is an error. If
-the disk fails later, the run continues, and samples that are not in the cache are read from the store.
+file that a power loss has damaged is harmless. If the folder cannot be used when a process tries it for the first time,
+an error is raised. If the disk fails later, the run continues, and samples that are not in the cache are read from the
+store.
 
 The folder belongs to one user of the host. A folder of another user, or a folder that others may write to, is refused,
 because a user who can write to the folder can change the training data. A CRC-32C protects against accidents, not
@@ -46,7 +47,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Experience:
-    """The state of the cache's folder, as far as this process knows it."""
+    """What this process knows about the cache's folder.
+
+    `usable` is True once the folder could be used. After an error of the disk, nothing is stored until the time
+    `rests_until`. `warned` is True once the log has reported such an error.
+    """
 
     usable: bool = False
     rests_until: float = 0.0  # time.monotonic()
@@ -225,8 +230,9 @@ class Cache:
     def _may_come(self, segment: Segment) -> bool:
         """Returns whether another process may still be writing the segment into the cache.
 
-        The modification time of the `.part` file changes when a process claims the segment, and when the process writes
-        it.
+        This is so if the `.part` file of the segment was modified in the last `WAIT_S` seconds. A process modifies this
+        file when it claims the segment, and when it writes the segment. The result is also True if there is no such
+        file, because another process may just have completed the segment.
         """
         try:
             return time.time() - self._part(segment).stat().st_mtime < WAIT_S
@@ -236,8 +242,9 @@ class Cache:
     def _keep(self, segment: Segment, file: int, data: bytes) -> None:
         """Stores the bytes of a segment, if there is room.
 
-        `file` is the descriptor of its `.part` file. The ledger counts the bytes before they are written, so the folder
-        never holds more than `max_bytes`, even after a crash in between.
+        `file` is the descriptor of the segment's `.part` file. The bytes are added to the count of the cache's bytes
+        (`CacheLedger.book`) before they are written. So the folder never holds more than `max_bytes`, even if the
+        process crashes in between.
         """
         # A full disk is met once by evicting half of the cache. If that does not help, this process stores nothing for
         # REST_S (decision 13).
@@ -268,10 +275,10 @@ class Cache:
 
 
 def _intact(segments: Sequence[Segment], fetch: Fetch) -> list[bytes]:
-    """Returns the bytes of the segments. Damaged segments are fetched once more.
+    """Returns the bytes of the segments. A damaged segment is fetched once more, because bits may flip in the transfer.
 
-    The reason is that bits may flip in the transfer. A segment may still be damaged after that. It is stored
-    nevertheless, because the damage may be in one sample only, and the reader verifies each sample separately.
+    If a segment is damaged after the second fetch too, its bytes are returned nevertheless. The damage may be in one
+    sample only, and the reader verifies each sample separately.
     """
     parts = fetch([segment.span for segment in segments])
     again = [number for number, segment in enumerate(segments) if not segment.is_intact(parts[number])]

@@ -1,9 +1,9 @@
 """Records how many bytes a cache's folder holds, so that the record is safe if a process dies at any point.
 
-The record is a file with one number, the ledger. To book bytes means to add them to this number before they are
-written. A process books bytes and evicts segments only while it holds the lock of the ledger. The number may be too
-high, but never too low. When a process books the bytes of a segment, it also sets the `.part` file of the segment to
-its full size, before it writes the bytes. It keeps this file locked until the bytes are written.
+The record is a file with one number of bytes, the ledger. Before a process writes a segment, it books the bytes of the
+segment: it adds their number to the ledger, and then sets the `.part` file of the segment to its full size. It keeps
+the `.part` file locked until the bytes are written. A process books bytes and evicts segments only while it holds the
+lock of the ledger. If a process dies, the number in the ledger may be too high, but never too low.
 """
 
 import errno
@@ -47,7 +47,7 @@ class CacheLedger:
         Args:
             file: The descriptor of the `.part` file, which the caller has locked.
             count: Number of bytes to book.
-            halve: Whether to evict segments, even if there is room, until at most half of the bytes remain.
+            halve: Whether to evict segments, even if there is room, until at most half of the cache's bytes remain.
 
         Returns:
             Whether the bytes are booked. If not, there is no room for them, and the file is empty.
@@ -95,8 +95,8 @@ class CacheLedger:
     def _evict(self, bound: int, *, halve: bool) -> int:
         """Deletes the least recently used segments until at most `bound` bytes remain.
 
-        With `halve`, the limit is at most half of the bytes that were there before. Returns the number of bytes that
-        remain, including those that are booked but not yet written.
+        With `halve`, the limit is the smaller one of `bound` and half of the bytes in the cache. Returns the number of
+        bytes that remain, including those that are booked but not yet written.
         """
         now = time.time()
         coming = sum(_live_bytes(part, now) for part in self.folder.glob("*/*.part"))

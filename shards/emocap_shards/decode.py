@@ -102,7 +102,7 @@ def image_header(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS) -> t
 
 
 def checked_header(data: bytes, extension: str) -> tuple[str, int, int]:
-    """Returns the same as `image_header`, after it has compared the format with `extension`, that of the image's name.
+    """Returns the result of `image_header`, and checks that `extension`, from the file's name, fits the format.
 
     Raises:
         ImageError: If the header cannot be read, or if the extension is unknown or belongs to another format.
@@ -160,9 +160,10 @@ def _upright(image: Image.Image) -> Image.Image:
 def _rgb(image: Image.Image) -> Image.Image:
     """Returns the image in RGB.
 
-    Pillow's own conversion is not sufficient in three cases. It clips 16-bit values at 255. It keeps the stored colours
-    of transparent pixels, which are often black, or show what was cut out of the picture. It inverts the values of
-    every CMYK image, although only images with Adobe's marker store them inverted.
+    Pillow's own conversion is wrong in three cases, which are handled here. It clips 16-bit values at 255. It shows the
+    stored colour of a transparent pixel, which is often black, or belongs to a part that was cut out of the picture;
+    here such a pixel becomes white. It inverts the values of every CMYK image, although only images with Adobe's marker
+    contain inverted values.
     """
     if image.mode in {"I;16", "I"}:
         return _eight_bits(image).convert("RGB")

@@ -5,8 +5,8 @@
     │   ├── NotFound          the object does not exist
     │   ├── TooLarge          the object is larger than the limit that the reader set
     │   └── ConditionFailed   the condition of a write did not hold; nothing was changed
-    ├── PlanError             no plan can be made from these numbers (also a ValueError)
-    ├── ManifestError         there is no complete dataset at this URL, or one where a new dataset would be written
+    ├── PlanError             steps cannot be planned from the given numbers (also a ValueError)
+    ├── ManifestError         no dataset can be read at a URL, or one exists where a new one would be written
     ├── RecordError           a sample, or its source, cannot be packed into shards
     ├── AnnotationError       a caption or labels do not follow the format (in a shard: `DamagedSample`)
     ├── ImageError            bytes are not a usable image (in a shard: `DamagedSample`)
@@ -47,11 +47,11 @@ class ConditionFailed(StoreError):  # noqa: N818
 
 
 class PlanError(ShardsError, ValueError):
-    """No plan can be made from these numbers, for example rank 4 of a world of 4."""
+    """Steps cannot be planned from the given numbers, for example for rank 4 of 4 ranks, which count from 0."""
 
 
 class ManifestError(ShardsError):
-    """There is no complete dataset at this URL, or there is one where a new dataset would be written."""
+    """No dataset can be read at a URL, or a dataset already exists where a new one would be written."""
 
 
 class RecordError(ShardsError):
@@ -75,7 +75,7 @@ class DamagedShard(ShardsError):  # noqa: N818
 
     @classmethod
     def at(cls, shard: str, reason: str) -> "DamagedShard":
-        """Returns the error for `shard`, the path of a tar; the message contains `reason` and the usual advice."""
+        """Returns the error for `shard`, the path of a tar. The message contains `reason` and advice for the user."""
         cure = "run `emocap verify` on the dataset, then upload or pack this shard again"
         return cls(f"shard {shard}: {reason}; {cure}.", shard=shard)
 
@@ -83,8 +83,8 @@ class DamagedShard(ShardsError):  # noqa: N818
 class DamagedSample(ShardsError):  # noqa: N818
     """A sample differs from what was written.
 
-    The constructor needs only the message, because a DataLoader of torch passes only the message to another process,
-    where it raises the error again.
+    The constructor needs only the message. If the error is raised in a worker process of torch's DataLoader, the main
+    process constructs it again from the message alone.
     """
 
     def __init__(self, message: str, *, shard: str = "", key: str = "", reason: str = "") -> None:
@@ -95,13 +95,13 @@ class DamagedSample(ShardsError):  # noqa: N818
 
     @classmethod
     def at(cls, shard: str, key: str, reason: str) -> "DamagedSample":
-        """Returns the error for the sample `key` of `shard`; the message contains `reason` and the usual advice."""
+        """Returns the error for the sample `key` of `shard`. The message contains `reason` and advice for the user."""
         cure = "upload or pack the shard again, or allow holes with an error budget"
         return cls(f"sample {key!r} of shard {shard}: {reason}; {cure}.", shard=shard, key=key, reason=reason)
 
 
 class BudgetSpent(ShardsError):  # noqa: N818
-    """More samples were quarantined than the error budget allows.
+    """More samples were quarantined, which means left out because of damage, than the error budget allows.
 
     `damaged` lists all damaged samples that this process has found.
     """

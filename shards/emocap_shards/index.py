@@ -91,7 +91,7 @@ def dump_index(slots: Sequence[Slot]) -> bytes:
 
 
 def load_index(data: bytes, *, shard: str) -> ShardIndex:
-    """Returns the index of `shard` (named in errors) from the bytes of its file.
+    """Returns the index of a shard from the bytes of the index file. Error messages name the shard as `shard`.
 
     Raises:
         DamagedShard: If the bytes are not an index, or its samples overlap or are not in the order of the tar.

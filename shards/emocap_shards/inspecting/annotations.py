@@ -64,7 +64,7 @@ class PartCounter:
 
 
 def part_counters() -> dict[str, PartCounter]:
-    """Returns a counter for each caption part, by the name that the part has in an annotation."""
+    """Returns a mapping from the name of each caption part in an annotation, such as "global", to a new counter."""
     return {
         "global": PartCounter(lambda caption: [caption.global_]),
         "local": PartCounter(lambda caption: caption.local),
@@ -99,9 +99,9 @@ def _digest(text: str) -> str:
 
 
 class LabelCounter:
-    """Summarises up to 200 text labels and up to 200 numeric labels, each under its name.
+    """Summarises the values of up to 200 text labels and up to 200 numeric labels, each under its name.
 
-    The values of all further labels are left out; `names_left_out` is their number.
+    The values of all further labels are left out. `names_left_out` is the number of these values, and not of the names.
     """
 
     def __init__(self) -> None:

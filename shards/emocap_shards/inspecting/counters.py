@@ -70,7 +70,7 @@ class TextCounter:
         return Counts(self._total, distinct, once, self._short, tuple(ordered[:top]))
 
     def _forget(self) -> None:
-        """Drops the rarer half of the texts. If all texts have the same count, all of them are dropped.
+        """Drops the rarest texts, at least half of all. If all texts have the same count, all of them are dropped.
 
         If a dropped text occurs again, its count begins at zero. Therefore the largest dropped count is added to
         `_short`, the largest error of a count. `_most` is the largest number of distinct texts held at one time so far.

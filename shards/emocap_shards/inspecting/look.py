@@ -75,7 +75,7 @@ def evenly(manifest: Manifest, look_at: int) -> list[Pick]:
 
 
 def everything(manifest: Manifest) -> Iterator[Pick]:
-    """Yields the ids of all samples of a dataset in their order, in picks of one shard each."""
+    """Yields the ids of all samples of a dataset in their order, in picks. A pick has samples of one shard only."""
     first = 0
     for shard, count in enumerate(map(int, manifest.counts)):
         yield from _picks(manifest, shard, np.arange(first, first + count, dtype=np.int64))
