@@ -95,9 +95,9 @@ class Library:
             self._readers[dataset].warm(ids[places] - self._firsts[dataset])
 
     def _by_dataset(self, ids: Ids) -> list[tuple[int, Ids]]:
-        """Returns (dataset, places in `ids`) for each dataset that holds some of the samples.
+        """Returns (dataset, places) for each dataset that holds some of the samples.
 
-        `dataset` is the dataset's index. The places are those of its samples.
+        `dataset` is the dataset's index, and `places` are the indices in `ids` at which its samples are.
         """
         if len(ids) and not 0 <= ids.min() <= ids.max() < self._firsts[-1]:
             wrong = int(ids.min() if ids.min() < 0 else ids.max())

@@ -1,9 +1,9 @@
 """Describes a dataset by its manifest, which lists the shards, each with its size and digests.
 
-A folder without a manifest does not count as a dataset. The manifest is written last, so a dataset is complete as soon
-as it exists. The manifest is written only if there is none yet, so a later pack cannot change a dataset. The digest of
-the manifest identifies the dataset. A manifest is not trusted: numbers that are too large, and paths that lead out of
-the folder of the dataset, are refused.
+A folder without a manifest does not count as a dataset. The manifest is written last, so a dataset that has a manifest
+is complete. The manifest is written only if there is none yet, so nobody can replace a dataset by packing another one
+to the same URL. The digest of the manifest identifies the dataset. A manifest is not trusted: numbers that are too
+large, and paths that lead out of the folder of the dataset, are refused.
 """
 
 import functools

@@ -97,7 +97,7 @@ def public_url(url: str) -> str:
 
 
 def holds_secret(url: str) -> bool:
-    """Returns whether the URL has a user, a password or a query. The result is also True if it `is_ambiguous`."""
+    """Returns whether the URL has a user, a password or a query, or is ambiguous (`is_ambiguous`)."""
     rest = url.partition("://")[2]
     return "@" in _netloc(rest) or "?" in rest or is_ambiguous(url)
 
@@ -126,7 +126,7 @@ def remember(*values: str) -> None:
 
 
 def secrets() -> tuple[str, ...]:
-    """Returns all secrets that are masked by their value: from the current environment, and those registered.
+    """Returns all secrets that are masked by their value: those in environment variables, and the registered ones.
 
     Another process can register the result with `remember`, so that it masks the same secrets.
     """
@@ -218,6 +218,6 @@ def _any_of(values: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def _forms(value: str) -> set[str]:
-    """Returns the value in every form in which it may appear: unchanged, in a URL, in JSON, in Python's repr."""
+    """Returns the forms in which a text may contain the value: unchanged, or escaped for a URL, for JSON or by repr."""
     escaped = {json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1], repr(value)[1:-1]}
     return {value, quote(value), quote(value, safe=""), quote_plus(value), *escaped}

@@ -1,11 +1,13 @@
 """Mixes several datasets in fixed shares: decides for each position which dataset provides the sample.
 
-The method is the chairman assignment (Tijdeman 1980). At each position, it considers the datasets that have provided
-clearly less than their share so far. It chooses the one that would be the first to fall too far below its share; the
-time of this is the deadline of the dataset. Among the first p samples, the number of samples of a dataset then differs
-by at most one from its share of p, for any number of datasets. The sequence of datasets repeats after `ROUND`
-positions, which form a round. So the dataset at position p is computed from p alone, and a run resumes without any
-other state.
+The method is the chairman assignment (Tijdeman 1980). A dataset with the share s is entitled to s * p of the first p
+samples, and the number of samples that it provides differs from this by at most one. Each dataset has a deadline: the
+position by which it must provide its next sample. At each position, the method considers the datasets that have
+provided too few samples so far, by at least 1 / (2 * n - 2) of a sample with n datasets. Among these, it chooses the
+dataset with the earliest deadline.
+
+The sequence of datasets repeats after `ROUND` positions, which form a round. So the dataset at position p is computed
+from p alone, and a run resumes without any other state.
 
 In this module, `dataset` is the index of a dataset in the mixture.
 """
@@ -31,7 +33,7 @@ class MixturePlan:
 
     Each dataset has its own epochs: all of its samples are used once before one is used again. An epoch of the cursor
     is different: it has as many samples as all datasets together. A step may contain samples of two epochs of the
-    cursor, so no smaller step is needed at the end of an epoch.
+    cursor. So only the last step of the plan can be smaller than `global_batch`.
 
     Args:
         samples: Number of samples of each dataset.
@@ -44,7 +46,7 @@ class MixturePlan:
     Example:
         ```python
         plan = MixturePlan(samples=(1000, 200), weights=(3.0, 1.0), global_batch=4)
-        plan.given(4)  # [3, 1]: the first four samples come three times from the first dataset
+        plan.given(4)  # [3, 1]: three of the first four samples come from the first dataset
         ```
     """
 
@@ -102,9 +104,10 @@ class MixturePlan:
 
 
 def apportioned(weights: Sequence[float], seats: int) -> list[int]:
-    """Divides `seats` among the weights: returns one integer for each weight, about in proportion to the weights.
+    """Returns one integer for each weight, about in proportion to the weights. The sum of the integers is `seats`.
 
-    The method is that of the largest remainders. Each integer is at least 1, and their sum is `seats`.
+    The method is that of the largest remainders, by which parliaments distribute their seats among parties. Each
+    integer is at least 1.
 
     Raises:
         PlanError: If there are more weights than seats.

@@ -110,9 +110,10 @@ class Order:
 def permutation(seed: int, epoch: int, block: int, size: int) -> Ids:
     """Returns a permutation of range(size) that depends on the arguments alone.
 
-    `block` distinguishes the permutations of an epoch: 0 is that of the shards, and n + 1 that of window n. The
-    permutation is the order that sorts raw random integers of a bit generator. NumPy guarantees that later versions
-    return the same raw integers, but not that the methods of `Generator` return the same results.
+    `block` distinguishes the permutations of an epoch: 0 is the permutation of the shards, and n + 1 is that of the
+    samples in window n. The permutation is the order in which raw random integers of a bit generator are sorted. NumPy
+    guarantees that later versions of a bit generator return the same integers, but gives no such guarantee for the
+    methods of `Generator`.
     """
     # The sort is stable, so equal integers keep their order, and the result is the same on every machine.
     bits = np.random.PCG64(np.random.SeedSequence([seed, epoch, block]))

@@ -114,7 +114,7 @@ def steps_per_epoch(samples: int, global_batch: int, *, drop_last: bool) -> int:
 
 
 def rank_slice(rows: int, rank: int, world_size: int) -> slice:
-    """Returns the rows, of `rows` rows of a step, that belong to a rank: a contiguous share.
+    """Returns the contiguous part of a step's rows that belongs to a rank. `rows` is the number of rows in the step.
 
     The numbers of rows of two ranks differ by at most one. If `rows` is less than `world_size`, some ranks have no
     rows. The training code divides its batch in the same way (decision 18).
@@ -128,10 +128,10 @@ def rank_slice(rows: int, rank: int, world_size: int) -> slice:
 
 
 def passes(dataset: int, start: int, stop: int, samples: int) -> Iterator[PositionRange]:
-    """Yields positions [start, stop) of repeated passes over a dataset, cut into one range for each pass.
+    """Divides positions [start, stop) into ranges, one for each pass over a dataset, and yields these ranges.
 
-    `start` and `stop` are counted from the beginning of the first pass. `samples` is the number of samples in a pass,
-    and `dataset` is the index of the dataset.
+    `start` and `stop` are counted from the beginning of the first pass, over all passes. `samples` is the number of
+    samples in a pass, and `dataset` is the index of the dataset.
     """
     while start < stop:
         epoch, position = divmod(start, samples)

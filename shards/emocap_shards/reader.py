@@ -1,10 +1,10 @@
-"""Reads samples of a dataset by their numbers. One request reads neighbouring samples, and all bytes are verified.
+"""Reads samples of a dataset by their indices. One request reads neighbouring samples, and all bytes are verified.
 
-`Reader.fetch` looks up the samples in the shard indexes, groups them by segment (with a cache) or by shard (without a
-cache), takes their bytes from the cache or from the store, verifies the CRC-32C of each sample, and finds its image and
-its annotation in the bytes. It decodes nothing; `decoded` decodes one sample, in the process that needs the pixels. In
-place of a damaged sample, `fetch` returns an error object, so that the other samples of the call are not lost. For a
-missing shard it raises an error.
+`Reader.fetch` looks up the samples in the shard indexes. It groups them by segment if there is a cache, and otherwise
+by shard. It takes their bytes from the cache or from the store, and verifies the CRC-32C of each sample. Then it finds
+the image and the annotation of each sample in these bytes. It decodes nothing; `decoded` decodes one sample, in the
+process that needs the pixels. In place of a damaged sample, `fetch` returns an error object, so that the other samples
+of the call are not lost. If a shard is missing, it raises an error.
 """
 
 import tarfile
@@ -70,9 +70,9 @@ class Reader:
         """Returns one entry for each id, in the order of the ids: the sample, or the error that describes its damage.
 
         Args:
-            ids: Numbers of samples in the dataset.
-            direct: Whether to request only the bytes of these samples if the cache lacks them, and not the whole
-                segments. This is the fastest way to read a few samples.
+            ids: Indices of samples in the dataset, from 0.
+            direct: Whether to request only the bytes of these samples, and not their whole segments, if the cache does
+                not contain them. This is the fastest way to read a few samples.
 
         Raises:
             DamagedShard: If a shard or its index is missing, or differs from what the manifest says.
@@ -163,7 +163,7 @@ class Reader:
             raise DamagedShard.at(self._place + error.path, "it is missing") from error
 
     def _repaired(self, ids: Ids, slots: Sequence[tuple[Shard, Slot]], blocks: list[bytes]) -> set[int]:
-        """Reads blocks again whose checksum is wrong, and replaces them in `blocks`.
+        """Reads each block with a wrong checksum again, and replaces it in `blocks`.
 
         A block holds the bytes of one sample. The bits may have flipped on the way, and then the stored sample is not
         damaged. A block is read again until its checksum is right, until two readings gave the same wrong bytes, or
@@ -240,14 +240,14 @@ def decoded(sample: Encoded | DamagedSample, *, seed: int = 0, epoch: int = 0) -
 
 
 def is_intact(block: bytes, slot: Slot) -> bool:
-    """Returns whether `block` has the length and the CRC-32C that `slot`, its entry in the shard index, says."""
+    """Returns whether `block` has the length and the CRC-32C in `slot`, which is its entry in the shard index."""
     return len(block) == slot.length and google_crc32c.value(block) == slot.crc32c
 
 
 def _view(captions: int, key: tuple[int, int, int]) -> int:
-    """Returns the index of the caption that is shown, of `captions` captions.
+    """Returns which caption of an image is shown, as an index. `captions` is the number of captions of the image.
 
-    It is a function of `key`, which is (seed, epoch, index of the sample).
+    The index depends only on `captions` and on `key`, which is (seed, epoch, index of the sample).
     """
     # A function of the key and not of a stream of random numbers, so a resumed run shows the same caption (decision 2).
     return int(np.random.SeedSequence(key).generate_state(1)[0]) % captions if captions > 1 else 0

@@ -77,8 +77,8 @@ class ShardRows:
         return [(self.shard.path, start, stop) for start, stop in ranges], list(cuts)
 
     def segments(self) -> Iterator[tuple["Segment", "ShardRows"]]:
-        """Yields (segment, rows) for each segment that contains some of these samples. `rows` are those of these
-        samples that lie in the segment.
+        """Yields (segment, part) for each segment that contains some of these samples. `part` holds the samples of this
+        object that lie in the segment.
         """
         # Rows are ascending, so the rows of one segment are neighbours, among the wanted ones and among all of the
         # shard.

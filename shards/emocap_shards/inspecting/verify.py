@@ -237,9 +237,9 @@ def _repeated_keys(
 ) -> Iterator[Fault]:
     """Yields one fault for each pair of shards in which the same keys occur.
 
-    The first shard of a pair repeats keys that occurred first in the second shard. Both may be the same shard, because
-    a shard may repeat its own keys. `hashes` holds a hash of 8 bytes for each key of each shard. Equal hashes show
-    which shards may share keys, and only the indexes of these shards are read again.
+    The fault belongs to the later shard of the pair. A shard that contains the same key twice forms a pair with itself.
+    `hashes` holds a hash of 8 bytes for each key of each shard. Equal hashes show which shards may share keys, and only
+    the indexes of these shards are read again.
     """
     # Different keys may have the same hash of 64 bits. So equal hashes are only a suspicion, which the keys decide.
     ordered = np.sort(np.concatenate([np.zeros(0, np.uint64), *hashes]))
@@ -254,7 +254,10 @@ def _repeated_keys(
 
 
 def _shared(store: Store, suspects: Sequence[Shard]) -> Mapping[tuple[Shard, Shard], list[str]]:
-    """Returns a mapping from (a shard that repeats keys, the shard in which they occurred first) to these keys."""
+    """Returns a mapping from (later shard, earlier shard) to the keys of the later one that the earlier one has too.
+
+    The earlier shard is the first one with the key. A shard that contains a key twice is both shards of the pair.
+    """
     first: dict[str, Shard] = {}
     shared: dict[tuple[Shard, Shard], list[str]] = {}
     for shard in suspects:

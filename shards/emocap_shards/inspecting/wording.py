@@ -27,8 +27,8 @@ def percent(part: float, whole: float) -> str:
 def share_repeated(counts: Counts) -> str:
     """Formats the share of the texts that repeat an earlier text.
 
-    The result begins with "≤" if it is an upper bound, because the counter has dropped texts to limit its memory. The
-    result "< 0.1 %" is not changed.
+    If the counter has dropped texts to limit its memory, the share is an upper bound, and the result begins with "≤".
+    The result "< 0.1 %" gets no "≤", because it says already that the share is smaller.
     """
     share = percent(counts.repeats, counts.total)
     if not counts.short or share.startswith("<"):

@@ -30,7 +30,7 @@ class Facts:
     Args:
         size: Size in bytes.
         version: The object's version, or "" if the answer does not contain it.
-        writer: The name of the write that made the object (`Condition.writer`), or "" if it is unknown.
+        writer: The identifier of the write that made the object (see `Condition.writer`), or "" if it is unknown.
         age_s: Seconds since the object was written, by the server's clock, or None if the answer does not contain the
             time.
     """
@@ -53,8 +53,8 @@ class Page:
 class Condition:
     """The condition of a write. With `absent`, the object must not exist; otherwise it must still have this `version`.
 
-    `writer` is a random name that identifies this write, and is stored with the object. If the server's answer is lost,
-    the name shows whether this write made the object.
+    `writer` is a random identifier of this write, and is stored with the object. If the server's answer is lost, the
+    stored identifier shows whether this write made the object.
     """
 
     version: str = ""

@@ -25,10 +25,8 @@ async def at_most(read: Read, limit_bytes: int) -> bytes:
 
 
 async def cut(read: Read, start: int, end: int) -> tuple[bytes, int | None]:
-    """Returns bytes [start, end) of the body. The second value is the size of the body if the body ended before `end`,
-    and None otherwise.
-
-    The function does not wait for bytes after `end`.
+    """Returns (bytes [start, end) of the body, its size). The size is None if the body has at least `end` bytes,
+    because the function does not wait for bytes after `end`.
     """
     kept, seen = bytearray(), 0
     while seen < end:

@@ -49,7 +49,7 @@ class Budget:
         return 0.0
 
     def succeeded(self, *, again: bool) -> None:
-        """Records that a request was answered; `again` is true if the request was a retry."""
+        """Records that a request has succeeded; `again` is true if the request was a retry."""
         self._tokens = min(BURST, self._tokens + (RETURNED if again else SHARE))
         if again:
             self._earned.set()
