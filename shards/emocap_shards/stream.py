@@ -42,9 +42,9 @@ Decode = Callable[[Encoded | DamagedSample, int], T | DamagedSample]
 class RankStep(Generic[T]):
     """A rank's samples of one step, the damaged samples that were left out, and the cursor after the step.
 
-    `samples` are in the order of the manifest; in a mixture, this holds for the samples of each pass over a dataset.
-    The list may be empty on some ranks in the last step of an epoch. `cursor` is the same on all ranks. `damaged`
-    contains those damaged samples of this step that this process had not found in an earlier step.
+    `samples` are in the order of the manifest. In a mixture, only the samples of one pass over one dataset are in this
+    order among themselves. The list may be empty on some ranks in the last step of an epoch. `cursor` is the same on
+    all ranks. `damaged` contains those damaged samples of this step that this process had not found in an earlier step.
     """
 
     samples: list[T]
@@ -150,8 +150,8 @@ class Stream:
     def steps(self, part: int = 0, parts: int = 1, *, each: Callable[[Sample], Any] = lambda sample: sample) -> Any:
         """Yields this rank's samples of every step, decoded and passed through `each`.
 
-        If `each` makes large images small, decoding takes a third less time, because the large images of a step are
-        then never in memory at the same time.
+        Large images should be made small by `each`, and not after the step was yielded. Decoding then takes a third
+        less time, because the large images of a step are never in memory at the same time.
 
         The steps after the cursor `Stream.start` are numbered from 0, and only the steps with `number % parts == part`
         are yielded. So a DataLoader that takes from `parts` workers in turn gets all steps in order.
@@ -183,7 +183,10 @@ class Stream:
         return self._rank_steps(part, parts, decode)
 
     def encoded_steps(self, part: int = 0, parts: int = 1) -> Iterator[RankStep[Encoded]]:
-        """Yields the same steps as `steps`, but without decoding the samples. Their checksums are verified."""
+        """Yields the same steps as `steps`, but without decoding the samples. Their checksums are verified.
+
+        A sample whose image or annotation cannot be decoded is not found to be damaged here.
+        """
         return self._rank_steps(part, parts, lambda sample, _: sample)
 
     def read(self, indexes: Iterable[int]) -> list[Sample]:

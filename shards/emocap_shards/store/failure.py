@@ -98,8 +98,9 @@ EXPECTED = (OSError, BotoCoreError, ClientError, aiohttp.ClientError, ResponsePa
 def is_transient(error: BaseException) -> bool:
     """Returns whether the same request may succeed later.
 
-    This is so for lost connections, timeouts and bytes that were damaged during the transfer. It is also so for the
-    statuses 408, 429 and 5xx except 501 and 505, and for the error codes in `_PASSING`.
+    This is so for lost connections, timeouts and bytes that were damaged during the transfer. If the server has sent a
+    status or an error code, it is so for the statuses 408, 429 and 5xx except 501 and 505, and for the codes in
+    `_PASSING`.
     """
     status, code = answer(error)
     if status or code:

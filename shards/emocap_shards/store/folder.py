@@ -30,9 +30,10 @@ _LOCK_WAIT_S = 60.0  # A lock is held for as long as it takes to write a small o
 class FolderStore:
     """A store whose objects are the files below `root`, an absolute path.
 
-    An object is complete or absent. A write goes to a hidden file next to its target, which is flushed to disk and then
-    renamed to the target. `put_if_match` locks a hidden file with flock, which the file system must support. This lock
-    keeps out other calls of `put_if_match`, but not a simultaneous `put`.
+    An object is complete or absent. A write goes to a hidden file next to its target. The hidden file is flushed to
+    disk, and then renamed to the target, or linked to it by `put_if_absent`. `put_if_match` locks another hidden file
+    with flock, which the file system must support. Other calls of `put_if_match` wait for this lock, but `put` does
+    not.
 
     Links among the objects are followed, because people assemble datasets from links. A link that leads to something
     other than a regular file, such as a pipe, is an error, and the store does not wait for data from it. Lock files are

@@ -13,10 +13,12 @@ class RetryConfig:
     """Defines when a request is repeated, and when the store gives up.
 
     Args:
-        deadline_s: For how long a failed request is repeated. The time begins with the first attempt; if this attempt
-            took longer than `attempt_s(0)`, only `attempt_s(0)` seconds of it are counted. 0 means a single attempt.
+        deadline_s: For how long a failed request is repeated, counted from the beginning of its first attempt. If the
+            first attempt took longer than `attempt_s(0)` seconds, the longest time for a request without bytes, only
+            this time is counted for it. 0 means a single attempt.
         first_wait_s: Upper bound of the first pause. The bound doubles with every attempt. Each pause is a random share
-            of the bound (full jitter, Brooker 2015), so that a thousand readers do not return at the same moment.
+            of the bound (full jitter, Brooker 2015), so that a thousand readers do not repeat their requests at the
+            same moment.
         longest_wait_s: Largest value of this bound.
         connect_timeout_s: Longest time for opening a connection.
         read_timeout_s: Longest time until the next byte arrives.

@@ -28,9 +28,9 @@ class Store(Protocol):
     a store.
 
     Requests to a failing store are repeated (`RetryConfig`), and the log reports the wait from time to time. A
-    permanent error is raised at once. Every method raises `StoreError`. Its subclass `NotFound` means that the object
-    does not exist, and `ConditionFailed` means that the condition of a write does not hold. `delete` and `delete_tree`
-    ignore objects that do not exist.
+    permanent error is raised at once. A method that fails raises `StoreError`. Its subclass `NotFound` means that the
+    object does not exist, and `ConditionFailed` means that the condition of a write does not hold. `delete` and
+    `delete_tree` ignore objects that do not exist.
 
     Example:
         ```python
@@ -45,7 +45,7 @@ class Store(Protocol):
 
     @property
     def is_near(self) -> bool:
-        """True for a folder in a file system of this machine; a cache of such a store would gain nothing."""
+        """True for a folder in a file system of this machine. A cache would not make reading from it faster."""
         ...
 
     def honours_conditions(self) -> bool:

@@ -1,6 +1,7 @@
 """Repeats failed requests with full-jitter backoff until a deadline, within a budget, and with few lines in the log.
 
-All retries of stores are in this module. If two layers repeated requests, their numbers of attempts would multiply.
+Only this module repeats the requests of stores. If two layers of the code did so, the numbers of their attempts would
+multiply.
 """
 
 import asyncio
@@ -26,8 +27,8 @@ _log = logging.getLogger(__name__)
 class Retrier:
     """Repeats requests that are safe to repeat.
 
-    Each `Connection` has one `Retrier` for all of its requests. So a thousand reads that wait write one common line to
-    the log.
+    Each `Connection` has one `Retrier` for all of its requests. So if a thousand reads wait for the store, the log gets
+    one line for all of them.
 
     Args:
         patience: When a request is repeated, and when the store gives up.
@@ -87,7 +88,7 @@ class Retrier:
         """Repeats a request whose first attempt, which started at `began`, has raised `error`.
 
         The pause before an attempt is the time that the server asks for plus a random time, so that not all clients
-        return at the same moment.
+        repeat their requests at the same moment.
         """
         # The first attempt counts as the longest silence of a server at most. It may have taken longer without waiting
         # for the store: bytes of a large request were transferred, a read waited for a free place (`Connection.turn`),

@@ -1,8 +1,8 @@
 """Implements the backend for S3 and compatible servers. s3fs opens the session, and this module makes the requests.
 
-Ranges are read with plain HTTP requests to signed URLs. This takes far less time than botocore, which signs and parses
-every request. All other requests go through botocore's client. A range does so too if the server refuses the signed
-URL, or if the first attempt has failed.
+Ranges are read with plain HTTP requests to signed URLs. This takes far less time than requests by botocore, which signs
+each request and parses each response. All other requests are made by botocore's client. The client also reads a range
+if the server refuses the signed URL, or if the first attempt to read the range has failed.
 """
 
 import ssl

@@ -113,8 +113,11 @@ def open_session(
     trust: SSLContext | bool = True,
     headers: dict[str, str] | None = None,
 ) -> aiohttp.ClientSession:
-    """Returns a session for the host of a URL, on the running event loop. It is closed when `owner` is
+    """Returns a session for the host of a URL, on the running event loop. The session is closed when `owner` is
     garbage-collected.
+
+    `trust` is an SSL context with the trusted certificates, or True for the default ones. `headers` are sent with every
+    request.
 
     The session obeys HTTPS_PROXY and NO_PROXY, which are read once here. aiohttp's own support for them would open
     ~/.netrc for every request. Host names are resolved in threads for which the interpreter waits when it ends, so a

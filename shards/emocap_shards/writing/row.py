@@ -16,11 +16,11 @@ _LONGEST = 300  # A message shows a path of up to this many characters in full.
 
 
 class ImageFolders(NamedTuple):
-    """Names the folders to which the paths of a table's images are relative. Both are real paths, without symbolic
-    links.
+    """Names the two folders to which the paths of a table's images may be relative: `root`, and the table's own folder.
 
     A path is relative to `root`. If it would then lead out of `root`, as "../x.jpg" does, it is relative to `table`,
-    the folder of the table. In both cases the image itself must lie below `root`.
+    the folder of the table. In both cases the image itself must lie below `root`. Both folders are real paths, without
+    symbolic links.
     """
 
     root: str

@@ -93,8 +93,9 @@ class RowLedger:
                 good += 1
 
     def _is_new(self, rule: DuplicateConfig, where: str, key: str, fingerprint: bytes) -> bool:
-        """Records the sample if it is a duplicate. Returns False if it is a duplicate that must be dropped, and True
-        otherwise.
+        """Records the sample if it is a duplicate. Returns False if it is a duplicate that must be dropped.
+
+        Otherwise adds its fingerprint, so that later samples are compared with it, and returns True.
         """
         if found := self.lookalikes.find(fingerprint):
             like, bits, exact = found

@@ -2,7 +2,7 @@
 
 Both are read with pyarrow; the `datasets` library is not needed. A Hugging Face dataset on disk is a folder with
 `state.json` (the Arrow files in their order), `dataset_info.json` (the features, with the names of classes) and the
-files themselves: Arrow streams in which images are objects of "bytes" and "path".
+files themselves. They are Arrow streams, in which an image is a struct with the fields "bytes" and "path".
 """
 
 import json
@@ -33,8 +33,9 @@ Classes = Mapping[str, list[str]]
 
 @dataclass(frozen=True, slots=True)
 class HuggingFaceSource:
-    """Reads the rows of one split of a Hugging Face dataset. The number of a class is replaced by the name of the
-    class. The class -1 means that a row has no class; the row then gets no label.
+    """Reads the rows of one split of a Hugging Face dataset. A class index is replaced by the name of the class.
+
+    The index -1 means that a row has no class; the row then gets no label.
     """
 
     folder: Path
@@ -85,7 +86,7 @@ class HuggingFaceSource:
 class ParquetSource:
     """Reads the rows of one or several files in the given order. Only the columns that are needed are read.
 
-    In files that the `datasets` library wrote, the number of a class is replaced by its name, as in
+    In files that the `datasets` library wrote, a class index is replaced by the name of the class, as in
     `HuggingFaceSource`.
     """
 
@@ -143,11 +144,11 @@ def _classes_of(features: Mapping[str, Any], used: Collection[str]) -> Classes:
 
 
 def _with_names(values: Mapping[str, Any], classes: Classes) -> dict[str, Any]:
-    """Returns the values of a row, with the name of each class instead of its number. The class -1, which means that
-    the row has no class, becomes None.
+    """Returns the values of a row, with the name of each class instead of its index. The index -1, which means that the
+    row has no class, becomes None.
 
     Raises:
-        RecordError: If there is no name for the number of a class.
+        RecordError: If there is no name for the index of a class.
     """
     return {**values, **{name: _class_name(values[name], names) for name, names in classes.items()}}
 
