@@ -47,7 +47,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Experience:
-    """What this process knows about the cache's folder.
+    """Holds what this process knows about the cache's folder.
 
     `usable` is True once the folder could be used. After an error of the disk, nothing is stored until the time
     `rests_until`. `warned` is True once the log has reported such an error.
