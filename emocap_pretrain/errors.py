@@ -15,8 +15,9 @@ Each message is one line that says what is wrong, where, and what to do.
 The class of an error decides what the program does next. `terminal.errors_as_lines` ends a command with exit code 2
 after a `ConfigError`, and with 1 after any other error of this tree. If one rank raises a `ConfigError` or
 `Superseded`, `RankGroup` raises an error of the same class with the same message on all ranks.
-`run_folder.attempts.FINAL` lists the classes after which a driver does not start the ranks again. `PASSING`, in the
-same module, lists the errors of other services, which a later attempt possibly does not raise again.
+`run_folder.attempts.FINAL` lists the classes after which a driver (the process that restarts a run) does not start the
+ranks again. `PASSING`, in the same module, lists the errors of other services, such as a store that does not answer. A
+later attempt may succeed after such an error.
 """
 
 

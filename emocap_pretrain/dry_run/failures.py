@@ -77,7 +77,7 @@ def goodput(model: FailureModel, interval_s: float) -> float:
     mtbf = model.mtbf_s
     if math.isinf(mtbf):  # The limit of the formula. Its terms would be infinite and zero.
         return interval_s / (interval_s + model.stall_s)
-    # `expm1` keeps all digits where the interval is short beside the time between failures, and exp(x) - 1 cancels.
+    # If the interval is much shorter than the time between failures, exp(x) - 1 loses digits, and `expm1` does not.
     try:
         grown = math.expm1((interval_s + model.stall_s) / mtbf)
     except OverflowError:

@@ -42,14 +42,14 @@ LOSS_BLOCKS = 4  # A block of the loss holds similarities, their exponentials, a
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
-    """Holds the estimated bytes on one rank's device when a step needs most, without the overhead of CUDA and torch.
+    """Holds the estimated bytes on one rank's device at the peak of a step, without the overhead of CUDA and torch.
 
     Attributes:
         parameters: Number of parameters of the model.
         weights: Bytes of the weights, including those of a teacher.
         gradients: Bytes of the gradients.
-        optimizer: Bytes of the rank's part of the optimizer's state and, with ZeRO, of its copy of the weights that it
-            updates.
+        optimizer: Bytes of the optimizer's state that the rank holds. With ZeRO, they include a copy of the weights
+            that this rank updates.
         buffers: Bytes of the communication buffers of ZeRO.
         representations: Bytes of the images, texts and cached embeddings of all rows of a rank, and of the gradients of
             the embeddings; 0 if a rank encodes its rows in one pass.
@@ -74,7 +74,7 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
-        """Returns the bytes of all parts together when a step needs most."""
+        """Returns the bytes of all parts together at the peak of a step."""
         held = self.weights + self.gradients + self.optimizer + self.buffers + self.representations
         return held + self.activations
 
@@ -153,7 +153,8 @@ class _Captions:
     Attributes:
         lengths: Number of tokens of a text, by the name of its caption part.
         texts: Number of texts for each image, by the name of the part.
-        several: Names of the parts that can have more than one text in a caption, or none.
+        several: Names of the parts whose texts are compared with patches. A caption can have no text, one text or
+            several texts of such a part.
     """
 
     lengths: Mapping[str, int]
@@ -192,10 +193,11 @@ class _Step:
 def _traced(
     model: TowerPair, teacher: Teacher | None, config: Config, split: BatchSplit, captions: _Captions, *, on_gpu: bool
 ) -> _Step:
-    """Traces one pass of the towers over the largest number of rows of a pass, and returns what follows from the trace.
+    """Traces one pass of the towers, with as many rows as the largest pass has, and returns the values of `_Step`.
 
-    The memory of the losses is added to that of the traced pass. If there are several passes, the memory that exists
-    for all rows of a rank (inputs, embeddings and their gradients) is computed from that of one pass.
+    The losses are not traced; their memory is computed. The peak of a step lies in the traced pass or in the losses,
+    and the larger of the two counts. If a step needs several passes, the inputs, the embeddings and the gradients of
+    the embeddings exist for all rows of a rank. Their memory is computed from the number of rows.
     """
     # Gradients of parameters are counted by `estimate`. Each is dropped as soon as it is complete.
     for parameter in model.parameters():
@@ -253,8 +255,9 @@ def _drop_gradient(parameter: Tensor) -> None:
 class _LiveStorages(TorchDispatchMode):
     """Counts the bytes of the storages that operators have allocated within the `with` block and that are not freed.
 
-    The storages of the tensors in `existing` are not counted. Storages are counted and not tensors, because views share
-    a storage. A storage is counted until Python frees it, so tensors that autograd keeps for the backward pass count.
+    The storages of the tensors in `existing` are not counted. The class counts storages rather than tensors, because
+    several tensors (views) can share one storage. A storage is counted until Python frees it. So the tensors that
+    autograd keeps for the backward pass are included.
     """
 
     def __init__(self, existing: Iterable[Tensor]) -> None:
@@ -281,9 +284,10 @@ class _LiveStorages(TorchDispatchMode):
 
 
 def _loss_bytes(config: Config, captions: _Captions, rows: int, patches: int, *, on_gpu: bool) -> int:
-    """Returns the bytes that the losses of a rank need in addition to its own embeddings and their gradients.
+    """Returns the bytes that the losses of a rank need in addition to the rank's own embeddings and their gradients.
 
-    They hold the embeddings of the texts of all ranks, the gradients of these embeddings, and the blocks of scores.
+    They consist of the embeddings of the texts of all ranks, the gradients of these embeddings, and the blocks of
+    scores.
     """
     gathered = config.global_batch * sum(captions.texts.values()) * config.model.embedding
     # `max(1, ...)` is for the losses of whole images, which have one score for each row and text.

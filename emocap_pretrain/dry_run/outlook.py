@@ -39,7 +39,10 @@ class Assumptions:
 
     @property
     def asked(self) -> bool:
-        """Returns whether the user has given an assumption. Then `--dry-run` prints the whole forecast."""
+        """Returns whether the user has given an assumption.
+
+        If so, `--dry-run` prints the forecast of failures also for a job on one node.
+        """
         return any(given is not None for given in (self.fabric, self.step_s, self.node_mtbf_days))
 
     @property

@@ -84,8 +84,9 @@ class RunPlan:
     def _losses(self) -> list[tuple[str, str]]:
         """Returns a row for each backend of the losses.
 
-        The row lists the caption parts whose losses the backend computes, and why the backend is chosen for them. If
-        the backends are chosen only on the GPUs of the run, there is one row, which says so.
+        The row lists the caption parts whose losses the backend computes, and why the backend is chosen for them. The
+        choice depends on the device. So if the ranks use GPUs but this host has none, there is only one row, which says
+        that the backends are chosen when the run starts.
         """
         settings, engine = self.config.objective, self.config.engine
         terms = Objective.of(settings, precision=engine.precision).terms

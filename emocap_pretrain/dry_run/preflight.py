@@ -213,7 +213,9 @@ def _datasets_in(folder: Path) -> list[str]:
 def _contrast(config: Config, manifests: Sequence[Manifest], found: Findings) -> None:
     """Checks that every batch has several samples, because a contrastive loss compares a sample with other samples.
 
-    The local loss with scope "image" compares only within one image, so it also works with a single sample.
+    If only the last batch of every epoch has a single sample, this is a note and not a problem. The local loss with
+    scope "image" compares only within one image, so a single sample suffices for it. With `data.drop_last`, the
+    function also checks that the samples fill at least one batch.
     """
     samples, batch = sum(manifest.samples for manifest in manifests), config.global_batch
     objective = config.objective
@@ -255,7 +257,7 @@ def _other_steps(config: Config, done: int, before: int) -> str:
     Args:
         config: The config of the resumed run.
         done: Number of steps that are done.
-        before: The setting `steps` with which they were done.
+        before: The setting `steps` with which the newest checkpoint was saved.
     """
     head, rate = f"steps was {before:,} until step {done:,} and is {config.steps:,} now", config.optimizer
     if done >= config.steps:

@@ -63,7 +63,7 @@ class StepTime:
 
     @property
     def network_s(self) -> float:
-        """Returns the seconds of communication that do not overlap computation."""
+        """Returns the seconds of communication that do not overlap with computation."""
         return self.vectors_s + self.gradients_s
 
 

@@ -49,8 +49,8 @@ class Workload:
             the embeddings.
         products: Number of matrix products of the rank's images with the texts of all ranks. Each product has
             `2 * rows * (ranks * rows) * embedding` FLOP, where `ranks` is the world size.
-        patch_products: FLOP of the local loss divided by those of one such product, if the local loss compares texts
-            with the patches of all images; else 0.
+        patch_products: FLOP of the local loss divided by the FLOP of one product of `products`, if the local loss
+            compares texts with the patches of all images; else 0.
         own_products: FLOP of the local loss divided by `2 * rows * embedding`, if it compares texts with the patches of
             their own image only; else 0.
         parameters: Number of parameters of the model, whose gradients are reduced in float32.
@@ -109,16 +109,20 @@ class Workload:
         return 2.0 * self.rows * self.embedding * (self.rows * with_all_ranks + self.own_products)
 
     def route(self, nodes: int) -> Schedule:
-        """Returns the schedule of a job on `nodes` nodes: that of the settings, unless they say "auto"."""
+        """Returns the schedule by which the ranks of a job on `nodes` nodes exchange embeddings.
+
+        If the setting is "auto", the schedule is "hierarchical" on several nodes and "gather" on one node.
+        """
         if self.schedule != "auto":
             return self.schedule
         return "hierarchical" if nodes > 1 else "gather"
 
 
 def _products(settings: ObjectiveConfig, kind: Kind) -> int:
-    """Returns the number of matrix products of one term of the loss, forward and backward.
+    """Returns the number of matrix products that one term of the loss needs, forward and backward.
 
-    The term compares whole images with texts by a loss of this `kind`. The products of the mining of positives count.
+    The term compares whole images with texts. `kind` is the name of its objective, such as "infonce". The products by
+    which positives are mined are included.
     """
     reference, others, sweeps = _PRODUCTS.get(kind, _PRODUCTS["infonce"])
     base, again = (reference, 1) if settings.backend == "reference" else (others, sweeps)
@@ -132,7 +136,8 @@ def _products(settings: ObjectiveConfig, kind: Kind) -> int:
 def _guides(settings: ObjectiveConfig, kind: Kind) -> int:
     """Returns how many image vectors of each row the ranks exchange for one term of the loss.
 
-    It is 1 if the term learns from a teacher, or if the mining of its positives compares images; else 0.
+    `kind` is the name of the term's objective. The result is 1 if the term learns from a teacher, or if the mining of
+    its positives compares images; else 0.
     """
     if _learns_from_teacher(kind):
         return 1
