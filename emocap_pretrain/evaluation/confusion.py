@@ -51,7 +51,7 @@ class Confusion:
         return ClassValues("recall", f"{task} recall", self.classes, values, samples)
 
     def matrix(self, task: str) -> ConfusionMatrix:
-        """Returns the counts in the form that a report stores. The title begins with `task` and has UAR and WAR."""
+        """Returns the counts in the form that a report stores. The title begins with `task` and states UAR and WAR."""
         title = f"{task}: UAR {self.uar:.1%} (chance {self.chance:.1%}), WAR {self.war:.1%}"
         counts = tuple(tuple(map(int, row)) for row in self.counts)
         return ConfusionMatrix("confusion", title, self.classes, counts)

@@ -45,7 +45,10 @@ class Embedder:
             return self.model.embed_images(torch.from_numpy(images).to(self._device)).float().cpu()
 
     def texts(self, texts: Sequence[str]) -> Float[Tensor, "texts embedding"]:
-        """Returns the unit vectors of texts, in one pass of the tower. They are cut to `model.prompt_length` tokens."""
+        """Returns the unit vectors of texts, in one pass of the tower.
+
+        Each text is cut to `model.prompt_length` tokens.
+        """
         tokens = self.tokenizer.encode(texts, self.model.prompt_length)
         with torch.inference_mode():
             return self.model.embed_texts(tokens.to(self._device)).float().cpu()

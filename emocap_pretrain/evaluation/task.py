@@ -120,11 +120,12 @@ def run_task(task: Task[Part], embedder: Embedder, world: RankGroup) -> TaskResu
     second sends the result of rank 0 to all ranks. A rank without batches waits in the first one, so `world` should be
     a group with a long timeout (`RankGroup.patient`).
 
-    If the task fails on a rank, that rank raises its own error, and each rank that has not failed raises:
+    If the task fails on a rank, that rank raises its own error. Each rank that has not failed raises one of the errors
+    below.
 
     Raises:
-        ConfigError: If the error of the failed rank is a `ConfigError`, with the same message.
-        LostContact: If it is any other error.
+        ConfigError: If the error of the failed rank is a `ConfigError`. The message is the same.
+        LostContact: If the failed rank has raised any other error.
     """
     share = Share(world.rank, world.world_size)
     parts = world.run_on_all(lambda: list(task.run(embedder, share)))

@@ -1,8 +1,8 @@
 """Lists the evaluation tasks, and runs those that a run's settings name.
 
 This is the only module that mentions a task by name, apart from the reader of old reports; a test checks that. The
-training loop, the commands and the tracker call the functions of this module, and handle the results of all tasks as
-the same types (`run_folder/results.py`).
+training loop, the commands and the tracker call the functions of this module. The results of all tasks have the same
+types (`run_folder/results.py`), so the callers need no code for a single task.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,8 @@
 """Measures the throughput and the memory of each rank, and computes the metrics of the job from those of all ranks.
 
-`RankMeter` counts on each rank. At a logged step, the ranks exchange what their meters have measured as plain numbers,
-in the order of `RANK_METRICS`. Then every rank computes the same metrics from them with `job_metrics`.
+Each rank counts with a `RankMeter`. At a logged step, the ranks exchange the values of their meters, as numbers in the
+order of `RANK_METRICS`. Then every rank calls `job_metrics` with the values of all ranks, so all ranks get equal
+metrics.
 """
 
 import time
@@ -50,7 +51,11 @@ class RankMeter:
         self._steps += 1
 
     def read(self) -> dict[str, float]:
-        """Returns the counts since the last call and the present memory and utilization, keyed by `RANK_METRICS`."""
+        """Returns the value of each of `RANK_METRICS`, by its name.
+
+        The counts are those since the last call. The memory of the process and the utilization of the device are
+        measured now. The memory of the device is the largest that the process has used since its start.
+        """
         now_s = time.perf_counter()
         counts = (now_s - self._since_s, float(self._steps), float(self._samples), float(self._tokens))
         memory_gib = psutil.Process().memory_info().rss / 2**30
@@ -72,8 +77,10 @@ class RankMeter:
 def job_metrics(ranks: Sequence[Mapping[str, float]], straggler: Straggler | None) -> dict[str, float]:
     """Returns the metrics of the job, by the names that the tracker logs.
 
-    Rates are sums over all ranks, and memory is the largest value of any rank. For each section of a step (such as
-    "forward") there are two metrics: the mean of its time over all ranks, and the longest time of any rank.
+    Rates are sums over all ranks, and memory is the largest value of any rank. The share of the time in which a rank
+    waits for data is a mean over all ranks. For the utilization of the devices there are two metrics: the mean and the
+    lowest value. For each section of a step (such as "forward") there are two metrics too: the mean of its time over
+    all ranks, and the longest time of any rank.
 
     Args:
         ranks: The values of `RANK_METRICS` and the seconds of each of `SECTIONS`, for each rank in rank order.

@@ -49,7 +49,7 @@ class LoggedStep:
         stop: Whether training stops after this step.
         has_damage: Whether some rank has met damaged samples that it has not reported to the other ranks.
         metrics: The metrics of the step, and the speed, the memory and the slowest rank of the job.
-        extra: The argument `extra` of every rank, in the order of the ranks.
+        extra: The numbers that each rank has passed to `Monitor.exchange` as `extra`, in the order of the ranks.
     """
 
     stop: bool
@@ -203,8 +203,8 @@ class Monitor:
     def _flags(self, requests: Requests | None, should_stop: bool) -> tuple[bool, bool, bool]:
         """Returns three flags of this rank.
 
-        They say whether the rank has a reason to stop, whether it has read a request for a profile, and whether this
-        attempt must write nothing more.
+        They say whether the rank has a reason to stop, whether it has read a request for a profile, and whether it has
+        found that this attempt must not write any more.
         """
         stop, profile = (requests.stop, bool(requests.profile)) if requests else (False, False)
         return should_stop or stop, profile, bool(self._status and self._status.superseded)

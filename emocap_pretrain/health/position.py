@@ -7,9 +7,9 @@ the exchange of heartbeats on every rank, and the status of the run on rank 0.
 import threading
 
 # A step passes through the phases in this order. Ranks in a later phase wait for a rank in an earlier phase. After step
-# N, "training" is the exchange of its metrics, and "saved" is what follows a save. Both phases and the save have the
-# same number of done steps as the phases of step N + 1, and come before them. One wait breaks the order: after the last
-# step, "saving" follows "saved", but no rank waits there for the training thread of another one.
+# N follow "training" (the exchange of its metrics), "saving", and "saved" (the work after a save). In these phases N
+# steps are done, as in the phases of step N + 1 ("data" to "update"), which come later. One case breaks the order:
+# after the last step, "saving" follows "saved". There no rank waits for the training thread of another rank.
 PHASES = ("opening", "training", "saving", "saved", "data", "forward", "loss", "backward", "update", "evaluating")
 # These phases may take any time: they build and compile a model, write to a store that is unreachable, or evaluate.
 UNBOUNDED_PHASES = frozenset({"opening", "saving", "evaluating"})
@@ -23,7 +23,8 @@ MAX_TICK_S = 8.0
 class UnchangedTimer:
     """Counts the seconds for which a value has not changed. Its owner must call `update` about every second.
 
-    The time between two calls counts as `MAX_TICK_S` at most.
+    The time between two calls counts as `MAX_TICK_S` at most. So if this process was suspended between the calls, the
+    timer hardly counts that time.
 
     Example:
         timer = UnchangedTimer()

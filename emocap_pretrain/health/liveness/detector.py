@@ -52,7 +52,7 @@ class FailureDetector:
     """Diagnoses the job from the heartbeats that one rank reads.
 
     The watchdog's thread calls `check`. If a collective fails, the training thread stops the watchdog's thread and
-    calls `explain_loss`. Its timers begin only then, and are separate from those of `check`.
+    calls `explain_loss`. The timers of `explain_loss` begin only then, and are separate from those of `check`.
 
     Args:
         hosts: The host of each rank.
@@ -104,15 +104,15 @@ class FailureDetector:
     ) -> Diagnosis | None:
         """Returns which ranks made a collective fail, or None if the heartbeats do not show it.
 
-        Here a rank is lost as soon as it has reported an error, its process has ended, or three of its heartbeats are
-        missing. `check` waits longer.
+        Here a rank counts as lost as soon as it has reported an error, its process has ended, or three of its
+        heartbeats are missing. `check` waits longer before it reports a rank.
 
         Args:
             now_s: A monotonic time.
             heartbeats: The newest heartbeats of all ranks.
             dead: The ranks whose process is known to have ended.
-            timed_out: Whether the collective reached its timeout. If so, the rank at the earliest position is reported
-                when no rank is lost.
+            timed_out: Whether the collective reached its timeout. If so, and if no rank is lost, the ranks at the
+                earliest position are reported.
         """
         # In the order of certainty: a reported error, a process without heartbeats, and after a timeout the rank at the
         # earliest position. A rank whose training has ended without its own error may be silent.
@@ -156,7 +156,8 @@ class FailureDetector:
     def _find_slowest(self, heartbeats: Mapping[int, Heartbeat]) -> Diagnosis | None:
         """Returns a diagnosis that names the ranks at the earliest place in the program, for which the others wait.
 
-        If all ranks are at the same place, the diagnosis names none. The result is None if training has ended on all.
+        `Heartbeat.place` defines the order. If all ranks are at the same place, the diagnosis names no rank. The result
+        is None if training has ended on all ranks.
         """
         active = [each for each in heartbeats.values() if not each.ended]
         if not active:

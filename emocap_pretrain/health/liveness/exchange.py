@@ -7,9 +7,9 @@ Every second each rank writes its heartbeat and reads the diagnosis, its own hea
 all heartbeats. If the process of the store is frozen, a call may block for longer than its timeout. Therefore a
 separate thread makes the calls, and the watchdog's thread notices if no new heartbeats arrive.
 
-The store needs no further port. Rank 0 needs 4 ms of every second to read the heartbeats of 1,024 ranks
-(docs/health.md). The other ranks read the heartbeats of all ranks only after a failed collective, or if they have made
-no progress for so long that rank 0 should have found a hang.
+Torch has opened this store already, so the heartbeats need no further port. Rank 0 needs 4 ms of every second to read
+the heartbeats of 1,024 ranks (docs/health.md). Another rank reads the heartbeats of all ranks only after a failed
+collective, or if it has made no progress for so long that rank 0 should have found a hang.
 """
 
 import socket

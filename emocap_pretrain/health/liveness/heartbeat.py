@@ -1,7 +1,7 @@
 """Defines the message that each rank writes into the job's store once a second.
 
 A heartbeat contains for how many seconds the training thread of its rank has made no progress (`idle_s`). The rank
-measures this time itself. A heartbeat contains no time of a clock, because the clocks of two hosts may differ.
+measures this time itself. A heartbeat contains no time of day, because the clocks of two hosts may differ.
 """
 
 from typing import NamedTuple

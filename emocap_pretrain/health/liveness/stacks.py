@@ -1,4 +1,4 @@
-"""Formats the call stacks of the threads of this process, or with py-spy those of another process on this host.
+"""Formats the call stacks of the threads of this process, or of another process on this host (read with py-spy).
 
 A rank that hangs prints its own stacks, because its watchdog thread still runs. A process that sends no heartbeats may
 be frozen as a whole, so another process must read its stacks from outside.
@@ -20,9 +20,10 @@ WATCHING_THREADS = frozenset({"emocap-heartbeat", "emocap-watchdog", "emocap-sta
 
 
 def of_this_process(first: int) -> str:
-    """Returns a text with the innermost calls of all threads of this process, except `WATCHING_THREADS`.
+    """Returns a text with the innermost calls of all threads of this process.
 
-    Within each thread, the newest call comes last.
+    The threads in `WATCHING_THREADS`, such as the watchdog, are left out. Within each thread, the newest call comes
+    last.
 
     Args:
         first: The identifier of the thread that comes first in the text.

@@ -6,7 +6,7 @@ job again from the newest checkpoint.
 
 The process of a rank can end in two ways. If all ranks wait, the watchdog's thread finds the reason (`_run`) and ends
 the process. If a collective fails first, the training thread gets an error. It calls `explain_loss` to find the reason
-and raises `LostContact`, and the process ends like after any other error.
+and raises `LostContact`, and the process ends as it does after any other error.
 """
 
 import logging
@@ -137,8 +137,9 @@ class Watchdog:
 
         Args:
             heartbeats: The newest heartbeats of all ranks.
-            first_seen: For each rank whose process was found to have ended, the number of this rank's own heartbeat at
-                that time. A larger number shows that the heartbeats were read again. This method adds entries.
+            first_seen: The keys are the ranks whose process was found to have ended. The value is the number that the
+                heartbeat of the watchdog's own rank had at that time. If this number is larger in `heartbeats`, all
+                heartbeats were read again. This method adds entries.
         """
         number = heartbeats[self._rank].number
         for rank in heartbeats:
@@ -188,7 +189,8 @@ class Watchdog:
     def _print(self, diagnosis: Diagnosis, *, found_here: bool) -> None:
         """Prints the diagnosis. If this rank has found it or is named in it, the stacks of this rank follow.
 
-        If the diagnosis names lost ranks, one rank of each host also prints the stacks of the lost ranks on this host.
+        If the diagnosis names lost ranks, one rank of each host also prints the stacks of the lost ranks on its host.
+        `found_here` says whether this rank has found the reason.
         """
         lines = [f"error: rank {self._rank}: watchdog: {diagnosis.message}."]
         if found_here or self._rank in diagnosis.ranks:
