@@ -82,9 +82,10 @@ class RunRecord:
         )
 
     def stopped(self) -> bool:
-        """Returns whether the newest attempt has saved a checkpoint and ended because of a user's request or a signal.
+        """Returns whether the newest attempt ended without an error because of a user's request or a signal.
 
-        An attempt that began before this object was created does not count.
+        Such an attempt has saved a checkpoint, unless it ended before the first step of the run. An attempt that began
+        before this object was created does not count.
         """
         status = self._status()
         return attempts.newest(self._store) > self._before and status is not None and status.how == "stopped"

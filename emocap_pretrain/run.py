@@ -10,8 +10,8 @@ checks the run in this process and calls `emocap_cluster.supervise`, which start
 `_pretrain`. The settings and their environment are checked before training starts. So a mistake leads to one line and
 exit code 2.
 
-Modules that import torch, Ray or DeepSpeed are imported inside functions, for two reasons. `--help` stays quick. And
-environment variables that these libraries read at their import can be set before.
+Modules that import torch, Ray or DeepSpeed are imported inside functions, for two reasons: `--help` stays quick, and
+environment variables that these libraries read at their import can be set before the import.
 """
 
 import os

@@ -1,8 +1,8 @@
-"""Defines the teacher: a frozen image tower whose similarities of images guide the losses.
+"""Defines the teacher: a frozen image tower from whose vectors the losses compute how similar two images are.
 
-The `soft` objective uses the teacher. If a teacher is configured, the mining guides that compare images use it too
-(docs/method.md section 1, decision 26). The teacher gets the same image tensors as the trained tower, so a batch needs
-no second copy of the images.
+The `soft` objective uses these similarities. If a teacher is configured, the mining of positives also uses them to
+compare images (docs/method.md section 1, decision 26). The teacher gets the same image tensors as the trained tower, so
+a batch needs no second copy of the images.
 """
 
 from typing import ClassVar

@@ -25,8 +25,9 @@ SCHEMAS = (
 class _DeclareOperators(MetaPathFinder):
     """Declares the operators in `SCHEMAS` when torchvision is first imported.
 
-    Python asks this import finder for each module, so it learns of the import of torchvision. It finds no module
-    itself. A process that never imports torchvision does not spend time on the declaration.
+    Python asks its import finders, one after another, for each module that it imports. When Python asks this finder for
+    torchvision, the finder makes the declaration. It always answers that it does not know the module, so Python asks
+    the next finder. A process that never imports torchvision does not spend time on the declaration.
     """
 
     def __init__(self) -> None:

@@ -61,7 +61,7 @@ class Fit:
         )
 
     def require(self, where: str, tower: str, advice: str) -> None:
-        """Checks that there is no difference: each parameter has weights, and all weights belong to the tower.
+        """Checks that there is no difference: each parameter has weights of its shape, and no weights are left over.
 
         Args:
             where: First words of the message: the setting that names the source of the weights.
@@ -109,7 +109,7 @@ class Header:
 
     Attributes:
         shapes: The shapes, by the names of the tensors.
-        metadata: The metadata in the headers, which are texts with keys.
+        metadata: The entries of the metadata in all headers, by key.
     """
 
     shapes: Shapes

@@ -38,7 +38,8 @@ _recordings: list["Recording"] = []
 class Recording:
     """Records the collectives that this process has called.
 
-    `calls` holds, for the name of each group, the names of the collectives in the order of the calls.
+    The keys of `calls` are the names of groups (`RankGroup.name`). Each value lists the names of the collectives of one
+    group, in the order of the calls.
     """
 
     calls: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
@@ -96,7 +97,7 @@ class RankGroup:
         info: The number of this rank, and the number of all ranks.
         device: The name of this rank's torch device, such as `cuda:3` or `cpu`.
         process_group: Torch's group of the ranks; None if the job has a single process.
-        name: The name of the group in recordings.
+        name: The name under which a `Recording` lists the collectives of this group.
     """
 
     info: RankInfo
@@ -139,8 +140,8 @@ class RankGroup:
         """Runs `act` on every rank and returns all values in the order of the ranks.
 
         No rank returns before every rank has run `act`. If `act` fails on some rank, every rank raises an error. If
-        `failing` is None, a rank on which `act` failed raises the error of its own `act`. In all other cases the error
-        depends on the error of the failed rank with the lowest number, which is called the first error below.
+        `failing` is None, a rank on which `act` failed raises the error of its own `act`. In all other cases the raised
+        error depends on the first error, that is, on the error of the failed rank with the lowest number.
 
         Args:
             act: A function that every rank calls. Its values are exchanged as pickles.
@@ -214,7 +215,7 @@ class RankGroup:
         timeout, detects it earlier.
 
         Args:
-            name: The name of the new group in recordings.
+            name: The name under which a `Recording` (used in tests) lists the collectives of the new group.
         """
         if self.process_group is None:
             return replace(self, name=name)

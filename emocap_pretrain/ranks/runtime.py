@@ -105,7 +105,7 @@ class EnvRuntime:
         return self._stop.is_set()
 
     def committed(self, checkpoint: str) -> None:
-        """Does nothing, because these launchers do not need to know of checkpoints."""
+        """Does nothing, because torchrun, deepspeed and SLURM do not need to know of checkpoints."""
 
     def heartbeat(self, step: int, steps: int, note: str) -> None:
         pause_s = 0.5 if sys.stderr.isatty() else 10.0  # In a log file each update of the bar is a new line.

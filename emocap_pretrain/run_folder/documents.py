@@ -95,7 +95,8 @@ class Straggler:
     Args:
         rank: The rank.
         host: The host of the rank.
-        section: The section of a step, such as "data" or "forward", in which the rank loses most time.
+        section: The section "data", "forward" or "update": the one in which the time of the rank exceeds the median
+            over all ranks by the most.
         factor: The rank's own time divided by the median of the own times of all ranks. The own time of a rank is the
             time of a step in which the rank does not wait for other ranks.
         excess_s: The rank's own time minus the median of the own times, in seconds for each step.
@@ -200,9 +201,10 @@ class ProfileAnswer:
 
 @dataclass(frozen=True, slots=True)
 class SkippedDocument:
-    """Holds `skipped.json`, which rank 0 writes.
+    """Holds `skipped.json`, which lists the steps whose loss caused a roll-back. Rank 0 writes it.
 
-    `steps` maps each step whose update is left out after a roll-back to the reason for this.
+    In a roll-back the run returns to its newest checkpoint. When it reaches one of these steps again, it leaves the
+    update of the step out. The keys of `steps` are the steps, and the values are the reasons of the roll-backs.
     """
 
     steps: Mapping[Annotated[int, Field(ge=0)], str]

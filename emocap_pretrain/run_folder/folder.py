@@ -45,8 +45,8 @@ class RunFolder:
         """Returns MLflow's id of the run that the folder belongs to; None if the folder has no `run.json` yet.
 
         Raises:
-            ConfigError: If the folder belongs to a run with other settings (the message names the first that differs),
-                or if `run.json` cannot be read.
+            ConfigError: If the folder belongs to a run with other settings (the message names the first setting that
+                differs), or if `run.json` cannot be read.
         """
         first = storage.read(self.store, RUN_FILE, RUN)
         if isinstance(first, Unreadable):
@@ -78,8 +78,10 @@ class RunFolder:
         a copy, unless both addresses lead to one folder (through a mount, a link or another endpoint). If the run is
         not there any more, its folder was moved here.
 
-        If the recorded address cannot be looked up, this folder counts as a copy. If it is in fact no copy, the run
-        continues as a second run in MLflow. This is better than one MLflow run for two folders.
+        If the recorded address cannot be looked up, for example because it is a local path of another host, this folder
+        counts as a copy. If it is in fact no copy, the run continues as a second run in MLflow. This is better than one
+        MLflow run for two folders. There is one exception: version 0.1.0 recorded only a reference to an environment
+        variable if the address came from it, and then the folder does not count as a copy.
 
         To find out whether both addresses lead to one folder, the method writes a probe file to this folder, looks for
         it at the other address, and deletes it.
@@ -178,7 +180,7 @@ def _require_same_run(first: dict[str, Any], config: Config, url: str) -> None:
         url: The run's folder, for the message.
 
     Raises:
-        ConfigError: If another setting differs.
+        ConfigError: If a setting differs that must not change. The message names the first such setting.
     """
     before = stored.current(first)
     for key, then, now in stored.differences(before, stored.current(config.stored())):
