@@ -1,7 +1,7 @@
 """Embeds images and texts with a trained model, for the evaluation tasks.
 
-A task uses the model only through an `Embedder`. `Embedder.cropped` is called for each sample as soon as the stream has
-decoded it; then the task asks for the vectors of a batch.
+A task uses the model only through an `Embedder`. `Embedder.cropped` is called for each sample as soon as the sample is
+decoded. When a batch is complete, the task computes its vectors with `Embedder.images` and `Embedder.texts`.
 """
 
 from collections.abc import Sequence

@@ -109,9 +109,9 @@ def wrong_before(
     Args:
         queries: Unit vectors.
         candidates: Unit vectors.
-        query: A number for each query. Its right answers are the candidates with the same number in `candidate`, of
-            which there is at least one.
-        candidate: A number for each candidate.
+        query: An identifier for each query. The right candidates of a query are those with the same identifier in
+            `candidate`. Each query must have at least one.
+        candidate: An identifier for each candidate.
     """
     counts: list[Tensor] = []
     for rows, numbers in zip(queries.split(ROWS), query.split(ROWS), strict=True):
@@ -148,7 +148,9 @@ def _scores(
 
 
 def chance_recall(k: int, right: int, candidates: int) -> float:
-    """Returns the probability that `k` of the `candidates`, drawn at random, include one of the `right` right ones.
+    """Returns the probability that `k` candidates that are drawn at random include at least one right candidate.
+
+    `candidates` is the number of all candidates, and `right` is the number of right ones among them.
 
     >>> chance_recall(1, 2, 8), chance_recall(10, 1, 8)
     (0.25, 1.0)

@@ -1,8 +1,12 @@
 """Watches the training loop of one rank: `with Monitor(world, attempt, ...) as monitor`.
 
-The loop calls the monitor, and the monitor calls the other modules of `health`: `position` and `timing` (where the rank
-is, and how long each section takes), `metrics` and `stragglers` (at logged steps), `status` (the status in the run's
-folder and the requests of users, on rank 0), `profiler`, and `liveness` (ranks that are lost or hang).
+The loop calls the monitor, and the monitor calls the other modules of `health`:
+
+- `position` holds the step and the phase of the rank, and `timing` measures the sections of a step.
+- `metrics` and `stragglers` compute the metrics of the job and find the slowest rank, at logged steps.
+- `status` writes the status into the run's folder and reads the requests of users, on rank 0.
+- `profiler` records traces on request.
+- `liveness` finds ranks that are lost or hang.
 
 If a job has several ranks, each rank has two further threads: one exchanges heartbeats, and one is the watchdog. Rank 0
 also has a thread that writes the status. The training thread calls the methods of the monitor. Only the methods that

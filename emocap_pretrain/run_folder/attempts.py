@@ -1,8 +1,8 @@
 """Numbers the attempts of a run and stores their documents. An attempt is one launch; the newest one owns the run.
 
-    <run>/attempts/00003/attempt.json          when and on how many ranks it was launched; written only if absent
+    <run>/attempts/00003/attempt.json          when and on how many ranks attempt 3 was launched; written only if absent
     <run>/attempts/00003/failed-00001.json     why rank 1 of that attempt ended
-    <run>/attempts/00003/status.json           its state, every few seconds
+    <run>/attempts/00003/status.json           the state of that attempt, written every few seconds
 
 An attempt that seemed dead (a network partition, a frozen host) may continue later. Before an attempt commits anything,
 it looks for an attempt with a higher number, and ends if there is one. If a store ignores conditional writes, two

@@ -6,8 +6,8 @@ heartbeats and times.
 The detector distinguishes three faults. A rank is lost if its heartbeats stop, or if it has reported an error. A rank
 hangs if its heartbeats continue and its position does not change. The job's store is unreachable if this rank cannot
 read its own new heartbeats from it. How long another rank has been silent is measured by the clock of this rank: it is
-the time for which the number in that rank's heartbeat has not changed. How long a rank has made no progress is measured
-by that rank itself, in `Heartbeat.idle_s`.
+the time for which the counter `Heartbeat.number` of that rank has not changed. How long a rank has made no progress is
+measured by that rank itself, in `Heartbeat.idle_s`.
 """
 
 import json
