@@ -184,7 +184,7 @@ def _replace_results(config: Config, store: Store, report: Report, results: tupl
     from emocap_pretrain.tracking.mlflow_tracker import MlflowTracker
 
     # No attempt has begun, so the tracker gets the number of the newest one. In a copy, a new run in MLflow is made, as
-    # when a copy is trained (`session._parent`).
+    # when a copy is trained (`run_tracker._parent`).
     number = newest(store)
     parent = RunFolder(store).copied_from()
     rows = unsent.of_this_run(readable_rows(unsent.read(store)), store, original=parent)

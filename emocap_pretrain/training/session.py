@@ -4,28 +4,21 @@ All ranks call `open_session` together. It determines the id of the run, and ope
 tokenizer, the model and its optimizer, the stream of data, and the tracker, in this order. What only rank 0 reads or
 decides is broadcast, together with its errors, so all ranks raise an error if rank 0 does. The result is a `Session`,
 whose methods the loop calls.
-
-Only rank 0 imports MLflow and matplotlib. The imports are inside of functions, because they take a quarter of the time
-that a rank needs to start.
 """
 
 import logging
-import socket
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 from emocap_shards.background import Background
 from emocap_shards.cursor import Cursor
 from emocap_shards.errors import StoreError
 from emocap_shards.store import Store
-from emocap_shards.stream import Stream
 
-from emocap_pretrain.checkpoint.layout import ENGINE, TOKENIZER, WEIGHTS, steps_listed
+from emocap_pretrain.checkpoint.layout import ENGINE, TOKENIZER, WEIGHTS
 from emocap_pretrain.checkpoint.loader import Resumed, resumable
 from emocap_pretrain.checkpoint.manifest import Checkpoint
 from emocap_pretrain.checkpoint.retention import Retention
@@ -36,32 +29,29 @@ from emocap_pretrain.config.batch_split import batch_split
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.data.batch import Batch
 from emocap_pretrain.data.datasets import (
-    cut_captions,
     data_digest_of,
     foreign_data,
     open_stream,
     train_tokenizer,
-    training_data,
 )
 from emocap_pretrain.data.loader import LoadedBatch, batches, shared_memory_free, shrink_to_fit_and_warn
 from emocap_pretrain.data.quarantine import Quarantine
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.errors import CheckpointError, RolledBack, Superseded, TrainingError
-from emocap_pretrain.evaluation.tasks import cut_prompts
 from emocap_pretrain.ranks.group import RankGroup
-from emocap_pretrain.run_folder import attempts, unsent
+from emocap_pretrain.run_folder import unsent
 from emocap_pretrain.run_folder.attempts import Attempt
 from emocap_pretrain.run_folder.folder import RunFolder
 from emocap_pretrain.run_folder.unsent import UNSENT_FILE
 from emocap_pretrain.tracking.spool import Row, readable_rows
-from emocap_pretrain.tracking.tracker import MemoryTracker, RunStatus, Tracker
-from emocap_pretrain.training.build import build_collate, build_engine, build_model, tracked_run
+from emocap_pretrain.tracking.tracker import RunStatus, Tracker
+from emocap_pretrain.training.build import build_collate, build_engine, build_model
 from emocap_pretrain.training.engine import Engine
 from emocap_pretrain.training.guard import Guard, Verdict
+from emocap_pretrain.training.run_tracker import open_tracker
 from emocap_pretrain.training.snapshot import fill
 from emocap_pretrain.training.state_layout import Layout
 
-PREVIEWED = 8  # Samples in the picture of a new run.
 # How long a save waits for rows on their way to the tracker, the end of an attempt for the store to take unsent rows,
 # and the end after a bad loss for the checkpoint in progress.
 FLUSH_S, KEEP_UNSENT_S, COMMIT_S = 2.0, 30.0, 60.0
@@ -304,7 +294,7 @@ def open_session(config: Config, world: RankGroup, attempt: Attempt, opening: Ra
         pin = world.device.startswith("cuda")
         # The tracker comes last, so that a run that cannot start for another reason creates no run in MLflow.
         checkpoint = found.checkpoint if found else None
-        tracker = _open_tracker(config, opening, attempt, run_id, stream, tokenizer, checkpoint, rows)
+        tracker = open_tracker(config, opening, attempt, run_id, stream, tokenizer, checkpoint, rows)
         retention = Retention(config.checkpoint.keep_last, config.checkpoint.keep_every)
         refused = found.refused if found else ()
         return Session(
@@ -390,119 +380,3 @@ def _open_tokenizer(config: Config, world: RankGroup, saved: Path | None) -> Tok
         return Tokenizer.load(settings.tokenizer)
     trained = world.run_on_main(lambda: train_tokenizer(config.data, settings.vocabulary).to_json())
     return Tokenizer.from_json(trained)
-
-
-def _open_tracker(
-    config: Config,
-    world: RankGroup,
-    attempt: Attempt,
-    run_id: str | None,
-    stream: Stream,
-    tokenizer: Tokenizer,
-    found: Checkpoint | None,
-    saved: list[Row],
-) -> Tracker:
-    """Returns MLflow's tracker on rank 0, and a `MemoryTracker` on the other ranks. This is a collective.
-
-    Args:
-        config: The settings of the run.
-        world: All ranks.
-        attempt: This attempt.
-        run_id: MLflow's id of the run that earlier attempts have recorded; None if there is none yet.
-        stream: The stream of samples. For a new run, a picture of its first samples is tracked.
-        tokenizer: The tokenizer of the run. For a new run, it counts the texts that are cut.
-        found: The checkpoint from which the run resumes; None without a checkpoint.
-        saved: The rows (reports) of this checkpoint that the tracker had not received when it was saved; empty on
-            other ranks than rank 0.
-    """
-    begun: list[Tracker] = []  # Only rank 0 adds its tracker: a tracker holds threads and cannot be broadcast.
-    place = world.info
-    hosts = sorted(filter(None, world.gather(socket.gethostname() if place.local_rank == 0 else None)))
-
-    def begin() -> str:
-        from emocap_pretrain.tracking import pictures
-        from emocap_pretrain.tracking.mlflow_tracker import MlflowTracker
-
-        parent = _parent(config, attempt, run_id) if run_id else ""
-        waiting = [*saved, *readable_rows(unsent.read(attempt.store))]
-        rows = unsent.of_this_run(waiting, attempt.store, original=parent)
-        before = attempts.cause(attempts.failures(attempt.store, attempt.number - 1))
-        facts = {"ranks": place.world_size, "hosts": hosts, "reason": before.message if before else ""}
-        # A copy gets a new run in MLflow, like a new folder.
-        known = None if parent else run_id
-        options: dict[str, Any] = {"number": attempt.number, "facts": facts, "unsent": rows, "parent": parent}
-        begun.append(MlflowTracker.start(tracked_run(config), known, **options))
-        if found:  # The attempt that committed the checkpoint may have ended before it reported it to the tracker.
-            begun[0].log_checkpoint(f"{attempt.store.url}/{found.folder}", found.step, found.digest)
-            begun[0].keep_checkpoints(steps_listed(attempt.store))
-        # `run.json` is written after MLflow has created the run, because it stores the run's id. A crash between the
-        # two leaves a run in MLflow that no folder names.
-        if known is None:
-            RunFolder(attempt.store).write_run(config, begun[0].run_id, parent=parent)
-            data = training_data(config.data, config.stored()["data"])
-            begun[0].log_datasets(data)
-            _preview(begun[0], stream, of=pictures.subject(config.name, data))
-            _count_cut_texts(begun[0], config, tokenizer)
-        return begun[0].run_id
-
-    shared = world.run_on_main(begin)
-    return begun[0] if begun else MemoryTracker(run_id=shared)
-
-
-def _parent(config: Config, attempt: Attempt, run_id: str) -> str:
-    """Returns MLflow's id of the original run if this run's folder is a copy; otherwise an empty text.
-
-    The folder also counts as a copy if MLflow shows that another folder writes to the run `run_id`.
-    """
-    store = attempt.store
-    parent = RunFolder(store).copied_from()
-    if parent:
-        log.warning("%s is a copy of the folder of MLflow run %s: it is tracked as a run of its own", store.url, run_id)
-        return parent
-    from emocap_pretrain.tracking.mlflow_run import newest_tracked_attempt
-
-    # This attempt has the newest number of its folder and has not written to the tracker yet. So an equal or higher
-    # number in the tracker comes from another folder.
-    if newest_tracked_attempt(config.tracking, run_id) >= attempt.number >= attempts.newest(store):
-        log.warning(
-            "another folder has written to MLflow run %s as attempt %d or later, so %s is a backup or a copy of it: it "
-            "is tracked as a run of its own",
-            run_id,
-            attempt.number,
-            store.url,
-        )
-        return run_id
-    return ""
-
-
-def _preview(tracker: Tracker, stream: Stream, *, of: str) -> None:
-    from emocap_pretrain.tracking import pictures
-
-    with TemporaryDirectory(prefix="emocap-") as folder:
-        path = Path(folder) / "samples.png"
-        # The first samples of the dataset in storage order, wherever the stream of the run itself begins.
-        first = replace(
-            stream,
-            rank=0,
-            world_size=1,
-            local_world_size=1,
-            global_batch=PREVIEWED,
-            shuffle=False,
-            start=Cursor(),
-            drop_last=False,
-        )
-        pictures.preview(next(first.steps()).samples, path, of=of)
-        tracker.log_picture("pictures/samples.png", path)
-
-
-def _count_cut_texts(tracker: Tracker, config: Config, tokenizer: Tokenizer) -> None:
-    """Logs and tracks which share of the texts is cut, because they have more tokens than `model.text.lengths` allows.
-
-    The texts are the captions of the first samples, and the prompts of the evaluation.
-    """
-    lengths = config.model.text.lengths
-    samples, cut = cut_captions(config.data.datasets, tokenizer, lengths)
-    cut += cut_prompts(config.evaluation, tokenizer, lengths)
-    cure = "; model.text.lengths says how many tokens are read" if any(each.cut for each in cut) else ""
-    log.info("texts that are cut, of the first %s samples: %s%s", f"{samples:,}", ", ".join(map(str, cut)), cure)
-    tracker.log_metrics({f"cut/{each.kind}": each.share for each in cut}, 0)
