@@ -201,8 +201,8 @@ class Stream:
         return _sound(found, SampleQuarantine(0))[0]
 
     def _rank_steps(self, part: int, parts: int, decode: "Decode[T]") -> Iterator[RankStep[T]]:
-        # Only the check of the two numbers is needed here.
-        rank_slice(parts, part, parts)
+        if not 0 <= part < parts:
+            raise PlanError(f"part={part} of parts={parts}: parts count from 0 to parts - 1.")
         library = self._library()
         reading = _Reading(self, library)
         steps = islice(self._plan(library).steps(self.start), part, None, parts)

@@ -163,7 +163,7 @@ def test_impossible_numbers_are_refused_at_birth(stream, wrong):
 
 
 def test_a_part_that_does_not_exist_is_refused(stream):
-    with pytest.raises(PlanError):
+    with pytest.raises(PlanError, match="part=2 of parts=2"):
         next(stream.steps(2, 2))
 
 
