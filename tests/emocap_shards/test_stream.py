@@ -77,6 +77,11 @@ def test_parts_taken_in_turn_are_the_steps_in_order_also_after_a_resume(stream, 
         assert [entry(rank_step) for rank_step in turns] == ledger(here, 9)
 
 
+def test_a_part_that_does_not_exist_is_refused_by_its_own_name(stream):
+    with pytest.raises(PlanError, match="part=2 of parts=2"):
+        next(stream.steps(2, 2))
+
+
 @settings(max_examples=25)
 @given(
     world=st.sampled_from([1, 2, 3, 4, 8]),
