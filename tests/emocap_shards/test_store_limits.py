@@ -6,6 +6,7 @@ import re
 import time
 import tracemalloc
 import uuid
+from contextlib import suppress
 
 import pytest
 from emocap_shards import manifest
@@ -42,6 +43,13 @@ def peak_bytes(act):
         return tracemalloc.get_traced_memory()[1], str(caught.value)
     finally:
         tracemalloc.stop()
+
+
+def s3_at(answers, monkeypatch):
+    """Makes the web server of `answers` the S3 endpoint, and returns the URL of a folder there."""
+    for name, value in {"ENDPOINT_URL": answers.url, "ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "x"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    return f"s3://bucket/{uuid.uuid4().hex}"
 
 
 def start(request, status, headers):
@@ -89,6 +97,36 @@ def test_a_limit_holds_whatever_the_server_says_of_the_size(answers, headers):
     assert peak < 12 * MIB
 
 
+@pytest.fixture(params=["web", "s3"])
+def sizeless(request, answers, monkeypatch):
+    """Returns a store on a server that sends DATA in chunks, without its size, also to a request of a range. A part of
+    the store is much smaller than DATA.
+    """
+
+    def chunked(request):
+        start(request, 200, {"Transfer-Encoding": "chunked", "Accept-Ranges": "bytes"})
+        if request.command == "GET":
+            with suppress(OSError):  # The client disconnects when it has the range.
+                request.wfile.write(f"{len(DATA):x}\r\n".encode() + DATA + b"\r\n0\r\n\r\n")
+        return True
+
+    answers.odd = chunked
+    url = answers.url if request.param == "web" else s3_at(answers, monkeypatch)
+    return open_store(url, patience=ONCE, traffic=TransferConfig(part_bytes=100_000, in_flight=2))
+
+
+def test_an_object_whose_size_the_server_does_not_tell_is_read_to_its_end(sizeless):
+    assert sizeless.read("x") == DATA
+    with pytest.raises(StoreError, match="where 700000 is the limit"):
+        sizeless.read("x", limit_bytes=700_000)
+
+
+def test_a_part_of_an_object_whose_size_the_server_does_not_tell_is_never_the_whole(sizeless, tmp_path):
+    for act in (lambda: sizeless.read_range("x", 0, len(DATA)), lambda: sizeless.get_file("x", tmp_path / "x")):
+        with pytest.raises(StoreError, match="the server does not tell the size of the object"):
+            act()
+
+
 @pytest.mark.parametrize("act", ["read", "read_versioned", "read_manifest"])
 def test_an_endless_body_costs_bounded_memory_where_nobody_gave_a_limit(answers, act):
     def endless(request):
@@ -134,20 +172,18 @@ def test_a_size_that_is_not_a_number_is_an_error_of_one_line_or_no_size(answers,
 
 @pytest.mark.parametrize("size", ["9" * 5000, "-", "x"])
 def test_a_listing_with_a_size_that_is_not_a_number_is_an_error_of_one_line(answers, monkeypatch, size):
-    for name, value in {"ENDPOINT_URL": answers.url, "ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "x"}.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
+    url = s3_at(answers, monkeypatch)
     item = f"<Contents><Key>a</Key><Size>{size}</Size></Contents>"
     body = f'<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">{item}</ListBucketResult>'
     answers.odd = lambda request: request.send(200, body.encode()) or True
     with pytest.raises(StoreError, match="the server's listing cannot be read") as caught:
-        open_store(f"s3://bucket/{uuid.uuid4().hex}", patience=ONCE).list()
+        open_store(url, patience=ONCE).list()
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("repeats", [True, False])
 def test_a_listing_without_end_is_refused(answers, monkeypatch, repeats):
-    for name, value in {"ENDPOINT_URL": answers.url, "ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "x"}.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
+    url = s3_at(answers, monkeypatch)
     monkeypatch.setattr(objects, "MOST_PAGES", 20)
 
     def page(request):
@@ -159,7 +195,7 @@ def test_a_listing_without_end_is_refused(answers, monkeypatch, repeats):
 
     answers.odd = page
     with pytest.raises(StoreError, match="repeats page" if repeats else "has more than 20 pages"):
-        open_store(f"s3://bucket/{uuid.uuid4().hex}", patience=ONCE).list()
+        open_store(url, patience=ONCE).list()
 
 
 def test_only_a_folder_is_near(filled):
@@ -219,8 +255,6 @@ def test_an_answer_without_the_object_is_never_data(answers, status):
 
 def through_botocore(answers, monkeypatch, status, headers):
     """Returns a store on a fake S3 server, which makes the store use botocore and then sends an endless body."""
-    for name, value in {"ENDPOINT_URL": answers.url, "ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "x"}.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
     answers.poured = 0
 
     def odd(request):
@@ -229,7 +263,7 @@ def through_botocore(answers, monkeypatch, status, headers):
         return pour(request, status, headers)
 
     answers.odd = odd
-    return open_store(f"s3://bucket/{uuid.uuid4().hex}", patience=ONCE)
+    return open_store(s3_at(answers, monkeypatch), patience=ONCE)
 
 
 def test_an_s3_server_that_ignores_ranges_is_cut_short(answers, monkeypatch):

@@ -2,6 +2,7 @@ import pytest
 from emocap_shards.errors import StoreError
 from emocap_shards.mask import masked
 from emocap_shards.store import RetryConfig, TransferConfig, open_store
+from emocap_shards.store.driver import Driver
 from emocap_shards.store.objects import ObjectStore
 
 
@@ -86,3 +87,17 @@ def test_a_store_with_any_driver_of_fsspec_works(tmp_path):
     with pytest.raises(StoreError, match="cannot write on the condition that an object is"):
         store.put_if_match("y", b"1", "v")
     assert not store.honours_conditions()
+
+
+def test_an_object_of_a_driver_that_grows_between_two_requests_is_read_whole(tmp_path, monkeypatch):
+    store = ObjectStore(f"local://{tmp_path}", patience=RetryConfig(first_wait_s=0.01))
+    store.put("x", b"old")
+    head = Driver.head
+
+    async def grown(self, path):
+        facts = await head(self, path)
+        (tmp_path / "x").write_bytes(b"longer")
+        return facts
+
+    monkeypatch.setattr(Driver, "head", grown)
+    assert store.read("x") == b"longer"

@@ -82,13 +82,13 @@ class Backend(Protocol):
         """
         ...
 
-    async def get_whole(self, path: str, *, limit_bytes: int, most_bytes: int | None = None) -> ObjectBytes:
+    async def get_whole(self, path: str, *, limit_bytes: int, most_bytes: int) -> ObjectBytes:
         """Returns all bytes of an object of at most `limit_bytes`.
 
         For a larger object, the result contains only the beginning of the object or no bytes, and `total` is the
-        object's size. The caller then reads the object in ranges. A backend that cannot read ranges may exceed
-        `limit_bytes` instead. No backend returns more than `most_bytes` + 1 bytes. If the object has more than
-        `most_bytes` bytes, `total` is some number above `most_bytes`.
+        object's size. The caller then reads the object in ranges. A backend that cannot read ranges, or is not told the
+        size, may exceed `limit_bytes` instead. No backend returns more than `most_bytes` + 1 bytes. If the object has
+        more than `most_bytes` bytes, `total` is some number above `most_bytes`.
         """
         ...
 

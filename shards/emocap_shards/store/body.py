@@ -4,7 +4,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 from email.utils import parsedate_to_datetime
 
-from emocap_shards.store.failure import ShortAnswer
+from emocap_shards.store.failure import Refusal, ShortAnswer
 
 ERROR_BYTES = 64 << 10  # Read of the body of an error, whose message is at the beginning.
 _STEP_BYTES = 1 << 20
@@ -50,6 +50,17 @@ def total_of(content_range: str, start: int) -> int | None:
     if found["start"] is not None and int(found["start"]) != start:
         raise ShortAnswer(f"asked for bytes from {start}, got them from {found['start']}")
     return int(found["total"]) if found["total"] != "*" else None
+
+
+def known(size: int | None) -> int:
+    """Returns the size of an object.
+
+    Raises:
+        Refusal: If the answer does not contain the size. Without it, a reader could take a part for the whole object.
+    """
+    if size is None:
+        raise Refusal(200, "ContentLength", "the server does not tell the size of the object")
+    return size
 
 
 def age_of(headers: Mapping[str, str]) -> float | None:

@@ -10,7 +10,7 @@ from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
 from emocap_shards.errors import StoreError
 from emocap_shards.mask import masked_url
 from emocap_shards.store.backend import Condition, Facts, ObjectBytes, Page
-from emocap_shards.store.failure import EXPECTED, Refusal
+from emocap_shards.store.failure import EXPECTED, Refusal, ShortAnswer
 from emocap_shards.store.protocol import Entry
 
 _GOOGLE = {"gs", "gcs"}
@@ -41,11 +41,13 @@ class Driver:
         # The driver does not report the object's size, so a short answer needs a second request.
         return ObjectBytes(data, None if len(data) == end - start else (await self.head(path)).size, "")
 
-    async def get_whole(self, path: str, *, limit_bytes: int, most_bytes: int | None = None) -> ObjectBytes:
+    async def get_whole(self, path: str, *, limit_bytes: int, most_bytes: int) -> ObjectBytes:
         facts = await self.head(path)
-        if facts.size > limit_bytes or (most_bytes is not None and facts.size > most_bytes):
+        if facts.size > min(limit_bytes, most_bytes):
             return ObjectBytes(b"", facts.size, facts.version)
         data = await _call(self._fs._cat_file, self._at(path))
+        if len(data) != facts.size:  # The object has changed since.
+            raise ShortAnswer(f"got {len(data)} bytes of an object of {facts.size}")
         # The version is requested before the bytes. If the object changes in between, `put_if_match` is refused.
         return ObjectBytes(data, facts.size, facts.version)
 

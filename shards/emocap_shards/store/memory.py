@@ -24,12 +24,12 @@ class Memory:
         self._root = str(root).rstrip("/")
 
     async def get(self, path: str, start: int, end: int, *, attempt: int) -> ObjectBytes:  # noqa: ARG002
-        whole = await self.get_whole(path, limit_bytes=0)
-        return ObjectBytes(whole.data[start:end], whole.total, whole.version)
-
-    async def get_whole(self, path: str, *, limit_bytes: int, most_bytes: int | None = None) -> ObjectBytes:  # noqa: ARG002
         facts = await self.head(path)
-        if most_bytes is not None and facts.size > most_bytes:
+        return ObjectBytes(bytes(self._fs.cat_file(self._at(path), start, end)), facts.size, facts.version)
+
+    async def get_whole(self, path: str, *, limit_bytes: int, most_bytes: int) -> ObjectBytes:  # noqa: ARG002
+        facts = await self.head(path)
+        if facts.size > most_bytes:
             return ObjectBytes(b"", facts.size, facts.version)
         return ObjectBytes(bytes(self._fs.cat_file(self._at(path))), facts.size, facts.version)
 

@@ -174,7 +174,7 @@ class ObjectStore:
             # if its bytes are the same.
             if facts.writer or not again or facts.size != len(data):
                 return facts.writer == writer
-            return (await backend.get_whole(path, limit_bytes=len(data))).data == data
+            return (await backend.get_whole(path, limit_bytes=len(data), most_bytes=len(data))).data == data
         except EXPECTED as error:
             if is_absence(error):
                 return False

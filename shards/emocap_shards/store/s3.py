@@ -17,8 +17,8 @@ from fsspec.core import split_protocol
 from s3fs import S3FileSystem
 
 from emocap_shards.store.backend import Condition, Facts, ObjectBytes, Page
-from emocap_shards.store.body import ERROR_BYTES, age_of, at_most, cut, total_of
-from emocap_shards.store.failure import Refusal, ShortAnswer, answer
+from emocap_shards.store.body import ERROR_BYTES, age_of, at_most, cut, known, total_of
+from emocap_shards.store.failure import Refusal, answer
 from emocap_shards.store.limits import RetryConfig, TransferConfig
 from emocap_shards.store.protocol import Entry
 from emocap_shards.store.web import REDIRECTS, open_session, ranged
@@ -84,20 +84,19 @@ class S3:
             # One byte more than requested shows an answer that is too long; `Connection.get` refuses it.
             return ObjectBytes(await at_most(body.read, end - start + 1), total, version)
 
-    async def get_whole(self, path: str, *, limit_bytes: int, most_bytes: int | None = None) -> ObjectBytes:
+    async def get_whole(self, path: str, *, limit_bytes: int, most_bytes: int) -> ObjectBytes:
         """Returns the object as `Backend.get_whole` does. The server's own checksum is verified if the server sends
         one.
         """
         response = await (await self._client()).get_object(**self._at(path))
         version, size = response.get("ETag", ""), response.get("ContentLength")
-        limit = limit_bytes if most_bytes is None else min(limit_bytes, most_bytes)
         async with response["Body"] as body:
             # Too large to be read in one answer: the caller reads ranges, or refuses the object.
-            if size is not None and int(size) > limit:
+            if size is not None and int(size) > min(limit_bytes, most_bytes):
                 return ObjectBytes(b"", int(size), version)
-            data = await at_most(body.read, limit + 1)  # botocore verifies the checksum when it reads the end.
-        if len(data) > limit and most_bytes is None:
-            raise ShortAnswer(f"more than {limit} bytes came without a Content-Length")
+            # An answer without a Content-Length is read past `limit_bytes`, because only its end shows the size.
+            # botocore verifies the checksum when it reads the end.
+            data = await at_most(body.read, most_bytes + 1)
         return ObjectBytes(data, len(data), version)
 
     async def head(self, path: str) -> Facts:
@@ -109,7 +108,7 @@ class S3:
                 await self._need_bucket()
             raise
         writer, headers = response.get("Metadata", {}).get(WRITER, ""), response["ResponseMetadata"]["HTTPHeaders"]
-        return Facts(response["ContentLength"], response.get("ETag", ""), writer, age_of(headers))
+        return Facts(known(response.get("ContentLength")), response.get("ETag", ""), writer, age_of(headers))
 
     async def put(self, path: str, data: bytes, condition: Condition | None = None) -> None:
         extra: dict[str, Any] = {}

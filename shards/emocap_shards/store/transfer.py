@@ -9,7 +9,6 @@ import asyncio
 import logging
 import math
 import os
-import sys
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -54,20 +53,19 @@ class Connection:
 
         return await self.ask("read", path, act, size_bytes=None)  # The wait for a free place has no limit.
 
-    async def get_whole(self, path: str, *, most_bytes: int | None = None) -> ObjectBytes:
+    async def get_whole(self, path: str, *, most_bytes: int) -> ObjectBytes:
         """Returns all bytes of the object, which is read in parts if it is large.
 
         If the object is larger than `most_bytes`, only `total` of the result is meaningful.
         """
         limit = 4 * self.traffic.part_bytes
-        most = sys.maxsize if most_bytes is None else most_bytes
 
         async def act(_: int) -> ObjectBytes:
-            async with self.turn, asyncio.timeout(self.patience.attempt_s(min(limit, most))):
+            async with self.turn, asyncio.timeout(self.patience.attempt_s(min(limit, most_bytes))):
                 return await self.backend.get_whole(path, limit_bytes=limit, most_bytes=most_bytes)
 
         part = await self.ask("read", path, act, size_bytes=None)  # The wait for a free place has no limit.
-        if part.total is None or len(part.data) == part.total or part.total > most:
+        if part.total is None or len(part.data) == part.total or part.total > most_bytes:
             return part
         data = await self.get_spans([(path, 0, part.total)], version=part.version)
         return ObjectBytes(data[0], part.total, part.version)

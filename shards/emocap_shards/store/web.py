@@ -8,7 +8,6 @@ trusted: bodies are read within limits, and compressed bodies and redirects to a
 import netrc
 import os
 import re
-import sys
 import weakref
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -24,7 +23,7 @@ from fsspec.implementations.http import HTTPFileSystem
 from emocap_shards.errors import StoreError
 from emocap_shards.mask import masked_url
 from emocap_shards.store.backend import Condition, Facts, ObjectBytes, Page
-from emocap_shards.store.body import ERROR_BYTES, age_of, at_most, cut, total_of
+from emocap_shards.store.body import ERROR_BYTES, age_of, at_most, cut, known, total_of
 from emocap_shards.store.failure import Refusal
 from emocap_shards.store.limits import RetryConfig, TransferConfig
 
@@ -55,17 +54,17 @@ class WebServer:
     async def get(self, path: str, start: int, end: int, *, attempt: int) -> ObjectBytes:  # noqa: ARG002
         return await ranged(self._session(), self._url(path), start, end)
 
-    async def get_whole(self, path: str, *, limit_bytes: int, most_bytes: int | None = None) -> ObjectBytes:
+    async def get_whole(self, path: str, *, limit_bytes: int, most_bytes: int) -> ObjectBytes:
         async with _asked(self._session(), "GET", self._url(path), _AS_IT_IS) as response:
             await _need(response, {200})
-            total, most = response.content_length, sys.maxsize if most_bytes is None else most_bytes
+            total = response.content_length
             # A server without ranges could not send the rest later.
-            limit = min(limit_bytes, most) if response.headers.get("Accept-Ranges") == "bytes" else most
+            limit = min(limit_bytes, most_bytes) if response.headers.get("Accept-Ranges") == "bytes" else most_bytes
             if total is not None and total > limit:
                 response.close()
                 return ObjectBytes(b"", total, _version(response.headers))
             # One byte above the limit shows the caller that the object is too large.
-            data = await at_most(response.content.read, most + 1)
+            data = await at_most(response.content.read, most_bytes + 1)
             return ObjectBytes(data, len(data), _version(response.headers))
 
     async def head(self, path: str) -> Facts:
@@ -75,7 +74,7 @@ class WebServer:
                 if response.content_length is not None:
                     return Facts(response.content_length, _version(response.headers), age_s=age_of(response.headers))
         part = await self.get(path, 0, 1, attempt=1)  # The server does not support HEAD.
-        return Facts(part.total if part.total is not None else len(part.data), part.version)
+        return Facts(known(part.total), part.version)
 
     async def put(self, path: str, data: bytes, condition: Condition | None = None) -> None:  # noqa: ARG002
         raise self._read_only(path)
