@@ -1,7 +1,10 @@
 import io
 import json
 import random
+import tempfile
+import uuid
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ from emocap_shards.errors import RecordError
 from emocap_shards.inspecting.verify import verify
 from emocap_shards.manifest import read_manifest
 from emocap_shards.store import open_store
+from emocap_shards.writing import shards
 from emocap_shards.writing.duplicates import (
     DIGEST_BYTES,
     MAX_BITS,
@@ -92,13 +96,33 @@ def test_bad_rows_are_let_go_up_to_a_number_and_all_are_reported(tmp_path):
     assert "not JPEG" in report[0]["reason"]
 
 
-def test_a_full_local_disk_is_one_line(tmp_path, monkeypatch):
-    def full(*_):
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (tempfile, "mkdtemp"),
+        (TarFile, "__init__"),
+        (TarFile, "add"),
+        (shards, "seal"),
+        (Path, "unlink"),
+        (tempfile.TemporaryDirectory, "_rmtree"),
+    ],
+)
+def test_a_full_local_disk_is_one_line(tmp_path, monkeypatch, owner, name):
+    def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     source = table_of(tmp_path / "in", 2)
-    monkeypatch.setattr(TarFile, "add", full)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # Some of the errors leave a folder there.
+    monkeypatch.setattr(owner, name, full)
     with pytest.raises(RecordError, match=r"No space left on device.*or set TMPDIR"):
+        packed(source, f"memory://{uuid.uuid4().hex}")
+
+
+def test_a_machine_without_a_usable_folder_of_temporary_files_is_one_line(tmp_path, monkeypatch):
+    source = table_of(tmp_path / "in", 2)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", list)
+    with pytest.raises(RecordError, match=r"No usable temporary directory found.*or set TMPDIR"):
         packed(source, tmp_path / "out")
 
 

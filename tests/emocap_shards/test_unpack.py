@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from emocap_shards.errors import DamagedSample, ManifestError, RecordError
@@ -66,6 +67,24 @@ def flip(path, position):
     data = bytearray(path.read_bytes())
     data[position] ^= 1
     path.write_bytes(data)
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(dataset, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RecordError, match=r"file/out.* cannot be written \(Not a directory\)"):
+        unpack(dataset, tmp_path / "file" / "out")
+
+
+@pytest.mark.parametrize("name", ["write_text", "rmdir"])
+def test_a_disk_that_fails_at_the_end_is_one_line(tmp_path, monkeypatch, name):
+    def fails(*_, **__):
+        raise OSError(5, "Input/output error")
+
+    write_shards(records(7)[::-1], tmp_path / "dataset", samples_per_shard=3)
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(Path, name, fails)
+    with pytest.raises(RecordError, match=r"out cannot be written \(Input/output error\)"):
+        unpack(tmp_path / "dataset", tmp_path / "out")
 
 
 def test_damage_is_named_and_may_be_left_out(dataset, tmp_path):

@@ -56,7 +56,7 @@ def _disk() -> Generator[None]:
     try:
         yield
     except OSError as error:
-        folder = tempfile.gettempdir()
+        folder = tempfile.tempdir or "temporary files"  # None if no folder can be used.
         raise RecordError(f"the disk of {folder} fails ({error.strerror}); free some of it, or set TMPDIR.") from error
 
 
@@ -72,7 +72,7 @@ class ShardWriter:
 
     If an upload fails, a later call of `add` or `finish` raises its error. This is usually a `StoreError`. It is a
     `ManifestError` if another pack has written a dataset to the store in the meantime, and a `RecordError` if the index
-    of the shard is too large.
+    of the shard is too large. An error of the local disk is a `RecordError` too.
     """
 
     def __init__(
@@ -83,7 +83,8 @@ class ShardWriter:
         self._size = size
         self._next = first
         self._on_stored = on_stored
-        self._folder = tempfile.TemporaryDirectory(prefix="emocap-pack-")
+        with _disk():
+            self._folder = tempfile.TemporaryDirectory(prefix="emocap-pack-")
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="upload")
         self._pending: deque[Future[Shard]] = deque()
         self._tar: TarFile | None = None
@@ -101,7 +102,8 @@ class ShardWriter:
         finally:
             # The uploads read from the folder, so it is deleted after they have ended.
             self._thread.shutdown(wait=True)
-            self._folder.cleanup()
+            with _disk():
+                self._folder.cleanup()
 
     def add(self, sample: Prepared) -> None:
         """Writes the sample into the current shard, or into the next shard if it does not fit."""
@@ -109,9 +111,9 @@ class ShardWriter:
         # is closed here.
         if self._tar and not self._size.has_room(self._tar, sample):
             self._hand_over(self._tar)
-        if not self._tar:
-            self._tar = TarFile(Path(self._folder.name, f"{self._next}.tar"))
         with _disk():
+            if not self._tar:
+                self._tar = TarFile(Path(self._folder.name, f"{self._next}.tar"))
             self._tar.add(sample.key, sample.extension, sample.image, sample.annotation)
         self._origin.add(sample)
         if self._size.is_full(self._tar):
@@ -145,7 +147,8 @@ class ShardWriter:
 
     def _upload(self, number: int, tar: TarFile, origin: ShardOrigin) -> Shard:
         """Stores a shard, its index and then its journal entry, and deletes the tar. It runs in the upload thread."""
-        sealed = seal(tar.path, tar.spans)
+        with _disk():
+            sealed = seal(tar.path, tar.spans)
         index = dump_index(sealed.slots)
         if len(index) > MOST_INDEX_BYTES:
             raise RecordError(f"the index of shard {number} has {len(index)} bytes: put fewer samples into a shard.")
@@ -159,5 +162,6 @@ class ShardWriter:
         self._store.put_file(path, tar.path)
         self._store.put(index_path, index)
         self._journal.put(number, JournalEntry(shard, origin))
-        tar.path.unlink()
+        with _disk():
+            tar.path.unlink()
         return shard

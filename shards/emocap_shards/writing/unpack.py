@@ -1,7 +1,8 @@
 """Writes a dataset as a folder of images, each with its annotation in a .json file of the same name."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,25 +41,37 @@ def unpack(
         ManifestError: If there is no dataset.
         DamagedSample: If more than `skip_bad` samples are damaged.
         RecordError: If `folder` is not empty, if `FOLDER.partial` exists, if two samples have the same key, if the key
-            or the extension of a sample is not allowed, or if a file cannot be written.
+            or the extension of a sample is not allowed, or if a file or folder cannot be written.
     """
     target = Path(folder)
     partial = target.with_name(f"{target.name}.partial")
     # What an interrupted call has left is not continued: the user has to delete it.
     for path in (target, partial):
-        if path.exists() and (path == partial or not path.is_dir() or any(path.iterdir())):
-            raise RecordError(f"{path} exists already; choose another folder, or delete it.")
+        with _disk(path):
+            if path.exists() and (path == partial or not path.is_dir() or any(path.iterdir())):
+                raise RecordError(f"{path} exists already; choose another folder, or delete it.")
     source = DatasetSource.open([str(url)])
-    partial.mkdir(parents=True)
+    with _disk(partial):
+        partial.mkdir(parents=True)
     names, damaged = _write_all(source, partial, skip_bad, progress or (lambda _: None))
-    if names != sorted(names):
-        (partial / ORDER).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
-    if target.exists():
-        # It is empty, as was checked above.
-        target.rmdir()
-    # The folder gets its name last, so a folder of this name is complete.
-    shutil.move(partial, target)
+    with _disk(target):
+        if names != sorted(names):
+            (partial / ORDER).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+        if target.exists():
+            # It is empty, as was checked above.
+            target.rmdir()
+        # The folder gets its name last, so a folder of this name is complete.
+        shutil.move(partial, target)
     return Unpacked(len(names), tuple(damaged))
+
+
+@contextmanager
+def _disk(path: Path) -> Generator[None]:
+    """Turns an error of the local disk into a `RecordError` that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise RecordError(f"{path} cannot be written ({error.strerror or error}); is the disk full?") from error
 
 
 def _write_all(
@@ -87,12 +100,12 @@ def _write(sample: Encoded, folder: Path) -> str:
         )
     name = f"{sample.key}.{sample.extension}"
     for path, data in ((folder / name, sample.image), (folder / f"{sample.key}.json", sample.annotation)):
-        try:
-            with path.open("xb") as file:
+        with _disk(path):
+            try:
+                file = path.open("xb")
+            except FileExistsError as error:
+                cure = "give each sample its own key: `emocap reshard --number-keys`"
+                raise RecordError(f"two samples have the key {sample.key!r} here; {cure}.") from error
+            with file:
                 file.write(data)
-        except FileExistsError as error:
-            cure = "give each sample its own key: `emocap reshard --number-keys`"
-            raise RecordError(f"two samples have the key {sample.key!r} here; {cure}.") from error
-        except OSError as error:
-            raise RecordError(f"{path} cannot be written ({error.strerror}); is the disk full?") from error
     return name
