@@ -51,6 +51,24 @@ def test_a_shard_that_the_store_does_not_give_is_a_fault_and_the_others_are_stil
     assert verdict.lost == 4
 
 
+def test_a_shard_without_index_that_the_store_does_not_give_is_lost_once(folder, monkeypatch):
+    honest = FolderStore.read_range
+
+    def refused(self, path, start, end):
+        if path == SHARD:
+            raise StoreError("no permission.")
+        return honest(self, path, start, end)
+
+    monkeypatch.setattr(FolderStore, "read_range", refused)
+    (folder / INDEX).unlink()
+    verdict = verify(folder)
+    assert [(fault.kind, fault.shard, fault.lost) for fault in verdict.faults] == [
+        (FaultKind.MISSING_INDEX, SHARD, 3),
+        (FaultKind.UNREADABLE, SHARD, 0),
+    ]
+    assert verdict.lost == 3
+
+
 def test_reads_that_differ_are_blamed_on_the_way(folder, monkeypatch):
     honest = FolderStore.read_range
     calls = []

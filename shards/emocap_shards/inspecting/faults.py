@@ -52,7 +52,7 @@ class Fault:
         shard: Path of the damaged object in the dataset.
         reason: Description of the damage.
         key: The key of the damaged sample, or "".
-        lost: Number of samples that cannot be read because of this fault.
+        lost: Number of samples that cannot be read because of this fault. A sample is counted in one fault only.
         found: SHA-256 of the shard or index that was read, if it is not the one in the manifest; otherwise "".
     """
 

@@ -171,13 +171,16 @@ def _faults(
     yield from gross
     missing = {fault.shard for fault in gross if fault.kind is FaultKind.MISSING_SHARD}
     shards = [shard for shard in manifest.shards if shard.path not in missing]
+    # All samples of these shards are counted as lost already.
+    counted = {fault.shard for fault in gross if fault.lost}
     owners = {shard.sha256: shard.path for shard in manifest.shards}
     index_owners = {shard.index_sha256: shard.path for shard in manifest.shards}
     hashes: list[UInt64[np.ndarray, " samples"]] = []
     checks = check_shards(store, shards, quick=quick, processes=processes, on_progress=on_progress)
     for shard, checked in zip(shards, checks, strict=True):
         hashes.append(checked.keys)
-        yield from _recognised(checked, shard, owners, index_owners)
+        for fault in _recognised(checked, shard, owners, index_owners):
+            yield replace(fault, lost=0) if shard.path in counted else fault
     yield from _repeated_keys(store, shards, hashes)
 
 
