@@ -101,13 +101,14 @@ def _digest(text: str) -> str:
 class LabelCounter:
     """Summarises the values of up to 200 text labels and up to 200 numeric labels, each under its name.
 
-    The values of all further labels are left out. `names_left_out` is the number of these values, and not of the names.
+    The values of labels with further names are left out. `values_left_out` is the number of these values, and not of
+    the names, because a set of names would need unbounded memory.
     """
 
     def __init__(self) -> None:
         self._texts: dict[str, TextCounter] = {}
         self._numbers: dict[str, NumberCounter] = {}
-        self.names_left_out = 0
+        self.values_left_out = 0
 
     def add(self, labels: Labels) -> None:
         for name, label in labels.items():
@@ -128,13 +129,13 @@ class LabelCounter:
         if name in self._texts or len(self._texts) < MOST_NAMES:
             self._texts.setdefault(name, TextCounter(_MOST_VALUES)).add([label[:_VALUE_CHARACTERS]])
         else:
-            self.names_left_out += 1
+            self.values_left_out += 1
 
     def _add_number(self, name: str, label: float) -> None:
         if name in self._numbers or len(self._numbers) < MOST_NAMES:
             self._numbers.setdefault(name, NumberCounter()).add([label])
         else:
-            self.names_left_out += 1
+            self.values_left_out += 1
 
 
 def _natural(item: tuple[str, object]) -> list[tuple[int, str]]:

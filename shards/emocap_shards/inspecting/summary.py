@@ -76,7 +76,8 @@ class Summary:
     `looked` says how many were read, how many of them are damaged, and whether the time limit ended the reading.
 
     `sentences` summarises the number of local sentences in a caption. `captions` counts the digests of complete
-    captions, so `captions.repeats` is the number of captions that repeat an earlier one.
+    captions, so `captions.repeats` is the number of captions that repeat an earlier one. `labels_left_out` is the
+    number of values that are not counted because there are too many names of labels.
     """
 
     stock: ManifestSummary
@@ -212,7 +213,7 @@ class _Collector:
             images=self._images.images(),
             text_labels=self._labels.texts(),
             number_labels=self._labels.numbers(),
-            labels_left_out=self._labels.names_left_out,
+            labels_left_out=self._labels.values_left_out,
             faces=self._sheet.faces(),
         )
 
