@@ -27,18 +27,24 @@ _WAIT_S = 0.2
 class Background:
     """One daemon thread that does the submitted work in order.
 
-    The owner calls `close` when it no longer needs the thread. Work that is submitted after `close` is never done.
+    The owner calls `close` when it no longer needs the thread. Later work is cancelled when it is submitted.
     """
 
     def __init__(self, name: str) -> None:
         self._work: SimpleQueue[Work | None] = SimpleQueue()
         self._closed = False
+        # Without it, `close` could empty the queue after `submit` has read `_closed` and before it puts the work there.
+        self._lock = threading.Lock()
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def submit(self, act: Callable[[], Result]) -> Future[Result]:
         """Queues a call of `act` and returns its future. The future can be cancelled until the call begins."""
         future: Future[Result] = Future()
-        self._work.put((future, act))
+        with self._lock:
+            if self._closed:
+                _call_off(future)
+            else:
+                self._work.put((future, act))
         return future
 
     def close(self) -> None:
@@ -47,7 +53,8 @@ class Background:
         Running work is not interrupted.
         """
         # First of all, because the thread may take the next work while the loop below empties the queue.
-        self._closed = True
+        with self._lock:
+            self._closed = True
         with suppress(Empty):
             while work := self._work.get_nowait():
                 _call_off(work[0])

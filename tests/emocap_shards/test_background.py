@@ -98,6 +98,15 @@ def test_who_waits_for_work_that_is_called_off_is_told():
     assert begun.result(timeout=5)
 
 
+def test_who_submits_work_after_the_end_is_told():
+    thread = Background("fetch")
+    thread.close()
+    late = thread.submit(lambda: 1)
+    assert wait([late], timeout=5).done == {late}
+    with pytest.raises(CancelledError):
+        late.result(timeout=5)
+
+
 def test_cancelled_work_is_skipped():
     thread, hanging, done = Background("fetch"), threading.Event(), []
     thread.submit(lambda: hanging.wait(timeout=10))
