@@ -131,7 +131,7 @@ def _shard_size(samples: int | None, size_bytes: int | None) -> ShardSize:
 
 
 class Bar(AbstractContextManager["Bar"]):
-    """Shows a progress bar that counts the rows of the source, and the bytes of the images packed so far."""
+    """Shows a progress bar that counts the rows of the source, and the bytes of the shards stored so far."""
 
     def __init__(self, verb: str, total: int | None) -> None:
         self._bar = tqdm(

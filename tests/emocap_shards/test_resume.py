@@ -68,7 +68,9 @@ def test_interrupted_at_any_row_and_started_again_the_bytes_are_the_same(source,
     with pytest.raises(_PlugPulled):
         pack(_Unplugged(source, after), tmp_path, OPTIONS)
     before = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("shard-*.tar")}
-    resumed = pack(source, tmp_path, OPTIONS)
+    told = []
+    resumed = pack(source, tmp_path, OPTIONS, progress=told.append)
+    assert told[-1].bytes == resumed.manifest.total_bytes
     assert files_of(tmp_path) == unbroken
     assert resumed.resumed == len(before) == (after - sum(row < after for row in (3, 9, 12, 13))) // 4
     for name, written in before.items():

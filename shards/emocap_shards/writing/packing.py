@@ -75,14 +75,14 @@ class PackProgress:
     Attributes:
         rows: Number of rows that were read from the source.
         samples: Number of samples that were written into shards.
-        bytes: Size of these samples' images. For shards that an earlier call has finished it is the size of the tars.
         stored: Number of samples in shards that are in the store.
+        bytes: Size of the tars of these shards.
     """
 
     rows: int = 0
     samples: int = 0
-    bytes: int = 0
     stored: int = 0
+    bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +154,7 @@ def pack(
     for entry in finished:
         ledger.replay(entry, rows, url=store.url)
         shard = entry.shard
-        reporter.add(PackProgress(entry.origin.rows, shard.samples, shard.bytes, shard.samples))
+        reporter.add(PackProgress(entry.origin.rows, shard.samples, shard.samples, shard.bytes))
     with (
         # The generator is closed here, not by the garbage collector, so that worker processes end while their queues
         # are still open.
@@ -199,7 +199,7 @@ def _write(
             ledger.reject(result)
         elif ledger.admits(result.where, result.key, result.fingerprint):
             writer.add(result)
-            reporter.add(PackProgress(rows=1, samples=1, bytes=len(result.image)))
+            reporter.add(PackProgress(rows=1, samples=1))
             continue
         writer.pass_over(result)
         reporter.add(PackProgress(rows=1))
@@ -218,13 +218,13 @@ class _ProgressReporter:
         self._total = PackProgress(
             rows=total.rows + change.rows,
             samples=total.samples + change.samples,
-            bytes=total.bytes + change.bytes,
             stored=total.stored + change.stored,
+            bytes=total.bytes + change.bytes,
         )
         self._report(self._total)
 
     def stored(self, shard: Shard) -> None:
-        self.add(PackProgress(stored=shard.samples))
+        self.add(PackProgress(stored=shard.samples, bytes=shard.bytes))
 
 
 def _refuse(store: Store, journal: Journal) -> None:
