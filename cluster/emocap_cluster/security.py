@@ -72,7 +72,7 @@ def make_token() -> None:
     itself would create the file with default permissions, with which other users can usually read it.
 
     Raises:
-        NoCluster: If the file cannot be created.
+        NoCluster: If the file cannot be created, or its path is not known because the user has no home folder.
     """
     if (path := _token_file()) is None or path.exists():
         return
@@ -94,7 +94,8 @@ def check_token() -> None:
     """Refuses a token that is not secret, because everyone who knows the token can run code in the cluster.
 
     Raises:
-        NoCluster: If another user can read or replace the file with Ray's token, or if it is not a regular file.
+        NoCluster: If another user can read or replace the file with Ray's token, if it is not a regular file, if it
+            cannot be examined, or if its path is not known because the user has no home folder.
     """
     if (path := _token_file()) is None or not os.path.lexists(path):
         return
@@ -118,6 +119,9 @@ def _token_file() -> Path | None:
     """Returns the path of the file in which Ray looks for its token.
 
     Returns None if Ray uses no token, or reads the token from the environment.
+
+    Raises:
+        NoCluster: If the path is not known because the user has no home folder.
     """
     if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token" or os.environ.get("RAY_AUTH_TOKEN"):
         return None
