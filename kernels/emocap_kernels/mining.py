@@ -30,8 +30,8 @@ class Mining:
         guide: Which features are compared; docs/method.md has a table of the values. The local loss always compares
             sentences.
         threshold: The least cosine of a mined pair, in [-1, 1]. It is not multiplied by the scale of the loss.
-        top_k: Number of most similar candidates that are mined for each anchor, at least 1. The anchor's own pair does
-            not count.
+        top_k: Number of most similar candidates that are mined for each anchor, at least 1. The candidate of the
+            anchor's own sample (in the local loss, the sentence itself) does not count.
         treatment: `attract` makes mined pairs positives. `ignore` excludes them from the loss, so that they are neither
             positives nor negatives.
 
@@ -72,8 +72,8 @@ class Mining:
 def top_k_pairs(similarity: Tensor, top_k: int) -> Tensor:
     """Returns a bool mask of the shape of `similarity` that is True at the `top_k` most similar columns of each row.
 
-    Of equal similarities the lower index wins. The diagonal contains the own pairs, which are never selected. Only the
-    backend `reference` uses this function.
+    Of equal similarities the lower index wins. Entries of the diagonal, where anchor and candidate belong to the same
+    sample or are the same sentence, are never selected. Only the backend `reference` uses this function.
     """
     itself = torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
     # A stable sort keeps equal similarities in the order of their index.
@@ -92,14 +92,14 @@ def top_k_indices(similarity: Tensor, own: Tensor, top_k: int) -> Tensor:
     host wait.
 
     Similarities of unit vectors are never NaN. For other vectors, the backends treat NaN differently: `reference` ranks
-    it first, and `fused` does not select it. This function ranks the own pair and all candidates with NaN last. They
-    are selected only if an anchor has too few candidates besides them, those of lowest index first.
+    it first, and `fused` does not select it. This function ranks the candidate `own` and all candidates with NaN last.
+    They are selected only if an anchor has too few candidates besides them, those of lowest index first.
 
     Args:
         similarity: [anchors, candidates]; overwritten.
-        own: int64 [anchors], the index of the candidate that forms each anchor's own pair. It is not selected, unless a
-            similarity is NaN.
-        top_k: At least 1. If an anchor has fewer candidates besides its own pair, all of them are returned.
+        own: int64 [anchors], the index of the candidate that belongs to the same sample as the anchor (or is the same
+            sentence). It is not selected, unless a similarity is NaN.
+        top_k: At least 1. If an anchor has fewer candidates besides `own`, all of them are returned.
 
     Returns:
         int64 [anchors, min(top_k, candidates - 1)], in ascending order in each row.

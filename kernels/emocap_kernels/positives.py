@@ -46,7 +46,7 @@ TEXT_ANCHORS: Mapping[Guide, GuideSimilarities] = {
 
 
 def transposed(similarities: GuideSimilarities) -> GuideSimilarities:
-    """Returns `similarities` with the modalities of anchor and candidate swapped.
+    """Returns `similarities`, pairs (modality of the anchor, modality of the candidate), with each pair swapped.
 
     The result describes a similarity matrix whose columns are the anchors and whose rows are the candidates.
     """
@@ -56,7 +56,8 @@ def transposed(similarities: GuideSimilarities) -> GuideSimilarities:
 def tile_similarities(guide: Guide) -> tuple[GuideSimilarities, ...]:
     """Returns the similarities by which pairs of a tile are mined: first for row anchors, then for column anchors.
 
-    A similarity is a pair of modalities, that of the rows and that of the columns. If the similarities for row anchors
+    The rows are images and the columns are texts. `guide` is the field of `Mining` that selects the similarities. A
+    similarity is a pair of modalities, that of the rows and that of the columns. If the similarities for row anchors
     and for column anchors are equal, the result has one entry instead of two.
     """
     images, texts = IMAGE_ANCHORS[guide], transposed(TEXT_ANCHORS[guide])
@@ -66,8 +67,9 @@ def tile_similarities(guide: Guide) -> tuple[GuideSimilarities, ...]:
 def modalities_to_gather(mining: Mining) -> set[Modality]:
     """Returns the modalities whose guide features every rank needs for the whole batch.
 
-    Mining compares the rows of a rank with the rows of all ranks. A rank already holds the features of its own rows in
-    both modalities. So only the modalities in which it needs the rows of other ranks are gathered.
+    Guide features are the vectors that mining compares. Mining compares the rows of a rank with the rows of all ranks.
+    A rank already holds the features of its own rows in both modalities. So only the modalities in which it needs the
+    rows of other ranks are gathered.
     """
     texts = TEXT_ANCHORS[mining.guide]
     # With `top_k` a rank mines for its own texts, and the candidates come from other ranks. With a threshold alone, it
@@ -77,12 +79,12 @@ def modalities_to_gather(mining: Mining) -> set[Modality]:
 
 
 def compares_modalities(mining: Mining) -> bool:
-    """Returns whether the guide compares images with texts, as the scores do."""
+    """Returns whether the mining rule compares images with texts, as the scores do."""
     return any(anchor != candidate for anchor, candidate in IMAGE_ANCHORS[mining.guide])
 
 
 def compares_images(mining: Mining) -> bool:
-    """Returns whether the guide compares images with images."""
+    """Returns whether the mining rule compares images with images in at least one direction."""
     return ("image", "image") in (*IMAGE_ANCHORS[mining.guide], *TEXT_ANCHORS[mining.guide])
 
 
@@ -143,8 +145,8 @@ def mine_top_k(
     Args:
         similarity: Returns the similarities of a block of anchors with all candidates, [anchors, candidates]. The
             returned tensor is overwritten.
-        own: int64 [anchors], the index of the candidate that forms each anchor's own pair. It is not mined, unless a
-            similarity is NaN.
+        own: int64 [anchors], the index of the candidate that belongs to the same sample as the anchor (or is the same
+            sentence). It is not mined, unless a similarity is NaN.
         blocks: Slices that cover the anchors in order. The anchors of a slice are compared at once.
         mining: A rule with `top_k`.
         candidates: Number of candidates.

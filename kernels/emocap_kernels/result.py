@@ -28,13 +28,14 @@ class LossResult:
             compute it) is the gradient of this loss.
         image_to_text: Mean loss of the image anchors.
         text_to_image: Mean loss of the text anchors (of the sentences, in the local loss).
-        positives: Mean number of positives of an anchor, averaged over both directions. The anchor's own pair counts.
+        positives: Mean number of positives of an anchor, averaged over both directions. Positives without mining, such
+            as the image and the text of one sample, count too.
         recall_at_1: Fraction of the anchors, 0 to 1, for which the best-scoring candidate is correct. In the global
-            loss, the candidate of the anchor's own pair and all candidates with an equal id are correct. In the local
-            loss, the sentences of an image are correct for the image, and the image that owns a sentence is correct
-            for the sentence. Candidates that mining excludes from the loss are compared as well. If scores are equal
-            after rounding, the candidate with the lowest global index is the best one; docs/method.md, section 5,
-            describes one exception of `fused`.
+            loss, the candidate of the anchor's own sample and all candidates with an equal id are correct. In the local
+            loss, the sentences of an image are correct for the image, and the image that owns a sentence is correct for
+            the sentence. Candidates that mining excludes from the loss are compared as well. If scores are equal after
+            rounding, the candidate with the lowest global index is the best one; docs/method.md, section 5, describes
+            one exception of `fused`.
     """
 
     loss: Tensor

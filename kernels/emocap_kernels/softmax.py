@@ -289,7 +289,7 @@ class GradientWeights:
 
 
 def gradient_weights(stats: AnchorStats, weight: Tensor | float) -> GradientWeights:
-    """Returns the gradient weights of anchors, from their statistics.
+    """Returns the weights that determine the gradient of the scores, from the statistics of the anchors.
 
     `weight` is the factor of an anchor's loss in the mean: [anchors], or one number for all anchors.
     """

@@ -59,10 +59,10 @@ class GuideFeatures:
         """Returns the similarity of local anchors with candidates, [rows, candidates].
 
         Args:
-            similarities: The similarities that the guide compares, each as the modality of the anchor and that of the
-                candidate. If there are two, the smaller one is returned for each pair.
+            similarities: One or two entries (modality of the anchor, modality of the candidate), which say what is
+                compared. Of two similarities, the smaller one is returned.
             rows: The local anchors.
-            candidates: The guide features of the candidates, [candidates, width] for each modality.
+            candidates: The features of the candidates by modality, [candidates, width of that modality].
             duplicates: The result of `duplicates_of` for the candidates. With it, equal candidates have equal
                 similarities to the bit; without it, rounding may differ.
         """
@@ -74,10 +74,11 @@ class GuideFeatures:
 
 
 def duplicates_of(similarities: GuideSimilarities, candidates: Mapping[Modality, Tensor]) -> list[Tensor | None]:
-    """Finds duplicates among the candidates, and returns a list with one entry for each similarity.
+    """Finds duplicates among the candidates, and returns a list with one result for each entry of `similarities`.
 
-    An entry is a tensor that holds, for every candidate, the index of the first candidate with the same features; or
-    None if all candidates differ (see `first_duplicates`).
+    An entry is (modality of the anchor, modality of the candidate), and the features of the second modality are
+    searched. The result is a tensor that holds, for every candidate, the index of the first candidate with the same
+    features; or None if all candidates differ (see `first_duplicates`).
     """
     return [first_duplicates(candidates[candidate]) for _, candidate in similarities]
 
@@ -85,6 +86,8 @@ def duplicates_of(similarities: GuideSimilarities, candidates: Mapping[Modality,
 @dataclass(frozen=True, slots=True)
 class TextBlock:
     """Holds some texts of the global batch, and the guide features of the same samples.
+
+    Guide features are the vectors that mining compares or, with a teacher, the features of the teacher.
 
     Attributes:
         columns: Global indices of the texts.
@@ -106,20 +109,21 @@ class ContrastiveBatch:
     backward saves the result of `pack`, and restores the batch with `unpack`.
 
     In the shapes, `local` is the number of rows of this rank, and `total` that of all ranks. An own pair is the image
-    and the text of the same row.
+    and the text of the same row. Known positives are the pairs that are positives without mining: own pairs and pairs
+    of equal `ids`.
 
     Attributes:
         image: [local, width].
         text: [local, width], in the type in which it is sent (in the reference, in the type of `image`).
-        columns: The all-gather of the texts, and of the guide features of `sent_guides`.
-        sent_guides: Modalities whose guide features are sent in addition to the texts.
+        columns: The all-gather of the texts, and of the features of `sent_guides`.
+        sent_guides: Modalities whose `features` are sent in addition to the texts.
         scale: 0-dim, in the type of the scores: at least float32.
         objective: The loss as a function of the scores.
         bias: 0-dim, added to the scores; 0 if the objective has none.
         guide_scale: 0-dim; a teacher's scores are `guide_scale` times the cosines of `features`.
-        ids: int64 [total]. Samples of equal id are known positives. None if only own pairs are known positives.
+        ids: int64 [total], the id of each sample; None if only own pairs are known positives.
         mining: The rule by which further positives are mined; None if only known positives are positives.
-        features: The features that guide the mining, or those of the teacher; None if there is neither.
+        features: The vectors that mining compares, or those of the teacher (guide features); None if there is neither.
         feature_dtype: The type in which features are multiplied.
         partition: The division of the rows among the ranks.
         ranks: The ranks of the batch.
@@ -152,6 +156,8 @@ class ContrastiveBatch:
     def all_guides(self) -> Mapping[Modality, Tensor]:
         """Returns the guide features of the whole batch, [total, width of the modality] for each modality.
 
+        Guide features are the vectors that mining or a teacher compares.
+
         This is a collective: all ranks must call it.
         """
         everything = ColumnBlock(slice(0, self.partition.total), self.columns.gather_all())
@@ -170,8 +176,8 @@ class ContrastiveBatch:
         This is a collective, because the lists of text anchors are gathered: all ranks must call it.
 
         Args:
-            nearest: Returns, for given similarities, the candidates that each local anchor mines by these similarities,
-                [local, at most top_k].
+            nearest: Returns the candidates that are mined for each local anchor, [local, at most top_k]. Its argument
+                says what is compared: (modality of the anchor, modality of the candidate) for each similarity.
         """
         if self.mining is None or self.mining.top_k is None:
             return None

@@ -150,7 +150,7 @@ def _check_tensors(inputs: ContrastiveInputs) -> None:
 def _check_widths(inputs: ContrastiveInputs) -> None:
     """Checks that the guide features of images and texts have equal widths, if they are multiplied with each other.
 
-    A teacher multiplies them, and so does mining with a guide that compares images with texts.
+    A teacher multiplies them, and so does mining if its `guide` compares images with texts.
     """
     if inputs.formula.has_teacher:
         reader = f"objective {inputs.formula.name!r}"

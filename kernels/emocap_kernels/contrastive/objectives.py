@@ -44,7 +44,8 @@ from emocap_kernels.targets import Targets
 class DenseScores:
     """Holds all scores of one direction. The rows are the anchors of this direction.
 
-    A pair is never both positive and dropped. The own pairs are on the diagonal, and every one of them is a positive.
+    A pair is never both positive and dropped. The diagonal has the pairs of image and text of the same sample, and
+    every one of them is a positive.
 
     Attributes:
         score: [anchors, candidates], scale and bias included.

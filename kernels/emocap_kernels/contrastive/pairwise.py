@@ -135,9 +135,9 @@ class _LogSumExps:
 
 @dataclass(frozen=True, slots=True)
 class _Teacher:
-    """Computes a teacher's scores from the guide features, and holds the log-sum-exps of student and teacher.
+    """Computes a teacher's scores from its features, and holds the log-sum-exps of student and teacher.
 
-    The student is the model that is trained.
+    The student is the model that is trained. The features of the teacher are `batch.features`.
     """
 
     batch: ContrastiveBatch
@@ -145,7 +145,10 @@ class _Teacher:
     teacher: _LogSumExps
 
     def tile(self, rows: slice, block: TextBlock) -> TeacherTile:
-        """Returns the teacher's scores and all log-sum-exps for the local images `rows` and the texts of `block`."""
+        """Returns the teacher's scores of the local images `rows` with the texts of `block`, and the log-sum-exps.
+
+        The log-sum-exps are those of student and teacher, for these images and these texts as anchors.
+        """
         columns = block.columns
         return TeacherTile(
             score=_teacher_scores(self.batch, rows, block),

@@ -84,7 +84,10 @@ def _teacher(batch: ContrastiveBatch) -> Tensor | None:
 
 
 def _known(batch: ContrastiveBatch) -> Tensor:
-    """Returns the pairs that are positives without mining, bool [rows, rows]."""
+    """Returns a mask of the pairs that are positives without mining, bool [rows, rows].
+
+    With ids, these are the pairs of equal id; without ids, only the image and the text of the same row.
+    """
     ids = batch.ids
     if ids is None:
         return torch.eye(len(batch.image), dtype=torch.bool, device=batch.image.device)
@@ -94,7 +97,9 @@ def _known(batch: ContrastiveBatch) -> Tensor:
 def _mined(batch: ContrastiveBatch, guides: Mapping[Guide, GuideSimilarities]) -> Tensor | None:
     """Returns a mask of the mined pairs of one direction, bool [anchors, candidates], or None without mining.
 
-    `guides` says which features each guide compares in this direction.
+    A guide (`Mining.guide`) names the similarity by which pairs are mined. For each guide, `guides` holds one or two
+    pairs of modalities: the features of the first one (of the anchors) are compared with those of the second one (of
+    the candidates).
     """
     mining, features = batch.mining, batch.features
     if mining is None or features is None:

@@ -25,7 +25,7 @@ class Tiling:
     Attributes:
         rows: Slices of the local images. The images of a slice and the texts of a block form a tile.
         zeros: Zeros, [total], in the type of the scores; `DiagonalTargets` needs a part of them for each tile.
-        lists: The mined candidates, if the rule has `top_k`; otherwise None.
+        lists: The mined candidates, if the mining rule has `top_k`; otherwise None.
     """
 
     rows: list[slice]

@@ -164,7 +164,7 @@ class _StageGather:
     def start_hop(self, hops_left: int) -> None:
         """Starts the last hop of this stage if `hops_left` is 1, or the hop before the last if it is 2.
 
-        If the stage has no such hop, nothing is done.
+        A hop is one step of the rows from rank to rank. If the stage has no such hop, nothing is done.
         """
         place = len(self._stage.hops) - hops_left
         if place < 0:
@@ -254,7 +254,7 @@ class ColumnReduceScatter:
     def send(self, stage: Stage) -> None:
         """Starts to send the sums of `stage` to the ranks that hold the rows.
 
-        It also starts the next hop of all earlier stages whose sums have not arrived yet.
+        It also starts the next hop (step from rank to rank) of all earlier stages whose sums have not arrived yet.
         """
         parts = {rank: self._parts.pop(rank, self._nothing) for rank in stage.ranks}
         # The first stage consists of this rank's own rows. Each later transfer gets them too, because it adds the sums
@@ -275,7 +275,7 @@ class ColumnReduceScatter:
         return self._own
 
     def _advance(self) -> None:
-        """Waits for the current hop of every stage whose sums are being sent, and starts its next hop."""
+        """Waits for the current hop (step from rank to rank) of every stage in progress, and starts its next hop."""
         for each in self._returning:
             each.finish_hop()
         self._returning = [each for each in self._returning if each.start_hop(self._dtype)]

@@ -72,6 +72,8 @@ class Stage:
 class CommunicationPlan:
     """Holds all stages of one rank. All ranks have equally many stages, with equally many hops.
 
+    The rows of a stage arrive together, after as many steps from rank to rank as the stage has hops.
+
     Attributes:
         stages: The first stage consists of the rank's own rows.
         keeps_rows: Whether received rows are kept for backward; otherwise they are sent again.
@@ -84,8 +86,8 @@ class CommunicationPlan:
 def plan_communication(schedule: Schedule, partition: Partition, ranks: Ranks) -> CommunicationPlan:
     """Returns the plan of this rank. `auto` means `hierarchical` if there are several machines, else `gather`.
 
-    The number of stages follows from the mean number of rows of a rank and not from this rank's own number, so that it
-    is equal on all ranks.
+    A stage consists of rows that arrive together. The number of stages is equal on all ranks: it follows from the
+    number of ranks and, except with `ring`, from the mean number of rows of a rank, not from this rank's own number.
     """
     if schedule == "ring":
         stages = plan_stages(ranks.rank, ranks.size, node=ranks.size, pieces=ranks.size)
@@ -99,7 +101,7 @@ def plan_communication(schedule: Schedule, partition: Partition, ranks: Ranks) -
 
 
 def plan_stages(rank: int, size: int, *, node: int, pieces: int) -> tuple[Stage, ...]:
-    """Returns the stages of one rank.
+    """Returns the stages of one rank. The rows of a stage arrive together.
 
     Args:
         rank: Index of the rank.

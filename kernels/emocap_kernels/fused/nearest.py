@@ -76,7 +76,7 @@ def nearest_candidates(
 def _of_block(
     block: CandidateBlock, anchors: int, first: int, tile: TileConfig, *, top_k: int, threshold: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Returns, for each anchor, the similarities of its most similar candidates in a block, and their indices there.
+    """Returns the similarities of the most similar candidates of each anchor, and their indices within the block.
 
     The kernel writes one list for each strip of candidates, so both tensors are [anchors, strips * slots]. `slots` is
     the length of a list, a power of two of at least `top_k`.

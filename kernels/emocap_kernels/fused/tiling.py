@@ -131,7 +131,8 @@ def ranges(length: int, longest: int) -> list[Range]:
 def strips(rows: int, columns: int, tile: TileConfig) -> tuple[int, int]:
     """Returns (number of strips, columns of a strip) for a matrix of `rows` by `columns`.
 
-    A strip is at least four tiles wide, if there are enough columns.
+    A strip is the range of columns that one program of a kernel processes, tile by tile. It is at least four tiles
+    wide, if there are enough columns.
     """
     row_tiles = ceil_div(max(1, rows), tile.rows)
     column_tiles = ceil_div(max(1, columns), tile.columns)

@@ -48,8 +48,8 @@ class RegionBatch:
         scale: 0-dim, in the type of the scores: at least float32.
         sharpness: Factor of the similarities in the softmax that weights the patches; with 0, patches are averaged.
         patch_mask: Bool [local images, patches], True for patches that are kept; None keeps all.
-        mining: The rule for further positives; None if only the sentences of an image are its positives. The guide of
-            the rule is not read, because the local loss always compares sentences.
+        mining: The rule for further positives; None if only the sentences of an image are its positives. The field
+            `guide` of the rule is not read, because the local loss always compares sentences.
         image_partition: The division of the images among the ranks.
         sentence_partition: The division of the sentences among the ranks.
         ranks: The ranks of the batch.

@@ -55,7 +55,9 @@ class _Tiling:
 
     @staticmethod
     def of(batch: RegionBatch, block_bytes: int) -> _Tiling:
-        """Cuts the similarities into tiles of at most `block_bytes`, and mines lists of sentences for `top_k`.
+        """Cuts the similarities into tiles of at most `block_bytes`, and mines lists of sentences.
+
+        The lists are mined only if the mining rule has `top_k`.
 
         This is a collective, because the lists are gathered: all ranks must call it.
         """

@@ -41,7 +41,10 @@ class AnchorWeights:
         return AnchorWeights(rows, number / batch.sentence_partition.total, number)
 
     def gradient_weights(self, stats: ScoreStats) -> tuple[GradientWeights, GradientWeights]:
-        """Returns the gradient weights of rows and columns. With them, the gradient of a score lies in [-2, 2]."""
+        """Returns the weights that determine the gradient of the scores, for rows and for columns.
+
+        With these weights, the gradient of a score lies in [-2, 2].
+        """
         return gradient_weights(stats.rows, self.rows), gradient_weights(stats.columns, self.column)
 
     def gradient_factor(self, grad_output: Tensor, ranks: Ranks) -> Tensor:

@@ -1,9 +1,10 @@
 """Provides the public functions of the local loss, `region_contrastive_loss` and `choose_region_backend`.
 
 A call has three steps, as in the global loss (`contrastive.op`): the ranks exchange facts about their inputs
-(`inputs`), each rank makes its batch (`batch`), and a backend computes the loss. With scope `batch`, the backends
-`reference`, `chunked` and `fused` are in the modules `reference`, `chunked` and `fused.evaluate`. With scope `image`,
-they are in `reference` (`evaluate_within`), `within` and `fused.within`.
+(`inputs`), each rank makes its batch (`batch`), and a backend computes the loss. With scope `batch` (every sentence is
+compared with every image), the backends `reference`, `chunked` and `fused` are in the modules `reference`, `chunked`
+and `fused.evaluate`. With scope `image` (only with its own image), they are in `reference` (`evaluate_within`),
+`within` and `fused.within`.
 """
 
 from __future__ import annotations
@@ -97,10 +98,10 @@ def region_contrastive_loss(
         scale: The inverse temperature, already exponentiated; a number, or a tensor of one element.
         sharpness: Factor of the similarities in the softmax over patches, at least 0. With 0, all patches get equal
             weights. The larger the factor, the more weight the most similar patch gets. Scope `image` does not use it.
-        scope: `batch` or `image`.
+        scope: `batch` or `image`, as described above.
         patch_mask: Bool [rows, patches], True for patches that are kept; None keeps all. All scores of an image of
             which no patch is kept are 0.
-        mining: The rule for further positives, by similarity of sentences; its guide is not read. Scope `image`
+        mining: The rule for further positives, by similarity of sentences; its field `guide` is not read. Scope `image`
             requires None.
         group: The ranks that share the batch; None means that nothing is communicated. All ranks of the group must
             make the call with the same settings.

@@ -32,10 +32,10 @@ class SentenceComparison(Protocol):
         ...
 
     def nearest(self, batch: RegionBatch, mining: Mining) -> Tensor:
-        """Returns the sentences that are mined for each local sentence, [local sentences, at most top_k].
+        """Returns the sentences that `mining`, a rule with `top_k`, mines for each local sentence.
 
-        The entries are global indices of sentences, and -1 marks an unused entry. This is a collective: all ranks must
-        call it.
+        The result is [local sentences, at most top_k]. The entries are global indices of sentences, and -1 marks an
+        unused entry. This is a collective: all ranks must call it.
         """
         ...
 
@@ -47,8 +47,8 @@ class OwnSentences:
     Attributes:
         order: int64 [local sentences], the local indices of the sentences in sorted order.
         images: int64 [local sentences], the local index of the image of each sorted sentence.
-        starts: int64 [local images + 1], the place in `order` of each local image's first sentence. The last entry is
-            the number of local sentences.
+        starts: int64 [local images + 1], the position in `order` of each local image's first sentence. The last entry
+            is the number of local sentences.
     """
 
     order: Tensor

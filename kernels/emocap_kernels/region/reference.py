@@ -11,8 +11,9 @@ positives of image i and of sentence n.
 
 \[ L_{s2i} = \operatorname{mean}_n \Big[ \log\sum_i e^{S_{in}} - \operatorname{mean}_{i \in Q_n} S_{in} \Big] \]
 
-These formulas are those of scope `batch`, which `evaluate` computes. `evaluate_within` computes scope `image` in a loop
-over images. If there are several ranks, each of them holds the whole batch and repeats the whole computation.
+These formulas are those of scope `batch` (every sentence with every image), which `evaluate` computes.
+`evaluate_within` computes scope `image` (every sentence with its own image only) in a loop over images. If there are
+several ranks, each of them holds the whole batch and repeats the whole computation.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ from emocap_kernels.result import Directions, LossResult
 
 
 def evaluate(batch: RegionBatch) -> LossResult:
-    """Returns the loss of scope `batch`. This rank holds the whole batch, which has at least one sentence."""
+    """Returns the local loss of scope `batch`: every sentence is compared with every image of the batch.
+
+    This rank must hold the whole batch, which must have at least one sentence.
+    """
     similarity = torch.einsum("ipd,nd->nip", batch.patches, batch.sentences)
     attention = pooling_weights(similarity, batch.sharpness, batch.patch_mask)
     score = batch.scale * (attention * similarity).sum(-1).T
@@ -52,8 +56,9 @@ def evaluate(batch: RegionBatch) -> LossResult:
 def _direction(score: Tensor, own: Tensor, mined: Tensor, *, attract: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the mean loss, the mean number of positives and the recall at 1 of the anchors of one direction.
 
-    The anchors are the rows of `score`, `own` and `mined`, [anchors, candidates]. `own` is True at known positives.
-    `attract` says whether mined pairs are positives; otherwise they are excluded.
+    The anchors are the rows of `score`, `own` and `mined`, [anchors, candidates]. `own` is True for a sentence and the
+    image that owns it, which are positives without mining. `mined` is True for pairs that mining found. `attract` says
+    whether mined pairs are positives; otherwise they are excluded.
     """
     positive = own | mined if attract else own
     dropped = torch.zeros_like(own) if attract else mined & ~own
@@ -94,7 +99,10 @@ def _similar(sentences: Tensor, mining: Mining) -> Tensor:
 
 
 def evaluate_within(batch: RegionBatch) -> LossResult:
-    """Returns the loss of scope `image`, computed image by image. The module `within` has the formula."""
+    """Returns the local loss of scope `image`: sentences are compared only with patches of their own image.
+
+    This rank must hold the whole batch. The loss is computed image by image; the module `within` has the formula.
+    """
     losses: list[Tensor] = []
     hits: list[Tensor] = []
     for image in batch.is_anchor().nonzero()[:, 0].tolist():

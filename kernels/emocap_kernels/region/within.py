@@ -63,7 +63,7 @@ def pooled_patches(patches: Tensor, sentences: Tensor, kept: Tensor | None) -> T
 def evaluate(
     inputs: RegionInputs, image_partition: Partition, sentence_partition: Partition, ranks: Ranks
 ) -> LossResult:
-    """Returns the loss of scope `image`.
+    """Returns the local loss of scope `image`, which compares sentences only with patches of their own image.
 
     This is a collective: all ranks must call it. The ranks exchange only sums, such as those of the losses. Images that
     own equally many sentences are computed together, so no padding is needed. Memory is linear in the inputs.

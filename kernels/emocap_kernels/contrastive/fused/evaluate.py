@@ -146,7 +146,7 @@ def _loss_sums(rows: Base2Stats, columns: Base2Stats) -> LossSums:
     """Returns the sums of losses, positives and hits over the local anchors.
 
     `rows` are the statistics of the local image anchors, and `columns` those of the local text anchors. A hit is an
-    anchor whose best-scoring candidate is a known positive.
+    anchor whose best-scoring candidate is a positive without mining.
     """
     return LossSums(
         image_loss=rows.losses().sum(),

@@ -75,8 +75,8 @@ class PairwiseKernels:
         """Adds the loss sums of one block to `totals`, and its gradients to `sums`.
 
         Returns the best score of each local row over the columns of the block, and the best score of each column over
-        the local rows. `Best` also says whether a best score belongs to a known positive. `buffer` is the memory for
-        the gradient of a chunk; None if no gradient is needed.
+        the local rows. `Best` also says whether a best score belongs to a positive without mining. `buffer` is the
+        memory for the gradient of a chunk; None if no gradient is needed.
         """
         tile, scale, total = operands.tile, scale_and_bias[0], len(operands.right)
         image, text = operands.descriptors()
@@ -177,7 +177,7 @@ class PairwiseKernels:
 
         Args:
             block: The texts, and the teacher's features of them.
-            exponents: The exponent scales of student and teacher.
+            exponents: The slope and the shift of the exponents, for student and teacher.
             log_sums: The softmax normalisers of the local rows and of all columns, from `_log_sums`.
             totals: The sums of the fields that the kernel writes, in float64.
             buffer: The memory for the gradient of a chunk; None if no gradient is needed.
@@ -245,6 +245,9 @@ def _sigmoid_sums(totals: Tensor, image_hits: Tensor, text_hits: Tensor, positiv
 
 
 def _log_sums(student: Base2Stats, teacher: Base2Stats) -> Tensor:
-    """Returns the softmax normalisers of student and teacher in the layout that `soft_kernel` reads, [4, anchors]."""
+    """Returns the softmax normalisers of student and teacher in the layout that `soft_kernel` reads, [4, anchors].
+
+    For student and for teacher, these are a peak, and log2 of the sum of 2^(score - peak).
+    """
     sums = student.candidates, teacher.candidates
     return torch.stack([field for each in sums for field in (each.peak, each.sum_exp2.log2())])

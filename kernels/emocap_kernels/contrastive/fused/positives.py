@@ -1,5 +1,7 @@
 """Prepares the positives of a batch for kernels: groups of known positives, and the rule by which others are mined.
 
+Known positives are positives without mining: image and text of one sample, or of samples with equal ids.
+
 Unless the scores themselves decide which pairs are mined, the mined pairs are written to a mask with one byte for each
 pair of a chunk. The bit `MINED_BY_ROW` is set if the pair was mined for the row's anchor, and the bit `MINED_BY_COLUMN`
 if it was mined for the column's anchor.
@@ -38,13 +40,14 @@ from emocap_kernels.positives import GuideSimilarities, MinedLists, Modality, ti
 
 @dataclass(frozen=True, slots=True)
 class FusedPositives:
-    """Holds everything that determines which pairs of a tile are positives, except the guide features.
+    """Holds what determines which pairs of a tile are positives, except the guide features (what mining compares).
 
     Attributes:
-        groups: int32 [total], the group of each sample. Samples of the same group are known positives of each other.
+        groups: int32 [total], the group of each sample. Samples of the same group are positives of each other without
+            mining (known positives).
         group_sizes: float32 [total], the size of each sample's group.
         has_ids: Whether groups may hold more than one sample.
-        mining: The rule by which further positives are mined; None if only known pairs are positives.
+        mining: The rule by which further positives are mined; None if only known positives are positives.
         mined_by_score: Whether the cosine from which a pair's score is computed also decides whether the pair is mined.
         lists: The mined candidates of each anchor, int32; None unless the rule has `top_k`.
         own: Global indices of the local rows.
@@ -84,7 +87,7 @@ class FusedPositives:
 
     @property
     def masked(self) -> bool:
-        """Returns whether pairs other than own pairs may be positives, or may be left out of the loss."""
+        """Returns whether pairs other than image and text of one sample may be positives, or excluded from the loss."""
         return self.has_ids or self.rule != RULE_NONE.value
 
     @property
@@ -105,7 +108,7 @@ class FusedPositives:
     def in_block(self, block: TextBlock, features: GuideFeatures | None) -> BlockPositives:
         """Returns an object that describes which pairs of a local row and a text of `block` are positives.
 
-        `features` are the guide features of the local rows; None if the batch has none.
+        `features` are the vectors that mining compares (guide features), of the local rows; None if the batch has none.
         """
         rows: dict[Modality, Tensor] = {}
         columns: dict[Modality, Tensor] = {}
@@ -122,8 +125,8 @@ class BlockPositives:
     Attributes:
         all: The positives of the batch.
         columns: Global indices of the columns of the block.
-        left: Guide features of the local rows by modality, padded by `aligned` so that each row begins at an aligned
-            address; empty if no mask is computed from a threshold.
+        left: Guide features (the vectors that mining compares) of the local rows by modality, padded by `aligned` so
+            that each row begins at an aligned address; empty if no mask is computed from a threshold.
         right: The same for the columns.
     """
 
@@ -134,7 +137,7 @@ class BlockPositives:
 
     @property
     def first(self) -> int:
-        """Returns the column of the own pair of local row 0, counted from the block's start.
+        """Returns the column of the text that belongs to the image of local row 0, counted from the block's start.
 
         It may lie outside of the block.
         """
@@ -144,7 +147,7 @@ class BlockPositives:
     def groups(self) -> tuple[Tensor, Tensor]:
         """Returns the group of each local row and of each column of the block, int32 [local] and int32 [columns].
 
-        A row and a column of the same group are a known positive: they are the same sample or have equal ids.
+        A row and a column of the same group are positives of each other without mining.
         """
         return self.all.groups[self.all.own], self.all.groups[self.columns]
 
@@ -234,7 +237,10 @@ def _groups(batch: ContrastiveBatch) -> tuple[Tensor, Tensor]:
 
 
 def _mine_top_k(batch: ContrastiveBatch, similarities: GuideSimilarities) -> Tensor:
-    """Returns the mined candidates of each local anchor, int32 [local, top_k]; -1 marks an unused entry."""
+    """Returns the mined candidates of each local anchor, int32 [local, top_k]; -1 marks an unused entry.
+
+    `similarities` says what is compared: one or two entries (modality of the anchor, modality of the candidate).
+    """
     mining = batch.mining
     assert mining is not None
     assert mining.top_k is not None

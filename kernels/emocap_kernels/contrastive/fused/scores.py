@@ -65,8 +65,8 @@ class Operands:
 class ExponentScale:
     """Holds the numbers that turn the cosines of a batch into exponents of powers of two.
 
-    All are tensors, because the host never reads them. They are equal on all ranks, so the same variant of the kernels
-    computes on all ranks.
+    All are tensors, because the host never reads them. They are equal on all ranks, so all ranks use the same variant
+    of the kernels (one shift for all sums, or a running maximum for each sum).
 
     Attributes:
         slope: float32 [1]; a score in base 2 is `slope` times a cosine.
@@ -85,12 +85,13 @@ def choose_exponent_scale(
 ) -> ExponentScale:
     """Chooses the shift from `scale` and the size of the batch, and tests on the device whether it fits.
 
-    A shift fits if no sum of exponentials overflows or underflows in float32. This is a collective: all ranks must call
-    it, and all get the same result. No value is copied to the host.
+    The shift is subtracted from all scores before the exponential. It fits if no sum of exponentials overflows or
+    underflows in float32. This is a collective: all ranks must call it, and all get the same result. No value is copied
+    to the host.
 
     Args:
         left: [local, width], the vectors of the local rows of the score matrix.
-        own: [local, width]. Row r is the vector that forms an own pair with row r of `left`.
+        own: [local, width]. Row r belongs to the same sample as row r of `left`.
         scale: 0-dim, the factor of the cosines.
         partition: The division of the rows among the ranks.
         ranks: The ranks of the batch.
@@ -113,8 +114,8 @@ def choose_exponent_scale(
 def _score_bounds(left: Tensor, own: Tensor, ranks: Ranks) -> Tensor:
     """Returns three maxima over the rows of all ranks, float32 [3]. This is a collective.
 
-    They are the maximum of the negated cosine of the own pairs, and the maxima of the squared norms of `left` and of
-    `own`.
+    They are the maximum of the negated cosine of row r of `left` with row r of `own`, and the maxima of the squared
+    norms of `left` and of `own`.
     """
     # A rank without rows takes part in the all-reduce with values that change no maximum.
     nothing = left.new_zeros(1, dtype=torch.float32)

@@ -33,7 +33,7 @@ from emocap_kernels.matmul import storage_scale
 
 
 def panel_chunks(operands: Operands, rows: Range, itemsize: int) -> list[Range]:
-    """Returns the ranges of columns by which a panel, the local rows `rows`, is cut into chunks of bounded size.
+    """Returns the ranges of columns that cut the scores of the local `rows` into chunks of bounded size.
 
     `itemsize` is the number of bytes that a chunk stores for each pair of a row and a column.
     """
@@ -186,8 +186,8 @@ def add_gradients(
     Args:
         sums: The sums to which the gradients are added.
         batch: The batch.
-        exponents: The exponent scale that forward used.
-        plan: The plan that forward used.
+        exponents: The slope and the shift of the exponents, as in forward.
+        plan: The settings of the kernels, as in forward.
         weights: The results of `Base2Stats.gradient_weights` for the local rows and for all columns, [fields, anchors]
             each.
     """
@@ -220,7 +220,7 @@ def _fill_gradient(
     columns: Range,
     plan: KernelPlan,
 ) -> Tensor:
-    """Writes the gradient with respect to the scores of one chunk to `gradient`.
+    """Writes the gradient with respect to the scores of one chunk (`rows` by `columns`) to `gradient`.
 
     Returns what the chunk contributes to the gradient of the scale, 0-dim float64.
     """
@@ -266,9 +266,9 @@ def _fill_gradient(
 class GradientBuffer:
     """Holds memory for the gradient of one chunk, in the type of the embeddings. All chunks use the same memory.
 
-    A result of `chunk` is valid until the next call. The device runs kernels and matrix products in the order in which
-    the host starts them. Therefore the kernel of the next chunk overwrites the memory only after the previous chunk has
-    been multiplied.
+    A chunk is some rows by some columns of the score matrix. A result of `chunk` is valid until the next call. The
+    device runs kernels and matrix products in the order in which the host starts them. Therefore the kernel of the next
+    chunk overwrites the memory only after the previous chunk has been multiplied.
     """
 
     def __init__(self, like: Tensor) -> None:

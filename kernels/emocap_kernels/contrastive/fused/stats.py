@@ -220,7 +220,8 @@ class Base2Stats:
     def gradient_weights(self, shift: Tensor, running_max: Tensor) -> Tensor:
         """Returns the gradient weights in the layout that `gradient_kernel` reads, float32 [fields, anchors].
 
-        The arguments are those of `LogSumExp2.gradient_weight`.
+        From them and the scores, the kernel computes the gradient of the scores. The arguments are those of
+        `LogSumExp2.gradient_weight`.
         """
         weights = self.count.new_zeros(gradient.N_FIELDS, len(self.count))
         weights[gradient.WEIGHT.value], weights[gradient.PEAK.value] = self.candidates.gradient_weight(

@@ -37,7 +37,9 @@ def nearest_kernel(
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """Finds the most similar candidates of `bR` anchors in one strip of candidates. The own pair is not a candidate.
+    """Finds the most similar candidates of `bR` anchors in one strip of candidates.
+
+    For each anchor, the candidate that belongs to the same sample (or is the same sentence) is left out.
 
     Program (i, j) takes anchors [i * bR, (i + 1) * bR) and candidates [j * strip, (j + 1) * strip). It keeps one sorted
     list for each anchor in registers. It computes one tile of similarities after the other, and inserts each candidate
@@ -53,8 +55,8 @@ def nearest_kernel(
             the rest of these entries are -inf.
         indices_ptr_TRK: int32 [strips, bottom, bK], the indices of the candidates; -1 where there is none.
 
-    `first` is the index of the candidate that belongs to the own pair of anchor 0. `bottom` and `right` are the numbers
-    of anchors and of candidates.
+    `first` is the index of the candidate that is left out for anchor 0; the one for anchor r is `first + r`. `bottom`
+    and `right` are the numbers of anchors and of candidates.
     """
     row = tl.program_id(0) * bR
     row_R = row + tl.arange(0, bR)

@@ -183,7 +183,7 @@ def _scores(plan: _KernelPlan, images: slice, block: SentenceBlock) -> Tensor:
 
 
 def _weight_fields(weights: GradientWeights) -> Tensor:
-    """Returns gradient weights in the layout that the gradient kernel reads, float32 [fields, anchors]."""
+    """Returns the fields of `weights` in the layout that the gradient kernel reads, float32 [fields, anchors]."""
     return torch.stack([weights.peak, weights.softmax, weights.positive]).float()
 
 

@@ -38,7 +38,7 @@ class KernelComparison:
 
     Attributes:
         order: int64 [local sentences], the local indices of the sentences in the order of their images.
-        starts: int32 [local images + 1], the places in `order` at which the sentences of each image begin. The last
+        starts: int32 [local images + 1], the positions in `order` at which the sentences of each image begin. The last
             entry is the number of local sentences.
     """
 

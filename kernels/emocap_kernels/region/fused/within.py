@@ -68,7 +68,9 @@ class _WithinPlan:
 def evaluate(
     inputs: RegionInputs, image_partition: Partition, sentence_partition: Partition, ranks: Ranks
 ) -> LossResult:
-    """Returns the loss of scope `image`, for vectors in float32 or a half precision.
+    """Returns the local loss of scope `image`, for vectors in float32 or a half precision.
+
+    With this scope, sentences are compared only with patches of their own image.
 
     This is a collective: all ranks must call it.
     """

@@ -91,14 +91,16 @@ def gradient_kernel(
     """Computes the chunk [top, bottom) x [left, right) of G, and its part of the gradient of the scale.
 
     G is 2B times the gradient of the loss with respect to the scores. Program (i, j) takes the i-th tile of rows and
-    the j-th strip of columns, and goes over the strip tile by tile. There are two variants of the kernel, and a value
-    on the device (`running_max_ptr`) selects one; the other variant returns immediately.
+    the j-th strip of `strip` columns, and goes over the strip tile by tile. There are two variants of the kernel, and a
+    value on the device (`running_max_ptr`) selects one; the other variant returns immediately.
 
     Reads:
         image_desc_RD, text_desc_CD: Embeddings.
         slope_ptr, shift_ptr: A score is slope times a cosine, and its exponential is 2^(score - shift).
-        row_groups_ptr_R, column_groups_ptr_C: A pair is a known positive if its row and its column have the same group.
-        row_weights_ptr_FR, column_weights_ptr_FC: Gradient weights, [fields, row_pitch] and [fields, column_pitch].
+        row_groups_ptr_R, column_groups_ptr_C: The group of each row and column. Pairs of the same group are positives
+            without mining: image and text of one sample, or of samples with equal ids.
+        row_weights_ptr_FR, column_weights_ptr_FC: The results of `Base2Stats.gradient_weights` for rows and columns,
+            with the lengths `row_pitch` and `column_pitch` of a field.
         mask_desc_RC: Mined pairs of the chunk, if RULE is RULE_MASK.
     Writes:
         gradient_desc_RC: `storage_scale` times G, in the type of the embeddings, tile by tile.

@@ -1,8 +1,8 @@
 """Contains the kernel that mines pairs by a threshold on similarities other than the scores.
 
 It writes a mask with one byte for each pair of a chunk. The bit `MINED_BY_ROW` is set if the pair was mined for the
-row's anchor, the bit `MINED_BY_COLUMN` if it was mined for the column's anchor. Each similarity of the guide needs one
-matrix product. If a guide has two similarities, both must reach the threshold.
+row's anchor, the bit `MINED_BY_COLUMN` if it was mined for the column's anchor. For an anchor, the mining rule compares
+one or two similarities, each of which needs one matrix product. Of two, both must reach the threshold.
 
 The kernels that compute scores load the mask by a descriptor, tile by tile (`mined_pairs`). An earlier version loaded
 its bytes by pointers. Each pair then needed a 64-bit address, and 7 KB of registers were spilled (docs/log.md,
@@ -48,7 +48,7 @@ def threshold_kernel(
     Program (i, j) computes tile (i, j) of the chunk that begins at row `top` and column `left`.
 
     Reads:
-        left_desc_RD, right_desc_CD: Guide features of rows and columns.
+        left_desc_RD, right_desc_CD: The vectors that mining compares (guide features), for rows and columns.
         mask_desc_RC: The bits that an earlier launch wrote, unless COMBINE is STORE.
     Writes:
         mask_desc_RC: uint8. The new bits replace the earlier ones (STORE) or are combined with them (AND, OR).

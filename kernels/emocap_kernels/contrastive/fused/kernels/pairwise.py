@@ -58,7 +58,10 @@ TEACHER_LOG = tl.constexpr(3)
 
 @triton.jit
 def load_log_sum(log_sums_ptr_FN, field: tl.constexpr, pitch, index_N, inside_N):
-    """Returns one field of the softmax normalisers of the anchors `index_N`, and 0 where `inside_N` is not set."""
+    """Returns one field of the softmax normalisers of the anchors `index_N`, and 0 where `inside_N` is not set.
+
+    For student and for teacher, the fields are a peak, and log2 of the sum of 2^(score - peak).
+    """
     return tl.load(log_sums_ptr_FN + field * pitch + index_N, mask=inside_N, other=0.0)
 
 
@@ -119,15 +122,17 @@ def sigmoid_kernel(
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """Computes losses, numbers of positives, and best scores of the chunk [top, bottom) x [left, right).
+    """Computes losses, numbers of positives, and best scores of the rows [top, bottom) and columns [left, right).
 
     If WITH_GRADIENT is set, it also computes the gradient of the losses.
 
-    Program (i, j) takes the i-th tile of rows and the j-th strip of columns, and goes over the strip tile by tile.
+    Program (i, j) takes the i-th tile of rows and the j-th strip of `strip` columns, and goes over the strip tile by
+    tile.
 
     Reads:
         image_desc_RD, text_desc_CD: Embeddings.
-        row_groups_ptr_R, column_groups_ptr_C: A pair is a known positive if its row and its column have the same group.
+        row_groups_ptr_R, column_groups_ptr_C: The group of each row and column. Pairs of the same group are positives
+            without mining: image and text of one sample, or of samples with equal ids.
         mask_desc_RC: Mined pairs of the chunk, if RULE is RULE_MASK.
     Writes:
         column_parts_ptr_FTC: [fields, n_column_slots, column_pitch]. The program writes to slot i after each tile.
@@ -137,8 +142,8 @@ def sigmoid_kernel(
 
     Without a mining rule (RULE_NONE), the losses of both directions are equal, and the field TEXT_LOSS stays 0. The
     kernel counts positives only if there is a rule and ATTRACT is set. Otherwise the fields IMAGE_COUNT and TEXT_COUNT
-    stay 0, because the host knows the numbers from the sizes of the groups. `first` is the column of the own pair of
-    local row 0, counted from the first column of the block.
+    stay 0, because the host knows the numbers from the sizes of the groups. `first` is the column of the text that
+    belongs to the image of local row 0, counted from the first column of the block.
     """
     tile = tl.program_id(0)
     row = top + tile * bR
@@ -276,16 +281,18 @@ def soft_kernel(
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """Computes the losses of `soft`, which are KL divergences, over the chunk [top, bottom) x [left, right).
+    """Computes the losses of `soft` (KL divergences) over the rows [top, bottom) and the columns [left, right).
 
     If WITH_GRADIENT is set, it also computes their gradient.
 
-    Program (i, j) takes the i-th tile of rows and the j-th strip of columns, and goes over the strip tile by tile.
+    Program (i, j) takes the i-th tile of rows and the j-th strip of `strip` columns, and goes over the strip tile by
+    tile.
 
     Reads:
         image_desc_RD, text_desc_CD: Embeddings of the student.
         teacher_image_desc_RD, teacher_text_desc_CD: Features of the teacher, of width `teacher_nD`.
-        row_log_sums_ptr_FR, column_log_sums_ptr_FC: Softmax normalisers of student and teacher.
+        row_log_sums_ptr_FR, column_log_sums_ptr_FC: Softmax normalisers of student and teacher: for each a peak, and
+            log2 of the sum of 2^(score - peak).
     Writes:
         gradient_desc_RC: Only if WITH_GRADIENT is set: `storage_scale` times the gradient of the summed losses of both
             directions with respect to the scores, tile by tile.

@@ -36,7 +36,8 @@ def score_bounds_kernel(
 ):
     """Computes bounds over `bR` rows: the least cosine of an own pair, and the largest squared norms.
 
-    The largest squared norm is computed for the images and for the texts separately.
+    An own pair is the image and the text of one sample. The largest squared norm is computed for the images and for the
+    texts separately.
 
     Reads:
         image_ptr_RD, text_ptr_RD: [bottom, nD] each. Row r of the images and row r of the texts form an own pair.

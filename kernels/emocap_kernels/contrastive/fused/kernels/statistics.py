@@ -96,22 +96,23 @@ def statistics_kernel(
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """Computes the statistics of the local rows [top, bottom) and of the columns [left, right) of a block.
+    """Computes the softmax statistics of the local rows [top, bottom) and of the columns [left, right) of a block.
 
-    Program (i, j) takes the i-th tile of rows and the j-th strip of columns, and goes over the strip tile by tile. It
-    returns at once if the device chose the other variant (`running_max_ptr`).
+    Program (i, j) takes the i-th tile of rows and the j-th strip of `strip` columns, and goes over the strip tile by
+    tile. It returns at once if the device chose the other variant (`running_max_ptr`).
 
     Reads:
         image_desc_RD, text_desc_CD: Embeddings.
-        row_groups_ptr_R, column_groups_ptr_C: A pair is a known positive if its row and its column have the same group.
+        row_groups_ptr_R, column_groups_ptr_C: The group of each row and column. Pairs of the same group are positives
+            without mining: image and text of one sample, or of samples with equal ids.
         mask_desc_RC: Mined pairs of the chunk, if RULE is RULE_MASK.
         slope_ptr, shift_ptr: A score is slope times a cosine, and its exponential is 2^(score - shift).
     Writes:
         row_parts_ptr_FTR: [fields, n_row_slots, row_pitch]. The program writes to slot `row_slot + j` at its end.
         column_parts_ptr_FTC: [fields, n_column_slots, column_pitch]. The program writes to slot i after each tile.
 
-    `first` is the column of the own pair of local row 0, counted from the first column of the block. It may lie outside
-    of the block.
+    `first` is the column of the text that belongs to the image of local row 0, counted from the first column of the
+    block. It may lie outside of the block.
     """
     if (tl.load(running_max_ptr) != 0) != RUNNING_MAX:
         return

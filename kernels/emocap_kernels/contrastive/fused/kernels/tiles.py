@@ -38,7 +38,8 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 def mined_pairs(cosine_RC, threshold, mask_desc_RC, row, column, RULE: tl.constexpr):
     """Returns two masks, bool [bR, bC]: the pairs mined for the row's anchor, and those mined for the column's anchor.
 
-    (row, column) is the position of the tile in the mask.
+    With RULE_SCORE, a pair is mined for both anchors if its cosine is at least `threshold`. Otherwise both masks are
+    read from the bits of `mask_desc_RC`, in which the tile begins at (row, column).
     """
     if RULE == RULE_SCORE:
         by_row_RC = cosine_RC >= threshold
@@ -66,10 +67,11 @@ def larger_of_two(a, b, c, d):
 def best_is_known(score_RC, known_RC, before_RC, axis: tl.constexpr):
     """Returns 1.0 where a known pair is the best of its row (axis 1) or column (axis 0) in this tile, else 0.0.
 
-    If a known pair and another pair share the largest score, the other pair wins if its candidate has a lower index
-    than the candidate of the anchor's own pair. `before_RC` marks the pairs whose candidate has such a lower index.
-    docs/method.md, section 5, describes in which case this differs from the other backends. The function uses two
-    maxima and no tensor of indices, because such a tensor spilled more registers.
+    A known pair is a positive without mining: the image and the text of one sample (the own pair of both), or of two
+    samples with equal ids. If a known pair and another pair share the largest score, the other pair wins if its
+    candidate has a lower index than the candidate of the anchor's own pair. `before_RC` marks the pairs whose candidate
+    has such a lower index. docs/method.md, section 5, describes in which case this differs from the other backends. The
+    function uses two maxima and no tensor of indices, because such a tensor spilled more registers.
     """
     known, before = tl.reduce(
         (
@@ -87,8 +89,10 @@ def best_is_known(score_RC, known_RC, before_RC, axis: tl.constexpr):
 def known_hits(score_RC, group_R, group_C, own_R, column_C, any_known, bR: tl.constexpr, bC: tl.constexpr):
     """Returns which rows [bR] and which columns [bC] have a known positive as their best candidate in this tile.
 
-    In each of the two tensors, an entry is 1.0 if this is so, else 0.0. `any_known` says whether the tile has a known
-    pair; most tiles have none and skip the comparison. `own_R` is the column of the own pair of each row.
+    A known positive is a positive without mining: its row and its column have the same group. In each of the two
+    tensors, an entry is 1.0 if the best candidate is one, else 0.0. `any_known` says whether the tile has a known
+    positive; most tiles have none and skip the comparison. `column_C` are the indices of the columns. `own_R` is, for
+    each row (an image), the index of the column with the text of the same sample.
     """
     hit_R = tl.zeros([bR], tl.float32)
     hit_C = tl.zeros([bC], tl.float32)
@@ -103,9 +107,10 @@ def known_hits(score_RC, group_R, group_C, own_R, column_C, any_known, bR: tl.co
 def contains_known(group_R, group_C, row, column, bR: tl.constexpr, bC: tl.constexpr, HAS_IDS: tl.constexpr):
     """Returns whether a tile contains a known pair, which is a pair whose row and column have the same group.
 
-    Without ids (HAS_IDS is False), the own pairs are the only known pairs. `column` is the index of the tile's first
-    column. `row` is the index of the column in which the tile's first row has its own pair, so the next rows have their
-    own pairs in the next columns. Both indices are counted from the first column of the block.
+    Without ids (HAS_IDS is False), the only known pairs are own pairs: image and text of one sample. `column` is the
+    index of the tile's first column. `row` is the index of the column in which the tile's first row has its own pair,
+    so the next rows have their own pairs in the next columns. Both indices are counted from the first column of the
+    block.
     """
     # The result is one number for the tile, so a branch on it is the same for all threads.
     if HAS_IDS:

@@ -56,10 +56,10 @@ N_FIELDS = 3
 
 @triton.jit
 def add_product(sentence_SD, patch_desc_PD, place, d, z_SP, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
-    """Returns `z_SP` plus the products of sentences with patches, for one piece of the vectors' elements.
+    """Adds to `z_SP` a part of the dot products of sentences with patches, and returns the sums.
 
-    The piece begins at element `d`, and `sentence_SD` holds this piece of the sentences. The patches are loaded from
-    `patch_desc_PD`, from row `place` on.
+    The part is that of the `bD` vector elements from index `d` on. `sentence_SD` holds these elements of the sentences.
+    Those of the patches are loaded from `patch_desc_PD`, where row `place` is the first patch.
     """
     patch_PD = patch_desc_PD.load([place, d])
     if WIDEN:
@@ -88,8 +88,9 @@ def similarities(
 ):
     """Returns the dot products of `bS` sentences with a window of the patches of one image, in three pieces.
 
-    A window is a range of patches that are processed together; this one begins at `patch`. A piece of width 1 does not
-    exist. Columns beyond the patches of the image belong to the next image, so callers must mask them.
+    A window is a range of patches that are processed together; this one begins at `patch`. Its pieces have `bP`, `bP_1`
+    and `bP_2` patches. A width of 1 means that the window has no such piece; the result for it is zeros. Columns beyond
+    the patches of the image belong to the next image, so callers must mask them.
 
     The descriptors treat the patches of all images as one matrix. Tiles of a three-dimensional tensor were tried. For
     sm_80 they compiled to pointer arithmetic, which spilled 550 bytes of registers (docs/log.md, 2026-11-23).
@@ -113,7 +114,10 @@ def similarities(
 
 @triton.jit
 def kept_patches(keep_ptr_IP, image, patch, nP: tl.constexpr, bP: tl.constexpr, MASKED: tl.constexpr):
-    """Returns a mask of the patches that exist and are kept, bool [1, bP], for the piece that begins at `patch`."""
+    """Returns which of the `bP` patches from index `patch` on exist and are kept, bool [1, bP].
+
+    With MASKED, `keep_ptr_IP` says which patches are kept; otherwise all are.
+    """
     patch_P = patch + tl.arange(0, bP)
     keep_P = patch_P < nP
     if MASKED:
@@ -123,9 +127,10 @@ def kept_patches(keep_ptr_IP, image, patch, nP: tl.constexpr, bP: tl.constexpr, 
 
 @triton.jit
 def largest(peak_S, z_SP, keep_P, RAGGED: tl.constexpr):
-    """Returns the larger of `peak_S` and the largest similarity of a kept patch, for each sentence.
+    """Returns the larger of `peak_S` and the largest similarity of a kept patch in `z_SP`, for each sentence.
 
-    RAGGED says whether some patches of the piece do not exist or are not kept.
+    `peak_S` is the largest similarity in earlier pieces of the image's patches. RAGGED says whether some patches of
+    this piece do not exist or are not kept.
     """
     if RAGGED:
         z_SP = tl.where(keep_P, z_SP, float("-inf"))
@@ -181,7 +186,8 @@ def window_sums(
 ):
     """Adds one more window of patches to the sums of each sentence over the patches of one image.
 
-    Returns the largest similarity z so far, and the sums of e and of e * z, where e is 2^(slope * (z - largest z)).
+    A window is a range of patches that are processed together, in up to three pieces. Returns the largest similarity z
+    so far, and the sums of e and of e * z, where e is 2^(slope * (z - largest z)).
     """
     # Without a mask, only a piece that reaches beyond the patches of an image must be masked.
     RAGGED: tl.constexpr = MASKED or WINDOWS > 1 or bP > nP
@@ -324,7 +330,7 @@ def image_sums(
 def window_width(bP: tl.constexpr, bP_1: tl.constexpr, bP_2: tl.constexpr):
     """Returns the number of patches that are processed together (a window): the sum of the sizes of the pieces.
 
-    A piece of size 1 does not exist and does not count.
+    A size of 1 means that there is no such piece, so it does not count.
     """
     patches: tl.constexpr = bP + (bP_1 if bP_1 > 1 else 0) + (bP_2 if bP_2 > 1 else 0)
     return patches
@@ -358,8 +364,8 @@ def pool_kernel(
 ):
     """Computes the scores of images with sentences.
 
-    Program (j, i) takes the j-th tile of the sentences [0, right) and the i-th strip of the images [0, bottom). It goes
-    over the strip image by image.
+    Program (j, i) takes the j-th tile of the sentences [0, right) and the i-th strip of the images [0, bottom). A strip
+    has `strip` images, and the program processes one after the other.
 
     Reads:
         sentence_desc_SD: Sentences.
@@ -415,8 +421,8 @@ def score_gradient(
     """Returns 2A times the gradient of the loss with respect to the scores of one image with some sentences, [bS].
 
     A is the number of images that have a sentence. `mask_S` holds the bits that mark positives and excluded pairs. The
-    gradient weights of the image are read from `row_weights_ptr_FI`, whose rows have the length `row_pitch`. The last
-    three arguments are the gradient weights of the sentences.
+    gradient weights (`GradientWeights`) of the image are read from `row_weights_ptr_FI`, whose rows have the length
+    `row_pitch`. The last three arguments are the gradient weights of the sentences.
     """
     # The image is one row for the whole tile, so its weights are single numbers.
     row_peak = tl.load(row_weights_ptr_FI + PEAK * row_pitch + image)
@@ -447,7 +453,7 @@ def store_piece(
     bP: tl.constexpr,
     RAGGED: tl.constexpr,
 ):
-    """Writes the gradients with respect to the similarities z of one piece of patches to the chunk.
+    """Writes the gradients with respect to the similarities z of one piece of `bP` patches to `gradient_desc_SIP`.
 
     The gradients are e * (constant + linear * z), where e is the result of `exponentials`.
     """
@@ -480,9 +486,9 @@ def store_window(
     WINDOWS: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """Writes the gradients with respect to the similarities z of one window of patches to the chunk.
+    """Writes the gradients with respect to the similarities z of one window of patches to memory.
 
-    `store_piece` writes each piece of the window.
+    A window is a range of patches that are processed together, in up to three pieces. `store_piece` writes each piece.
     """
     # The same conditions as in `window_sums`. Columns beyond the patches of the image get the gradient 0.
     RAGGED: tl.constexpr = MASKED or WINDOWS > 1 or bP > nP
@@ -567,15 +573,16 @@ def pool_backward_kernel(
 ):
     """Computes the gradients of the patch-sentence similarities, and parts of the gradient of the scale.
 
-    Program (j, i) takes the j-th tile of sentences and the i-th strip of images, and goes over the strip image by
-    image. For each image it computes the similarities again, then the scores and their gradients, and from these the
+    Program (j, i) takes the j-th tile of sentences and the i-th strip of `strip` images, and goes over the strip image
+    by image. For each image it computes the similarities again, then the scores and their gradients, and from these the
     gradients of the similarities. All gradients contain the factor 2A, where A is the number of images that have a
     sentence.
 
     Reads:
         sentence_desc_SD, patch_desc_PD and its pieces, keep_ptr_IP: The same as for `pool_kernel`.
         mask_ptr_IS: uint8 [images, column_pitch], the bits of positives and excluded pairs.
-        row_weights_ptr_FI, column_weights_ptr_FS: Gradient weights, [fields, row_pitch] and [fields, column_pitch].
+        row_weights_ptr_FI, column_weights_ptr_FS: The fields of `GradientWeights` for images and for sentences,
+            [fields, row_pitch] and [fields, column_pitch].
     Writes:
         gradient_desc_SIP and its pieces: The gradients of the similarities without the factor scale, multiplied by
             `storage_scale`, [sentences, images, patches].
