@@ -4,8 +4,8 @@ The ranks report to the actor on which nodes they run, and rank 0 reports its pr
 every half second. In the other direction, the driver can request a stop, and a thread of rank 0 waits for this request.
 
 The process of the actor may be lost at any time. Ray then starts an empty actor in its place, so its messages may be
-incomplete. Therefore the driver merges the messages that it reads with those that it has read before, and repeats a
-stop request until the attempt ends.
+incomplete. Therefore the driver merges the messages that it reads with those that it has read before, and sends a stop
+request again and again until the attempt ends.
 """
 
 import asyncio

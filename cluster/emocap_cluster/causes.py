@@ -41,9 +41,10 @@ def root_cause(
 
 
 def error_of(failed: RankFailed | None, cause: Cause | None) -> Exception | None:
-    """Returns an error of the class that `cause.kind` names; None if no rank has raised one.
+    """Returns the error in `failed` to which `cause` belongs; None if there is none.
 
-    The error of the rank `cause.rank` is preferred, because other ranks may have raised the same class.
+    The class of the error must have the name `cause.kind`. If several ranks have raised an error of this class, that of
+    the rank `cause.rank` is preferred.
     """
     if failed is None or cause is None:
         return None

@@ -1,7 +1,7 @@
 """Downloads and verifies checkpoints, and chooses the one to resume from. This module never changes the store.
 
 A run that refuses a checkpoint loses progress, and a checkpoint may look damaged only because the host that reads it
-has a fault. So each answer of the store that looks wrong is requested again, and several hosts check a checkpoint
+has a fault. So if an answer of the store looks wrong, the request is sent again, and several hosts check a checkpoint
 before it is refused. A refused checkpoint stays in the store, and a later attempt checks it again (decision 21).
 """
 
@@ -231,7 +231,7 @@ class _Search:
         return [each for each in results if each is not None]
 
     def _scan(self) -> tuple[Checkpoint | None, list[tuple[int, str]]]:
-        """Looks for the newest checkpoint whose manifest and file sizes are correct in the answers that this host gets.
+        """Looks for the newest checkpoint whose manifest and file sizes are correct, as this host reads them.
 
         Returns:
             The checkpoint, or None if there is none; and the step and the fault of each newer checkpoint that was not

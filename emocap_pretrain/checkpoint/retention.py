@@ -124,14 +124,16 @@ def deletions(
 ) -> list[Deletion]:
     """Returns the checkpoints and unfinished save attempts to delete, newest first. This function deletes nothing.
 
+    If the checkpoint of a step is to be deleted, so are all save attempts of the step.
+
     Args:
         store: The run's store.
         retention: The rule by which checkpoints are kept.
         before: Number of the run attempt that is alive; None if no run attempt is alive, so that no save attempt can be
-            in progress. With a number, two kinds of unfinished save attempts are kept. The first kind are those of this
-            run attempt and of newer ones, because they may be in progress. The second kind are those at steps without a
-            listed manifest, from the oldest step that `keep_last` keeps upwards, because the listing may lack a
-            manifest that exists. If the checkpoint of a step is deleted, all save attempts of the step are deleted.
+            in progress. With a number, two kinds of unfinished save attempts are kept. The first kind belongs to this
+            run attempt or to a newer one, and may be in progress. The second kind belongs to a step for which no
+            manifest is listed, and which is not older than the oldest step that is kept because of `keep_last`. The
+            listing may be incomplete, so such a step may have a manifest, and its files may be those of a checkpoint.
         is_intact: Returns whether a checkpoint counts towards `keep_last`. By default a checkpoint counts if its
             manifest and the sizes of its files are right.
     """

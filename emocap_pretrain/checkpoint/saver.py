@@ -147,8 +147,8 @@ class Saver:
     def sweep(self, proven: int) -> None:
         """Begins to delete the checkpoints that `retention` does not keep.
 
-        The method does nothing unless, since the last call, a further checkpoint of this attempt has become known to be
-        good (see `proven`).
+        The method does nothing if no further checkpoint of this attempt has become known to be good (see `proven`)
+        since the last call.
 
         Args:
             proven: Checkpoints of steps before this one are known to be good, because training has continued from their

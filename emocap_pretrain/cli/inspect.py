@@ -76,7 +76,7 @@ def _cut(url: str, config: Config) -> tuple[str, dict[str, Any]]:
     """Counts those texts of the first samples of a dataset that are too long for the text tower of a run.
 
     Returns:
-        A line of text for the terminal, and the same numbers as JSON values.
+        A line with the counts for the terminal, and the counts as JSON values.
     """
     from emocap_pretrain.data.datasets import cut_captions, tokenizer_of
 

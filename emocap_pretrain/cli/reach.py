@@ -15,7 +15,7 @@ SOON_S = 60.0
 def open_soon(url: str) -> Store:
     """Opens the store at a URL with a deadline of a minute, or of EMOCAP_STORE_DEADLINE_S if that variable is set.
 
-    The deadline limits how long one operation of the store is repeated. The time begins with the first attempt of the
+    If an operation of the store fails, it is retried until the deadline. The time begins with the first attempt of the
     operation (decision 22).
     """
     patience = RetryConfig.of_environment()

@@ -145,7 +145,8 @@ def _joined(lines: Iterable[str]) -> list[str]:
 def _without_secrets(sentence: str, problem: Any, texts: Mapping[Keys, str]) -> str:
     """Replaces each value of an environment variable in a sentence by the `${oc.env:...}` text that names the variable.
 
-    `texts` holds these texts by key.
+    `texts` holds these texts by key, and `problem` is the entry of pydantic's list of errors that the sentence
+    explains.
     """
     keys: Keys = problem["loc"]
     for place, text in texts.items():
@@ -178,7 +179,10 @@ def _sentence(problem: Any, origin: Origin) -> str:
 
 
 def _rule(problem: Any) -> str:
-    """Returns the rule that a value breaks. It names types as a user of YAML knows them, such as "a list"."""
+    """Returns the rule that a value breaks, with types as a user of YAML knows them, such as "a list".
+
+    `problem` is the entry about this value in pydantic's list of errors.
+    """
     kind, bounds = problem["type"], problem.get("ctx", {})
     if kind in RULES:
         return f"it should be {RULES[kind]}"

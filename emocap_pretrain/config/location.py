@@ -1,7 +1,8 @@
 """Makes paths absolute when a config is read, because ranks may start in another folder.
 
 `Location` is the type of a setting that names a folder or URL. `FolderOrName` is the type of a setting that names a
-folder or, for example, a model on a hub. Validation with the context `INERT` leaves values of both types unchanged.
+folder or, for example, a model on a hub. Validation with the context `INERT` leaves values of both types unchanged; it
+is used for settings from a checkpoint, and when one section of a config is replaced.
 """
 
 from pathlib import Path

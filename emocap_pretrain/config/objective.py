@@ -19,7 +19,8 @@ Kind = Literal["infonce", "mil_nce", "sigmoid", "soft"]
 class MiningRuleConfig(Section):
     """Configures which pairs are mined, and whether they become positives or are only left out of the negatives.
 
-    Mining searches a batch for pairs that are similar enough to count as positives, besides those that are known.
+    Besides an image and its own text, mining finds further pairs in a batch that count as positives, because they are
+    similar enough.
     """
 
     threshold: float | None = Field(

@@ -57,8 +57,8 @@ class Migration:
 
     Args:
         renamed: The new key of each renamed setting or section, by its old key.
-        dropped: A value of each removed setting, by its key. With this value, earlier versions behaved as this version
-            always does. Stored settings with any other value are refused.
+        dropped: The only value of each removed setting that is still accepted in stored settings, by the setting's key.
+            With this value, earlier versions behaved as this version always does. Any other value is refused.
     """
 
     renamed: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -84,11 +84,11 @@ def current(
 ) -> Tree:
     """Converts stored settings to this version: migrates them, fills in defaults and leaves out unknown settings.
 
-    If the user had set an unknown setting, a warning is logged, or an error is raised if the setting is decisive: if it
-    may decide what is learned.
+    If the user had set an unknown setting, a warning is logged. If this setting is decisive, which means that it may
+    change what is learned, an error is raised instead.
 
     Args:
-        stored: The tree that `dump` of this or of another version returned.
+        stored: The settings as `dump` of this or of another version returned them.
         decisive: Prefixes of the keys of decisive settings. By default all settings that must not change during a run
             are decisive.
         migrations: The migrations of this version.

@@ -1,9 +1,10 @@
 """Records the damaged samples that a run leaves out, for all ranks and attempts together.
 
 The stream of each loader process leaves out up to `data.error_budget` damaged samples. This module counts the damaged
-samples of all processes, ranks and attempts, and compares their number with the same budget. Between logged steps a
-rank only collects its damaged samples (`add`). If some rank has any at a logged step, the ranks exchange them
-(`exchange`). If a rank must end between two exchanges, it writes its samples without the other ranks (`recorded`).
+samples of all processes, ranks and attempts, and compares their number with the same budget. Between logged steps
+(those whose metrics are tracked) a rank only collects its damaged samples (`add`). If some rank has any at a logged
+step, the ranks exchange them (`exchange`). If a rank must end between two exchanges, it writes its samples without the
+other ranks (`recorded`).
 """
 
 import logging

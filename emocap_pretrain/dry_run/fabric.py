@@ -1,4 +1,4 @@
-"""Describes the network of a job by a few numbers, and the compute rates of GPUs, for the forecast of `--dry-run`.
+"""Describes the network of a job by rates and latencies, and GPUs by FLOP/s, for the forecast of `--dry-run`.
 
 The forecast is a model with assumed rates; docs/cluster-benchmarks.md compares it with measured steps. `workload.py`
 counts the operations and the received bytes of a rank, `step.py` computes the time of a step from these counts, and

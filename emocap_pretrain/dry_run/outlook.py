@@ -39,7 +39,7 @@ class Assumptions:
 
     @property
     def asked(self) -> bool:
-        """Returns whether the user has given an assumption.
+        """Returns whether the user has given at least one of the values.
 
         If so, `--dry-run` prints the forecast of failures also for a job on one node.
         """
@@ -97,7 +97,8 @@ class Outlook:
         """Returns the rows that `--dry-run` prints, each as a name and a text of at most 63 characters.
 
         The names are printed in a column of 16 characters, so a row fits into a terminal of 80 columns. The rows about
-        failures are left out for a job on one node, unless the user has given an assumption.
+        failures are left out for a job on one node, unless the user has given one of the `Assumptions`: the network,
+        the measured time of a step, or the mean time between failures.
         """
         head = ("forecast", f"a model, not a measurement: {self.fabric.words}")
         step = step_time(self.work, self.ranks, self.speed, self.fabric) if self.speed else None

@@ -82,7 +82,7 @@ class RunPlan:
         return f"{rows} in {passes} passes, representations cached" if passes > 1 else f"{rows} in one pass"
 
     def _losses(self) -> list[tuple[str, str]]:
-        """Returns a row for each backend of the losses.
+        """Returns a row for each backend (implementation) of the losses that is used, such as "fused".
 
         The row lists the caption parts whose losses the backend computes, and why the backend is chosen for them. The
         choice depends on the device. So if the ranks use GPUs but this host has none, there is only one row, which says

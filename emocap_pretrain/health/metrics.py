@@ -1,8 +1,7 @@
 """Measures the throughput and the memory of each rank, and computes the metrics of the job from those of all ranks.
 
-Each rank counts with a `RankMeter`. At a logged step, the ranks exchange the values of their meters, as numbers in the
-order of `RANK_METRICS`. Then every rank calls `job_metrics` with the values of all ranks, so all ranks get equal
-metrics.
+Each rank counts with a `RankMeter`. At a logged step, the ranks exchange the values of their meters, in the order of
+`RANK_METRICS`. Then every rank calls `job_metrics` with the values of all ranks, so all ranks get equal metrics.
 """
 
 import time

@@ -47,13 +47,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class LoggedStep:
-    """Holds the values that the ranks have exchanged at a logged step. They are equal on all ranks.
+    """Holds what the ranks have exchanged at a logged step (one whose metrics are tracked), equal on all ranks.
 
     Attributes:
         stop: Whether training stops after this step.
         has_damage: Whether some rank has met damaged samples that it has not reported to the other ranks.
         metrics: The metrics of the step, and the speed, the memory and the slowest rank of the job.
-        extra: The numbers that each rank has passed to `Monitor.exchange` as `extra`, in the order of the ranks.
+        extra: The list of values that each rank has passed to `Monitor.exchange` as `extra`, in the order of the ranks.
     """
 
     stop: bool
@@ -156,7 +156,7 @@ class Monitor:
             metrics: The metrics of the step, equal on all ranks.
             should_stop: Whether this rank's `Runtime` (its connection to the launcher) asks to stop.
             has_damage: Whether this rank has met damaged samples that it has not reported to the other ranks.
-            extra: Further numbers of this rank. All ranks must give equally many numbers.
+            extra: Further values of this rank, such as the metrics of its host. All ranks must give equally many.
 
         Returns:
             The exchanged values. The times of the sections are among them, so this method waits for the device.

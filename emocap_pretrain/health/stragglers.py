@@ -20,7 +20,7 @@ def slowest_rank(seconds: Sequence[Mapping[str, float]], hosts: Sequence[str]) -
     """Finds the rank that spends the most time in `OWN_SECTIONS`, and compares it with the median rank.
 
     One rank is always the slowest, so the result alone does not show a problem. `StragglerWarnings` decides whether the
-    rank is too slow. All ranks compute the same result from the same numbers.
+    rank is too slow. All ranks compute the same result, because `seconds` and `hosts` are equal on all ranks.
 
     Args:
         seconds: For each rank, the seconds that it spends in each section of a step.

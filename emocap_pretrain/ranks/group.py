@@ -228,8 +228,8 @@ class RankGroup:
 class _Outcome:
     """Holds the outcome of a function on one rank: its value, or the message of its error.
 
-    `message` is None if there was no error. `shared` is the name of the error's class if the class is in `_SHARED`;
-    otherwise it is None.
+    `message` is None if there was no error. `shared` is "ConfigError" or "Superseded" if the error has this class,
+    which then all ranks raise; otherwise it is None.
     """
 
     value: Any = None

@@ -1,10 +1,10 @@
 """Measures how busy the hosts of the job are, under the names of MLflow's system metrics.
 
 On each host the rank with `local_rank` 0 measures. All hosts have the same metrics in the same order. Therefore all
-ranks exchange vectors of numbers without names, and rank 0 logs the metrics of all hosts.
+ranks exchange lists of values without names, and rank 0 logs the metrics of all hosts.
 
-The numbers are exchanged together with the other numbers of a logged step (`Monitor.exchange`), so they need no
-additional collective.
+The lists are exchanged together with the other values of a logged step (`Monitor.exchange`), so they need no additional
+collective.
 """
 
 import logging
@@ -89,9 +89,10 @@ class HostMetrics:
 
 
 class JobHostMetrics:
-    """Reads the metrics of this host, and gives names to the numbers that all ranks have exchanged.
+    """Reads the metrics of this host as a list of values, and converts the lists of all ranks to metrics with names.
 
-    The constructor runs collectives, so all ranks must call it.
+    The caller exchanges the lists between the ranks: `read` returns the list of this rank, and `named` takes those of
+    all ranks. The constructor runs collectives, so all ranks must call it.
 
     Args:
         world: All ranks of the job.
@@ -108,9 +109,9 @@ class JobHostMetrics:
     def read(self, step: int) -> list[float]:
         """Returns the metrics of this host if about `INTERVAL_S` seconds have passed since they were last read.
 
-        Otherwise the result is an empty list. The caller exchanges the numbers between all ranks. `step` is equal on
-        all ranks, so all ranks return equally many numbers. Only the rank with `local_rank` 0 reads the metrics of its
-        host; the other ranks return as many zeros.
+        Otherwise the result is an empty list. The number of steps that are done, `step`, is equal on all ranks. So the
+        lists of all ranks are equally long, as their exchange requires. Only the rank with `local_rank` 0 reads the
+        metrics of its host; the other ranks return as many zeros.
         """
         if step < self._next_step:
             return []
@@ -123,7 +124,7 @@ class JobHostMetrics:
         The result is empty at a step at which `read` returned an empty list. All ranks call this method after `read`.
 
         Args:
-            table: The numbers that each rank's `read` has returned at this step, in the order of the ranks.
+            table: The list that each rank's `read` has returned at this step, in the order of the ranks.
             step: The number of steps that are done.
             step_s: The seconds that a step takes. It must be equal on all ranks, because each rank uses it to compute
                 the step at which `read` reads the metrics again.

@@ -104,7 +104,7 @@ class MlflowRun:
         """Creates an MLflow run whose params are the settings and the environment.
 
         Args:
-            run: The facts about the run.
+            run: The name, the settings and the charts of the run.
             attempt: Number of this attempt.
             parent: MLflow's id of the parent run; empty if there is none.
 

@@ -69,7 +69,7 @@ def _is_row(stored: Mapping[str, Any]) -> bool:
 
 
 class Spool:
-    """Sends rows in order, several in one call of `deliver`, and repeats a call until it succeeds.
+    """Sends rows (reports about a run) in order, several in one call of `deliver`, and retries a call that fails.
 
     All public methods may be called from any thread. `put` and `unsent` return at once. The lock of the condition
     variable `_changed` protects the queue, the count of failures, and the flags `_closing` and `_given_up`. No thread

@@ -18,7 +18,7 @@ RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
 @dataclass(frozen=True, slots=True)
 class TrackedRun:
-    """Holds the facts about a run that a tracker needs before it can record anything.
+    """Describes a run to the tracker that records it.
 
     Attributes:
         name: The name of the run.

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def tracked_run(config: Config) -> TrackedRun:
-    """Returns the facts about the run that a tracker needs before it can record anything."""
+    """Returns the name, the settings and the charts of the run, from which a tracker is made."""
     return TrackedRun(config.name, config.tracking, config.stored(), tasks.charts())
 
 

@@ -68,7 +68,8 @@ def prepare_tasks(config: Config, store: Store) -> None:
 def conclude(session: Session, progress: Progress, everyone: RankGroup) -> None:
     """Evaluates the last checkpoint on all ranks, tracks the results and writes the report. This is a collective.
 
-    `everyone` is a group of all ranks from `RankGroup.patient`, whose timeout is longer than an evaluation.
+    `progress` holds the seconds of training over all attempts and the metrics that were logged last. `everyone` is a
+    group of all ranks from `RankGroup.patient`, whose timeout is longer than an evaluation.
     """
     config, stored = session.config, session.config.stored()
     # All ranks evaluate. From here on the other ranks have nothing to do, and no collective follows.

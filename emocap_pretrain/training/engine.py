@@ -55,7 +55,8 @@ class Forward:
     Attributes:
         graph: The loss of the global batch, a scalar with its graph.
         metrics: Scalars of the objective by name, on the device.
-        cached: The cached representations; None if the step is made in one pass.
+        cached: The embeddings of all rows of this rank, which the towers have encoded in several passes; None if all
+            rows are encoded in one pass.
     """
 
     graph: Tensor
@@ -72,9 +73,9 @@ class Engine:
     """Trains a tower pair with DeepSpeed.
 
     A step is a call of `forward`, followed by `update` or by `discard`. All ranks must call the same methods. The
-    random numbers of a step (dropout) depend only on the seed, the step, the rank and the pass within the step, so a
-    checkpoint stores no state of a random number generator. Therefore, with dropout, a run on another number of ranks
-    draws other masks (decision 2).
+    random numbers of a step (dropout) depend only on the seed, the step, the rank, and the group of rows that the
+    towers encode at once (a pass). So a checkpoint stores no state of a random number generator. Therefore, with
+    dropout, a run on another number of ranks draws other masks (decision 2).
 
     Example:
         forward = engine.forward(batch)

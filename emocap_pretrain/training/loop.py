@@ -230,10 +230,11 @@ def _due(step: int, every: int, steps: int) -> bool:
 
 
 def _numbers(metrics: Metrics, step: int, session: Session) -> dict[str, float]:
-    """Returns those metrics that are finite, as Python numbers. This waits for the device.
+    """Returns those metrics that are finite, as Python floats. This waits for the device.
 
     Raises:
-        TrainingError: On all ranks, if a metric is not finite and `health.nonfinite` is "stop".
+        TrainingError: On all ranks, if `health.nonfinite` is "stop", and a metric, or a loss or gradient since the last
+            logged step, is not finite.
     """
     row = {name: float(value) for name, value in metrics.items()}
     wrong = [f"{name}={value}" for name, value in row.items() if not math.isfinite(value)]

@@ -75,7 +75,9 @@ class Term(ABC):
 
     @abstractmethod
     def backend(self, vectors: Tensor) -> BackendChoice:
-        """Returns the backend that the loss would use, with the reason. Nothing is computed.
+        """Returns the backend (implementation) that the loss would use, such as "fused", with the reason.
+
+        Nothing is computed.
 
         Args:
             vectors: A tensor with the dtype, device and last dimension of the embeddings; it may have no rows.

@@ -27,7 +27,10 @@ Encode = Callable[[int, Batch], Embeddings]
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """Holds the rows of one pass, and the slices of the whole batch from which its rows and its texts were taken."""
+    """Holds the rows of a batch that the towers encode in one pass, and where they are in the batch.
+
+    `rows` is their slice of the images, and `texts` holds, for each caption part, the slice of the part's texts.
+    """
 
     batch: Batch
     rows: slice
@@ -37,6 +40,8 @@ class Pass:
 @dataclass(frozen=True, slots=True)
 class Cached:
     """Holds the embeddings of all rows, as leaves of the autograd graph, and the passes in which they are encoded.
+
+    Each pass encodes some of the rows, so memory holds the activations of one pass only.
 
     Example:
         cached = Cached.of(batch, passes=4, encode=encode)

@@ -103,7 +103,7 @@ class Session:
         last checkpoint, because that checkpoint has the same weights.
 
         Args:
-            cursor: The place in the data at which the next step begins.
+            cursor: The position in the data at which the next step begins.
             progress: The time of training so far and the newest metrics, which the checkpoint stores.
         """
         # The left side is the last step whose update was made. It is equal on all ranks, so all of them return here.
@@ -208,7 +208,7 @@ class Session:
             self._keep_unsent_at_end()
 
     def keep_unsent(self, further: Sequence[Row]) -> None:
-        """Stores the rows (reports) that the tracker has not received, and the rows `further`, in the run's folder.
+        """Stores in the run's folder the rows (reports) that the tracker has not received, and the rows `further`.
 
         Only rank 0 calls this, before it writes the report that marks the run as done.
 
@@ -219,7 +219,7 @@ class Session:
         unsent.write(self.store, [*self.tracker.unsent(), *further], number=self.attempt.number)
 
     def _keep_unsent_at_end(self) -> None:
-        """Stores the rows (reports) that the tracker has not received in the run's folder. Only rank 0 does this.
+        """Stores in the run's folder the rows (reports) that the tracker has not received. Only rank 0 does this.
 
         If the store fails or needs more than `KEEP_UNSENT_S` seconds, a warning says that the rows are lost.
         """

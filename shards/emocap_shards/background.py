@@ -1,8 +1,8 @@
 """Runs work in threads that do not delay the end of the process.
 
 The thread pool of `concurrent.futures` waits for its threads when the interpreter ends. If a store has become
-unreachable, such a thread would keep the process alive until the store stops repeating the failed request. The
-interpreter does not wait for the daemon threads of this module.
+unreachable, such a thread would keep the process alive until the failed request is no longer retried. The interpreter
+does not wait for the daemon threads of this module.
 """
 
 import threading

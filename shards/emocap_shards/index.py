@@ -1,4 +1,4 @@
-"""Defines the index of a shard, with the place and the checksum of each sample, and reads indexes from a store.
+"""Defines the index of a shard, with the byte range and checksum of each sample, and reads indexes from a store.
 
 With the index, a reader finds a single sample of a tar as one range of bytes, and can verify these bytes alone. The
 index comes from the store of the dataset and is not trusted: its digest must be the one in the manifest, and the range
@@ -41,7 +41,7 @@ READS_AGAIN = 4
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """The place of one sample in its tar, bytes [offset, offset + length), and the CRC-32C of these bytes.
+    """The byte range of one sample in its tar, [offset, offset + length), and the CRC-32C of these bytes.
 
     The bytes reach from the header of the sample's first member to the padding of its last member.
     """
@@ -58,7 +58,7 @@ class Slot:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ShardIndex:
-    """The keys, places and checksums of the samples of one shard (`Slot`), as columns in the order of the tar.
+    """The keys, byte ranges and checksums of the samples of one shard, as columns in the order of the tar.
 
     The file of an index is a .npy file with one structured array. Offsets and lengths are in bytes. In an index from
     `load_index`, the offsets ascend, the samples do not overlap, and the keys are valid UTF-8.

@@ -2,9 +2,9 @@
 
 The method is the chairman assignment (Tijdeman 1980). A dataset with the share s is entitled to s * p of the first p
 samples, and the number of samples that it provides differs from this by at most one. Each dataset has a deadline: the
-position by which it must provide its next sample. At each position, the method considers the datasets that have
-provided too few samples so far, by at least 1 / (2 * n - 2) of a sample with n datasets. Among these, it chooses the
-dataset with the earliest deadline.
+position by which it must provide its next sample. With n datasets, a dataset is a candidate for a position if, without
+this position, it has provided too few samples, by at least 1 / (2 * n - 2) of a sample. The candidate with the earliest
+deadline is chosen.
 
 The sequence of datasets repeats after `ROUND` positions, which form a round. So the dataset at position p is computed
 from p alone, and a run resumes without any other state.
@@ -86,7 +86,8 @@ class MixturePlan:
     def _turns(self) -> Int64[np.ndarray, "turns datasets"]:
         """The number of samples that each dataset has provided before each position of a round.
 
-        The last row counts the samples of the full round.
+        A round has `ROUND` positions, after which the sequence of datasets repeats. The last row counts the samples of
+        a full round.
         """
         parts = np.array(apportioned(self.weights, ROUND))
         given = np.zeros((ROUND + 1, len(parts)), dtype=np.int64)

@@ -54,7 +54,7 @@ def caption_without_votes(cues: Sequence[RegionState], key: str) -> Caption:
 
 
 def local_sentences(cues: Sequence[RegionState], wording: Wording) -> tuple[str, ...]:
-    """Returns a sentence for every active region, and for about half of the regions at rest."""
+    """Returns a sentence for every region that shows a movement, and for about half of the regions at rest."""
     described = (
         cue for cue in cues if not cue.at_rest or wording.number(cue.region, "described") % _AT_REST_ONE_IN == 0
     )

@@ -2,8 +2,9 @@
 
 The label follows the majority rule of FER+: if only one person votes for an emotion, this vote is dropped as an
 outlier, and more than half of the remaining votes must be for the same emotion. The caption describes the emotion with
-the most votes. The degree of that emotion depends on its own share of the votes and on the share of "neutral". The
-emotion with the second most votes is mixed in, unless the first emotion has a high degree.
+the most votes. The degree of that emotion (its intensity in three steps) depends on its own share of the votes and on
+the share of "neutral". The emotion with the second most votes is mixed in if it has at least two votes, unless the
+first emotion is not neutral and has a high degree.
 """
 
 from collections.abc import Mapping
@@ -48,9 +49,10 @@ def is_face(votes: Votes) -> bool:
 def emotion_state(votes: Votes, *, expressive: bool = True) -> EmotionState:
     """Returns the emotion with the most votes, and a second emotion if at least two people voted for another one.
 
-    There is no second emotion if the first one is not neutral and has a high degree. `expressive` is False if no strong
-    movement was measured on the face; then the degree of an emotion other than neutral is never high. Emotions with the
-    same number of votes are taken in the order of `EMOTIONS`, with neutral last.
+    There is no second emotion if the first one is not neutral and has a high degree, the strongest of three.
+    `expressive` is False if no strong movement was measured on the face; then the degree of an emotion other than
+    neutral is never high. Emotions with the same number of votes are taken in the order of `EMOTIONS`, with neutral
+    last.
 
     At least two people must have voted for the same emotion. Every face for which `is_face` is True fulfils this.
     """

@@ -41,7 +41,7 @@ _FLOORS = (VISIBLE, 0.2, 0.4, 0.6, 0.8)  # The weakest intensity of each band, f
 
 
 def band(intensity: float) -> Band:
-    """Returns the band of a visible intensity in [VISIBLE, 1].
+    """Returns which of the five bands contains an intensity in [VISIBLE, 1].
 
     >>> band(0.1), band(0.5), band(1.0)
     (<Band.TRACE: 'trace'>, <Band.MODERATE: 'moderate'>, <Band.EXTREME: 'extreme'>)

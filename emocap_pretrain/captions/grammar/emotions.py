@@ -21,7 +21,7 @@ class EmotionState:
     Attributes:
         name: One of `EMOTIONS`.
         degree: How strong the emotion is. It has no effect if `name` is "neutral".
-        shade: A key of `SHADES` that belongs to the emotion, or "" if the shade is not known.
+        shade: The nuance of the emotion, such as "joy" for happiness (a key of `SHADES`); "" if it is not known.
         second: Another emotion that is mixed in, or "".
         even: Whether `second` is about as visible as the first emotion.
         ambiguous: Whether some observers could not read the face.

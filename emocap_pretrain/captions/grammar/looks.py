@@ -39,7 +39,8 @@ class Look:
     action units and different phrases.
 
     Attributes:
-        units: The FACS numbers of the action units that cause the look, the decisive one first.
+        units: The FACS numbers of the action units that cause the look. The intensity of the first one decides which of
+            the phrases fit.
         clauses: Main clauses for local sentences.
         cues: Noun phrases for summaries.
     """
@@ -49,7 +50,7 @@ class Look:
     cues: Phrases
 
     def covers(self, band: Band) -> bool:
-        """Returns whether this look has clauses for the case that its first action unit has this band of intensity."""
+        """Returns whether this look has clauses for a face on which its first action unit has the intensity `band`."""
         return any(band in bands for bands in self.clauses)
 
 
@@ -83,10 +84,10 @@ class RegionState:
 
 
 def _phrases(given: Words | Mapping[str, Words]) -> Phrases:
-    """Converts the phrases of a look in the TOML file (`given`) to a mapping from groups of bands to phrases.
+    """Converts phrases from the TOML file (`given`) to a mapping from groups of bands to the phrases that fit them.
 
-    `given` is a list of phrases that fit all bands, or a mapping. A key of the mapping names one or more bands,
-    separated by blanks, and its value holds the phrases that fit these bands.
+    A band is one of five steps of the intensity of an action unit. `given` is a list of phrases that fit all bands, or
+    a mapping. A key of the mapping names one or more bands, separated by blanks.
     """
     if isinstance(given, Mapping):
         return {tuple(map(Band, bands.split())): words for bands, words in given.items()}

@@ -112,7 +112,8 @@ def _joined(clauses: Sequence[str]) -> str:
 def _action_units(units: Sequence[tuple[int, Band]], region: str, wording: Wording) -> str:
     """Returns a text that lists the action units with their intensities, such as " (AU12 at slight intensity)".
 
-    `wording` chooses one of several styles for the whole list.
+    `wording` chooses one of several styles for the whole list. `region` is the region of the face to which the units
+    belong; the choices of different regions are independent.
     """
     opening, style, closing = wording.pick(_UNIT_STYLES, region, "style")
     described = [

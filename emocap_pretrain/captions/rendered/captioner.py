@@ -108,10 +108,11 @@ def degree(intensity: float) -> Degree:
 
 
 def describe(acting: Actions, wording: Wording) -> list[tuple[RegionState, ...]]:
-    """Returns, for each local sentence that is possible, the states of regions that it describes.
+    """Returns, for each local sentence that is possible for the action units, the states that it describes.
 
-    The sentence about the mouth can describe several states, and any other sentence describes one. A region has no
-    sentence if it is not at rest and none of its looks fits.
+    A state says which look a region of the face has, that is, in which of several ways it can look. The sentence about
+    the mouth can describe several states, and any other sentence describes one. A region has no sentence if it is not
+    at rest and none of its looks fits the action units. `wording` chooses among the states of the mouth.
     """
     regions = [_state(region, acting) for region in REGION_LOOKS]
     return [_mouth(acting, wording), *((state,) for state in regions if state is not None)]
@@ -133,7 +134,7 @@ def _state_of(region: Region, look: Look, acting: Actions) -> RegionState:
 
 
 def _mouth(acting: Actions, wording: Wording) -> tuple[RegionState, ...]:
-    """Returns the states of the lips: the one or two strongest movements, and how far the mouth is open.
+    """Returns the states of the lips that a sentence describes: at most two movements, and how far the mouth is open.
 
     If the lips move and the mouth is closed, three of five captions also say that the mouth is closed. If the lips do
     not move and the mouth is closed, the result is the state at rest.
@@ -171,8 +172,9 @@ def _chosen(acting: Actions, wording: Wording) -> list[tuple[RegionState, ...]]:
 def _summarized(acting: Actions) -> list[RegionState]:
     """Returns the states that a summary names: at most five, the strongest first.
 
-    No two of them share an action unit. If no look of `SUMMARY_LOOKS` fits, the result is instead the state at rest of
-    each region except the corners of the lips.
+    A state is a look of a region of the face, such as raised eyebrows, with its intensities. No two states of the
+    result share an action unit. If no look of `SUMMARY_LOOKS` fits the action units, the result is instead the state at
+    rest of each region except the corners of the lips.
     """
     left, found = set(acting), list[RegionState]()
     for region, look in SUMMARY_LOOKS:

@@ -199,7 +199,7 @@ class Backdrop:
         far: Colour at the other end.
         angle: Direction from `near` to `far`, in radians; 0 is to the right.
         lamps: Number of discs.
-        seed: Seed of the places and sizes of the discs.
+        seed: Seed of the positions and sizes of the discs.
     """
 
     near: Colour

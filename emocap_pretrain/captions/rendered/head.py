@@ -235,7 +235,8 @@ def _crown(person: Identity, volume: float, peak: float = 0.0) -> Points:
 def _cap(person: Identity, volume: float, hairline: Half, peak: float = 0.0) -> Points:
     """Returns the outline of hair between its outer edge and a symmetric hairline.
 
-    `hairline` is the right half of the hairline, from beside the ear to the middle.
+    `hairline` is the right half of the hairline, from beside the ear to the middle. `volume` is the thickness of the
+    hair, and `peak` is additional height at the top, both in face units.
     """
     outer = _crown(person, volume, peak)
     inner = np.array(hairline) * (person.width, 1.0)
@@ -245,7 +246,8 @@ def _cap(person: Identity, volume: float, hairline: Half, peak: float = 0.0) -> 
 def _sweep(person: Identity, volume: float, hairline: Half) -> Points:
     """Returns the outline of hair between its outer edge and an asymmetric hairline.
 
-    `hairline` runs from left to right. For half of all people the outline is mirrored.
+    `hairline` runs from left to right, and `volume` is the thickness of the hair in face units. For half of all people
+    the outline is mirrored.
     """
     side = 1 if person.marks % 2 else -1
     outer = spline(arched(_crown(person, volume)))

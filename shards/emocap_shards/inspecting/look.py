@@ -85,7 +85,8 @@ def everything(manifest: Manifest) -> Iterator[Pick]:
 def look(reader: Reader, picks: Iterable[Pick]) -> Iterator[tuple[Pick, list[Seen] | DamagedShard]]:
     """Reads the samples of the picks with eight threads, and yields each pick with its samples, in the order of picks.
 
-    If the shard of a pick cannot be read, the pick is yielded with the error in place of its samples.
+    A pick is an array with the ids of samples of one shard that are read together. If the shard of a pick cannot be
+    read, the pick is yielded with the error in place of its samples.
     """
     # `in_order` takes picks ahead of the results, so each pick is remembered until its result comes.
     first, second = tee(picks)

@@ -14,8 +14,8 @@ _LEAST_VISIBLE = 1.5
 class Rectangle:
     """Describes one bar of a histogram. `tip` is the text of its tooltip.
 
-    `x` and `y` are the place of the bar's upper left corner; `y` is counted from the top of the plot. `is_cut` is True
-    if the bar would be higher than the plot, and is cut there.
+    `x` and `y` are the position of the bar's upper left corner; `y` is counted from the top of the plot. `is_cut` is
+    True if the bar would be higher than the plot, and is cut there.
     """
 
     x: float
@@ -30,7 +30,7 @@ class Rectangle:
 class Histogram:
     """Holds the bars of a histogram and the texts below it.
 
-    `mean_x` is the horizontal place of the mean in the plot. If one bar is so high that it is cut, `peak` is a text
+    `mean_x` is the horizontal position of the mean in the plot. If one bar is so high that it is cut, `peak` is a text
     that says which values this bar counts, and what share of all values they are; otherwise `peak` is empty.
     """
 
@@ -113,7 +113,7 @@ def _bars(spread: Spread, top: float) -> Iterator[Rectangle]:
 
 
 def _values(spread: Spread, place: int) -> str:
-    """Returns a text with the values of the bin of index `place`.
+    """Returns a text with the values that the bin with the index `place` counts.
 
     A bin of integers begins and ends at a half, such as 0.5, so that each integer lies inside a bin.
     """

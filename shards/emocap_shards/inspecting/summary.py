@@ -1,4 +1,4 @@
-"""Summarises a dataset: exact numbers from its manifest, and statistics of samples that are spread over it."""
+"""Summarises a dataset: exact counts and sizes from its manifest, and statistics of samples that are spread over it."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ _MOST_REASONS = 10
 
 @dataclass(frozen=True, slots=True)
 class ManifestSummary:
-    """Holds the numbers that follow from the manifest alone. They are exact, and no shard is read for them."""
+    """Holds the counts and sizes that follow from the manifest alone. They are exact, and no shard is read for them."""
 
     url: str
     digest: str
@@ -72,8 +72,9 @@ class ImageStatistics:
 class Summary:
     """Holds the complete summary of a dataset.
 
-    `stock` holds the numbers of the manifest, and is exact. All other fields describe only the samples that were read.
-    `looked` says how many were read, how many of them are damaged, and whether the time limit ended the reading.
+    `stock` holds the counts and sizes that follow from the manifest, and is exact. All other fields describe only the
+    samples that were read. `looked` says how many were read, how many of them are damaged, and whether the time limit
+    ended the reading.
 
     `sentences` summarises the number of local sentences in a caption. `captions` counts the digests of complete
     captions, so `captions.repeats` is the number of captions that repeat an earlier one. `labels_left_out` is the
@@ -246,7 +247,7 @@ def _lost(shard: str, key: str, reason: str) -> str:
 
 
 def _stock(url: str, manifest: Manifest) -> ManifestSummary:
-    """Returns the numbers of the manifest."""
+    """Returns the counts and sizes that follow from the manifest of the dataset at `url`."""
     return ManifestSummary(
         url=url,
         digest=manifest.digest,

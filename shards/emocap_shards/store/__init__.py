@@ -2,9 +2,9 @@
 
 `open_store` (in `opening`) returns a `Store` (in `protocol`), the interface that all other code uses. `folder`
 implements this interface for a file system, and `objects` implements it for everything else. `objects` uses these
-modules: `transfer` cuts large objects into parts and limits the number of simultaneous requests. `retry` repeats failed
-requests, and `budget` limits how many retries are sent. A `backend` (`s3`, `web`, `driver` or `memory`) sends each
-request once. `failure` interprets the errors of all stores.
+modules: `transfer` cuts large objects into parts and limits the number of simultaneous requests. `retry` sends failed
+requests again, and `budget` limits how many retries are sent. A `backend` (`s3`, `web`, `driver` or `memory`) sends
+each request once. `failure` interprets the errors of all stores.
 """
 
 from emocap_shards.store.limits import RetryConfig, TransferConfig

@@ -83,12 +83,14 @@ class Backend(Protocol):
         ...
 
     async def get_whole(self, path: str, *, limit_bytes: int, most_bytes: int) -> ObjectBytes:
-        """Returns all bytes of an object of at most `limit_bytes`.
+        """Returns all bytes of an object, and its size as `total`, if it has at most `limit_bytes` bytes.
 
-        For a larger object, the result contains only the beginning of the object or no bytes, and `total` is the
-        object's size. The caller then reads the object in ranges. A backend that cannot read ranges, or is not told the
-        size, may exceed `limit_bytes` instead. No backend returns more than `most_bytes` + 1 bytes. If the object has
-        more than `most_bytes` bytes, `total` is some number above `most_bytes`.
+        If the object is larger, `total` is still its size, but the result usually contains no bytes or only the
+        beginning of the object. The caller then reads the object in ranges. A backend may return all bytes instead, for
+        example because it cannot read ranges or is not told the size.
+
+        `most_bytes` is the largest size that the caller accepts. If the object is larger than that, the result has at
+        most `most_bytes` + 1 bytes, and `total` may be any number above `most_bytes`.
         """
         ...
 

@@ -87,7 +87,7 @@ class Refusal(Exception):  # noqa: N818 - never leaves the store, which raises `
 
 class ShortAnswer(ConnectionError):  # noqa: N818
     """An answer does not hold exactly the requested bytes. The received bytes are never used, and the request is
-    repeated.
+    retried.
     """
 
 

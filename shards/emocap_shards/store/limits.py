@@ -1,4 +1,4 @@
-"""Defines how long requests to a store are repeated, and how many requests are made at the same time."""
+"""Defines for how long failed requests to a store are retried, and how many requests run at the same time."""
 
 import os
 from dataclasses import dataclass, fields
@@ -10,19 +10,19 @@ DEADLINE = "EMOCAP_STORE_DEADLINE_S"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryConfig:
-    """Defines when a request is repeated, and when the store gives up.
+    """Defines when a failed request is retried, and when no further attempt is made.
 
     Args:
-        deadline_s: For how long a failed request is repeated, counted from the beginning of its first attempt. If the
-            first attempt took longer than `attempt_s(0)` seconds, the longest time for a request without bytes, only
-            this time is counted for it. 0 means a single attempt.
-        first_wait_s: Upper bound of the first pause. The bound doubles with every attempt. Each pause is a random share
-            of the bound (full jitter, Brooker 2015), so that a thousand readers do not repeat their requests at the
-            same moment.
-        longest_wait_s: Largest value of this bound.
+        deadline_s: For how long a failed request is retried, counted from the beginning of its first attempt. At most
+            `attempt_s(0)` seconds, the longest time for a request without bytes, are counted for the first attempt,
+            even if it took longer. 0 means a single attempt.
+        first_wait_s: Upper bound of the pause before the first retry. The bound doubles with every attempt. Each pause
+            is a random fraction of the bound (full jitter, Brooker 2015), so that a thousand readers do not retry at
+            the same moment.
+        longest_wait_s: Largest value of the bound.
         connect_timeout_s: Longest time for opening a connection.
         read_timeout_s: Longest time until the next byte arrives.
-        slowest_bytes_per_s: A request that transfers fewer bytes per second is cancelled and repeated. This is needed
+        slowest_bytes_per_s: A request that transfers fewer bytes per second is cancelled and retried. This is needed
             because a server can stall in places that no timeout of the HTTP library covers, for example before it sends
             "100 Continue".
     """

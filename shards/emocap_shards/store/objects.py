@@ -35,11 +35,11 @@ MOST_PAGES = 10_000  # Pages of a listing; each page has up to 1000 objects.
 
 @dataclass(frozen=True)
 class ObjectStore:
-    """A store whose requests are repeated until they succeed, fail permanently, or reach the deadline (`retry.py`).
+    """A store that retries a request until it succeeds, fails permanently, or reaches the deadline (`retry.py`).
 
     Args:
         url: The URL with *** in place of user, password and query.
-        patience: When a request is repeated, and when the store gives up.
+        patience: When a failed request is retried, and when no further attempt is made.
         traffic: Limits on simultaneous requests.
         secret_url: The URL with its secrets, or "" if it has none. This field is not pickled.
     """
@@ -144,7 +144,7 @@ class ObjectStore:
         has written the object, the write has succeeded.
 
         An answer can be lost after the server has written. The metadata of the object then says which call wrote it.
-        This is checked after the first attempt too, because aiohttp itself repeats a PUT on a connection that was cut.
+        This is checked after the first attempt too, because aiohttp itself retries a PUT on a connection that was cut.
 
         If the server keeps no metadata, later attempts compare the bytes. Two callers that write equal bytes may then
         both succeed, if an answer to one of them is lost.

@@ -27,7 +27,7 @@ def open_store(url: str | Path, *, patience: RetryConfig | None = None, traffic:
 
     Args:
         url: The root. Stores with http and https are read-only.
-        patience: How long requests to a failing store are repeated; by default 15 minutes, or EMOCAP_STORE_DEADLINE_S.
+        patience: For how long failed requests are retried; by default 15 minutes, or EMOCAP_STORE_DEADLINE_S seconds.
         traffic: Limits on simultaneous requests.
 
     Raises:

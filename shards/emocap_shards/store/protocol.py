@@ -27,10 +27,10 @@ class Store(Protocol):
     object is complete or absent, and its bytes are durable when `put` returns. All methods block, and threads may share
     a store.
 
-    Requests to a failing store are repeated (`RetryConfig`), and the log reports the wait from time to time. A
-    permanent error is raised at once. A method that fails raises `StoreError`. Its subclass `NotFound` means that the
-    object does not exist, and `ConditionFailed` means that the condition of a write does not hold. `delete` and
-    `delete_tree` ignore objects that do not exist.
+    Failed requests are retried (`RetryConfig`), and the log reports the wait from time to time. A permanent error is
+    raised at once. A method that fails raises `StoreError`. Its subclass `NotFound` means that the object does not
+    exist, and `ConditionFailed` means that the condition of a write does not hold. `delete` and `delete_tree` ignore
+    objects that do not exist.
 
     Example:
         ```python
@@ -103,8 +103,8 @@ class Store(Protocol):
         """Writes an object, unless it already exists. If several callers write, one succeeds and the others get
         `ConditionFailed`.
 
-        If the answer to a successful write is lost, the write is repeated. The repeated write finds that the existing
-        object comes from the same call, and succeeds.
+        If the answer to a successful write is lost, the write is retried. The retry finds that the existing object
+        comes from the same call, and succeeds.
         """
         ...
 

@@ -1,6 +1,6 @@
-"""Repeats failed requests with full-jitter backoff until a deadline, within a budget, and with few lines in the log.
+"""Retries failed requests with full-jitter backoff until a deadline, within a budget, and with few lines in the log.
 
-Only this module repeats the requests of stores. If two layers of the code did so, the numbers of their attempts would
+Only this module retries the requests of stores. If two layers of the code did so, the numbers of their attempts would
 multiply.
 """
 
@@ -25,13 +25,13 @@ _log = logging.getLogger(__name__)
 
 
 class Retrier:
-    """Repeats requests that are safe to repeat.
+    """Retries failed requests. Each request must be safe to send more than once.
 
     Each `Connection` has one `Retrier` for all of its requests. So if a thousand reads wait for the store, the log gets
     one line for all of them.
 
     Args:
-        patience: When a request is repeated, and when the store gives up.
+        patience: When a failed request is retried, and when no further attempt is made.
         where: The store's URL without secrets, for messages.
         budget: The budget for the retries of this process.
     """
@@ -85,10 +85,10 @@ class Retrier:
     async def _again(
         self, verb: str, path: str, attempt: Callable[[int], Awaitable[T]], error: BaseException, began: float
     ) -> T:
-        """Repeats a request whose first attempt, which started at `began`, has raised `error`.
+        """Retries a request whose first attempt has raised `error`; `began` is the start of that attempt.
 
         The pause before an attempt is the time that the server asks for plus a random time, so that not all clients
-        repeat their requests at the same moment.
+        retry at the same moment.
         """
         # The first attempt counts as the longest silence of a server at most. It may have taken longer without waiting
         # for the store: bytes of a large request were transferred, a read waited for a free place (`Connection.turn`),

@@ -49,11 +49,11 @@ class RowLedger:
     def admits(self, where: str, key: str, fingerprint: bytes) -> bool:
         """Decides whether a sample is written into a shard, and records the decision.
 
-        A sample is left out if its key is taken, or if it is a duplicate and duplicates are dropped. A row whose key is
-        taken counts as a bad row.
+        A sample is left out if an earlier sample has the same key, or if it is a duplicate and duplicates are dropped.
+        A row with the key of an earlier sample counts as a bad row.
 
         Raises:
-            RecordError: If the key is taken, and there are now more than `skip_bad` bad rows.
+            RecordError: If an earlier sample has the key, and there are now more than `skip_bad` bad rows.
         """
         if (first := self.keys.get(key)) is not None:
             fault = "occurs twice" if first == where else f"is taken by {first}"

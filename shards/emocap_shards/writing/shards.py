@@ -67,8 +67,8 @@ class ShardWriter:
     or are being uploaded, so at most three tars are on the local disk. The end of the `with` block waits for these
     uploads, also after an error.
 
-    `first` is the number of the first shard, which is above 0 if the pack resumes. `done` lists the shards that are
-    known to be in the store, and `on_stored` is called with each of them in the calling thread.
+    `first` is the number of the first shard that is written; it is above 0 if an interrupted pack resumes. `done` lists
+    the shards that are known to be in the store, and `on_stored` is called with each of them in the calling thread.
 
     If an upload fails, a later call of `add` or `finish` raises its error. This is usually a `StoreError`. It is a
     `ManifestError` if another pack has written a dataset to the store in the meantime, and a `RecordError` if the index

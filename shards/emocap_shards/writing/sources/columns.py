@@ -101,8 +101,10 @@ _PIXELS = re.compile(r"[\d.,\s]{64}")  # A cell that lists the values of pixels 
 def row_of(
     values: Mapping[str, Any], columns: TableColumns, *, where: str, number: int, images: ImageFolders
 ) -> SourceRow | BadRow:
-    """Returns the row for `values`, which maps the columns of a table to their values in one row. `number` is the
-    index of the row, and becomes its key if neither the key column nor the image's path gives a key.
+    """Returns the row for `values`, which maps the columns of a table to their values in one row.
+
+    `where` names the row in messages. `number` is the index of the row, and becomes its key if neither the key column
+    nor the image's path gives a key. `images` are the folders to which the path of an image may be relative.
     """
     try:
         image = image_of(values[columns.image], images)

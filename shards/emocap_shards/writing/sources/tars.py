@@ -48,9 +48,10 @@ class TarsSource:
     its extension, such as "txt" or "cls", is the name of the column. The image is the member that the image column
     names, or else the first JPEG, PNG or WebP.
 
-    If the column of the global part is missing, the column "txt" replaces it, or else a column "caption" that holds a
-    text, as img2dataset writes it. The key of a row is read from the key column; if the row has no such column, the key
-    is the common name of the members. Members that are not needed are counted in `left_out`.
+    If a row lacks the column that should hold the global part of the caption, the column "txt" replaces it, or else a
+    column "caption" that holds a text, as img2dataset writes it. The key of a row is read from the key column; if the
+    row has no such column, the key is the common name of the members. Members that are not needed are counted in
+    `left_out`.
     """
 
     pattern: str
@@ -111,8 +112,11 @@ class TarsSource:
         return {self.columns.key: key_of(name)} | fields | {self.columns.image: members[image]}
 
     def _mapped(self, values: Mapping[str, Any]) -> TableColumns:
-        """Returns the names of the columns for a row with these values. If the row has no column for the global part,
-        "txt" or else "caption" is used as this column.
+        """Returns which columns of a row with these values hold the image, the parts of the caption and the labels.
+
+        If the row lacks the column that should hold the global part of the caption, the column "txt" replaces it, or
+        the column "caption" if the row has no column "txt". Nothing is replaced if the column "caption" holds the
+        complete caption as an object.
         """
         if self.columns.global_ in values or isinstance(values.get("caption"), Mapping):
             return self.columns
