@@ -118,7 +118,7 @@ class AnchorStats:
         )
 
     def part(self, part: slice) -> AnchorStats:
-        """Returns the statistics of some of the anchors, as views."""
+        """Returns the statistics of the anchors in the slice `part`, as views."""
         return AnchorStats(self.peak[part], self.sum_exp[part], self.positive[part], self.count[part])
 
     def losses(self) -> Tensor:
@@ -284,7 +284,7 @@ class GradientWeights:
     positive: Tensor
 
     def part(self, part: slice) -> GradientWeights:
-        """Returns the weights of some of the anchors, as views."""
+        """Returns the weights of the anchors in the slice `part`, as views."""
         return GradientWeights(self.peak[part], self.softmax[part], self.positive[part])
 
 

@@ -171,7 +171,7 @@ class MaskTargets:
         gradient.sub_(self.column_positive * column_weight)
 
     def columns(self, part: slice) -> MaskTargets:
-        """Returns the same targets for some of the columns."""
+        """Returns the same targets for the columns in the slice `part`."""
         return MaskTargets(
             self.row_positive[:, part],
             self.column_positive[:, part],

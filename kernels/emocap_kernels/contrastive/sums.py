@@ -35,10 +35,8 @@ class LossSums:
         text_loss: Sum of the losses of the text anchors.
         image_positives: Sum of the numbers of positives of the image anchors.
         text_positives: Sum of the numbers of positives of the text anchors.
-        image_hits: Number of image anchors whose best candidate is the text of a sample that is the same or has an
-            equal id.
-        text_hits: Number of text anchors whose best candidate is the image of a sample that is the same or has an equal
-            id.
+        image_hits: Number of image anchors whose best candidate belongs to the same sample or to one of equal id.
+        text_hits: Number of text anchors whose best candidate belongs to the same sample or to one of equal id.
     """
 
     image_loss: Tensor
@@ -65,7 +63,9 @@ class LossSums:
 
 
 def count_hits(best: Tensor, partition: Partition, ids: Tensor | None) -> Tensor:
-    """Returns the number of local anchors whose best candidate is of the same sample or has an equal id, 0-dim float64.
+    """Returns the number of local anchors whose best candidate is correct, 0-dim float64.
+
+    A candidate is correct if it belongs to the same sample as the anchor, or to a sample of equal id.
 
     Args:
         best: int64 [local], global index of the best-scoring candidate of each local anchor.

@@ -45,7 +45,7 @@ class TileConfig:
         precision: How float32 is multiplied. `tf32x3` adds three products of tf32 parts, which is accurate to float32
             except for its last bits.
         widen: Whether half-precision vectors are converted to float32 first. Only the interpreter needs it, because its
-            bfloat16 dot is wrong.
+            product of bfloat16 matrices is wrong.
     """
 
     rows: int

@@ -42,7 +42,10 @@ N_FIELDS = 4
 
 @triton.jit
 def load_weight(weights_ptr_FN, field: tl.constexpr, pitch, index_N, inside_N):
-    """Returns one field of the gradient weights of the anchors `index_N`, and 0 where `inside_N` is not set."""
+    """Returns one field of the gradient weights of the anchors `index_N`, and 0 where `inside_N` is not set.
+
+    `Base2Stats.gradient_weights` computes these weights. The gradient of a score is computed from them and the score.
+    """
     return tl.load(weights_ptr_FN + field * pitch + index_N, mask=inside_N, other=0.0)
 
 
