@@ -15,7 +15,7 @@ import psutil
 def main() -> None:
     """Does on one rank what a restart does before the first step: joins the ranks, and restores the run of CONFIG.
 
-    The run must be finished. Rank 0 writes the seconds of each part.
+    The run must be finished. Rank 0 writes the seconds of each part to the file ANSWER.
     """
     began, entered = psutil.Process().create_time(), time.time()
     from emocap_shards.store import open_store

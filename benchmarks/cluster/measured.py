@@ -251,8 +251,9 @@ def measured_line(
 ) -> Measurement:
     """Returns the record of a measurement that was made with small runs.
 
-    `what` is the measured quantity, `who` the contender, and `seconds` are the readings. `rest` holds the fields
-    `ratios` and `more` of the record, if there are any.
+    `about` holds fields that all records share, such as the date. `what` is the measured quantity, `who` the launcher
+    or the measured case, and `seconds` are the readings. `rest` holds the fields `ratios` and `more` of the record, if
+    there are any.
     """
     return measured(
         about,

@@ -1,7 +1,7 @@
 """Computes the forecasts of weak scaling and of goodput that the command `simulate` records.
 
-Goodput is the share of time for work that a committed checkpoint contains. The models of a step and of failures are
-those of `emocap_pretrain.dry_run`.
+Weak scaling keeps the number of rows of a rank the same for every number of ranks. Goodput is the share of time for
+work that a committed checkpoint contains. The models of a step and of failures are those of `emocap_pretrain.dry_run`.
 """
 
 from collections.abc import Iterator
@@ -41,9 +41,9 @@ def forecasts(about: Occasion) -> Iterator[Measurement]:
 def _scaling(about: Occasion) -> Iterator[Measurement]:
     """Yields the efficiency of weak scaling for each objective, interconnect and number of ranks.
 
-    The efficiency is the speed of a rank among others, relative to one rank alone. Each rank has ROWS rows, and the
-    default towers in bfloat16. The operations of the towers are counted; the rate at which an H100 computes them is
-    assumed.
+    The efficiency is the speed of one of many ranks, relative to the speed of a rank that trains alone. Each rank has
+    ROWS rows of the batch, and the default towers in bfloat16. The operations of the towers are counted; the rate at
+    which an H100 computes them is assumed.
     """
     flops = device_flops("H100", half=True)
     assert flops is not None, "the presets are H100s"

@@ -16,7 +16,7 @@ _PARTS = {"towers_s": "towers", "loss_s": "loss", "vectors_s": "vectors", "gradi
 
 
 def scaling(lines: Sequence[Measurement]) -> Iterator[tuple[str, Figure]]:
-    """Draws the efficiency of each objective and network against the number of ranks.
+    """Draws the efficiency of weak scaling against the number of ranks, for each objective and network.
 
     A second panel shows the seconds of each part of a step, for the first objective and network in `lines`.
     """
@@ -43,7 +43,10 @@ def scaling(lines: Sequence[Measurement]) -> Iterator[tuple[str, Figure]]:
 
 
 def goodput(lines: Sequence[Measurement]) -> Iterator[tuple[str, Figure]]:
-    """Draws the goodput against the interval between saves, and against the rate of failures."""
+    """Draws the goodput against the interval between saves, and against the rate of failures.
+
+    Goodput is the share of time for work that a committed checkpoint contains.
+    """
     nodes = lines[0].setting["nodes"]
     figure, (left, right) = _panels(f"Goodput of {nodes * 8:,} ranks on {nodes} nodes, a model and simulations of it")
     by_days = grouped(lines, lambda line: line.setting["node_mtbf_days"])

@@ -39,7 +39,7 @@ DONE = "done"
 
 @dataclass
 class Progress:
-    """Implements `SupervisedRun` for the measured job, and a `ProgressDisplay` that shows nothing.
+    """Tells the supervisor the state of the measured job (`SupervisedRun`), and shows nothing (`ProgressDisplay`).
 
     Each restart counts as progress, so that no two failures count as failures in a row.
 

@@ -16,7 +16,8 @@ from emocap_pretrain.dry_run.failures import FailureModel
 class Outcome:
     """The result of a simulation: how the nodes of a job spent their time, and the number of failures.
 
-    All attributes but `failures` are shares of the total time of all nodes, and add up to 1.
+    All attributes but `failures` are shares of the total time of all nodes, and add up to 1. An attempt is one start of
+    the job, and lasts until the job fails or is restarted.
 
     Attributes:
         goodput: Time of work that a committed checkpoint contains.
@@ -40,8 +41,8 @@ class Outcome:
 class Elastic:
     """Describes a job that continues with fewer nodes after a failure, but with at least `min_nodes`.
 
-    A failed node comes back after `repair_s`. The job then ends its current attempt at the next committed checkpoint,
-    and uses the node from the next attempt on.
+    A failed node comes back after `repair_s` seconds. The job is then restarted after the next committed checkpoint,
+    and uses this node again.
     """
 
     repair_s: float = 0.0
@@ -90,9 +91,9 @@ def simulate(
 ) -> Outcome:
     """Simulates a job for at least `horizon_s` seconds of simulated time.
 
-    Without `elastic` a failed node is replaced at once, as the formulas of `dry_run.failures` assume. `interval_s` is
-    the time that all nodes together need for the work between two saves. Fewer nodes need longer in proportion, because
-    the batch stays the same.
+    `trouble` describes the failures, and the times of saves and restarts. Without `elastic` a failed node is replaced
+    at once, as the formulas of `dry_run.failures` assume. `interval_s` is the time that all nodes together need for the
+    work between two saves. Fewer nodes need longer in proportion, because the batch stays the same.
     """
     about, draw, clock, failures = elastic or Elastic(), random.Random(seed), _Clock(trouble.nodes), 0
     while clock.now_s < horizon_s:

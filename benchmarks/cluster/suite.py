@@ -19,8 +19,8 @@ Measure = Callable[[argparse.Namespace, Occasion], Iterator[Measurement]]
 def _on_a_site(measure: Callable[..., Iterator[Measurement]], *names: str) -> Measure:
     """Returns a function for `Command.measure`. It prepares a folder for the runs with `job.site`, and calls `measure`.
 
-    The arguments of `measure` are the `Site`, the size of a run, the number of rounds, the `Occasion` (the facts that
-    all records contain), and the values of the options called `names`.
+    The arguments of `measure` are the `Site`, the size of a run, the number of readings, the `Occasion` (fields of all
+    records, such as the date), and the values of the options called `names`.
     """
 
     def on_a_site(options: argparse.Namespace, about: Occasion) -> Iterator[Measurement]:

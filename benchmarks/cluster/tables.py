@@ -13,7 +13,7 @@ _SHOWN_TIMES_DALY = (1 / 4, 1.0, 4.0, 16.0)
 
 
 def scaling(lines: Sequence[Measurement]) -> str:
-    """Returns a table of the efficiency: a row for each number of ranks, a column for each objective and network."""
+    """Returns a table of weak scaling: a row for each number of ranks, a column for each objective and network."""
 
     def group(line: Measurement) -> tuple[str, str]:
         return line.setting["objective"], line.contender
@@ -29,7 +29,7 @@ def scaling(lines: Sequence[Measurement]) -> str:
 
 
 def _scaled(line: Measurement) -> str:
-    """Returns a cell: the efficiency, the time of a step, and the shares of the loss and the network in this time."""
+    """Returns a cell: the efficiency, the time of a step, and the shares of the loss and the network of this time."""
     more = line.more or {}
     network = (more["vectors_s"] + more["gradients_s"]) / more["step_s"]
     parts = f"loss {more['loss_s'] / more['step_s']:.0%}, network {network:.0%}"
@@ -39,7 +39,8 @@ def _scaled(line: Measurement) -> str:
 def goodput(lines: Sequence[Measurement]) -> str:
     """Returns a table of the goodput, with a row for each rate of failures and interval between saves.
 
-    The columns are the formula and each policy that was simulated. Only some of the intervals are shown.
+    Goodput is the share of time for work that a committed checkpoint contains. The columns are the formula, and each
+    policy (how the job continues after a failure) that was simulated. Only some of the intervals are shown.
     """
     whos = (model.FORMULA, model.SIMULATED, model.CONTINUES, model.WAITS)
     found = {(line.contender, line.at): line for line in lines}

@@ -92,9 +92,9 @@ def measure(cases: tuple[Case, ...], rounds: int, about: Occasion) -> Iterator[M
 
 
 def _line(about: Occasion, case: Case, who: str, seconds: list[float], **rest: Any) -> Measurement:
-    """Returns the record of one contender (`who`): the prediction or the real step.
+    """Returns the record of the predicted or of the measured step; `who` is PREDICTED or MEASURED.
 
-    `rest` holds the fields `ratios` and `more` of the record, if there are any.
+    `seconds` are the times of a step. `rest` holds the fields `ratios` and `more` of the record, if there are any.
     """
     seen = versions(("torch", "deepspeed"))
     return measured(about, seconds, what=WHAT, contender=who, setting=asdict(case), unit="s", versions=seen, **rest)

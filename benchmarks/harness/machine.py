@@ -16,12 +16,12 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True, slots=True)
 class Occasion:
-    """The facts that are the same for all measurements of one command.
+    """Describes where, when and how the measurements of one command were made. Every record contains these fields.
 
     Attributes:
         device: The model of the processor or of the GPU.
-        load_before: The load average of the minute before the measurement. A high load means that other processes may
-            have disturbed the readings. It is None in older records.
+        load_before: The load average of the minute before the command began to measure. A high load means that other
+            processes may have disturbed the readings. It is None in older records.
         commit: The git revision, with "+changes" if the working tree has changes; None outside of a checkout.
         date: The date in ISO format, UTC.
         command: The command line that repeats the measurement.
@@ -35,7 +35,10 @@ class Occasion:
 
 
 def occasion(device: str | None = None) -> Occasion:
-    """Returns the facts of the measurements of this process. Without `device`, the device is the processor."""
+    """Returns the device, load, git revision, date and command line of this process, for the records of measurements.
+
+    Without `device`, the device is the processor.
+    """
     return Occasion(
         device=device or f"{cpu_model()}, {cpu_count()} cores",
         load_before=round(getloadavg()[0], 2),

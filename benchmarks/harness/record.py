@@ -1,7 +1,8 @@
 """Stores measurements as JSON lines, the only source of all tables and figures.
 
-Two records with the same quantity, contender, setting and device are records of one measurement. Records are appended
-and never deleted; a reader uses the latest record of each measurement (decision 27).
+A contender is what is measured, such as a library. Two records with the same quantity, contender, setting and device
+belong to the same measurement. Records are appended and never deleted; `read` returns the latest record of each
+measurement (decision 27).
 """
 
 import json
@@ -19,7 +20,10 @@ Key = TypeVar("Key", bound=Hashable)
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """The spread of repeated readings. A quartile between two readings is interpolated linearly."""
+    """The minimum, the median and the quartiles of repeated readings.
+
+    A quartile between two readings is interpolated linearly.
+    """
 
     min: float
     median: float
@@ -28,7 +32,7 @@ class Spread:
 
 
 def spread(readings: Sequence[float]) -> Spread:
-    """Returns the spread of at least one reading."""
+    """Returns the minimum, the median and the quartiles of at least one reading."""
     if len(readings) == 1:
         return Spread(readings[0], readings[0], readings[0], readings[0])
     low, middle, high = statistics.quantiles(readings, n=4, method="inclusive")
@@ -36,7 +40,7 @@ def spread(readings: Sequence[float]) -> Spread:
 
 
 def ratios(readings: Sequence[float], base: Sequence[float]) -> list[float]:
-    """Returns each reading divided by the reading of the same round in `base`."""
+    """Returns each reading divided by the reading with the same index in `base`."""
     return [each / other for each, other in zip(readings, base, strict=True)]
 
 
@@ -53,9 +57,9 @@ class Measurement:
         unit: The unit of `value`.
         value: The spread of the readings; None if the contender was skipped.
         repetitions: The number of readings in `value`.
-        ratios: Ratios to the readings of another contender in the same rounds. The name of a ratio, such as
-            "over torchrun", says which contender that is.
-        more: Other values of the same measurement, such as CPU seconds. Their names end in their units.
+        ratios: Ratios between these readings and others, such as those of another contender. The name of a ratio, such
+            as "over torchrun" or "ours over it", says what is divided by what.
+        more: Other values of the same measurement, such as CPU seconds. If a value has a unit, its name ends in it.
         skipped: The reason why there is no value.
         versions: The versions of Python and of the packages that matter.
     """
@@ -148,7 +152,7 @@ def read(path: Path) -> list[Measurement]:
 
 
 def grouped(lines: Iterable[Measurement], key: Callable[[Measurement], Key]) -> dict[Key, list[Measurement]]:
-    """Returns the measurements by key; keys are in the order in which they first occur."""
+    """Returns the measurements grouped by the value of `key`; the groups are in the order in which they first occur."""
     groups: dict[Key, list[Measurement]] = {}
     for line in lines:
         groups.setdefault(key(line), []).append(line)

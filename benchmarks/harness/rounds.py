@@ -1,4 +1,4 @@
-"""Takes readings in common rounds: each round measures all contenders one after another, each of them once.
+"""Measures contenders (what is compared, such as libraries) in rounds: a round takes one reading of each of them.
 
 So a slow phase of the machine affects all contenders. For the same reason, the ratio of two contenders is computed from
 readings of the same round (`record.ratios`).
@@ -31,10 +31,13 @@ def seconds_of(call: Callable[[], object], times: int = 1) -> float:
 def in_rounds(
     *groups: Mapping[Key, Callable[[], Reading | Skipped]], rounds: int
 ) -> dict[Key, list[Reading] | Skipped]:
-    """Takes one reading of each contender in each round. A contender that returns `Skipped` is not called again.
+    """Measures contenders in rounds: each round calls every function in `groups` once, which returns one reading.
 
-    A round measures one group after another. Within a group, each round begins with another contender, so that no
-    contender is always the first.
+    A function that returns `Skipped` is not called again. A round calls one group after another. Within a group, each
+    round begins with another function, so that no contender is always the first.
+
+    Returns:
+        The readings of each contender by its key, or its `Skipped`.
     """
     taken: dict[Key, list[Reading] | Skipped] = {key: [] for group in groups for key in group}
     for number in range(rounds):

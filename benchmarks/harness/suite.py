@@ -30,7 +30,7 @@ class Command:
         help: One line for the help of the command line.
         measure: Yields each measurement as soon as it is made, so that an interrupted command keeps the earlier ones.
         options: Adds the options that `measure` reads; --rounds and --out are added to every command.
-        rounds: The default of --rounds. With None, `measure` chooses the number of rounds.
+        rounds: The default of --rounds, the number of readings of each contender. With None, `measure` chooses it.
     """
 
     help: str
@@ -68,7 +68,8 @@ class Suite:
         reports: The files of records, in the order in which their tables are printed.
         page: The page in docs that contains the tables; None if there is none.
         errors: The exceptions, in addition to OSError and ValueError, that are printed in one line without a traceback.
-        occasion: Returns the facts of a command's measurements from its parsed options, for example the chosen device.
+        occasion: Returns the fields that all records of a command share (see `Occasion`), such as the device, from the
+            parsed options of the command.
         note: Returns a text for the line that is printed after each measurement. It follows the value and the first
             ratio.
     """

@@ -9,7 +9,7 @@ Column = TypeVar("Column", bound=Hashable)
 
 
 def contender_of(line: Measurement) -> str:
-    """Returns the contender of a measurement, which is the default name of a row."""
+    """Returns the contender of a measurement (such as a library), which is the default name of a table's row."""
     return line.contender
 
 
@@ -63,9 +63,10 @@ def skipped(
     name: Callable[[Measurement], str] = contender_of,
     where: Callable[[Sequence[Measurement]], str] = lambda _: "",
 ) -> list[str]:
-    """Returns the lines of a Markdown list of skipped contenders, with one entry for each contender and reason.
+    """Returns the lines of a Markdown list of skipped contenders, with one item for each contender and reason.
 
-    `where` returns, as text, the settings of the measurements of an entry.
+    `name` returns the name of a measurement's contender. `where` returns a text about the settings of all measurements
+    of an item, which is appended to the name.
     """
     found = grouped((line for line in lines if line.skipped is not None), lambda line: (name(line), line.skipped))
     entries = [f"- {who}{where(those)}: {reason}" for (who, reason), those in found.items()]
@@ -95,7 +96,7 @@ def _short(value: Any) -> str:
 
 
 def insert(text: str, name: str, table: str) -> str:
-    """Returns a document with the table between its markers <!-- NAME --> and <!-- end -->.
+    """Returns the document `text` with `table` in place of what lies between <!-- NAME --> and <!-- end -->.
 
     Raises:
         ValueError: If the document has no such markers.

@@ -1,7 +1,8 @@
 """Defines the batches of the global loss (pairs of image and text) and of the local loss (patches and sentences).
 
 The vectors are random, but form groups of similar rows or sentences. Their cosines are far from the mining thresholds
-of `subjects`, so that every contender mines the same positives with every dtype. Equal seeds give equal batches.
+of `subjects`. So with a threshold, every implementation mines the same positives with every dtype. Equal seeds give
+equal batches.
 """
 
 from dataclasses import dataclass, replace
@@ -62,8 +63,8 @@ class PairBatch:
 def draw_pairs(size: Size, dtype: torch.dtype, device: torch.device, *, seed: int = 0) -> PairBatch:
     """Returns a batch that resembles one in the middle of training: an image is most similar to its own text.
 
-    The rows form groups of four similar rows, which mining finds. The cosines are so far from the threshold that
-    rounding does not change the positives.
+    The rows form groups of four similar rows, and mining by a threshold selects the other rows of a group as positives.
+    The cosines are so far from the threshold that rounding does not change these positives.
     """
     source = torch.Generator(device).manual_seed(seed)
     rows = size.rows

@@ -1,7 +1,8 @@
 """Measures calls on a torch device: their time, their peak memory, and whether they fail.
 
-For the time, all contenders take turns in each round. If a contender fails, this is a result and not an error of the
-measurement: `attempt` converts the exception to a `Skipped` that contains the reason.
+The times of all contenders (the implementations that are compared) are measured alternately. If a contender fails, this
+is a result and not an error of the measurement: `attempt` converts the exception to a `Skipped` that contains the
+reason.
 """
 
 import gc
@@ -34,7 +35,7 @@ _MOST_CALLS = 50
 
 
 class UnableError(Exception):
-    """A contender cannot run; the message contains the reason and perhaps a remedy."""
+    """An implementation (contender) cannot run; the message contains the reason and perhaps a remedy."""
 
 
 def device_name(device: torch.device) -> str:
@@ -95,7 +96,13 @@ def _cuda_seconds(call: Call, times: int) -> float:
 
 
 def in_rounds(calls: Mapping[Key, Call], clock: Clock, *, repeats: int) -> dict[Key, list[float] | Skipped]:
-    """Warms up all calls, and returns the seconds of each call in each round. A call that failed is not repeated."""
+    """Warms up all functions in `calls`, then times them in rounds: each round times every function once, by `clock`.
+
+    `repeats` is the number of rounds. A function that has failed is not called again.
+
+    Returns:
+        The mean seconds of one call in each round, for each key; or a `Skipped` if the function failed.
+    """
     times = {key: _warm_up(call, clock) for key, call in calls.items()}
     readings = {
         key: partial(attempt, partial(clock, calls[key], number))
@@ -141,9 +148,10 @@ def peak_bytes(call: Call, device: torch.device) -> int | None:
 
 
 def dense_refusal(needed: float, device: torch.device) -> str | None:
-    """Returns why a contender with matrices of `needed` bytes must not be tried, or None if it may be tried.
+    """Returns why an implementation that needs matrices of `needed` bytes must not be run, or None if it may be run.
 
-    CUDA raises an error if the memory is too small, but a CPU would begin to swap.
+    It must not if the device is a CPU and more than half of the free memory is needed, because the machine could begin
+    to swap. CUDA raises an error if the memory is too small.
     """
     available = available_bytes()
     if device.type != "cpu" or available is None or needed <= available / 2:

@@ -1,6 +1,6 @@
-"""Measures contenders: first each alone in a process of its own, then all together in common rounds.
+"""Measures contenders (implementations of a loss): first each in its own process, then all together in one process.
 
-A process of one contender (`probe`) measures errors and peak memory, and finds out at which sizes the contender runs.
+The process of one contender (`probe`) measures errors and peak memory, and finds out at which sizes the contender runs.
 Then the times are measured size by size: all contenders that run at this size take turns in one process
 (`device.in_rounds`). A record contains the errors and the memory as well as the times. All of this is done for one
 width after another, because a `ProbeTask` has one width.
@@ -32,8 +32,8 @@ Readings = Mapping[Entry | str, list[float] | Skipped]
 class LossPlan:
     """The contenders and sizes to measure.
 
-    `matmul` is the side of the square matrices whose product is timed. The rate of this product is the unit of
-    efficiency. For `check_rows` see `ProbeTask`.
+    `repeats` is the number of readings. `matmul` is the side of the square matrices whose product is timed as well. An
+    efficiency is relative to the rate (FLOP/s) of this product. For `check_rows` see `ProbeTask`.
     """
 
     subject: Subject
@@ -92,7 +92,7 @@ def _probed(plan: LossPlan, contender: Contender, sizes: Sequence[Size]) -> Mapp
 
 
 def _readings(plan: LossPlan, findings: Findings, entries: Sequence[Entry], size: Size) -> Readings:
-    """Returns the measured seconds of each entry, and of the square matrix product that is timed in the same rounds.
+    """Returns the measured seconds of each entry, and of a square matrix product, which is timed in turn with them.
 
     An entry is a contender in one pass, such as the forward pass. For an entry that fails, the result holds a `Skipped`
     with the reason. An entry that has already failed in the process of its own (`probe`) is not tried again.
@@ -113,7 +113,10 @@ def _readings(plan: LossPlan, findings: Findings, entries: Sequence[Entry], size
 def _measured(
     plan: LossPlan, occasion: Occasion, findings: Findings, size: Size, readings: Readings, entry: Entry
 ) -> Measurement:
-    """Returns the record of an entry, with its efficiency and the ratio of its time to that of our loss (`_ours`)."""
+    """Returns the record of `entry`, which is a contender and a pass, at a size.
+
+    The record also contains the efficiency, and the time of the entry divided by the time of our loss (`_ours`).
+    """
     contender, pass_ = entry
     taken, rate = readings[entry], readings[MATMUL]
     if isinstance(taken, Skipped) or isinstance(rate, Skipped):
@@ -136,8 +139,8 @@ def _measured(
 def _ours(readings: Readings, entry: Entry) -> dict[str, list[float]]:
     """Returns the readings of our loss with which `entry` is compared, by the name of the backend; empty if none exist.
 
-    The backend is `fused`, or `chunked` if `fused` did not run. The pass and the variant are those of `entry`. But if
-    the variant has a `Variant.function`, `entry` is compared with our plain loss.
+    An entry is a contender and a pass. The backend is `fused`, or `chunked` if `fused` did not run. The pass and the
+    variant are those of `entry`. But if the variant has a `Variant.function`, `entry` is compared with our plain loss.
     """
     variant = entry[0].variant if entry[0].variant.function is None else PLAIN
     for name in OURS:

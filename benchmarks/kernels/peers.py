@@ -22,22 +22,22 @@ _INF_CL_HEAD = 256
 
 
 def open_clip(batch: PairBatch) -> Tensor:
-    """Computes ClipLoss, which keeps two matrices of scores for the backward pass."""
+    """Computes open_clip's ClipLoss, which keeps two matrices of scores for the backward pass."""
     with _autocast(batch):
         return _open_clip().ClipLoss()(batch.image, batch.text, batch.scale)
 
 
 def open_clip_sigmoid(batch: PairBatch) -> Tensor:
-    """Computes SigLipLoss."""
+    """Computes open_clip's SigLipLoss."""
     with _autocast(batch):
         return _open_clip().SigLipLoss()(batch.image, batch.text, batch.scale, batch.bias)
 
 
 def inf_cl(batch: PairBatch) -> Tensor:
-    """Computes Inf-CL on one device, where it uses its tiles but not its ring of devices.
+    """Computes Inf-CL on one device, where it computes the scores in tiles, but does not communicate.
 
     Its argument `scale` would need a process group, because Inf-CL all-reduces the gradient of the scale. So one of the
-    two matrices of vectors is multiplied by the scale before the call, which gives the same loss.
+    two embedding matrices is multiplied by the scale before the call, which gives the same loss.
     """
     if batch.image.shape[1] % _INF_CL_HEAD:
         raise UnableError(f"width={batch.image.shape[1]} must be a multiple of {_INF_CL_HEAD} for Inf-CL.")
@@ -61,7 +61,10 @@ def liger(batch: PairBatch) -> Tensor:
 
 
 def _both_directions(batch: PairBatch, loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
-    """Computes the symmetric loss by two calls of `loss`, which has one direction and no argument for a scale."""
+    """Computes the symmetric loss: the mean of `loss` from images to texts, and from texts to images.
+
+    `loss` has no argument for the scale, so its first argument is multiplied by the scale.
+    """
     own = torch.arange(len(batch.image), device=batch.image.device)
     forth = loss(batch.scale * batch.image, batch.text, own)
     return (forth + loss(batch.scale * batch.text, batch.image, own)) / 2
@@ -74,7 +77,7 @@ def _autocast(batch: PairBatch) -> torch.autocast:
 
 
 def _peer(name: str) -> Any:
-    """Imports a module of a peer, or raises an UnableError with the command that installs the peer."""
+    """Imports a module of another package, or raises an UnableError with the command that installs the package."""
     if find_spec(name.partition(".")[0]) is None:
         raise UnableError(_INSTALL)
     return import_module(name)

@@ -109,7 +109,7 @@ class Panel:
 
     Attributes:
         title: The title.
-        pass_: The pass whose measurements are drawn.
+        pass_: The pass whose measurements are drawn: "forward" or "forward+backward".
         value: Returns the drawn value; None if a measurement has none.
         written: Returns a value with its unit, as text.
         limited: Whether the shortest possible time is drawn (see `_draw_limit`).
@@ -242,8 +242,8 @@ def _draw_panel(
 def _draw_limit(axes: Axes, sweep: Sweep, lines: Sequence[Measurement]) -> None:
     """Draws the limit: the shortest time in which the plain loss could be computed.
 
-    It is the fewest operations of the loss (`floor_flops`), divided by the rate of the square matrix product that was
-    timed in the same rounds.
+    It is the fewest floating-point operations that the loss needs (`floor_flops`), divided by the rate (FLOP/s) of a
+    square matrix product that was measured together with the loss.
     """
     limits: dict[int, list[float]] = {}
     for line in lines:

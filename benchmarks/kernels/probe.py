@@ -1,7 +1,7 @@
-"""Measures the memory and the errors of one contender in a process of its own.
+"""Measures the memory and the numerical errors of one contender (implementation of a loss) in a process of its own.
 
-The peak of the process's memory then belongs to this contender alone. A crash of a peer, or an illegal access that
-breaks the CUDA context, affects no other contender.
+The peak of the process's memory then belongs to this contender alone. If a contender crashes, or breaks the CUDA
+context by an illegal access, no other contender is affected.
 """
 
 import json
@@ -40,7 +40,7 @@ Place = tuple[Size | None, Pass | None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeTask:
-    """The task of one process: a contender at some sizes, which all have the same width.
+    """The task of one process: to test a contender (implementation of a loss) at some sizes, which have the same width.
 
     `name` and `variant` identify the contender among those of `subject`. If `check_rows` is not 0, that many rows of
     the gradients of the plain loss are compared with float64 at every size.
@@ -72,11 +72,11 @@ class Finding:
 
     Attributes:
         size: The size of the batch.
-        pass_: The pass.
+        pass_: The pass: "forward" or "forward+backward".
         skipped: The reason why the contender does not run.
         peak_bytes: The peak memory of a call.
         agreement: The comparison with float64 at a small size (see `agreement`).
-        sampled: The comparison with float64 at this size (see `sampled`).
+        sampled: The comparison of some rows of the gradients with float64 at this size (see `sampled`).
     """
 
     size: Size | None = None
@@ -134,7 +134,7 @@ def _run(words: Sequence[str]) -> str | None:
 
 
 def findings_of(task: ProbeTask) -> Iterator[Finding]:
-    """Yields the comparison with float64 at a small size, then the findings at each size.
+    """Yields a finding about the errors of the contender at a small size, then the findings at each size of the task.
 
     If the contender fails at the small size, the only finding is one with the reason.
     """

@@ -1,11 +1,11 @@
-"""Measures both losses on several processes.
+"""Measures the global or the local loss of one batch that is divided among several processes.
 
 There are two results. The first one is the time of a step, and its ratio to an ideal time. The ideal time is the time
 that one process alone needs for the whole batch, divided by the number of processes. The second result is the number of
-bytes that a process receives in a step: as counted, and by the formula of docs/method.md, section 6.
+bytes that a process receives in a step. It is counted, and also computed by the formula of docs/method.md, section 6.
 
-`across` starts the processes (`_serve`), which join one process group of torch. Each round measures both times: that of
-the whole batch on rank 0, and that of all processes.
+`across` starts the processes (`_serve`), which join one process group of torch. The times of all processes and of rank
+0 alone are measured alternately.
 """
 
 import json
@@ -35,7 +35,11 @@ _TIMEOUT = timedelta(minutes=10)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankSetting:
-    """The setting of a measurement. `size` is that of the whole batch, which is divided evenly among the processes."""
+    """The setting of a measurement.
+
+    `loss` is "global" or "region". `size` is that of the whole batch, which is divided evenly among the processes.
+    `schedule` says how the processes exchange the vectors of their texts. `repeats` is the number of readings.
+    """
 
     loss: str
     size: Size
@@ -49,9 +53,10 @@ class RankSetting:
 def across(setting: RankSetting, about: Occasion) -> Measurement:
     """Starts the processes, each with one thread, and measures the time of forward and backward on the slowest one.
 
-    The record also contains the ratio of this time to an ideal time: the time of one process for the whole batch in the
-    same round (`alone_s`), divided by the number of processes. And it contains the number of bytes that a process
-    receives in a step: as counted (`vector_bytes`), and by the formula of docs/method.md, section 6 (`expected_bytes`).
+    The record also contains the time that rank 0 alone needs for the whole batch (`alone_s`), and the ratio of the
+    measured time to an ideal time, which is `alone_s` divided by the number of processes. And it contains the number of
+    bytes that a process receives in a step: the counted number (`vector_bytes`), and the number by the formula of
+    docs/method.md, section 6 (`expected_bytes`).
 
     Raises:
         UnableError: If the rows cannot be divided evenly, or there are fewer GPUs than processes.
@@ -114,8 +119,8 @@ def _measured(setting: RankSetting, rank: int, device: torch.device) -> dict[str
     """Returns the results of the measurement by name.
 
     `alone` is the list of the times of rank 0 for the whole batch, and `seconds` that of the times of the slowest rank
-    for its share of the batch. `vector_bytes` is the number of bytes that this rank receives in a step as counted, and
-    `expected_bytes` the number by the formula. `backend` is the backend that our loss chooses.
+    for its share of the batch. `vector_bytes` is the counted number of bytes that this rank receives in a step, and
+    `expected_bytes` is this number by the formula (`_expected`). `backend` is the backend that our loss chooses.
     """
     batch = SUBJECTS[setting.loss].draw(setting.size, setting.dtype, device)
     rows = setting.size.rows // setting.processes
@@ -164,9 +169,9 @@ def _slowest(seconds: float, device: torch.device) -> float:
 def _expected(others: int, own: int, setting: RankSetting) -> int:
     """Returns the bytes that a process receives in a step, by the formula of docs/method.md, section 6.
 
-    The process receives the texts of the other processes: twice with the schedule `ring`, and otherwise once. From each
-    other process it also receives the gradients of its own texts. `own` is the number of its own texts, and `others`
-    that of all other processes together.
+    The process receives the text vectors of the other processes: twice with the schedule `ring`, and otherwise once.
+    From each other process it also receives the gradients of its own texts. `own` is the number of its own texts, and
+    `others` that of all other processes together.
     """
     passes = 2 if setting.schedule == "ring" else 1
     numbers = passes * others + (setting.processes - 1) * own

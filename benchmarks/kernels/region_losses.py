@@ -30,7 +30,7 @@ def dense(batch: Regions) -> Tensor:
 
 
 def dense_bytes(size: Size) -> float:
-    """Returns the bytes of the matrices that `dense` holds."""
+    """Returns the bytes of the matrices that autograd stores for `dense`, for a batch of this size."""
     patches, sentences = size.regions
     return float(_DENSE_MATRICES * _FLOAT_BYTES * size.rows * patches * sentences)
 
@@ -48,7 +48,7 @@ def pooled_vectors(batch: Regions) -> Tensor:
 
 
 def pooled_bytes(size: Size) -> float:
-    """Returns the bytes of the matrices that `pooled_vectors` holds."""
+    """Returns the bytes of the matrices that autograd stores for `pooled_vectors`, for a batch of this size."""
     _, sentences = size.regions
     vectors = float(_POOLED_MATRICES * _FLOAT_BYTES * size.rows * sentences * size.width)
     return dense_bytes(size) + vectors
@@ -58,8 +58,8 @@ def within_images(batch: Regions) -> Tensor:
     """Returns the loss of SPARC, which compares only sentences of the same image. All images are computed at once.
 
     The weights of the patches are computed in three steps: the similarities are min-max normalised over the patches;
-    values below 1 / patches are set to zero; and the rest is divided by its sum. The score is the dot product of a
-    sentence with the pooled vector, which has unit length.
+    values below 1 / (number of patches) are set to zero; and the rest is divided by its sum. The score is the dot
+    product of a sentence with the pooled vector, which has unit length.
     """
     sentences, real = _padded(batch)
     similarity = _at_least_float(sentences @ batch.patches.mT)
@@ -77,10 +77,10 @@ def within_images(batch: Regions) -> Tensor:
 
 
 def best_patches(batch: Regions) -> Tensor:
-    """Returns the similarity of each sentence with the best patch of each image, [rows, sentences].
+    """Returns the similarity of each sentence with the most similar patch of each image, [rows, sentences].
 
-    A loss with late interaction needs these similarities, so it takes at least the time of this function. The
-    similarities are computed for some images at a time.
+    A loss with late interaction is computed from these similarities, so it takes at least the time of this function.
+    They are computed for a part of the images at a time.
     """
     rows, patches, width = batch.patches.shape
     together = max(1, _BLOCK_NUMBERS[batch.device.type] // (patches * len(batch.sentences)))

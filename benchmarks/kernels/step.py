@@ -1,4 +1,4 @@
-"""Measures the share of the objective in the time of a training step.
+"""Measures the share of the objective (the weighted sum of all losses) in the time of a training step.
 
 A step here is the forward and backward pass of both towers and of the objective. The towers and the objective are also
 measured alone. The towers have random weights and cost the same as those of a training step. timm and transformers are
@@ -51,8 +51,9 @@ class TowerShape:
 class StepSetting:
     """The setting of a step of one rank.
 
-    `dtype` is that of the vectors. If it is half precision, the towers are computed in this dtype as well (autocast).
-    `sentences` is the number of sentences of all images together.
+    `rows` is the number of images, and `sentences` the number of sentences of all images together. `dtype` is that of
+    the embeddings. If it is half precision, the towers are computed in this dtype as well (autocast). `repeats` is the
+    number of readings.
     """
 
     rows: int
@@ -70,9 +71,10 @@ class StepSetting:
 def share(setting: StepSetting, about: Occasion) -> Measurement:
     """Measures the forward and backward pass of one step, without an optimizer and without other ranks.
 
-    The value is the time of towers and objective together. The objective consists of the global, the summary and the
-    local loss, with positives mined by thresholds. The record also has the times of the towers alone, of the objective
-    alone and of the local loss alone, and the ratio of the objective to the whole step in the same rounds.
+    The value of the returned record is the time of the whole step: the towers, and the objective. The objective is the
+    weighted sum of the global, the summary and the local loss, with positives mined by thresholds. The record also has
+    the times of the towers alone, of the objective alone and of the local loss alone. Each round measures all four
+    once, one after another. The ratio in the record is the time of the objective divided by that of the whole step.
 
     Raises:
         ValueError: If one of these four times cannot be measured.
@@ -99,9 +101,9 @@ def share(setting: StepSetting, about: Occasion) -> Measurement:
 
 
 class _Rounds:
-    """The towers, their inputs, and the vectors of a batch that resembles one in the middle of training.
+    """The towers, their inputs, and random embeddings that resemble those in the middle of training.
 
-    In a step, the objective gets these vectors plus a small multiple of the outputs of the towers, so that gradients
+    In a step, the objective gets these embeddings plus a small multiple of the outputs of the towers, so that gradients
     reach the towers. It does not get the outputs alone, because those of random towers are so similar to each other
     that all pairs would be mined.
     """
@@ -125,7 +127,7 @@ class _Rounds:
         self.regions = draw_regions(size, setting.dtype, device)
 
     def calls(self) -> Mapping[str, Call]:
-        """Returns the calls by the name of what they measure. Each runs forward and backward."""
+        """Returns the functions to time, by the name of the part that they run forward and backward."""
         return {"step": self._step, "towers": self._alone, "objective": self._objective, "local": self._local}
 
     def _step(self) -> object:
@@ -164,7 +166,10 @@ def _moved(drawn: Tensor, vectors: Tensor) -> Tensor:
 
 
 def _objective(batch: PairBatch, summary: Tensor, local: Regions) -> Tensor:
-    """Returns the weighted sum of the global, the summary and the local loss. `summary` has a text for each image."""
+    """Returns the weighted sum of the global, the summary and the local loss.
+
+    `summary` [rows, width] holds the embedding of each image's summary text.
+    """
     of_whole, of_summary, of_local = _WEIGHTS
     terms = [
         of_whole * batch.loss(mining=THRESHOLD.mining),

@@ -1,7 +1,8 @@
-"""Defines what is measured: a loss in several variants, its batches, and the contenders that compute it.
+"""Defines what is measured: a loss in several variants, its batches, and its implementations (contenders).
 
-The classes here only describe; they measure nothing. `subjects` defines the two subjects with these classes, `batches`
-draws their inputs, and `measure` and the other commands take them as arguments. docs/glossary.md explains the words.
+The classes here only describe; they measure nothing. `subjects` describes the global and the local loss with these
+classes, `batches` draws their inputs, and `measure` and the other commands take them as arguments. docs/glossary.md
+explains the words.
 """
 
 from collections.abc import Callable, Sequence
@@ -59,13 +60,13 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One way to compute a loss.
+    """A variant of a loss: its objective, and how positives are mined.
 
     Attributes:
-        name: The name in the records, unique within a subject.
+        name: The name in the records, unique among the variants of the loss.
         objective: The objective of the global loss.
         mining: How positives are mined; None without mining.
-        function: A description of the computed function, if it is neither our plain loss nor our loss with mining.
+        function: A description of the computed function; None if `objective` and `mining` describe it.
     """
 
     name: str
@@ -87,18 +88,18 @@ class Variant:
 
 
 class Batch(Protocol):
-    """The input of every contender: a `PairBatch` or a `Regions`."""
+    """The input of an implementation: a `PairBatch` for the global loss, or a `Regions` for the local loss."""
 
     @property
     def device(self) -> torch.device: ...
 
     @property
     def backend(self) -> str:
-        """The backend that our loss chooses for this batch."""
+        """The backend (`reference`, `chunked` or `fused`) that our package chooses for this batch."""
         ...
 
     def loss(self, **settings: Any) -> Tensor:
-        """Returns our loss of the batch; `settings` are passed to the function of `emocap_kernels`."""
+        """Returns our loss of the batch; `settings` are passed to the loss function of `emocap_kernels`."""
         ...
 
     def leaves(self, variant: Variant) -> list[Tensor]:
@@ -127,10 +128,11 @@ class Contender:
         loss: The function that computes the loss of a batch.
         package: The package whose version is recorded, by its name in `pip list`; None for torch and ours.
         needs_cuda: Whether it cannot run on a CPU.
-        dense: Returns, for a size, the bytes of the whole (not chunked) matrices that it holds; None if it holds none.
+        dense: Returns, for a size, the bytes of the large matrices that it holds as a whole, not in chunks. The
+            attribute is None if there are no such matrices.
         compiles: Whether the function is compiled with torch.compile. Its first call then needs more memory than the
             others.
-        passes: The passes that it can run.
+        passes: What it can compute: the forward pass alone, and the forward and backward pass.
     """
 
     name: str
@@ -165,10 +167,11 @@ class Subject:
         variants: The variants; the first one is the plain loss.
         contenders: All contenders, ours first.
         draw: Returns a batch of a size and a dtype, on a device.
-        small: Returns the small size with a given width at which all contenders are compared with float64.
+        small: Returns the small size with a given width at which the results of all contenders are compared with those
+            in float64.
         ours: Returns our loss with a backend for a variant. The returned function raises an UnableError if our package
             does not compute this variant.
-        floor_flops: Returns the fewest operations that a variant needs in a pass at a size.
+        floor_flops: Returns the fewest floating-point operations that a variant needs in a pass at a size.
     """
 
     name: str
@@ -200,7 +203,7 @@ def forward_backward(loss: Loss, batch: Batch, variant: Variant) -> tuple[Tensor
 
 
 def call_of(loss: Loss, batch: Batch, variant: Variant, pass_: Pass) -> Call:
-    """Returns a function that runs the pass `pass_` of a loss on a batch."""
+    """Returns a function that computes a loss on a batch: forward, or forward and backward, as `pass_` says."""
     if pass_ == FORWARD:
         return lambda: forward(loss, batch)
     return lambda: forward_backward(loss, batch, variant)

@@ -1,7 +1,7 @@
 """Defines the two losses that are measured: their variants, all contenders, and the fewest operations they need.
 
-A new contender is one entry in `contenders` of `GLOBAL` or `REGION`. Losses of other packages are in `peers`, and those
-that are written here for comparison are in `region_losses`.
+A contender is one implementation of a loss. To measure another one, add it to `contenders` of `GLOBAL` or `REGION`.
+Losses of other packages are in `peers`, and those that are written here for comparison are in `region_losses`.
 """
 
 from collections.abc import Mapping
@@ -47,7 +47,7 @@ _DENSE_MATRICES = 5
 
 
 def our_global_loss(backend: Backend, variant: Variant) -> Loss:
-    """Returns our global loss with a given backend."""
+    """Returns the function that computes a variant of our global loss with a given backend."""
 
     def loss(batch: PairBatch) -> Tensor:
         bias = batch.bias if variant.objective == "sigmoid" else None
@@ -57,7 +57,7 @@ def our_global_loss(backend: Backend, variant: Variant) -> Loss:
 
 
 def our_local_loss(backend: Backend, variant: Variant) -> Loss:
-    """Returns our local loss with a given backend.
+    """Returns the function that computes a variant of our local loss with a given backend.
 
     The returned function raises an UnableError if our package does not compute `variant`.
     """
@@ -82,12 +82,12 @@ def dense(batch: PairBatch) -> Tensor:
 
 
 def dense_bytes(size: Size) -> float:
-    """Returns the bytes of the matrices that `dense` holds."""
+    """Returns the bytes of the matrices that autograd stores for `dense`, for a batch of this size."""
     return float(_DENSE_MATRICES * _FLOAT_BYTES * size.rows * size.rows)
 
 
 def floor_flops(variant: Variant, pass_: Pass, size: Size) -> float:
-    """Returns the fewest floating-point operations that compute a global loss exactly without keeping a matrix.
+    """Returns the fewest floating-point operations that compute a global loss exactly without storing scores.
 
     One product of images and texts needs `2 * rows**2 * width` operations. The forward pass computes one product. The
     backward pass computes it again, and two more products for the gradients. The objective `sigmoid` needs no second
@@ -102,7 +102,7 @@ def floor_flops(variant: Variant, pass_: Pass, size: Size) -> float:
 
 
 def local_floor_flops(variant: Variant, pass_: Pass, size: Size) -> float:
-    """Returns the fewest floating-point operations that compute a local loss without keeping similarities.
+    """Returns the fewest floating-point operations that compute a local loss without storing similarities.
 
     One product of all patches and all sentences needs `2 * rows * patches * sentences * width` operations. The forward
     pass computes one product. The backward pass computes it again, and two more products for the gradients. Mining adds
@@ -125,12 +125,12 @@ def local_floor_flops(variant: Variant, pass_: Pass, size: Size) -> float:
 
 
 def _minings(variant: Variant) -> int:
-    """Returns how often forward and backward together compute the mined positives."""
+    """Returns how often the positives are mined in a forward and a backward pass together."""
     return 2 if variant.mining is not None and variant.mining.threshold is not None else 1
 
 
 def _guide_products(variant: Variant) -> int:
-    """Returns the number of matrix products that mining the positives once needs."""
+    """Returns the number of matrix products that are needed to mine the positives once."""
     return 0 if variant.mining is None else _GUIDES[variant.mining.guide]
 
 

@@ -45,7 +45,7 @@ _LARGE_ROUNDS = 3
 
 
 def _measure(options: argparse.Namespace, about: Occasion) -> Iterator[Measurement]:
-    """Runs `measure`: time, memory and errors of the contenders."""
+    """Runs `measure`: the time, the memory and the numerical errors of the implementations of a loss."""
     subject, device = SUBJECTS[options.loss], _device(options)
     if options.large and subject is not GLOBAL:
         raise ValueError(f"--large has no effect with --loss {options.loss}; leave it out.")
@@ -75,7 +75,7 @@ def _tune(options: argparse.Namespace, about: Occasion) -> Iterator[Measurement]
 
 
 def _step(options: argparse.Namespace, about: Occasion) -> Iterator[Measurement]:
-    """Runs `step`: the share of the objective in a training step at each size."""
+    """Runs `step`: the share of the objective in the time of a training step, at each size."""
     usual = _STEPS[_device(options).type]
     given = (options.rows, options.width, options.sentences_per_image)
     for rows, embedding, number in product(*(each or (default,) for each, default in zip(given, usual, strict=True))):
@@ -85,7 +85,7 @@ def _step(options: argparse.Namespace, about: Occasion) -> Iterator[Measurement]
 
 
 def _ranks(options: argparse.Namespace, about: Occasion) -> Iterator[Measurement]:
-    """Runs `ranks`: measures a loss across processes at each size, with each schedule of the exchange of texts."""
+    """Runs `ranks`: measures a loss across processes at each size, with each schedule for the exchange of the texts."""
     schedules: tuple[str, ...] = options.schedule
     for size, schedule in product(_sizes(options, SUBJECTS[options.loss]), schedules):
         setting = ranks.RankSetting(
@@ -104,7 +104,10 @@ def _device(options: argparse.Namespace) -> torch.device:
 
 
 def _conditions(options: argparse.Namespace) -> dict[str, Any]:
-    """Returns the device, the dtype and the number of rounds. The last two have a default for each kind of device."""
+    """Returns the device, the dtype and the number of readings (`repeats`).
+
+    The last two have a default for each kind of device.
+    """
     device = _device(options)
     dtype, rounds, _ = _DEFAULTS[device.type]
     return {"device": device, "dtype": getattr(torch, options.dtype or dtype), "repeats": options.rounds or rounds}
@@ -133,7 +136,7 @@ def _sizes(options: argparse.Namespace, subject: Subject) -> list[Size]:
 
 
 def _chosen(subject: Subject, names: Sequence[str] | None, variants: Sequence[str] | None) -> list[Contender]:
-    """Returns the contenders with these names and variants; None chooses all.
+    """Returns the implementations of a loss (contenders) with these names and variants; None chooses all.
 
     Raises:
         ValueError: If a name is unknown.
@@ -172,7 +175,7 @@ def _common_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _loss_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of the commands that measure one of the two losses."""
+    """Adds the options of the commands that measure the global or the local loss."""
     _common_options(parser)
     add = parser.add_argument
     add("--loss", choices=tuple(SUBJECTS), default=GLOBAL.name, help="the global or the local loss")

@@ -26,7 +26,7 @@ def sizes_of(lines: Sequence[Measurement]) -> list[Size]:
 
 
 def place_of(line: Measurement) -> tuple[str, str, str, int]:
-    """Returns the loss, the device, the dtype and the width. Each combination has its own tables and figures."""
+    """Returns the loss, device, dtype and width of a measurement. Each combination has its own tables and figures."""
     return line.what, line.device, line.setting["dtype"], line.setting["width"]
 
 
@@ -51,11 +51,11 @@ def more_of(line: Measurement, name: str) -> Any:
 
     - objective, mining, function: the fields of `Variant`, with the mining as text.
     - peak_bytes: the peak memory of a call, with its results and without its inputs.
-    - floor_flops: the fewest operations that this loss needs.
+    - floor_flops: the fewest floating-point operations that this loss needs.
     - eff: `floor_flops` / (median seconds x `matmul_flops_per_s`).
-    - matmul_flops_per_s: the rate of a square matrix product in the same dtype, timed in the same rounds.
+    - matmul_flops_per_s: the rate of a square matrix product in the same dtype, measured together with the loss.
     - agreement: the comparison with float64 at a small size; None if our package does not compute this variant.
-    - sampled: the comparison with float64 at this size, in sampled rows.
+    - sampled: the comparison with float64 at this size, for a random sample of the rows of the gradients.
     """
     return (line.more or {}).get(name)
 
@@ -85,7 +85,7 @@ def _matrix(lines: Sequence[Measurement], cell: Callable[[Measurement], str]) ->
 
 
 def _time(line: Measurement) -> str:
-    """Returns the median time of a measurement with its ratio to ours and its efficiency, as text."""
+    """Returns the text of a cell: the median time, its ratio to the time of our loss, and the efficiency (`eff`)."""
     if line.value is None:
         return "out of memory" if (line.skipped or "").startswith("out of memory") else "skipped"
     # The ratio of ours to itself is left out, but not the ratio of another function of ours to our plain loss.

@@ -1,8 +1,8 @@
 """Times the fused loss with each tile size of `CANDIDATES` on the current GPU.
 
-Each round times all candidates one after another, so that a slow phase of the GPU affects all of them. The tile sizes
-in `emocap_kernels.fused.tiling` are replaced before each call. If a candidate is faster than the present tile size, a
-developer writes it into that module.
+A tile is the part of the score matrix that a kernel computes at once. Each round times all candidates one after
+another, so that a slow phase of the GPU affects all of them. The tile sizes in `emocap_kernels.fused.tiling` are
+replaced before each call. If a candidate is faster than the present tile size, a developer writes it into that module.
 """
 
 from collections.abc import Iterator, Sequence
@@ -62,12 +62,12 @@ def tune(batch: PairBatch, variants: Sequence[Variant], about: Occasion, *, repe
 
 
 def numbers_of(tile: TileConfig) -> str:
-    """Returns the sizes, warps and stages of a tile, as text."""
+    """Returns a text with the size of a tile (rows x columns x depth), and the warps and stages of its kernels."""
     return f"{tile.rows}x{tile.columns}x{tile.depth}, {tile.warps} warps, {tile.stages} stages"
 
 
 def _with(tile: TileConfig, batch: PairBatch, variant: Variant, pass_: Pass) -> Call:
-    """Returns a function that runs one pass of the fused loss with this tile."""
+    """Returns a function that sets this tile size, and computes the fused loss: forward, or forward and backward."""
     call = call_of(our_global_loss("fused", variant), batch, variant, pass_)
 
     def timed() -> object:

@@ -31,7 +31,7 @@ class Wanted:
         samples: The number of samples in the dataset.
         shard_samples: The number of samples in one shard of ours. The shards of the other formats have about as many
             bytes.
-        pixels: The side of a drawn face.
+        pixels: The side of a drawn face in pixels.
     """
 
     images: Path | None
@@ -54,7 +54,7 @@ class Datasets:
     Attributes:
         folder: The folder that contains tars/, mds/ and lit/.
         samples: The number of samples.
-        image_bytes: The mean size of an image file.
+        image_bytes: The mean size of an image file, in bytes.
     """
 
     folder: Path
@@ -67,7 +67,7 @@ class Datasets:
 
 
 def prepare(wanted: Wanted, work: Path, pythons: Pythons) -> Datasets:
-    """Returns the datasets. They are made unless an earlier run has left them in the folder `work`.
+    """Returns the dataset `wanted` in every format. It is made unless an earlier run has left it in the folder `work`.
 
     If the environment of the other libraries is missing, only tars/ is made.
     """

@@ -1,8 +1,9 @@
-"""Starts hosts: processes that each perform one task with one system, in the Python environment of that system.
+"""Starts hosts: processes that each measure one system, in the Python environment of that system.
 
 A system is a library that reads datasets. Ours is one of them, and the others are called peers. The peers require other
 versions of packages than we do, so they have a Python environment of their own (`peers.sh`). A host reads its task as
-JSON from standard input, and writes its measurements as JSON to standard output (`hosts.task`).
+JSON from standard input, and writes its measurements as JSON to standard output (`hosts.task`). The programs
+`hosts.convert` and `hosts.pictures` are started in the same way, but their task is in their arguments.
 """
 
 import json
@@ -40,7 +41,8 @@ class Pythons:
     def of(cls, peer_environment: Path, log: Path) -> "Pythons":
         """Returns the interpreters and the log, and creates the folder of the log.
 
-        `peer_environment` is the virtual environment of the peers, which may be missing.
+        `peer_environment` is the folder of the virtual environment in which the other libraries (peers) are installed.
+        The folder may be missing.
         """
         log.parent.mkdir(parents=True, exist_ok=True)
         return cls(peer_environment / "bin" / "python", log)
@@ -50,7 +52,10 @@ class Pythons:
         return self.peers.exists()
 
     def command(self, module: str, words: Sequence[str] = (), *, is_peer: bool) -> list[str]:
-        """Returns the command that runs a module of `hosts` with the arguments `words`, in the peers' or our Python."""
+        """Returns the command that runs a module of the package `hosts` with the arguments `words`.
+
+        If `is_peer` is true, it runs in the Python environment of the other libraries (peers), and otherwise in ours.
+        """
         python = str(self.peers) if is_peer else sys.executable
         return [python, "-m", f"benchmarks.shards.hosts.{module}", *words]
 
@@ -80,7 +85,7 @@ class Pythons:
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """A system that reads a dataset.
+    """One of the readers of a dataset that are compared: our package, another library, or a decoder alone.
 
     Attributes:
         name: Its name in the records.
@@ -105,12 +110,12 @@ LIT_DATA = System("litdata", "lit_data", "lit", ("litdata", "torch", "numpy", "s
 
 
 def systems(pythons: Pythons) -> tuple[System, ...]:
-    """Returns our system, and those of the other libraries if their environment exists."""
+    """Returns our package and, if their Python environment exists, the other libraries that read datasets."""
     return (OURS, WEB_DATASET, MOSAIC, LIT_DATA) if pythons.has_peers else (OURS,)
 
 
 def versions_of(system: System, pythons: Pythons) -> dict[str, str | None]:
-    """Returns the version of the Python that runs a system, and the versions of the system's packages there."""
+    """Returns the version of the Python that runs a library, and the versions of the library's packages there."""
     if not system.is_peer:
         return versions(system.packages)
     program = "import json; from benchmarks.harness.machine import versions; print(json.dumps(versions({})))"

@@ -1,4 +1,4 @@
-"""Measures how well a dataset is shuffled: our order and webdataset's buffer, relative to a perfect shuffle."""
+"""Measures how well our package and webdataset shuffle a dataset, relative to a perfect shuffle."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -26,10 +26,10 @@ def measure(
     windows: Sequence[int] = (1 << 10, 1 << 12, 1 << 14, 1 << 16, 1 << 18),
     buffers: Sequence[int] = (1000, 5000),
 ) -> Iterator[Measurement]:
-    """Yields the quality of `epochs` shuffles for each size of a shard, with each of `windows` and of `buffers`.
+    """Yields the quality of each shuffle for each number of samples in a shard (`shard_samples`).
 
-    Our shuffle mixes the samples of a window, and webdataset's mixes the samples in a buffer. All sizes are numbers of
-    samples.
+    Our shuffle mixes the samples of a window, and webdataset's mixes the samples in a buffer. They are measured with
+    each size in `windows` and in `buffers`, as numbers of samples. `epochs` is the number of readings.
     """
     shuffles = [
         *((OURS, "window_samples", size, ours) for size in windows),
@@ -58,7 +58,7 @@ def measure(
 
 
 def ours(samples: int, shard_samples: int, window: int, seed: int) -> np.ndarray:
-    """Returns the sample ids of an epoch in our order, for shards and a window of these sizes."""
+    """Returns the sample ids of an epoch in our order, for shards and a window of these numbers of samples."""
     layout = ShardLayout([shard_samples] * (samples // shard_samples))
     return Order(layout, seed, 0, window).ids(0, samples)
 
@@ -66,7 +66,7 @@ def ours(samples: int, shard_samples: int, window: int, seed: int) -> np.ndarray
 def web_dataset(samples: int, shard_samples: int, buffer: int, seed: int) -> np.ndarray:
     """Returns the sample ids of an epoch in webdataset's order: shuffled shards, then a buffer of samples.
 
-    There is one reader. Several readers do not mix better.
+    The order is that of a single process. Several loader processes do not shuffle better.
     """
     rng = random.Random(seed)
     shards = list(range(samples // shard_samples))
@@ -78,9 +78,10 @@ def web_dataset(samples: int, shard_samples: int, buffer: int, seed: int) -> np.
 def quality(order: np.ndarray, batch: int) -> tuple[float, float, float]:
     """Returns three measures of a shuffle, relative to a perfect shuffle, whose measures are 1.
 
-    The first is how often samples that are stored next to each other are in the same batch. The second is the variance
-    of the share of a class in a batch, for a dataset that is stored class by class. The third is the mean distance that
-    a sample moves.
+    `order` contains the sample ids in the order of the epoch, and `batch` is the number of samples in a batch. The
+    first is how often samples that are stored next to each other are in the same batch. The second is the variance of
+    the share of a class in a batch, for a dataset that is stored class by class. The third is the mean distance that a
+    sample moves.
     """
     samples = len(order)
     places = np.empty(samples, np.int64)

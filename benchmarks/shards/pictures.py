@@ -24,9 +24,9 @@ class Lineup:
     """A group of decoders or of resizers that `hosts.pictures` compares.
 
     Attributes:
-        name: The name of the lineup in `hosts.pictures`.
+        name: The name of the group in `hosts.pictures`.
         what: The measured quantity in the records.
-        base: The contender with whose times the others are compared.
+        base: The name of the decoder or resizer with whose times the others are compared.
         sizes: The sides of the images in pixels.
     """
 

@@ -22,7 +22,7 @@ _SIGNED_FOR_S = 24 * 3600
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A dataset in the formats of all systems, in a folder or on S3.
+    """A dataset in the formats of all systems (the libraries that are compared), in a folder or on S3.
 
     Attributes:
         store: FILE or S3.
@@ -30,7 +30,7 @@ class Place:
         folder: The folder on this machine with the same contents.
         tars: The addresses of the shards for webdataset: paths, or signed URLs that curl can read.
         work: The folder in which caches are made.
-        environment: The environment variables that the readers need.
+        environment: The environment variables that the reading processes need.
     """
 
     store: str
@@ -41,7 +41,9 @@ class Place:
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def read(self, system: System, pythons: Pythons, **settings: Any) -> tuple[Pass, float] | Skipped:
-        """Reads the dataset in a fresh process with an empty cache; `settings` are the other fields of `Task`.
+        """Reads the dataset with one library (`system`) in a fresh process with an empty cache.
+
+        `settings` are the fields of `Task` that this object does not determine.
 
         Returns:
             The measurements, and the seconds from the start of the process to the first batch. If the process failed, a
@@ -69,7 +71,10 @@ class Place:
 
 @contextmanager
 def opened(store: str, work: Path) -> Generator[Callable[[Datasets], Place]]:
-    """Yields a function that puts a dataset into a store and returns its place. An S3 server ends with the block."""
+    """Yields a function that makes a dataset readable from `store` (a local folder or S3) and returns its `Place`.
+
+    For S3, a server runs on this machine until the block ends.
+    """
     if store == FILE:
         yield lambda datasets: local(datasets, work)
         return
@@ -78,13 +83,13 @@ def opened(store: str, work: Path) -> Generator[Callable[[Datasets], Place]]:
 
 
 def local(datasets: Datasets, work: Path) -> Place:
-    """Returns the place of a dataset that is read from its folder on this machine."""
+    """Returns the `Place` of a dataset that is read from its folder on this machine."""
     root = str(datasets.folder)
     return Place(FILE, root, root, tuple(map(str, datasets.tars)), work)
 
 
 def uploaded(datasets: Datasets, work: Path, server: LocalS3) -> Place:
-    """Uploads a dataset to the server, except for objects that an earlier run has uploaded, and returns its place."""
+    """Uploads a dataset to the server, except for objects that an earlier run has uploaded. Returns its `Place`."""
     client, name = server.client(), datasets.folder.name
     pages = client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=f"{name}/")
     present = {entry["Key"] for page in pages for entry in page.get("Contents", ())}

@@ -20,9 +20,9 @@ _MIXED = (
 
 
 def streams(lines: Sequence[Measurement]) -> Iterator[tuple[str, Figure]]:
-    """Draws a figure for each store, with and without shuffling, and with and without delivery to the main process.
+    """Draws a figure for each combination of store, shuffling (on or off) and delivery to the main process (on or off).
 
-    Rates are above and CPU times below; raw bytes are on the left and decoded samples on the right.
+    Rates are above and CPU times below. Raw samples are on the left, and decoded samples on the right.
     """
     measured = [line for line in lines if line.value is not None]
     for title, here in grouped(measured, stream_title).items():

@@ -43,7 +43,10 @@ def measure(
 
 
 def _readers(place: Place, number: int, rounds: int, pythons: Pythons, occasion: Occasion) -> Iterator[Measurement]:
-    """Measures, for `number` shards, the memory of each system after a few batches, and the time to its first batch."""
+    """Measures how much memory each library uses after a few batches, and the time to its first batch.
+
+    The dataset has `number` shards.
+    """
     fields = {"samples": number, "workers": 0, "batches": BATCHES}
     calls = {system: partial(place.read, system, pythons, **fields) for system in systems(pythons)}
     for system, taken in in_rounds(calls, rounds=rounds).items():
@@ -101,9 +104,9 @@ def _slices(order: Order, step: int, ranks: int) -> list[np.ndarray]:
 
 
 def _many(one: Datasets, folder: Path, number: int, pythons: Pythons) -> Place:
-    """Returns the place of datasets in which one shard occurs `number` times, in the format of each system.
+    """Returns the `Place` of a dataset in which one shard occurs `number` times, in the format of each library.
 
-    They are made unless an earlier run has left them in `folder`.
+    The dataset is made unless an earlier run has left it in `folder`. `one` is the dataset that contains the shard.
     """
     names = [f"copy-{copy:06d}" for copy in range(number)]
     if not (folder / "done").exists():

@@ -1,7 +1,7 @@
-"""Measures how systems read a dataset: the rate and the CPU time of whole epochs, and the time to the first batch.
+"""Measures how systems (libraries) read a dataset: rate and CPU time of whole epochs, and time to the first batch.
 
-Each round takes one reading of every system, one after another. A reading is one pass over the dataset in a fresh
-process with an empty cache (`Place.read`). docs/streaming-benchmarks.md says what is the same for all systems.
+Each round measures every system once. For this, a fresh process with an empty cache reads the dataset (`Place.read`).
+docs/streaming-benchmarks.md says what is the same for all systems.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,11 +26,11 @@ RESUMED_AT = 0.9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamPlan:
-    """The plan of a measurement.
+    """The plan of a measurement of several systems (libraries that read datasets).
 
     Attributes:
-        sources: The dataset and its place for decoded samples (True) and for raw samples (False). Raw samples are read
-            faster, so their dataset is larger.
+        sources: The dataset and its `Place` for decoded samples (True) and for raw samples (False). Raw samples are
+            read faster, so their dataset is larger.
         workers: The numbers of loader processes. Each number is measured.
         shuffle: Whether each system shuffles, with its default settings.
         delivered: Whether batches are sent to the main process. Otherwise the loader processes only count the samples.
@@ -45,10 +45,11 @@ class StreamPlan:
 
 
 def epochs(plan: StreamPlan, pythons: Pythons, occasion: Occasion) -> Iterator[Measurement]:
-    """Yields the measurement of each system, and of libjpeg-turbo alone, in each setting.
+    """Yields the measurement of each system (library), and of the decoder libjpeg-turbo alone, in each setting.
 
-    The settings are raw and decoded samples, each with every number of loader processes; libjpeg-turbo only decodes.
-    All settings are read in each round, so the first measurement is yielded after the last round.
+    The settings are raw and decoded samples, both with each number of loader processes. libjpeg-turbo is measured only
+    with decoded samples. Each of `plan.rounds` rounds measures every setting of every system once, so the first
+    measurement is yielded after the last round.
     """
     entered = (*systems(pythons), BARE)
     groups = [
@@ -88,7 +89,7 @@ def _setting(plan: StreamPlan, decode: bool, workers: int) -> dict[str, Any]:
 
 
 def _read(plan: StreamPlan, system: System, pythons: Pythons, decode: bool, workers: int) -> Pass | Skipped:
-    """Reads an epoch with one system. Returns a `Skipped` if the system fails or misses samples."""
+    """Reads an epoch with one system (library). Returns a `Skipped` if it fails or does not return all samples."""
     datasets, place = plan.sources[decode]
     fields = {"samples": datasets.samples, "decode": decode, "workers": workers}
     found = place.read(system, pythons, shuffle=plan.shuffle, delivered=plan.delivered, **fields)
@@ -103,7 +104,11 @@ def _read(plan: StreamPlan, system: System, pythons: Pythons, decode: bool, work
 def _measured(
     occasion: Occasion, passes: list[Pass] | Skipped, ours: list[Pass] | Skipped, about: Mapping[str, Any]
 ) -> Measurement:
-    """Returns the record of a system, with the ratios of our readings to its readings in the same rounds."""
+    """Returns the record of a system (library), with two ratios: our rate and CPU time, divided by those of the system.
+
+    `passes` has a measurement of the system for each round, and `ours` those of our package in the same rounds. If one
+    of them is a `Skipped`, the record holds its reason instead of values. `about` holds the other fields of the record.
+    """
     if isinstance(passes, Skipped):
         return measured(occasion, passes, **about)
     if isinstance(ours, Skipped):
@@ -117,21 +122,22 @@ def _measured(
 
 
 def _rates(passes: Sequence[Pass]) -> list[float]:
-    """Returns the samples per second of each pass."""
+    """Returns the samples per second of each pass over a dataset."""
     return [each.samples / each.seconds for each in passes]
 
 
 def _cpu_s_per_1000(passes: Sequence[Pass]) -> list[float]:
-    """Returns the CPU seconds for 1,000 samples of each pass."""
+    """Returns the CPU seconds per 1,000 samples of each pass over a dataset."""
     return [each.cpu_s / each.samples * 1000 for each in passes]
 
 
 def first_batches(
     datasets: Datasets, place: Place, pythons: Pythons, rounds: int, occasion: Occasion
 ) -> Iterator[Measurement]:
-    """Measures the time to the first batch at the beginning of an epoch, and at the position `RESUMED_AT`.
+    """Measures how long each library needs for its first batch, at the beginning of an epoch and at `RESUMED_AT`.
 
-    The batch is shuffled and decoded, and read without loader processes.
+    `RESUMED_AT` is the position of a resumed reader, as a share of the epoch. The batch is shuffled and decoded, and
+    read without loader processes.
     """
     resumed = int(RESUMED_AT * datasets.samples) // BATCH * BATCH
     for position in (0, resumed):

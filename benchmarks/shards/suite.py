@@ -68,7 +68,10 @@ def _pictures(lineup: pictures.Lineup) -> Callable[[argparse.Namespace, Occasion
 
 
 def _pythons(options: argparse.Namespace) -> Pythons:
-    """Returns the Python of the other libraries (peers), and prints a line if it is missing."""
+    """Returns the Python interpreters that read datasets: ours, and that of the other libraries (peers).
+
+    Prints a line if the latter is missing.
+    """
     pythons = Pythons.of(options.peers, options.work / "hosts.log")
     if not pythons.has_peers:
         say(f"no peers in {options.peers}: ours alone (bash benchmarks/shards/peers.sh makes them)")

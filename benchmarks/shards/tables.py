@@ -19,8 +19,9 @@ def _with_reasons(parts: Callable[[Sequence[Measurement]], Iterable[str]]) -> Ca
 
 @_with_reasons
 def stream(lines: Sequence[Measurement]) -> Iterable[str]:
-    """Yields tables of the rates and the CPU times for each store, with and without shuffling, and with and without
-    delivery of batches to the main process (see `stream_title`).
+    """Yields tables of the rates and the CPU times, for each combination of store, shuffling and delivery of batches.
+
+    Batches are delivered to the main process, or counted in the loader processes (see `stream_title`).
     """
 
     def column(line: Measurement) -> Key:
@@ -66,9 +67,10 @@ def first(lines: Sequence[Measurement]) -> Iterable[str]:
 
 @_with_reasons
 def scale(lines: Sequence[Measurement]) -> Iterable[str]:
-    """Yields two tables by number of shards.
+    """Yields two tables with a column for each number of shards.
 
-    The first one has the memory of the readers. The second one has the times to read our manifest and to plan a step.
+    The first one has the memory of each library. The second one has the times to read our manifest, and to compute
+    which samples each rank reads in a step.
     """
     columns = _columns(lines, "shards", "{:,} shards")
     readers = [line for line in lines if line.what == MEMORY]
@@ -124,7 +126,7 @@ def _matrix(
     cell: Callable[[Measurement], str],
     name: Callable[[Measurement], str] = tables.contender_of,
 ) -> str:
-    """Returns a table in which skipped measurements are marked."""
+    """Returns a table like `tables.matrix`. The cell of a measurement that was skipped contains "skipped"."""
 
     def written(line: Measurement) -> str:
         return "skipped" if line.value is None else cell(line)

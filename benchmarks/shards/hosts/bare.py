@@ -1,6 +1,6 @@
 """Decodes images with libjpeg-turbo alone. The images are in memory before the measurement begins.
 
-The measured rate is an upper bound of the rate of all systems that read and decode a dataset.
+The measured rate is an upper bound of the rate of all libraries that read and decode a dataset.
 """
 
 import functools
@@ -36,7 +36,7 @@ class _Images(IterableDataset[Any]):
 
 
 def opened(task: Task) -> Iterable[Any]:
-    """Returns a loader that yields the number of decoded images in each batch of the task."""
+    """Returns a loader that decodes all images of the task, and yields the number of images in each batch."""
     return DataLoader(_Images(images(task.place)), batch_size=None, num_workers=task.workers)
 
 

@@ -1,9 +1,10 @@
 """Compares JPEG decoders, or functions that crop and resize images, on one core, and prints the results as JSON.
 
 The command line is `python -m benchmarks.shards.hosts.pictures LINEUP FOLDER ROUNDS`. LINEUP is `decoders` or
-`resizers`, and FOLDER has a folder of JPEG files for each size. Each round times all contenders of the lineup one after
-another. Their pixels are compared with those of the first contender. The first resizer is Pillow's bicubic filter,
-which avoids aliasing: the smaller the output, the more pixels of the input it averages.
+`resizers`, and FOLDER has a folder of JPEG files for each size. Each of ROUNDS rounds times all decoders or resizers
+one after another. Their pixels are compared with those of the first one. The first decoder is Pillow's. The first
+resizer is Pillow's bicubic filter, which avoids aliasing: the smaller the output, the more pixels of the input it
+averages.
 """
 # pyright: reportMissingImports=false, reportMissingTypeStubs=false, reportUnknownLambdaType=false
 
@@ -34,11 +35,11 @@ READING_S = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Way(Generic[Item]):
-    """A contender: one way to decode images, or to crop and resize them.
+    """One of the decoders, or of the functions that crop and resize images, which are compared with each other.
 
     Attributes:
         name: The name in the records.
-        build: Returns the function that is timed. Raises an error if the contender's package is missing.
+        build: Returns the function that is timed. Raises an error if its package is missing.
         package: The distribution whose version is recorded.
     """
 
@@ -194,7 +195,7 @@ LINEUPS: Mapping[str, tuple[Sequence[Way[Any]], Callable[[Path], list[Any]]]] = 
 
 
 def main(lineup: str, folder: Path, rounds: int) -> None:
-    """Prints the results of all contenders of a lineup (`decoders` or `resizers`) at all image sizes as JSON."""
+    """Prints the results of all decoders or all resizers, as `lineup` says, at all image sizes as JSON."""
     torch.set_num_threads(1)
     ways, load = LINEUPS[lineup]
     answers: list[dict[str, Any]] = []
@@ -204,7 +205,10 @@ def main(lineup: str, folder: Path, rounds: int) -> None:
 
 
 def _compared(ways: Sequence[Way[Item]], items: Sequence[Item], rounds: int) -> list[dict[str, Any]]:
-    """Returns the result of each contender. All pixels are compared with those of the first contender."""
+    """Returns the results of each decoder or resizer in `ways` on the images `items`.
+
+    All pixels are compared with those of the first one in `ways`.
+    """
     right = [ways[0].build()(each) for each in items]
     found = {way.name: _probed(way, items, right) for way in ways}
     calls = {way.name: partial(_seconds_each, way.build(), items) for way in ways if found[way.name]["skipped"] is None}
@@ -213,9 +217,10 @@ def _compared(ways: Sequence[Way[Item]], items: Sequence[Item], rounds: int) -> 
 
 
 def _probed(way: Way[Item], items: Sequence[Item], right: Sequence[np.ndarray]) -> dict[str, Any]:
-    """Returns the version of a contender's package, and how its pixels differ from those in `right`.
+    """Returns the version of the package of a decoder or resizer (`way`), and the error of its pixels.
 
-    If the contender does not run, the reason is returned instead of the differences.
+    `right` contains the correct pixels of each image in `items`. If `way` does not run, the reason is returned instead
+    of the error.
     """
     found: dict[str, Any] = {"versions": {}, "skipped": None, "more": None}
     try:

@@ -1,4 +1,4 @@
-"""Runs one pass over a dataset with one system in this process, and measures it.
+"""Reads a dataset, or its first batches, with one library in this process, and measures time and memory.
 
 The imports are done before the measurement begins.
 """
@@ -43,7 +43,10 @@ def main(opened: Open, before: Callable[[Task], object] = bool) -> None:
 
 
 def run(opened: Open, task: Task) -> Pass:
-    """Runs one pass over the dataset and measures it. `opened` returns the loader for the task."""
+    """Reads the dataset, or the part that the task demands, and returns the measurements.
+
+    `opened` returns the loader for the task.
+    """
     process, cpu_before = psutil.Process(), _cpu_s()
     bare = process.memory_full_info()
     begin, first, samples = time.monotonic(), 0.0, 0

@@ -10,13 +10,13 @@ class Task:
     """One pass over a dataset.
 
     Attributes:
-        place: The folder or s3:// URL of the dataset in the format of the system.
-        urls: The addresses of the shards, for a system that has no index.
-        cache: An empty folder for a system that caches what it fetches; "" without a cache.
+        place: The folder or s3:// URL of the dataset in the format of the library that reads it.
+        urls: The addresses of the shards, for a library that has no index.
+        cache: An empty folder for a library that caches what it fetches; "" without a cache.
         samples: The number of samples in the dataset.
         decode: Whether images are decoded to RGB and annotations are parsed. Otherwise both are read as bytes.
-        shuffle: Whether the system shuffles, with its default settings.
-        workers: The number of DataLoader processes; with 0 the host reads in its own process.
+        shuffle: Whether the library shuffles, with its default settings.
+        workers: The number of DataLoader processes; with 0 the main process itself reads.
         delivered: Whether whole batches are sent to the main process. Otherwise only their sizes are sent.
         position: The index of the first sample of the pass in the order of the epoch.
         batches: The number of batches after which the pass ends; 0 reads to the end of the epoch.
@@ -36,7 +36,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pass:
-    """The measurements of one pass.
+    """The measurements of one pass over a dataset.
 
     Attributes:
         samples: The number of samples that arrived.
