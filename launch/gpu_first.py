@@ -7,20 +7,24 @@ The script installs nothing, and imports the sources of this checkout. A stage i
 it, and an error in one stage does not prevent the next. Each result is printed and appended to `gpu_first.jsonl` at
 once, so that an interrupted run keeps its results. The most important stages come first:
 
-    device      the rates of a copy and of a large matrix product; later stages compare their rates with the latter
+    device      the rates of a copy and of a large matrix product
     checks      the errors of every setting, compared with float64, in parallel processes
     plain       the plain global loss at 65,536 x 768: time, efficiency, extra memory, and its slowest kernels
-    products    torch's matrix products of a backward pass, for several shapes of a chunk
-    tiles       the global loss with each candidate for the size of a tile, in three settings: the plain loss, the loss
-                with positives mined by the guide `joint`, and the sigmoid loss
-    settings    mined, sigmoid and soft losses relative to the plain one, and small batches
-    regions     the local loss by number of patches
+    products    the matrix products that the backward pass leaves to torch, for several shapes
+    tiles       the global loss with each candidate for the size of a tile (the part of the score matrix that a kernel
+                computes at once), in three settings: the plain loss, the loss with positives mined by the similarity
+                of image and text (`joint`), and the sigmoid loss
+    settings    the global loss in every setting, such as mined, sigmoid and soft, relative to the plain loss; and the
+                plain loss of small batches
+    regions     the local loss for several numbers of patches and sentences
     peers       the losses of other packages, if they are installed
-    million     1,048,576 rows in one call
+    million     the plain global loss of 1,048,576 rows
     tests       the tests of the fused kernels in parallel, until the time is over
 
+An efficiency is a rate in FLOP/s, divided by the rate of the large matrix product of the first stage.
+
 Without a CUDA device everything runs at toy sizes with the backend `chunked`. This dry run finds errors of the script;
-its numbers do not describe a device.
+its results do not describe a device.
 """
 
 import argparse
@@ -119,19 +123,20 @@ def relative_error(found: Sequence[Tensor], true: Sequence[Tensor]) -> float:
 
 
 def use_tile(tile: tiling.TileConfig) -> None:
-    """Replaces the tile sizes `TALL` and `SQUARE` of the fused kernels in this process."""
+    """Sets the tile sizes `TALL` and `SQUARE` of the fused kernels to `tile`, for all later calls in this process."""
     tiling.TALL = tiling.SQUARE = tile
 
 
 def check(name: str) -> tuple[float, float]:
     """Returns the largest relative error of the loss and its gradients, and the seconds that the check took.
 
-    The results are compared with those of the reference in float64. The number of rows and the width are chosen
-    so that they are no multiples of tile sizes. A check runs in a worker process, where it may replace the tiles.
+    The results are compared with those of the reference in float64. The number of rows and the width are not multiples
+    of tile sizes. A check may change the tile size for all later calls in its process, so it runs in a worker process.
 
     Args:
-        name: A setting; or "tile NUMBER", with an index of `TILES`; or "regions PATCHES SENTENCES", with the numbers of
-            patches and sentences of an image.
+        name: A key of `SETTINGS`, for the global loss; or "tile NUMBER", for the plain global loss with the tile size
+            `TILES[NUMBER]`; or "regions PATCHES SENTENCES", for the local loss with these numbers of patches and
+            sentences of an image.
     """
     start_s = time.monotonic()
     kind, *numbers = name.split()
@@ -161,12 +166,14 @@ def median_s(call: Callable[[], object], rounds: int = 5) -> float:
 
 @dataclass(slots=True)
 class Session:
-    """The remaining time, and the file of results.
+    """The time that remains for the measurements, and the file of results.
 
     Attributes:
-        seconds: Time for all stages.
+        seconds: Time for all stages, in seconds.
         path: File of the JSON lines.
-        flops_per_s: Rate of a large matrix product, which the first stage measures; 1 until then.
+        flops_per_s: Rate of a large matrix product in FLOP/s, which the first stage measures; 1 until then.
+        start_s: Time at which the session began, by `time.monotonic()`.
+        stage: Name of the current stage.
         about: Device, versions, commit, date and command, which every line contains.
     """
 
@@ -278,10 +285,11 @@ def profile_plain(session: Session, batch: PairBatch) -> None:
 
 
 def measure_products(session: Session) -> None:
-    """Measures the rates of the two matrix products of a backward pass that torch computes, for some shapes of a chunk.
+    """Measures the two matrix products that the backward pass of the fused loss leaves to torch.
 
-    A chunk is a part of the matrix of the gradient of the scores. One product multiplies it with the texts, and the
-    other product multiplies its transpose with the images.
+    The kernels compute the gradient of the score matrix in parts (chunks). One product multiplies a chunk with the text
+    vectors, and the other one multiplies the transposed chunk with the image vectors. Both are measured for several
+    shapes of a chunk. The records contain the efficiency: the rate relative to that of a large square matrix product.
     """
     chunks = ((8192, 8192), (5632, 11_264), (8448, 8448), (4096, 16_384), (16_384, 4096)) if CUDA else ((256, 256),)
     for width in (768, 512):

@@ -1,4 +1,4 @@
-"""Finds the 478 landmarks of every face in an .npz of crops or a folder of images, and writes them as one .npz.
+"""Finds the 478 landmarks of every face in a folder or an .npz of face images, and writes them as one .npz.
 
 The script is separate because mediapipe needs numpy < 2, with which this project does not run. Give it its own
 environment:
@@ -63,8 +63,9 @@ def padded(image: np.ndarray, margin: float) -> tuple[np.ndarray, float, float, 
 def points_of(image: np.ndarray, find: Find) -> tuple[np.ndarray, float] | None:
     """Finds the landmarks once with each margin in `MARGINS`, and returns the median of these passes and their spread.
 
-    The landmarks are in pixels of `image`. The spread is the mean distance of landmarks from the median, divided by the
-    distance between the eyes; it is NaN if only one pass finds a face. Returns None if no pass finds a face.
+    `find` returns the landmarks of an image (see `mesh`). The landmarks are in pixels of `image`. The spread is the
+    mean distance of landmarks from the median, divided by the distance between the eyes; it is NaN if only one pass
+    finds a face. Returns None if no pass finds a face.
     """
     passes: list[np.ndarray] = []
     for margin in MARGINS:
@@ -117,13 +118,16 @@ def source(path: Path) -> tuple[list[str], Callable[[int], np.ndarray]]:
 
 
 def part_files(folder: Path, total: int) -> Iterator[tuple[Path, range]]:
-    """Yields, for each part, its file and the indices of its images. `total` is the number of all images."""
+    """Yields, for each part of the images, the file of its landmarks in `folder` and the indices of its images.
+
+    A part has up to `PART` images. `total` is the number of all images.
+    """
     for start in range(0, total, PART):
         yield folder / f"{start:08d}.npz", range(start, min(start + PART, total))
 
 
 def measure_part(file: Path, numbers: range, image_of: Callable[[int], np.ndarray], find: Find) -> int:
-    """Writes the landmarks of the images with the indices `numbers` to `file`. Returns how many of them have a face."""
+    """Writes the landmarks of the images with the indices `numbers` to `file`. Returns the number of found faces."""
     landmarks = np.full((len(numbers), POINTS, 3), np.nan, np.float32)
     spread = np.full(len(numbers), np.nan, np.float32)
     for row, number in enumerate(numbers):

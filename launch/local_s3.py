@@ -64,7 +64,8 @@ class LocalS3:
     The server ends at the end of the block, and also if the process that started it is killed.
 
     Example:
-        `with LocalS3("/tmp/s3") as server: os.environ.update(server.environment())`; URLs then begin with `s3://emocap`.
+        `with LocalS3("/tmp/s3") as server: os.environ.update(server.environment())`; URLs then begin with
+        `s3://emocap`.
 
     Args:
         folder: Holds the data, the configuration and weed.log; created if needed. Only one server at a time may use it.
@@ -284,7 +285,10 @@ def _name_of(host: str) -> x509.GeneralName:
 
 
 def _free_ports(host: str, count: int, *, first: int) -> list[int]:
-    """Returns `count` free ports whose gRPC ports are free, too. If `first` is not 0, it is the first of them."""
+    """Returns `count` free ports of `host` whose gRPC ports (port + GRPC_STEP) are free, too.
+
+    If `first` is not 0, it is the first of them.
+    """
     if first:
         _check_port(host, first)
     ports = [first] if first else []
