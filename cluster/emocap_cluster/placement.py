@@ -83,8 +83,9 @@ def place(nodes: Sequence[Node], request: ResourceRequest) -> Placement:
 
 
 def _room(there: Sequence[Node], request: ResourceRequest) -> int:
-    """Returns how many of the requested ranks fit. Each rank needs a GPU of its own, but any number of ranks can share
-    a CPU.
+    """Returns how many of the requested ranks fit on the nodes `there`, which are alive and not draining.
+
+    Each rank needs a GPU of its own, but any number of ranks can share a CPU.
     """
     if request.on_gpu:
         gpus = sum(node.gpus for node in there)
@@ -96,7 +97,7 @@ def _room(there: Sequence[Node], request: ResourceRequest) -> int:
 
 
 def _share(there: Sequence[Node], ranks: int) -> float:
-    """Returns the share of a CPU that each of `ranks` ranks holds; 0 if there is no CPU.
+    """Returns the share of a CPU that each of `ranks` ranks on the nodes `there` holds; 0 if there is no CPU.
 
     It is the largest share 1 / k, with an integer k, with which all ranks fit. It is rounded down to four decimals, the
     precision of Ray.

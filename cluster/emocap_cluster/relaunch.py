@@ -111,7 +111,7 @@ def relaunch(
 def _once(
     command: Sequence[str], stop: StopFlag, ask: Callable[[], None], answers: Callable[[], bool]
 ) -> tuple[int, str]:
-    """Runs the command once.
+    """Runs the command once. `relaunch` explains `ask` and `answers`.
 
     Returns:
         The exit code, and a description of any other problem, or "".
@@ -143,7 +143,10 @@ def _once(
 
 
 def _follow(still_trains: Callable[[], bool], stop: StopFlag, ask: Callable[[], None]) -> None:
-    """Waits while the run trains although its command has ended. Passes a stop request on to the ranks, with `ask`."""
+    """Waits while the run trains although its command has ended. Calls `ask` if the user requests a stop.
+
+    `relaunch` explains `still_trains` and `ask`.
+    """
     asked = False
     while still_trains():
         if stop.asked.is_set() and not asked:

@@ -288,9 +288,9 @@ def drains(state: BoardState, nodes: Sequence[Node]) -> bool:
 
 
 def growth(state: BoardState, nodes: Sequence[Node], placement: Placement, request: ResourceRequest) -> int:
-    """Returns with how many more ranks the job could be started again on the nodes.
+    """Returns with how many more ranks than now (`placement`) the job could be started again on the nodes.
 
-    Returns 0 before the attempt has committed a checkpoint (decision 15).
+    Returns 0 before the running attempt has committed a checkpoint (decision 15).
     """
     return max(0, place(nodes, request).ranks - placement.ranks) if state.commits else 0
 

@@ -94,7 +94,10 @@ def _new_attempt_name(run_attempt: Attempt) -> str:
 
 
 def _write_and_upload(store: Store, step: int, attempt: str, write: Callable[[Path], None]) -> list[File]:
-    """Writes this rank's files to the local disk, uploads them, and returns their entries for the manifest."""
+    """Writes this rank's files to the local disk, uploads them, and returns their entries for the manifest.
+
+    `write` writes the files into a local folder, and `attempt` is the name of the folder in the store.
+    """
     folder = f"{folder_of(step)}/{attempt}"
     with scratch() as local:
         write(local)

@@ -214,7 +214,10 @@ class Saver:
             return commit(self._store, step, json.loads(state), written, self._group, self._run_attempt)
 
     def _sweep(self, proven: int) -> list[int]:
-        """Deletes old checkpoints and returns their steps. An error of the store is logged, and the run continues."""
+        """Deletes old checkpoints and returns their steps. An error of the store is logged, and the run continues.
+
+        Only checkpoints of steps before `proven` count towards `Retention.keep_last`.
+        """
         own = self._run_attempt
 
         # Weights from which no later step was made may be broken although they are finite (decision 21).

@@ -40,14 +40,18 @@ def is_intact(
 ) -> bool:
     """Returns whether the store holds the file with the size and digest that the manifest names.
 
-    A file counts as damaged only after it was read twice.
+    A file counts as damaged only after it was read twice. `progress` is called with the number of bytes read since its
+    last call.
     """
     digest = partial(_digest, store, f"{checkpoint.folder}/{file.path}", file.bytes, progress)
     return any(digest() == file.sha256 for _ in range(ATTEMPTS))
 
 
 def _digest(store: Store, path: str, size: int, progress: Callable[[int], object]) -> str | None:
-    """Returns the SHA-256 of an object; None if it is missing or has another size."""
+    """Returns the SHA-256 of an object; None if it is missing or does not have `size` bytes.
+
+    `progress` is called with the number of bytes of each piece that was read.
+    """
     done, digest = 0, hashlib.sha256()
     try:
         # One byte more than `size` is requested, so that a longer object is noticed without being read to its end.

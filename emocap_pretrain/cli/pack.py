@@ -198,7 +198,8 @@ def _encoding(
 ) -> EncodingConfig | None:
     """Returns the encoding of images that the options request; None if no option is given.
 
-    Without an encoding, images keep their bytes.
+    Without an encoding, images keep their bytes. `name` is the format, and `longest` and `shortest` limit the length of
+    the longer and of the shorter side in pixels.
     """
     if (name, quality, longest, shortest) == (None, None, None, None):
         return None

@@ -210,8 +210,9 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
 def _closest(name: str, known: Sequence[str], cutoff: float = CLOSE) -> str | None:
     """Returns the name in `known` that is most similar to `name`; None if no name is similar.
 
-    A short and a long name are also similar if the long one is the short one with words added at its beginning or end,
-    such as `url` and `data_url`.
+    Two names are similar if the ratio of `difflib` for them, in [0, 1], is at least `cutoff`. A short and a long name
+    are also similar if the long one is the short one with words added at its beginning or end, such as `url` and
+    `data_url`.
     """
     close = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
     longer = [each for each in known if _has_more_words(each, name) or _has_more_words(name, each)]

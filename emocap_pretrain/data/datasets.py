@@ -118,7 +118,10 @@ def cut_captions(
 def _first_captions(
     datasets: Sequence[MixtureDatasetConfig], samples: int, *, error_budget: int
 ) -> Iterator[tuple[Caption, ...]]:
-    """Yields the captions of each of the first `samples` samples as a tuple, in the order of the manifests."""
+    """Yields the captions of each of the first `samples` samples as a tuple, in the order of the manifests.
+
+    Up to `error_budget` damaged samples are left out.
+    """
     # `encoded_steps` leaves the images undecoded. The batch size only says how many samples are read together.
     stream = Stream(url=_mixture(datasets), global_batch=256, shuffle=False, epochs=1, error_budget=error_budget)
     encoded = itertools.chain.from_iterable(portion.samples for portion in stream.encoded_steps())

@@ -91,7 +91,7 @@ class Cache:
     def bring(
         self, segments: Iterable[Segment], fetch: Fetch, *, wait_s: float = WAIT_S
     ) -> Generator[tuple[Segment, bytes]]:
-        """Fetches the segments that are missing, and waits for those that other processes are fetching.
+        """Calls `fetch` for the segments that are not in the cache, and waits for those that other processes fetch.
 
         After the call, a segment may be neither yielded nor in the cache. This happens if the segment is larger than
         the whole cache, if another process did not finish it in time, or if the disk fails. The samples of such a
@@ -119,7 +119,10 @@ class Cache:
                 waited_s += POLL_S
 
     def read(self, segment: Segment, wanted: ShardRows) -> list[bytes] | None:
-        """Returns the bytes of some samples of a segment, or None if the segment is missing or the disk fails."""
+        """Returns the bytes of each sample in `wanted`, which lie in the segment.
+
+        Returns None if the segment is not in the cache, or if the disk fails.
+        """
         try:
             file = open_own(self._file(segment))
         except OSError:

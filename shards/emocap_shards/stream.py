@@ -241,8 +241,9 @@ class Stream:
     def _warmed_ahead(self, library: Library, parts: int) -> int:
         """Returns how many steps in advance segments are brought into the cache; 0 without a cache.
 
-        It is about the number of steps that this process reads in a shuffle window, and at most `WARMED_AHEAD`. So the
-        segments of the next window are usually cached before they are needed.
+        `parts` processes of this rank share its steps. The result is about the number of steps in a shuffle window that
+        one of them reads, and at most `WARMED_AHEAD`. So the segments of the next window are usually cached before they
+        are needed.
         """
         steps = -(-self.window_samples // (self.global_batch * parts)) + 1
         return min(steps, WARMED_AHEAD) if library.uses_cache else 0

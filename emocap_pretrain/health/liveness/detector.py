@@ -154,10 +154,11 @@ class FailureDetector:
         return self._find_slowest(heartbeats) if hangs else None
 
     def _find_slowest(self, heartbeats: Mapping[int, Heartbeat]) -> Diagnosis | None:
-        """Returns a diagnosis that names the ranks at the earliest place in the program, for which the others wait.
+        """Returns a diagnosis that names the ranks at the earliest position in the program, for which the others wait.
 
-        `Heartbeat.place` defines the order. If all ranks are at the same place, the diagnosis names no rank. The result
-        is None if training has ended on all ranks.
+        A position is the step, the phase and the number of collectives of a rank; `Heartbeat.place` defines their
+        order. If all ranks are at the same position, the diagnosis names no rank. The result is None if training has
+        ended on all ranks.
         """
         active = [each for each in heartbeats.values() if not each.ended]
         if not active:

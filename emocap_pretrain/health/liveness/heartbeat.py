@@ -41,9 +41,9 @@ class Heartbeat(NamedTuple):
 
     @property
     def place(self) -> tuple[int, int, int]:
-        """Returns the rank's place in the program. Ranks at a greater place wait for ranks at a smaller one.
+        """Returns the rank's position in the program as a tuple, which is greater for a rank that is further ahead.
 
-        A place is the step, the index of the phase in `PHASES`, and the number of collectives. This number
+        The tuple has the step, the index of the phase in `PHASES`, and the number of collectives. The last number
         distinguishes ranks that are in the same phase of the same step.
         """
         order = PHASES.index(self.phase) if self.phase in PHASES else len(PHASES)
