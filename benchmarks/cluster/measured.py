@@ -1,8 +1,8 @@
 """Measures starts, steps, saves and restarts of small runs from outside.
 
 The runs are started by commands, and MLflow contains the time of each logged step. The commands `start`, `overhead`,
-`stall` and `recover` of the suite call the functions of these names. `start` and `overhead` compare two contenders, Ray
-and torchrun: each round measures both, one after the other (`harness.rounds`).
+`stall` and `recover` of the suite call the functions of these names. `start` and `overhead` compare Ray with torchrun:
+both are measured alternately (`harness.rounds`).
 """
 
 import http.client
@@ -150,7 +150,8 @@ def _floor(config: Path, place: Site, size: RunSize) -> dict[str, float]:
 def _killed_s(job: RunningJob, place: Site, config: Path) -> float:
     """Kills one rank once a checkpoint exists, and returns the seconds until the next new step.
 
-    A step is new if it was not logged before the kill. MLflow contains each step only once, also if it was repeated.
+    A step is new if it was not logged before the kill. MLflow contains each step only once, also if it is trained
+    again after the kill.
     """
     job.wait_for("checkpoint", lambda: any((config.parent / "run" / "checkpoints").glob("*/manifest.json")))
     rank = ranks_of(job.family())[-1]

@@ -92,7 +92,7 @@ class Measurement:
 
     @property
     def median(self) -> float:
-        """The median of the readings; raises a ValueError if the contender was skipped."""
+        """The median of the readings; raises a ValueError if there are none, because the measurement was skipped."""
         return self.spread_of("value").median
 
     def spread_of(self, name: str) -> Spread:
@@ -101,7 +101,7 @@ class Measurement:
         It is the field `value` if `name` is "value", and otherwise the entry `name` of the field `more`.
 
         Raises:
-            ValueError: If the contender was skipped, or the record has no such spread.
+            ValueError: If the measurement was skipped, or the record has no such spread.
         """
         found = self.value if name == "value" else (self.more or {}).get(name)
         if not isinstance(found, Spread):

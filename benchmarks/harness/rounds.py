@@ -34,7 +34,8 @@ def in_rounds(
     """Measures contenders in rounds: each round calls every function in `groups` once, which returns one reading.
 
     A function that returns `Skipped` is not called again. A round calls one group after another. Within a group, each
-    round begins with another function, so that no contender is always the first.
+    round begins with another function, so that no contender is always the first. A contender is what one of the
+    functions measures.
 
     Returns:
         The readings of each contender by its key, or its `Skipped`.
@@ -53,10 +54,10 @@ def in_rounds(
 
 
 def complete(taken: Mapping[Key, list[Reading] | Skipped]) -> dict[Key, list[Reading]]:
-    """Returns the readings of all contenders, none of which may have been skipped.
+    """Returns the readings in `taken`, a result of `in_rounds`, in which no measurement may have been skipped.
 
     Raises:
-        ValueError: If a contender was skipped.
+        ValueError: If a measurement was skipped.
     """
     found: dict[Key, list[Reading]] = {}
     for key, readings in taken.items():

@@ -114,7 +114,7 @@ def in_rounds(calls: Mapping[Key, Call], clock: Clock, *, repeats: int) -> dict[
 
 
 def _warm_up(call: Call, clock: Clock) -> int | Skipped:
-    """Runs the call a few times, and returns how many calls form one reading, or why the call failed."""
+    """Runs the call a few times, and returns how many calls a reading should time, or why the call failed."""
     first = attempt(call)
     once = first if isinstance(first, Skipped) else attempt(lambda: clock(call, 1))
     if isinstance(once, Skipped):

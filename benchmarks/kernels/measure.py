@@ -30,7 +30,7 @@ Readings = Mapping[Entry | str, list[float] | Skipped]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossPlan:
-    """The contenders and sizes to measure.
+    """The implementations of a loss (contenders) and the sizes to measure.
 
     `repeats` is the number of readings. `matmul` is the side of the square matrices whose product is timed as well. An
     efficiency is relative to the rate (FLOP/s) of this product. For `check_rows` see `ProbeTask`.
@@ -71,12 +71,12 @@ def measure(plan: LossPlan, occasion: Occasion) -> Iterator[Measurement]:
 
 
 def _found(findings: Findings, contender: Contender, size: Size | None = None, pass_: Pass | None = None) -> Finding:
-    """Returns the finding about a contender at a size and in a pass, or an empty one if its process reported none."""
+    """Returns what `probe` found out about an implementation at a size and in a pass; an empty finding if nothing."""
     return findings[contender].get((size, pass_), Finding())
 
 
 def _probed(plan: LossPlan, contender: Contender, sizes: Sequence[Size]) -> Mapping[Place, Finding]:
-    """Returns the findings about a contender at `sizes`, which all have the same width."""
+    """Returns what `probe` finds out about an implementation at `sizes`, which all have the same width."""
     if contender.needs_cuda and plan.device.type != "cuda":
         return {(None, None): Finding(skipped="needs a CUDA device")}
     task = ProbeTask(
@@ -94,8 +94,9 @@ def _probed(plan: LossPlan, contender: Contender, sizes: Sequence[Size]) -> Mapp
 def _readings(plan: LossPlan, findings: Findings, entries: Sequence[Entry], size: Size) -> Readings:
     """Returns the measured seconds of each entry, and of a square matrix product, which is timed in turn with them.
 
-    An entry is a contender in one pass, such as the forward pass. For an entry that fails, the result holds a `Skipped`
-    with the reason. An entry that has already failed in the process of its own (`probe`) is not tried again.
+    An entry is an implementation of the loss in one pass, such as the forward pass. For an entry that fails, the result
+    holds a `Skipped` with the reason. An entry that has already failed in the process of its own (`probe`) is not tried
+    again.
     """
     failed = {entry: reason for entry in entries if (reason := _found(findings, entry[0], size, entry[1]).skipped)}
     able = [entry for entry in entries if entry not in failed]
@@ -113,9 +114,10 @@ def _readings(plan: LossPlan, findings: Findings, entries: Sequence[Entry], size
 def _measured(
     plan: LossPlan, occasion: Occasion, findings: Findings, size: Size, readings: Readings, entry: Entry
 ) -> Measurement:
-    """Returns the record of `entry`, which is a contender and a pass, at a size.
+    """Returns the record of `entry` at a size. An entry is an implementation of the loss, and a pass.
 
-    The record also contains the efficiency, and the time of the entry divided by the time of our loss (`_ours`).
+    The record contains the time, the memory, the errors, the efficiency, and the time of the entry divided by the time
+    of our loss (`_ours`).
     """
     contender, pass_ = entry
     taken, rate = readings[entry], readings[MATMUL]
@@ -139,8 +141,9 @@ def _measured(
 def _ours(readings: Readings, entry: Entry) -> dict[str, list[float]]:
     """Returns the readings of our loss with which `entry` is compared, by the name of the backend; empty if none exist.
 
-    An entry is a contender and a pass. The backend is `fused`, or `chunked` if `fused` did not run. The pass and the
-    variant are those of `entry`. But if the variant has a `Variant.function`, `entry` is compared with our plain loss.
+    An entry is an implementation and a pass. The backend is `fused`, or `chunked` if `fused` did not run. The pass and
+    the variant are those of `entry`. But if the variant has a `Variant.function`, `entry` is compared with our plain
+    loss.
     """
     variant = entry[0].variant if entry[0].variant.function is None else PLAIN
     for name in OURS:
@@ -164,9 +167,9 @@ def _record(
     ratios: Mapping[str, Sequence[float]] | None = None,
     more: Mapping[str, Any] | None = None,
 ) -> Measurement:
-    """Returns the record of a contender.
+    """Returns the record of an implementation of the loss (contender).
 
-    If the contender was skipped at every size, `size` and `pass_` are None.
+    If it was skipped at every size, `size` and `pass_` are None.
     """
     variant = contender.variant
     what = {"objective": variant.objective, "mining": variant.mining_in_words, "function": variant.function}

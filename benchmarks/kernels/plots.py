@@ -1,7 +1,7 @@
 """Draws the figures of a loss's records: time and memory against a size of the batch, on logarithmic axes.
 
 `draw` groups the records by device, dtype and width. A figure has the panels `_PANELS`, and each panel has one curve
-for each contender and variant.
+for each implementation and variant of the loss.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -138,8 +138,8 @@ def draw(lines: Sequence[Measurement]) -> Iterator[tuple[str, Figure]]:
     """Draws two figures for each combination of a loss, a device, a dtype, a width and a `Sweep`.
 
     A sweep chooses the size on the horizontal axis, such as the number of rows. The first figure shows the plain loss
-    of all contenders. The second one shows our plain loss, and the other variants of all contenders; it is left out if
-    there is only one variant.
+    of all implementations. The second one shows our plain loss, and the other variants of all implementations; it is
+    left out if there is only one variant.
 
     Yields:
         (name of a file, figure). Each figure is yielded twice: for an SVG file and for a PNG file.
@@ -203,9 +203,9 @@ def _figure(lines: Sequence[Measurement], sweep: Sweep, title: str) -> Figure:
 def _styles(lines: Sequence[Measurement]) -> Mapping[str, Mapping[str, Any]]:
     """Returns the style of each curve, by the label of the curve (`label_of`).
 
-    The marker shows the contender. The colour shows the variant, or the contender if there is only one variant. Markers
-    and colours are assigned in the order of `Subject.contenders` and `Subject.variants`, so they do not depend on which
-    contenders were measured.
+    The marker shows the contender (implementation of a loss). The colour shows the variant of the loss, or the
+    contender if there is only one variant. Markers and colours are assigned in the order of `Subject.contenders` and
+    `Subject.variants`, so they do not depend on which contenders were measured.
     """
     subject = _SUBJECTS[lines[0].what]
     contenders = list(dict.fromkeys(contender.name for contender in subject.contenders))

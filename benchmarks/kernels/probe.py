@@ -68,11 +68,11 @@ class ProbeTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """A finding about a contender. If `size` is None, it holds for all sizes; if `pass_` is None, for all passes.
+    """A finding about an implementation of a loss (contender).
 
     Attributes:
-        size: The size of the batch.
-        pass_: The pass: "forward" or "forward+backward".
+        size: The size of the batch; None if the finding holds for all sizes.
+        pass_: The pass, "forward" or "forward+backward"; None if the finding holds for all passes.
         skipped: The reason why the contender does not run.
         peak_bytes: The peak memory of a call.
         agreement: The comparison with float64 at a small size (see `agreement`).
@@ -92,7 +92,7 @@ class Finding:
 
 
 def probe(task: ProbeTask) -> dict[Place, Finding]:
-    """Runs a task in a new process, and returns the findings of the process.
+    """Tests an implementation of a loss in a new process, as `task` says, and returns the findings of the process.
 
     If the process fails, each size and pass that it did not report has a finding with the reason of the failure.
     """
@@ -134,9 +134,9 @@ def _run(words: Sequence[str]) -> str | None:
 
 
 def findings_of(task: ProbeTask) -> Iterator[Finding]:
-    """Yields a finding about the errors of the contender at a small size, then the findings at each size of the task.
+    """Yields a finding about the errors of an implementation at a small size, then the findings at each size of `task`.
 
-    If the contender fails at the small size, the only finding is one with the reason.
+    If the implementation fails at the small size, the only finding is one with the reason.
     """
     subject, contender = SUBJECTS[task.subject], task.contender
     device, dtype = torch.device(task.device), getattr(torch, task.dtype)
@@ -172,7 +172,7 @@ def _peak(at: Finding, contender: Contender, loss: Loss, batch: Batch, pass_: Pa
 
 
 def agreement(subject: Subject, contender: Contender, batch: Batch) -> Mapping[str, Any] | Skipped | None:
-    """Compares a contender with our reference in float64 on a small batch.
+    """Compares an implementation of a loss (contender) with our reference in float64 on a small batch.
 
     Returns:
         The relative errors of the loss and of the gradient of the images (or patches), and whether both are within the
@@ -192,10 +192,10 @@ def agreement(subject: Subject, contender: Contender, batch: Batch) -> Mapping[s
 
 
 def sampled(subject: Subject, contender: Contender, batch: Batch, rows: int) -> Mapping[str, Any]:
-    """Compares the loss and some rows of the gradients of a contender with our chunked loss in float64.
+    """Compares the loss and some rows of the gradients of an implementation with our chunked loss in float64.
 
-    The contender computes the plain loss. Our chunked loss needs so little memory that the size may be large. Tests
-    check the chunked loss against the reference. `rows` is the number of compared rows.
+    The implementation (`contender`) computes the plain loss. Our chunked loss needs so little memory that the size may
+    be large. Tests check the chunked loss against the reference. `rows` is the number of compared rows.
     """
     value, of_images, of_texts, *_ = forward_backward(contender.build(), batch, PLAIN)
     true = forward_backward(subject.ours("chunked", PLAIN), batch.to(torch.float64), PLAIN)

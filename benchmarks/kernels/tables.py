@@ -14,7 +14,7 @@ from .subjects import PLAIN
 
 
 def size_of(line: Measurement) -> Size | None:
-    """Returns the size of a measurement, or None if the contender was skipped at every size."""
+    """Returns the size of a measurement, or None if the implementation of the loss was skipped at every size."""
     at = line.setting
     return None if at["rows"] is None else Size(at["rows"], at["width"], at["patches"], at["sentences"])
 
@@ -31,9 +31,9 @@ def place_of(line: Measurement) -> tuple[str, str, str, int]:
 
 
 def label_of(line: Measurement) -> str:
-    """Returns the name of a row or a curve: the contender, and the variant if that is not the plain loss.
+    """Returns the name of a row or a curve: the implementation, and the variant if that is not the plain loss.
 
-    " (wrong)" is appended if the results of the contender are wrong.
+    " (wrong)" is appended if the results of the implementation are wrong.
     """
     variant = line.setting["variant"]
     name = line.contender if variant == PLAIN.name else f"{line.contender} {variant}"
@@ -41,7 +41,7 @@ def label_of(line: Measurement) -> str:
 
 
 def is_wrong(line: Measurement) -> bool:
-    """Returns whether the results of the contender differ too much from those in float64 at a small size."""
+    """Returns whether the results of the measured loss differ too much from those in float64 at a small size."""
     agreement = more_of(line, "agreement")
     return agreement is not None and not agreement["right"]
 
@@ -61,7 +61,7 @@ def more_of(line: Measurement, name: str) -> Any:
 
 
 def markdown(lines: Sequence[Measurement]) -> str:
-    """Returns the tables of times and memory, and the list of skipped contenders, for each device, dtype and width."""
+    """Returns the tables of times and memory, and the list of what was skipped, for each device, dtype and width."""
     return "\n".join(map(_of_place, grouped(lines, place_of).values()))
 
 
@@ -78,7 +78,7 @@ def _of_place(lines: Sequence[Measurement]) -> str:
 
 
 def _matrix(lines: Sequence[Measurement], cell: Callable[[Measurement], str]) -> str:
-    """Returns a table with a row for each contender and a column for each batch size."""
+    """Returns a table with a row for each implementation and variant of a loss, and a column for each batch size."""
     sizes = sizes_of(lines)
     corner = "images x patches x sentences" if any(size.patches is not None for size in sizes) else ""
     return tables.matrix(lines, size_of, {size: _shape(size) for size in sizes}, cell, name=label_of, corner=corner)
@@ -101,7 +101,7 @@ def _memory(line: Measurement) -> str:
 
 
 def _where(lines: Sequence[Measurement]) -> str:
-    """Returns the sizes of skipped measurements as text, which is empty if the contender was skipped at every size."""
+    """Returns the sizes of skipped measurements as text; an empty text if all sizes were skipped."""
     sizes = sizes_of(lines)
     return f" at {', '.join(map(_shape, sizes))}" if sizes else ""
 

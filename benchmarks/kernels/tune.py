@@ -39,6 +39,8 @@ CANDIDATES = tuple(
 def tune(batch: PairBatch, variants: Sequence[Variant], about: Occasion, *, repeats: int) -> Iterator[Measurement]:
     """Yields the time of the fused loss on `batch`, for each variant, pass and tile size of `CANDIDATES`.
 
+    A pass is the forward pass alone, or forward and backward. `repeats` is the number of readings.
+
     Raises:
         ValueError: If the batch is not on a CUDA device.
     """

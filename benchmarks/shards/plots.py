@@ -61,7 +61,7 @@ def shuffle(lines: Sequence[Measurement]) -> Iterator[tuple[str, Figure]]:
 
 
 def _bar(axes: Axes, lines: Sequence[Measurement], title: str, quantity: str) -> None:
-    """Draws medians with quartiles as bars: a group for each contender, and a bar for each number of workers."""
+    """Draws medians with quartiles as bars: a group for each library, and a bar for each number of workers."""
     names = list(dict.fromkeys(line.contender for line in lines))
     workers = sorted({line.setting["workers"] for line in lines})
     width = 0.8 / max(1, len(workers))

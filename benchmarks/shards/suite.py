@@ -47,7 +47,7 @@ def _first(options: argparse.Namespace, about: Occasion) -> Iterator[Measurement
 
 
 def _scale(options: argparse.Namespace, about: Occasion) -> Iterator[Measurement]:
-    """Runs `scale`: measures the memory of readers and the time to plan a step, for datasets with many shards."""
+    """Runs `scale`: measures the memory of reading processes and the time to plan a step, with many shards."""
     pythons = _pythons(options)
     one = prepare(Wanted(images=None, distinct=64, samples=64, shard_samples=64, pixels=112), options.work, pythons)
     numbers = {"shards": options.shards, "ranks": options.ranks, "rounds": options.rounds}

@@ -13,7 +13,7 @@ Key = tuple[Any, ...]
 
 
 def _with_reasons(parts: Callable[[Sequence[Measurement]], Iterable[str]]) -> Callable[[Sequence[Measurement]], str]:
-    """Returns a function that joins the parts of a report and appends why contenders were skipped."""
+    """Returns a function that joins the parts of a report and appends why measurements were skipped."""
     return lambda lines: "\n".join([*parts(lines), *tables.skipped(lines)])
 
 
