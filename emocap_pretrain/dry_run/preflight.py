@@ -34,7 +34,7 @@ from emocap_pretrain.evaluation import tasks
 from emocap_pretrain.model.pair import check_weights
 from emocap_pretrain.model.teacher import check_teacher
 from emocap_pretrain.run_folder.folder import RunFolder
-from emocap_pretrain.training.objective import Objective
+from emocap_pretrain.training.objective import Objective, notes_on_unread
 from emocap_pretrain.training.optimizer import learning_rate, optimizer_of
 
 PREPARE_S = 20.0  # Seconds for which each evaluation task may read. The ranks read the rest before the first step.
@@ -124,7 +124,8 @@ def preflight(
     checkpoint = _of_run(config, found)
     manifests = _datasets(config, found)
     _contrast(config, manifests, found)
-    found.collect(lambda: Objective.of(config.objective, precision=config.engine.precision))
+    if found.collect(lambda: Objective.of(config.objective, precision=config.engine.precision)):
+        found.notes.extend(notes_on_unread(config.objective))
     if devices:
         found.collect(lambda: batch_split(config.global_batch, config.micro_batch, ranks=devices.ranks))
     found.collect(lambda: optimizer_of(config.optimizer, config.engine.zero_stage))

@@ -7,7 +7,7 @@ the loss expects; the loss itself is computed in `emocap_kernels`. A new caption
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -197,6 +197,11 @@ class PatchTerm(Term):
 
 
 _KINDS: Mapping[str, type[Term]] = {"image": ImageTerm, "patches": PatchTerm}
+# The settings that only the terms of one kind read.
+_READ_FOR: Mapping[str, Sequence[str]] = {
+    "image": ("kind", "mining", "known_positives"),
+    "patches": ("sharpness", "scope", "patch_mask", "local_mining"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,9 +288,9 @@ class Objective:
 
 
 def _require_read(settings: ObjectiveConfig, terms: Sequence[Term]) -> None:
-    """Checks that the settings name a teacher if and only if a term uses it, and that the mining rule has an effect.
+    """Checks that the settings name a teacher if and only if a term uses it, and that not all terms refuse to mine.
 
-    The mining rule is checked only if there are terms of whole images.
+    A mining rule without terms of whole images is not refused (see `notes_on_unread`).
 
     Raises:
         ConfigError: If a term needs a teacher and there is none, if no term uses the teacher, or if there is a mining
@@ -308,6 +313,27 @@ def _require_read(settings: ObjectiveConfig, terms: Sequence[Term]) -> None:
             "objective.mining: a soft objective weighs all pairs by its teacher and mines none; leave mining out, or "
             "give a part another kind with objective.kind_by_part."
         )
+
+
+def notes_on_unread(settings: ObjectiveConfig) -> Iterator[str]:
+    """Yields a note for the user, in one line, for each setting that has no effect because caption parts have weight 0.
+
+    A setting with its default is not mentioned. These settings are not refused: one weight switches a part of a recipe
+    off, and a run of version 0.1.0 that was started in this way must be able to resume with the same settings.
+    """
+    weights = settings.weights
+    aligned = {part.aligned_with for part in active_parts(weights)}
+    for kind, names in _READ_FOR.items():
+        for name in names if kind not in aligned else ():
+            if getattr(settings, name) != ObjectiveConfig.model_fields[name].default:
+                reason = f"no part that is aligned with {kind} has a weight above 0"
+                yield f"objective.{name} has no effect, because {reason}."
+    for name in settings.kind_by_part:
+        if not weights[name]:
+            yield f"objective.kind_by_part.{name} has no effect, because the weight of {name} is 0."
+    mines = (settings.mining and "image" in aligned) or (settings.local_mining and "patches" in aligned)
+    if settings.mining_warmup_steps and not mines:
+        yield "objective.mining_warmup_steps has no effect, because nothing is mined."
 
 
 def vector_dtype(settings: ObjectiveConfig, precision: str) -> torch.dtype:

@@ -68,6 +68,30 @@ def test_an_optimizer_that_the_stage_of_zero_breaks_is_refused_before_the_start(
     assert not found(changed(config, engine__zero_stage=0)).problems
 
 
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        ({"local": 0, "mining": {"top_k": 1}, "mining_warmup_steps": 3}, []),
+        (
+            {"global": 0, "summary": 0, "mining": {"top_k": 1}, "mining_warmup_steps": 3},
+            ["mining", "mining_warmup_steps"],
+        ),
+        ({"global": 0, "summary": 0, "kind": "mil_nce", "known_positives": False}, ["kind", "known_positives"]),
+        ({"local": 0, "sharpness": 1, "local_mining": {"top_k": 1}}, ["sharpness", "local_mining"]),
+        ({"local": 0, "scope": "image", "patch_mask": {}}, ["scope", "patch_mask"]),
+        ({"summary": 0, "kind_by_part": {"summary": "mil_nce"}}, ["kind_by_part.summary"]),
+    ],
+)
+def test_a_setting_that_no_active_part_reads_is_a_note(
+    tiny_config: Config, settings: dict[str, Any], names: list[str]
+) -> None:
+    findings = found(changed(tiny_config, objective={"mining": None, "local_mining": None} | settings))
+    assert not findings.problems
+    assert [line.partition(" has no effect, because ")[0] for line in findings.notes] == [
+        f"objective.{name}" for name in names
+    ]
+
+
 def test_a_learning_rate_of_a_part_that_the_model_has_not_is_refused_before_the_start(tiny_config: Config) -> None:
     line = problem(changed(tiny_config, optimizer__lr_scales={"image.trunk": 0.1}))
     assert line.startswith("optimizer.lr_scales has image.trunk, which is no trained part of the model")
