@@ -132,9 +132,13 @@ class StatusThread:
         waiting = requests.pending(store)
         if not last:
             self._requests = waiting
-        elif self._fields.how != FAILED:  # These requests came while the run was ending; the next attempt ignores them.
-            # The run was ending because of a signal. The user's request becomes the reason, so that a driver does not
-            # start the ranks again.
-            if waiting.stop and self._fields.how == STOPPED:
-                self.update(reason=self._fields.reason.replace(STOP_SIGNALLED, STOP_REQUESTED, 1))
-            requests.mark_served(store, waiting)
+        elif self._fields.how != FAILED:
+            # These requests came while the run was ending, and the next attempt must not serve them. `pending` returns
+            # at most one profile request at a time.
+            while waiting != Requests():
+                # The run was ending because of a signal. The user's request becomes the reason, so that a driver does
+                # not start the ranks again.
+                if waiting.stop and self._fields.how == STOPPED:
+                    self.update(reason=self._fields.reason.replace(STOP_SIGNALLED, STOP_REQUESTED, 1))
+                requests.mark_served(store, waiting)
+                waiting = requests.pending(store)

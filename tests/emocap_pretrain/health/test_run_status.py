@@ -126,6 +126,15 @@ def test_two_requests_for_profiles_are_served_one_after_the_other(store: Store) 
     assert requests.pending(store).profile == second
 
 
+def test_no_request_that_came_while_the_run_was_ending_is_left_for_the_next_attempt(store: Store) -> None:
+    status = StatusThread(Attempt.begin(store), TrainingPosition())
+    wait_until(lambda: store.exists("attempts/00001/status.json"))
+    for name in ("a", "b", "c"):
+        requests.ask_for_profile(store, ProfileRequest(name, steps=1))
+    status.close("stopped", "")
+    assert store.list("requests") == []
+
+
 def test_a_request_that_no_attempt_took_in_time_is_dropped(store: Store) -> None:
     requests.ask_to_stop(store)
     aged(store, requests.STOP, requests.VALID_S + 1)
