@@ -17,10 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from emocap_shards.store import open_store
 
 from benchmarks.harness.machine import Occasion, versions
 from benchmarks.harness.record import Measurement, measured, ratios, spread
 from benchmarks.harness.rounds import complete, in_rounds
+from emocap_pretrain.run_folder import attempts
+from emocap_pretrain.run_folder.documents import AttemptDocument
 
 from .job import BIN, RUN, WAYS, JobError, RunningJob, RunSize, Site, free_port, started
 
@@ -119,7 +122,7 @@ def stall(place: Site, size: RunSize, rounds: int, about: Occasion) -> Iterator[
 
 
 def recover(place: Site, size: RunSize, rounds: int, about: Occasion, command: Sequence[str]) -> Iterator[Measurement]:
-    """Measures the seconds from the kill of a rank to the next new step, which is one that was not logged before.
+    """Measures the seconds from the kill of a rank to the first new step of a later attempt.
 
     The record also contains the seconds of the parts that no restart can avoid, such as the imports. The module `floor`
     measures these parts. `command` starts the job; `{config}` and `{port}` in it are replaced by the path of the config
@@ -148,20 +151,26 @@ def _floor(config: Path, place: Site, size: RunSize) -> dict[str, float]:
 
 
 def _killed_s(job: RunningJob, place: Site, config: Path) -> float:
-    """Kills one rank once a checkpoint exists, and returns the seconds until the next new step.
+    """Kills one rank once a checkpoint exists, and returns the seconds until the first new step of a later attempt.
 
-    A step is new if it was not logged before the kill. MLflow contains each step only once, also if it is trained
-    again after the kill.
+    A step is new if no attempt has logged it before. MLflow contains each step only once, also if it is trained again
+    after the kill.
     """
     job.wait_for("checkpoint", lambda: any((config.parent / "run" / "checkpoints").glob("*/manifest.json")))
     rank = ranks_of(job.family())[-1]
+    store = open_store(config.parent / "run")
+    attempt = attempts.newest(store)
     rank.kill()
     killed = time.time()
-    # MLflow may still receive rows that were logged before the rank was killed.
-    seen = [step for step, at in place.logged(config) if at <= killed]
-    done = max(seen, default=0)
-    job.wait_for("step after the kill", lambda: any(step > done for step, _ in place.logged(config)))
-    return next(at for _, at in place.logged(config) if at > killed) - killed
+
+    def new_steps() -> list[float]:
+        """Returns when later attempts logged steps. Until rank 0 ends, the killed attempt may log its current step."""
+        launched = attempts.launched(store, attempt + 1)
+        begun = launched.at if isinstance(launched, AttemptDocument) else None
+        return [at for _, at in place.logged(config) if begun and at > begun]
+
+    job.wait_for("step after the kill", lambda: bool(new_steps()))
+    return min(new_steps()) - killed
 
 
 def ranks_of(family: Sequence[psutil.Process]) -> list[psutil.Process]:

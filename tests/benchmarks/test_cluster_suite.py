@@ -1,11 +1,15 @@
 import json
+import time
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import yaml
+from emocap_shards.store import open_store
 
 from benchmarks.cluster import job, measured, model, restarts, tables, validate
 from benchmarks.cluster.suite import SUITE
@@ -13,6 +17,7 @@ from benchmarks.harness import record
 from benchmarks.harness.machine import Occasion
 from benchmarks.harness.suite import run
 from emocap_pretrain.dry_run.memory import MemoryEstimate
+from emocap_pretrain.run_folder.attempts import Attempt
 
 OCCASION = Occasion("a CPU", 0.0, "0123", "2026-01-01", "a test")
 
@@ -126,6 +131,28 @@ def test_a_start_ends_with_the_first_step(place):
         ("torchrun", 3.0, 2),
     ]
     assert sorted(place.names) == ["start-ray", "start-ray", "start-torchrun", "start-torchrun"]
+
+
+def test_a_step_that_a_surviving_rank_logs_after_the_kill_ends_no_recovery(place, tmp_path, monkeypatch):
+    store = open_store(tmp_path / "run")
+    Attempt.begin(store)
+    monkeypatch.setattr(measured, "ranks_of", lambda _: [Mock()])
+    monkeypatch.setattr(Job, "family", list, raising=False)
+    rows = [(9, time.time() - 1)]
+
+    def wait_for(_job: Job, what: str, ready: Callable[[], bool]) -> None:
+        if what == "checkpoint":
+            return
+        rows.append((10, time.time()))
+        assert not ready()
+        Attempt.begin(store)
+        assert not ready()
+        rows.append((11, time.time() + 7))
+        assert ready()
+
+    monkeypatch.setattr(Job, "wait_for", wait_for)
+    monkeypatch.setattr(place, "logged", lambda _: rows)
+    assert measured._killed_s(Job(), place, tmp_path / "cfg.yaml") == pytest.approx(7, abs=1)
 
 
 def logged(seconds: list[float]) -> list[tuple[int, float]]:
