@@ -57,8 +57,9 @@ class MemoryEstimate:
             pass, without weights and their gradients and without `representations`.
         state: Bytes of the optimizer's state of all ranks together, as a checkpoint stores it.
         patches: Number of patches of one image in the local loss.
-        row_flops: FLOP for one row: the forward and backward passes of both towers, and the forward pass of a teacher.
-            The products within attention are not counted.
+        row_flops: FLOP of a step for one row: the forward and backward passes of both towers, their second forward pass
+            if a rank encodes its rows in several passes, and the forward pass of a teacher. The products within
+            attention are not counted.
     """
 
     parameters: int
@@ -117,7 +118,7 @@ def estimate(config: Config, ranks: int, *, on_gpu: bool, shortest: bool = False
             each.to_empty(device="cpu")
         # Fused kernels need no blocks of scores, so the lower bound does not count the large blocks of a GPU.
         step = _traced(model, teacher, config, split, captions, on_gpu=on_gpu and not shortest)
-        row_flops = _flops(model, teacher, captions.batch(1, model.pixels))
+        row_flops = _flops(model, teacher, captions.batch(1, model.pixels), cached=split.passes > 1)
     teacher_bytes = FLOAT * sum(parameter.numel() for parameter in teacher.parameters()) if teacher else 0
     parameters = sum(parameter.numel() for parameter in model.parameters())
     stage, size = config.engine.zero_stage, parameters * FLOAT
@@ -231,13 +232,17 @@ def _traced(
     return _Step(of_all_rows, max(live.peak_bytes - inputs, at_loss - own), patches)
 
 
-def _flops(model: TowerPair, teacher: Teacher | None, batch: Batch) -> int:
+def _flops(model: TowerPair, teacher: Teacher | None, batch: Batch, *, cached: bool) -> int:
     """Returns the FLOP of the towers' forward and backward passes and of the teacher's forward pass for `batch`.
 
-    This runs separately from the trace of the memory, because the counter of FLOP keeps tensors alive. The FLOP are
-    proportional to the rows, so a batch of one row suffices.
+    If representations are `cached`, the towers run forward once more. The teacher does not, because the loss, which
+    calls it, is computed once. This function runs separately from the trace of the memory, because the counter of FLOP
+    keeps tensors alive. The FLOP are proportional to the rows, so a batch of one row suffices.
     """
     with FlopCounterMode(display=False) as counter:
+        if cached:
+            with torch.no_grad():
+                model(batch)
         _sum(model(batch)).backward()
         if teacher:
             teacher(batch.images)

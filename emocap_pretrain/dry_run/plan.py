@@ -127,9 +127,7 @@ class RunPlan:
         flops = device_flops(name, half=half)
         if self.assumed.step_s is not None:
             return Speed.of_step(self.assumed.step_s, work, flops or LOSS_FLOPS_PER_S[self.on_gpu])
-        # With more than one pass the forward pass, which is a third of the work, runs twice.
-        repeated = 4 / 3 if self.split.passes > 1 else 1
-        return None if flops is None else Speed(repeated * work.rows * self.memory.row_flops / flops, flops, 0.0)
+        return None if flops is None else Speed(work.rows * self.memory.row_flops / flops, flops, 0.0)
 
     def _data(self) -> list[tuple[str, str]]:
         if not self.manifests:

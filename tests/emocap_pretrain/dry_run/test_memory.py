@@ -156,21 +156,37 @@ def test_parameters_are_those_of_the_model():
     assert estimated(wider, 1).parameters - estimated(config(), 1).parameters == 2 * 96 + 2 * 64
 
 
-def test_a_teacher_takes_memory_and_time_and_is_not_trained():
-    plain = config(8)
+def taught(config: Config) -> Config:
+    """Returns the config with the objective `soft` and a small teacher."""
     teacher = {
         "name": "vit_tiny_patch16_224",
         "pretrained": "hub",
         "options": {"patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3},
     }
     objective = ObjectiveConfig.model_validate({"kind": "soft", "teacher": teacher})
-    found, before = (estimated(each, 1) for each in (plain.model_copy(update={"objective": objective}), plain))
+    return config.model_copy(update={"objective": objective})
+
+
+def test_a_teacher_takes_memory_and_time_and_is_not_trained():
+    found, before = (estimated(each, 1) for each in (taught(config(8)), config(8)))
     assert found.parameters == before.parameters
     assert found.optimizer == before.optimizer
     # Two blocks of 12 x 48 x 48 weights, and patches and places beside them.
     assert 4 * 2 * 12 * 48**2 < found.weights - before.weights < 2 * 4 * 2 * 12 * 48**2
     assert found.row_flops > before.row_flops
     assert found.activations > before.activations
+
+
+def test_several_passes_repeat_the_forward_pass_of_the_towers_but_not_that_of_the_teacher():
+    def row_flops(given: Config) -> int:
+        return estimated(given, 1).row_flops
+
+    once, cached = config(8), config(8, micro_batch=4)
+    forward = row_flops(cached) - row_flops(once)
+    assert forward == pytest.approx(row_flops(once) / 3, rel=0.02)
+    assert row_flops(taught(cached)) - row_flops(taught(once)) == forward
+    recomputed = [config(8, micro_batch=size, checkpoint_activations=True) for size in (4, None)]
+    assert row_flops(recomputed[0]) - row_flops(recomputed[1]) == forward
 
 
 def by_stage(ranks: int) -> list[MemoryEstimate]:
