@@ -37,6 +37,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from multiprocessing import active_children, get_context
@@ -58,7 +59,7 @@ from benchmarks.harness.machine import occasion, versions  # noqa: E402
 from benchmarks.kernels.batches import PairBatch, Regions, draw_pairs, draw_regions  # noqa: E402
 from benchmarks.kernels.device import PACKAGES, clock_of, device_name, peak_bytes  # noqa: E402
 from benchmarks.kernels.subject import Size  # noqa: E402
-from benchmarks.kernels.tune import CANDIDATES, numbers_of  # noqa: E402
+from benchmarks.kernels.tune import CANDIDATES, numbers_of, use_tile  # noqa: E402
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -122,16 +123,11 @@ def relative_error(found: Sequence[Tensor], true: Sequence[Tensor]) -> float:
     return max(((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-12)).item() for a, b in pairs)
 
 
-def use_tile(tile: tiling.TileConfig) -> None:
-    """Sets the tile sizes `TALL` and `SQUARE` of the fused kernels to `tile`, for all later calls in this process."""
-    tiling.TALL = tiling.SQUARE = tile
-
-
 def check(name: str) -> tuple[float, float]:
     """Returns the largest relative error of the loss and its gradients, and the seconds that the check took.
 
     The results are compared with those of the reference in float64. The number of rows and the width are not multiples
-    of tile sizes. A check may change the tile size for all later calls in its process, so it runs in a worker process.
+    of tile sizes.
 
     Args:
         name: A key of `SETTINGS`, for the global loss; or "tile NUMBER", for the plain global loss with the tile size
@@ -145,11 +141,12 @@ def check(name: str) -> tuple[float, float]:
         local = draw_regions(Size(9, 80, patches, 9 * sentences), DTYPE, DEVICE)
         error = relative_error(evaluate_regions(local), evaluate_regions(local.to(torch.float64), "reference"))
     else:
-        if kind == "tile":
-            use_tile(TILES[int(numbers[0])])
         setting = "plain" if kind == "tile" else kind
         batch = draw_pairs(Size(1301 if CUDA else 157, 80), DTYPE, DEVICE)
-        error = relative_error(evaluate(setting, batch), evaluate(setting, batch.to(torch.float64), "reference"))
+        # The process runs further checks, which must have the usual tiles.
+        with use_tile(TILES[int(numbers[0])]) if kind == "tile" else nullcontext():
+            found = evaluate(setting, batch)
+        error = relative_error(found, evaluate(setting, batch.to(torch.float64), "reference"))
     return error, time.monotonic() - start_s
 
 
@@ -310,25 +307,18 @@ def measure_products(session: Session) -> None:
 
 
 def measure_tiles(session: Session) -> None:
-    # The tiles are globals of the kernels' module. They are restored in any case, for the later stages.
-    before = tiling.TALL, tiling.SQUARE
     batch = draw_pairs(Size(32_768, 768) if CUDA else Size(256, 64), DTYPE, DEVICE)
-    try:
-        for setting in ("plain", "joint", "sigmoid"):
-            for tile in TILES if CUDA else TILES[:1]:
-                if session.left_s() < 60:
-                    session.record(
-                        skipped=f"the tiles from {setting}, {numbers_of(tile)}, to keep time for later stages"
-                    )
-                    return
-                use_tile(tile)
-                try:
+    for setting in ("plain", "joint", "sigmoid"):
+        for tile in TILES if CUDA else TILES[:1]:
+            if session.left_s() < 60:
+                session.record(skipped=f"the tiles from {setting}, {numbers_of(tile)}, to keep time for later stages")
+                return
+            try:
+                with use_tile(tile):
                     seconds = median_s(lambda setting=setting: evaluate(setting, batch), 3)
-                    session.record(setting=setting, tile=numbers_of(tile), ms=1e3 * seconds)
-                except Exception as error:  # noqa: BLE001 - a tile that does not compile is a result
-                    session.record(setting=setting, tile=numbers_of(tile), failed=first_line(error))
-    finally:
-        tiling.TALL, tiling.SQUARE = before
+                session.record(setting=setting, tile=numbers_of(tile), ms=1e3 * seconds)
+            except Exception as error:  # noqa: BLE001 - a tile that does not compile is a result
+                session.record(setting=setting, tile=numbers_of(tile), failed=first_line(error))
 
 
 def measure_settings(session: Session) -> None:

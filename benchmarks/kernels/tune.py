@@ -5,7 +5,8 @@ another, so that a slow phase of the GPU affects all of them. The tile sizes in 
 replaced before each call. If a candidate is faster than the present tile size, a developer writes it into that module.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 
 from emocap_kernels.fused import tiling
 from emocap_kernels.fused.tiling import TileConfig
@@ -73,7 +74,18 @@ def _with(tile: TileConfig, batch: PairBatch, variant: Variant, pass_: Pass) -> 
     call = call_of(our_global_loss("fused", variant), batch, variant, pass_)
 
     def timed() -> object:
-        tiling.TALL = tiling.SQUARE = tiling.SMALL = tiling.FLOAT32 = tile
-        return call()
+        with use_tile(tile):
+            return call()
 
     return timed
+
+
+@contextmanager
+def use_tile(tile: TileConfig) -> Generator[None]:
+    """Replaces all tiles of the fused kernels in this process within the `with` block."""
+    before = tiling.TALL, tiling.SQUARE, tiling.SMALL, tiling.FLOAT32
+    tiling.TALL = tiling.SQUARE = tiling.SMALL = tiling.FLOAT32 = tile
+    try:
+        yield
+    finally:
+        tiling.TALL, tiling.SQUARE, tiling.SMALL, tiling.FLOAT32 = before

@@ -3,9 +3,11 @@
 import json
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+from emocap_kernels.fused import tiling
 
 SCRIPT = Path(__file__).parents[2] / "launch" / "gpu_first.py"
 STAGES = ["device", "checks", "plain", "products", "tiles", "settings", "regions", "peers", "million"]
@@ -25,3 +27,12 @@ def test_every_stage_but_the_tests_gives_results_on_a_cpu(tmp_path: Path) -> Non
     assert all(line["correct"] for line in lines if "correct" in line)
     assert {"torch", "python"} <= lines[0]["versions"].keys()
     assert {"device", "commit", "date"} <= lines[0].keys()
+
+
+def test_a_check_of_a_tile_leaves_the_tiles_of_its_process_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    script = import_module("gpu_first")
+    before = tiling.TALL, tiling.SQUARE, tiling.SMALL, tiling.FLOAT32
+    error, _ = script.check("tile 1")
+    assert error < script.TOLERANCE
+    assert before == (tiling.TALL, tiling.SQUARE, tiling.SMALL, tiling.FLOAT32)
