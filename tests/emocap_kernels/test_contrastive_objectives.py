@@ -152,7 +152,7 @@ def test_vectors_that_stay_in_half_precision_give_what_widened_ones_give(objecti
     for narrow in (True, False):
         image, text, scale = (x.detach().clone().requires_grad_() for x in half[:3])
         inputs = ContrastiveInputs(image=image, text=text, scale=scale, ids=None, **keywords)
-        batch = sharded_batch(inputs, Partition((23,), 0), SINGLE_RANK, needs_gradient=True, narrow=narrow)
+        batch = sharded_batch(inputs, Partition((23,), 0), SINGLE_RANK, backward_communicates=True, narrow=narrow)
         assert batch.image.dtype == (dtype if narrow else torch.float32)
         loss = chunked.evaluate(batch, block_bytes=5 * 4 * 23).loss
         loss.backward()

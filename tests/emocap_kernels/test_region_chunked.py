@@ -170,7 +170,7 @@ def test_vectors_that_stay_in_half_precision_give_what_widened_ones_give(dtype, 
         leaves = [each.clone().requires_grad_() for each in (patches, lines, torch.tensor(100.0))]
         inputs = RegionInputs(leaves[0], leaves[1], owner, leaves[2], 100.0, "batch", None, None, "auto")
         spans = Partition((3,), 0), Partition((2 * sentences,), 0)
-        batch = sharded_batch(inputs, *spans, SINGLE_RANK, needs_gradient=True, narrow=narrow)
+        batch = sharded_batch(inputs, *spans, SINGLE_RANK, backward_communicates=True, narrow=narrow)
         assert batch.patches.dtype == (dtype if narrow else torch.float32)
         loss = chunked.evaluate(batch).loss
         loss.backward()

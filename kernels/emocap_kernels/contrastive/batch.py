@@ -226,7 +226,7 @@ class ContrastiveBatch:
 
 
 def sharded_batch(
-    inputs: ContrastiveInputs, partition: Partition, ranks: Ranks, *, needs_gradient: bool, narrow: bool
+    inputs: ContrastiveInputs, partition: Partition, ranks: Ranks, *, backward_communicates: bool, narrow: bool
 ) -> ContrastiveBatch:
     """Returns the batch in which this rank scores its own images against all texts.
 
@@ -238,7 +238,7 @@ def sharded_batch(
         inputs: The inputs of this rank.
         partition: The division of the rows among the ranks.
         ranks: The ranks of the batch.
-        needs_gradient: Whether any rank must send messages in backward. This is so if the texts of a rank need a
+        backward_communicates: Whether any rank must send messages in backward. This is so if the texts of a rank need a
             gradient, and with the schedule `ring` also if any other input of a rank does. Then all ranks take part in
             backward, even a rank that needs no gradient itself.
         narrow: Whether half-precision vectors keep their type, for matrix units that add products in float32. If
@@ -249,7 +249,7 @@ def sharded_batch(
     image = inputs.image.to(dtype_of(inputs.image, inputs.text)).contiguous()
     text = inputs.text.contiguous()
     # torch runs backward only if an input needs a gradient. This one makes the rank take part; nobody reads it.
-    if needs_gradient and not text.requires_grad:
+    if backward_communicates and not text.requires_grad:
         text = text.detach().requires_grad_()
     # The modalities in which other ranks' guide features are compared with those of this rank.
     formula = inputs.formula
@@ -310,4 +310,4 @@ def replicated_batch(inputs: ContrastiveInputs, partition: Partition, ranks: Ran
         ids=None if inputs.ids is None else gather_rows(inputs.ids, partition, ranks),
         **{name: None if each is None else gather_rows(each, partition, ranks) for name, each in guided.items()},
     )
-    return sharded_batch(gathered, partition.on_one_rank(), SINGLE_RANK, needs_gradient=False, narrow=False)
+    return sharded_batch(gathered, partition.on_one_rank(), SINGLE_RANK, backward_communicates=False, narrow=False)

@@ -89,7 +89,7 @@ def check_and_describe(inputs: ContrastiveInputs) -> Mapping[str, int]:
         "objective": crc32(inputs.formula.name.encode()),
         "mining": 0 if inputs.mining is None else crc32(repr(inputs.mining).encode()),
         "schedule": SCHEDULES.index(inputs.schedule),
-        "text needs a gradient": int(_backward_communicates(inputs)),
+        "backward communicates": int(_backward_communicates(inputs)),
     }
 
 

@@ -153,10 +153,10 @@ def contrastive_loss(  # noqa: PLR0913  (one call for every objective)
         )
         return {**facts, "backend": BACKENDS.index(choice.backend)}
 
-    facts = exchange_facts(ranks, describe, may_differ=("rows", "text needs a gradient"))
+    facts = exchange_facts(ranks, describe, may_differ=("rows", "backward communicates"))
     partition = Partition(counts=tuple(each["rows"] for each in facts), rank=ranks.rank)
     selected = BACKENDS[facts[ranks.rank]["backend"]]
-    needs_gradient = any(each["text needs a gradient"] for each in facts)
+    backward_communicates = any(each["backward communicates"] for each in facts)
     # From here on every branch depends only on values that are equal on all ranks, so all send the same messages.
     with full_precision(image.device):
         if partition.total == 0:
@@ -165,7 +165,7 @@ def contrastive_loss(  # noqa: PLR0913  (one call for every objective)
             return reference.evaluate(replicated_batch(inputs, partition, ranks))
         # The matrix units of a GPU add half-precision products in float32. A CPU gets converted vectors.
         narrow = selected == "fused" or image.is_cuda
-        batch = sharded_batch(inputs, partition, ranks, needs_gradient=needs_gradient, narrow=narrow)
+        batch = sharded_batch(inputs, partition, ranks, backward_communicates=backward_communicates, narrow=narrow)
         if selected == "chunked":
             return chunked.evaluate(batch)
         # Triton is an optional dependency, and without it `fused` is never selected.

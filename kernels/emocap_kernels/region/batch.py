@@ -113,7 +113,7 @@ def sharded_batch(
     sentence_partition: Partition,
     ranks: Ranks,
     *,
-    needs_gradient: bool,
+    backward_communicates: bool,
     narrow: bool,
 ) -> RegionBatch:
     """Returns the batch in which this rank scores its own images against all sentences. Patches are never sent.
@@ -125,14 +125,15 @@ def sharded_batch(
         image_partition: The division of the images among the ranks.
         sentence_partition: The division of the sentences among the ranks.
         ranks: The ranks of the batch.
-        needs_gradient: Whether the sentences of any rank need a gradient. If so, all ranks take part in backward, even
-            a rank that has no sentences.
+        backward_communicates: Whether any rank must send messages in backward: if its sentences need a gradient or,
+            with the schedule `ring`, if any of its inputs does. Then all ranks take part in backward, also a rank that
+            has no sentences.
         narrow: Whether half-precision vectors keep their type, for matrix units that add products in float32. If
             not, they are converted to float32.
     """
     patches, sentences = inputs.zeroed_patches(), inputs.sentences.contiguous()
     # torch runs backward only if an input needs a gradient. This one makes the rank take part; nobody reads it.
-    if needs_gradient and not sentences.requires_grad:
+    if backward_communicates and not sentences.requires_grad:
         sentences = sentences.detach().requires_grad_()
     dtype_of = product_dtype if narrow else compute_dtype
     return RegionBatch(
@@ -169,4 +170,4 @@ def replicated_batch(
         patch_mask=None if mask is None else gather_rows(mask, image_partition, ranks),
     )
     partitions = image_partition.on_one_rank(), sentence_partition.on_one_rank()
-    return sharded_batch(gathered, *partitions, SINGLE_RANK, needs_gradient=False, narrow=False)
+    return sharded_batch(gathered, *partitions, SINGLE_RANK, backward_communicates=False, narrow=False)

@@ -71,7 +71,7 @@ def check_and_describe(inputs: RegionInputs) -> Mapping[str, int]:
         "sharpness": crc32(repr(inputs.sharpness).encode()),
         "mining": 0 if inputs.mining is None else crc32(repr(inputs.mining).encode()),
         "schedule": SCHEDULES.index(inputs.schedule),
-        "sentences need a gradient": int(_backward_communicates(inputs)),
+        "backward communicates": int(_backward_communicates(inputs)),
     }
 
 

@@ -136,11 +136,11 @@ def region_contrastive_loss(
         choice = choose_region_backend(patches, sentences, scope=scope, mining=mining, backend=backend)
         return {**facts, "backend": BACKENDS.index(choice.backend)}
 
-    facts = exchange_facts(ranks, describe, may_differ=("rows", "sentences", "sentences need a gradient"))
+    facts = exchange_facts(ranks, describe, may_differ=("rows", "sentences", "backward communicates"))
     images = Partition(counts=tuple(each["rows"] for each in facts), rank=ranks.rank)
     of_sentences = Partition(counts=tuple(each["sentences"] for each in facts), rank=ranks.rank)
     selected = BACKENDS[facts[ranks.rank]["backend"]]
-    needs_gradient = any(each["sentences need a gradient"] for each in facts)
+    backward_communicates = any(each["backward communicates"] for each in facts)
     # From here on every branch depends only on values that are equal on all ranks, so all send the same messages.
     with full_precision(patches.device):
         if of_sentences.total == 0:
@@ -151,7 +151,9 @@ def region_contrastive_loss(
         if scope == "image":
             return _evaluate_within(selected, inputs, images, of_sentences, ranks)
         narrow = selected == "fused" or patches.is_cuda
-        batch = sharded_batch(inputs, images, of_sentences, ranks, needs_gradient=needs_gradient, narrow=narrow)
+        batch = sharded_batch(
+            inputs, images, of_sentences, ranks, backward_communicates=backward_communicates, narrow=narrow
+        )
         if selected == "chunked":
             return chunked.evaluate(batch)
         # Triton is an optional dependency, and without it `fused` is never selected.
