@@ -81,7 +81,7 @@ class Monitor:
         name: The name of the run, for `emocap status`.
         steps: The number of steps after which the run is done.
         timeout_s: The longest time that a rank may spend in one phase of a step. The phases in `UNBOUNDED_PHASES`, such
-            as "saving", may take any time.
+            as "saving", may take any time, and so may the first step of an attempt, except its phase "data".
         silence_s: A rank whose heartbeat does not change for this long is lost.
     """
 

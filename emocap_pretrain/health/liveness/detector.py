@@ -59,7 +59,7 @@ class FailureDetector:
         rank: The rank that reads the heartbeats.
         store: The address of the job's store, for messages.
         timeout_s: The longest time for which a rank may make no progress. It does not apply while `Heartbeat.bounded`
-            is False, for example while a checkpoint is saved.
+            is False, for example while a checkpoint is saved or in the first forward pass.
         silence_s: A rank whose heartbeat does not change for this long is lost.
     """
 

@@ -231,7 +231,7 @@ def watch_ranks(
         position: The position of this rank's training thread.
         hosts: The host of each rank.
         timeout_s: The longest time that a rank may spend in one phase of a step. The phases in `UNBOUNDED_PHASES`, such
-            as "saving", may take any time.
+            as "saving", may take any time, and so may the first step of an attempt, except its phase "data".
         silence_s: A rank whose heartbeat does not change for this long is lost.
         before_exit: A function that is called with the diagnosis before the watchdog ends this process.
     """
