@@ -68,7 +68,7 @@ def _page(state: RunState) -> RenderableType:
 
 def _rows(attempt: AttemptState) -> list[tuple[str, str]]:
     """Returns the rows of the table about an attempt, each as a name and a text. Rows with empty text are not shown."""
-    rows = [("state", _state(attempt)), ("step", f"{attempt.step:,}"), ("restarts", str(attempt.number - 1))]
+    rows = [("state", _state(attempt)), ("step", f"{attempt.step:,}"), ("earlier attempts", str(attempt.number - 1))]
     if attempt.status:
         rows[1:] = _status_rows(attempt, attempt.status, alive=attempt.alive)
     rows += [("clock", _skew(attempt.skew_s))]
@@ -77,7 +77,7 @@ def _rows(attempt: AttemptState) -> list[tuple[str, str]]:
 
 def _status_rows(attempt: AttemptState, status: Status, *, alive: bool) -> list[tuple[str, str]]:
     on = f" on {len(status.hosts)} hosts" if len(status.hosts) > 1 else ""
-    restarts = attempt.number - 1 if status.restarts is None else status.restarts
+    earlier = attempt.number - 1 if status.restarts is None else status.restarts
     return [
         ("step", f"{attempt.step:,}" if status.steps is None else f"{attempt.step:,} of {status.steps:,}"),
         ("loss", "" if status.loss is None else f"{status.loss:.4f}"),
@@ -86,7 +86,7 @@ def _status_rows(attempt: AttemptState, status: Status, *, alive: bool) -> list[
         ("ranks", "" if status.ranks is None else f"{status.ranks}{on}"),
         ("checkpoint", f"step {status.checkpoint:,}" if status.checkpoint else ""),
         ("slowest rank", _straggler(status.slowest) if status.slowest else ""),
-        ("restarts", str(restarts)),
+        ("earlier attempts", str(earlier)),
     ]
 
 

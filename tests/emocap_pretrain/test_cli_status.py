@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -69,6 +70,8 @@ def test_the_status_of_a_run_fits_into_80_columns(store: Store) -> None:
         "runs",
     ):
         assert words in done.output, words
+    # Attempts that a user has started count too, so they are not called restarts.
+    assert re.search(r"earlier attempts\W+1\W", done.output)
     assert max(map(len, done.output.splitlines())) <= 80
 
 
