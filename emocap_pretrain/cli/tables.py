@@ -48,7 +48,7 @@ def grid(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, l
 
 def shards(number: int) -> str:
     """Returns the number with its noun, such as "1 shard" or "1,024 shards"."""
-    return f"{number:,} shard" + ("s" if number > 1 else "")
+    return f"{number:,} shard" + ("s" if number != 1 else "")
 
 
 def plain(text: str, most: int | None = None) -> str:

@@ -203,6 +203,13 @@ def test_verify_ends_with_0_for_a_whole_dataset_and_1_for_a_damaged_one(packed: 
     assert json.loads(quick.out)["whole"] is True
 
 
+def test_verify_counts_no_shards_of_a_manifest_that_is_not_json(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("{")
+    done = here("verify", tmp_path)
+    assert done.code == 1
+    assert "0 samples in 0 shards, " in done.out
+
+
 def test_verify_prints_at_most_show_faults_and_counts_all(packed: Path) -> None:
     flip_a_byte(packed)
     done = here("verify", packed, "--show", "0")
