@@ -99,8 +99,8 @@ def _resource_request(config: Config, gpus: int) -> "ResourceRequest":
     `gpus` is the number of GPUs of all hosts together. If `cluster.device` is "auto", ranks use GPUs if there are any.
 
     Raises:
-        ConfigError: If `cluster.device` is "cuda" and `cluster.ranks` is "auto", but there is no GPU, or if there are
-            more ranks than samples in a global batch.
+        ConfigError: If `cluster.device` is "cuda", `cluster.ranks` is "auto", and there is no GPU. It is also raised if
+            `cluster.ranks` exceeds the number of samples in a global batch.
     """
     from emocap_cluster.placement import ResourceRequest
 
@@ -197,6 +197,14 @@ def _as_rank(config: Config) -> None:
 
 def _check(config: Config, devices: "Devices | None", *, prepare_tasks: bool, print_notes: bool = True) -> None:
     """Checks that the run can start, as far as that can be known without starting anything.
+
+    If the run is done, only the settings of its evaluation are checked.
+
+    Args:
+        config: The run's config.
+        devices: The devices of the ranks. If they are not known yet, it is None, and memory is not checked.
+        prepare_tasks: Whether each evaluation task checks its settings against its data (`preflight`).
+        print_notes: Whether the notes for the user are printed.
 
     Raises:
         ConfigError: If a problem prevents a start. The message has one line for each problem.

@@ -17,10 +17,11 @@ MAD_TO_DEVIATION = 1.4826  # The standard deviation of a normal distribution, in
 
 
 def slowest_rank(seconds: Sequence[Mapping[str, float]], hosts: Sequence[str]) -> Straggler:
-    """Finds the rank that spends the most time in `OWN_SECTIONS`, and compares it with the median rank.
+    """Finds the rank that spends the most time in `OWN_SECTIONS`, and compares this time with the median of all ranks.
 
-    One rank is always the slowest, so the result alone does not show a problem. `StragglerWarnings` decides whether the
-    rank is too slow. All ranks compute the same result, because `seconds` and `hosts` are equal on all ranks.
+    In these sections of a step a rank does not wait for other ranks. One rank is always the slowest, so the result
+    alone does not show a problem. `StragglerWarnings` decides whether the rank is too slow. All ranks compute the same
+    result, because `seconds` and `hosts` are equal on all ranks.
 
     Args:
         seconds: For each rank, the seconds that it spends in each section of a step.
@@ -47,9 +48,10 @@ def slowest_rank(seconds: Sequence[Mapping[str, float]], hosts: Sequence[str]) -
 class StragglerWarnings:
     """Warns of a rank that is too slow in `WARN_ROWS` logged steps one after another.
 
-    A rank is too slow if three conditions hold. It is the slowest rank. It takes at least `WARN_FACTOR` times as long
-    as the median rank. Its excess over the median rank is at least the fraction `WARN_SHARE` of the time of a step.
-    The warning is not repeated until there was a logged step in which this rank was not too slow.
+    A rank is too slow if three conditions hold. It is the slowest rank. Its time in `OWN_SECTIONS` is at least
+    `WARN_FACTOR` times the median of all ranks. It exceeds this median by at least the fraction `WARN_SHARE` of the
+    time of a step. The warning is given once, at the last of these `WARN_ROWS` steps. The count begins again at a
+    logged step in which another rank, or no rank, is too slow.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
 """Measures how long the sections of a step take: data, forward, loss, backward, update and saving.
 
-Sections serve three purposes: their times are metrics, their names are the phases of the rank's position, and they
-appear in the traces of the profiler.
+Sections serve three purposes. Their times are metrics. They appear in the traces of the profiler. Their names are also
+phases of the rank's position (`health/position.py`), which tells the other ranks what this rank is doing.
 """
 
 import time
@@ -65,10 +65,10 @@ class SectionTimer:
         self._steps += name == "update"
 
     def read(self) -> dict[str, float]:
-        """Returns the seconds of each section, as a mean over the steps since the last call.
+        """Returns how many seconds each section has taken per step, as a mean over the steps since the last call.
 
         The sections are in the order of `SECTIONS`. The call waits for the device. If no step has ended since the last
-        call, the values are the total seconds.
+        call, there is no mean, and the values are the sums of the seconds since then.
         """
         for name, pairs in self._pairs.items():
             self._add_up(name, pairs)

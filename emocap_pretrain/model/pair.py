@@ -235,12 +235,12 @@ def _unit(vectors: Tensor) -> Tensor:
 
 
 class _ClampDescent(torch.autograd.Function):
-    """Computes min(x, bound), with a special gradient above the bound.
+    """Computes min(x, bound), with a gradient by which a descent step can move x back below the bound.
 
-    If x is above the bound, the gradient is kept if a descent step would decrease x, and is otherwise 0. A plain clamp
-    always has the gradient 0 there. Adam's momentum may move a scale above the bound, and with a plain clamp the scale
-    would never return. It is not possible to clamp the parameter itself after each update, because under ZeRO the
-    optimizer updates its own copy of the parameter (decision 7).
+    Above the bound a positive gradient is kept, because a descent step then decreases x. A negative gradient becomes 0
+    there. The gradient of a plain clamp is always 0 above the bound. Adam's momentum may move a scale above the bound,
+    and with a plain clamp the scale would never return. It is not possible to clamp the parameter itself after each
+    update, because under ZeRO the optimizer updates its own copy of the parameter (decision 7).
     """
 
     @staticmethod

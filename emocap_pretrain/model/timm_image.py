@@ -145,12 +145,12 @@ def _create(settings: ImageTowerConfig, **weights: Any) -> Any:
 def _pretrained(settings: ImageTowerConfig, *, empty: bool = False) -> tuple[Any, tuple[str, ...]]:
     """Creates the model with pretrained weights, and returns it with remarks on the weights for the user.
 
-    If `empty` is True, placeholders without values replace the weights of a file. So only names and shapes are
-    compared, and the caller builds the model on the device "meta".
+    If `empty` is True, placeholders without values replace the weights of a file, so that only names and shapes are
+    compared. The caller must then set "meta" as the device on which torch creates tensors.
 
     The names and shapes in a file may differ from those of timm's model, for example if another library wrote the file.
-    timm converts them, and then calls `load_state_dict`. So the comparison is made in this call, with the converted
-    names.
+    timm converts them, and then calls `load_state_dict`. So the comparison is made when timm calls `load_state_dict`,
+    with the converted names and shapes.
     """
     path = _weights(settings)
     header = Header.read([path], f"{settings.key}.pretrained") if path else None

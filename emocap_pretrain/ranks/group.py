@@ -83,8 +83,9 @@ def collective(
 class RankGroup:
     """Represents a group of all ranks of the job, with this rank's number, its device and torch's process group.
 
-    A job may have several groups of the same ranks (`patient`). Only the collectives of the same group must have the
-    same order on all ranks. So each thread that calls collectives needs a group of its own.
+    A job may have several groups of the same ranks; the method `patient` makes a further one. Only the collectives of
+    the same group must have the same order on all ranks. So each thread that calls collectives needs a group of its
+    own.
 
     If the job has a single process, `process_group` is None. The collectives then return at once, so callers need no
     branch for this case:
@@ -140,8 +141,9 @@ class RankGroup:
         """Runs `act` on every rank and returns all values in the order of the ranks.
 
         No rank returns before every rank has run `act`. If `act` fails on some rank, every rank raises an error. If
-        `failing` is None, a rank on which `act` failed raises the error of its own `act`. In all other cases the raised
-        error depends on the first error, that is, on the error of the failed rank with the lowest number.
+        `failing` is None, each rank on which `act` failed raises the error of its own `act`, and the other ranks raise
+        one of the errors below. If `failing` is given, all ranks raise one of the errors below. Which one it is depends
+        on the first error: the error of the failed rank with the lowest number.
 
         Args:
             act: A function that every rank calls. Its values are exchanged as pickles.
@@ -228,8 +230,8 @@ class RankGroup:
 class _Outcome:
     """Holds the outcome of a function on one rank: its value, or the message of its error.
 
-    `message` is None if there was no error. `shared` is "ConfigError" or "Superseded" if the error has this class,
-    which then all ranks raise; otherwise it is None.
+    `message` is None if there was no error. `shared` is "ConfigError" or "Superseded" for an error of this class, so
+    that the other ranks can raise an error of the same class. In all other cases it is None.
     """
 
     value: Any = None

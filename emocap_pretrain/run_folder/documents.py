@@ -95,10 +95,10 @@ class Straggler:
     Args:
         rank: The rank.
         host: The host of the rank.
-        section: The section "data", "forward" or "update": the one in which the time of the rank exceeds the median
+        section: "data", "forward" or "update". It is the section of a step in which the rank's time exceeds the median
             over all ranks by the most.
         factor: The rank's own time divided by the median of the own times of all ranks. The own time of a rank is the
-            time of a step in which the rank does not wait for other ranks.
+            time that it spends in these three sections, in which it does not wait for other ranks.
         excess_s: The rank's own time minus the median of the own times, in seconds for each step.
         score: `excess_s` divided by a robust estimate of the standard deviation of the own times. The estimate is their
             scaled median absolute deviation, but at least 1 % of their median.

@@ -72,7 +72,7 @@ class RunFolder:
         storage.write(self.store, RUN_FILE, RUN, document)
 
     def copied_from(self) -> str:
-        """Returns MLflow's id of the original run if this folder is a copy of its folder; otherwise an empty text.
+        """Returns MLflow's id of the original run if this folder is a copy of that run's folder; otherwise "".
 
         `run.json` records the address of the original folder. If the same run is still at that address, this folder is
         a copy, unless both addresses lead to one folder (through a mount, a link or another endpoint). If the run is
@@ -80,14 +80,14 @@ class RunFolder:
 
         If the recorded address cannot be looked up, for example because it is a local path of another host, this folder
         counts as a copy. If it is in fact no copy, the run continues as a second run in MLflow. This is better than one
-        MLflow run for two folders. There is one exception: version 0.1.0 recorded only a reference to an environment
-        variable if the address came from it, and then the folder does not count as a copy.
+        MLflow run for two folders. A `run.json` of version 0.1.0 may contain the name of an environment variable
+        instead of the address. That address cannot be looked up either, but the folder does not count as a copy.
 
         To find out whether both addresses lead to one folder, the method writes a probe file to this folder, looks for
         it at the other address, and deletes it.
 
         Raises:
-            StoreError: If this folder's own store does not answer.
+            StoreError: If this folder's own store does not answer when `run.json` is read.
         """
         document = storage.read(self.store, RUN_FILE, RUN)
         if not isinstance(document, RunDocument):
@@ -137,8 +137,9 @@ class RunFolder:
 def _may_be_contacted(recorded: str, own: str) -> bool:
     """Returns whether the address that `run.json` records may be looked up.
 
-    It must be a local path, or in the same bucket or on the same server as this folder, whose address is `own`. Another
-    person may have written `run.json`, and could otherwise make this process contact any server.
+    The recorded address must be a local path, or lie in the same bucket or on the same server as this folder, whose
+    address is `own`. Another person may have written `run.json`, and could otherwise make this process contact any
+    server.
     """
     other, this = urlsplit(recorded), urlsplit(own)
     return other.scheme in {"", "file"} or (other.scheme, other.netloc) == (this.scheme, this.netloc)
@@ -158,7 +159,10 @@ def _holds(store: Store, document: RunDocument) -> bool:
 
 
 def _is_same(store: Store, other: Store) -> bool:
-    """Returns whether two stores lead to the same folder, that is, whether `other` has a file just put into `store`."""
+    """Returns whether two stores lead to the same folder.
+
+    It puts a probe file into `store`, looks for it in `other`, and deletes it.
+    """
     path = f"probe-{uuid.uuid4().hex}"
     store.put(path, b"")
     try:

@@ -78,7 +78,10 @@ class AttemptState:
 
     @property
     def ending(self) -> str:
-        """Returns a text that says how the attempt ended; "" while it is alive and has recorded no failure."""
+        """Returns a text that says how the attempt ended.
+
+        While the attempt is alive, the text is empty, unless a rank has already recorded a failure.
+        """
         cause = self.cause
         # A rank's own error says more than the status, which rank 0 may not have written any more. The status says more
         # than a record that only reports the loss of another rank.
@@ -172,8 +175,8 @@ def _watched_s(store: Store, number: int, status: Status | Unreadable | None) ->
     """Estimates the age of an attempt's status in a store that does not report ages, by waiting for a new status.
 
     Returns:
-        0 as soon as the attempt has written a new status. `DEAD_S` if it writes none for `DEAD_S` seconds, or if
-        `status` says that the attempt has ended.
+        The estimated age in seconds. It is 0 if the attempt writes a new status within `DEAD_S` seconds; the function
+        then returns at once. It is `DEAD_S` if no new status appears, or if `status` says that the attempt has ended.
     """
     end_s = time.monotonic() + DEAD_S
     while time.monotonic() < end_s and not (isinstance(status, Status) and status.state == ENDED):

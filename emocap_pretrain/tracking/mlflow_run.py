@@ -120,7 +120,9 @@ class MlflowRun:
 
     @classmethod
     def resume(cls, settings: TrackingConfig, run_id: str, attempt: int) -> "MlflowRun":
-        """Returns the MLflow run of an earlier attempt. If MLflow is unreachable, this is logged and not an error.
+        """Returns the MLflow run of an earlier attempt.
+
+        If MLflow is unreachable, a warning is logged, and no error is raised.
 
         Args:
             settings: The settings that say where the run is tracked.

@@ -1,7 +1,7 @@
 """Implements the tracker that records all attempts of a run in one MLflow run.
 
-Only rank 0 imports this module and `pictures`. Other modules import them inside of functions, because they import
-MLflow and matplotlib, which takes a quarter of the time that a rank needs to start.
+This module imports MLflow, and `pictures` imports matplotlib. These imports take a quarter of the time that a rank
+needs to start. Therefore other modules import the two inside of functions, and rank 0 is the only rank that does so.
 
 `MlflowTracker` turns each report into a row (`spool.row`) and returns at once. The thread of a `Spool` sends the rows,
 and `MlflowRun` writes them into MLflow so that a row that is sent twice counts once. Secrets in texts are masked here,
@@ -70,8 +70,8 @@ class MlflowTracker:
             parent: If the run folder was copied, MLflow's id of the original run; it becomes the new run's parent.
 
         Raises:
-            TrackingError: If a new run cannot be created, because MLflow is unreachable or refuses it. Also if MLflow
-                has no run `run_id`, or its database cannot be opened.
+            TrackingError: If a new run cannot be created, because MLflow is unreachable or refuses it. It is also
+                raised if MLflow has no run `run_id`, or if its database cannot be opened.
         """
         # The rows of an earlier attempt are first in the queue. The tag after them makes this attempt the newest one.
         tracked = MlflowRun.resume(run.settings, run_id, number) if run_id else MlflowRun.create(run, number, parent)

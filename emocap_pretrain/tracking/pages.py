@@ -63,7 +63,9 @@ _BARS = ("Evaluation", "Texts that are cut")  # A metric of these has one value;
 
 
 def sections(evaluation: Charts) -> dict[str, Charts]:
-    """Returns the charts of the saved view, by the title of their section. The most important ones come first.
+    """Returns the charts of the saved view, by the title of their section.
+
+    The most important sections come first, and so do the most important charts of a section.
 
     Args:
         evaluation: The charts of the evaluation tasks; the most important chart comes first.

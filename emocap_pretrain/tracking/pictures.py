@@ -31,8 +31,8 @@ def subject(run: str, data: Sequence[DatasetUse], *, step: int | None = None) ->
 def preview(samples: Sequence[Sample], path: Path, *, of: str) -> None:
     """Draws samples with all parts of their captions into the file `path`, in two columns below the title `of`.
 
-    The title is the result of `subject`. The picture is drawn by Pillow. Matplotlib would need a second for so much
-    text, which would delay the start of each new run.
+    The title is the result of `subject`. The picture is drawn by Pillow. Matplotlib would take about one second to
+    draw so much text, which would delay the start of each new run.
     """
     font = ImageFont.truetype(Path(mpl.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", FONT_PX)
     cells = [_cell(sample, font) for sample in samples]

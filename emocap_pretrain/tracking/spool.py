@@ -98,7 +98,8 @@ class Spool:
                 that it has sent before, because a call that fails may have sent some of its rows.
             rows: The rows that an earlier spool could not send; they are sent first.
             name: The noun that log messages use for the rows, such as "texts and pictures".
-            max_pause_s: The pause after a failed call is twice as long as the previous one, but never longer than this.
+            max_pause_s: Longest pause after a failed call. The first pause is `FIRST_PAUSE_S` seconds long, and each
+                further failure in a row doubles the pause up to this limit.
         """
         self._deliver, self._name, self._max_pause_s = deliver, name, max_pause_s
         self._waiting = deque(rows)
