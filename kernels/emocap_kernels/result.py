@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Directions(NamedTuple):
-    """Holds one 0-dim tensor for each direction of a loss. In the local loss, the texts are sentences."""
+    """Holds one 0-dim tensor for each direction of a loss. In the local loss, "text" in a name means a sentence."""
 
     image_to_text: Tensor
     text_to_image: Tensor

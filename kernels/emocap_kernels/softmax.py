@@ -132,7 +132,7 @@ class AnchorStats:
         return self.peak + self.sum_exp.log()
 
     def log_ratio(self, others: AnchorStats) -> Tensor:
-        """Returns the log-sum-exp of each anchor minus that of `others`, float64."""
+        """Returns the log-sum-exp of each anchor minus that of the same anchor in `others`, float64."""
         ratio = self.sum_exp.double().log() - others.sum_exp.double().log()
         return (self.peak.double() - others.peak.double()) + ratio
 
@@ -273,10 +273,10 @@ class GradientWeights:
 
     Attributes:
         peak: Largest score of a candidate, as in `AnchorStats`.
-        softmax: Weight of the anchor in the loss, divided by its `sum_exp`. Multiplied by exp(score - peak), it gives
-            the gradient of the anchor's log-sum-exp, times the weight of the anchor.
-        positive: Weight of the anchor in the loss, divided by its number of positives. It is subtracted from the
-            gradient at each positive.
+        softmax: w / sum_exp, where w is the weight of the anchor in the loss and `sum_exp` is that of `AnchorStats`.
+            Multiplied by exp(score - peak), it gives the gradient of w times the anchor's log-sum-exp.
+        positive: w divided by the number of positives of the anchor. It is subtracted from the gradient at each
+            positive.
     """
 
     peak: Tensor

@@ -75,7 +75,8 @@ class DiagonalTargets:
     Attributes:
         first: The column of the positive of row 0. It is negative, or beyond the last column, if the tile lacks it.
         rows: Number of rows of the tile.
-        zeros: Zeros, [columns], in the type of the scores. They give the number of columns and the type of results.
+        zeros: A tensor of zeros, [columns], with the type and device of the scores. Its length gives the number of
+            columns, and the results of the methods get its type and device.
     """
 
     first: int

@@ -25,9 +25,10 @@ _WAIT_S = 0.2
 
 
 class Background:
-    """One daemon thread that does the submitted work in order.
+    """Does the submitted work in one daemon thread, in the order of submission.
 
-    The owner calls `close` when it no longer needs the thread. Later work is cancelled when it is submitted.
+    The owner calls `close` when it no longer needs the thread. Work that is submitted after `close` is cancelled at
+    once.
     """
 
     def __init__(self, name: str) -> None:
@@ -90,8 +91,9 @@ def _call_off(future: Future[Any]) -> None:
 def concurrently(act: Callable[[Item], Result], items: Sequence[Item], *, at_once: int) -> list[Result]:
     """Returns `act(item)` for every item, in order, with at most `at_once` calls at the same time.
 
-    If several calls fail, the error for the first of their items is raised. Calls that have not begun are then
-    cancelled, and the function does not wait for calls that are still running.
+    If a call fails, its error is raised; if several calls fail, it is the error of the item that comes first in
+    `items`. When an error is raised, calls that have not begun are cancelled, and the function does not wait for calls
+    that are still running.
     """
     threads = [Background(f"concurrently-{number}") for number in range(min(at_once, len(items)))]
     try:
@@ -145,9 +147,9 @@ def ahead(
     """Yields `fetch(item, direct)` for every item, in order. A thread fetches a few items in advance.
 
     A second thread calls `warm` for up to `warmed_ahead` items before they are fetched, for example to fill a cache.
-    `direct` is True for the first item only, because the consumer is already waiting for it. It asks `fetch` to get
-    this one item as fast as possible. Warming begins after the first item has been fetched. `items` is consumed in the
-    calling thread. The threads end when the generator is exhausted or closed.
+    Warming begins after the first item has been fetched. The consumer is already waiting for this item, so `fetch`
+    should get it as fast as possible. Therefore `direct` is True for the first item, and False for all others. `items`
+    is consumed in the calling thread. The threads end when the generator is exhausted or closed.
     """
     fetcher, warmer = Background("fetch"), Background("warm")
     # An item passes through two queues: `upcoming` while it may be warmed, and `begun` once its fetch is submitted.

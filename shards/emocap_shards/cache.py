@@ -49,8 +49,9 @@ _log = logging.getLogger(__name__)
 class _Experience:
     """Holds what this process knows about the cache's folder.
 
-    `usable` is True once the folder could be used. After an error of the disk, nothing is stored until the time
-    `rests_until`. `warned` is True once the log has reported such an error.
+    `usable` becomes True when this process first uses the folder without an error, and then remains True. After an
+    error of the disk, this process stores nothing until the time `rests_until`. `warned` is True after such an error
+    was logged.
     """
 
     usable: bool = False

@@ -1,9 +1,9 @@
 """Records how many bytes a cache's folder holds, so that the record is safe if a process dies at any point.
 
-The record is a file with one number of bytes, the ledger. Before a process writes a segment, it books the bytes of the
-segment: it adds their number to the ledger, and then sets the `.part` file of the segment to its full size. It keeps
-the `.part` file locked until the bytes are written. A process books bytes and evicts segments only while it holds the
-lock of the ledger. If a process dies, the number in the ledger may be too high, but never too low.
+The record is a file named `ledger`, which contains only the number of bytes. Before a process writes a segment, it
+books the bytes of the segment: it adds their number to the ledger, and then sets the `.part` file of the segment to its
+full size. It keeps the `.part` file locked until the bytes are written. A process books bytes and evicts segments only
+while it holds the lock of the ledger. If a process dies, the number in the ledger may be too high, but never too low.
 """
 
 import errno
@@ -41,7 +41,7 @@ class CacheLedger:
     def book(self, file: int, count: int, *, halve: bool) -> bool:
         """Books `count` bytes for a `.part` file, and sets the size of the file to `count`.
 
-        By this size, other processes can count the booked bytes. If there is no room, the least recently used segments
+        Other processes read this size to count the booked bytes. If there is no room, the least recently used segments
         are evicted.
 
         Args:

@@ -160,10 +160,9 @@ def _upright(image: Image.Image) -> Image.Image:
 def _rgb(image: Image.Image) -> Image.Image:
     """Returns the image in RGB.
 
-    Pillow's own conversion is wrong in three cases, which are handled here. It clips 16-bit values at 255. It shows the
-    stored colour of a transparent pixel, which is often black, or belongs to a part that was cut out of the picture;
-    here such a pixel becomes white. It inverts the values of every CMYK image, although only images with Adobe's marker
-    contain inverted values.
+    Pillow's own conversion is wrong in three cases, which are handled here. It clips 16-bit values at 255. It shows
+    the stored colour of a transparent pixel, although nobody was meant to see this colour; here such a pixel becomes
+    white. It inverts the values of every CMYK image, although only images with Adobe's marker contain inverted values.
     """
     if image.mode in {"I;16", "I"}:
         return _eight_bits(image).convert("RGB")

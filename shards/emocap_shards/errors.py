@@ -101,7 +101,7 @@ class DamagedSample(ShardsError):  # noqa: N818
 
 
 class BudgetSpent(ShardsError):  # noqa: N818
-    """More samples were quarantined, which means left out because of damage, than the error budget allows.
+    """More samples were quarantined than the error budget allows. A quarantined sample is left out because of damage.
 
     `damaged` lists all damaged samples that this process has found.
     """

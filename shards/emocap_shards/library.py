@@ -27,7 +27,9 @@ class MixtureDataset:
 
 
 class Library:
-    """Datasets whose samples are numbered consecutively: those of the second dataset follow those of the first.
+    """Reads one or several datasets, whose samples are numbered consecutively.
+
+    The numbers of the second dataset follow those of the first, and so on.
 
     A dataset in a folder of this machine is read without the cache, because the cache would only copy its files.
     Threads may share a library.

@@ -96,7 +96,7 @@ class Shards(Sequence[Shard]):
 
 
 class Manifest:
-    """The shards of a dataset in a fixed order, by which the samples are numbered.
+    """Lists the shards of a dataset in a fixed order, which determines the numbers of the samples.
 
     Sample `i` is the i-th sample, counted from 0, when the shards are read one after the other in this order.
 

@@ -163,7 +163,8 @@ def _parts(value: str) -> frozenset[str]:
     """Returns the secrets in a value. Short texts and numbers do not count as secrets.
 
     In a URL and in JSON, only parts are secrets, such as the password. A connection string (`name=value;...`) is a
-    secret as a whole, and its secret parts are secrets as well. Any other value is a secret as a whole.
+    secret as a whole. In addition, each value in it whose name marks a secret, such as `AccountKey`, is a secret. Any
+    other value is a secret as a whole.
     """
     return frozenset(part for part in _split(value.strip()) if len(part) >= SHORTEST and not _is_number(part))
 

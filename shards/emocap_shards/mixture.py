@@ -2,9 +2,10 @@
 
 The method is the chairman assignment (Tijdeman 1980). A dataset with the share s is entitled to s * p of the first p
 samples, and the number of samples that it provides differs from this by at most one. Each dataset has a deadline: the
-position by which it must provide its next sample. With n datasets, a dataset is a candidate for a position if, without
-this position, it has provided too few samples, by at least 1 / (2 * n - 2) of a sample. The candidate with the earliest
-deadline is chosen.
+position by which it must provide its next sample. One dataset is chosen for each position, as follows. The number of
+samples that a dataset has provided before the position is compared with the number to which it is entitled after the
+position. With n datasets, a dataset is a candidate if it lacks at least 1 / (2 * n - 2) of a sample. The candidate with
+the earliest deadline is chosen.
 
 The sequence of datasets repeats after `ROUND` positions, which form a round. So the dataset at position p is computed
 from p alone, and a run resumes without any other state.
@@ -29,19 +30,20 @@ ROUND = 1 << 12
 
 @dataclass(frozen=True)
 class MixturePlan:
-    """Steps of `global_batch` samples from several datasets.
+    """Plans steps of `global_batch` samples from several datasets.
 
-    Each dataset has its own epochs: all of its samples are used once before one is used again. An epoch of the cursor
-    is different: it has as many samples as all datasets together. A step may contain samples of two epochs of the
-    cursor. So only the last step of the plan can be smaller than `global_batch`.
+    There are two kinds of epochs. Each dataset has its own epochs: all of its samples are used once before one is used
+    again. The position in the mixture (`Cursor`) counts other epochs: an epoch of the cursor has as many samples as all
+    datasets together. A step may contain samples of two epochs of the cursor. So only the last step of the plan can be
+    smaller than `global_batch`.
 
     Args:
         samples: Number of samples of each dataset.
         weights: Share of each dataset, positive; their sum does not matter. The plan uses shares that are multiples of
             1 / `ROUND`, and at least 1 / `ROUND`.
         global_batch: Number of samples in a step, over all ranks.
-        epochs: The plan ends after this number of epochs, counted from epoch 0, with a smaller last step if needed.
-            With None, the plan never ends.
+        epochs: The plan ends after this number of epochs of the cursor, counted from epoch 0, with a smaller last step
+            if needed. With None, the plan never ends.
 
     Example:
         ```python

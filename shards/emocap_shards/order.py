@@ -1,11 +1,11 @@
 """Defines the canonical order of one pass over a dataset: a pure function of (seed, epoch, position).
 
-First the shards are shuffled and laid end to end. This sequence of samples is cut after every `window_samples` samples,
-and the shards that begin between two cuts form a window. Then the samples are shuffled within each window. The order
-does not depend on world size, rank or workers.
+First the shards are shuffled and laid end to end, which gives a sequence of samples. This sequence is divided into
+intervals of `window_samples` samples. The shards that begin in the same interval form a window, with all their samples.
+Then the samples are shuffled within each window. The order does not depend on world size, rank or workers.
 
 The samples at some positions are computed only from the windows of these positions, so resuming late in an epoch costs
-as much as resuming early. Only the numbers of samples are shuffled; no file is read here. A test pins the order,
+as much as resuming early. Only the ids of samples are shuffled; no file is read here. A test pins the order,
 because a run that resumes after an update of this package must continue with the same samples.
 """
 
@@ -111,9 +111,9 @@ def permutation(seed: int, epoch: int, block: int, size: int) -> Ids:
     """Returns a permutation of range(size) that depends on the arguments alone.
 
     `block` distinguishes the permutations of an epoch: 0 is the permutation of the shards, and n + 1 is that of the
-    samples in window n. The permutation is the order in which raw random integers of a bit generator are sorted. NumPy
-    guarantees that later versions of a bit generator return the same integers, but gives no such guarantee for the
-    methods of `Generator`.
+    samples in window n. A bit generator draws one raw random integer for each place, and the permutation is the order
+    that sorts these integers. NumPy guarantees that later versions of a bit generator return the same integers, but
+    gives no such guarantee for the methods of `Generator`.
     """
     # The sort is stable, so equal integers keep their order, and the result is the same on every machine.
     bits = np.random.PCG64(np.random.SeedSequence([seed, epoch, block]))

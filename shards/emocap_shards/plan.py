@@ -57,7 +57,9 @@ class StepPlan(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EpochPlan:
-    """Passes (epochs) over one dataset. If the last step of an epoch is not full, it is smaller or left out.
+    """Plans the steps of passes (epochs) over one dataset. No step contains samples of two epochs.
+
+    If the last step of an epoch is not full, it is left out if `drop_last` is set. Otherwise it is a smaller step.
 
     Args:
         samples: Number of samples in an epoch.
@@ -130,8 +132,9 @@ def rank_slice(rows: int, rank: int, world_size: int) -> slice:
 def passes(dataset: int, start: int, stop: int, samples: int) -> Iterator[PositionRange]:
     """Divides positions [start, stop) into ranges, one for each pass over a dataset, and yields these ranges.
 
-    `start` and `stop` are counted from the beginning of the first pass, over all passes. `samples` is the number of
-    samples in a pass, and `dataset` is the index of the dataset.
+    `start` and `stop` count the samples of all passes, from the beginning of the first pass. For example, if a pass has
+    10 samples, 12 is position 2 of the second pass. `samples` is the number of samples in a pass, and `dataset` is the
+    index of the dataset.
     """
     while start < stop:
         epoch, position = divmod(start, samples)

@@ -42,8 +42,8 @@ class Reader:
         store: The store that holds the dataset.
         manifest: The manifest of the dataset.
         cache: A cache for segments of the shards, if the store is remote.
-        first: The value of `index` in the results for the first sample of the dataset. The ids that `fetch` takes count
-            from 0 in any case.
+        first: The `index` that the first sample of the dataset gets in results, not 0 if another dataset precedes it in
+            a mixture. The ids that `fetch` takes count from 0 in any case.
         place: A prefix for the paths of shards in results and errors. It distinguishes several datasets.
 
     Example:
@@ -163,14 +163,14 @@ class Reader:
             raise DamagedShard.at(self._place + error.path, "it is missing") from error
 
     def _repaired(self, ids: Ids, slots: Sequence[tuple[Shard, Slot]], blocks: list[bytes]) -> set[int]:
-        """Reads each block with a wrong checksum again, and replaces it in `blocks`.
+        """Reads each block with a wrong checksum again from the store, and replaces it in `blocks`.
 
-        A block holds the bytes of one sample. The bits may have flipped on the way, and then the stored sample is not
-        damaged. A block is read again until its checksum is right, until two readings gave the same wrong bytes, or
-        until it was read again `READS_AGAIN` times.
+        A block holds the bytes of one sample. If bits have flipped on the way from the store, the stored sample is not
+        damaged, and reading it again helps. A block is read again up to `READS_AGAIN` times. The reading ends earlier
+        if the checksum is right, or if two consecutive readings give the same wrong bytes.
 
         Returns:
-            The indices in `blocks` of those that remain wrong.
+            The indices of the blocks whose checksum is still wrong.
         """
         open_cases = [place for place, (_, slot) in enumerate(slots) if not is_intact(blocks[place], slot)]
         damaged = set(open_cases)

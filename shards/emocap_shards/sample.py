@@ -11,10 +11,10 @@ from jaxtyping import UInt8
 class Caption:
     """A structured emotion caption.
 
-    `global_` is one sentence about the intensity and the nuance of the emotion, without cues. Its name ends in "_"
-    because `global` is a Python keyword; the field is called "global" on disk. `local` holds one sentence for each
-    facial region that is described, and may be empty. `summary` is one long sentence about the emotion and the cues
-    that show it.
+    `global_` is one sentence about the intensity and the nuance of the emotion, without cues (visible signs, such as
+    raised eyebrows). Its name ends in "_" because `global` is a Python keyword; the field is called "global" on disk.
+    `local` holds one sentence for each facial region that is described, and may be empty. `summary` is one long
+    sentence about the emotion and the cues that show it.
     """
 
     global_: str

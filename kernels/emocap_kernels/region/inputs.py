@@ -43,8 +43,9 @@ class RegionInputs:
 def check_and_describe(inputs: RegionInputs) -> Mapping[str, int]:
     """Checks the inputs of this rank, and returns the facts about them that the ranks exchange.
 
-    A fact is a named integer, such as a size. Together with the facts that the caller adds, there are at most
-    `MAX_FACTS`. The sharpness and the mining rule are not integers, so their facts are checksums.
+    A fact is a named integer, such as a size. The sharpness and the mining rule are not integers, so their facts are
+    checksums. The caller may add facts of its own, such as the backend, but the total number of facts must not exceed
+    `MAX_FACTS`.
 
     Raises:
         ArgumentError: If the value of an argument is not allowed.

@@ -1,4 +1,7 @@
-"""Computes the means that the local loss reports, from the statistics of all anchors, for `chunked` and `fused`."""
+"""Computes the means that the local loss reports, from the statistics of all anchors.
+
+The backends `chunked` and `fused` use this module.
+"""
 
 from __future__ import annotations
 

@@ -79,11 +79,11 @@ def region_contrastive_loss(
 ) -> LossResult:
     """Returns the contrastive loss between image patches and local sentences, in both directions.
 
-    With scope `batch`, every sentence is compared with every image of the global batch: it pools the patches of the
-    image by attention, and the pooled similarity is the score. An image without a sentence is a candidate for the
-    sentences, but not an anchor. With scope `image`, a sentence pools only the patches of its own image, and the pooled
-    vector is compared only with the sentences of that image (`region.within`). docs/method.md, section 2, has the
-    equations.
+    With scope `batch`, every sentence is compared with every image of the global batch. The sentence pools the patches
+    of the image by attention, and the pooled similarity is the score. An image without a sentence is a candidate for
+    the sentences, but not an anchor. With scope `image`, a sentence pools only the patches of its own image, and the
+    pooled vector is compared only with the sentences of that image (`region.within`). docs/method.md, section 2, has
+    the equations.
 
     Inputs are used as given: nothing is normalised or clamped. With a `group`, the call and its backward are
     collectives: all ranks of the group must run both. The gradients of each rank are scaled so that their mean over
@@ -101,8 +101,8 @@ def region_contrastive_loss(
         scope: `batch` or `image`, as described above.
         patch_mask: Bool [rows, patches], True for patches that are kept; None keeps all. All scores of an image of
             which no patch is kept are 0.
-        mining: The rule for further positives, by similarity of sentences; its field `guide` is not read. Scope `image`
-            requires None.
+        mining: The rule that finds more pairs by the similarity of sentences, and says whether they become positives or
+            are excluded. Its field `guide` is not read. Scope `image` requires None.
         group: The ranks that share the batch; None means that nothing is communicated. All ranks of the group must
             make the call with the same settings.
         schedule: How sentences are sent between ranks; the values are those of `contrastive_loss`.
@@ -110,7 +110,7 @@ def region_contrastive_loss(
             reason.
 
     Returns:
-        The loss of the global batch, which is equal on every rank to the bit, and detached tensors for the log, such as
+        The loss of the global batch, which is equal on every rank to the bit, and detached tensors for logging, such as
         the recall. If no rank has a sentence, the loss is 0 and all gradients are 0.
 
     Raises:

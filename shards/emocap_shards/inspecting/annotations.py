@@ -101,8 +101,8 @@ def _digest(text: str) -> str:
 class LabelCounter:
     """Summarises the values of up to 200 text labels and up to 200 numeric labels, each under its name.
 
-    The values of labels with further names are left out. `values_left_out` is the number of these values, and not of
-    the names, because a set of names would need unbounded memory.
+    If there are more labels, those whose names occur later are left out. `values_left_out` is the number of their
+    values. The number of their names is not counted, because this would need a set of names without a limit.
     """
 
     def __init__(self) -> None:

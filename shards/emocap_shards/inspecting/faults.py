@@ -8,9 +8,9 @@ _SOURCE = "correct the source and pack it again"
 
 
 class FaultKind(StrEnum):
-    """Names the kinds of damage, from that of a whole dataset to that of one sample.
+    """Lists the kinds of damage. A kind concerns a dataset, a shard, the index of a shard, or a sample.
 
-    The value of a kind is its name. `cure` says what the user should do.
+    The value of a kind is a text for users, such as "wrong size". `cure` says what the user should do.
     """
 
     cure: str

@@ -35,7 +35,7 @@ class LabelValues:
 
     Attributes:
         values: Number of samples with each value. Samples without the label, or with an empty one, are not counted.
-        names: Names of up to 200 labels that the samples have: first labels with texts, then labels with numbers.
+        names: Names of labels that the samples have, at most 200 in total. Text labels come first, then numeric labels.
         looked: Number of samples that were read.
         samples: Number of samples in the dataset.
     """

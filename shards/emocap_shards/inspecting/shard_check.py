@@ -237,10 +237,11 @@ def _unsteady(store: Store, slot: Slot, shard: Shard, block: bytes) -> Fault | N
 
 
 def _end(tape: Tape, shard: Shard, last: int, *, is_known: bool) -> list[Fault]:
-    """Reads the shard to its end, and returns a fault if anything but zeros follows the last sample, or too few zeros.
+    """Reads the shard to its end, and returns a fault if the bytes after the last sample are wrong.
 
-    At least two tar blocks of zeros must follow. `last` is the position at which the last sample ends. If `is_known` is
-    False, this position is not known, and the rest of the shard is read without the check.
+    After the last sample there must be zeros only, at least two tar blocks of them. `last` is the position at which the
+    last sample ends. If `is_known` is False, this position is not known, and the rest of the shard is read without the
+    check.
     """
     zeros, others = 0, 0
     for piece in tape.rest(last):

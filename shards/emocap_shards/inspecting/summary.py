@@ -78,7 +78,7 @@ class Summary:
 
     `sentences` summarises the number of local sentences in a caption. `captions` counts the digests of complete
     captions, so `captions.repeats` is the number of captions that repeat an earlier one. `labels_left_out` is the
-    number of values that are not counted because there are too many names of labels.
+    number of label values that are left out because there are too many labels (`LabelCounter`).
     """
 
     stock: ManifestSummary

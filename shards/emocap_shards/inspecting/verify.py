@@ -238,11 +238,11 @@ def _recognised(
 def _repeated_keys(
     store: Store, shards: Sequence[Shard], hashes: Sequence[UInt64[np.ndarray, " samples"]]
 ) -> Iterator[Fault]:
-    """Yields one fault for each pair of shards in which the same keys occur.
+    """Yields a fault for each pair of a shard that repeats keys and the first shard that has these keys.
 
-    The fault belongs to the later shard of the pair. A shard that contains the same key twice forms a pair with itself.
-    `hashes` holds a hash of 8 bytes for each key of each shard. Equal hashes show which shards may share keys, and only
-    the indexes of these shards are read again.
+    The fault belongs to the shard that repeats the keys. If this shard is also the first one with a key, it contains
+    the key twice. `hashes` holds a hash of 8 bytes for each key of each shard. Equal hashes show which shards may share
+    keys, and only the indexes of these shards are read again.
     """
     # Different keys may have the same hash of 64 bits. So equal hashes are only a suspicion, which the keys decide.
     ordered = np.sort(np.concatenate([np.zeros(0, np.uint64), *hashes]))
@@ -257,9 +257,9 @@ def _repeated_keys(
 
 
 def _shared(store: Store, suspects: Sequence[Shard]) -> Mapping[tuple[Shard, Shard], list[str]]:
-    """Returns a mapping from (later shard, earlier shard) to the keys of the later one that the earlier one has too.
+    """Returns the keys that are repeated, as a mapping from (shard that repeats them, first shard that has them).
 
-    The earlier shard is the first one with the key. A shard that contains a key twice is both shards of the pair.
+    If the first shard with a key contains it twice, the key belongs to the pair (shard, shard).
     """
     first: dict[str, Shard] = {}
     shared: dict[tuple[Shard, Shard], list[str]] = {}
