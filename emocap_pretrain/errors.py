@@ -56,8 +56,8 @@ class RolledBack(TrainingError):  # noqa: N818
     """The loss guard has refused an update, and the run returns to its newest checkpoint.
 
     A driver starts the next attempt at once. When that attempt reaches the step of the refused update, it leaves the
-    update out. The driver does not count the attempt as a restart, because `health.max_skips` limits the number of
-    updates that a run leaves out.
+    update out. A roll-back does not count towards the driver's limit of restarts. It has a limit of its own: the run
+    ends when it would leave out more than `health.max_skips` updates.
     """
 
 

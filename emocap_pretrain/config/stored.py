@@ -5,9 +5,10 @@ All other keys had their defaults. The key of a setting in a list of sections co
 the list, as in `data.mix.0.url`. A later version may add a setting, if its default keeps the behaviour of the earlier
 versions. A version that renames or drops a setting needs a `Migration`. See docs/decisions/20-documents-of-a-run.md.
 
-Stored settings of a later version may contain a setting that this version does not know. The list `set` shows whether
-it can be ignored. If the user has not set it, it had its default, with which the later version behaves as this version
-does, so it is ignored. If the user has set it, it may have changed what was learned.
+Settings that a later version has stored may include a setting that this version does not know. If the user did not set
+it, its value is the default of the later version. With this default, the later version behaves as this version does, so
+the setting is ignored. If the user did set it, its value may have changed what was learned. Then `current` logs a
+warning or raises an error.
 """
 
 import copy
@@ -57,8 +58,8 @@ class Migration:
 
     Args:
         renamed: The new key of each renamed setting or section, by its old key.
-        dropped: The only value of each removed setting that is still accepted in stored settings, by the setting's key.
-            With this value, earlier versions behaved as this version always does. Any other value is refused.
+        dropped: A value for each removed setting, by the key of the setting. With this value, earlier versions behaved
+            as this version always does. Stored settings with any other value are refused.
     """
 
     renamed: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -139,10 +140,10 @@ def filled(tree: Mapping[str, Any], section: type[BaseModel]) -> Tree:
 
 
 def differences(before: Tree, after: Tree) -> Iterator[tuple[str, Any, Any]]:
-    """Yields the key, the old and the new value of each setting that differs although it must not change during a run.
+    """Yields the key, the old and the new value of each setting that has changed and must not change during a run.
 
-    A missing value is None. Both trees must come from `current`, so that a setting that one of them lacked has its
-    default.
+    A missing value is None. Both trees must be results of `current`, which fills in defaults. Otherwise a missing
+    setting would differ from the same setting with its default.
     """
     first, second = leaves(before), leaves(after)
     for key in sorted(first.keys() | second.keys()):
@@ -160,7 +161,11 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Tree:
 
 
 def _numbered(value: Any) -> Any:
-    """Returns a copy of a tree, in which each list of sections is a mapping from "0", "1", ... to its sections."""
+    """Returns a copy of a tree, in which a mapping replaces each list of sections.
+
+    The keys of the mapping are the positions "0", "1", ... in the list. So `leaves` returns keys such as
+    `data.mix.0.url`.
+    """
     if isinstance(value, list) and value and all(isinstance(each, dict) for each in cast("list[Any]", value)):
         value = {str(number): each for number, each in enumerate(cast("list[Any]", value))}
     if isinstance(value, dict):

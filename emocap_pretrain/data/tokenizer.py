@@ -107,7 +107,11 @@ class Tokenizer:
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """Returns the size and the padding id. The id is 0 if there is no padding token; the mask hides the padding."""
+        """Returns the size of the vocabulary and the id of the padding token.
+
+        If the tokenizer has no padding token, the id is 0. This may be the id of another token, but the mask shows
+        which tokens are padding.
+        """
         # The names of the padding token in our own tokenizers, in those of BERT, and in those of RoBERTa.
         marks = (self._fast.token_to_id(mark) for mark in (PAD, "[PAD]", "<pad>"))
         return Vocabulary(self._size, next((each for each in marks if each is not None), 0))

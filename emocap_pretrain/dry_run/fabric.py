@@ -14,12 +14,13 @@ GB = 1e9
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """Describes one rank's share of a network while all ranks use it.
+    """Describes the connection of one rank to a network that all ranks use at the same time.
 
     A message of n bytes takes `latency_s + n / bytes_per_s` seconds.
 
     Attributes:
-        bytes_per_s: Rate in each direction.
+        bytes_per_s: Bytes per second that the rank can send, and that it can receive at the same time. If several
+            ranks share an adapter, this is the share of one rank.
         latency_s: Latency of one message.
     """
 

@@ -10,8 +10,12 @@ $$\frac{\tau\,e^{-(R + D)/M}}{M\,(e^{(\tau + \delta)/M} - 1)}.$$
 For \(D = 0\) this is the inverse of Daly's expected run time for one unit of work (J. T. Daly, A higher order estimate
 of the optimum checkpoint interval for restart dumps, Future Generation Computer Systems 22, 2006). \(R\) and \(D\)
 appear only in the factor \(e^{-(R + D)/M}\), which does not depend on \(\tau\). So neither of them changes the best
-interval. \(D\) is in this factor for two reasons: the time until a failure is memoryless, and at the time \(x \ge D\)
-after a restart, \(\lfloor(x - D)/(\tau + \delta)\rfloor\) checkpoints are committed.
+interval.
+
+The formula follows from the number of checkpoints that are committed between two failures. The \(k\)-th checkpoint is
+committed at the time \(t_k = R + k(\tau + \delta) + D\) after a failure, if no other failure occurs before. The
+probability of this is \(e^{-t_k/M}\). The sum of these probabilities over \(k \ge 1\) is the mean number of
+checkpoints. Each of them keeps the work of the time \(\tau\), and the mean time between two failures is \(M\).
 
 The simulation in `benchmarks/cluster` handles random failures of this kind one by one, and agrees with the formula.
 """

@@ -48,8 +48,8 @@ class MemoryEstimate:
         parameters: Number of parameters of the model.
         weights: Bytes of the weights, including those of a teacher.
         gradients: Bytes of the gradients.
-        optimizer: Bytes of the optimizer's state that the rank holds. With ZeRO, they include a copy of the weights
-            that this rank updates.
+        optimizer: Bytes of the optimizer's state that the rank holds. With ZeRO, they include a copy of those weights
+            that the rank updates.
         buffers: Bytes of the communication buffers of ZeRO.
         representations: Bytes of the images, texts and cached embeddings of all rows of a rank, and of the gradients of
             the embeddings; 0 if a rank encodes its rows in one pass.

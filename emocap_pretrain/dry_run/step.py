@@ -91,9 +91,9 @@ def step_time(work: Workload, ranks: int, speed: Speed, fabric: Fabric) -> StepT
 def efficiency(work: Workload, ranks: int, speed: Speed, fabric: Fabric) -> float:
     """Returns the efficiency of weak scaling.
 
-    This is the number of samples per second of each of `ranks` ranks, divided by that of a rank that trains alone. The
-    number of rows of each rank is constant. So the global batch grows with `ranks`, and the time of the loss grows too.
-    Therefore the result can be below 1 even without communication.
+    This is the time of a step on one rank, divided by the time of a step on `ranks` ranks. Each rank has the same
+    number of rows in both cases. So the global batch grows with `ranks`, and the time of the loss grows too. Therefore
+    the result can be below 1 even without communication.
     """
     return step_time(work, 1, speed, fabric).total_s / step_time(work, ranks, speed, fabric).total_s
 

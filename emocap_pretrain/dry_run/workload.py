@@ -44,15 +44,15 @@ class Workload:
         embedding: Size of the embeddings.
         vector_bytes: Bytes of one element of an exchanged vector.
         texts: Number of text vectors that are exchanged for each row.
-        guides: Number of image vectors that are exchanged for each row because a term of the loss compares images with
-            images, to mine positives or to learn from a teacher. Vectors of a teacher are assumed to have the size of
-            the embeddings.
+        guides: Number of image vectors that are exchanged for each row. A term of the loss needs them if it compares
+            images to mine positives, or if it learns from a teacher. Vectors of a teacher are assumed to have the size
+            of the embeddings.
         products: Number of matrix products of the rank's images with the texts of all ranks. Each product has
             `2 * rows * (ranks * rows) * embedding` FLOP, where `ranks` is the world size.
-        patch_products: FLOP of the local loss divided by the FLOP of one product of `products`, if the local loss
-            compares texts with the patches of all images; else 0.
-        own_products: FLOP of the local loss divided by `2 * rows * embedding`, if it compares texts with the patches of
-            their own image only; else 0.
+        patch_products: FLOP of the local loss, if it compares each text with the patches of all images; else 0. The
+            unit is the FLOP of one matrix product that `products` counts.
+        own_products: FLOP of the local loss, if it compares each text only with the patches of the text's own image;
+            else 0. The unit is `2 * rows * embedding` FLOP.
         parameters: Number of parameters of the model, whose gradients are reduced in float32.
         zero_stage: Stage of ZeRO.
         schedule: The schedule by which the ranks exchange embeddings.
@@ -183,10 +183,10 @@ class Received:
 
 
 def vectors(work: Workload, ranks: int, fabric: Fabric) -> Received:
-    """Returns what a rank receives for the loss (docs/method.md, section 6).
+    """Returns the bytes and messages that a rank receives in one step for the loss and its gradients.
 
-    It receives text vectors, the image vectors that are compared with images (`Workload.guides`), and gradients of text
-    vectors. The loss also exchanges less than 100 bytes of other values for each text, which are not counted.
+    The rank receives text vectors, image vectors (`Workload.guides`), and gradients of text vectors (docs/method.md,
+    section 6). The loss also exchanges less than 100 bytes of other values for each text, which are not counted.
     """
     nodes, here = fabric.nodes(ranks), min(ranks, fabric.ranks_per_node)
     route = work.route(nodes)
@@ -209,9 +209,10 @@ def vectors(work: Workload, ranks: int, fabric: Fabric) -> Received:
 
 
 def gradients(work: Workload, ranks: int, fabric: Fabric) -> Received:
-    """Returns what a rank receives while the gradients are reduced, first inside each node and then between nodes.
+    """Returns the bytes and messages that a rank receives in one step for the reduction of the gradients.
 
-    With ZeRO, this includes the exchange of the parameters.
+    The gradients are reduced first inside each node and then between nodes. With ZeRO, the result includes the
+    all-gathers of the parameters.
     """
     nodes, here = fabric.nodes(ranks), min(ranks, fabric.ranks_per_node)
     # A reduce-scatter and an all-gather transfer all parameters once each. ZeRO stage 3 has one more all-gather.

@@ -71,8 +71,8 @@ def restore(run_url: str, *, step: int | None = None, config: Config | None = No
 
     Raises:
         CheckpointError: If there is no such checkpoint, or a file is missing or differs from the manifest.
-        ConfigError: If the weights do not belong to the model that the config describes, or if the config of the
-            checkpoint asks for something that is only allowed in a user's config.
+        ConfigError: If the weights do not belong to the model that the config describes, or if it is not safe to build
+            a model from the checkpoint's config, for example because a setting refers to an environment variable.
     """
     store = open_store(run_url)
     checkpoint = _chosen(committed(store), run_url, step)
@@ -195,6 +195,12 @@ def _require_inert(config: Config, architecture: Any, weights: WeightShapes) -> 
     """Checks that it is safe to build a model from a stored config.
 
     The config must not need an environment variable, a file or a hub, and the memory of its model must be bounded.
+
+    Args:
+        config: The config in the checkpoint.
+        architecture: The configuration of a pretrained text tower, as the checkpoint contains it; None if there is
+            none.
+        weights: The shapes of the checkpoint's weights, from which the largest allowed numbers follow.
 
     Raises:
         ConfigError: If one of these conditions does not hold.

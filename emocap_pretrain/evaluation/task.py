@@ -99,8 +99,10 @@ class Task(Protocol[Part]):
     def run(self, embedder: Embedder, share: Share) -> Iterable[Part]:
         """Yields one partial result for each batch of this rank's share, also for a batch of which it uses no sample.
 
-        No partial result may be left out, because `run_task` counts them to restore the order of the data. Only
-        `result` may add up over batches, because the sums of a rank would depend on the number of ranks.
+        No partial result may be left out: `run_task` assumes that the n-th partial result of a rank belongs to its n-th
+        batch, and restores the order of the data from this. A partial result must not contain sums over several
+        batches, because the batches of a rank, and so the rounding of such sums, depend on the number of ranks.
+        `result` computes these sums.
         """
         ...
 

@@ -8,9 +8,10 @@ The loop calls the monitor, and the monitor calls the other modules of `health`:
 - `profiler` records traces on request.
 - `liveness` finds ranks that are lost or hang.
 
-If a job has several ranks, each rank has two further threads: one exchanges heartbeats, and one is the watchdog. Rank 0
-also has a thread that writes the status. The training thread calls the methods of the monitor. Only the methods that
-store a failure run in other threads.
+Each rank has a thread that uploads traces. If a job has several ranks, each rank has two further threads: one exchanges
+heartbeats, and one is the watchdog. Rank 0 also has a thread that writes the status. The training thread calls the
+methods of the monitor. Only `_record_diagnosis` and `_store_failure` run in other threads, because the run's store may
+be unreachable.
 """
 
 import logging
@@ -47,7 +48,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class LoggedStep:
-    """Holds what the ranks have exchanged at a logged step (one whose metrics are tracked), equal on all ranks.
+    """Holds what the ranks have exchanged after a step whose metrics are tracked or saved, equal on all ranks.
 
     Attributes:
         stop: Whether training stops after this step.
@@ -148,7 +149,7 @@ class Monitor:
         has_damage: bool = False,
         extra: Sequence[float] = (),
     ) -> LoggedStep:
-        """Exchanges flags and measurements between the ranks at a logged step. This is one collective.
+        """Exchanges flags and measurements between the ranks at a logged or saved step. This is one collective.
 
         If a user has requested a profile, a second collective broadcasts the request, and the profiler starts.
 
@@ -183,8 +184,9 @@ class Monitor:
     def poll(self, should_stop: bool) -> bool:
         """Returns whether training must stop, because the `Runtime` of some rank or a user has asked for it.
 
-        The training loop calls this before the first step, and after some of the steps for which it does not call
-        `exchange`. This is a collective. As in `exchange`, a second one follows if a user has requested a profile.
+        The training loop calls this method before the first step, and after some of the steps that are neither logged
+        nor saved. The method is a collective. If a user has requested a profile, a second collective broadcasts the
+        request, as in `exchange`.
 
         Args:
             should_stop: Whether this rank's `Runtime` (its connection to the launcher) asks to stop.
@@ -254,9 +256,11 @@ class Monitor:
             self._watchdog.close()
 
     def _fail(self, error: BaseException) -> None:
-        """Sends an error to the other ranks, stores it in the run's folder, and ends all threads, within seconds.
+        """Sends an error to the other ranks, stores it in the run's folder, and ends threads, within seconds.
 
-        All ranks raise a `TrainingError` at the same time, so only the first few of them store it.
+        The threads that end are those of the status, the heartbeats and the watchdog. All ranks raise the same
+        `TrainingError` at the same time, so only the ranks below `REPORTING_RANKS` store it. A rank for which the
+        others wait always stores its error.
         """
         # First the other ranks learn of the error from a heartbeat, because they wait. The record in the store and the
         # status, which may take seconds, come after it.

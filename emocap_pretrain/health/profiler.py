@@ -4,8 +4,8 @@
 <run>/profiles/step-00000121-rank-00000.json.gz       a trace; step 121 is the first in it
 
 A user's request arrives as a file in the run's folder. Rank 0 reads it, the monitor broadcasts it, and all ranks call
-`Profiler.start` after the same step. Rank 0 stores the answer before the traces exist: it lists the paths at which the
-traces will be.
+`Profiler.start` after the same step. Rank 0 stores an answer before the traces exist. The answer lists the paths at
+which the traces will be stored, or says why the request is refused.
 """
 
 import logging

@@ -32,7 +32,8 @@ class Diagnosis:
     Attributes:
         ranks: The ranks that are lost or that hang; empty if no particular rank is the reason.
         message: The reason, without a full stop.
-        silent: Whether `ranks` are lost, so that another process must print their stacks.
+        silent: Whether `ranks` are lost. Lost ranks may be unable to print their stacks, so another rank on the same
+            host prints them.
     """
 
     ranks: tuple[int, ...]
@@ -52,7 +53,8 @@ class FailureDetector:
     """Diagnoses the job from the heartbeats that one rank reads.
 
     The watchdog's thread calls `check`. If a collective fails, the training thread stops the watchdog's thread and
-    calls `explain_loss`. The timers of `explain_loss` begin only then, and are separate from those of `check`.
+    calls `explain_loss`. Both methods measure how long each rank has been silent, with separate timers. The timers of
+    `explain_loss` start at its first call, so they do not count earlier silence.
 
     Args:
         hosts: The host of each rank.
@@ -128,7 +130,7 @@ class FailureDetector:
         return self._find_slowest(heartbeats) if timed_out else None
 
     def store_unreachable(self) -> Diagnosis:
-        """Returns the diagnosis for a store whose host refuses connections."""
+        """Returns the diagnosis for a store to which the last call of this rank has failed."""
         return Diagnosis((), f"the job's store at {self._store} cannot be reached: its process or host is gone")
 
     def _find_lost(self, heartbeats: Mapping[int, Heartbeat], silent_s: Mapping[int, float]) -> Diagnosis | None:

@@ -8,8 +8,10 @@ all heartbeats. If the process of the store is frozen, a call may block for long
 separate thread makes the calls, and the watchdog's thread notices if no new heartbeats arrive.
 
 Torch has opened this store already, so the heartbeats need no further port. Rank 0 needs 4 ms of every second to read
-the heartbeats of 1,024 ranks (docs/health.md). Another rank reads the heartbeats of all ranks only after a failed
-collective, or if it has made no progress for so long that rank 0 should have found a hang.
+the heartbeats of 1,024 ranks (docs/health.md). Another rank reads the heartbeats of all ranks in two cases only. The
+first case is that a collective has failed, and the rank is one of those that search for the reason
+(`Watchdog.explain_loss`). The second case is that the rank has made no progress for `read_all_after_s` seconds. This is
+longer than the time after which rank 0 reports a hang, so rank 0 may have failed to report it.
 """
 
 import socket

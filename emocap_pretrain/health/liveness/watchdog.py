@@ -100,11 +100,11 @@ class Watchdog:
     def explain_loss(self, *, timed_out: bool, wait_s: float = EXPLAIN_S) -> Diagnosis | None:
         """Returns why a collective has failed, or None if the reason is not found within `wait_s` seconds.
 
-        The training thread calls this method, which first stops the thread of the watchdog. Only the first few ranks
-        search for the reason. The rank that finds it publishes it in the job's store, and all ranks report this same
-        reason. If a rank hangs, its own watchdog reads the published reason and ends that rank. A lost process on this
-        host and an error of another rank are found at once. A lost rank on another host is found after three missing
-        heartbeats.
+        The training thread calls this method, which first stops the thread of the watchdog. Only the ranks below
+        `REPORTING_RANKS` search for the reason. The first of them that finds it publishes it in the job's store, and
+        all ranks report this reason. If a rank hangs, its own watchdog reads the reason and ends the rank. A lost
+        process on this host and an error of another rank are found at once. A lost rank on another host is found after
+        three missing heartbeats.
 
         Args:
             timed_out: Whether the collective reached its timeout. If so, a rank that hangs may be the reason.
@@ -132,14 +132,15 @@ class Watchdog:
     def _dead(self, heartbeats: Mapping[int, Heartbeat], first_seen: dict[int, int]) -> set[int]:
         """Returns the ranks on this host whose process has ended.
 
-        A rank is included only if all heartbeats were read again after its process was found to have ended. Its last
-        heartbeat may contain the error with which it has ended, and this error is the better reason.
+        The last heartbeat of such a rank may contain an error, which is a better reason than the end of the process. So
+        this method does not return a rank at once when it finds that the process has ended. It returns the rank after
+        all heartbeats have been read again.
 
         Args:
             heartbeats: The newest heartbeats of all ranks.
-            first_seen: The keys are the ranks whose process was found to have ended. The value is the number that the
-                heartbeat of the watchdog's own rank had at that time. If this number is larger in `heartbeats`, all
-                heartbeats were read again. This method adds entries.
+            first_seen: The ranks whose process has ended. The value is the `number` of this rank's own heartbeat when
+                the end of the process was found. Each reading increases `number`, so a larger `number` in `heartbeats`
+                shows that they were read again. This method adds entries.
         """
         number = heartbeats[self._rank].number
         for rank in heartbeats:
