@@ -7,7 +7,8 @@ KernelError
 ├── RanksDisagreeError   the inputs of the ranks do not form one batch (also a RuntimeError)
 └── NumericalError       a result differs too much from its float64 value (also an AssertionError)
 
-Each class is also a builtin exception, so that a caller may catch either. With a `group`, an error about the inputs is
+Each class below KernelError also inherits from the builtin exception in parentheses, so a caller may catch either of
+the two classes. With a `group`, an error about the inputs is
 raised on all ranks: the rank with invalid inputs raises its own error, and the others raise a RanksDisagreeError.
 """
 
@@ -28,8 +29,8 @@ class NotSupportedError(KernelError, NotImplementedError):
     """Reports that a backend, such as the fused kernels, cannot do what was requested. The message gives the reason.
 
     Most of these errors are raised before anything is computed. With `chunked` and `fused`, a second differentiation of
-    a loss raises this error in backward. The only exception is the local loss within images (`region.within`) with
-    `chunked`, which has a second derivative.
+    a loss raises this error in backward. Only the local loss within images (`region.within`) does not raise it with
+    `chunked`, because it has a second derivative there.
     """
 
 

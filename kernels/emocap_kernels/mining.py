@@ -130,7 +130,10 @@ def _first_of_ties(similarity: Tensor, last: Tensor, taken: int) -> Tensor:
 
 
 def first_duplicates(features: Tensor) -> Tensor | None:
-    """Returns for each row the lowest index of an equal row, int64 [rows], or None if all rows differ.
+    """Returns for each row the lowest index of the rows equal to it, int64 [rows], or None if all rows differ.
+
+    A row that equals no earlier row gets its own index. Equal rows are found by a hash, so in the rare case that the
+    first row with the same hash is a different one, a duplicate also gets its own index.
 
     A matrix product may round equal columns differently, for example on a CPU. Callers therefore replace the similarity
     of each candidate by that of its first duplicate, so that equal candidates have equal similarities. The host waits

@@ -46,9 +46,10 @@ TEXT_ANCHORS: Mapping[Guide, GuideSimilarities] = {
 
 
 def transposed(similarities: GuideSimilarities) -> GuideSimilarities:
-    """Returns `similarities`, pairs (modality of the anchor, modality of the candidate), with each pair swapped.
+    """Returns `similarities` with the two modalities of each pair swapped.
 
-    The result describes a similarity matrix whose columns are the anchors and whose rows are the candidates.
+    Each pair is (modality of the anchor, modality of the candidate). The result is for a similarity matrix whose rows
+    are the candidates and whose columns are the anchors.
     """
     return tuple((candidate, anchor) for anchor, candidate in similarities)
 

@@ -94,9 +94,10 @@ def check_and_describe(inputs: ContrastiveInputs) -> Mapping[str, int]:
 
 
 def _backward_communicates(inputs: ContrastiveInputs) -> bool:
-    """Returns whether the gradients of this rank's inputs may require messages between ranks in backward.
+    """Returns whether the gradients of this rank's inputs can need messages between ranks.
 
-    If the result is True on at least one rank, all ranks must run backward.
+    If the result is True on at least one rank, `chunked` and `fused` treat the texts of all ranks as inputs that need a
+    gradient. Therefore all ranks take part in the messages.
     """
     wanted = [isinstance(each, Tensor) and each.requires_grad for each in inputs.parameters()]
     # A `ring` sends the texts again for any gradient. The other schedules keep them and send only their gradients.

@@ -133,9 +133,9 @@ class ContrastiveObjective(ABC):
 class PairwiseObjective(Protocol):
     """Describes an objective whose loss is a sum over pairs of an image and a text.
 
-    Therefore a `Tile` is enough to compute its part of the losses, and their gradient with respect to its scores. A
-    `ContrastiveObjective` that has the methods `losses` and `gradient` is such an objective. It need not inherit from
-    this class.
+    Therefore a `Tile` alone determines what its pairs add to the losses, and the gradient with respect to the scores of
+    the tile. A `ContrastiveObjective` that has the methods `losses` and `gradient` is such an objective. It need not
+    inherit from this class.
 
     For each tile, `losses` is called before `gradient`. `losses` must not change the scores, because `gradient` reads
     them.
@@ -222,12 +222,12 @@ class Sigmoid(ContrastiveObjective):
 
 @dataclass(frozen=True, slots=True)
 class Soft(ContrastiveObjective):
-    r"""Computes the KL divergence between a teacher's softmax, the target, and that of the scores (distillation).
+    r"""Computes the KL divergence \(\mathrm{KL}(T_i \| p_i)\) of two softmax distributions (distillation).
 
-    The loss of anchor i is \(\sum_j T_{ij} (\log T_{ij} - \log p_{ij})\), where \(T_i\) is the softmax of the teacher's
-    scores and \(p_i\) that of the scores \(S_i\). The gradient with respect to \(S_{ij}\) is \(p_{ij} - T_{ij}\). The
-    loss is the cross-entropy of \(T_i\) and \(p_i\) minus the entropy of \(T_i\). This entropy is constant, so it does
-    not change the gradient.
+    \(T_i\) is the softmax of the teacher's scores, and is the target. \(p_i\) is the softmax of the scores \(S_i\). The
+    loss of anchor i is \(\sum_j T_{ij} (\log T_{ij} - \log p_{ij})\), and its gradient with respect to \(S_{ij}\) is
+    \(p_{ij} - T_{ij}\). The loss is the cross-entropy of \(T_i\) and \(p_i\) minus the entropy of \(T_i\). This entropy
+    is constant, so it does not change the gradient.
     """
 
     name = "soft"

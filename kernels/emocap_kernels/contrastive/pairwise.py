@@ -95,7 +95,7 @@ class _GradientInForward(Function):
 
 
 def evaluate(batch: ContrastiveBatch, objective: PairwiseObjective, tiling: Tiling) -> LossResult:
-    """Returns the loss of the global batch, which operations of torch compute tile by tile.
+    """Returns the loss of the global batch. The tiles are computed one by one with operations of torch.
 
     This is a collective: all ranks must call it.
     """

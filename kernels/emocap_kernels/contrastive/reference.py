@@ -12,7 +12,8 @@ brackets.
 
 Every matrix is held in full, and autograd computes the gradients. With several ranks, each of them holds the whole
 batch and repeats the whole computation (`replicated_batch`). This module selects the mined positives by formulas of its
-own, because it is the specification (decision 26). It shares only the table of guides with the module `positives`.
+own, because it is the specification (decision 26). It shares with the module `positives` only the tables that say
+which similarities each guide (`Mining.guide`) compares.
 """
 
 from __future__ import annotations
@@ -98,8 +99,8 @@ def _mined(batch: ContrastiveBatch, guides: Mapping[Guide, GuideSimilarities]) -
     """Returns a mask of the mined pairs of one direction, bool [anchors, candidates], or None without mining.
 
     A guide (`Mining.guide`) names the similarity by which pairs are mined. For each guide, `guides` holds one or two
-    pairs of modalities: the features of the first one (of the anchors) are compared with those of the second one (of
-    the candidates).
+    pairs (modality of the anchor, modality of the candidate), whose features are compared with each other. If there are
+    two pairs, the smaller of the two similarities counts.
     """
     mining, features = batch.mining, batch.features
     if mining is None or features is None:

@@ -82,10 +82,11 @@ class GradientSums:
     """Adds up the gradients of the inputs over tiles of scores, for every backend that computes scores in tiles.
 
     The sums are the gradients of 2B times this rank's part of the loss, where B is the number of rows of the global
-    batch. The sums for image and text also lack the factor `scale` of the scores. The caller must therefore divide
-    all sums by 2B, and multiply those for image and text by `scale`. The argument of `finished` may do this for image
-    and text. The gradient of 2B times the loss with respect to a score lies in [-2, 2] for the objectives of this
-    package, whatever the batch and the scale. Therefore it can be stored in half precision (decision 10).
+    batch. The sums for image and text also lack the factor `scale` of the scores. Therefore the caller must divide all
+    sums by 2B, and multiply those for image and text by `scale`. For image and text, the caller may pass the combined
+    factor to `finished`, which applies it. The gradient of 2B times the loss with respect to a score lies in [-2, 2]
+    for the objectives of this package, whatever the batch and the scale. Therefore it can be stored in half precision
+    (decision 10).
 
     Attributes:
         image: [local, width], the sum for the images in at least float32, or None if they need no gradient.
@@ -188,7 +189,8 @@ class GradientSums:
     def _scale_from_image(self) -> bool:
         """Returns whether the gradient of the scale can be computed from that of the images.
 
-        If not, the images need no gradient, or the vectors have half precision. With such vectors the gradients of the
-        scores are rounded to half precision as well, too inaccurately for a sum whose terms nearly cancel.
+        It cannot in two cases. If the images need no gradient, their gradient is not computed. If the vectors have half
+        precision, the gradients of the scores are rounded to half precision as well. This is too inaccurate here,
+        because the terms of the sum nearly cancel.
         """
         return self.image is not None and self._image.dtype not in HALF_DTYPES

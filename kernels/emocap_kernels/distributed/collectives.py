@@ -36,9 +36,9 @@ _counters: list[Counter[ReceivedKind]] = []
 def count_received_bytes() -> Generator[Counter[ReceivedKind]]:
     """Counts the bytes that this rank receives while the context is open, in all threads.
 
-    The counter has two entries. `vectors` counts messages from rank to rank (features and their gradients), and
-    `numbers` counts all-gathers and all-reduces (mostly statistics and metadata). The count follows from the sizes of
-    the messages; nothing is measured on the network.
+    The counter has two entries. `vectors` is the number of bytes in messages from rank to rank (features and their
+    gradients). `numbers` is the number of bytes in all-gathers and all-reduces (mostly statistics and metadata). Both
+    are computed from the sizes of the tensors; nothing is measured on the network.
 
     Example:
         ```python

@@ -107,8 +107,10 @@ class _SumOfParts(Function):
 
 
 def gather_replicated(local: Tensor, partition: Partition, ranks: Ranks, *, dtype: torch.dtype) -> Tensor:
-    """Returns the rows of all ranks as `dtype`, with a gradient, for a computation that every rank repeats in full.
+    """Returns the rows of all ranks, converted to `dtype`. The result is differentiable.
 
+    It serves a computation that every rank repeats in full. Backward communicates nothing: each rank takes the gradient
+    of its own rows, and multiplies it by the number of ranks, because DDP and DeepSpeed take a mean over the ranks.
     This is a collective: all ranks must call it.
     """
     if ranks.size == 1:

@@ -57,11 +57,11 @@ class Hop:
 class Stage:
     """Describes rows that arrive together at one rank: those of `ranks`, in this order.
 
-    All ranks have equally many stages. If a rank sends a message in a hop of its n-th stage, another rank receives the
-    message in the same hop of its own n-th stage.
+    A hop is one step of the rows from rank to rank. The `hops` of a stage follow one after the other. There is none
+    for the rank's own rows, and there are one or two for other rows.
 
-    The rows travel in as many steps, one after the other, as there are `hops`: none for the rank's own rows, otherwise
-    one or two.
+    All ranks have equally many stages. A message that one rank sends in hop h of its stage n is received by another
+    rank in hop h of that rank's stage n.
     """
 
     ranks: tuple[int, ...]

@@ -19,8 +19,8 @@ ALIGNMENT_BYTES = 16
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: object, **options: object) -> None:
     """Starts `kernel` on a grid of programs, or does nothing if the grid is empty.
 
-    All kernels are started by this function, whose parameters accept any kernel and arguments. Type checkers do not
-    understand the signature that Triton gives to a kernel.
+    All kernels are started by this function, because type checkers do not understand the signature that Triton gives to
+    a kernel. The parameters of this function accept any kernel and any arguments.
     """
     # A rank without rows has empty grids.
     if all(size > 0 for size in grid):

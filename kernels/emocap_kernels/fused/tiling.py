@@ -44,8 +44,8 @@ class TileConfig:
         stages: Number of pieces of the vectors that are loaded ahead (software pipelining).
         precision: How float32 is multiplied. `tf32x3` adds three products of tf32 parts, which is accurate to float32
             except for its last bits.
-        widen: Whether half-precision vectors are converted to float32 first. Only the interpreter needs it, because its
-            product of bfloat16 matrices is wrong.
+        widen: Whether half-precision vectors are converted to float32 first. Only Triton's interpreter needs it,
+            because its product of bfloat16 matrices is wrong.
     """
 
     rows: int
@@ -104,8 +104,9 @@ def tile_config_for(dtype: torch.dtype, device: torch.device, *, masked: bool) -
 def panels(length: int, tile: TileConfig, columns: int) -> list[Range]:
     """Cuts `length` rows into panels, whose statistics are stored tile by tile and then merged.
 
-    For each tile of its rows, a panel stores one copy of every statistic of the `columns` columns. The number of rows
-    is limited so that the copies of one statistic take at most `PART_BYTES`. A panel has at least one tile of rows.
+    A tile of rows stores its own part of every statistic, with one number for each of the `columns` columns. The
+    number of rows of a panel is limited so that the parts of one statistic take at most `PART_BYTES` together. A panel
+    has at least one tile of rows, and at most `MAX_PANEL_ROWS` rows if a tile is not larger.
     """
     # The statistics are float32, and a panel of `tiles` tiles of rows stores each of them `tiles` times for a column.
     tiles = max(1, PART_BYTES // (4 * max(1, columns)))

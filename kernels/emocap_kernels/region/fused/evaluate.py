@@ -12,10 +12,10 @@ r"""Computes the local loss by fused Triton kernels, without storing the matrix 
    \(\partial L/\partial\,\mathrm{patches} \mathrel{+}= H^\top U\) and
    \(\partial L/\partial U \mathrel{+}= H\,\mathrm{patches}\).
 
-For b images of P patches and N sentences of width D, this takes `8 * b * P * N * D` floating-point operations. This is
-the smallest possible number if no similarity is stored. If an image has more patches than registers hold, backward
-computes the similarities twice, and the number is `10 * b * P * N * D`. Decision 12 says why a tile holds all patches
-of one image.
+For b images of P patches and N sentences of width D, forward and backward together take `8 * b * P * N * D`
+floating-point operations. This is the smallest possible number if no similarity is stored. If an image has more patches
+than registers hold, backward computes the similarities twice, and the number is `10 * b * P * N * D`. Decision 12 says
+why a tile holds all patches of one image.
 """
 
 from __future__ import annotations

@@ -47,7 +47,11 @@ class KernelComparison:
 
     @staticmethod
     def of(batch: RegionBatch) -> KernelComparison:
-        """Returns the comparison for a batch, and sorts the sentences of this rank by image for it."""
+        """Returns the object that compares the sentences of `batch`.
+
+        The method `any_similar` needs the sentences of this rank in the order of their images. That order is computed
+        here.
+        """
         own = OwnSentences.of(batch)
         return KernelComparison(own.order, own.starts.int())
 

@@ -58,8 +58,9 @@ N_FIELDS = 3
 def add_product(sentence_SD, patch_desc_PD, place, d, z_SP, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
     """Adds to `z_SP` a part of the dot products of sentences with patches, and returns the sums.
 
-    The part is that of the `bD` vector elements from index `d` on. `sentence_SD` holds these elements of the sentences.
-    Those of the patches are loaded from `patch_desc_PD`, where row `place` is the first patch.
+    The part is the sum over a range of vector elements that begins at index `d`, and is as long as a row of
+    `sentence_SD`. `sentence_SD` holds these elements of the sentences. Those of the patches are loaded from
+    `patch_desc_PD`, where row `place` is the first patch.
     """
     patch_PD = patch_desc_PD.load([place, d])
     if WIDEN:
@@ -114,9 +115,10 @@ def similarities(
 
 @triton.jit
 def kept_patches(keep_ptr_IP, image, patch, nP: tl.constexpr, bP: tl.constexpr, MASKED: tl.constexpr):
-    """Returns which of the `bP` patches from index `patch` on exist and are kept, bool [1, bP].
+    """Returns a mask of `bP` patches, of which `patch` is the first index, bool [1, bP].
 
-    With MASKED, `keep_ptr_IP` says which patches are kept; otherwise all are.
+    The mask is True for patches that exist (their index is less than `nP`) and are kept. With MASKED, `keep_ptr_IP`
+    says which patches are kept; otherwise all are.
     """
     patch_P = patch + tl.arange(0, bP)
     keep_P = patch_P < nP
