@@ -3,11 +3,11 @@
 A checkpoint exists as soon as its manifest exists. If a save ends before that, its files belong to no checkpoint, and
 retention deletes them later.
 
-The order of the writes guarantees that no incomplete checkpoint exists (decision 3). Each attempt to save a checkpoint
-uploads its files to a folder of its own, so an upload never changes a committed checkpoint. The manifest is put last,
-and only while this attempt still owns the run. It does not replace the manifest of an intact checkpoint. If a process
-is killed between two writes, the run has the previous checkpoint or the new one, but never a part of one. Tests kill a
-process at every operation of the store.
+The order of the writes guarantees that no incomplete checkpoint exists (decision 3). Each save uploads its files to a
+folder of its own, so an upload never changes a committed checkpoint. The manifest is put last. Directly before that,
+rank 0 checks that no newer attempt of the run has begun. The new manifest does not replace that of an intact
+checkpoint. If a process is killed between two writes, the run has the previous checkpoint or the new one, but never a
+part of one. Tests kill a process at every operation of the store.
 """
 
 import hashlib

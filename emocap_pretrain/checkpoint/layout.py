@@ -50,7 +50,8 @@ class StepFolder:
 def step_folders(store: Store) -> list[StepFolder]:
     """Returns the files of each step that has a manifest, a save attempt or both, newest first. Ignores other files.
 
-    The store is listed once, and the listing may be stale: a caller that acts on an absent file must look again.
+    The store is listed once, and the listing may be stale. If a file is not listed, a caller must ask the store again
+    before it relies on the absence of this file.
     """
     return _grouped(store.list(FOLDER))
 

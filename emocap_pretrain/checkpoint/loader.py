@@ -92,8 +92,9 @@ def resumable(store: Store, world: RankGroup, select: Callable[[Checkpoint, str]
     several hosts, a single host with a broken disk or network cannot cause a refusal. A refused checkpoint stays in the
     store.
 
-    The search has two stages for each candidate. The verifying hosts first compare manifests and sizes. Then every rank
-    downloads its own files and compares their digests. The local files are deleted at the end of the `with` block.
+    The search has two stages for each candidate. First the verifying hosts read its manifest, and compare the file
+    sizes in it with a listing of the store. Then every rank downloads the files that it needs, and compares their
+    digests with the manifest. The local files are deleted at the end of the `with` block.
 
     Args:
         store: The run's store.

@@ -89,9 +89,10 @@ class Checkpoint:
 
     # In the scope of this class `bytes` is the property above, so annotations quote the name of the built-in type.
     def dump(self) -> "bytes":
-        """Returns the manifest as JSON. Its key `sha256` is the digest of all other keys and values.
+        """Returns the manifest as JSON. Its key `sha256` holds the digest of all other keys and values for `parse`.
 
-        Equal checkpoints have equal bytes, because the keys are sorted. So `digest` identifies a checkpoint.
+        Equal checkpoints have equal bytes, because the keys are sorted. So the property `digest`, which is the SHA-256
+        of all these bytes, identifies a checkpoint.
         """
         body = asdict(self)
         return _json({**body, "sha256": hashlib.sha256(_json(body)).hexdigest()})
@@ -166,8 +167,9 @@ def committed(store: Store) -> list[Checkpoint]:
 def newest(store: Store) -> Checkpoint | None:
     """Returns the newest checkpoint whose manifest can be read; None if there is none.
 
-    Newer checkpoints with other manifests are skipped without a warning. This function is for readers that need any
-    recent checkpoint. A run that resumes uses `loader.resumable`, which verifies the files and reports what it skips.
+    Newer checkpoints whose manifest cannot be read are skipped without a warning. This function is for readers that
+    need any recent checkpoint. A run that resumes uses `loader.resumable`, which verifies the files and reports what it
+    skips.
     """
     for folder in step_folders(store):
         with suppress(CheckpointError):

@@ -130,10 +130,10 @@ def deletions(
         store: The run's store.
         retention: The rule by which checkpoints are kept.
         before: Number of the run attempt that is alive; None if no run attempt is alive, so that no save attempt can be
-            in progress. With a number, two kinds of unfinished save attempts are kept. The first kind belongs to this
-            run attempt or to a newer one, and may be in progress. The second kind belongs to a step for which no
-            manifest is listed, and which is not older than the oldest step that is kept because of `keep_last`. The
-            listing may be incomplete, so such a step may have a manifest, and its files may be those of a checkpoint.
+            in progress. If a number is given, two kinds of unfinished save attempts are kept. (1) Those of this run
+            attempt and of newer ones are kept, because they may be in progress. (2) At the oldest step that is kept
+            because of `keep_last` and at newer steps, those of a step without a listed manifest are kept. The listing
+            may lack the manifest, and the files may then be those of a checkpoint.
         is_intact: Returns whether a checkpoint counts towards `keep_last`. By default a checkpoint counts if its
             manifest and the sizes of its files are right.
     """

@@ -145,10 +145,10 @@ class Saver:
         return self._take_committed()
 
     def sweep(self, proven: int) -> None:
-        """Begins to delete the checkpoints that `retention` does not keep.
+        """Begins to delete the checkpoints that `retention` does not keep. Only rank 0 deletes.
 
-        The method does nothing if no further checkpoint of this attempt has become known to be good (see `proven`)
-        since the last call.
+        Checkpoints are deleted only if, since the last call, at least one more checkpoint that this attempt has saved
+        is known to be good (see `proven`).
 
         Args:
             proven: Checkpoints of steps before this one are known to be good, because training has continued from their

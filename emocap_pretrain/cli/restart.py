@@ -93,10 +93,10 @@ def _code(outcome: RelaunchResult) -> int:
 
 
 def _config(command: list[str]) -> Config | None:
-    """Returns the config that the command names, with the overrides that follow its path.
+    """Returns the config that the command names, changed by the overrides that come after it in the command.
 
-    If the command names no config, the default config is read with all overrides of the command. The result is None if
-    there is no default config either.
+    The first word that ends in .yaml or .yml is the path of the config. If there is no such word, the default config is
+    read, and all overrides in the command apply. The result is None if there is no default config either.
     """
     # A launcher's own options come before its script, and the script's arguments come last: the config, then overrides.
     place = next((place for place, word in enumerate(command) if word.endswith((".yaml", ".yml"))), None)
@@ -106,10 +106,10 @@ def _config(command: list[str]) -> Config | None:
 
 
 def head_of(command: Sequence[str]) -> SplitResult | None:
-    """Returns the address of Ray's job server, if the command submits a job over HTTP.
+    """Returns the address of Ray's job server if the command submits a job to it over HTTP, else None.
 
-    `ray job submit` waits without end if the head node of the cluster loses its power. So the caller itself checks from
-    time to time that the server answers (`answers`).
+    `ray job submit` waits without end if the host of the server fails suddenly, for example in a power failure. So
+    `relaunch` checks from time to time with `answers` whether the server at this address still answers.
     """
     if [Path(word).name for word in command[:3]] != ["ray", "job", "submit"]:
         return None

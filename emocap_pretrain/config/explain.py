@@ -119,8 +119,8 @@ def _with_plain_key(problem: Any) -> dict[str, Any]:
 def _lies_in(inner: Keys, outer: Keys) -> bool:
     """Returns whether the key `inner` lies in the section or list at `outer`.
 
-    `explain` needs this because pydantic reports a list with a wrong entry twice: it also reports that the list is too
-    short. `explain` leaves out the second report.
+    `explain` uses this to leave out a misleading report. Pydantic does not count wrong entries of a list. So besides a
+    wrong entry it may also report that the list is too short.
     """
     return len(inner) > len(outer) and inner[: len(outer)] == outer
 

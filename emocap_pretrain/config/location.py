@@ -32,7 +32,11 @@ def _absolute_path(path: str) -> str:
 
 
 def _absolute_if_it_exists(name: str, info: ValidationInfo) -> str:
-    """Makes a path absolute if it exists. The names 'data' and 'hub' are never paths, even if such folders exist."""
+    """Makes a path absolute if it exists.
+
+    The values 'data' and 'hub' are never paths, even if such folders exist, because they have a meaning of their own in
+    the settings of this type.
+    """
     if info.context == INERT:
         return name
     path = _absolute_path(name)

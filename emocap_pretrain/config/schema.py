@@ -79,11 +79,11 @@ class DataConfig(Section):
         return self.mix or (MixtureDatasetConfig(url=str(self.url)),)
 
     def window_samples(self, global_batch: int) -> int:
-        """Returns the number of samples that are shuffled together.
+        """Returns the approximate size of a window: a group of shards whose samples are shuffled together.
 
-        The default is so large that a batch contains samples of many shards. If a window held little more than a batch,
-        the samples of a shard would be in the same step in every epoch, and so they would always be negatives of each
-        other.
+        By default a window is far larger than a batch, so that a batch contains samples of many shards. With a window
+        of about one batch, the samples of a shard would be in the same step in every epoch. They would then always be
+        negatives of each other.
         """
         return self.shuffle_window or max(8 * global_batch, 1 << 14)
 

@@ -1,8 +1,8 @@
-"""Writes the caption of a FER+ face from its measured cues and, for training only, from the votes on its emotion.
+"""Writes the caption of a FER+ face from its measured cues and, except in the test split, the votes on its emotion.
 
-A cue is a visible state of a region of the face. Training captions and test captions come from two functions, because
-`caption_without_votes` does not even receive the votes: a caption of the test split cannot depend on them. The words
-are those of `captions/grammar` (decision 31).
+A cue is a visible state of a region of the face. The test split has a function of its own, `caption_without_votes`,
+which does not receive the votes. So no caption of the test split can depend on them. The words are those of
+`captions/grammar` (decision 31).
 """
 
 from collections.abc import Sequence
@@ -27,8 +27,9 @@ _AT_REST_ONE_IN = 2
 
 
 def caption(votes: Votes, cues: Sequence[RegionState], key: str) -> Caption:
-    """Returns the caption of a face for training: the emotion comes from the votes, and all else from the cues.
+    """Returns the caption of a face of the split "train" or "valid".
 
+    The emotion comes from the votes, and its degree from the votes and the cues. All else comes from the cues.
     `key` is the key of the sample, which decides between wordings.
     """
     wording = Wording(key)

@@ -100,8 +100,8 @@ def find_all_cues(faces: Faces) -> list[tuple[RegionState, ...]]:
 def labels(votes: Votes) -> dict[str, str | float]:
     """Returns the labels of a face.
 
-    `emotion` is the emotion with a majority of the votes, or "". For each name in `votes`, `share_<name>` is its
-    fraction of all votes.
+    `emotion` is the emotion with a majority of the votes, or "". For each key `name` of `votes`, `share_<name>` is the
+    fraction of all votes that are for `name`.
     """
     total = sum(votes.values())
     shares = {f"share_{name}": round(count / total, 4) for name, count in votes.items()}

@@ -198,7 +198,10 @@ def _lip_thickness(face: Head) -> PerFace:
 
 
 def _upper_lip_drop(face: Head) -> PerFace:
-    """Returns how far the outer edge of the upper lip is below the base of the nose. A raised lip shortens this."""
+    """Returns how far the outer edge of the upper lip is below the base of the nose.
+
+    A raised upper lip makes this distance shorter.
+    """
     return face.height(NOSE_BASE) - face.height(UPPER_LIP_OUTER)
 
 

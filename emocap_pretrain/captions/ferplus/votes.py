@@ -2,9 +2,10 @@
 
 The label follows the majority rule of FER+: if only one person votes for an emotion, this vote is dropped as an
 outlier, and more than half of the remaining votes must be for the same emotion. The caption describes the emotion with
-the most votes. The degree of that emotion (its intensity in three steps) depends on its own share of the votes and on
-the share of "neutral". The emotion with the second most votes is mixed in if it has at least two votes, unless the
-first emotion is not neutral and has a high degree.
+the most votes. The degree of that emotion (its intensity in three steps) depends on its own share of the votes, on the
+share of "neutral", and on whether the face shows a strong movement. The caption also describes the emotion with the
+second most votes if this emotion has at least two votes and the first emotion is either neutral or below the highest
+degree.
 """
 
 from collections.abc import Mapping
@@ -40,19 +41,19 @@ def majority(votes: Votes) -> str:
 def is_face(votes: Votes) -> bool:
     """Returns whether the most frequent emotion has more votes than "unknown" and "NF" (no face) together.
 
-    A single vote for a name does not count.
+    If only one person voted for an emotion, for "unknown" or for "NF", this vote does not count.
     """
     kept = without_outliers(votes)
     return max(kept[name] for name in EMOTIONS) > sum(kept[name] for name in _UNSURE)
 
 
 def emotion_state(votes: Votes, *, expressive: bool = True) -> EmotionState:
-    """Returns the emotion with the most votes, and a second emotion if at least two people voted for another one.
+    """Returns the emotion with the most votes, and the emotion with the second most votes if it is visible as well.
 
-    There is no second emotion if the first one is not neutral and has a high degree, the strongest of three.
-    `expressive` is False if no strong movement was measured on the face; then the degree of an emotion other than
-    neutral is never high. Emotions with the same number of votes are taken in the order of `EMOTIONS`, with neutral
-    last.
+    The second emotion must have at least two votes. If the first emotion is neutral, this is sufficient. Otherwise
+    the degree of the first emotion must also be low or mid, because a high degree hides the second emotion.
+    `expressive` says whether a strong movement was measured on the face. If not, every emotion except neutral has a low
+    or mid degree. Emotions with the same number of votes are taken in the order of `EMOTIONS`, with neutral last.
 
     At least two people must have voted for the same emotion. Every face for which `is_face` is True fulfils this.
     """

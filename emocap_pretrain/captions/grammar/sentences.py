@@ -75,10 +75,10 @@ def local_sentence(states: Sequence[RegionState], wording: Wording) -> str:
 
 
 def _purpose(state: RegionState) -> tuple[str, ...]:
-    """Returns texts that name the region and the action units of a state.
+    """Returns the region and the action units of a state as texts.
 
-    Callers pass them to `Wording.pick` as the first texts of the purpose of a choice, so that the choices for different
-    states are independent.
+    Callers pass these texts to `Wording.pick` as the beginning of `purpose`. So the choices are independent for states
+    of different regions, and for states with different action units.
     """
     return state.region, *map(str, state.look.units)
 

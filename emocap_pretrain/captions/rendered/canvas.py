@@ -293,9 +293,10 @@ class Canvas:
 
     @contextmanager
     def within(self, patch: Patch | None) -> Generator[None]:
-        """Limits all painting in the `with` block to the patch: after the block, the pixels outside of it are restored.
+        """Limits all painting in the `with` block to the patch.
 
-        If the patch is None, the whole picture is restored.
+        At the end of the block, the pixels outside of the patch get the colours back that they had before the block. If
+        the patch is None, all pixels do.
         """
         # To restore the outside once is cheaper than to cut each of the many strokes of a face.
         before = self.picture.copy()

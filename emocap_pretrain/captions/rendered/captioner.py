@@ -108,11 +108,12 @@ def degree(intensity: float) -> Degree:
 
 
 def describe(acting: Actions, wording: Wording) -> list[tuple[RegionState, ...]]:
-    """Returns, for each local sentence that is possible for the action units, the states that it describes.
+    """Returns one tuple for each local sentence that is possible: the states that this sentence describes.
 
-    A state says which look a region of the face has, that is, in which of several ways it can look. The sentence about
-    the mouth can describe several states, and any other sentence describes one. A region has no sentence if it is not
-    at rest and none of its looks fits the action units. `wording` chooses among the states of the mouth.
+    A state names the look of a region of the face, such as raised eyebrows. The first tuple belongs to the sentence
+    about the mouth and can hold several states. Every other tuple belongs to another region and holds one state. A
+    region gets no sentence if an action unit changes it, but no look in `REGION_LOOKS` fits the active action units.
+    `wording` chooses among the states of the mouth.
     """
     regions = [_state(region, acting) for region in REGION_LOOKS]
     return [_mouth(acting, wording), *((state,) for state in regions if state is not None)]

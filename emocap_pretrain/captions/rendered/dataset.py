@@ -22,7 +22,7 @@ JPEG_QUALITY = 92
 def sample_face(seed: int, index: int) -> Face:
     """Samples the face with this index. The indices `7 * k` to `7 * k + 6` have each of the seven emotions once.
 
-    Person, scene, emotion and wording come from separate random streams, so none of them says anything about another.
+    Person, scene, emotion and wording come from separate random streams, so they are independent of one another.
     """
     # Each group of seven indices has a random order of the emotions, drawn from the number of the group.
     turn, place = divmod(index, len(EMOTIONS))

@@ -53,7 +53,10 @@ class Actions:
 
 
 def actions(strength: Mapping[int, float]) -> Actions:
-    """Clips strengths to [0, 1], rounds them to hundredths, and leaves out those below VISIBLE."""
+    """Returns `strength` as `Actions`.
+
+    The intensities are clipped to [0, 1] and rounded to hundredths. Those below VISIBLE are left out.
+    """
     clipped = {unit: round(min(max(float(value), 0.0), 1.0), 2) for unit, value in strength.items()}
     return Actions({unit: value for unit, value in clipped.items() if value >= VISIBLE})
 

@@ -48,7 +48,10 @@ def _apples(sketch: Sketch, face: Face, y: float) -> None:
 
 
 def _crow_feet(sketch: Sketch, face: Face) -> None:
-    """Draws wrinkles that spread from the outer corners of the eyes. AU 6 darkens them, and age does so a little."""
+    """Draws wrinkles that spread from the outer corners of the eyes.
+
+    AU 6 makes the wrinkles dark. On an older face they are faintly visible without AU 6.
+    """
     force = 0.8 * face.actions[6] + 0.25 * max(face.identity.age - 0.4, 0.0)
     x, y = eye_x(face.identity) + eye_half(face.identity) + 0.055, EYE_Y - face.identity.eye_tilt
     rays = [points((x, y + 0.3 * d), (x + 0.06, y + 0.7 * d), (x + 0.125, y + d)) for d in (-0.09, 0.015, 0.11)]
@@ -245,7 +248,10 @@ def draw_mouth(sketch: Sketch, face: Face, shape: Lips) -> None:
 
 
 def _groove(sketch: Sketch, face: Face, shape: Lips) -> None:
-    """Draws the groove between nose and upper lip. For AU 23, pale skin and radial lines surround the lips."""
+    """Draws the groove between nose and upper lip.
+
+    If AU 23 is active, the function also draws pale skin above and below the lips, and radial lines above them.
+    """
     person = face.identity
     shadow = palette.shadow(person.skin)
     sketch.glow(0.0, shape.top[14, 1] - 0.07, 0.035, 0.05, colour=shadow, opacity=0.35)
