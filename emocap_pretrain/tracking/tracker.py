@@ -55,7 +55,7 @@ class Tracker(Protocol):
 
     @property
     def superseded(self) -> bool:
-        """Returns whether rows were dropped because an attempt with a higher number writes to the same run."""
+        """Returns whether the tracker has dropped reports because an attempt with a higher number writes to the run."""
         ...
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
@@ -105,8 +105,8 @@ class Tracker(Protocol):
     def flush(self, wait_s: float) -> bool:
         """Waits up to `wait_s` seconds until all rows have arrived, and returns whether they have.
 
-        It stops waiting once two attempts in a row to send rows have failed. So it waits briefly or not at all while
-        the server is unreachable.
+        Rows are reports, which are sent in the background. If the last two deliveries have failed, the method does not
+        wait longer for these rows. So it waits briefly or not at all while the server is unreachable.
         """
         ...
 

@@ -7,8 +7,8 @@ files, and reads the files. `representation_cache.py` encodes the rows of a rank
 than `micro_batch` rows.
 
 The weights are float32 at every stage of ZeRO, and bf16 is used only by autocast inside the model (decision 4). ZeRO
-keeps float32 copies of the weights, which are therefore equal to the weights. So a checkpoint needs only the weights
-and the optimizer's state (decision 16).
+keeps copies of the weights in float32. These copies equal the weights, because the weights are float32 too. So a
+checkpoint stores the weights only once, together with the optimizer's state (decision 16).
 """
 
 import math
@@ -74,8 +74,8 @@ class Engine:
 
     A step is a call of `forward`, followed by `update` or by `discard`. All ranks must call the same methods. The
     random numbers of a step (dropout) depend only on the seed, the step, the rank, and the group of rows that the
-    towers encode at once (a pass). So a checkpoint stores no state of a random number generator. Therefore, with
-    dropout, a run on another number of ranks draws other masks (decision 2).
+    towers encode at once (a pass). So a checkpoint stores no state of a random number generator. Because the rank is
+    one of these values, the dropout masks change if a run resumes on another number of ranks (decision 2).
 
     Example:
         forward = engine.forward(batch)

@@ -95,9 +95,9 @@ class Guard:
     def judge(self, step: int, loss: Tensor | float) -> Verdict:
         """Returns the verdict on the update of `step`.
 
-        To read the value of the loss, the host must wait for the device. Therefore the value is not read if
-        `health.nonfinite` is "stop", `health.spike` is not set, and no step is listed in `skipped.json`. In this case a
-        loss that is not finite ends the run at the next logged step.
+        The value of the loss is read in three cases: if `health.nonfinite` is not "stop", if `health.spike` is set, or
+        if `skipped.json` lists a step. In all other cases it is not read, because the host would have to wait for the
+        device. The action is then "apply", and a loss that is not finite ends the run at the next logged step.
 
         Args:
             step: The number of the step, from 1 on: the value of `Engine.step` after the step.
@@ -142,8 +142,8 @@ class Guard:
         """Checks, at the end of a run, that its last updates were made.
 
         Raises:
-            TrainingError: If the updates of the last `HOPELESS` steps, up to `step`, were all left out. In a run with
-                fewer steps: if the updates of all its steps were left out.
+            TrainingError: If the updates of the last three steps (`HOPELESS`), up to `step`, were all left out. In a
+                run with fewer steps, the error is raised if the updates of all its steps were left out.
         """
         streak = self.streak(step)
         if streak and streak >= min(HOPELESS, step):

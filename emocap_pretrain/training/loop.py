@@ -173,11 +173,15 @@ def _step(session: Session, batch: Batch, timed: Timed) -> Metrics:
 def _exchange(
     session: Session, monitor: Monitor, hosts: JobHostMetrics, metrics: Metrics, *, should_stop: bool
 ) -> tuple[dict[str, float], bool]:
-    """Returns the metrics of a logged step over all ranks, and whether training stops. This is a collective.
+    """Combines the metrics of all ranks in a logged or saved step. This is a collective.
+
+    Returns the metrics, and whether training must stop. It must stop if `should_stop` is set on any rank, or if a user
+    has asked for it.
 
     Raises:
-        TrainingError: On all ranks, if a metric is not finite and `health.nonfinite` is "stop".
+        TrainingError: On all ranks, in the cases that `_numbers` names.
         BudgetSpent: On all ranks, if they have met more damaged samples than the run may leave out.
+        StoreError: On rank 0, if the list of damaged samples cannot be stored. The other ranks raise `LostContact`.
         Superseded: On all ranks, if the run's folder was deleted or replaced.
     """
     step, quarantine = session.engine.step, session.quarantine
@@ -233,8 +237,8 @@ def _numbers(metrics: Metrics, step: int, session: Session) -> dict[str, float]:
     """Returns those metrics that are finite, as Python floats. This waits for the device.
 
     Raises:
-        TrainingError: On all ranks, if `health.nonfinite` is "stop", and a metric, or a loss or gradient since the last
-            logged step, is not finite.
+        TrainingError: On all ranks, if a value is not finite while `health.nonfinite` is "stop". The value is a metric
+            of this step, or the loss or a gradient of a step since the last logged or saved one.
     """
     row = {name: float(value) for name, value in metrics.items()}
     wrong = [f"{name}={value}" for name, value in row.items() if not math.isfinite(value)]

@@ -56,7 +56,7 @@ class Term(ABC):
 
     @abstractmethod
     def learned(self, embeddings: Embeddings) -> dict[str, Tensor]:
-        """Returns the learned scale and bias that the loss uses, by the names of their metrics."""
+        """Returns the learned scale, and the learned bias if the loss has one. The keys are the names of metrics."""
 
     @abstractmethod
     def loss(self, embeddings: Embeddings, batch: Batch, *, mined: bool, teacher: Tensor | None) -> LossResult:

@@ -161,7 +161,11 @@ class ParameterGroup:
     lr_scale: float
 
     def for_torch(self, lr: float) -> dict[str, Any]:
-        """Returns the group as a dict for a torch optimizer. Torch and DeepSpeed keep its additional key `lr_scale`."""
+        """Returns the group as a dict for a torch optimizer.
+
+        Torch and DeepSpeed do not use the additional key `lr_scale`, but they leave it in the dict. The function
+        `zero.set_learning_rate` reads it there.
+        """
         return {
             "params": list(self.parameters.values()),
             "weight_decay": self.weight_decay,
@@ -173,7 +177,7 @@ class ParameterGroup:
 def parameter_groups(model: nn.Module, settings: OptimizerConfig) -> tuple[ParameterGroup, ...]:
     """Returns the trained parameters in groups: first those with weight decay, then those without.
 
-    Weight decay applies to matrices and tensors of more axes. It does not apply to vectors (biases, norms and learned
+    Weight decay applies to tensors with two or more axes. It does not apply to other tensors (biases, norms and learned
     scales), nor to embeddings if `decay_embeddings` is false. The last layer of a tower has the full learning rate,
     and each earlier layer has `layer_decay` times the rate of the next layer. For the parts of the model that
     `lr_scales` names, these rates are multiplied by the factor given there. No group is empty.

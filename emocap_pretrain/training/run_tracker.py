@@ -53,8 +53,8 @@ def open_tracker(
         stream: The stream of samples. For a new run, a picture of its first samples is tracked.
         tokenizer: The tokenizer of the run. For a new run, it counts the texts that are cut.
         found: The checkpoint from which the run resumes; None without a checkpoint.
-        saved: The rows (reports) of this checkpoint that the tracker had not received when it was saved; empty on
-            other ranks than rank 0.
+        saved: The rows (reports) that the tracker had not received when the checkpoint `found` was saved; empty on all
+            ranks but rank 0.
     """
     begun: list[Tracker] = []  # Only rank 0 adds its tracker: a tracker holds threads and cannot be broadcast.
     place = world.info
@@ -137,9 +137,10 @@ def _preview(tracker: Tracker, stream: Stream, *, of: str) -> None:
 
 
 def _count_cut_texts(tracker: Tracker, config: Config, tokenizer: Tokenizer) -> None:
-    """Logs and tracks which share of the texts is cut, because they have more tokens than `model.text.lengths` allows.
+    """Logs and tracks the share of the texts that are cut.
 
-    The texts are the captions of the first samples, and the prompts of the evaluation.
+    A text is cut if it has more tokens than `model.text.lengths` allows. The texts are the captions of the first
+    samples, and the prompts of the evaluation.
     """
     lengths = config.model.text.lengths
     samples, cut = cut_captions(config.data.datasets, tokenizer, lengths)

@@ -137,10 +137,11 @@ class Session:
         self.saver.save(self.engine.step, state, write, snapshot.release)
 
     def sweep(self, *, ended: bool = False) -> None:
-        """Begins to delete old checkpoints, unless the last update was left out.
+        """Begins to delete old checkpoints. Does nothing if the last update was left out.
 
-        A checkpoint may replace older ones only after training has continued from its weights with a good loss. At the
-        end of a run no step follows, so with `ended` the last checkpoint may replace older ones too.
+        The newest `checkpoint.keep_last` checkpoints are kept, but only good checkpoints count towards this number. A
+        checkpoint is good if training has continued from its weights and made an update. No step follows the last
+        checkpoint of a run, so with `ended` it counts as good too.
         """
         step = self.engine.step
         # `Saver.sweep` counts checkpoints of steps before its argument.
@@ -148,9 +149,10 @@ class Session:
             self.saver.sweep(step + 1 if ended else step)
 
     def next_batch(self) -> tuple[Batch, Cursor]:
-        """Returns this rank's rows of the next step, on its device, and a cursor.
+        """Returns this rank's rows of the next step, on its device, and the cursor for a checkpoint of that step.
 
-        A cursor is a place in the data. The step that follows the next one begins at the returned cursor.
+        A cursor is a position in the training data. The returned cursor is the end of the returned step. A run that
+        resumes from the checkpoint begins there.
 
         Raises:
             BudgetSpent: If this rank has met more damaged samples than the run may leave out.
@@ -185,9 +187,10 @@ class Session:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: object) -> None:
-        """Closes everything and reports to the tracker how the attempt ended.
+        """Closes the batches, the saver and the tracker, and reports to the tracker how the attempt ended.
 
-        Rows that the tracker does not accept are stored in the run's folder.
+        Rank 0 stores the rows (reports) that the tracker has not received in the run's folder. After `Superseded` it
+        does not, because the folder was deleted or belongs to a newer attempt.
         """
         self.batches.close()  # This ends the loader processes.
         # The exact classes are compared. After `LostContact`, which is a subclass, the other ranks may be gone, and the

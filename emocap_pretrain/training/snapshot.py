@@ -145,9 +145,9 @@ def fill(model: nn.Module, path: Path) -> None:
 def read(paths: Iterable[Path], slices: Iterable[StateSlice], global_: Iterable[str]) -> State:
     """Fills the slices from the files of one checkpoint.
 
-    Only those elements of a file are read that are in one of the slices. The elements that were read are counted. So a
-    missing element is noticed, however the ranks that wrote the files had divided the state. If the function raises an
-    error, some slices may already be filled.
+    From each file, only the elements that lie in one of the slices are read. The function compares the number of
+    elements that it has read with the size of the slices, and so detects missing elements. This works however the state
+    was divided when the files were written. If the function raises an error, some slices may already be filled.
 
     Args:
         paths: Files of the checkpoint, written by any number of ranks.

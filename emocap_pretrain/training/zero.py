@@ -104,10 +104,10 @@ def initialise(
 
 @contextmanager
 def reduced_once(engine: Any) -> Generator[None]:
-    """Adds up, on each rank, the gradients of the backward passes in the block.
+    """Adds up, on each rank, the gradients of all backward passes in the `with` block.
 
-    The end of the block is a collective, which averages the sums over the ranks. Until then each rank holds the sums
-    for all parameters, also at stages 2 and 3 of ZeRO (decision 18).
+    The end of the `with` block is a collective: it averages the sums over the ranks. Inside the block each rank holds
+    its sums for all parameters, even at stages 2 and 3 of ZeRO (decision 18).
     """
     # DeepSpeed has one function for stages 1 to 3, which refuses stage 0, and another one that refuses stages 2 and 3.
     if engine.zero_optimization_stage() > 0:
@@ -155,7 +155,10 @@ def global_state(engine: Any, spec: OptimizerSpec) -> State:
 
 
 def set_global_state(engine: Any, spec: OptimizerSpec, values: Mapping[str, Tensor]) -> None:
-    """Sets the scalars in the state of every tensor of the optimizer to these values."""
+    """Sets the scalars in the optimizer's state, such as the number of updates, to `values`.
+
+    The state of each tensor that the optimizer updates has its own copy of the scalars. All copies are set.
+    """
     optimizer = _torch_optimizer(engine)
     for tensor in _tensors(engine):
         state = _state(optimizer, spec, tensor)
