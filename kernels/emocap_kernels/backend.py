@@ -1,8 +1,12 @@
 """Selects the backend of a loss, and gives the reason if fused Triton kernels cannot run.
 
-The `op.py` of each loss first calls `why_not_fused`. If that gives no reason, it looks for a reason that only this loss
-has. It passes the reason, if any, to `select_backend`. The ranks compare their selected backends and raise an error if
-these differ, because different backends send different messages.
+The `op.py` of each loss first calls `why_not_fused`, which checks what the kernels of both losses require. If this
+function returns None, `op.py` checks the further limits of its own loss. Then it passes the reason, or None, to
+`select_backend`. Only one choice is made in `op.py` itself: `auto` becomes `reference` for an objective of the global
+loss that neither `chunked` nor `fused` implements.
+
+The ranks compare their selected backends and raise an error if these differ, because different backends send different
+messages.
 """
 
 from __future__ import annotations

@@ -114,8 +114,9 @@ class ContrastiveBatch:
 
     Attributes:
         image: [local, width].
-        text: [local, width], in the type in which it is sent (in the reference, in the type of `image`).
-        columns: The all-gather of the texts, and of the features of `sent_guides`.
+        text: [local, width]. In a sharded batch it has the type of the caller's texts, because texts are sent before
+            they are converted. In a replicated batch it has the type of `image`.
+        columns: The object that gathers the texts, and the features of `sent_guides`, from all ranks.
         sent_guides: Modalities whose `features` are sent in addition to the texts.
         scale: 0-dim, in the type of the scores: at least float32.
         objective: The loss as a function of the scores.
@@ -154,9 +155,10 @@ class ContrastiveBatch:
             yield self._text_block(block)
 
     def all_guides(self) -> Mapping[Modality, Tensor]:
-        """Returns the guide features of the whole batch, [total, width of the modality] for each modality.
+        """Returns the guide features of the whole batch by modality, [total, width of the modality].
 
-        Guide features are the vectors that mining or a teacher compares.
+        Guide features are the vectors that mining compares or, with a teacher, the features of the teacher. The result
+        contains each modality in which a rank needs the features of other ranks.
 
         This is a collective: all ranks must call it.
         """
@@ -238,9 +240,10 @@ def sharded_batch(
         inputs: The inputs of this rank.
         partition: The division of the rows among the ranks.
         ranks: The ranks of the batch.
-        backward_communicates: Whether any rank must send messages in backward. This is so if the texts of a rank need a
-            gradient, and with the schedule `ring` also if any other input of a rank does. Then all ranks take part in
-            backward, even a rank that needs no gradient itself.
+        backward_communicates: Whether the ranks must exchange messages in backward. They must if the texts of at least
+            one rank need a gradient. With the schedule `ring` they must if any input of at least one rank needs a
+            gradient, because backward sends the texts again. If True, all ranks take part in backward, even a rank that
+            needs no gradient itself.
         narrow: Whether half-precision vectors keep their type, for matrix units that add products in float32. If
             not, they are converted to float32.
     """

@@ -17,8 +17,9 @@ number of samples in the global batch. The matrix of scores in base 2,
    \(\partial L/\partial X = \frac{\mathrm{scale}}{2B}\,G Y\) and
    \(\partial L/\partial Y = \frac{\mathrm{scale}}{2B}\,G^\top X\). The gradient of the scale,
    \(\frac1{2B} \sum G_{ij} \langle x_i, y_j \rangle\), is summed before \(G\) is rounded.
-3. *Mined positives* (`kernels/mining.py`): unless the score itself decides which pairs are mined, products of the
-   guide features decide it. Forward and backward each write these decisions to a mask of bytes, chunk by chunk.
+3. *Mined positives* (`kernels/mining.py`): either the score of a pair decides whether the pair is mined, or the
+   similarity of guide features (the vectors that mining compares) decides it. In the second case, forward and backward
+   each write the decisions to a mask with one byte for each pair, chunk by chunk.
 
 Texts arrive in blocks from other ranks. Each of these steps goes over the blocks one after the other.
 

@@ -126,7 +126,8 @@ class BlockPositives:
         all: The positives of the batch.
         columns: Global indices of the columns of the block.
         left: Guide features (the vectors that mining compares) of the local rows by modality, padded by `aligned` so
-            that each row begins at an aligned address; empty if no mask is computed from a threshold.
+            that each row begins at an aligned address. It is empty unless a mask is computed from them, by comparing
+            similarities with a threshold.
         right: The same for the columns.
     """
 

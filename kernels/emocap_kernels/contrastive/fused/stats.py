@@ -91,7 +91,7 @@ class LogSumExp2:
         return LogSumExp2(peak, (self.sum_exp2 * (self.peak - finite(peak)).exp2()).sum(0))
 
     def rescaled(self, peak: Tensor) -> Tensor:
-        """Returns what `sum_exp2` would be if the same sum were stored with another `peak`, float64."""
+        """Returns the factor that replaces `sum_exp2`, float64, if the same sum is stored with the given `peak`."""
         return self.sum_exp2.double() * (self.peak - finite(peak)).exp2()
 
     def reduce(self, ranks: Ranks) -> LogSumExp2:
@@ -109,8 +109,8 @@ class LogSumExp2:
     def gradient_weight(self, shift: Tensor, running_max: Tensor) -> tuple[Tensor, Tensor]:
         """Returns (weight, peak), so that weight times 2^(score - peak) is the softmax probability of a candidate.
 
-        If `running_max` is True, the kernels kept a running maximum, and the returned peak is the field `peak`, which
-        each anchor has of its own. Otherwise the returned peak is `shift`, the same number for all anchors.
+        If `running_max` is True, the kernels kept a running maximum, and the returned peak is the field `peak`, one
+        number for each anchor. Otherwise the returned peak is `shift`, the same number for all anchors.
         """
         # The kernel without running maxima subtracts the shift from all scores, and uses no peak of an anchor.
         peak = torch.where(running_max, self.peak, shift)
@@ -128,7 +128,7 @@ class Base2Stats:
         positives: The sum of 2^score over the positives if the kernel computed this sum (`sum_positives`), otherwise
             the sum of the scores of the positives, float64.
         count: Number of positives.
-        best: The best of all candidates.
+        best: The largest score of a candidate, and whether this candidate is a known positive.
     """
 
     candidates: LogSumExp2
@@ -220,8 +220,8 @@ class Base2Stats:
     def gradient_weights(self, shift: Tensor, running_max: Tensor) -> Tensor:
         """Returns the gradient weights in the layout that `gradient_kernel` reads, float32 [fields, anchors].
 
-        From them and the scores, the kernel computes the gradient of the scores. The arguments are those of
-        `LogSumExp2.gradient_weight`.
+        The kernel computes the gradient of a score from the score and these weights. `shift` and `running_max` have the
+        same meaning as in `LogSumExp2.gradient_weight`.
         """
         weights = self.count.new_zeros(gradient.N_FIELDS, len(self.count))
         weights[gradient.WEIGHT.value], weights[gradient.PEAK.value] = self.candidates.gradient_weight(

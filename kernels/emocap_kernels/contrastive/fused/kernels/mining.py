@@ -2,7 +2,8 @@
 
 It writes a mask with one byte for each pair of a chunk. The bit `MINED_BY_ROW` is set if the pair was mined for the
 row's anchor, the bit `MINED_BY_COLUMN` if it was mined for the column's anchor. For an anchor, the mining rule compares
-one or two similarities, each of which needs one matrix product. Of two, both must reach the threshold.
+one or two similarities with the threshold. A pair is mined if all of them reach it. Each similarity needs one matrix
+product.
 
 The kernels that compute scores load the mask by a descriptor, tile by tile (`mined_pairs`). An earlier version loaded
 its bytes by pointers. Each pair then needed a 64-bit address, and 7 KB of registers were spilled (docs/log.md,
@@ -49,7 +50,7 @@ def threshold_kernel(
 
     Reads:
         left_desc_RD, right_desc_CD: The vectors that mining compares (guide features), for rows and columns.
-        mask_desc_RC: The bits that an earlier launch wrote, unless COMBINE is STORE.
+        mask_desc_RC: Only if COMBINE is AND or OR: the bits that an earlier launch of this kernel wrote.
     Writes:
         mask_desc_RC: uint8. The new bits replace the earlier ones (STORE) or are combined with them (AND, OR).
     """

@@ -140,10 +140,13 @@ def sigmoid_kernel(
             directions with respect to the scores, tile by tile.
         row_parts_ptr_FTR: [fields, n_row_slots, row_pitch]. The program writes to slot `row_slot + j` at its end.
 
-    Without a mining rule (RULE_NONE), the losses of both directions are equal, and the field TEXT_LOSS stays 0. The
-    kernel counts positives only if there is a rule and ATTRACT is set. Otherwise the fields IMAGE_COUNT and TEXT_COUNT
-    stay 0, because the host knows the numbers from the sizes of the groups. `first` is the column of the text that
-    belongs to the image of local row 0, counted from the first column of the block.
+    Without a mining rule (RULE_NONE), the losses of both directions are equal, and the field TEXT_LOSS stays 0. With a
+    rule, ATTRACT says whether mined pairs become positives; if not, they are excluded from the loss. The kernel counts
+    positives only if there is a rule and ATTRACT is set. Otherwise only pairs of the same group are positives. The host
+    knows their numbers from the sizes of the groups, so the fields IMAGE_COUNT and TEXT_COUNT stay 0.
+
+    `first` is the column of the text that belongs to the image of local row 0, counted from the first column of the
+    block.
     """
     tile = tl.program_id(0)
     row = top + tile * bR

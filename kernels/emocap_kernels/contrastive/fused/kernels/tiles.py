@@ -67,11 +67,13 @@ def larger_of_two(a, b, c, d):
 def best_is_known(score_RC, known_RC, before_RC, axis: tl.constexpr):
     """Returns 1.0 where a known pair is the best of its row (axis 1) or column (axis 0) in this tile, else 0.0.
 
-    A known pair is a positive without mining: the image and the text of one sample (the own pair of both), or of two
-    samples with equal ids. If a known pair and another pair share the largest score, the other pair wins if its
-    candidate has a lower index than the candidate of the anchor's own pair. `before_RC` marks the pairs whose candidate
-    has such a lower index. docs/method.md, section 5, describes in which case this differs from the other backends. The
-    function uses two maxima and no tensor of indices, because such a tensor spilled more registers.
+    A known pair is a positive without mining. It is an own pair (the image and the text of one sample), or consists of
+    the image and the text of two samples with equal ids. `before_RC` marks the pairs whose candidate has a lower index
+    than the candidate of the anchor's own pair. Suppose that a known pair and another pair both have the largest score.
+    The result is then 0.0 if the other pair is marked in `before_RC`, else 1.0. docs/method.md, section 5, describes in
+    which case this differs from the other backends.
+
+    The function uses two maxima and no tensor of indices, because such a tensor spilled more registers.
     """
     known, before = tl.reduce(
         (
@@ -89,10 +91,10 @@ def best_is_known(score_RC, known_RC, before_RC, axis: tl.constexpr):
 def known_hits(score_RC, group_R, group_C, own_R, column_C, any_known, bR: tl.constexpr, bC: tl.constexpr):
     """Returns which rows [bR] and which columns [bC] have a known positive as their best candidate in this tile.
 
-    A known positive is a positive without mining: its row and its column have the same group. In each of the two
-    tensors, an entry is 1.0 if the best candidate is one, else 0.0. `any_known` says whether the tile has a known
-    positive; most tiles have none and skip the comparison. `column_C` are the indices of the columns. `own_R` is, for
-    each row (an image), the index of the column with the text of the same sample.
+    A known positive is a positive without mining: its row and its column have the same group. Each of the two tensors
+    has the entry 1.0 for an anchor whose best candidate is a known positive, else 0.0. `any_known` says whether the
+    tile has a known positive; most tiles have none and skip the comparison. `column_C` holds the indices of the
+    columns. `own_R` holds, for each row (an image), the index of the column with the text of the same sample.
     """
     hit_R = tl.zeros([bR], tl.float32)
     hit_C = tl.zeros([bC], tl.float32)
@@ -108,8 +110,8 @@ def contains_known(group_R, group_C, row, column, bR: tl.constexpr, bC: tl.const
     """Returns whether a tile contains a known pair, which is a pair whose row and column have the same group.
 
     Without ids (HAS_IDS is False), the only known pairs are own pairs: image and text of one sample. `column` is the
-    index of the tile's first column. `row` is the index of the column in which the tile's first row has its own pair,
-    so the next rows have their own pairs in the next columns. Both indices are counted from the first column of the
+    first column of the tile. `row` is a column too: the one that holds the text of the tile's first row (an image). The
+    own pairs of the following rows are in the following columns. Both numbers are counted from the first column of the
     block.
     """
     # The result is one number for the tile, so a branch on it is the same for all threads.
