@@ -166,7 +166,7 @@ class LocalS3:
         raise RuntimeError(f"the S3 server in {self.folder} did not start: {problem}; read {self.folder / 'weed.log'}.")
 
     def kill(self) -> None:
-        """Ends the server with SIGKILL, as a power cut would. Written objects are kept."""
+        """Ends all processes of the server with SIGKILL, so it cannot shut down in order. Written objects are kept."""
         if self._process is None:
             return
         with suppress(ProcessLookupError):
@@ -239,9 +239,10 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _guard(folder: Path, host: str) -> None:
-    """Writes security.toml. With it, every port but that of S3 requires the certificate of this folder.
+    """Writes security.toml, a new certificate and its key. Then every port but that of S3 requires this certificate.
 
-    Without it, every client could read all objects from SeaweedFS's filer, and learn from its master where to write.
+    Otherwise every client that reaches these ports could read all objects from the filer (SeaweedFS's file server). It
+    could also request from the master, which assigns the place of each new object, where it can write data.
     """
     certificate, key = folder / CERTIFICATE, folder / KEY
     public, private = _certificate(host)

@@ -1,7 +1,8 @@
-"""Times the parts of a start that no restart can avoid: `python -m benchmarks.cluster.floor CONFIG ANSWER`.
+"""Times the work that every start and restart of a run has to do: `python -m benchmarks.cluster.floor CONFIG ANSWER`.
 
-The parts are to start the process, to import the packages, to create the process group, and to build the model and
-restore its state. torchrun starts this program, and rank 0 writes the seconds of each part to the file ANSWER.
+The parts of this work are to start the process, to import the packages, to create the process group, and to build the
+model and restore its state. torchrun starts this program, and rank 0 writes the seconds of each part to the file
+ANSWER.
 """
 
 import json

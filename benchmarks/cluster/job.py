@@ -1,8 +1,8 @@
 """Starts small training runs as a user starts them, and reads from MLflow when each step was logged.
 
-`site` prepares a folder and a dataset for the runs, and their environment variables, with which a run cannot find
-another job or cluster. `started` runs a command with these variables, and at the end kills the command with all of its
-descendants.
+`site` prepares a folder, a dataset and environment variables for the runs. The variables ensure that a run does not
+find a job or cluster that others have started. `started` runs a command with these variables. At the end it kills the
+command with all of its descendants.
 """
 
 import contextlib
@@ -74,9 +74,9 @@ class Site:
         return f"sqlite:///{self.folder / 'mlflow.db'}"
 
     def config(self, name: str, size: RunSize, *, every_steps: int = 1, **sections: Any) -> Path:
-        """Writes the config of a run to `cfg.yaml` in a folder of its own, and returns its path.
+        """Makes a new folder for a run, writes the config of the run to `cfg.yaml` there, and returns the file's path.
 
-        `every_steps` is the interval of logged steps. `sections` replace whole sections of the usual config.
+        Every `every_steps`-th step is logged. `sections` replace whole sections of the usual config.
         """
         path = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.folder)) / "cfg.yaml"
         path.write_text(yaml.safe_dump(_tree(name, size, self, every_steps) | sections))
@@ -133,7 +133,7 @@ def model_section(width: int, depth: int, *, embedding: int, summary_length: int
 
 @contextmanager
 def site(folder: Path) -> Generator[Site]:
-    """Makes a new folder below `folder` with a dataset for the runs, and yields both with environment variables.
+    """Makes a new folder below `folder` with a dataset for the runs, and yields a `Site` that describes them.
 
     When the `with` block ends, the sockets and logs of Ray are deleted. The new folder is kept.
     """

@@ -153,7 +153,7 @@ def _floor(config: Path, place: Site, size: RunSize) -> dict[str, float]:
 def _killed_s(job: RunningJob, place: Site, config: Path) -> float:
     """Kills one rank once a checkpoint exists, and returns the seconds until the first new step of a later attempt.
 
-    A step is new if no attempt has logged it before. MLflow contains each step only once, also if it is trained again
+    A step is new if no attempt has logged it before. MLflow contains each step only once, even if it is trained again
     after the kill.
     """
     job.wait_for("checkpoint", lambda: any((config.parent / "run" / "checkpoints").glob("*/manifest.json")))
@@ -198,7 +198,7 @@ def steady_s(logged: Sequence[tuple[int, float]]) -> float:
     """Returns the median seconds of a step, from the times between logged steps. Steps before WARM_UP are left out.
 
     Raises:
-        JobError: If fewer than two of the other steps were logged.
+        JobError: If fewer than two steps were logged from WARM_UP on.
     """
     rows = [(step, at) for step, at in logged if step >= WARM_UP]
     if len(rows) < 2:

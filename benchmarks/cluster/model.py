@@ -1,7 +1,8 @@
 """Computes the forecasts of weak scaling and of goodput that the command `simulate` records.
 
-Weak scaling keeps the number of rows of a rank the same for every number of ranks. Goodput is the share of time for
-work that a committed checkpoint contains. The models of a step and of failures are those of `emocap_pretrain.dry_run`.
+Weak scaling keeps the number of rows of a rank the same for every number of ranks. Goodput is the share of the time of
+all nodes that is spent on work which a committed checkpoint contains. The models of a step and of failures are those of
+`emocap_pretrain.dry_run`.
 """
 
 from collections.abc import Iterator
@@ -84,8 +85,9 @@ def _failing(about: Occasion) -> Iterator[Measurement]:
 def _shares(trouble: FailureModel, days: float, interval_s: float, about: Occasion) -> Iterator[Measurement]:
     """Yields the goodput by the formula of `dry_run.failures`, and by simulations of each policy in `_ELASTIC`.
 
-    A policy says how the job continues after the failure of a node. It is simulated with three seeds. `days` is the
-    mean time between failures of one node in days, and `interval_s` is the seconds of work between two saves.
+    A policy says how the job continues after the failure of a node. Each policy is simulated with three seeds.
+    `trouble` describes the failures, and the times of saves and restarts. `days` is the mean time between failures of
+    one node, in days. `interval_s` is the time that the job works between two saves, in seconds.
     """
     setting = {"nodes": NODES, "node_mtbf_days": days, "interval_s": round(interval_s, 1)}
     best = {"young_s": young(trouble), "daly_s": daly(trouble), **asdict(trouble)}

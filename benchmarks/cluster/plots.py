@@ -45,7 +45,7 @@ def scaling(lines: Sequence[Measurement]) -> Iterator[tuple[str, Figure]]:
 def goodput(lines: Sequence[Measurement]) -> Iterator[tuple[str, Figure]]:
     """Draws the goodput against the interval between saves, and against the rate of failures.
 
-    Goodput is the share of time for work that a committed checkpoint contains.
+    Goodput is the share of the time of all nodes that is spent on work which a committed checkpoint contains.
     """
     nodes = lines[0].setting["nodes"]
     figure, (left, right) = _panels(f"Goodput of {nodes * 8:,} ranks on {nodes} nodes, a model and simulations of it")

@@ -1,8 +1,8 @@
 """Measures many successive restarts of one job, on a Ray cluster of its own.
 
-If files or processes of one restart slow the next one down, the times grow from restart to restart. The ranks only
-wait. So a restart neither imports what a training run needs nor builds a model; `measured.recover` measures a restart
-that does both.
+If the files or processes that remain after a restart slow down the next one, the times grow from restart to restart.
+The ranks of this job only wait, so a restart imports and builds nothing for training. `measured.recover` measures
+restarts of a training run, which imports its packages and builds the model.
 """
 
 import json
@@ -41,7 +41,8 @@ DONE = "done"
 class Progress:
     """Tells the supervisor the state of the measured job (`SupervisedRun`), and shows nothing (`ProgressDisplay`).
 
-    Each restart counts as progress, so that no two failures count as failures in a row.
+    `progress` returns the number of restarts instead of a step. The supervisor treats each restart as progress, and
+    starts to count failures from 0 again. So the limit on failures in a row does not end the job.
 
     Attributes:
         folder: The folder in which the ranks report that they run.

@@ -92,8 +92,9 @@ def simulate(
     """Simulates a job for at least `horizon_s` seconds of simulated time.
 
     `trouble` describes the failures, and the times of saves and restarts. Without `elastic` a failed node is replaced
-    at once, as the formulas of `dry_run.failures` assume. `interval_s` is the time that all nodes together need for the
-    work between two saves. Fewer nodes need longer in proportion, because the batch stays the same.
+    at once, as the formulas of `dry_run.failures` assume. `interval_s` is the time that the
+    work between two saves takes while all nodes are present. With half of the nodes, the same work takes twice as long,
+    because the global batch stays the same.
     """
     about, draw, clock, failures = elastic or Elastic(), random.Random(seed), _Clock(trouble.nodes), 0
     while clock.now_s < horizon_s:

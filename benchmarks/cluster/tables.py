@@ -29,7 +29,10 @@ def scaling(lines: Sequence[Measurement]) -> str:
 
 
 def _scaled(line: Measurement) -> str:
-    """Returns a cell: the efficiency, the time of a step, and the shares of the loss and the network of this time."""
+    """Returns the text of a cell: the efficiency, and the time of a step.
+
+    The cell also contains the percentages of this time that the loss and the network take.
+    """
     more = line.more or {}
     network = (more["vectors_s"] + more["gradients_s"]) / more["step_s"]
     parts = f"loss {more['loss_s'] / more['step_s']:.0%}, network {network:.0%}"
@@ -39,8 +42,9 @@ def _scaled(line: Measurement) -> str:
 def goodput(lines: Sequence[Measurement]) -> str:
     """Returns a table of the goodput, with a row for each rate of failures and interval between saves.
 
-    Goodput is the share of time for work that a committed checkpoint contains. The columns are the formula, and each
-    policy (how the job continues after a failure) that was simulated. Only some of the intervals are shown.
+    Goodput is the share of the time of all nodes that is spent on work which a committed checkpoint contains.
+    One column has the goodput by the formula. There is another column for each simulated policy, which says how the job
+    continues after a failure. Only some of the intervals are shown.
     """
     whos = (model.FORMULA, model.SIMULATED, model.CONTINUES, model.WAITS)
     found = {(line.contender, line.at): line for line in lines}

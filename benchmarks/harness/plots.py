@@ -32,7 +32,8 @@ def titled(title: str, width: float, height: float, *, size: float = 11) -> Figu
 def save(figures: Iterable[tuple[str, Figure]], folder: Path) -> Iterator[Path]:
     """Saves each figure under its file name into `folder`, and yields the paths.
 
-    `figures` may be a generator. It is then run with the common style, so it draws its figures in this style.
+    `figures` may be a generator that draws each figure when it is requested. The common style is set at that time, so
+    these figures are drawn in it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context(_STYLE):

@@ -87,7 +87,7 @@ class Measurement:
 
     @property
     def at(self) -> tuple[tuple[str, Any], ...]:
-        """The setting as a hashable value."""
+        """The field `setting` as a hashable value, by which measurements can be looked up or grouped."""
         return tuple(sorted(self.setting.items()))
 
     @property

@@ -31,11 +31,11 @@ def seconds_of(call: Callable[[], object], times: int = 1) -> float:
 def in_rounds(
     *groups: Mapping[Key, Callable[[], Reading | Skipped]], rounds: int
 ) -> dict[Key, list[Reading] | Skipped]:
-    """Measures contenders in rounds: each round calls every function in `groups` once, which returns one reading.
+    """Measures contenders in rounds. Each round calls every function in `groups` once.
 
-    A function that returns `Skipped` is not called again. A round calls one group after another. Within a group, each
-    round begins with another function, so that no contender is always the first. A contender is what one of the
-    functions measures.
+    A contender is what one of the functions measures. Each call of a function returns one reading. A function that
+    returns `Skipped` is not called again. A round calls one group after another. Within a group, each round begins with
+    another function, so that no contender is always the first.
 
     Returns:
         The readings of each contender by its key, or its `Skipped`.
@@ -54,7 +54,7 @@ def in_rounds(
 
 
 def complete(taken: Mapping[Key, list[Reading] | Skipped]) -> dict[Key, list[Reading]]:
-    """Returns the readings in `taken`, a result of `in_rounds`, in which no measurement may have been skipped.
+    """Returns the readings in `taken`, which is a result of `in_rounds`, after a check that none was skipped.
 
     Raises:
         ValueError: If a measurement was skipped.

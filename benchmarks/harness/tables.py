@@ -65,8 +65,8 @@ def skipped(
 ) -> list[str]:
     """Returns the lines of a Markdown list of skipped measurements, with one item for each contender and reason.
 
-    `name` returns the name of the contender, which is what was measured, such as a library. `where` returns a text
-    about the settings of all measurements of an item, which is appended to the name.
+    `name` returns the name of the contender, which is what was measured, such as a library. `where` receives all
+    measurements of an item, and returns a text about their settings. This text is appended to the name.
     """
     found = grouped((line for line in lines if line.skipped is not None), lambda line: (name(line), line.skipped))
     entries = [f"- {who}{where(those)}: {reason}" for (who, reason), those in found.items()]

@@ -1,8 +1,9 @@
 """Defines the batches of the global loss (pairs of image and text) and of the local loss (patches and sentences).
 
-The vectors are random, but form groups of similar rows or sentences. Their cosines are far from the mining thresholds
-of `subjects`. So with a threshold, every implementation mines the same positives with every dtype. Equal seeds give
-equal batches.
+The vectors are random, but form groups of similar vectors. Mining selects additional positives by their similarity, for
+example all pairs above a threshold. The cosines of the vectors are far from the thresholds that `subjects` sets.
+So rounding does not change which pairs are above the threshold, and every implementation finds the same positives with
+every dtype. On the same device, equal seeds and sizes give equal batches.
 """
 
 from dataclasses import dataclass, replace

@@ -123,10 +123,10 @@ def _warm_up(call: Call, clock: Clock) -> int | Skipped:
 
 
 def peak_bytes(call: Call, device: torch.device) -> int | None:
-    """Returns the peak memory during `call` in bytes, less the memory that was in use before. It includes the results.
+    """Returns the peak memory during `call` in bytes, less the memory that was in use before.
 
-    On a CPU this is the peak of the process, so nothing else must run in the process. The result is None if the system
-    does not report the peak.
+    The memory of the call's results is included. On a CPU the peak is that of the whole process, so nothing else must
+    run in the process. Returns None if the system does not report the peak.
     """
     gc.collect()
     if device.type == "cuda":
@@ -150,8 +150,8 @@ def peak_bytes(call: Call, device: torch.device) -> int | None:
 def dense_refusal(needed: float, device: torch.device) -> str | None:
     """Returns why an implementation that needs matrices of `needed` bytes must not be run, or None if it may be run.
 
-    It must not if the device is a CPU and more than half of the free memory is needed, because the machine could begin
-    to swap. CUDA raises an error if the memory is too small.
+    On a CPU it must not be run if it needs more than half of the free memory, because the machine could begin to swap.
+    On a GPU it may always be run, because CUDA raises an error if the memory is too small.
     """
     available = available_bytes()
     if device.type != "cpu" or available is None or needed <= available / 2:

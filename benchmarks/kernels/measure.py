@@ -71,7 +71,10 @@ def measure(plan: LossPlan, occasion: Occasion) -> Iterator[Measurement]:
 
 
 def _found(findings: Findings, contender: Contender, size: Size | None = None, pass_: Pass | None = None) -> Finding:
-    """Returns what `probe` found out about an implementation at a size and in a pass; an empty finding if nothing."""
+    """Returns what `probe` found out about an implementation at a size and in a pass.
+
+    If `probe` found nothing, all fields of the returned `Finding` are None.
+    """
     return findings[contender].get((size, pass_), Finding())
 
 
@@ -141,9 +144,9 @@ def _measured(
 def _ours(readings: Readings, entry: Entry) -> dict[str, list[float]]:
     """Returns the readings of our loss with which `entry` is compared, by the name of the backend; empty if none exist.
 
-    An entry is an implementation and a pass. The backend is `fused`, or `chunked` if `fused` did not run. The pass and
-    the variant are those of `entry`. But if the variant has a `Variant.function`, `entry` is compared with our plain
-    loss.
+    An entry is an implementation and a pass. The backend is `fused`, or `chunked` if `fused` has no readings. The pass
+    and the variant of our loss are those of `entry`. For a variant with a `function`, which `objective` and `mining`
+    cannot describe, our plain loss is used instead.
     """
     variant = entry[0].variant if entry[0].variant.function is None else PLAIN
     for name in OURS:

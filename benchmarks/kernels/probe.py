@@ -194,8 +194,9 @@ def agreement(subject: Subject, contender: Contender, batch: Batch) -> Mapping[s
 def sampled(subject: Subject, contender: Contender, batch: Batch, rows: int) -> Mapping[str, Any]:
     """Compares the loss and some rows of the gradients of an implementation with our chunked loss in float64.
 
-    The implementation (`contender`) computes the plain loss. Our chunked loss needs so little memory that the size may
-    be large. Tests check the chunked loss against the reference. `rows` is the number of compared rows.
+    `contender` is an implementation of the plain loss, and `rows` is the number of compared rows. The comparison uses
+    our chunked loss and not our reference, because it needs little memory even for a large batch. Tests compare the
+    chunked loss with the reference.
     """
     value, of_images, of_texts, *_ = forward_backward(contender.build(), batch, PLAIN)
     true = forward_backward(subject.ours("chunked", PLAIN), batch.to(torch.float64), PLAIN)

@@ -1,8 +1,8 @@
 """Defines what is measured: a loss in several variants, its batches, and its implementations (contenders).
 
-The classes here only describe; they measure nothing. `subjects` describes the global and the local loss with these
-classes, `batches` draws their inputs, and `measure` and the other commands take them as arguments. docs/glossary.md
-explains the words.
+The classes of this module hold such descriptions, and do not measure. `subjects` describes the global and the local
+loss with these classes, and `batches` draws the inputs of the losses. `measure` and the other commands take the
+descriptions as arguments. docs/glossary.md explains the terms.
 """
 
 from collections.abc import Callable, Sequence
@@ -128,11 +128,11 @@ class Contender:
         loss: The function that computes the loss of a batch.
         package: The package whose version is recorded, by its name in `pip list`; None for torch and ours.
         needs_cuda: Whether it cannot run on a CPU.
-        dense: Returns, for a size, the bytes of the large matrices that it holds as a whole, not in chunks. The
-            attribute is None if there are no such matrices.
+        dense: Returns the number of bytes of the large matrices that the implementation needs for a batch of a size,
+            such as the matrix of all scores. It is None if the implementation computes such matrices only in parts.
         compiles: Whether the function is compiled with torch.compile. Its first call then needs more memory than the
             others.
-        passes: What it can compute: the forward pass alone, and the forward and backward pass.
+        passes: The passes that it can compute: "forward" (the forward pass alone), "forward+backward", or both.
     """
 
     name: str
@@ -147,8 +147,8 @@ class Contender:
     def build(self) -> Loss:
         """Returns the loss for batches of one size, compiled if `compiles` is set.
 
-        Before that, the caches of torch.compile are cleared. Otherwise torch.compile would raise an error for the ninth
-        size of a function.
+        The caches of torch.compile are cleared before it compiles. Without this, torch.compile would compile a function
+        for eight sizes, and raise an error for the ninth.
         """
         if not self.compiles:
             return self.loss
@@ -167,8 +167,8 @@ class Subject:
         variants: The variants; the first one is the plain loss.
         contenders: All contenders, ours first.
         draw: Returns a batch of a size and a dtype, on a device.
-        small: Returns the small size with a given width at which the results of all contenders are compared with those
-            in float64.
+        small: Takes a width, and returns a small size with this width. At this size the results of all contenders are
+            compared with results in float64.
         ours: Returns our loss with a backend for a variant. The returned function raises an UnableError if our package
             does not compute this variant.
         floor_flops: Returns the fewest floating-point operations that a variant needs in a pass at a size.

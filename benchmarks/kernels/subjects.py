@@ -89,10 +89,11 @@ def dense_bytes(size: Size) -> float:
 def floor_flops(variant: Variant, pass_: Pass, size: Size) -> float:
     """Returns the fewest floating-point operations that compute a global loss exactly without storing scores.
 
-    One product of images and texts needs `2 * rows**2 * width` operations. The forward pass computes one product. The
-    backward pass computes it again, and two more products for the gradients. The objective `sigmoid` needs no second
-    computation, because its gradient needs no normaliser. Mining adds the matrix products that compute its guide, the
-    similarity by which positives are mined.
+    One product of images and texts needs `2 * rows**2 * width` operations. The forward pass computes one product, the
+    scores. The backward pass computes the scores again, and two more products for the gradients. The objective
+    `sigmoid` computes the scores only once: its gradients need no sum over all scores of a row (the normaliser of a
+    softmax), so they can be computed while the scores exist. Mining adds the matrix products that compute its guide,
+    which is the similarity by which positives are mined.
     """
     product = 2.0 * size.rows * size.rows * size.width
     if pass_ == FORWARD:

@@ -106,7 +106,11 @@ def faces(wanted: Wanted) -> list[Record]:
 
 
 def _repeated(pool: Sequence[Record], samples: int) -> Iterator[Record]:
-    """Yields samples from the pool in turn, each with a key and bytes of its own."""
+    """Yields `samples` samples, for which it goes through the pool repeatedly.
+
+    Each sample gets a new key, and a different comment in its JPEG file. So repeated images have the same pixels, but
+    different bytes.
+    """
     for number in range(samples):
         face = pool[number % len(pool)]
         yield replace(face, key=f"{number:08d}", image=commented(face.image, f"copy {number}"))

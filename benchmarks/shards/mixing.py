@@ -79,9 +79,9 @@ def quality(order: np.ndarray, batch: int) -> tuple[float, float, float]:
     """Returns three measures of a shuffle, relative to a perfect shuffle, whose measures are 1.
 
     `order` contains the sample ids in the order of the epoch, and `batch` is the number of samples in a batch. The
-    first is how often samples that are stored next to each other are in the same batch. The second is the variance of
-    the share of a class in a batch, for a dataset that is stored class by class. The third is the mean distance that a
-    sample moves.
+    first measure says how often two samples that are stored next to each other are in the same batch. The second
+    measure is the variance of the number of samples of a class in a batch, for a dataset that is stored class by class.
+    The third measure is the mean distance between the position at which a sample is stored and its position in `order`.
     """
     samples = len(order)
     places = np.empty(samples, np.int64)

@@ -136,8 +136,8 @@ def first_batches(
 ) -> Iterator[Measurement]:
     """Measures how long each library needs for its first batch, at the beginning of an epoch and at `RESUMED_AT`.
 
-    `RESUMED_AT` is the position of a resumed reader, as a share of the epoch. The batch is shuffled and decoded, and
-    read without loader processes.
+    `RESUMED_AT` is the position of a resumed reader, as a share of the epoch. The main process reads the batch itself,
+    without loader processes. The order of the samples is shuffled, and the samples are decoded.
     """
     resumed = int(RESUMED_AT * datasets.samples) // BATCH * BATCH
     for position in (0, resumed):

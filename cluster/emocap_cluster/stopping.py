@@ -12,9 +12,9 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 @dataclass(slots=True)
 class StopFlag:
-    """A flag that signals set: `asked` is set once a signal has requested that the job ends.
+    """Records the signals that request the end of the job. `asked` is set at the first of them.
 
-    `interrupted` says whether Ctrl-C was among the signals.
+    `interrupted` says whether Ctrl-C was among these signals.
     """
 
     asked: Event = field(default_factory=Event)

@@ -197,10 +197,13 @@ class _Supervisor:
         return AttemptEnd(how, self._record.progress(), cause if how is End.FAILED else None), failed
 
     def _how(self, asked: End | None) -> End:
-        """Returns how an attempt without an error ended. A stop request of the user takes precedence over `asked`.
+        """Returns how the attempt ended, for an attempt in which no rank raised an error.
+
+        The result is `DONE` if the run is done. Otherwise a stop request of the user takes precedence over `asked`.
 
         Args:
-            asked: The reason for which the driver asked the ranks to stop, or None.
+            asked: The reason for which the driver asked the ranks to stop. None means that it did not ask, and counts
+                as `STOPPED`.
         """
         if self._record.done():
             return End.DONE
@@ -230,8 +233,9 @@ class _Supervisor:
         return asked, state
 
     def _check_ray(self) -> None:
-        """Raises an error if the job's own Ray cluster has ended. Otherwise Ray would end this process without a
-        message, some 14 s later.
+        """Raises an error if the job's own Ray cluster has ended.
+
+        Without this check, Ray would end the driver without a message about 14 s after the end of the cluster.
 
         Raises:
             NoCluster: If a process of the cluster has ended.
@@ -253,9 +257,12 @@ class _Supervisor:
     def _devices(self) -> Placement | None:
         """Waits for the devices of the next attempt, and returns its placement. Returns None if a stop is requested.
 
-        An attempt needs devices for at least `request.least` ranks. The method waits up to `patience_s` for the wanted
-        number of ranks, and then accepts fewer. The wanted number is `request.ranks`; if this is None, it is the number
-        of ranks of the last attempt, and a first attempt takes all devices that exist.
+        An attempt needs devices for at least `request.least` ranks. For up to `patience_s`, the method waits until the
+        devices suffice for the wanted number of ranks. After that it accepts fewer ranks. On a Ray cluster that the job
+        started on its own host it accepts fewer at once, because no further nodes can join.
+
+        The wanted number is `request.ranks`, or the number of ranks of the last attempt if `request.ranks` is None.
+        It is at most `request.most`. If `request.ranks` is None, the first attempt takes all devices that exist.
 
         Raises:
             NoCluster: If after `patience_s` there are too few devices for a first attempt, or if the job's own Ray
@@ -288,9 +295,10 @@ def drains(state: BoardState, nodes: Sequence[Node]) -> bool:
 
 
 def growth(state: BoardState, nodes: Sequence[Node], placement: Placement, request: ResourceRequest) -> int:
-    """Returns with how many more ranks than now (`placement`) the job could be started again on the nodes.
+    """Returns how many ranks the job would gain if it were started again on `nodes`.
 
-    Returns 0 before the running attempt has committed a checkpoint (decision 15).
+    `placement` holds the number of ranks of the running attempt. The result is 0 until this attempt has committed a
+    checkpoint (decision 15).
     """
     return max(0, place(nodes, request).ranks - placement.ranks) if state.commits else 0
 

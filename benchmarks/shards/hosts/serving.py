@@ -31,8 +31,9 @@ Decoded = tuple[np.ndarray, Any]
 def main(opened: Open, before: Callable[[Task], object] = bool) -> None:
     """Runs the task that is given as JSON on standard input, and prints its measurements as JSON.
 
-    `opened` returns the loader for the task. `before` is called with the task before the measurement begins. What
-    libraries print goes to standard error, so that standard output contains the measurements alone.
+    `opened` returns the loader for the task. `before` is called with the task before the measurement begins; the
+    default has no effect. The output that libraries print is redirected to standard error, so that standard output
+    contains only the measurements.
     """
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
