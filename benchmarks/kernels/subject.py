@@ -128,8 +128,8 @@ class Contender:
         loss: The function that computes the loss of a batch.
         package: The package whose version is recorded, by its name in `pip list`; None for torch and ours.
         needs_cuda: Whether it cannot run on a CPU.
-        dense: Returns the number of bytes of the large matrices that the implementation needs for a batch of a size,
-            such as the matrix of all scores. It is None if the implementation computes such matrices only in parts.
+        dense: Takes a size, and returns the number of bytes of the large matrices that the implementation keeps as a
+            whole, such as the matrix of all scores. It is None if the implementation keeps no such matrix.
         compiles: Whether the function is compiled with torch.compile. Its first call then needs more memory than the
             others.
         passes: The passes that it can compute: "forward" (the forward pass alone), "forward+backward", or both.
