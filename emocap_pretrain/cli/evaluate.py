@@ -6,6 +6,7 @@ is used in place of the checkpoint's config. Settings on the command line take p
 (docs/security.md).
 """
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 LARGEST_BATCH = 1024  # Limits the batch size that a stored config can request.
 RESULTS_FILE = "results.json"
+
+log = logging.getLogger(__name__)
 
 
 def command(  # noqa: PLR0913, PLR0917 - one argument for each option
@@ -146,6 +149,7 @@ def _evaluated(
 
     import torch
 
+    from emocap_pretrain.evaluation import tasks
     from emocap_pretrain.evaluation.restore import restore
     from emocap_pretrain.ranks.join import joined
     from emocap_pretrain.training.conclusion import evaluated
@@ -161,7 +165,11 @@ def _evaluated(
         def read() -> "Restored":
             need_answer(run_url, RUN_FILE)
             restored = restore(run_url, step=step, config=own)
-            return replace(restored, config=_with_settings(restored.config, changes, may_read=may_read))
+            restored = replace(restored, config=_with_settings(restored.config, changes, may_read=may_read))
+            # A wrong label or class is reported before the model reads the first image.
+            for note in tasks.prepare(restored.config.evaluation, seconds=tasks.PREPARE_S):
+                log.warning("%s", note)
+            return restored
 
         restored = everyone.run_on_main(read)
         results = evaluated(restored, everyone, world.device)

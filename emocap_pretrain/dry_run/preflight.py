@@ -37,7 +37,6 @@ from emocap_pretrain.run_folder.folder import RunFolder
 from emocap_pretrain.training.objective import Objective, notes_on_unread
 from emocap_pretrain.training.optimizer import learning_rate, optimizer_of
 
-PREPARE_S = 20.0  # Seconds for which each evaluation task may read. The ranks read the rest before the first step.
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # The limit of a container's memory in bytes, or "max" (cgroup 2).
 Value = TypeVar("Value")
 
@@ -157,7 +156,7 @@ def evaluation(settings: EvaluationConfig, found: Findings, *, prepare_tasks: bo
         return
     _manifest(settings.url, "evaluation.url")
     if prepare_tasks:
-        found.notes.extend(tasks.prepare(settings, seconds=PREPARE_S))
+        found.notes.extend(tasks.prepare(settings, seconds=tasks.PREPARE_S))
 
 
 def _of_run(config: Config, found: Findings) -> Checkpoint | None:

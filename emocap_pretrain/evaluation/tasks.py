@@ -27,6 +27,7 @@ from emocap_pretrain.run_folder.results import TaskResult
 # The order is that of `emocap evaluate --list` and of the charts in the tracker.
 TASKS: tuple[type[Task[Any]], ...] = (ZeroShot, Retrieval)
 DEFAULT = (ZeroShot,)  # The tasks if the settings name none.
+PREPARE_S = 20.0  # Seconds for which each task may read before a start. The ranks read the rest before the first step.
 
 
 def charts() -> tuple[tuple[str, ...], ...]:

@@ -19,6 +19,7 @@ from typer.testing import CliRunner, Result
 
 from emocap_pretrain.cli.app import app
 from emocap_pretrain.config.schema import Config
+from emocap_pretrain.evaluation.zero_shot import ZeroShot
 from emocap_pretrain.run_folder.folder import RunFolder
 from emocap_pretrain.run_folder.report import Report
 from emocap_pretrain.training.loop import pretrain
@@ -127,6 +128,16 @@ def test_a_wrong_option_is_one_line_and_no_result(
     told = refused(run.url, "--data", faces, *words)
     assert re.search(message, told)
     assert len(told.strip().splitlines()) == 1
+
+
+def test_classes_that_do_not_fit_the_data_are_refused_before_a_model_reads_an_image(
+    run: Config, faces: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_task(*_: object) -> None:
+        pytest.fail("the task runs")
+
+    monkeypatch.setattr(ZeroShot, "run", run_task)
+    assert "evaluation.classes" in refused(run.url, "--data", faces, "--task", "zero_shot", "--classes", "joy,fear")
 
 
 def test_a_missing_gpu_is_an_error(run: Config, faces: str, monkeypatch: pytest.MonkeyPatch) -> None:

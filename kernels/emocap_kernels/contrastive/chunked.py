@@ -22,7 +22,7 @@ from torch.autograd import Function
 
 from emocap_kernels.contrastive import pairwise
 from emocap_kernels.contrastive.batch import ContrastiveBatch
-from emocap_kernels.contrastive.objectives import InfoNCE, MilNCE, PairwiseObjective
+from emocap_kernels.contrastive.objectives import ContrastiveObjective, InfoNCE, MilNCE, PairwiseObjective
 from emocap_kernels.contrastive.sums import GradientSums, LossSums, count_hits
 from emocap_kernels.contrastive.tiling import Tiling
 from emocap_kernels.errors import NotSupportedError
@@ -54,16 +54,25 @@ def evaluate(batch: ContrastiveBatch, *, block_bytes: int | None = None) -> Loss
     Raises:
         NotSupportedError: If the objective is neither `infonce` nor `mil_nce` nor a `PairwiseObjective`.
     """
+    check_objective(batch.objective)
     tiling = Tiling.of(batch, block_bytes)
     if isinstance(batch.objective, PairwiseObjective):
         return pairwise.evaluate(batch, batch.objective, tiling)
-    if not isinstance(batch.objective, InfoNCE | MilNCE):
-        raise NotSupportedError(
-            f"backend='chunked' cannot run the objective {batch.objective.name!r}, which has no losses and gradient "
-            "of a tile; use backend='reference'."
-        )
     loss, means = _Softmax.apply(batch.image, batch.text, batch.scale, batch, tiling)  # pyright: ignore[reportGeneralTypeIssues]
     return LossResult.from_means(loss, means)
+
+
+def check_objective(objective: ContrastiveObjective) -> None:
+    """Checks that this backend can run the objective.
+
+    Raises:
+        NotSupportedError: If the objective is neither `infonce` nor `mil_nce` nor a `PairwiseObjective`.
+    """
+    if not isinstance(objective, InfoNCE | MilNCE | PairwiseObjective):
+        raise NotSupportedError(
+            f"backend='chunked' cannot run the objective {objective.name!r}, which has no losses and gradient of a "
+            "tile; use backend='reference'."
+        )
 
 
 class _Softmax(Function):

@@ -55,10 +55,13 @@ def choose_backend(
 
     Raises:
         ArgumentError: If `backend` or `objective` is unknown.
-        NotSupportedError: If `backend` is `fused` and fused kernels cannot run.
+        NotSupportedError: If `backend` is `fused` and fused kernels cannot run, or if it is `chunked` and the objective
+            has only a formula.
     """
     vectors = [each for each in (image, text, guide_image, guide_text) if each is not None]
     unsupported, formula = why_not_fused(vectors, mining), objective_of(objective)
+    if backend == "chunked":
+        chunked.check_objective(formula)
     if backend == "auto" and not (formula.has_kernels or isinstance(formula, PairwiseObjective)):
         return BackendChoice("reference", f"the objective {formula.name!r} has only a formula.")
     if unsupported is None and not formula.has_kernels:

@@ -15,6 +15,7 @@ from emocap_pretrain.captions.rendered.dataset import records
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.dry_run import preflight as checks
 from emocap_pretrain.dry_run.preflight import Devices, Findings, preflight
+from emocap_pretrain.evaluation import tasks
 from emocap_pretrain.run_folder.folder import RunFolder
 from emocap_pretrain.training.loop import pretrain
 
@@ -152,7 +153,7 @@ def test_numbers_are_one_label_however_they_are_written_and_ask_for_words(tiny_c
 def test_labels_that_were_not_read_in_time_are_a_note(
     tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checks, "PREPARE_S", 0.0)
+    monkeypatch.setattr(tasks, "PREPARE_S", 0.0)
     url = labelled(tmp_path / "labelled", ["joy"] * 8)
     (note,) = found(changed(tiny_config, evaluation__url=url)).notes
     assert "the labels of 2 of 8 samples were compared" in note

@@ -10,6 +10,7 @@ import torch
 from emocap_kernels import Mining, choose_backend, contrastive_loss
 from emocap_kernels.contrastive import objectives
 from emocap_kernels.contrastive.objectives import ContrastiveObjective, DenseScores, ObjectiveName
+from emocap_kernels.errors import NotSupportedError
 from engine_batches import VOCABULARY, batch_of
 from pretrain_fakes import changed, stand_alone
 from torch import Tensor
@@ -18,6 +19,7 @@ from torch.nn.functional import normalize
 from emocap_pretrain.config.objective import Kind
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.dry_run.plan import RunPlan
+from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.ranks.info import Rank
 from emocap_pretrain.training.build import build_engine, build_model
@@ -106,6 +108,8 @@ def test_an_objective_with_a_formula_alone_runs_by_the_reference(
     image, text, scale = leaves()
     choice = choose_backend(image, text, objective=FormulaAlone())
     assert (choice.backend, choice.reason) == ("reference", "the objective 'formula_alone' has only a formula.")
+    with pytest.raises(NotSupportedError, match="backend='chunked' cannot run the objective 'formula_alone'"):
+        choose_backend(image, text, objective=FormulaAlone(), backend="chunked")
     contrastive_loss(image, text, scale, objective=FormulaAlone()).loss.backward()
     assert image.grad is not None
     monkeypatch.setitem(objectives.OBJECTIVES, "formula_alone", FormulaAlone())
@@ -114,3 +118,6 @@ def test_an_objective_with_a_formula_alone_runs_by_the_reference(
     engine = build_engine(config, build_model(config, VOCABULARY), ALONE)
     assert engine.train(batch_of(config, 0, range(config.global_batch)))["skipped"] == 0.0
     assert "reference" in RunPlan.of(config, 1, on_gpu=False).text()
+    chunked = objective.model_copy(update={"backend": "chunked"})
+    with pytest.raises(ConfigError, match=r"objective\.backend: backend='chunked' cannot run"):
+        RunPlan.of(config.model_copy(update={"objective": chunked}), 1, on_gpu=False).text()
