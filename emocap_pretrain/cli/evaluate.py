@@ -177,13 +177,15 @@ def _evaluated(
 
 
 def _with_settings(config: Config, changes: dict[str, Any], *, may_read: bool) -> Config:
-    """Returns the config with the evaluation settings from the command line (`changes`), and with a bounded batch size.
+    """Returns the config with the evaluation settings from the command line (`changes`).
 
-    `may_read` says whether the user allows reading the dataset that the checkpoint's config names.
+    The batch size is at most `LARGEST_BATCH`. `may_read` says whether the dataset that `config` names may be read. It
+    is True if the user has allowed this, or has given the config.
 
     Raises:
-        ConfigError: If neither the command line nor the config names a dataset, if the user has not allowed the dataset
-            of the config, if the URL of that dataset has a `${...}` or a masked secret, or if a setting is wrong.
+        ConfigError: If a setting is wrong. If `changes` names no dataset, the dataset of `config` is needed. Then the
+            error is also raised if `config` names none, if `may_read` is False, or if the URL of the dataset has a
+            `${...}` or a masked secret.
     """
     settings = config.evaluation
     if "url" not in changes:
