@@ -106,21 +106,23 @@ def contrastive_loss(  # noqa: PLR0913  (one call for every objective)
             objectives require None.
         mining: The rule for further positives. With None, the only positives are own pairs (the image and the text of
             one sample) and pairs of equal `ids`. `soft` requires None.
-        guide_image: [rows, any width], the features by which mining compares images; None means `image`. For `soft`,
-            the image features of the teacher. They get no gradient.
+        guide_image: [rows, any width], the features by which mining compares images, or for `soft` the image features
+            of the teacher. None means `image`. No gradient flows through these features.
         guide_text: [rows, any width], the same for texts.
         guide_scale: The inverse temperature of the teacher of `soft`; None means `scale`.
         ids: int64 [rows]. Samples of equal id, on any rank, are always positives of each other.
         group: The ranks that share the batch; None means that nothing is communicated. All ranks of the group must
             make the call with the same settings.
         schedule: How the texts are sent between ranks. With `gather` and `hierarchical`, a rank keeps the texts of all
-            ranks. With `ring`, it holds those of at most three ranks at a time, and they are sent again in backward.
+            ranks. With `ring`, it holds those of at most three ranks at a time, so they are sent again for each
+            pass over them. With `infonce` and `mil_nce`, backward is such a pass.
             `auto` is `hierarchical` if there are several machines, else `gather`.
-        backend: `auto` is `fused` where fused kernels can run, and `chunked` elsewhere; for an objective that has only
-            a formula it is `reference`. `choose_backend` gives the reason.
+        backend: `auto` is `fused` on a GPU where fused kernels can run, and `chunked` elsewhere. For an objective that
+            neither of them can compute, it is `reference`. Such an objective defines `anchor_losses` (its formula) and
+            nothing else. `choose_backend` gives the reason.
 
     Returns:
-        The loss of the global batch, which is equal on every rank to the bit, and detached tensors for the log, such as
+        The loss of the global batch, which is equal on every rank to the bit, and detached tensors for logging, such as
         the recall.
 
     Raises:
