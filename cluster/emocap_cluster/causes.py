@@ -23,7 +23,9 @@ def root_cause(
 ) -> Cause:
     """Returns the failure that probably caused the others.
 
-    An error that only says that another rank is lost is returned only if there is no other error.
+    Some errors merely say that another rank is lost. Such an error is returned only if all errors are of this kind.
+    Within each kind, a cause in `reported` comes before an error in `failed`. If no rank has an error, the result has
+    the kind "StartFailed".
 
     Args:
         failed: The error that contains Ray's error for each rank that failed.
@@ -55,7 +57,7 @@ def error_of(failed: RankFailed | None, cause: Cause | None) -> Exception | None
 
 
 def was_announced(failed: RankFailed) -> bool:
-    """Returns whether a rank died with a node whose removal had been announced."""
+    """Returns whether a rank died because its node was removed, and Ray had been informed of the removal before."""
     actors = (_actor_error(error) for error in failed.errors.values())
     return any(error.preempted for error in actors if error)
 

@@ -22,12 +22,13 @@ _SWITCH = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR  # RAY_ENABLE_WINDOWS_OR_OSX
 
 @contextmanager
 def on_loopback() -> Generator[None]:
-    """Makes a Ray that is started in the `with` block, and all of its processes, listen on 127.0.0.1 alone.
+    """Makes all processes of a Ray cluster that is started in the `with` block listen on 127.0.0.1 alone.
 
-    Ray 2.60 replaces `_node_ip_address=127.0.0.1` by the host's outer address (`services.resolve_ip_for_localhost`).
-    It keeps the loopback address only if the environment variable RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER is 0. This
-    variable is meant for macOS and Windows, and 0 says that the host cannot be part of a larger cluster. The processes
-    that Ray starts inherit the variable. The constant in `ray_constants` is set too, because `ray_constants` reads the
+    If `ray.init` is called with `_node_ip_address="127.0.0.1"`, Ray 2.60 replaces this address by the host's outer
+    address (`services.resolve_ip_for_localhost`). Ray keeps the loopback address only if the environment variable
+    RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER is 0. This variable is meant for macOS and Windows. The value 0 says that the host
+    cannot be part of a larger cluster. This function sets the variable to 0 until the end of the block, and the
+    processes that Ray starts inherit it. The constant in `ray_constants` is set too, because `ray_constants` reads the
     variable only when it is imported.
     """
     before = ray_constants.ENABLE_RAY_CLUSTER, os.environ.get(_SWITCH)
@@ -49,7 +50,8 @@ def private_folder() -> Path:
     Its path is short, because the path of a socket has at most 107 bytes.
 
     Raises:
-        NoCluster: If the folder cannot be created, or another user could have created it.
+        NoCluster: If the folder cannot be created, or if there is already a folder or link at its path that belongs to
+            another user or that others can access.
     """
     folder = Path(os.environ.get("RAY_TMPDIR") or "/tmp", f"emocap-{os.geteuid()}")  # noqa: S108
     cure = "remove it, or set RAY_TMPDIR to a folder of your own."

@@ -42,9 +42,10 @@ Decode = Callable[[Encoded | DamagedSample, int], T | DamagedSample]
 class RankStep(Generic[T]):
     """A rank's samples of one step, the damaged samples that were left out, and the cursor after the step.
 
-    `samples` are in the order of the manifest. In a mixture, only the samples of one pass over one dataset are in this
-    order among themselves. The list may be empty on some ranks in the last step of an epoch. `cursor` is the same on
-    all ranks. `damaged` contains those damaged samples of this step that this process had not found in an earlier step.
+    `samples` are in the order of the manifest. A step of a mixture consists of one or more ranges, each from one pass
+    over one dataset. The ranges follow one another, and the samples of each range are in the order of its dataset's
+    manifest. `samples` may be empty, for example on some ranks in the last step of an epoch. `cursor` is the same on
+    all ranks. `damaged` contains the damaged samples of this step, without those that this process has found before.
     """
 
     samples: list[T]
@@ -214,7 +215,9 @@ class Stream:
     def _library(self) -> Library:
         """Opens the datasets.
 
-        The cache is not used if it is so small that segments would be evicted before all of their samples are read.
+        The cache stores segments, which are groups of neighbouring samples of a shard (about 4 MiB). If the cache is
+        smaller than the node's part of two shuffle windows, it is not used, and a warning is logged. Such a cache would
+        evict segments before all of their samples are read.
         """
         library = Library.open(self.url, self.cache)
         if self.cache is None or not library.uses_cache:
@@ -239,11 +242,11 @@ class Stream:
         return MixturePlan(library.samples, library.weights, self.global_batch, self.epochs)
 
     def _warmed_ahead(self, library: Library, parts: int) -> int:
-        """Returns how many steps in advance segments are brought into the cache; 0 without a cache.
+        """Returns for how many steps in advance the data are fetched into the cache; 0 if no cache is used.
 
         `parts` processes of this rank share its steps. The result is about the number of steps in a shuffle window that
-        one of them reads, and at most `WARMED_AHEAD`. So the segments of the next window are usually cached before they
-        are needed.
+        one of these processes reads, and at most `WARMED_AHEAD`. So the data of the next window are usually in the
+        cache before they are needed.
         """
         steps = -(-self.window_samples // (self.global_batch * parts)) + 1
         return min(steps, WARMED_AHEAD) if library.uses_cache else 0
@@ -264,7 +267,8 @@ class _Reading:
         """Returns the step, and (sample, epoch) for each of this rank's samples in it. `epoch` is the number of the
         pass over the sample's dataset.
 
-        With `direct`, only these samples are requested, and not whole segments that the cache lacks (`Reader.fetch`).
+        `direct` matters only with a cache. A sample that the cache does not contain is then requested alone. Without
+        `direct`, its whole segment (about 4 MiB of neighbouring samples) is fetched into the cache (`Reader.fetch`).
         """
         shares = list(self._shares(step))
         epochs = [epoch for epoch, ids in shares for _ in ids]

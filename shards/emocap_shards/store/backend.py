@@ -83,14 +83,14 @@ class Backend(Protocol):
         ...
 
     async def get_whole(self, path: str, *, limit_bytes: int, most_bytes: int) -> ObjectBytes:
-        """Returns all bytes of an object, and its size as `total`, if it has at most `limit_bytes` bytes.
+        """Returns the bytes of an object, and its size as `total`. A large object is not returned as a whole.
 
-        If the object is larger, `total` is still its size, but the result usually contains no bytes or only the
-        beginning of the object. The caller then reads the object in ranges. A backend may return all bytes instead, for
-        example because it cannot read ranges or is not told the size.
+        If the object has more than `limit_bytes` bytes, the backend may return no bytes or only the beginning, together
+        with the size. The caller then reads the object in ranges. A backend may also return all bytes, for example
+        because it cannot read ranges, or because the server does not send the size in advance.
 
-        `most_bytes` is the largest size that the caller accepts. If the object is larger than that, the result has at
-        most `most_bytes` + 1 bytes, and `total` may be any number above `most_bytes`.
+        If the object has more than `most_bytes` bytes, the caller refuses it. In this case the result has at most
+        `most_bytes` + 1 bytes. `total` is then larger than `most_bytes`, but may differ from the object's size.
         """
         ...
 

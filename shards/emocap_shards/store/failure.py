@@ -1,8 +1,8 @@
 """Interprets the errors of a store: whether another attempt may succeed, the reason, and advice for the user.
 
-botocore, aiohttp, fsspec's drivers and the operating system each have their own exceptions. Only this module knows them
-all. The rest of the store asks it whether an error is transient, whether it means an absent object or a condition that
-does not hold, and what to tell the user.
+botocore, aiohttp, fsspec's drivers and the operating system each raise their own exceptions. The other modules of the
+store call the functions of this module to find out whether an error is transient, whether it means that an object is
+absent or that a condition does not hold, and which message the user gets.
 """
 
 import errno
@@ -98,9 +98,10 @@ EXPECTED = (OSError, BotoCoreError, ClientError, aiohttp.ClientError, ResponsePa
 def is_transient(error: BaseException) -> bool:
     """Returns whether the same request may succeed later.
 
-    This is so for lost connections, timeouts and bytes that were damaged during the transfer. If the server has sent a
-    status or an error code, it is so for the statuses 408, 429 and 5xx except 501 and 505, and for the codes in
-    `_PASSING`.
+    If the server has sent a status or an error code, only these decide. The error is then transient if the code is in
+    `_PASSING`, or if the status is 408, 429, or at least 500 but neither 501 nor 505. Without a status and a code, the
+    class of the error decides. Lost connections, timeouts and damaged bytes are transient, for example, but a wrong
+    certificate is not.
     """
     status, code = answer(error)
     if status or code:
@@ -123,7 +124,10 @@ def retry_after_s(error: BaseException) -> float:
 
 
 def _seconds(text: str) -> float:
-    """Returns the seconds in a header that holds a number of seconds or a date in the future; 0 for any other text."""
+    """Returns the number of seconds that a header contains, or the seconds until the date that it contains.
+
+    The result is 0 for a date in the past and for any other text.
+    """
     if text.strip().isdecimal():
         return float(text[:12])
     try:

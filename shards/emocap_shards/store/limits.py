@@ -13,9 +13,10 @@ class RetryConfig:
     """Defines when a failed request is retried, and when no further attempt is made.
 
     Args:
-        deadline_s: For how long a failed request is retried, counted from the beginning of its first attempt. At most
-            `attempt_s(0)` seconds, the longest time for a request without bytes, are counted for the first attempt,
-            even if it took longer. 0 means a single attempt.
+        deadline_s: For how long a failed request is retried, counted from the beginning of its first attempt. If the
+            first attempt took longer than `attempt_s(0)` (the time limit of a request that transfers no data), only
+            `attempt_s(0)` seconds are counted for it. So a request is also retried after a long transfer that failed.
+            0 means a single attempt.
         first_wait_s: Upper bound of the pause before the first retry. The bound doubles with every attempt. Each pause
             is a random fraction of the bound (full jitter, Brooker 2015), so that a thousand readers do not retry at
             the same moment.

@@ -13,8 +13,8 @@ R = TypeVar("R")
 def wait_for(work: Coroutine[Any, Any, T]) -> T:
     """Runs the work on fsspec's event loop in another thread, and returns its result.
 
-    A forked process gets a new loop. Ctrl-C cancels the work too. The caller must not run on that event loop, because
-    the loop would then wait for itself.
+    After a fork, the child process uses a new event loop. If Ctrl-C interrupts the caller, the work is cancelled. The
+    caller must not run on the event loop itself, because the loop would then wait for its own work without end.
     """
     future = asyncio.run_coroutine_threadsafe(work, get_loop())
     try:

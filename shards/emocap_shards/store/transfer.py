@@ -95,10 +95,10 @@ class Connection:
         return results
 
     async def _sizes(self, spans: list[tuple[str, int, int]]) -> dict[str, int]:
-        """Returns the sizes, by path, of the objects from which a span of more than `in_flight` * `part_bytes` bytes is
-        requested.
+        """Returns the size, by path, of each object from which a very long span is requested.
 
-        The caller cuts such a span at the end of the object, because a damaged index can request any number of bytes.
+        A span is very long if it has more than `in_flight` * `part_bytes` bytes. The caller cuts it at the end of the
+        object, because the length of a span may come from a damaged index, and then can be any number.
         """
         far = self.traffic.in_flight * self.traffic.part_bytes
         paths = list({path for path, start, end in spans if end - start > far})

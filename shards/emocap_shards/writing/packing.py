@@ -118,8 +118,9 @@ def pack(
     If a call was interrupted at any point, a second call with the same source and options resumes after the last
     finished shard. The dataset then has the same bytes as without the interruption. Bad rows are listed in
     `skipped.json` next to the manifest, and duplicates in `duplicates.json`. Each of these files exists only if it
-    lists something. If two packs write to the same URL at the same time, at most one of them succeeds. A pack fails at
-    its end if the other one has replaced some of its shards by different ones.
+    lists something. If two packs write to the same URL at the same time, at most one of them succeeds. Before a pack
+    writes its manifest, it checks its shards in the store. It fails if the other pack has replaced any of them by a
+    shard with different bytes.
 
     Args:
         source: The rows.

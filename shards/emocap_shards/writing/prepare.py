@@ -159,8 +159,8 @@ def _annotation(file: LocalFile) -> bytes:
     """Reads the annotation of an image.
 
     Raises:
-        RecordError: If the file cannot be read. If it is missing, the message lists places where captions are not
-            looked for, such as .txt files.
+        RecordError: If the file cannot be read. If it is missing, the message also says that captions are not read
+            from other places, such as .txt files.
     """
     try:
         return file.read()

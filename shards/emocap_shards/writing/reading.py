@@ -46,10 +46,10 @@ def matching(pattern: str) -> Iterator[tuple[Store, str]]:
     """Yields the store and the path of each object that matches a path or URL with {braces} and wild cards.
 
     The alternatives in braces keep their order, and the matches of a wild card are sorted. A path or URL without wild
-    cards is yielded without a check whether its object exists.
+    cards is yielded even if there is no object.
 
     Raises:
-        RecordError: If no object matches.
+        RecordError: If nothing is yielded, because the wild cards match no object.
     """
     found = False
     for url in braceexpand.braceexpand(pattern) if "{" in pattern else [pattern]:

@@ -93,9 +93,10 @@ class RowLedger:
                 good += 1
 
     def _is_new(self, rule: DuplicateConfig, where: str, key: str, fingerprint: bytes) -> bool:
-        """Records the sample if it is a duplicate. Returns False if it is a duplicate that must be dropped.
+        """Compares the sample with the earlier ones. If it is a duplicate, it is recorded in `duplicates`.
 
-        Otherwise adds its fingerprint, so that later samples are compared with it, and returns True.
+        Returns False if it is a duplicate and `rule.drop` is set. In all other cases the method adds the fingerprint,
+        so that later samples are compared with this sample too, and returns True.
         """
         if found := self.lookalikes.find(fingerprint):
             like, bits, exact = found

@@ -131,7 +131,7 @@ class ShardWriter:
             self._collect()
 
     def _hand_over(self, tar: TarFile) -> None:
-        """Closes the tar and submits it for upload. Blocks while more than two submitted shards are not yet stored."""
+        """Closes the tar and submits it for upload. Then waits until at most two shards remain to be stored."""
         origin, number = self._origin.done(), self._next
         self._tar, self._origin, self._next = None, ShardOriginBuilder(), number + 1
         with _disk():

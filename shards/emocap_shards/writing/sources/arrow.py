@@ -190,7 +190,7 @@ def _parquet_classes(file: pq.ParquetFile, columns: TableColumns) -> Classes:
 
 
 def _values(file: pq.ParquetFile, wanted: list[str]) -> Iterator[dict[str, object]]:
-    """Yields the rows of a file with the wanted columns. It reads at most 64 rows at once, or fewer large ones."""
+    """Yields the rows of a file with the wanted columns. It reads 64 rows at once, or fewer if they are large."""
     for group in range(file.num_row_groups):
         together = max(1, min(TOGETHER, TOGETHER_BYTES // _row_bytes(file.metadata.row_group(group), wanted)))
         for batch in file.iter_batches(batch_size=together, row_groups=[group], columns=wanted):
