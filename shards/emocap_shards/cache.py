@@ -102,7 +102,8 @@ class Cache:
             Every segment that this call fetched, with its bytes, even if the segment could not be stored.
 
         Raises:
-            StoreError: If the folder cannot be used at the first attempt, or if `fetch` raises this error.
+            StoreError: If the folder cannot be used at the first attempt although the disk is not full, or if `fetch`
+                raises this error.
         """
         # A segment that is larger than the whole cache would never fit, so it is not fetched here.
         missing = {segment.name: segment for segment in segments if segment.size_bytes <= self.max_bytes}
@@ -147,19 +148,19 @@ class Cache:
         """Returns whether the folder accepts segments, as far as this process knows.
 
         Raises:
-            StoreError: If the folder cannot be used at the first attempt.
+            StoreError: If the folder cannot be used at the first attempt although the disk is not full.
         """
         if time.monotonic() < self._seen.rests_until:
             return False
         if not self._seen.usable:
-            # An unusable folder is an error only at the first attempt. Whatever the disk does later, the run continues
-            # without the cache (decision 13).
+            # An unusable folder is an error only at the first attempt, and a full disk is none. Whatever the disk does
+            # later, the run continues without the cache (decision 13).
             try:
                 make_own_folder(self.folder)
                 with self._ledger.opened():
                     self._seen.usable = True
             except OSError as error:
-                if error.errno not in _FULL:
+                if error.errno not in _FULL and not self._seen.warned:
                     why, cure = f"{error.filename}: {error.strerror or error}", "set another folder, or none"
                     raise StoreError(f"the cache {self.folder} cannot be used ({why}); {cure}.") from error
                 self._rest(error)

@@ -97,6 +97,15 @@ def test_a_disk_that_refuses_is_tried_again_later(cache, rows, url, monkeypatch)
     assert len(files(cache)) == len(segments(rows))
 
 
+def test_after_a_disk_that_was_full_at_first_no_other_fault_ends_the_run(cache, rows, url, monkeypatch):
+    now, fetch = time.monotonic(), Fetch(url)
+    for later_s, number in ((0, errno.ENOSPC), (cache_module.REST_S + 1, errno.EIO)):
+        monkeypatch.setattr(time, "monotonic", lambda later_s=later_s: now + later_s)
+        refuse(monkeypatch, number, "mkdir")
+        cache.fill(segments(rows), fetch)
+    assert fetch.calls == []
+
+
 def test_a_full_disk_makes_room_by_half_of_the_cache_first(cache, rows, url, monkeypatch, caplog):
     *old, new = segments(rows)
     cache.fill(old, Fetch(url))
