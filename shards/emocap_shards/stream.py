@@ -267,8 +267,8 @@ class _Reading:
         """Returns the step, and (sample, epoch) for each of this rank's samples in it. `epoch` is the number of the
         pass over the sample's dataset.
 
-        `direct` matters only with a cache. A sample that the cache does not contain is then requested alone. Without
-        `direct`, its whole segment (about 4 MiB of neighbouring samples) is fetched into the cache (`Reader.fetch`).
+        `direct` matters only for samples that the cache does not contain. If it is true, only their bytes are
+        requested. Otherwise their whole segments, of about 4 MiB each, are fetched into the cache (`Reader.fetch`).
         """
         shares = list(self._shares(step))
         epochs = [epoch for epoch, ids in shares for _ in ids]

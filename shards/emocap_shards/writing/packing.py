@@ -119,8 +119,8 @@ def pack(
     finished shard. The dataset then has the same bytes as without the interruption. Bad rows are listed in
     `skipped.json` next to the manifest, and duplicates in `duplicates.json`. Each of these files exists only if it
     lists something. If two packs write to the same URL at the same time, at most one of them succeeds. Before a pack
-    writes its manifest, it checks its shards in the store. It fails if the other pack has replaced any of them by a
-    shard with different bytes.
+    writes its manifest, it compares the journal, the indexes and the sizes of the shards in the store with what it has
+    written. It fails if they differ, because the other pack has then replaced some shards.
 
     Args:
         source: The rows.
@@ -239,8 +239,9 @@ def _refuse(store: Store, journal: Journal) -> None:
 
 
 def _refuse_another_pack(store: Store, journal: Journal, shards: Sequence[Shard]) -> None:
-    """Raises `RecordError` unless every shard in the store is still the one that this pack wrote or found there.
+    """Raises `RecordError` if another pack has replaced a shard that this pack wrote or found in the store.
 
+    The journal entry, the index and the size of each shard are compared. The bytes of the shard are not read again.
     Also raises `ManifestError` if another pack has written a dataset to the store in the meantime.
     """
     refuse_dataset(store)
