@@ -44,7 +44,7 @@ class Score:
 
     Args:
         name: Stable name of the score, such as `uar`. In MLflow it follows the name of the task, as in `TASK/uar`.
-        title: Name of the score on the terminal, such as "zero-shot UAR". It says to which task the score belongs.
+        title: Name of the score on the terminal. It says to which task the score belongs.
         value: The number.
         baseline: The score that needs no model, for comparison; None if there is none.
         is_share: Whether the number is a fraction in [0, 1], which is shown in per cent.
