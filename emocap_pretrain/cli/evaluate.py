@@ -165,7 +165,10 @@ def _evaluated(
         def read() -> "Restored":
             need_answer(run_url, RUN_FILE)
             restored = restore(run_url, step=step, config=own)
-            restored = replace(restored, config=_with_settings(restored.config, changes, may_read=may_read))
+            # A stranger may have written the config in a checkpoint.
+            stored_batch = restored.config.evaluation.batch
+            bounded = changes if own else {**changes, "batch": min(stored_batch, LARGEST_BATCH)}
+            restored = replace(restored, config=_with_settings(restored.config, bounded, may_read=may_read))
             # A wrong label or class is reported before the model reads the first image.
             for note in tasks.prepare(restored.config.evaluation, seconds=tasks.PREPARE_S):
                 log.warning("%s", note)
@@ -179,7 +182,7 @@ def _evaluated(
 def _with_settings(config: Config, changes: dict[str, Any], *, may_read: bool) -> Config:
     """Returns the config with the evaluation settings from the command line (`changes`).
 
-    The batch size is at most `LARGEST_BATCH`. `may_read` says whether the dataset that `config` names may be read. It
+    `may_read` says whether the dataset that `config` names may be read. It
     is True if the user has allowed this, or has given the config.
 
     Raises:
@@ -201,7 +204,7 @@ def _with_settings(config: Config, changes: dict[str, Any], *, may_read: bool) -
             raise ConfigError(
                 f"the checkpoint's config takes its dataset from {settings.url}: name it with --data URL."
             )
-    return with_section(config, "evaluation", {**changes, "batch": min(settings.batch, LARGEST_BATCH)})
+    return with_section(config, "evaluation", changes)
 
 
 def _tracking(uri: str, own: Config | None) -> TrackingConfig:

@@ -5,7 +5,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from typer.testing import CliRunner, Result
 
 from emocap_pretrain.cli.app import app
 from emocap_pretrain.config.schema import Config
+from emocap_pretrain.evaluation.task import Share
 from emocap_pretrain.evaluation.zero_shot import ZeroShot
 from emocap_pretrain.run_folder.folder import RunFolder
 from emocap_pretrain.run_folder.report import Report
@@ -217,6 +218,24 @@ def test_the_user_s_config_gives_the_experiment_and_its_secrets_are_not_logged(
     assert experiment is not None
     (logged,) = client.search_runs([experiment.experiment_id])
     assert (logged.data.params["evaluation.url"], logged.data.params["evaluation.templates"]) == (faces, "['{}']")
+
+
+def test_only_the_batch_size_of_a_stored_config_is_bounded(
+    run: Config, faces: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches, sizes = Share.batches, list[int]()
+
+    def noted(share: Share, url: str, size: int, each: Callable[[Any], Any]) -> Iterator[list[Any]]:
+        sizes.append(size)
+        return batches(share, url, size, each)
+
+    monkeypatch.setattr(Share, "batches", noted)
+    monkeypatch.setattr("emocap_pretrain.cli.evaluate.LARGEST_BATCH", 5)
+    file = tmp_path / "own.yaml"
+    file.write_text(yaml.safe_dump(run.stored()), encoding="utf-8")
+    printed(run.url, "--data", faces, "--task", "retrieval")
+    printed(run.url, "--data", faces, "--task", "retrieval", "--config", file)
+    assert sizes == [5, run.evaluation.batch]
 
 
 def torchrun(*words: str | Path) -> str:
