@@ -148,8 +148,8 @@ def errors_as_lines(*, debug: bool, refusal: str = "error") -> Generator[None]:
 def _ours(error: Exception) -> bool:
     """Returns whether the error's class belongs to a package of this project.
 
-    Only the name of the class's module is compared. So the modules that define the errors need not be imported, which
-    could also import torch.
+    Only the name of the class's module is compared. So this function does not import the modules that define the
+    errors; importing them could also import torch.
     """
     return type(error).__module__.startswith("emocap_")
 

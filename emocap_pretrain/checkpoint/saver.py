@@ -147,8 +147,8 @@ class Saver:
     def sweep(self, proven: int) -> None:
         """Begins to delete the checkpoints that `retention` does not keep. Only rank 0 deletes.
 
-        Checkpoints are deleted only if, since the last call, at least one more checkpoint that this attempt has saved
-        is known to be good (see `proven`).
+        A call deletes nothing unless one more checkpoint of this attempt has become known to be good since the previous
+        call (see `proven`).
 
         Args:
             proven: Checkpoints of steps before this one are known to be good, because training has continued from their

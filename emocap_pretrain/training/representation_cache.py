@@ -82,10 +82,11 @@ class Cached:
             yield torch.stack([(again * gradient).sum() for again, gradient in pairs]).sum()
 
     def _with_gradients(self, encoded: Embeddings, cut: Pass, *, first: bool) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields each tensor in `encoded`, the embeddings of the pass `cut`, with the gradient of the loss for it.
+        """Yields each tensor in `encoded` with the gradient of the loss with respect to this tensor.
 
-        Tensors that no term uses have no gradient and are left out. The gradient of a scale or a bias must count once,
-        so it is replaced by zero unless `first` says that this is the first pass.
+        `encoded` holds the embeddings of one pass, and `cut` the rows and texts of this pass. Tensors that no term of
+        the objective uses have no gradient and are left out. The gradient of a scale or a bias must count once, so it
+        is replaced by zero unless `first` says that this is the first pass.
         """
         leaves = self.embeddings
         # Images and patches are cut by rows. A row may have several texts, so texts have a slice of their own.

@@ -74,7 +74,10 @@ class MixturePlan:
             yield Step(tuple(self.ranges(position, stop)), Cursor(*divmod(stop, epoch)))
 
     def ranges(self, start: int, stop: int) -> Iterator[PositionRange]:
-        """Yields the samples at positions [start, stop) of the mixture as ranges, one dataset after the other."""
+        """Yields ranges of positions in each dataset, one dataset after the other.
+
+        Together they hold the samples at positions [start, stop) of the mixture.
+        """
         for dataset, (first, last) in enumerate(zip(self.given(start), self.given(stop), strict=True)):
             yield from passes(dataset, first, last, self.samples[dataset])
 

@@ -262,7 +262,7 @@ class Face:
         scene: Pose, light, background and gaze.
         actions: The active action units. The emotion influences the picture and the local sentences only through them.
         emotion: One of `emotion.EMOTIONS`.
-        shade: Name of the prototype of the emotion, such as "joy" for happiness.
+        shade: Name of the variant of the emotion (`emotion.Prototype`), such as "joy" for happiness.
         intensity: Intensity of the emotion, in [0, 1].
         valence: Pleasantness of the emotion, in [-1, 1].
         arousal: Activation of the emotion, in [-1, 1].

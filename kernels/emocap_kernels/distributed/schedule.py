@@ -70,9 +70,9 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class CommunicationPlan:
-    """Holds all stages of one rank. All ranks have equally many stages, with equally many hops.
+    """Holds the stages in which one rank receives the rows of all ranks.
 
-    The rows of a stage arrive together, after as many steps from rank to rank as the stage has hops.
+    All ranks have the same number of stages. The stage with the same number has the same number of hops on all ranks.
 
     Attributes:
         stages: The first stage consists of the rank's own rows.

@@ -106,8 +106,9 @@ class RegionPositives:
 def _mine_lists(batch: RegionBatch, comparison: SentenceComparison) -> MinedLists | None:
     """Returns the candidates that a rule with `top_k` mined, or None if the rule has no `top_k`.
 
-    The candidates mined for an image are those mined for its sentences. The candidates mined for a sentence are the
-    images that own the sentences mined for it. This is a collective: all ranks must call it.
+    The rule compares sentences with sentences. An image's candidates are the sentences that the rule finds for the
+    sentences of this image. A sentence's candidates are the images that own the sentences found for it. This is a
+    collective: all ranks must call it.
     """
     if batch.mining is None or batch.mining.top_k is None:
         return None

@@ -238,9 +238,10 @@ def _recognised(
 def _repeated_keys(
     store: Store, shards: Sequence[Shard], hashes: Sequence[UInt64[np.ndarray, " samples"]]
 ) -> Iterator[Fault]:
-    """Yields a fault for each pair of a shard that repeats keys and the first shard that has these keys.
+    """Yields the faults of repeated keys.
 
-    The fault belongs to the shard that repeats the keys. If this shard is also the first one with a key, it contains
+    There is one fault for each pair (shard that repeats keys, first shard that has these keys). It belongs to the shard
+    that repeats the keys. If this shard is also the first one with a key, it contains
     the key twice. `hashes` holds a hash of 8 bytes for each key of each shard. Equal hashes show which shards may share
     keys, and only the indexes of these shards are read again.
     """
@@ -257,7 +258,7 @@ def _repeated_keys(
 
 
 def _shared(store: Store, suspects: Sequence[Shard]) -> Mapping[tuple[Shard, Shard], list[str]]:
-    """Returns the keys that are repeated, as a mapping from (shard that repeats them, first shard that has them).
+    """Returns a mapping from pairs (shard that repeats keys, first shard that has these keys) to the repeated keys.
 
     If the first shard with a key contains it twice, the key belongs to the pair (shard, shard).
     """

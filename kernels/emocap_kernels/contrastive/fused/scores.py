@@ -1,7 +1,8 @@
 """Describes a score matrix for kernels: the two sides of the matrix product, and the scaling of the exponents.
 
-`choose_exponent_scale` implements decision 9: one shift is subtracted from all exponents of a batch, if no sum
-overflows or underflows with it. The module docstring of `kernels.statistics` derives the bounds.
+`choose_exponent_scale` implements decision 9: the same number, the shift, is subtracted from all exponents of a batch
+if no sum overflows or underflows with it. Otherwise each sum has a running maximum of its own. The module docstring of
+`kernels.statistics` derives the bounds.
 """
 
 from __future__ import annotations
