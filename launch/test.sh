@@ -9,8 +9,9 @@ cd "$(dirname "$0")/.."
 . launch/setup.sh
 
 make_environment
-# Tests also wait, for servers and for processes that they start: one more process than cores keeps the cores busy.
-workers=$(($(nproc) + 1))
+# Tests also wait, for servers and for processes that they start, so more processes than cores keep the cores busy. Those
+# that start launchers have many processes of their own.
+workers=$(($(nproc) * 2)) launching=$(($(nproc) + 1))
 
 stage() {
     local name=$1 began=$SECONDS
@@ -25,7 +26,7 @@ case "${1-}" in
     # Tests of one file share what they start, so they run in one process.
     stage "Unit tests" -m 'not slow' -n "$workers" --dist loadfile --no-loadscope-reorder -q
     TRITON_INTERPRET=1 stage "Fused kernels in Triton's interpreter" tests/emocap_kernels/fused -n "$workers" -q
-    stage "End-to-end tests with real launchers and killed processes" -m 'slow and not drill' -n "$workers" --dist loadfile --no-loadscope-reorder -q
+    stage "End-to-end tests with real launchers and killed processes" -m 'slow and not drill' -n "$launching" --dist loadfile --no-loadscope-reorder -q
     ;;
 fast) stage "Fast unit tests" -m 'not slow and not costly' -n "$workers" -q ;;
 *) exec .venv/bin/python -m pytest "$@" ;;
