@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Injects faults into three simulated hosts on this machine: power cuts, broken connections, killed servers
-# (docs/drills.md). It needs root, and about 40 minutes on 2 cores. All arguments are passed to pytest:
+# (docs/drills.md). It needs root, and about half an hour on 2 cores. All arguments are passed to pytest:
 # `launch/drills.sh -k tracker` runs some of the drills.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -47,9 +47,13 @@ def namespace(models: dict[str, nn.Module], monkeypatch: pytest.MonkeyPatch) -> 
     for model in models.values():
         model.zero_grad()
     drawn = {name: torch.randn(6, size, dtype=torch.float64) for name, size in (("images", 5), ("texts", 7))}
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    # Another test of this process may have made one, which must remain.
+    makes_group = not dist.is_initialized()
+    if makes_group:
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield {"dist": dist, "batch": tiny_models.batch(), **drawn, **models}
-    dist.destroy_process_group()
+    if makes_group:
+        dist.destroy_process_group()
 
 
 def snippets(page: str) -> list[str]:
