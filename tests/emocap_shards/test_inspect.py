@@ -2,6 +2,7 @@
 
 import json
 import random
+import sys
 from collections import Counter
 
 import numpy as np
@@ -20,7 +21,7 @@ from emocap_shards.manifest import Manifest, Shard, read_manifest
 from emocap_shards.sample import Caption
 from emocap_shards.writer import write_shards
 from forged import ANNOTATION, forge, sample
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from shard_cases import encode, records
 
@@ -238,6 +239,7 @@ def test_shares_are_bounds_where_items_were_forgotten(counts, repeated, once):
 @given(
     st.lists(st.one_of(st.integers(-50, 50).map(float), st.floats(allow_nan=False, allow_infinity=False)), max_size=50)
 )
+@example([sys.float_info.max, -sys.float_info.max])
 def test_a_spread_puts_each_number_into_one_bin(numbers):
     spread = spread_of(numbers)
     assert spread.count == len(numbers)

@@ -164,8 +164,8 @@ def _edges(numbers: Float64[np.ndarray, " numbers"]) -> list[float]:
         width = -(-values // _BINS)
         # The edges lie at halves, so that every integer lies inside of a bin.
         return [least - 0.5 + width * step for step in range(-(-values // width) + 1)]
-    # Halved, because the difference of two large floats may overflow.
-    edges = np.unique(2 * np.linspace(least / 2, most / 2, _BINS + 1))
+    # Divided by 4, because the difference of two large floats may overflow, and that of their halves may be rounded up.
+    edges = np.unique(4 * np.linspace(least / 4, most / 4, _BINS + 1))
     edges[0], edges[-1] = least, most
     if len(edges) > 1:
         return [float(edge) for edge in edges]
