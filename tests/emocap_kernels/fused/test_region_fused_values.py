@@ -13,6 +13,7 @@ from region_fused_cases import RULES, answer, require_as_accurate_as_eager
 
 ODD = RegionCase("odd", 9, 33, 40, 24, 20.0, 10.0, "two pieces of patches, several tiles of sentences")
 WIDE_ENOUGH = [replace(case, width=max(case.width, 17)) for case in CASES]
+TAKING_TURNS = list(zip(RULES, cycle([torch.float32, torch.float16]), strict=False))
 WINDOWS = RegionCase("windows", 4, 101, 18, 16, 30.0, 10.0, "more patches than registers hold")
 
 
@@ -60,7 +61,7 @@ def test_a_window_in_which_no_patch_is_kept_adds_nothing():
 
 
 # The chunks do not depend on the type, so the types take turns.
-@pytest.mark.parametrize(("mining", "dtype"), zip(RULES, cycle([torch.float32, torch.float16]), strict=False), ids=str)
+@pytest.mark.parametrize(("mining", "dtype"), TAKING_TURNS, ids=str)
 def test_chunks_make_no_difference(mining, dtype, monkeypatch):
     # A chunk of scores has a few images. A chunk of gradients has one image and one tile of sentences.
     monkeypatch.setattr(tiling, "SCORE_BYTES", 4 * 40 * 2)
