@@ -122,7 +122,7 @@ def _notes(settings: EvaluationConfig, found: LabelValues, seconds: float | None
     if seconds is not None and not found.complete:
         yield (
             f"evaluation.url: the labels of {found.looked:,} of {found.samples:,} samples were compared with the "
-            f"classes within {seconds:.0f} s; the others are compared before the first step."
+            f"classes within {seconds:.0f} s; the others are compared later."
         )
     if settings.classes is None and any(_is_number(value) for value in found.values):
         yield (

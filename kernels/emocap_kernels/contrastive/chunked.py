@@ -25,7 +25,6 @@ from emocap_kernels.contrastive.batch import ContrastiveBatch
 from emocap_kernels.contrastive.objectives import ContrastiveObjective, InfoNCE, MilNCE, PairwiseObjective
 from emocap_kernels.contrastive.sums import GradientSums, LossSums, count_hits
 from emocap_kernels.contrastive.tiling import Tiling
-from emocap_kernels.errors import NotSupportedError
 from emocap_kernels.matmul import matmul
 from emocap_kernels.precision import full_precision
 from emocap_kernels.result import LossResult
@@ -50,11 +49,7 @@ def evaluate(batch: ContrastiveBatch, *, block_bytes: int | None = None) -> Loss
         batch: The batch, with embeddings of any type. On a GPU, half-precision vectors are multiplied in their own
             type.
         block_bytes: Largest number of bytes of one tile of scores; None means the default of the device.
-
-    Raises:
-        NotSupportedError: If the objective is neither `infonce` nor `mil_nce` nor a `PairwiseObjective`.
     """
-    check_objective(batch.objective)
     tiling = Tiling.of(batch, block_bytes)
     if isinstance(batch.objective, PairwiseObjective):
         return pairwise.evaluate(batch, batch.objective, tiling)
@@ -62,17 +57,9 @@ def evaluate(batch: ContrastiveBatch, *, block_bytes: int | None = None) -> Loss
     return LossResult.from_means(loss, means)
 
 
-def check_objective(objective: ContrastiveObjective) -> None:
-    """Checks that this backend can run the objective.
-
-    Raises:
-        NotSupportedError: If the objective is neither `infonce` nor `mil_nce` nor a `PairwiseObjective`.
-    """
-    if not isinstance(objective, InfoNCE | MilNCE | PairwiseObjective):
-        raise NotSupportedError(
-            f"backend='chunked' cannot run the objective {objective.name!r}, which has no losses and gradient of a "
-            "tile; use backend='reference'."
-        )
+def can_run(objective: ContrastiveObjective) -> bool:
+    """Returns whether this backend can run the objective. `choose_backend` asks this before a batch is made."""
+    return isinstance(objective, InfoNCE | MilNCE | PairwiseObjective)
 
 
 class _Softmax(Function):

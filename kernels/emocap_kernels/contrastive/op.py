@@ -16,10 +16,11 @@ from emocap_kernels.backend import BACKENDS, Backend, BackendChoice, select_back
 from emocap_kernels.contrastive import chunked, reference
 from emocap_kernels.contrastive.batch import replicated_batch, sharded_batch
 from emocap_kernels.contrastive.inputs import ContrastiveInputs, check_and_describe
-from emocap_kernels.contrastive.objectives import Objective, PairwiseObjective, objective_of
+from emocap_kernels.contrastive.objectives import Objective, objective_of
 from emocap_kernels.distributed.consistency import exchange_facts
 from emocap_kernels.distributed.ranks import Partition, ranks_of
 from emocap_kernels.distributed.schedule import Schedule
+from emocap_kernels.errors import NotSupportedError
 from emocap_kernels.mining import Mining
 from emocap_kernels.precision import full_precision
 from emocap_kernels.result import LossResult, empty_result
@@ -60,10 +61,13 @@ def choose_backend(
     """
     vectors = [each for each in (image, text, guide_image, guide_text) if each is not None]
     unsupported, formula = why_not_fused(vectors, mining), objective_of(objective)
-    if backend == "chunked":
-        chunked.check_objective(formula)
-    if backend == "auto" and not (formula.has_kernels or isinstance(formula, PairwiseObjective)):
+    if backend == "auto" and not chunked.can_run(formula):
         return BackendChoice("reference", f"the objective {formula.name!r} has only a formula.")
+    if backend == "chunked" and not chunked.can_run(formula):
+        raise NotSupportedError(
+            f"backend='chunked' cannot run the objective {formula.name!r}, which has no losses and gradient of a tile; "
+            "use backend='reference'."
+        )
     if unsupported is None and not formula.has_kernels:
         unsupported = f"the objective {formula.name!r} has no fused kernels"
     return select_backend(backend, unsupported, image)
