@@ -53,14 +53,17 @@ def test_warming_waits_for_the_first_fetch_and_goes_ahead_of_the_others():
 
 
 def test_what_is_being_fetched_is_not_warmed_any_more():
-    warmed, free = [], threading.Event()
+    warmed, begun, free = [], threading.Event(), threading.Event()
 
     def warm(item):
         warmed.append(item)
+        begun.set()
         assert free.wait(timeout=10)
 
     results = ahead(count(), lambda item, _: item, warm, warmed_ahead=3)
-    for expected in range(40):
+    assert next(results) == 0
+    assert begun.wait(timeout=10)  # The thread that warms may get its first turn long after the fetches.
+    for expected in range(1, 40):
         assert next(results) == expected  # The fetches continue while the first warming hangs.
     first = warmed[0]
     free.set()
@@ -134,13 +137,15 @@ def test_an_error_of_warming_is_left_to_the_fetch():
 
 
 def test_threads_end_with_the_consumer():
+    others = set(threading.enumerate())
     results = ahead(count(), lambda item, _: item, nothing, warmed_ahead=3)
     next(results)
+    own = set(threading.enumerate()) - others
+    assert {thread.name for thread in own} == {"fetch", "warm"}
     results.close()
-    for thread in threading.enumerate():
-        if thread.name.startswith(("fetch", "warm")):
-            thread.join(timeout=10)
-            assert not thread.is_alive()
+    for thread in own:
+        thread.join(timeout=10)
+        assert not thread.is_alive()
 
 
 def test_a_process_ends_while_a_store_is_still_waited_for():
