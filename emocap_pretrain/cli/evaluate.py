@@ -29,7 +29,7 @@ from emocap_pretrain.run_folder.results import TaskResult
 from emocap_pretrain.terminal import console, errors_as_lines, say_json
 
 if TYPE_CHECKING:
-    from emocap_pretrain.evaluation.restore import Restored
+    from emocap_pretrain.interop.restore import Restored
 
 LARGEST_BATCH = 1024  # Limits the batch size that a stored config can request.
 RESULTS_FILE = "results.json"
@@ -150,7 +150,7 @@ def _evaluated(
     import torch
 
     from emocap_pretrain.evaluation import tasks
-    from emocap_pretrain.evaluation.restore import restore
+    from emocap_pretrain.interop.restore import restore
     from emocap_pretrain.ranks.join import joined
     from emocap_pretrain.training.conclusion import evaluated
 

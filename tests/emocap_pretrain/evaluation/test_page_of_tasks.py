@@ -27,7 +27,7 @@ from emocap_shards.stream import Stream
 from emocap_pretrain.cli.app import app
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.evaluation.embedder import Embedder
-from emocap_pretrain.evaluation.restore import restore
+from emocap_pretrain.interop.restore import restore
 from emocap_pretrain.training.loop import pretrain
 from emocap_pretrain.run_folder.folder import RunFolder
 from mlflow.tracking import MlflowClient

@@ -16,7 +16,7 @@ from emocap_pretrain.checkpoint.state import Progress
 from emocap_pretrain.config import stored
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import CheckpointError, ConfigError
-from emocap_pretrain.evaluation.restore import restore
+from emocap_pretrain.interop.restore import restore
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.ranks.info import Rank
 from emocap_pretrain.run_folder.attempts import Attempt

@@ -21,7 +21,7 @@ from emocap_pretrain.checkpoint.manifest import Checkpoint, File
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.errors import CheckpointError, ConfigError
-from emocap_pretrain.evaluation.restore import restore
+from emocap_pretrain.interop.restore import restore
 from emocap_pretrain.model.pair import TowerPair
 from emocap_pretrain.training.build import build_model
 
