@@ -47,7 +47,8 @@ LARGEST_NUMBER, LARGEST_PIXELS, LONGEST_ID = 1 << 24, 4096, 64
 class Restored:
     """Holds a restored model in evaluation mode, with its config, tokenizer and step.
 
-    `run_id` is MLflow's id of the run, as the checkpoint contains it; empty if the checkpoint has none.
+    `run_id` is MLflow's id of the run, and `data_digest` the digest of its datasets, as the checkpoint contains them;
+    each is empty if the checkpoint has none.
     """
 
     config: Config
@@ -55,6 +56,7 @@ class Restored:
     tokenizer: Tokenizer
     step: int
     run_id: str = ""
+    data_digest: str = ""
 
 
 def restore(run_url: str, *, step: int | None = None, config: Config | None = None) -> Restored:
@@ -78,28 +80,50 @@ def restore(run_url: str, *, step: int | None = None, config: Config | None = No
     checkpoint = _chosen(committed(store), run_url, step)
     small = (WEIGHTS, TOKENIZER)
     with downloaded(store, checkpoint, small.__contains__) as folder:
-        weights = WeightShapes.read(folder / WEIGHTS)
-        architecture = checkpoint.state.get("text_architecture")
-        if config is None:
-            config = from_stored(checkpoint.state.get("config"))
-            _require_inert(config, architecture, weights)
-        tokenizer = Tokenizer.from_json((folder / TOKENIZER).read_text(encoding="utf-8"))
-        build = partial(
-            TowerPair.of,
-            config.model,
-            config.objective,
-            tokenizer.vocabulary,
-            precision=config.engine.precision,
-            weights=False,
-            text_architecture=architecture,
+        config, model, tokenizer = model_of(
+            folder, checkpoint.state.get("config"), checkpoint.state.get("text_architecture"), trusted=config
         )
-        # Nothing is allocated before this comparison. After it, the model is known to be as large as the weights.
-        with torch.device("meta"), weights.budget():
-            weights.require_fit(build())
-        model = build()
-        model.load_state_dict(load_file(folder / WEIGHTS))
-    run_id = str(checkpoint.state.get("run_id", ""))[:LONGEST_ID]
-    return Restored(config, model.eval(), tokenizer, checkpoint.step, run_id)
+    texts = [str(checkpoint.state.get(key, ""))[:LONGEST_ID] for key in ("run_id", "data_digest")]
+    return Restored(config, model, tokenizer, checkpoint.step, *texts)
+
+
+def model_of(
+    folder: Path, stored: Any, architecture: Any, *, trusted: Config | None = None
+) -> tuple[Config, TowerPair, Tokenizer]:
+    """Builds a model in evaluation mode from a folder with weights and a tokenizer, which somebody else may have made.
+
+    Args:
+        folder: Local folder with `model.safetensors` and `tokenizer.json`.
+        stored: The settings, as `Config.stored` has returned them.
+        architecture: The configuration of a pretrained text tower (`TextTower.recorded`); None if there is none.
+        trusted: A config of the user in place of `stored`.
+
+    Raises:
+        CheckpointError: If the weights are not a safetensors file.
+        ConfigError: If the weights do not belong to the model that the config describes, or if it is not safe to build
+            a model from `stored`.
+    """
+    weights = WeightShapes.read(folder / WEIGHTS)
+    config = trusted
+    if config is None:
+        config = from_stored(stored)
+        _require_inert(config, architecture, weights)
+    tokenizer = Tokenizer.from_json((folder / TOKENIZER).read_text(encoding="utf-8"))
+    build = partial(
+        TowerPair.of,
+        config.model,
+        config.objective,
+        tokenizer.vocabulary,
+        precision=config.engine.precision,
+        weights=False,
+        text_architecture=architecture,
+    )
+    # Nothing is allocated before this comparison. After it, the model is known to be as large as the weights.
+    with torch.device("meta"), weights.budget():
+        weights.require_fit(build())
+    model = build()
+    model.load_state_dict(load_file(folder / WEIGHTS))
+    return config, model.eval(), tokenizer
 
 
 def _chosen(found: list[Checkpoint], run_url: str, step: int | None) -> Checkpoint:

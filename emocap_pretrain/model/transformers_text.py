@@ -149,7 +149,8 @@ def pool(hidden: Float[Tensor, "texts length width"], mask: Tensor, how: str) ->
         return hidden[:, 0]
     if how == "eos":
         # A text of n tokens ends at place n - 1. Its id is not searched for, so it may be that of any tokenizer.
-        return hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1) - 1]
+        # `shape[0]` rather than `len`, which torch.export would take for a constant.
+        return hidden[torch.arange(hidden.shape[0], device=hidden.device), mask.sum(1) - 1]
     weight = mask.unsqueeze(-1).to(hidden.dtype)
     return (hidden * weight).sum(1) / weight.sum(1)
 
