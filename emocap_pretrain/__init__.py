@@ -1,0 +1,46 @@
+"""Trains CLIP-like models of facial emotion, and uses the trained models.
+
+    import emocap_pretrain as emocap
+
+    model = emocap.load("runs/my")
+    vectors = model.embed_images(["a.jpg", "b.jpg"])
+
+This module imports neither torch nor the libraries of the towers; `load` does (a test checks this). docs/python.md
+describes the use of a model from Python.
+"""
+
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import os
+
+    from emocap_pretrain.inference.model import EmotionModel
+
+__all__ = ["load"]
+
+
+def load(
+    source: "str | os.PathLike[str]", *, step: int | None = None, device: Literal["auto", "cpu", "cuda"] = "auto"
+) -> "EmotionModel":
+    """Loads a trained model, to use it from Python.
+
+    The checkpoint is not trusted: nothing that it names is opened, and no code in it is executed (docs/security.md).
+    While a model is loaded, no other thread of the process may build a model.
+
+    Args:
+        source: The folder or URL of a run.
+        step: Step of the checkpoint; None takes the newest one.
+        device: Device of the model; "auto" is cuda where there is a GPU.
+
+    Raises:
+        CheckpointError: If there is no such checkpoint, or if it is damaged.
+        ConfigError: If the checkpoint's config and weights do not belong together, or if `device` is "cuda" and there
+            is no GPU.
+
+    Example:
+        model = emocap_pretrain.load("runs/my")
+        model.classify(["face.jpg"], ["happiness", "sadness", "neutral"]).top(1)
+    """
+    from emocap_pretrain.inference import model
+
+    return model.load(source, step=step, device=device)

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.errors import ConfigError
-from emocap_pretrain.evaluation.embedder import Embedder
 from emocap_pretrain.evaluation.task import Share
+from emocap_pretrain.inference.embedder import Embedder
 from emocap_pretrain.run_folder.results import Baseline, Score, TaskResult
 
 NEAREST = (1, 5, 10)  # The k of the reported recalls. Their scores' names contain them, so they are a stored format.

@@ -19,7 +19,7 @@ from emocap_shards.sample import Sample
 from emocap_shards.stream import Stream
 
 from emocap_pretrain.config.schema import EvaluationConfig
-from emocap_pretrain.evaluation.embedder import Embedder
+from emocap_pretrain.inference.embedder import Embedder
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.run_folder.results import TaskResult
 

@@ -17,10 +17,10 @@ from emocap_pretrain.data.datasets import CutTexts
 from emocap_pretrain.data.parts import PROMPT_PART
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.errors import ConfigError
-from emocap_pretrain.evaluation.embedder import Embedder
 from emocap_pretrain.evaluation.retrieval import Retrieval
 from emocap_pretrain.evaluation.task import Task, run_task
 from emocap_pretrain.evaluation.zero_shot import ZeroShot
+from emocap_pretrain.inference.embedder import Embedder
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.run_folder.results import TaskResult
 

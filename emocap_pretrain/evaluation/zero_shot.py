@@ -1,8 +1,6 @@
 """Classifies images zero-shot: the predicted class is the one whose prompts are closest to the image.
 
-A prompt is a template in which `{}` is replaced by a word for a class. The cosines, and not the embeddings, are
-averaged over the templates (the protocol of Exp-CLIP, Zhao et al. 2024). A class may have several words; its cosine
-with an image is the mean over all templates and words.
+`inference/classes.py` makes the prompts and computes the cosines.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,8 +17,9 @@ from emocap_pretrain.config.fields import label_text
 from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.evaluation.confusion import Confusion
-from emocap_pretrain.evaluation.embedder import Embedder
 from emocap_pretrain.evaluation.task import Share
+from emocap_pretrain.inference.classes import class_cosines, class_embeddings, prompts_of
+from emocap_pretrain.inference.embedder import Embedder
 from emocap_pretrain.run_folder.results import TaskResult
 
 SHOWN = 8  # Number of names of classes or labels that an error message lists.
@@ -48,7 +47,7 @@ class ZeroShot:
     about: ClassVar[str] = "names the class of each face by prompts; UAR, WAR, recall by class (needs a label)"
 
     def prompts(self) -> Sequence[str]:
-        return _prompts(self.settings.templates, self.settings.classes or {})
+        return prompts_of(self.settings.templates, self.settings.classes or {})
 
     def prepare(self, *, seconds: float | None = None) -> Sequence[str]:
         """Checks that the labels of the dataset are among the classes, and returns notes for the user.
@@ -74,9 +73,8 @@ class ZeroShot:
         classes = classes_of(self.settings, truth)
         # `classes_of` raises an error if no sample has a label, so there is something to concatenate.
         embeddings = torch.cat([part.embeddings for part in parts if part.embeddings is not None])
-        # A cosine for each template, sample and class, in this order of the axes.
-        cosines = embeddings @ _class_embeddings(embedder, self.settings.templates, classes)
-        predicted = cosines.mean(0).argmax(1).numpy()
+        columns = class_embeddings(embedder, self.settings.templates, classes)
+        predicted = class_cosines(embeddings, columns).argmax(1).numpy()
         numbers = {name: number for number, name in enumerate(classes)}
         confusion = Confusion.of(tuple(classes), np.array([numbers[label] for label in truth]), predicted)
         return TaskResult(
@@ -139,24 +137,3 @@ def _listed(names: Sequence[str]) -> str:
     """Returns a text with the first few names, and with the number of the other names if there are more."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(name if len(name) <= 40 else f"{name[:37]}..." for name in names[:SHOWN]) + more
-
-
-def _prompts(templates: Sequence[str], classes: Mapping[str, Sequence[str]]) -> list[str]:
-    """Returns a prompt for each class, template and word, ordered by class, then by template, then by word."""
-    return [template.replace("{}", word) for words in classes.values() for template in templates for word in words]
-
-
-def _class_embeddings(
-    embedder: Embedder, templates: Sequence[str], classes: Mapping[str, Sequence[str]]
-) -> Float[Tensor, "templates embedding classes"]:
-    """Returns, for each template and class, the mean vector of the prompts with this template and a word of the class.
-
-    The means are not scaled to unit length. So the dot product of the unit vector of an image with such a mean is the
-    mean of the cosines of the image with these prompts.
-    """
-    # The prompts of a class are embedded in one pass. `view` relies on the order in which `_prompts` returns them.
-    columns = [
-        embedder.texts(_prompts(templates, {"": words})).view(len(templates), len(words), -1).mean(1)
-        for words in classes.values()
-    ]
-    return torch.stack(columns, dim=-1)

@@ -224,6 +224,19 @@ class TowerPair(nn.Module):
         """
         return functional.normalize(self.to_text(self.text.encode_text(texts)), dim=-1)
 
+    def embed_patches(self, images: Tensor) -> Float[Tensor, "batch patches embedding"]:
+        """Returns the unit vectors of the patches of images, in float32 like `embed_images`."""
+        return functional.normalize(self.to_patch(self.image.encode_image(images)[1]), dim=-1)
+
+    def embed_sentences(self, texts: Texts) -> Float[Tensor, "texts embedding"]:
+        """Returns the unit vectors of texts in the space of the patches, in float32 like `embed_images`."""
+        return functional.normalize(self.to_sentence(self.text.encode_text(texts)), dim=-1)
+
+    @property
+    def scale(self) -> float:
+        """Returns the factor by which the loss multiplies cosines of pooled vectors, at most `MAX_SCALE`."""
+        return float(_clamped_scale(self.logit_scale.detach()))
+
 
 def _has_bias(settings: ObjectiveConfig, parts: Iterable[Part]) -> bool:
     with_image = (part.name for part in parts if part.aligned_with == "image")

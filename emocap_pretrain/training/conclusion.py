@@ -22,7 +22,7 @@ from emocap_pretrain.checkpoint.state import Progress
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.data.datasets import evaluation_data
 from emocap_pretrain.evaluation import tasks
-from emocap_pretrain.evaluation.embedder import Embedder
+from emocap_pretrain.inference.embedder import Embedder
 from emocap_pretrain.interop.restore import Restored, restore
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.run_folder import unsent

@@ -80,7 +80,20 @@ def decode_image(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS) -> U
         with _opened(data, max_pixels) as image:
             return np.array(_rgb(_upright(image)))
     except _BROKEN as error:
-        raise ImageError(f"the image cannot be decoded ({error})") from error
+        raise _undecodable(error) from error
+
+
+def pillow_pixels(image: Image.Image, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "height width 3"]:
+    """Returns the pixels of an image of Pillow, converted as `decode_image` converts them.
+
+    Raises:
+        ImageError: If the image has more than `max_pixels` pixels, or if Pillow cannot decode or convert it.
+    """
+    _check_size(image, max_pixels)
+    try:
+        return np.array(_rgb(_upright(image)))
+    except _BROKEN as error:
+        raise _undecodable(error) from error
 
 
 def image_header(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS) -> tuple[str, int, int]:
@@ -201,9 +214,17 @@ def _opened(data: bytes | memoryview, max_pixels: int) -> Image.Image:
     except UnidentifiedImageError:  # Pillow's message contains only an address in memory.
         raise ImageError(_refusal(bytes(data[:64]))) from None
     # Pillow has read only the header so far, and decodes the pixels when they are used.
+    _check_size(image, max_pixels)
+    return image
+
+
+def _check_size(image: Image.Image, max_pixels: int) -> None:
     if image.width * image.height > max_pixels:
         raise ImageError(f"the image is {image.width} x {image.height}, more than {max_pixels} pixels; make it smaller")
-    return image
+
+
+def _undecodable(error: Exception) -> ImageError:
+    return ImageError(f"the image cannot be decoded ({error})")
 
 
 def _refusal(head: bytes) -> str:

@@ -1,6 +1,7 @@
 """Provides fakes for tests of the training function: ranks that are threads, and a runtime that stops."""
 
 import atexit
+import hashlib
 import os
 import queue
 import time
@@ -10,14 +11,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
-from emocap_shards.store import Store
+from emocap_shards.store import Store, open_store
+from safetensors.torch import save_file
 from torch import Tensor
 
+from emocap_pretrain.checkpoint.layout import TOKENIZER, WEIGHTS, manifest_of
+from emocap_pretrain.checkpoint.manifest import Checkpoint, File
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.data.batch import Batch
+from emocap_pretrain.data.tokenizer import Tokenizer
+from emocap_pretrain.model.pair import TowerPair
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.ranks.info import Rank
+from emocap_pretrain.training.build import build_model
 from emocap_pretrain.training.objective import Objective
 
 
@@ -130,3 +138,27 @@ def aged(store: Store, path: str, age_s: float) -> None:
     """Makes a file appear `age_s` seconds old by the clock of its file system."""
     written_s = time.time() - age_s
     os.utime(Path(store.url, path), (written_s, written_s))
+
+
+def forged(
+    config: Config,
+    tokenizer: Tokenizer,
+    tree: dict[str, Any] | None = None,
+    model: TowerPair | None = None,
+    **state: Any,
+) -> TowerPair:
+    """Saves a checkpoint whose config is `tree` in the run's folder, and returns the model with its weights."""
+    torch.manual_seed(0)
+    model = model or build_model(config, tokenizer.vocabulary, weights=False)
+    checkpoint = Checkpoint(1, "00001-a", (), {"config": config.stored() if tree is None else tree, **state})
+    folder = Path(config.url) / checkpoint.folder
+    folder.mkdir(parents=True)
+    save_file(model.state_dict(), folder / WEIGHTS)
+    (folder / TOKENIZER).write_text(tokenizer.to_json())
+    files = tuple(
+        File(name, (data := (folder / name).read_bytes()).__len__(), hashlib.sha256(data).hexdigest())
+        for name in (WEIGHTS, TOKENIZER)
+    )
+    whole = Checkpoint(1, "00001-a", files, checkpoint.state)
+    open_store(config.url).put(manifest_of(1), whole.dump())
+    return model

@@ -12,8 +12,8 @@ from emocap_pretrain.config.schema import Config, EvaluationConfig
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.errors import ConfigError, DataError
 from emocap_pretrain.evaluation import tasks
-from emocap_pretrain.evaluation.embedder import Embedder
 from emocap_pretrain.evaluation.task import Share, run_task
+from emocap_pretrain.inference.embedder import Embedder
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.run_folder.results import Score, TaskResult
 from emocap_pretrain.training.build import build_model

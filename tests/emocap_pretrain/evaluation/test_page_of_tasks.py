@@ -26,7 +26,7 @@ from emocap_shards.store import open_store
 from emocap_shards.stream import Stream
 from emocap_pretrain.cli.app import app
 from emocap_pretrain.config.schema import Config
-from emocap_pretrain.evaluation.embedder import Embedder
+from emocap_pretrain.inference.embedder import Embedder
 from emocap_pretrain.interop.restore import restore
 from emocap_pretrain.training.loop import pretrain
 from emocap_pretrain.run_folder.folder import RunFolder
@@ -79,7 +79,9 @@ def package(tmp_path: Path) -> Path:
     text, replaced = re.subn(r"^TASKS: .*\n", lambda _: entry, tasks.read_text(), flags=re.MULTILINE)
     assert replaced == 1
     tasks.write_text(
-        text.replace("from emocap_pretrain.evaluation.embedder", f"{IMPORT}from emocap_pretrain.evaluation.embedder", 1)
+        text.replace(
+            "from emocap_pretrain.evaluation.retrieval", f"{IMPORT}from emocap_pretrain.evaluation.retrieval", 1
+        )
     )
     return copy.parent
 

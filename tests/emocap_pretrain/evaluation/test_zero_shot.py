@@ -14,9 +14,9 @@ from torch import Tensor
 
 from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.errors import ConfigError
-from emocap_pretrain.evaluation.embedder import Embedder
 from emocap_pretrain.evaluation.task import run_task
 from emocap_pretrain.evaluation.zero_shot import ZeroShot
+from emocap_pretrain.inference.embedder import Embedder
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.ranks.info import Rank
 from emocap_pretrain.run_folder.results import ConfusionMatrix

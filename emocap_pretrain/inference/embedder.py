@@ -1,21 +1,26 @@
-"""Embeds images and texts with a trained model, for the evaluation tasks.
+"""Computes the vectors of images and texts with a trained model, in one pass of a tower.
 
-A task uses the model only through an `Embedder`. `Embedder.cropped` is called for each sample as soon as the sample is
-decoded. When a batch is complete, the task computes its vectors with `Embedder.images` and `Embedder.texts`.
+The evaluation tasks use a model only through an `Embedder`. A task calls `Embedder.cropped` for each sample as soon as
+the sample is decoded. When a batch is complete, it computes the vectors with `Embedder.images` and `Embedder.texts`.
+`EmotionModel` in `model.py` cuts any number of images and texts into such batches.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from emocap_shards.sample import Sample
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.data.transform import center_crop
 from emocap_pretrain.model.pair import TowerPair
+
+Crop: TypeAlias = UInt8[np.ndarray, "pixels pixels 3"]
+"""The central square of an image, at the size that the image tower reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +45,17 @@ class Embedder:
 
     def images(self, samples: Sequence[Sample]) -> Float[Tensor, "samples embedding"]:
         """Returns the unit vectors of the images of samples that `cropped` has returned, in one pass of the tower."""
-        images = np.stack([sample.image.transpose(2, 0, 1) for sample in samples])
+        return self.crops([sample.image for sample in samples])
+
+    def crops(self, crops: Sequence[Crop]) -> Float[Tensor, "crops embedding"]:
+        """Returns the unit vectors of crops that `center_crop` has returned, in one pass of the tower."""
         with torch.inference_mode():
-            return self.model.embed_images(torch.from_numpy(images).to(self._device)).float().cpu()
+            return self.model.embed_images(self._on_device(crops)).float().cpu()
+
+    def patches(self, crops: Sequence[Crop]) -> Float[Tensor, "crops patches embedding"]:
+        """Returns the unit vectors of the patches of crops, in one pass of the tower."""
+        with torch.inference_mode():
+            return self.model.embed_patches(self._on_device(crops)).float().cpu()
 
     def texts(self, texts: Sequence[str]) -> Float[Tensor, "texts embedding"]:
         """Returns the unit vectors of texts, in one pass of the tower.
@@ -52,6 +65,18 @@ class Embedder:
         tokens = self.tokenizer.encode(texts, self.model.prompt_length)
         with torch.inference_mode():
             return self.model.embed_texts(tokens.to(self._device)).float().cpu()
+
+    def sentences(self, texts: Sequence[str], length: int) -> Float[Tensor, "texts embedding"]:
+        """Returns the unit vectors of local sentences in the space of the patches, in one pass of the tower.
+
+        Each sentence is cut to `length` tokens.
+        """
+        tokens = self.tokenizer.encode(texts, length)
+        with torch.inference_mode():
+            return self.model.embed_sentences(tokens.to(self._device)).float().cpu()
+
+    def _on_device(self, crops: Sequence[Crop]) -> UInt8[Tensor, "crops 3 pixels pixels"]:
+        return torch.from_numpy(np.stack([crop.transpose(2, 0, 1) for crop in crops])).to(self._device)
 
     @property
     def _device(self) -> str:

@@ -1,0 +1,127 @@
+"""Scores images by classes that are described in words, for `EmotionModel.classify` and for evaluation tasks.
+
+A prompt is a template in which `{}` is replaced by a word for a class. The cosines, and not the embeddings, are
+averaged over the templates (the protocol of Exp-CLIP, Zhao et al. 2024). A class may have several words; its cosine
+with an image is the mean over all templates and words.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
+from emocap_pretrain.config.fields import Classes, Template
+from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.inference.embedder import Embedder
+
+Value = TypeVar("Value")
+
+_CLASSES: TypeAdapter[dict[str, tuple[str, ...]]] = TypeAdapter(Classes)
+_TEMPLATES: TypeAdapter[tuple[str, ...]] = TypeAdapter(tuple[Template, ...])
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """Holds how well each class fits each image.
+
+    Attributes:
+        classes: The names of the classes, in the order of the columns below.
+        probabilities: The softmax of the cosines times the learned scale of the model. A row sums to 1. These are
+            scores and not calibrated probabilities: they say which class fits best among the given ones, and not how
+            often that class is right. If no class fits an image, its row sums to 1 all the same.
+        cosines: The mean cosine of each image with the prompts of each class, which does not depend on the other
+            classes.
+    """
+
+    classes: tuple[str, ...]
+    probabilities: Float[np.ndarray, "images classes"]
+    cosines: Float[np.ndarray, "images classes"]
+
+    @classmethod
+    def of(cls, classes: Sequence[str], cosines: Float[Tensor, "images classes"], scale: float) -> "Classification":
+        """Computes the scores; `scale` is the factor by which the model multiplies cosines."""
+        return cls(tuple(classes), (scale * cosines).softmax(1).numpy(), cosines.numpy())
+
+    @property
+    def best(self) -> list[str]:
+        """Returns the name of the class that fits each image best."""
+        return [self.classes[number] for number in self.probabilities.argmax(1)]
+
+    def top(self, count: int = 3) -> list[list[tuple[str, float]]]:
+        """Returns the `count` classes that fit each image best with their scores, the best one first."""
+        order = np.argsort(-self.probabilities, axis=1, kind="stable")[:, :count]
+        rows = zip(order, self.probabilities, strict=True)
+        return [[(self.classes[number], float(row[number])) for number in numbers] for numbers, row in rows]
+
+
+def words_of_classes(prompts: Sequence[str] | Mapping[str, str | Sequence[str]]) -> dict[str, tuple[str, ...]]:
+    """Returns the words of each class by its name.
+
+    Args:
+        prompts: Names of classes, each of which is also the only word of its class, or the words of each class by its
+            name. A mapping has the same form as the setting `evaluation.classes`.
+
+    Raises:
+        ConfigError: If there is no class or a class has no word, if a name is given twice, or if `prompts` has another
+            type.
+    """
+    if isinstance(prompts, str):
+        raise ConfigError(f"the classes are the single text {prompts!r}: give a list of names, or a mapping to words.")
+    if not isinstance(prompts, Mapping):
+        if repeated := sorted(name for name in set(prompts) if list(prompts).count(name) > 1):
+            raise ConfigError(f"the class {repeated[0]!r} is given twice.")
+        prompts = {name: (name,) for name in prompts}
+    return _valid(_CLASSES, prompts, "the classes")
+
+
+def checked_templates(templates: Sequence[str]) -> tuple[str, ...]:
+    """Returns the templates after a check that each one has `{}`.
+
+    Raises:
+        ConfigError: If a template lacks `{}`, or if there is none.
+    """
+    if not templates or isinstance(templates, str):
+        raise ConfigError(f"the templates are {templates!r}: give a list of at least one text with {{}}.")
+    return _valid(_TEMPLATES, tuple(templates), "the templates")
+
+
+def prompts_of(templates: Sequence[str], classes: Mapping[str, Sequence[str]]) -> list[str]:
+    """Returns a prompt for each class, template and word, ordered by class, then by template, then by word."""
+    return [template.replace("{}", word) for words in classes.values() for template in templates for word in words]
+
+
+def class_embeddings(
+    embedder: Embedder, templates: Sequence[str], classes: Mapping[str, Sequence[str]]
+) -> Float[Tensor, "templates embedding classes"]:
+    """Returns, for each template and class, the mean vector of the prompts with this template and a word of the class.
+
+    The means are not scaled to unit length. So the dot product of the unit vector of an image with such a mean is the
+    mean of the cosines of the image with these prompts.
+    """
+    # The prompts of a class are embedded in one pass. `view` relies on the order in which `prompts_of` returns them.
+    columns = [
+        embedder.texts(prompts_of(templates, {"": words})).view(len(templates), len(words), -1).mean(1)
+        for words in classes.values()
+    ]
+    return torch.stack(columns, dim=-1)
+
+
+def class_cosines(
+    images: Float[Tensor, "images embedding"], classes: Float[Tensor, "templates embedding classes"]
+) -> Float[Tensor, "images classes"]:
+    """Returns the mean cosine of each image with the prompts of each class; `class_embeddings` returns `classes`."""
+    return (images @ classes).mean(0)
+
+
+def _valid(kind: TypeAdapter[Value], value: object, what: str) -> Value:
+    try:
+        return kind.validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"{what}{f' ({place})' if place else ''}: {first['msg']}") from error

@@ -1,0 +1,97 @@
+"""Reads images of any source as the square crops that the image tower reads.
+
+An image is a file, an array or an image of Pillow. Files are decoded as training decodes them (`emocap_shards.decode`),
+and every image is cropped as an evaluation crops it (`center_crop`).
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from emocap_shards.decode import decode_image, pillow_pixels
+from emocap_shards.errors import ImageError
+from emocap_shards.local_files import open_regular
+from jaxtyping import UInt8
+from PIL import Image
+
+from emocap_pretrain.data.transform import center_crop
+from emocap_pretrain.errors import DataError
+from emocap_pretrain.inference.embedder import Crop
+
+ImageSource: TypeAlias = "str | os.PathLike[str] | np.ndarray[Any, Any] | Image.Image"
+"""A path, an array of 8-bit values [height, width, 3] (RGB) or [height, width] (grey), or an image of Pillow."""
+
+# The decoder limits the number of pixels (`MAX_PIXELS`). A file of that many pixels without compression is smaller.
+LARGEST_FILE_BYTES = 1 << 28
+
+
+def crops(
+    images: Iterable[ImageSource], pixels: int, *, skip: Callable[[int, DataError], object] | None = None
+) -> Iterator[tuple[int, Crop]]:
+    """Yields the crop of each image, with the number of the image in `images`, counted from 0.
+
+    Args:
+        images: The images. They are taken one at a time, as the crops are requested.
+        pixels: Side of the crops.
+        skip: Function that is called with the number of an image that cannot be read, and with the error. The image is
+            then left out. Without a function the error is raised.
+
+    Raises:
+        DataError: If an image cannot be read and `skip` is None. The message names the file, or the number of the
+            image.
+    """
+    for number, image in enumerate(images):
+        try:
+            crop = center_crop(pixels_of(image), pixels)
+        except (ImageError, OSError) as error:
+            failure = DataError(f"{_name(image, number)}: {_reason(error)}")
+            if skip is None:
+                raise failure from error
+            skip(number, failure)
+            continue
+        yield number, crop
+
+
+def pixels_of(image: ImageSource) -> UInt8[np.ndarray, "height width 3"]:
+    """Returns the upright pixels of an image in RGB with 8 bits.
+
+    Raises:
+        ImageError: If the image cannot be decoded, or has another type or shape than `ImageSource` allows.
+        OSError: If the file cannot be read.
+    """
+    if isinstance(image, str | os.PathLike):
+        return decode_image(_bytes(Path(image)))
+    if isinstance(image, Image.Image):
+        return pillow_pixels(image)
+    if isinstance(image, np.ndarray):  # pyright: ignore[reportUnnecessaryIsInstance] - users may pass anything
+        return _colours(image)
+    raise ImageError(f"an image is a path, a numpy array or an image of Pillow, and not {type(image).__name__}")
+
+
+def _bytes(path: Path) -> bytes:
+    with open(open_regular(path), "rb") as file:  # noqa: PTH123 - a descriptor
+        data = file.read(LARGEST_FILE_BYTES + 1)
+    if len(data) > LARGEST_FILE_BYTES:
+        raise ImageError(f"the file has more than {LARGEST_FILE_BYTES >> 20} MiB")
+    return data
+
+
+def _colours(array: "np.ndarray[Any, Any]") -> UInt8[np.ndarray, "height width 3"]:
+    is_grey = array.ndim == 2
+    if array.dtype != np.uint8 or not (is_grey or (array.ndim == 3 and array.shape[2] == 3)) or 0 in array.shape:
+        raise ImageError(
+            f"the array is {array.dtype} of shape {list(array.shape)}: give uint8 values of shape [height, width, 3] "
+            "or [height, width]"
+        )
+    return np.repeat(array[:, :, None], 3, axis=2) if is_grey else array
+
+
+def _name(image: ImageSource, number: int) -> str:
+    return os.fspath(image) if isinstance(image, str | os.PathLike) else f"image {number}"
+
+
+def _reason(error: Exception) -> str:
+    said = error.strerror if isinstance(error, OSError) else None
+    return f"{said or error}."

@@ -1,0 +1,306 @@
+"""Uses a trained model from Python: vectors of images and texts, classes by prompts, and maps of attention.
+
+`load` returns an `EmotionModel`. `emocap_pretrain.load` calls it, and imports this module only then, because torch and
+the libraries of the towers take seconds to import. docs/python.md shows the use.
+"""
+
+import math
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from emocap_kernels import region_attention
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from emocap_pretrain.config.schema import Config, EvaluationConfig
+from emocap_pretrain.data.patch_mask import patches_with_contrast
+from emocap_pretrain.errors import ConfigError, DataError
+from emocap_pretrain.inference.classes import (
+    Classification,
+    checked_templates,
+    class_cosines,
+    class_embeddings,
+    words_of_classes,
+)
+from emocap_pretrain.inference.embedder import Embedder
+from emocap_pretrain.inference.images import ImageSource, crops
+from emocap_pretrain.interop.restore import restore
+
+Device = Literal["auto", "cpu", "cuda"]
+BATCH = 64
+
+
+class EmbeddedImages(NamedTuple):
+    """Holds the unit vectors of some images, and the numbers of these images in the input, counted from 0."""
+
+    numbers: list[int]
+    vectors: Float[np.ndarray, "images embedding"]
+
+
+@dataclass(frozen=True, slots=True)
+class LocalAlignment:
+    """Holds how a model compares patches with sentences.
+
+    Attributes:
+        sharpness: Inverse temperature of the softmax over the patches.
+        length: Largest number of tokens of a sentence.
+        contrast: Patches in which no colour channel varies by this much are left out; None keeps all patches.
+    """
+
+    sharpness: float
+    length: int
+    contrast: int | None = None
+
+    @classmethod
+    def of(cls, config: Config) -> "LocalAlignment | None":
+        """Returns the settings of the local loss of a run; None if the run was trained without it."""
+        objective = config.objective
+        if not objective.local:
+            return None
+        mask = objective.patch_mask
+        return cls(objective.sharpness, config.model.text.lengths.local, mask.contrast if mask else None)
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionMap:
+    """Holds a map that shows which parts of an image a sentence is about.
+
+    Attributes:
+        image: The central square of the image, as the tower has read it. The map covers this square.
+        weights: The share of each patch in the score of the sentence, from top to bottom and from left to right. All
+            weights sum to 1, or to 0 if every patch has only one colour and the run leaves such patches out.
+        cosines: The cosine of each patch with the sentence. Unlike the weights, it can be compared between images and
+            sentences.
+    """
+
+    image: UInt8[np.ndarray, "pixels pixels 3"]
+    weights: Float[np.ndarray, "rows columns"]
+    cosines: Float[np.ndarray, "rows columns"]
+
+    def resized(self) -> Float[np.ndarray, "pixels pixels"]:
+        """Returns the weights at the size of `image`, interpolated linearly, with the largest value 1.
+
+        They can be drawn over the image: `plt.imshow(found.image); plt.imshow(found.resized(), alpha=0.5)`.
+        """
+        weights = torch.from_numpy(self.weights)[None, None]
+        large = interpolate(weights, size=self.image.shape[:2], mode="bilinear", align_corners=False)[0, 0].numpy()
+        return large / max(float(large.max()), np.finfo(np.float32).tiny)
+
+
+class EmotionModel:
+    """Embeds and compares images and texts with a trained model.
+
+    Vectors are float32 arrays on the CPU, and have unit length, so the dot product of two vectors is their cosine. The
+    towers compute in float32. Several threads may use one object at the same time.
+
+    Images are given as a list or any other iterable of paths, arrays of 8-bit values [height, width, 3] or
+    [height, width], and images of Pillow. Only the central square of an image is read. An iterable is consumed batch by
+    batch, so it may be longer than the memory.
+
+    Example:
+        model = emocap_pretrain.load("runs/my")
+        cosines = model.embed_images(["a.jpg", "b.png"]) @ model.embed_texts(["a happy face"]).T
+    """
+
+    def __init__(self, embedder: Embedder, *, local: LocalAlignment | None = None, step: int | None = None) -> None:
+        """Makes a model of towers and a tokenizer.
+
+        Args:
+            embedder: The towers in evaluation mode, on the device that computes, and the tokenizer.
+            local: How patches are compared with sentences; None for a model that was not trained to do so.
+            step: The step of the checkpoint; None if there is none.
+        """
+        self._embedder = embedder
+        self._local = local
+        self.step = step
+        # The tokenizer keeps the length to which it cuts texts, so two threads must not use it at the same time.
+        self._encoding = threading.Lock()
+
+    @property
+    def embedding_size(self) -> int:
+        """Returns the size of a vector."""
+        return self._embedder.model.to_text.out_features
+
+    @property
+    def pixels(self) -> int:
+        """Returns the side of the square images that the image tower reads."""
+        return self._embedder.model.pixels
+
+    def embed_images(
+        self, images: Iterable[ImageSource], *, batch_size: int = BATCH
+    ) -> Float[np.ndarray, "images embedding"]:
+        """Returns the unit vectors of images, in their order.
+
+        Args:
+            images: The images.
+            batch_size: Number of images of one pass of the tower. It changes the time and the memory, and the vectors
+                only by rounding.
+
+        Raises:
+            DataError: If an image cannot be read. The message names the file, or the number of the image.
+        """
+        found = [batch.vectors for batch in self.image_batches(images, batch_size=batch_size)]
+        return self._joined(found)
+
+    def image_batches(
+        self,
+        images: Iterable[ImageSource],
+        *,
+        batch_size: int = BATCH,
+        skip: Callable[[int, DataError], object] | None = None,
+    ) -> Iterator[EmbeddedImages]:
+        """Yields the vectors of images batch by batch, for more images than fit into memory.
+
+        Args:
+            images: The images.
+            batch_size: Number of images of one pass of the tower.
+            skip: Function that is called with the number of an image that cannot be read, and with the error. The image
+                is then left out, and the next one takes its place in the batch. Without a function the error is raised.
+
+        Raises:
+            DataError: If an image cannot be read and `skip` is None.
+        """
+        _check_batch_size(batch_size)
+        found = crops(_several(images), self.pixels, skip=skip)
+        while batch := list(islice(found, batch_size)):
+            vectors = self._embedder.crops([crop for _, crop in batch]).numpy()
+            yield EmbeddedImages([number for number, _ in batch], vectors)
+
+    def embed_texts(self, texts: Sequence[str], *, batch_size: int = BATCH) -> Float[np.ndarray, "texts embedding"]:
+        """Returns the unit vectors of texts, in the space of the vectors of images.
+
+        A text is cut to the number of tokens of a global caption (`model.text.lengths.global` of the run).
+        """
+        _check_batch_size(batch_size)
+        if isinstance(texts, str):
+            raise DataError(f"embed_texts takes a list of texts, and not the single text {texts!r}: write [text].")
+        with self._encoding:
+            found = [
+                self._embedder.texts(texts[start : start + batch_size]).numpy()
+                for start in range(0, len(texts), batch_size)
+            ]
+        return self._joined(found)
+
+    def classify(
+        self,
+        images: Iterable[ImageSource],
+        prompts: Sequence[str] | Mapping[str, str | Sequence[str]],
+        *,
+        templates: Sequence[str] | None = None,
+        batch_size: int = BATCH,
+    ) -> Classification:
+        """Compares images with classes that are described in words.
+
+        Each word is put into each template, and the cosines of an image with all prompts of a class are averaged, as
+        the task of `emocap evaluate` does it.
+
+        Args:
+            images: The images.
+            prompts: The names of the classes, such as `["happiness", "fear"]`. If other words describe the classes, a
+                mapping from names to a word or to several words, such as `{"happiness": ["joy", "delight"]}`.
+            templates: Texts with `{}`, which each word replaces. By default these are the defaults of the setting
+                `evaluation.templates`. If the words are whole sentences, give `["{}"]`.
+            batch_size: Number of images of one pass of the tower.
+
+        Returns:
+            The scores of the classes for each image. They are not calibrated probabilities.
+
+        Raises:
+            ConfigError: If the classes or templates are wrong.
+            DataError: If an image cannot be read.
+        """
+        classes = words_of_classes(prompts)
+        texts = checked_templates(EvaluationConfig().templates if templates is None else templates)
+        with self._encoding:
+            columns = class_embeddings(self._embedder, texts, classes)
+        vectors = torch.from_numpy(self.embed_images(images, batch_size=batch_size))
+        return Classification.of(tuple(classes), class_cosines(vectors, columns), self._embedder.model.scale)
+
+    def attention(self, image: ImageSource, sentence: str) -> AttentionMap:
+        """Returns the map that shows which patches of an image a sentence is about, such as "the brows are raised".
+
+        These are the weights by which the local loss pools the patches with `scope=batch` (docs/method.md, section 2).
+
+        Raises:
+            ConfigError: If the run was trained without the local part of captions, or if the patches of the tower are
+                not a square grid.
+            DataError: If the image cannot be read.
+        """
+        if self._local is None:
+            raise ConfigError("the model was trained with objective.local=0, so it compares no patches with sentences.")
+        ((_, crop),) = crops([image], self.pixels)
+        patches = self._embedder.patches([crop])
+        with self._encoding:
+            sentences = self._embedder.sentences([sentence], self._local.length)
+        side = _side(patches.shape[1])
+        kept = None
+        if self._local.contrast is not None:
+            channels = torch.from_numpy(np.ascontiguousarray(crop.transpose(2, 0, 1)))[None]
+            kept = patches_with_contrast(channels, patches.shape[1], self._local.contrast)
+        first = torch.zeros(1, dtype=torch.int64)
+        weights = region_attention(patches, sentences, first, sharpness=self._local.sharpness, patch_mask=kept)
+        return AttentionMap(crop, _grid(weights[0], side), _grid(patches[0] @ sentences[0], side))
+
+    def _joined(self, found: Sequence[Float[np.ndarray, "rows embedding"]]) -> Float[np.ndarray, "all embedding"]:
+        return np.concatenate(found) if found else np.zeros((0, self.embedding_size), np.float32)
+
+
+def load(source: str | os.PathLike[str], *, step: int | None = None, device: Device = "auto") -> EmotionModel:
+    """Loads a trained model. `emocap_pretrain.load` documents it.
+
+    Raises:
+        CheckpointError: If there is no such checkpoint, or if it is damaged.
+        ConfigError: If the checkpoint's config and weights do not belong together, or if `device` is "cuda" and there
+            is no GPU.
+    """
+    place = _device(device)
+    name = os.fspath(source)
+    restored = restore(name if "://" in name else str(Path(name).expanduser()), step=step)
+    embedder = Embedder(restored.model.to(place), restored.tokenizer)
+    return EmotionModel(embedder, local=LocalAlignment.of(restored.config), step=restored.step)
+
+
+def _device(wanted: Device) -> str:
+    if wanted not in {"auto", "cpu", "cuda"}:
+        raise ConfigError(f"device={wanted!r}: give auto, cpu or cuda.")
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device=cuda: there is no GPU on this host; leave the device out, or give cpu.")
+    return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise ConfigError(f"batch_size={batch_size} must be at least 1.")
+
+
+def _several(images: Iterable[ImageSource]) -> Iterable[ImageSource]:
+    """Returns the images after a check that they are several and not one, whose rows or letters would be taken as
+    images.
+
+    Raises:
+        DataError: If `images` is a single image.
+    """
+    is_array = isinstance(images, np.ndarray) and (images.ndim < 3 or (images.ndim == 3 and images.shape[2] == 3))
+    if is_array or isinstance(images, str | os.PathLike | Image.Image):
+        raise DataError(f"images must be a list, and not a single {type(images).__name__}: write [image].")
+    return images
+
+
+def _side(patches: int) -> int:
+    side = math.isqrt(patches)
+    if side * side != patches:
+        raise ConfigError(f"the image tower has {patches} patches, which are not a square grid, so there is no map.")
+    return side
+
+
+def _grid(values: Tensor, side: int) -> Float[np.ndarray, "rows columns"]:
+    return values.view(side, side).numpy()
