@@ -44,5 +44,9 @@ make_environment() {
   install "$(grep -c '==' requirements.lock)" --no-deps -r requirements.lock
   if command -v nvidia-smi >/dev/null; then install 1 --no-deps 'xformers==0.0.35'; fi
   install 1 --no-deps -e .
+  # Python executes this line at each start, so that timm, open_clip and transformers can be imported beside a CPU build
+  # of torch (decision 5). It comes after hatch's _emocap_pretrain.pth in the order of names, which Python follows.
+  printf 'import emocap_torchvision; emocap_torchvision.install()\n' \
+    >"$(echo .venv/lib/python3.*/site-packages)/emocap_torchvision.pth"
   echo "$wanted" >.venv/installed
 }

@@ -218,9 +218,9 @@ def _image_tower(name: str) -> Any:
     if find_spec("timm") is None:
         raise UnableError("timm, which builds the image tower, is not installed.")
     # timm imports torchvision, which does not load with a CPU build of torch without this.
-    from emocap_pretrain.model import torchvision_ops
+    import emocap_torchvision
 
-    torchvision_ops.install()
+    emocap_torchvision.install()
     import timm
 
     try:

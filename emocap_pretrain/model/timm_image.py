@@ -15,13 +15,13 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+import emocap_torchvision
 from emocap_pretrain.config.schema import ImageTowerConfig
 from emocap_pretrain.errors import ConfigError
-from emocap_pretrain.model import torchvision_ops
 from emocap_pretrain.model.weights import Fit, Header, Shapes, before_load_state_dict, listed, shapes_of
 
-torchvision_ops.install()
-import timm  # noqa: E402 - after torchvision_ops
+emocap_torchvision.install()
+import timm  # noqa: E402 - after emocap_torchvision
 from timm.layers.norm_act import freeze_batch_norm_2d  # noqa: E402
 from timm.models import build_model_with_cfg, clean_state_dict, group_parameters  # noqa: E402
 

@@ -19,15 +19,15 @@ from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import Float
 from torch import Tensor, nn
 
+import emocap_torchvision
 from emocap_pretrain.config.schema import TextTowerConfig
 from emocap_pretrain.data.batch import Texts
 from emocap_pretrain.data.tokenizer import Vocabulary
 from emocap_pretrain.errors import ConfigError
-from emocap_pretrain.model import torchvision_ops
 from emocap_pretrain.model.weights import Fit, Header, listed
 
-torchvision_ops.install()
-from transformers import AutoConfig, AutoModel, CLIPTextConfig, CLIPTextModel  # noqa: E402 - after torchvision_ops
+emocap_torchvision.install()
+from transformers import AutoConfig, AutoModel, CLIPTextConfig, CLIPTextModel  # noqa: E402 - after emocap_torchvision
 from transformers.utils import logging as transformers_logging  # noqa: E402
 
 # The pooler of an encoder turns the last hidden states into one vector. It is not used, because `pool` does that here.

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from emocap_pretrain.model import torchvision_ops
+import emocap_torchvision
 
 ROWS = 6
 LAST = 31
@@ -24,7 +24,7 @@ def batch() -> dict[str, Any]:
 def models() -> tuple[Any, Any]:
     """Returns a CLIP model and a SigLIP model."""
     # The import takes seconds, which collecting the tests should not.
-    torchvision_ops.install()
+    emocap_torchvision.install()
     from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
     torch.manual_seed(0)

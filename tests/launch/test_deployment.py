@@ -234,11 +234,8 @@ def test_the_image_is_installed_by_setup_sh_from_the_lock_file_with_xformers(tmp
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     pip = f'#!/bin/sh\necho "$*" >> {tmp_path}/installed\n'
     (tmp_path / "pip").write_text(pip)
-    stub(
-        tmp_path,
-        "python3.12",
-        f'[ "$1" = -c ] || {{ mkdir -p .venv/bin; install -m 755 {tmp_path}/pip .venv/bin/pip; }}',
-    )
+    made = "mkdir -p .venv/bin .venv/lib/python3.12/site-packages"
+    stub(tmp_path, "python3.12", f'[ "$1" = -c ] || {{ {made}; install -m 755 {tmp_path}/pip .venv/bin/pip; }}')
     stub(tmp_path, "sleep", "exec /bin/sleep 0.05")
     text = (LAUNCH / "Dockerfile").read_text()
     command = text[text.index("RUN . launch/setup.sh") + 4 : text.index("\n\nCOPY --chown=1000:1000 . .")]

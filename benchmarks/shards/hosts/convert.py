@@ -11,11 +11,11 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from emocap_pretrain.model import torchvision_ops
+import emocap_torchvision
 
-torchvision_ops.install()
-from litdata.streaming.writer import BinaryWriter  # noqa: E402 - after torchvision_ops
-from streaming import MDSWriter  # noqa: E402 - after torchvision_ops
+emocap_torchvision.install()
+from litdata.streaming.writer import BinaryWriter  # noqa: E402 - after emocap_torchvision
+from streaming import MDSWriter  # noqa: E402 - after emocap_torchvision
 
 
 def main() -> None:

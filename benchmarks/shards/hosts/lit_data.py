@@ -6,14 +6,14 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
-from emocap_pretrain.model import torchvision_ops
+import emocap_torchvision
 
-torchvision_ops.install()
-from litdata import StreamingDataLoader, StreamingDataset  # noqa: E402 - after torchvision_ops
-from litdata.streaming import downloader  # noqa: E402 - after torchvision_ops
+emocap_torchvision.install()
+from litdata import StreamingDataLoader, StreamingDataset  # noqa: E402 - after emocap_torchvision
+from litdata.streaming import downloader  # noqa: E402 - after emocap_torchvision
 
-from .serving import collating, main, opening  # noqa: E402 - after torchvision_ops
-from .task import BATCH, Task  # noqa: E402 - after torchvision_ops
+from .serving import collating, main, opening  # noqa: E402 - after emocap_torchvision
+from .task import BATCH, Task  # noqa: E402 - after emocap_torchvision
 
 # litdata's client in Rust refuses a server without TLS, such as the one on this machine, and has no option for it.
 downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = True

@@ -7,14 +7,14 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from emocap_pretrain.model import torchvision_ops
+import emocap_torchvision
 
-torchvision_ops.install()
-from streaming import StreamingDataset  # noqa: E402 - after torchvision_ops
-from streaming.base.util import clean_stale_shared_memory  # noqa: E402 - after torchvision_ops
+emocap_torchvision.install()
+from streaming import StreamingDataset  # noqa: E402 - after emocap_torchvision
+from streaming.base.util import clean_stale_shared_memory  # noqa: E402 - after emocap_torchvision
 
-from .serving import collating, main, opening  # noqa: E402 - after torchvision_ops
-from .task import BATCH, Task  # noqa: E402 - after torchvision_ops
+from .serving import collating, main, opening  # noqa: E402 - after emocap_torchvision
+from .task import BATCH, Task  # noqa: E402 - after emocap_torchvision
 
 
 class _Faces(StreamingDataset):

@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+import emocap_torchvision
 from benchmarks.harness.rounds import complete, in_rounds
-from emocap_pretrain.model import torchvision_ops
 
-torchvision_ops.install()
+emocap_torchvision.install()
 Item = TypeVar("Item")
 Make = Callable[[Item], np.ndarray]
 # The shortest time of a reading.
