@@ -23,6 +23,8 @@ from emocap_shards.store import Entry, Store
 FOLDER = "checkpoints"
 MANIFEST, REPLACED = "manifest.json", "replaced-"
 ENGINE, WEIGHTS, TOKENIZER = "engine", "model.safetensors", "tokenizer.json"
+HEADER = "emocap"  # The key of an engine file whose JSON holds the schema and the offset of each slice.
+AVERAGE = "ema"  # The name of the moving average of the weights among the optimizer's states in the engine files.
 
 # Only files in the folder of a step count. Other files in `checkpoints/` are ignored.
 _OBJECT = re.compile(rf"{FOLDER}/step-(\d{{8,}})/(.+)")

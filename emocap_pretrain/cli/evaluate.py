@@ -25,7 +25,7 @@ from emocap_pretrain.logs import show_logs
 from emocap_pretrain.ranks.runtime import EnvRuntime, launched
 from emocap_pretrain.run import leave
 from emocap_pretrain.run_folder.folder import RUN_FILE
-from emocap_pretrain.run_folder.results import TaskResult
+from emocap_pretrain.run_folder.results import WEIGHTS_TITLES, TaskResult, Weights
 from emocap_pretrain.terminal import console, errors_as_lines, say_json
 
 if TYPE_CHECKING:
@@ -47,6 +47,10 @@ def command(  # noqa: PLR0913, PLR0917 - one argument for each option
         Path | None, typer.Option(help="The run's YAML file, if you trust it more than the checkpoint.")
     ] = None,
     step: Annotated[int | None, typer.Option(help="Step of the checkpoint; default the newest one.")] = None,
+    weights: Annotated[
+        Weights | None,
+        typer.Option(help="Weights of the step, or their moving average; default ema if the run has it."),
+    ] = None,
     task: Annotated[
         list[str] | None, typer.Option(help="A task to run; can be repeated; default those of the config.")
     ] = None,
@@ -79,7 +83,7 @@ def command(  # noqa: PLR0913, PLR0917 - one argument for each option
         own = load(config) if config else None
         changes = _changes(data, task, label, classes, prompts)
         may_read = stored_data or own is not None
-        restored, results = _evaluated(run_url, step, own, changes, may_read=may_read, device=device)
+        restored, results = _evaluated(run_url, step, own, changes, weights=weights, may_read=may_read, device=device)
         if results:
             _show(run_url, restored, results, as_json=as_json)
         if results and picture:
@@ -137,7 +141,14 @@ def _lines(path: Path) -> list[str]:
 
 
 def _evaluated(
-    run_url: str, step: int | None, own: Config | None, changes: dict[str, Any], *, may_read: bool, device: str
+    run_url: str,
+    step: int | None,
+    own: Config | None,
+    changes: dict[str, Any],
+    *,
+    weights: Weights | None,
+    may_read: bool,
+    device: str,
 ) -> "tuple[Restored, tuple[TaskResult, ...]]":
     """Restores the model, runs the tasks, and returns the model and the results.
 
@@ -164,7 +175,7 @@ def _evaluated(
         # Only rank 0 reads the checkpoint. An error there, such as a wrong option, is raised on all ranks.
         def read() -> "Restored":
             need_answer(run_url, RUN_FILE)
-            restored = restore(run_url, step=step, config=own)
+            restored = restore(run_url, step=step, config=own, weights=weights)
             # A stranger may have written the config in a checkpoint.
             stored_batch = restored.config.evaluation.batch
             bounded = changes if own else {**changes, "batch": min(stored_batch, LARGEST_BATCH)}
@@ -222,7 +233,7 @@ def _show(run_url: str, restored: "Restored", results: Sequence[TaskResult], *, 
         say_json(_tree(run_url, restored, results))
         return
     rows = [row for result in results for row in result.rows()]
-    console.print(tables.table(f"Step {restored.step} of {run_url}", rows))
+    console.print(tables.table(f"Step {restored.step} of {run_url}{_of_two(restored)}", rows))
     for values in (each for result in results for each in result.class_values):
         rows = zip(values.classes, values.samples, values.values, strict=True)
         cells = [
@@ -232,10 +243,15 @@ def _show(run_url: str, restored: "Restored", results: Sequence[TaskResult], *, 
         console.print(tables.grid(f"{values.title} by class", ("class", "samples", values.name, ""), cells))
 
 
+def _of_two(restored: "Restored") -> str:
+    """Returns which weights were evaluated, as the end of a title; empty if the run keeps no moving average of them."""
+    return f", {WEIGHTS_TITLES[restored.weights]}" if restored.config.ema else ""
+
+
 def _tree(run_url: str, restored: "Restored", results: Sequence[TaskResult]) -> dict[str, Any]:
     from pydantic_core import to_jsonable_python
 
-    return {"run": run_url, "step": restored.step, "results": to_jsonable_python(results)}
+    return {"run": run_url, "step": restored.step, "weights": restored.weights, "results": to_jsonable_python(results)}
 
 
 def _draw(restored: "Restored", results: Sequence[TaskResult], path: Path) -> None:
@@ -273,5 +289,5 @@ def _track(restored: "Restored", results: Sequence[TaskResult], tracking: Tracki
 
 
 def _markdown_rows(restored: "Restored", results: Sequence[TaskResult]) -> list[tuple[str, str]]:
-    head = [("", f"{restored.config.name}, step {restored.step}"), ("---", "---")]
+    head = [("", f"{restored.config.name}, step {restored.step}{_of_two(restored)}"), ("---", "---")]
     return [*head, *(row for result in results for row in result.rows())]

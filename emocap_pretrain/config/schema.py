@@ -249,6 +249,19 @@ class OptimizerConfig(Section):
 _OWNERS = {"betas": "adamw", "eps": "adamw", "sgd": "sgd", "adafactor": "adafactor"}
 
 
+class EmaConfig(Section):
+    """Configures the moving average (EMA) of the trained weights."""
+
+    decay: Decay = Field(
+        default=0.9998, description="Share of the average that each update of the weights keeps, after the warm-up."
+    )
+    warmup: bool = Field(
+        default=True,
+        description="Whether the decay is at most (1 + n) / (10 + n) after n updates, so that the average forgets the "
+        "first weights.",
+    )
+
+
 class EngineConfig(Section):
     """Configures DeepSpeed."""
 
@@ -401,6 +414,9 @@ class Config(Section):
     model: ModelConfig = ModelConfig()
     objective: ObjectiveConfig = Field(default_factory=lambda: ObjectiveConfig.model_validate({}))
     optimizer: OptimizerConfig = OptimizerConfig()
+    ema: EmaConfig | None = Field(
+        default=None, description="Moving average of the weights; {} takes its defaults, and null keeps no average."
+    )
     engine: EngineConfig = EngineConfig()
     cluster: ClusterConfig = ClusterConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()

@@ -31,6 +31,7 @@ from emocap_pretrain.data.patch_mask import patches_along_a_side
 from emocap_pretrain.data.tokenizer import Tokenizer, Vocabulary
 from emocap_pretrain.model.pair import Embeddings, TowerPair
 from emocap_pretrain.model.teacher import Teacher
+from emocap_pretrain.training.ema import with_average
 from emocap_pretrain.training.objective import vector_dtype
 from emocap_pretrain.training.optimizer import optimizer_of, parameter_groups
 from emocap_pretrain.training.zero import BUCKET
@@ -48,8 +49,8 @@ class MemoryEstimate:
         parameters: Number of parameters of the model.
         weights: Bytes of the weights, including those of a teacher.
         gradients: Bytes of the gradients.
-        optimizer: Bytes of the optimizer's state that the rank holds. With ZeRO, they include a copy of those weights
-            that the rank updates.
+        optimizer: Bytes of the optimizer's state that the rank holds, with the moving average of the weights if there
+            is one. With ZeRO, they include a copy of those weights that the rank updates.
         buffers: Bytes of the communication buffers of ZeRO.
         representations: Bytes of the images, texts and cached embeddings of all rows of a rank, and of the gradients of
             the embeddings; 0 if a rank encodes its rows in one pass.
@@ -122,7 +123,7 @@ def estimate(config: Config, ranks: int, *, on_gpu: bool, shortest: bool = False
     teacher_bytes = FLOAT * sum(parameter.numel() for parameter in teacher.parameters()) if teacher else 0
     parameters = sum(parameter.numel() for parameter in model.parameters())
     stage, size = config.engine.zero_stage, parameters * FLOAT
-    optimizer = optimizer_of(config.optimizer, stage)
+    optimizer = with_average(optimizer_of(config.optimizer, stage), config.ema)
     # The parts that are counted without a trace. Everything is stored in float32 (decision 4).
     trained = [each for group in parameter_groups(model, config.optimizer) for each in group.parameters.values()]
     state = sum(optimizer.state_elements(each) for each in trained) * FLOAT

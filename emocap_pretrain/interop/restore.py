@@ -25,15 +25,17 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
-from emocap_pretrain.checkpoint.layout import TOKENIZER, WEIGHTS
+from emocap_pretrain.checkpoint.layout import ENGINE, TOKENIZER, WEIGHTS
 from emocap_pretrain.checkpoint.loader import downloaded
 from emocap_pretrain.checkpoint.manifest import Checkpoint, committed
 from emocap_pretrain.config.load import from_stored, unresolved
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.errors import CheckpointError, ConfigError
+from emocap_pretrain.interop.average import with_average
 from emocap_pretrain.model.pair import TowerPair
 from emocap_pretrain.model.weights import Fit, shapes_of
+from emocap_pretrain.run_folder.results import Weights
 
 # A name in timm's registry. For a name with the prefix `hf-hub:` or `local-dir:` timm would open a hub or files.
 _TIMM_NAME = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)?")
@@ -48,7 +50,8 @@ class Restored:
     """Holds a restored model in evaluation mode, with its config, tokenizer and step.
 
     `run_id` is MLflow's id of the run, and `data_digest` the digest of its datasets, as the checkpoint contains them;
-    each is empty if the checkpoint has none.
+    each is empty if the checkpoint has none. `weights` says whether the model has the weights of the step ("raw") or
+    their moving average ("ema").
     """
 
     config: Config
@@ -57,9 +60,12 @@ class Restored:
     step: int
     run_id: str = ""
     data_digest: str = ""
+    weights: Weights = "raw"
 
 
-def restore(run_url: str, *, step: int | None = None, config: Config | None = None) -> Restored:
+def restore(
+    run_url: str, *, step: int | None = None, config: Config | None = None, weights: Weights | None = None
+) -> Restored:
     """Restores the model of a checkpoint, on the CPU.
 
     This is not a collective: one process reads the checkpoint, and may send the model to others. The pretrained weights
@@ -70,21 +76,27 @@ def restore(run_url: str, *, step: int | None = None, config: Config | None = No
         step: Step of the checkpoint; None takes the newest one.
         config: The run's config, if the user gives it; it is trusted. With None the config in the checkpoint is used,
             which is not trusted.
+        weights: "raw" takes the weights of the step, and "ema" their moving average, for which all engine files of the
+            checkpoint are read. None takes the average if the run keeps one.
 
     Raises:
-        CheckpointError: If there is no such checkpoint, or a file is missing or differs from the manifest.
+        CheckpointError: If there is no such checkpoint, a file is missing or differs from the manifest, or `weights` is
+            "ema" and the run keeps no average.
         ConfigError: If the weights do not belong to the model that the config describes, or if it is not safe to build
             a model from the checkpoint's config, for example because a setting refers to an environment variable.
     """
     store = open_store(run_url)
     checkpoint = _chosen(committed(store), run_url, step)
-    small = (WEIGHTS, TOKENIZER)
-    with downloaded(store, checkpoint, small.__contains__) as folder:
+    weights = _chosen_weights(weights, checkpoint, run_url)
+    needed = (WEIGHTS, TOKENIZER, ENGINE) if weights == "ema" else (WEIGHTS, TOKENIZER)
+    with downloaded(store, checkpoint, lambda path: path.partition("/")[0] in needed) as folder:
         config, model, tokenizer = model_of(
             folder, checkpoint.state.get("config"), checkpoint.state.get("text_architecture"), trusted=config
         )
-    texts = [str(checkpoint.state.get(key, ""))[:LONGEST_ID] for key in ("run_id", "data_digest")]
-    return Restored(config, model, tokenizer, checkpoint.step, *texts)
+        if weights == "ema":
+            model.load_state_dict(with_average(model.state_dict(), folder))
+    run_id, data_digest = (str(checkpoint.state.get(key, ""))[:LONGEST_ID] for key in ("run_id", "data_digest"))
+    return Restored(config, model, tokenizer, checkpoint.step, run_id, data_digest, weights)
 
 
 def model_of(
@@ -135,6 +147,14 @@ def _chosen(found: list[Checkpoint], run_url: str, step: int | None) -> Checkpoi
             f"{run_url} has no checkpoint{'' if step is None else f' of step {step}'}; steps: {steps}."
         )
     return by_step[chosen]
+
+
+def _chosen_weights(weights: Weights | None, checkpoint: Checkpoint, run_url: str) -> Weights:
+    config = checkpoint.state.get("config")
+    has_average = isinstance(config, dict) and config.get("ema") is not None
+    if weights == "ema" and not has_average:
+        raise CheckpointError(f"{run_url} keeps no moving average of its weights (its setting ema is null): take raw.")
+    return weights or ("ema" if has_average else "raw")
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from rich.table import Table
 from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.config.stored import filled
 from emocap_pretrain.run_folder.results import (
+    WEIGHTS_TITLES,
     Baseline,
     ClassValues,
     ConfusionMatrix,
@@ -22,6 +23,7 @@ from emocap_pretrain.run_folder.results import (
     Score,
     Share,
     TaskResult,
+    Weights,
 )
 
 
@@ -42,6 +44,7 @@ class Report:
         results: The results of each evaluation task.
         evaluation: The evaluation settings that led to `results`; reports of version 0.1.0 do not have them.
         experiment_id: MLflow's id of the experiment; empty if MLflow was unreachable, or in reports of 0.1.0.
+        weights: The weights that led to `results`.
     """
 
     name: str
@@ -56,6 +59,7 @@ class Report:
     results: tuple[TaskResult, ...] = ()
     evaluation: dict[str, Any] | None = None
     experiment_id: str = ""
+    weights: Weights = "raw"
 
     def evaluated_with(self, settings: dict[str, Any]) -> bool:
         """Returns whether `results` were computed with these evaluation settings.
@@ -110,6 +114,7 @@ def _rows(report: Report) -> list[tuple[str, str]]:
         ("training time", f"{report.seconds:.0f} s, {report.samples_per_s:.0f} samples/s"),
         ("last loss", "not finite" if report.loss is None else f"{report.loss:.3f}"),
         *(row for result in report.results for row in result.rows()),
+        *([("evaluated weights", WEIGHTS_TITLES[report.weights])] if report.weights != "raw" else []),
         ("run folder", report.url),
     ]
 

@@ -8,7 +8,7 @@ code for individual tasks (decision 25). `report.json` stores the values, and la
 import math
 import re
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -16,6 +16,10 @@ from pydantic import Field
 Share = Annotated[float, Field(ge=0, le=1)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]  # JSON has neither NaN nor infinity.
 Count = Annotated[int, Field(ge=0, le=1 << 53)]  # Up to 2**53, every integer is also a float64.
+
+# The weights of a checkpoint: those of its step, or their moving average. Each has its name in texts for the user.
+Weights = Literal["raw", "ema"]
+WEIGHTS_TITLES: dict[Weights, str] = {"raw": "weights of the step", "ema": "moving average of the weights"}
 
 _NAME = re.compile(r"[a-z0-9_]+(/[a-z0-9_]+)*")
 

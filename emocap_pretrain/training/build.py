@@ -73,6 +73,7 @@ def build_engine(config: Config, model: TowerPair, world: RankGroup) -> Engine:
         steps=config.steps,
         zero_stage=config.engine.zero_stage,
         seed=config.seed,
+        average=config.ema,
     )
 
 

@@ -30,7 +30,7 @@ from emocap_pretrain.run_folder.attempts import newest
 from emocap_pretrain.run_folder.documents import REPORT
 from emocap_pretrain.run_folder.folder import REPORT_FILE, RunFolder
 from emocap_pretrain.run_folder.report import Report
-from emocap_pretrain.run_folder.results import TaskResult
+from emocap_pretrain.run_folder.results import TaskResult, Weights
 from emocap_pretrain.tracking.spool import readable_rows, row
 from emocap_pretrain.tracking.tracker import Tracker
 from emocap_pretrain.training.build import tracked_run
@@ -73,7 +73,7 @@ def conclude(session: Session, progress: Progress, everyone: RankGroup) -> None:
     """
     config, stored = session.config, session.config.stored()
     # All ranks evaluate. From here on the other ranks have nothing to do, and no collective follows.
-    results = _evaluated(config, everyone, session.world.device)
+    weights, results = _evaluated(config, everyone, session.world.device)
     if not session.world.is_main:
         return
     report = Report(
@@ -89,6 +89,7 @@ def conclude(session: Session, progress: Progress, everyone: RankGroup) -> None:
         results=results,
         evaluation=stored["evaluation"] if config.evaluation.url else None,
         experiment_id=session.tracker.experiment_id,
+        weights=weights,
     )
     # First the tracker gets everything, then what it has not received is stored, and last the report is written. After
     # a crash in between, the next attempt does all of it again.
@@ -126,10 +127,10 @@ def evaluate_again(config: Config, store: Store, everyone: RankGroup, device: st
     the output of `emocap status` stays the same.
     """
     everyone.run_on_main(lambda: tasks.prepare(config.evaluation))
-    results = _evaluated(config, everyone, device)
+    weights, results = _evaluated(config, everyone, device)
     report = RunFolder(store).report(config.steps) if everyone.is_main else None
     if report:
-        _replace_results(config, store, report, results)
+        _replace_results(config, store, replace(report, weights=weights, results=results))
 
 
 def track(tracker: Tracker, config: Config, results: Sequence[TaskResult], step: int) -> None:
@@ -170,18 +171,21 @@ def evaluated(restored: Restored, everyone: RankGroup, device: str) -> tuple[Tas
     return tasks.evaluate(config.evaluation, embedder, everyone, url=config.stored()["evaluation"]["url"])
 
 
-def _evaluated(config: Config, everyone: RankGroup, device: str) -> tuple[TaskResult, ...]:
-    """Evaluates the newest checkpoint and returns the results; empty if the config names no evaluation dataset.
+def _evaluated(config: Config, everyone: RankGroup, device: str) -> tuple[Weights, tuple[TaskResult, ...]]:
+    """Evaluates the newest checkpoint. This is a collective.
 
-    This is a collective.
+    Returns:
+        Which weights of the checkpoint were evaluated, and the results; no results if the config names no evaluation
+        dataset. A run that keeps a moving average of its weights evaluates the average.
     """
     if config.evaluation.url is None:
-        return ()
+        return "raw", ()
     # Rank 0 alone reads the checkpoint and broadcasts it; otherwise a thousand ranks would each read the weights.
-    return evaluated(everyone.run_on_main(lambda: restore(config.url, config=config)), everyone, device)
+    restored = everyone.run_on_main(lambda: restore(config.url, config=config))
+    return restored.weights, evaluated(restored, everyone, device)
 
 
-def _replace_results(config: Config, store: Store, report: Report, results: tuple[TaskResult, ...]) -> None:
+def _replace_results(config: Config, store: Store, report: Report) -> None:
     from emocap_pretrain.tracking.mlflow_tracker import MlflowTracker
 
     # No attempt has begun, so the tracker gets the number of the newest one. In a copy, a new run in MLflow is made, as
@@ -195,9 +199,9 @@ def _replace_results(config: Config, store: Store, report: Report, results: tupl
         if parent:
             RunFolder(store).write_run(config, tracker.run_id, parent=parent)
             report = replace(report, run_id=tracker.run_id, url=config.stored()["url"])
-        report = replace(report, results=results, evaluation=config.stored()["evaluation"])
+        report = replace(report, evaluation=config.stored()["evaluation"])
         report = replace(report, experiment_id=tracker.experiment_id or report.experiment_id)
-        track(tracker, config, results, report.step)
+        track(tracker, config, report.results, report.step)
         _describe(tracker, report)
         RunFolder(store).write_report(report)
     # The run stays finished, whatever happened here: its earlier report is complete.

@@ -1,10 +1,10 @@
 """Defines the engine, which makes one optimizer step at a time, and saves and restores the state of training.
 
-The engine is the only class through which training uses DeepSpeed. Five modules belong to it. `zero.py` alone uses
-internals of DeepSpeed. `optimizer.py` describes each optimizer by an `OptimizerSpec`. `state_layout.py` computes which
-rank holds which part of the optimizer's state. `snapshot.py` copies the weights and this state to host memory and to
-files, and reads the files. `representation_cache.py` encodes the rows of a rank in several passes if a rank has more
-than `micro_batch` rows.
+The engine is the only class through which training uses DeepSpeed. Six modules belong to it. `zero.py` alone uses
+internals of DeepSpeed. `optimizer.py` describes each optimizer by an `OptimizerSpec`, and `ema.py` adds the moving
+average of the weights to it. `state_layout.py` computes which rank holds which part of the optimizer's state.
+`snapshot.py` copies the weights and this state to host memory and to files, and reads the files.
+`representation_cache.py` encodes the rows of a rank in several passes if a rank has more than `micro_batch` rows.
 
 The weights are float32 at every stage of ZeRO, and bf16 is used only by autocast inside the model (decision 4). ZeRO
 keeps copies of the weights in float32. These copies equal the weights, because the weights are float32 too. So a
@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from emocap_pretrain.config.batch_split import BatchSplit
-from emocap_pretrain.config.schema import OptimizerConfig
+from emocap_pretrain.config.schema import EmaConfig, OptimizerConfig
 from emocap_pretrain.data.batch import Batch
 from emocap_pretrain.model.pair import Embeddings, TowerPair
 from emocap_pretrain.ranks.group import RankGroup
-from emocap_pretrain.training import zero
+from emocap_pretrain.training import ema, zero
 from emocap_pretrain.training.objective import Objective
 from emocap_pretrain.training.optimizer import learning_rate, optimizer_of, parameter_groups
 from emocap_pretrain.training.representation_cache import Cached
@@ -97,6 +97,7 @@ class Engine:
         steps: int,
         zero_stage: int,
         seed: int,
+        average: EmaConfig | None = None,
     ) -> None:
         """Prepares the model for training with DeepSpeed; every rank receives the weights of rank 0.
 
@@ -112,11 +113,13 @@ class Engine:
             steps: Number of steps of the whole run, on which the schedule of the learning rate depends.
             zero_stage: Stage of ZeRO, 0 to 3.
             seed: Seed of the random number generators.
+            average: The settings of the moving average of the weights; None keeps no average.
 
         Raises:
             ConfigError: If the optimizer does not support this stage, or a key of `lr_scales` fits no parameter.
         """
-        self._objective, self._optimizer, self._world = objective, optimizer_of(settings, zero_stage), world
+        self._objective, self._world, self._average = objective, world, average
+        self._optimizer = ema.with_average(optimizer_of(settings, zero_stage), average)
         self._settings, self._steps, self._seed = settings, steps, seed
         self._passes, self._zero_stage = split.passes, zero_stage
         self._engine, self.layout = zero.initialise(
@@ -129,6 +132,8 @@ class Engine:
             zero_stage=zero_stage,
             rows=split.rows,
         )
+        if average:  # Before the first update the states are created here, because the average begins with the weights.
+            zero.states(self._engine, self._optimizer)
         self._snapshot = Snapshot(world.rank, world.device)  # One object, because its host memory is used again.
         self.step = 0
         self._finite = torch.ones((), device=world.device)
@@ -187,6 +192,8 @@ class Engine:
             self._backward(forward)
         with timed("update"):
             updated, norm = self._update_weights()
+            if updated and self._average:
+                ema.update(zero.states(self._engine, self._optimizer), self._average)
         return {**self._end_step(forward, rate, updated=updated, finite=updated), "gradient_norm": norm}
 
     def discard(self, forward: Forward) -> Metrics:

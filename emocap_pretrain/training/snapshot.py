@@ -16,13 +16,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from emocap_pretrain.checkpoint.layout import WEIGHTS
+from emocap_pretrain.checkpoint.layout import HEADER, WEIGHTS
 from emocap_pretrain.errors import CheckpointError
 from emocap_pretrain.training.optimizer import State
 from emocap_pretrain.training.state_layout import Slice, file_of
 from emocap_pretrain.training.zero import StateSlice
 
-HEADER = "emocap"  # The key of a rank's file whose JSON holds the schema and the offset of each slice.
 # Schema 1 stores global states as tensors. Version 0.1.0 wrote no schema, and Adam's `step` as `updates` in the header.
 SCHEMA = 1
 

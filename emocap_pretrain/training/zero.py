@@ -132,14 +132,22 @@ def set_learning_rate(engine: Any, rate: float) -> None:
         group["lr"] = rate * group["lr_scale"]
 
 
+def states(engine: Any, spec: OptimizerSpec) -> list[tuple[Tensor, State]]:
+    """Returns each tensor that the optimizer updates on this rank, with its state.
+
+    At stage 0 the tensors are the parameters. At stages 1 to 3 there is one flat tensor for each parameter group. The
+    state is created if there was no update yet.
+    """
+    optimizer = _torch_optimizer(engine)
+    return [(tensor, _state(optimizer, spec, tensor)) for tensor in _tensors(engine)]
+
+
 def state_slices(engine: Any, spec: OptimizerSpec, layout: Layout, rank: int) -> Iterator[StateSlice]:
     """Yields the state of every slice that this rank's optimizer updates, in the order of `layout.tensors`.
 
     The tensors are views on the device: writing into them changes the optimizer.
     """
-    optimizer = _torch_optimizer(engine)
-    for tensor, slices in zip(_tensors(engine), layout.tensors(rank), strict=True):
-        state = _state(optimizer, spec, tensor)
+    for (_, state), slices in zip(states(engine, spec), layout.tensors(rank), strict=True):
         whole = {name: state[name] for name in spec.per_parameter if name in state}
         flat = {name: state[name].view(-1) for name in spec.per_element if name in state}
         for position, each in slices:
@@ -150,7 +158,7 @@ def state_slices(engine: Any, spec: OptimizerSpec, layout: Layout, rank: int) ->
 def global_state(engine: Any, spec: OptimizerSpec) -> State:
     """Returns the scalars in the optimizer's state, such as the number of updates that changed the weights."""
     # They are equal for all tensors (`OptimizerSpec.global_`), so the first tensor's are enough.
-    state = _state(_torch_optimizer(engine), spec, _tensors(engine)[0])
+    _, state = states(engine, spec)[0]
     return {name: state[name] for name in spec.global_}
 
 
@@ -159,9 +167,7 @@ def set_global_state(engine: Any, spec: OptimizerSpec, values: Mapping[str, Tens
 
     The state of each tensor that the optimizer updates has its own copy of the scalars. All copies are set.
     """
-    optimizer = _torch_optimizer(engine)
-    for tensor in _tensors(engine):
-        state = _state(optimizer, spec, tensor)
+    for _, state in states(engine, spec):
         for name in spec.global_:
             state[name].copy_(values[name])
 

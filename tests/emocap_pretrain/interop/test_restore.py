@@ -109,6 +109,13 @@ def test_weights_of_another_model_are_refused_in_one_line(tiny_config, tokenizer
     assert "\n" not in str(caught.value)
 
 
+def test_a_run_that_keeps_no_average_of_its_weights_restores_none(tiny_config, tokenizer):
+    forged(tiny_config, tokenizer)
+    assert restore(tiny_config.url).weights == "raw"
+    with pytest.raises(CheckpointError, match=r"keeps no moving average of its weights \(its setting ema is null\)"):
+        restore(tiny_config.url, weights="ema")
+
+
 def pretrained(config: Config) -> Config:
     text = {"pretrained": str(MINILM), "tokenizer": str(MINILM), "architecture": {}, "pooling": "mean"}
     lengths = {"global": 16, "local": 16, "summary": 24}

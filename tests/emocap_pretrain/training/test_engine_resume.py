@@ -15,8 +15,8 @@ from pretrain_fakes import changed
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from emocap_pretrain.checkpoint.layout import HEADER
 from emocap_pretrain.config.schema import Config
-from emocap_pretrain.training.snapshot import HEADER
 
 STAGES = (0, 1, 2, 3)
 Case = tuple[Place, Place]  # Saved by, loaded by.

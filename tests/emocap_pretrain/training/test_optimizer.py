@@ -14,7 +14,7 @@ from pretrain_fakes import changed, stand_alone
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from emocap_pretrain.checkpoint.layout import WEIGHTS
+from emocap_pretrain.checkpoint.layout import HEADER, WEIGHTS
 from emocap_pretrain.config.schema import Config, OptimizerConfig
 from emocap_pretrain.errors import CheckpointError, ConfigError
 from emocap_pretrain.ranks.group import RankGroup
@@ -22,7 +22,7 @@ from emocap_pretrain.ranks.info import Rank
 from emocap_pretrain.training.build import build_engine, build_model
 from emocap_pretrain.training.engine import Engine
 from emocap_pretrain.training.optimizer import OPTIMIZERS, OptimizerSpec, optimizer_of, parameter_groups
-from emocap_pretrain.training.snapshot import HEADER, fill
+from emocap_pretrain.training.snapshot import fill
 from emocap_pretrain.training.state_layout import Layout, file_of
 
 ALONE = RankGroup(Rank(), "cpu", None)

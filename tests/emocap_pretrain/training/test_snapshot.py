@@ -9,14 +9,14 @@ from engine_jobs import engine_at, stepped
 from pretrain_fakes import changed, stand_alone
 from safetensors.torch import load_file, save_file
 
-from emocap_pretrain.checkpoint.layout import WEIGHTS
+from emocap_pretrain.checkpoint.layout import HEADER, WEIGHTS
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.data.batch import Batch
 from emocap_pretrain.errors import CheckpointError
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.ranks.info import Rank
 from emocap_pretrain.training.build import build_model
-from emocap_pretrain.training.snapshot import HEADER, fill
+from emocap_pretrain.training.snapshot import fill
 from emocap_pretrain.training.state_layout import file_of
 
 ALONE = RankGroup(Rank(), "cpu", None)

@@ -1,0 +1,57 @@
+"""Reads the moving average (EMA) of a run's weights from the engine files of a checkpoint.
+
+Each rank has stored the average of its slices of the trained parameters in its engine file. This module puts the
+slices together, whatever the number of ranks and the stage of ZeRO were. The files are not trusted: an offset that lies
+outside of its parameter is refused.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from emocap_pretrain.checkpoint.layout import AVERAGE, ENGINE, HEADER
+from emocap_pretrain.errors import CheckpointError
+
+
+def with_average(weights: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    """Returns the weights of a checkpoint, with the moving average in place of each trained parameter.
+
+    Buffers and frozen parameters have no average and keep their values.
+
+    Args:
+        weights: All weights of the checkpoint, by name.
+        folder: Contains all engine files of the checkpoint.
+
+    Raises:
+        CheckpointError: If the files cannot be read, do not fit the weights, or lack a part of the average.
+    """
+    found: dict[str, Tensor] = {}
+    missing: dict[str, int] = {}
+    try:
+        for name, offset, values in _slices(folder):
+            if name not in found:
+                found[name], missing[name] = weights[name].clone(), weights[name].numel()
+            missing[name] -= values.numel()
+            found[name].view(-1).narrow(0, offset, values.numel()).copy_(values)
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"the moving average in the checkpoint's engine files cannot be read: {error}") from error
+    if not found or any(missing.values()):
+        name = next((name for name, count in missing.items() if count), "it")
+        raise CheckpointError(
+            f"the checkpoint's engine files do not hold the whole moving average: {name} is incomplete."
+        )
+    return {**weights, **found}
+
+
+def _slices(folder: Path) -> Iterator[tuple[str, int, Tensor]]:
+    """Yields the name of a parameter, an index in the flattened parameter, and the average from there on."""
+    for path in sorted((folder / ENGINE).iterdir()):
+        with safe_open(path, "pt") as file:
+            offsets = json.loads(file.metadata()[HEADER])["offsets"]
+            for key in file.keys():  # noqa: SIM118
+                state, _, name = key.partition("/")
+                if state == AVERAGE:
+                    yield name, offsets[name], file.get_tensor(key)
