@@ -26,9 +26,9 @@ from emocap_shards.store import open_store
 from rich.text import Text
 
 from emocap_pretrain.config.batch_split import batch_split
-from emocap_pretrain.config.load import load
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import ConfigError, TrainingError
+from emocap_pretrain.interop.settings import load_config
 from emocap_pretrain.logs import conceal, guard_tracebacks, show_logs, shown
 from emocap_pretrain.ranks.runtime import EnvRuntime, Runtime, launched
 from emocap_pretrain.record import RunRecord
@@ -84,7 +84,7 @@ def command(
     """Train a run from the start, or from its newest checkpoint."""
     show_logs()
     with errors_as_lines(debug=debug, refusal=REFUSAL if dry_run else "error"):
-        loaded = load(config, overrides or [])
+        loaded = load_config(config, overrides or [])
         if dry_run:
             _dry_run(loaded, step_seconds, fabric, node_mtbf_days, full=full)
         elif launched():

@@ -18,9 +18,10 @@ from emocap_shards.mask import MASK
 from emocap_pretrain.cli import tables
 from emocap_pretrain.cli.options import Debug
 from emocap_pretrain.cli.reach import need_answer
-from emocap_pretrain.config.load import load, unresolved, with_section
+from emocap_pretrain.config.load import unresolved, with_section
 from emocap_pretrain.config.schema import ClusterConfig, Config, TrackingConfig
 from emocap_pretrain.errors import ConfigError, TrackingError
+from emocap_pretrain.interop.settings import load_config
 from emocap_pretrain.logs import show_logs
 from emocap_pretrain.ranks.runtime import EnvRuntime, launched
 from emocap_pretrain.run import leave
@@ -80,7 +81,7 @@ def command(  # noqa: PLR0913, PLR0917 - one argument for each option
             return
         if run_url is None:
             raise ConfigError("give the folder or URL of a run, or --list.")
-        own = load(config) if config else None
+        own = load_config(config) if config else None
         changes = _changes(data, task, label, classes, prompts)
         may_read = stored_data or own is not None
         restored, results = _evaluated(run_url, step, own, changes, weights=weights, may_read=may_read, device=device)

@@ -21,9 +21,9 @@ from tqdm import tqdm
 from emocap_pretrain.cli.inspect_report import show
 from emocap_pretrain.cli.options import Debug
 from emocap_pretrain.cli.reach import need_answer
-from emocap_pretrain.config.load import load
 from emocap_pretrain.config.schema import Config, MixtureDatasetConfig
 from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.interop.settings import load_config
 from emocap_pretrain.terminal import console, errors_as_lines, say_json
 
 
@@ -43,7 +43,7 @@ def command(
     with errors_as_lines(debug=debug):
         if html:
             _check_writable(html)
-        loaded = load(config) if config else None
+        loaded = load_config(config) if config else None
         summary = _summary(url, None if whole else look_at, None if whole else seconds)
         cut = _cut(url, loaded) if loaded else None
         if html:
@@ -78,11 +78,12 @@ def _cut(url: str, config: Config) -> tuple[str, dict[str, Any]]:
     Returns:
         A line with the counts for the terminal, and the counts as JSON values.
     """
-    from emocap_pretrain.data.datasets import cut_captions, tokenizer_of
+    from emocap_pretrain.data.datasets import cut_captions, train_tokenizer
+    from emocap_pretrain.interop.source import tokenizer_of
 
-    samples, cut = cut_captions(
-        [MixtureDatasetConfig(url=url)], tokenizer_of(config.model.text, config.data), config.model.text.lengths
-    )
+    text = config.model.text
+    tokenizer = tokenizer_of(config.model, lambda: train_tokenizer(config.data, text.vocabulary))
+    samples, cut = cut_captions([MixtureDatasetConfig(url=url)], tokenizer, text.lengths)
     line = f"Texts that {config.name} cuts, of the first {samples:,} samples: {', '.join(map(str, cut))}."
     return line, {"samples": samples, "parts": [asdict(each) for each in cut]}
 

@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Deviation = Annotated[float, Field(gt=0, le=1)]  # Of the values of an image, which are in [0, 1].
 Weight = Annotated[float, Field(ge=0)]
 _IS_PART_WEIGHT = "weight of a caption part"  # Pydantic's metadata of a field mark such a setting with this text.
 PartWeight = Annotated[float, Field(ge=0), _IS_PART_WEIGHT]

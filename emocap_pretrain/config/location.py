@@ -1,8 +1,9 @@
 """Makes paths absolute when a config is read, because ranks may start in another folder.
 
 `Location` is the type of a setting that names a folder or URL. `FolderOrName` is the type of a setting that names a
-folder or, for example, a model on a hub. Validation with the context `INERT` leaves values of both types unchanged; it
-is used for settings from a checkpoint, and when one section of a config is replaced.
+folder or, for example, a model on a hub. `WeightsSource` is the type of a setting that also names a run. Validation
+with the context `INERT` leaves values of all three types unchanged; it is used for settings from a checkpoint, and when
+one section of a config is replaced.
 """
 
 from pathlib import Path
@@ -34,14 +35,26 @@ def _absolute_path(path: str) -> str:
 def _absolute_if_it_exists(name: str, info: ValidationInfo) -> str:
     """Makes a path absolute if it exists.
 
-    The values 'data' and 'hub' are never paths, even if such folders exist, because they have a meaning of their own in
-    the settings of this type.
+    The values 'data', 'from' and 'hub' are never paths, even if such folders exist, because they have a meaning of
+    their own in the settings of this type.
     """
     if info.context == INERT:
         return name
     path = _absolute_path(name)
-    return path if name not in {"data", "hub"} and Path(path).exists() else name
+    return path if name not in {"data", "from", "hub"} and Path(path).exists() else name
+
+
+RUN_PREFIX = "run:"
+"""The first characters of a source of weights that is a run of this project: `run:URL` or `run:URL@step`."""
+
+
+def _absolute_source(source: str, info: ValidationInfo) -> str:
+    """Makes the path of a run, a file or a folder absolute. A hub name is returned unchanged."""
+    if not source.startswith(RUN_PREFIX):
+        return _absolute_if_it_exists(source, info)
+    return RUN_PREFIX + _absolute(source.removeprefix(RUN_PREFIX), info)
 
 
 Location = Annotated[str, Field(min_length=1), AfterValidator(_absolute)]
 FolderOrName = Annotated[str, Field(min_length=1), AfterValidator(_absolute_if_it_exists)]
+WeightsSource = Annotated[str, Field(min_length=1), AfterValidator(_absolute_source)]

@@ -17,8 +17,19 @@ from typing import Annotated, Any, ClassVar, Literal, Self, cast
 from emocap_shards.mask import holds_secret, masked_url
 from pydantic import ConfigDict, Field, JsonValue, PrivateAttr, model_validator
 
-from emocap_pretrain.config.fields import Classes, Count, Decay, Fraction, Length, Positive, Section, Template, Weight
-from emocap_pretrain.config.location import FolderOrName, Location
+from emocap_pretrain.config.fields import (
+    Classes,
+    Count,
+    Decay,
+    Deviation,
+    Fraction,
+    Length,
+    Positive,
+    Section,
+    Template,
+    Weight,
+)
+from emocap_pretrain.config.location import FolderOrName, Location, WeightsSource
 from emocap_pretrain.config.objective import ObjectiveConfig
 
 # The key of a value: the names of its sections and settings, and the numbers of list entries, from the outside inwards.
@@ -109,14 +120,36 @@ class ImageTowerConfig(Section):
         default=None, description="'hub' for timm's weights, or a local .safetensors file."
     )
     patch_dropout: Decay = Field(default=0.0, description="Share of the patches that are left out in training.")
+    mean: tuple[Fraction, Fraction, Fraction] | None = Field(
+        default=None, description="Mean of red, green and blue, in [0, 1], that the tower subtracts; default timm's."
+    )
+    std: tuple[Deviation, Deviation, Deviation] | None = Field(
+        default=None, description="Standard deviations by which the tower divides; default timm's for the model."
+    )
 
 
 class TextArchitectureConfig(Section):
-    """Configures a CLIP text transformer that is trained from scratch."""
+    """Configures the text transformer of a CLIP or SigLIP model."""
 
+    family: Literal["clip", "siglip"] = Field(
+        default="clip",
+        description="clip: a token sees only the tokens before it. siglip: it sees all tokens, and a text is padded "
+        "to the number of positions.",
+    )
     width: Positive = Field(default=512, description="Size of the hidden states.")
     layers: Positive = Field(default=12, description="Number of transformer layers.")
     heads: Positive = Field(default=8, description="Number of attention heads of each layer.")
+    mlp_width: Positive | None = Field(default=None, description="Hidden size of each MLP; default four times width.")
+    activation: Literal["quick_gelu", "gelu", "gelu_tanh"] = Field(
+        default="quick_gelu", description="Activation of the MLPs. Weights are right for one of them only."
+    )
+    positions: Positive | None = Field(
+        default=None, description="Rows of the position embedding; default the longest length of a caption part."
+    )
+    tokens: Positive | None = Field(
+        default=None, description="Rows of the token embedding; default as many as the tokenizer has tokens."
+    )
+    norm_eps: float = Field(default=1e-5, gt=0, description="Term that layer norms add to the variance.")
 
 
 class PartLengthsConfig(Section):
@@ -142,11 +175,26 @@ class TextTowerConfig(Section):
     pretrained: FolderOrName | None = Field(
         default=None, description="Local folder or hub name of a transformers encoder."
     )
-    pooling: Literal["eos", "cls", "mean"] = Field(
-        default="eos", description="Token whose hidden state represents a text: the end, the first, or the mean of all."
+    pooling: Literal["eos", "cls", "mean", "last"] = Field(
+        default="eos",
+        description="Token whose hidden state represents a text: the end, the first, the mean of all, or the last "
+        "position with its padding (siglip).",
+    )
+    end_id: Count | None = Field(
+        default=None, description="Token at which a text ends for pooling=eos, where it comes first; default its last."
+    )
+    pad_id: Count | None = Field(
+        default=None, description="Token with which the family siglip pads texts; default the tokenizer's."
+    )
+    extend_positions: Literal["interpolate", "stretch"] = Field(
+        default="interpolate",
+        description="How the position embeddings of model.from become more: interpolate all, or keep the first 20 and "
+        "stretch the others as Long-CLIP does.",
     )
     tokenizer: FolderOrName = Field(
-        default="data", description="'data' trains a tokenizer on the captions; else a folder or hub name."
+        default="data",
+        description="'data' trains a tokenizer on the captions, 'from' takes the one of model.from; else a folder or "
+        "hub name.",
     )
     vocabulary: Positive = Field(default=8192, description="Vocabulary size of a tokenizer trained on the data.")
     lengths: PartLengthsConfig = Field(
@@ -160,11 +208,28 @@ class TextTowerConfig(Section):
             raise ValueError("pooling=cls reads the first token, which sees no other in a CLIP tower: use eos or mean.")
         return self
 
+    @model_validator(mode="after")
+    def _last_position_is_that_of_a_padded_text(self) -> Self:
+        is_padded = self.pretrained is None and self.architecture.family == "siglip"
+        if (self.pooling == "last") != is_padded:
+            raise ValueError("pooling=last and architecture.family=siglip belong together: set both or neither.")
+        return self
+
 
 class ModelConfig(Section):
     """Configures the two towers, their projections and the learned scales."""
 
+    from_: WeightsSource | None = Field(
+        default=None,
+        alias="from",
+        description="Weights of a whole model to start from: folder, file or hub name of a CLIP, or run:URL[@step]. "
+        "They also give each setting of `model` that you do not set.",
+    )
     embedding: Positive = Field(default=512, description="Size of the embeddings of images and texts.")
+    project_images: bool = Field(
+        default=True, description="Whether a linear layer projects pooled image vectors; SigLIP has none."
+    )
+    text_bias: bool = Field(default=False, description="Whether the projection of texts has a bias, as in SigLIP.")
     image: ImageTowerConfig = ImageTowerConfig()
     text: TextTowerConfig = TextTowerConfig()
     initial_scale: float = Field(
@@ -176,6 +241,13 @@ class ModelConfig(Section):
     checkpoint_activations: bool = Field(
         default=False, description="Recompute the activations of the towers in the backward pass, to save memory."
     )
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    @model_validator(mode="after")
+    def _a_tokenizer_from_weights_needs_weights(self) -> Self:
+        if self.from_ is None and self.text.tokenizer == "from":
+            raise ValueError("text.tokenizer=from takes the tokenizer of model.from, which is not set.")
+        return self
 
 
 class SgdConfig(Section):

@@ -26,7 +26,6 @@ from emocap_pretrain.config.schema import (
     EvaluationConfig,
     MixtureDatasetConfig,
     PartLengthsConfig,
-    TextTowerConfig,
 )
 from emocap_pretrain.data.parts import PARTS
 from emocap_pretrain.data.tokenizer import Tokenizer
@@ -50,16 +49,6 @@ def train_tokenizer(data: DataConfig, vocabulary: int) -> Tokenizer:
     captions = itertools.chain.from_iterable(samples)
     texts = (text for each in captions for part in PARTS for text in part.texts(each))
     return Tokenizer.trained_on(texts, vocabulary)
-
-
-def tokenizer_of(settings: TextTowerConfig, data: DataConfig) -> Tokenizer:
-    """Returns the tokenizer of a new run.
-
-    It is trained on the captions of `data`, or read from the folder or Hugging Face hub name in the settings.
-    """
-    if settings.tokenizer == "data":
-        return train_tokenizer(data, settings.vocabulary)
-    return Tokenizer.load(settings.tokenizer)
 
 
 @dataclass(frozen=True, slots=True)

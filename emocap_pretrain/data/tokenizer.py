@@ -148,5 +148,21 @@ class Tokenizer:
         return Texts(ids, mask)
 
 
+def byte_pair_tokenizer(merges: Sequence[Sequence[str]]) -> Tokenizer:
+    """Returns the tokenizer of OpenAI's CLIP, built from the merges of its byte-pair encoding.
+
+    `merges` holds the two parts of each merge, in the order in which they apply. The order of the vocabulary is that of
+    OpenAI: all bytes, all bytes at the end of a word, the merges, and the start and end tokens.
+    """
+    from transformers import CLIPTokenizer
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    letters = list(bytes_to_unicode().values())
+    pieces = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(merge) for merge in merges)]
+    vocabulary = {piece: number for number, piece in enumerate([*pieces, "<|startoftext|>", "<|endoftext|>"])}
+    fast: FastTokenizer = CLIPTokenizer(vocab=vocabulary, merges=[tuple(merge) for merge in merges]).backend_tokenizer
+    return Tokenizer(fast)
+
+
 def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__

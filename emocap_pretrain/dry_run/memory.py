@@ -24,11 +24,11 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from emocap_pretrain.config.batch_split import BatchSplit, batch_split
-from emocap_pretrain.config.schema import Config, TextTowerConfig
+from emocap_pretrain.config.schema import Config
 from emocap_pretrain.data.batch import Batch, Texts
 from emocap_pretrain.data.parts import active_parts
 from emocap_pretrain.data.patch_mask import patches_along_a_side
-from emocap_pretrain.data.tokenizer import Tokenizer, Vocabulary
+from emocap_pretrain.interop.source import text_architecture_of, vocabulary_of
 from emocap_pretrain.model.pair import Embeddings, TowerPair
 from emocap_pretrain.model.teacher import Teacher
 from emocap_pretrain.training.ema import with_average
@@ -108,9 +108,17 @@ def estimate(config: Config, ranks: int, *, on_gpu: bool, shortest: bool = False
     """
     captions = _Captions.of(config, shortest=shortest)
     split = batch_split(config.global_batch, config.micro_batch, ranks=ranks)
-    settings, precision, vocabulary = config.objective, config.engine.precision, _vocabulary(config.model.text)
+    settings, precision, vocabulary = config.objective, config.engine.precision, vocabulary_of(config.model)
+    architecture = text_architecture_of(config.model)
     with torch.device("meta"):
-        model = TowerPair.of(config.model, settings, vocabulary, precision=precision, weights=False)
+        model = TowerPair.of(
+            config.model,
+            settings,
+            vocabulary,
+            precision=precision,
+            weights=False,
+            text_architecture=architecture,
+        )
         frozen = settings.teacher
         teacher = Teacher(frozen, pixels=model.pixels, precision=precision, weights=False) if frozen else None
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -142,10 +150,6 @@ def estimate(config: Config, ranks: int, *, on_gpu: bool, shortest: bool = False
         patches=step.patches,
         row_flops=row_flops,
     )
-
-
-def _vocabulary(text: TextTowerConfig) -> Vocabulary:
-    return Vocabulary(text.vocabulary, 0) if text.tokenizer == "data" else Tokenizer.load(text.tokenizer).vocabulary
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ from emocap_pretrain.data.parts import active_parts
 from emocap_pretrain.dry_run.memory import MemoryEstimate, estimate
 from emocap_pretrain.errors import ConfigError, EmocapError
 from emocap_pretrain.evaluation import tasks
+from emocap_pretrain.interop.load import check_source
 from emocap_pretrain.model.pair import check_weights
 from emocap_pretrain.model.teacher import check_teacher
 from emocap_pretrain.run_folder.folder import RunFolder
@@ -131,7 +132,7 @@ def preflight(
     if checkpoint:
         _resumes(config, checkpoint, manifests, found)
     else:
-        found.collect(lambda: found.notes.extend(check_weights(config.model)))
+        found.collect(lambda: found.notes.extend(_weights(config)))
     # A checkpoint has the weights of the towers, but not those of a teacher.
     found.collect(lambda: found.notes.extend(check_teacher(config.objective.teacher, pixels=config.model.image.pixels)))
     # The estimate builds the model, so it needs settings without problems. A run with a checkpoint is not estimated.
@@ -186,6 +187,13 @@ def _writable(folder: Path) -> None:
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         why = "is not a folder" if not existing.is_dir() else "is not writable for this user"
         raise ConfigError(f"url: the run cannot be kept in {folder}, because {existing} {why}; choose another url.")
+
+
+def _weights(config: Config) -> tuple[str, ...]:
+    """Compares the pretrained weights with the model, and returns remarks for the user on them."""
+    if config.model.from_ is None:
+        return check_weights(config.model)
+    return check_source(config.model, config.objective).lines()
 
 
 def _datasets(config: Config, found: Findings) -> list[Manifest]:

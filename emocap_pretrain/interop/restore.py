@@ -86,7 +86,7 @@ def restore(
             a model from the checkpoint's config, for example because a setting refers to an environment variable.
     """
     store = open_store(run_url)
-    checkpoint = _chosen(committed(store), run_url, step)
+    checkpoint = chosen(committed(store), run_url, step)
     weights = _chosen_weights(weights, checkpoint, run_url)
     needed = (WEIGHTS, TOKENIZER, ENGINE) if weights == "ema" else (WEIGHTS, TOKENIZER)
     with downloaded(store, checkpoint, lambda path: path.partition("/")[0] in needed) as folder:
@@ -138,7 +138,12 @@ def model_of(
     return config, model.eval(), tokenizer
 
 
-def _chosen(found: list[Checkpoint], run_url: str, step: int | None) -> Checkpoint:
+def chosen(found: list[Checkpoint], run_url: str, step: int | None) -> Checkpoint:
+    """Returns the checkpoint of a step, or the newest one if `step` is None.
+
+    Raises:
+        CheckpointError: If there is no such checkpoint. The message lists the steps that exist.
+    """
     by_step = {each.step: each for each in found}
     chosen = max(by_step, default=-1) if step is None else step
     if chosen not in by_step:

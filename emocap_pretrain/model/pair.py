@@ -23,6 +23,7 @@ from emocap_pretrain.config.schema import ModelConfig
 from emocap_pretrain.data.batch import Batch, Texts
 from emocap_pretrain.data.parts import PARTS, PROMPT_PART, Part, active_parts
 from emocap_pretrain.data.tokenizer import Vocabulary
+from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.model.timm_image import TimmImageTower, check_image_weights
 from emocap_pretrain.model.towers import ImageTower, TextTower
 from emocap_pretrain.model.transformers_text import TransformersTextTower, check_text_weights
@@ -99,6 +100,8 @@ class TowerPair(nn.Module):
         embedding: int = 512,
         initial_scale: float = 14.3,
         initial_bias: float | None = None,
+        project_images: bool = True,
+        text_bias: bool = False,
         prompt_length: int = 48,
         precision: Literal["fp32", "bf16"] = "fp32",
     ) -> None:
@@ -113,14 +116,21 @@ class TowerPair(nn.Module):
             embedding: Size of a vector in the shared space.
             initial_scale: Initial value of both learned scales, in (0, `MAX_SCALE`].
             initial_bias: Initial value of the bias that the sigmoid objective adds to its scores; None for no bias.
+            project_images: Whether pooled image vectors are projected. Without a projection, they must have the size
+                `embedding`.
+            text_bias: Whether the projection of the texts that are compared with whole images has a bias.
             prompt_length: Largest number of tokens of an evaluation prompt.
             precision: "bf16" runs towers and projections under autocast.
         """
         super().__init__()
         self.image, self.text = image, text
-        self.to_image = nn.Linear(image.width, embedding, bias=False)
+        if not project_images and image.width != embedding:
+            raise ConfigError(
+                f"model.embedding={embedding}, but with project_images=false image vectors have the size {image.width}."
+            )
+        self.to_image = nn.Linear(image.width, embedding, bias=False) if project_images else nn.Identity()
         self.to_patch = nn.Linear(image.patch_width, embedding, bias=False)
-        self.to_text = nn.Linear(text.width, embedding, bias=False)
+        self.to_text = nn.Linear(text.width, embedding, bias=text_bias)
         self.to_sentence = nn.Linear(text.width, embedding, bias=False)
         # Shape [1] rather than []: DeepSpeed broadcasts parameters as bytes, which 0-dim tensors do not support.
         self.logit_scale = nn.Parameter(torch.full((1,), math.log(initial_scale)))
@@ -172,6 +182,8 @@ class TowerPair(nn.Module):
             initial_scale=settings.initial_scale,
             # Without an objective that uses a bias there is none: it would get no gradient, and be in all checkpoints.
             initial_bias=settings.initial_bias if _has_bias(objective, parts) else None,
+            project_images=settings.project_images,
+            text_bias=settings.text_bias,
             prompt_length=settings.text.lengths.by_part[PROMPT_PART.name],
             precision=precision,
         )

@@ -70,10 +70,11 @@ class TimmImageTower(nn.Module):
         self.patch_width: int = self.backbone.num_features
         self.prefix_tokens: int = getattr(self.backbone, "num_prefix_tokens", 0)
         statistics = self.backbone.pretrained_cfg
-        # timm's statistics are those of values in [0, 1]. The buffers follow the module to its device, but are not in
-        # the state dict, because they follow from the name of the model.
-        for name in ("mean", "std"):
-            self.register_buffer(name, torch.tensor(statistics[name]).view(1, 3, 1, 1) * 255, persistent=False)
+        # The statistics are those of values in [0, 1]. The buffers follow the module to its device, but are not in the
+        # state dict, because they follow from the settings.
+        for name, given in (("mean", settings.mean), ("std", settings.std)):
+            values = torch.tensor(statistics[name] if given is None else given)
+            self.register_buffer(name, values.view(1, 3, 1, 1) * 255, persistent=False)
 
     def encode_image(
         self, images: UInt8[Tensor, "batch 3 height width"]

@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
+from torch.nn import functional
 
 import emocap_torchvision
 from emocap_pretrain.config.schema import TextTowerConfig
@@ -27,7 +28,14 @@ from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.model.weights import Fit, Header, listed
 
 emocap_torchvision.install()
-from transformers import AutoConfig, AutoModel, CLIPTextConfig, CLIPTextModel  # noqa: E402 - after emocap_torchvision
+from transformers import (  # noqa: E402 - after emocap_torchvision
+    AutoConfig,
+    AutoModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    SiglipTextConfig,
+    SiglipTextModel,
+)
 from transformers.utils import logging as transformers_logging  # noqa: E402
 
 # The pooler of an encoder turns the last hidden states into one vector. It is not used, because `pool` does that here.
@@ -60,6 +68,7 @@ KINDS = (
 ATTENTIONS = frozenset({None, "eager", "sdpa"})
 # What torch and transformers raise if a model is built from a config with wrong values.
 WRONG_NUMBERS = (ArithmeticError, AttributeError, KeyError, RuntimeError, TypeError, ValueError)
+_ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
 TRUST: dict[str, Any] = {"trust_remote_code": False}  # None would ask on the terminal.
 
 
@@ -89,12 +98,14 @@ class TransformersTextTower(nn.Module):
                 not match it, or if it has too few embeddings for the longest text or the largest token id.
         """
         super().__init__()
-        self.pooling = settings.pooling
+        self.pooling, self._end_id = settings.pooling, settings.end_id
+        self._pad_id = vocabulary.pad_id if settings.pad_id is None else settings.pad_id
         self._is_pretrained = settings.pretrained is not None
         self.backbone: Any
         self.notes: tuple[str, ...]
         self.backbone, self.notes = _backbone(settings, vocabulary, weights, architecture)
         self.width: int = self.backbone.config.hidden_size
+        self.positions: int = self.backbone.config.max_position_embeddings
         _check(settings, self.backbone.config, vocabulary.size)
 
     def recorded(self) -> dict[str, Any] | None:
@@ -113,8 +124,20 @@ class TransformersTextTower(nn.Module):
     def encode_text(self, texts: Texts) -> Float[Tensor, "texts width"]:
         if texts.ids.shape[0] == 0:  # The mask code of transformers fails for an empty batch.
             return self._empty(texts)
+        if self.pooling == "last":
+            return self.backbone(input_ids=self._padded(texts)).last_hidden_state[:, -1]
         hidden = self.backbone(input_ids=texts.ids, attention_mask=texts.mask.long()).last_hidden_state
-        return pool(hidden, texts.mask, self.pooling)
+        mask = texts.mask if self._end_id is None else _until(texts, self._end_id)
+        return pool(hidden, mask, self.pooling)
+
+    def _padded(self, texts: Texts) -> Int64[Tensor, "texts positions"]:
+        """Returns the token ids, padded to the number of positions.
+
+        SigLIP sees the padding and was trained with texts that are padded in this way. So the vector of a text depends
+        on the padding, but never on the other texts.
+        """
+        ids = texts.ids.masked_fill(~texts.mask, self._pad_id)
+        return functional.pad(ids, (0, self.positions - ids.shape[1]), value=self._pad_id)
 
     def _empty(self, texts: Texts) -> Float[Tensor, "0 width"]:
         """Returns an empty result that depends on every parameter.
@@ -155,6 +178,16 @@ def pool(hidden: Float[Tensor, "texts length width"], mask: Tensor, how: str) ->
     return (hidden * weight).sum(1) / weight.sum(1)
 
 
+def _until(texts: Texts, end_id: int) -> Bool[Tensor, "texts length"]:
+    """Returns the mask of each text up to its first end token; the whole mask of a text without one.
+
+    The text itself may contain the name of the end token. CLIP takes the vector of the first one.
+    """
+    ends = (texts.ids == end_id) & texts.mask
+    before = ends.cumsum(1) - ends.long()  # The number of end tokens before each place.
+    return texts.mask & (before == 0)
+
+
 def _backbone(
     settings: TextTowerConfig, vocabulary: Vocabulary, weights: bool, architecture: Mapping[str, Any] | None
 ) -> tuple[nn.Module, tuple[str, ...]]:
@@ -174,20 +207,25 @@ def _from_scratch(settings: TextTowerConfig, vocabulary: Vocabulary) -> nn.Modul
             f"model.text.architecture: width={shape.width} does not divide into {shape.heads} heads; "
             f"the nearest that does is {max(1, round(shape.width / shape.heads)) * shape.heads}."
         )
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=vocabulary.size,
-            hidden_size=shape.width,
-            intermediate_size=4 * shape.width,
-            num_hidden_layers=shape.layers,
-            num_attention_heads=shape.heads,
-            # The longest length of any part, also of one with weight 0, so that weights do not change the shapes.
-            max_position_embeddings=max(lengths.by_part.values()),
-            pad_token_id=vocabulary.pad_id,
-            bos_token_id=None,
-            eos_token_id=vocabulary.pad_id,  # Only the encoder's own pooler reads this, and it is not used.
-        )
-    )
+    sizes: dict[str, Any] = {
+        "vocab_size": shape.tokens or vocabulary.size,
+        "hidden_size": shape.width,
+        "intermediate_size": shape.mlp_width or 4 * shape.width,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        # The longest length of any part, also of one with weight 0, so that weights do not change the shapes.
+        "max_position_embeddings": shape.positions or max(lengths.by_part.values()),
+        "hidden_act": _ACTIVATIONS[shape.activation],
+        "layer_norm_eps": shape.norm_eps,
+        "pad_token_id": vocabulary.pad_id,
+        "bos_token_id": None,
+        "eos_token_id": vocabulary.pad_id,  # Only the encoder's own pooler reads this, and it is not used.
+    }
+    if shape.family == "clip":
+        return CLIPTextModel(CLIPTextConfig(**sizes))
+    encoder: Any = SiglipTextModel(SiglipTextConfig(**sizes))
+    encoder.head = nn.Identity()  # Its projection of the pooled vector; `TowerPair.to_text` is in its place.
+    return encoder
 
 
 def check_text_weights(settings: TextTowerConfig) -> tuple[str, ...]:

@@ -56,6 +56,11 @@ class RunFolder:
         _require_same_run(first.config, config, self.store.url)
         return first.run_id
 
+    def settings(self) -> dict[str, Any] | None:
+        """Returns the settings of the first attempt, as they are stored; None if there is no readable `run.json`."""
+        first = storage.read(self.store, RUN_FILE, RUN)
+        return first.config if isinstance(first, RunDocument) else None
+
     def write_run(self, config: Config, run_id: str, *, parent: str = "") -> None:
         """Writes `run.json`, so that the folder belongs to this run from then on.
 

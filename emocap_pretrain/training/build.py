@@ -6,6 +6,8 @@ of this module at the start of an attempt.
 """
 
 import logging
+from collections.abc import Mapping
+from typing import Any
 
 from emocap_pretrain.config.batch_split import batch_split
 from emocap_pretrain.config.schema import Config
@@ -41,7 +43,13 @@ def build_collate(config: Config, tokenizer: Tokenizer) -> Collate:
     )
 
 
-def build_model(config: Config, vocabulary: Vocabulary, *, weights: bool = True) -> TowerPair:
+def build_model(
+    config: Config,
+    vocabulary: Vocabulary,
+    *,
+    weights: bool = True,
+    text_architecture: Mapping[str, Any] | None = None,
+) -> TowerPair:
     """Returns the model of a run, on torch's default device.
 
     Weights that are not pretrained are drawn from torch's random number generator, so the caller must seed it first.
@@ -49,11 +57,19 @@ def build_model(config: Config, vocabulary: Vocabulary, *, weights: bool = True)
     Args:
         config: The settings of the run.
         vocabulary: Size and padding id of the tokenizer, for the text embedding.
-        weights: Whether pretrained weights are loaded. False is for a caller that loads the weights of a checkpoint
-            afterwards.
+        weights: Whether pretrained weights of single towers are loaded. False is for a caller that loads the weights of
+            a checkpoint or of `model.from` afterwards.
+        text_architecture: The stored description of a pretrained text tower, whose source is then not opened.
     """
     precision = config.engine.precision
-    return TowerPair.of(config.model, config.objective, vocabulary, precision=precision, weights=weights)
+    return TowerPair.of(
+        config.model,
+        config.objective,
+        vocabulary,
+        precision=precision,
+        weights=weights,
+        text_architecture=text_architecture,
+    )
 
 
 def build_engine(config: Config, model: TowerPair, world: RankGroup) -> Engine:

@@ -38,6 +38,8 @@ from emocap_pretrain.data.loader import LoadedBatch, batches, shared_memory_free
 from emocap_pretrain.data.quarantine import Quarantine
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.errors import CheckpointError, RolledBack, Superseded, TrainingError
+from emocap_pretrain.interop.load import start_from
+from emocap_pretrain.interop.source import text_architecture_of, tokenizer_of
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.run_folder import unsent
 from emocap_pretrain.run_folder.attempts import Attempt
@@ -283,7 +285,7 @@ def open_session(config: Config, world: RankGroup, attempt: Attempt, opening: Ra
                 guard.load(asdict(state.guard))
                 rows = _unsent_rows(found.folder / UNSENT_FILE) if world.is_main else []
             tokenizer = _open_tokenizer(config, opening, found.folder if found else None)
-            engine = _open_engine(config, world, tokenizer, found)
+            engine = _open_engine(config, world, opening, tokenizer, found)
         # The data continue at the checkpoint's cursor, on any number of ranks and loader processes.
         start = Cursor.from_json(state.cursor) if state else Cursor()
         stream = open_stream(config.data, world.info, start, global_batch=config.global_batch, seed=config.seed)
@@ -349,15 +351,25 @@ def _files_needed(config: Config, world: RankGroup) -> Callable[[Checkpoint, str
     return needed
 
 
-def _open_engine(config: Config, world: RankGroup, tokenizer: Tokenizer, found: Resumed | None) -> Engine:
+def _open_engine(
+    config: Config, world: RankGroup, opening: RankGroup, tokenizer: Tokenizer, found: Resumed | None
+) -> Engine:
     # All ranks draw the same first weights. The engine broadcasts those of rank 0 in any case, so rank 0 alone reads
-    # the weights of a checkpoint (decision 16).
+    # the weights of a checkpoint (decision 16) or of `model.from`.
     torch.manual_seed(config.seed)
-    model = build_model(config, tokenizer.vocabulary, weights=not found)
+    architecture = (
+        state_of(found.checkpoint).text_architecture
+        if found
+        else opening.run_on_main(lambda: text_architecture_of(config.model))
+    )
+    is_first = found is None and config.model.from_ is None
+    model = build_model(config, tokenizer.vocabulary, weights=is_first, text_architecture=architecture)
     if world.is_main:
         for note in model.notes:
             log.warning("%s", note)
     if found is None:
+        if config.model.from_ is not None:
+            opening.run_on_main(lambda: start_from(config.model, model))
         return build_engine(config, model, world)
     if world.is_main:
         fill(model, found.folder / WEIGHTS)
@@ -378,8 +390,8 @@ def _require_same_data(
 def _open_tokenizer(config: Config, world: RankGroup, saved: Path | None) -> Tokenizer:
     if saved:
         return Tokenizer.from_json((saved / TOKENIZER).read_text(encoding="utf-8"))
-    settings = config.model.text
-    if settings.tokenizer != "data":
-        return Tokenizer.load(settings.tokenizer)
-    trained = world.run_on_main(lambda: train_tokenizer(config.data, settings.vocabulary).to_json())
-    return Tokenizer.from_json(trained)
+
+    def read() -> str:
+        return tokenizer_of(config.model, lambda: train_tokenizer(config.data, config.model.text.vocabulary)).to_json()
+
+    return Tokenizer.from_json(world.run_on_main(read))

@@ -152,7 +152,7 @@ def test_the_error_for_a_value_of_the_file_has_its_line_also_with_overrides():
         ("engine: {zero_stage: 5}", "engine.zero_stage=5: it should be 0, 1, 2 or 3."),
         ("model: {initial_scale: 200}", "it should be less than or equal to 100; the nearest that works is 100.0."),
         ("model: {image: {patch_dropout: 1}}", "model.image.patch_dropout=1: it should be less than 1."),
-        ("model: {text: {pooling: mode}}", "it should be 'eos', 'cls' or 'mean'"),
+        ("model: {text: {pooling: mode}}", "it should be 'eos', 'cls', 'mean' or 'last'"),
         (
             "model: {text: {lengths: {global: 2}}}",
             "model.text.lengths.global=2: it should be greater",

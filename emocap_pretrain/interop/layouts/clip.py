@@ -1,0 +1,158 @@
+"""Describes the weights of CLIP as OpenAI and open_clip name them, with vision transformers as image towers.
+
+OpenAI's files, those that open_clip trains, MetaCLIP, FaRL and FLIP all use these names. A state dict contains all
+sizes except the number of heads, which is one for every 64 channels in all published models, and the activation.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.interop.layouts.layout import (
+    IMAGE,
+    OPENAI_MEAN,
+    OPENAI_STD,
+    TEXT,
+    ImageTransformer,
+    TextTransformer,
+    WeightsLayout,
+    count_layers,
+    grid_side,
+    present,
+    shape_of,
+)
+from emocap_pretrain.interop.rules import Divided, Rule, Same, Transposed, layers, renamed
+from emocap_pretrain.model.weights import Shapes
+
+HEAD_WIDTH = 64
+# Our names of the modules of a block, by those of OpenAI.
+_IMAGE_BLOCK = {"ln_1": "norm1", "ln_2": "norm2", "attn.out_proj": "attn.proj", "mlp.c_fc": "mlp.fc1"} | {
+    "mlp.c_proj": "mlp.fc2"
+}
+_TEXT_BLOCK = {
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "attn.out_proj": "self_attn.out_proj",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
+# OpenAI's archives have these numbers of the architecture among the tensors.
+_OPENAI_SIZES = ("input_resolution", "context_length", "vocab_size")
+_MASKS = ("attn_mask", "text.attn_mask")
+
+
+def is_clip(shapes: Shapes) -> bool:
+    """Returns whether the names are those of OpenAI's CLIP or of open_clip, with any image tower."""
+    return "logit_scale" in shapes and any(name.startswith(("visual.conv1.", "visual.trunk.")) for name in shapes)
+
+
+def describe(shapes: Shapes, config: Mapping[str, Any], *, activation: str | None, where: str) -> WeightsLayout:
+    """Describes the weights of a CLIP in the layout of OpenAI and open_clip.
+
+    Args:
+        shapes: The shapes of all tensors by name.
+        config: The entries `vision_cfg`, `text_cfg` and others of open_clip's config; empty for a bare state dict.
+        activation: The activation of both towers.
+        where: First words of an error message: the setting and its value.
+
+    Raises:
+        ConfigError: If the sizes cannot be read from the tensors, or the model has parts that this project cannot
+            build.
+    """
+    _require_transformer(shapes, where)
+    if activation is None:
+        raise ConfigError(
+            f"{where}: these weights do not say which activation they were trained with; set "
+            "model.text.architecture.activation to quick_gelu (OpenAI, MetaCLIP, FaRL, FLIP) or gelu (LAION, DataComp)."
+        )
+    prefix = "text." if "text.positional_embedding" in shapes else ""
+    image = _image(shapes, config.get("vision_cfg") or {}, activation, where)
+    text = _text(shapes, config.get("text_cfg") or {}, prefix, activation, where)
+    embedding = shape_of(shapes, f"{prefix}text_projection", 2, where)[1]
+    return WeightsLayout(
+        name="CLIP in the layout of OpenAI and open_clip",
+        kind="open_clip" if prefix else "openai",
+        settings={"embedding": embedding, "image": image.settings(), "text": text.settings()},
+        rules=(
+            *image_rules(image.layers),
+            *text_rules(text.layers, prefix),
+            Rule(("to_text.weight",), (f"{prefix}text_projection",), Transposed()),
+            Rule(("logit_scale",), ("logit_scale",), Same(leading=1)),
+        ),
+        constants=present((*_OPENAI_SIZES, *_MASKS), shapes),
+    )
+
+
+def image_rules(depth: int) -> list[Rule]:
+    """Returns the rules for the vision transformer and its projection."""
+    rules = [
+        Rule((f"{IMAGE}cls_token",), ("visual.class_embedding",), Same(leading=2)),
+        Rule((f"{IMAGE}pos_embed",), ("visual.positional_embedding",), Same(leading=1)),
+        Rule((f"{IMAGE}patch_embed.proj.weight",), ("visual.conv1.weight",)),
+        Rule(("to_image.weight",), ("visual.proj",), Transposed()),
+        *layers({"ln_pre": "norm_pre", "ln_post": "norm"}, IMAGE, "visual."),
+    ]
+    for number in range(depth):
+        ours, theirs = f"{IMAGE}blocks.{number}.", f"visual.transformer.resblocks.{number}."
+        joint = {"attn.in_proj_weight": "attn.qkv.weight", "attn.in_proj_bias": "attn.qkv.bias"}
+        rules += [*layers(_IMAGE_BLOCK, ours, theirs), *renamed(joint, ours, theirs)]
+    return rules
+
+
+def text_rules(depth: int, prefix: str) -> list[Rule]:
+    """Returns the rules for the text transformer without its projection. `prefix` is "text." or empty."""
+    embeddings = {
+        "token_embedding.weight": "embeddings.token_embedding.weight",
+        "positional_embedding": "embeddings.position_embedding.weight",
+    }
+    rules = [*renamed(embeddings, TEXT, prefix), *layers({"ln_final": "final_layer_norm"}, TEXT, prefix)]
+    for number in range(depth):
+        ours, theirs = f"{TEXT}encoder.layers.{number}.", f"{prefix}transformer.resblocks.{number}."
+        rules += layers(_TEXT_BLOCK, ours, theirs)
+        for kind in ("weight", "bias"):
+            thirds = tuple(f"{ours}self_attn.{which}_proj.{kind}" for which in "qkv")
+            rules.append(Rule(thirds, (f"{theirs}attn.in_proj_{kind}",), Divided((1, 1, 1))))
+    return rules
+
+
+def _require_transformer(shapes: Shapes, where: str) -> None:
+    if "visual.layer1.0.conv1.weight" in shapes:
+        raise ConfigError(f"{where}: the image tower is a ResNet of CLIP; take a CLIP with a vision transformer.")
+    if "visual.class_embedding" not in shapes:
+        raise ConfigError(f"{where}: the tensor visual.class_embedding is missing in these weights.")
+
+
+def _image(shapes: Shapes, config: Mapping[str, Any], activation: str, where: str) -> ImageTransformer:
+    width, _, patch, _ = shape_of(shapes, "visual.conv1.weight", 4, where)
+    tokens, _ = shape_of(shapes, "visual.positional_embedding", 2, where)
+    depth = count_layers(shapes, "visual.transformer.resblocks.")
+    return ImageTransformer(
+        family="clip",
+        width=width,
+        layers=depth,
+        heads=max(1, width // int(config.get("head_width", HEAD_WIDTH))),
+        patch=patch,
+        pixels=patch * grid_side(tokens - 1, "visual.positional_embedding", where),
+        mlp_width=shape_of(shapes, "visual.transformer.resblocks.0.mlp.c_fc.weight", 2, where)[0],
+        activation=activation,
+        mean=tuple(config.get("mean") or OPENAI_MEAN),
+        std=tuple(config.get("std") or OPENAI_STD),
+    )
+
+
+def _text(shapes: Shapes, config: Mapping[str, Any], prefix: str, activation: str, where: str) -> TextTransformer:
+    positions, width = shape_of(shapes, f"{prefix}positional_embedding", 2, where)
+    tokens = shape_of(shapes, f"{prefix}token_embedding.weight", 2, where)[0]
+    return TextTransformer(
+        family="clip",
+        width=width,
+        layers=count_layers(shapes, f"{prefix}transformer.resblocks."),
+        heads=int(config.get("heads", max(1, width // HEAD_WIDTH))),
+        positions=positions,
+        tokens=tokens,
+        mlp_width=shape_of(shapes, f"{prefix}transformer.resblocks.0.mlp.c_fc.weight", 2, where)[0],
+        activation=activation,
+        norm_eps=1e-5,
+        # Both libraries take the vector of the largest id, which is the end token of CLIP's vocabulary.
+        end_id=tokens - 1,
+    )

@@ -1,0 +1,193 @@
+"""Defines what a layout of weights says about a model, and the settings that several layouts have in common."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.interop.rules import Rule
+from emocap_pretrain.model.weights import Shapes
+
+Tree = dict[str, Any]
+IMAGE, TEXT = "image.backbone.", "text.backbone."
+"""The prefixes of the names of both towers' tensors in the state dict of a `TowerPair`."""
+
+# Mean and standard deviation with which OpenAI trained CLIP; nearly all later CLIP models use them too.
+OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+SIGLIP_MEAN = SIGLIP_STD = (0.5, 0.5, 0.5)
+
+# timm's names of common vision transformers of CLIP, by width, depth, heads and patch size.
+_TIMM_CLIP = {
+    (768, 12, 12, 32): "vit_base_patch32_clip_224",
+    (768, 12, 12, 16): "vit_base_patch16_clip_224",
+    (1024, 24, 16, 14): "vit_large_patch14_clip_224",
+    (1280, 32, 16, 14): "vit_huge_patch14_clip_224",
+}
+_TIMM_SIGLIP = {
+    (768, 12, 12, 16): "vit_base_patch16_siglip_224",
+    (768, 12, 12, 32): "vit_base_patch32_siglip_256",
+    (1024, 24, 16, 16): "vit_large_patch16_siglip_256",
+}
+_DEFAULT_LENGTHS = {"global": 48, "local": 40, "summary": 77}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightsLayout:
+    """Describes a model in the layout of another library: the settings that build it, and the rules to read it.
+
+    Attributes:
+        name: What messages call the layout, such as "OpenAI CLIP".
+        settings: The settings of the section `model` that the weights determine, as a tree.
+        rules: Which tensors of the file hold the numbers of which tensors of ours.
+        constants: Names of tensors in the file that hold no weights, such as a mask.
+        kind: Which library writes and reads this layout: "openai", "open_clip" or "transformers".
+    """
+
+    name: str
+    settings: Tree
+    rules: tuple[Rule, ...]
+    constants: frozenset[str] = frozenset()
+    kind: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageTransformer:
+    """Holds the sizes of the vision transformer of a CLIP or SigLIP model.
+
+    Attributes:
+        family: "clip" with a class token and a norm before the blocks, or "siglip" with attention pooling.
+        width: Size of a token.
+        layers: Number of blocks.
+        heads: Number of attention heads of each block.
+        patch: Side of a patch in pixels.
+        pixels: Side of the images with which the model was trained.
+        mlp_width: Hidden size of each MLP.
+        activation: "gelu", "gelu_tanh" or "quick_gelu".
+        mean: Mean of the colour channels in [0, 1] that the model subtracts.
+        std: Standard deviations by which it divides.
+    """
+
+    family: str
+    width: int
+    layers: int
+    heads: int
+    patch: int
+    pixels: int
+    mlp_width: int
+    activation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def settings(self) -> Tree:
+        """Returns the settings of `model.image`."""
+        known = _TIMM_CLIP if self.family == "clip" else _TIMM_SIGLIP
+        name = known.get((self.width, self.layers, self.heads, self.patch))
+        options: Tree = {}
+        if name is None:
+            name = "vit_base_patch16_clip_224" if self.family == "clip" else "vit_base_patch16_siglip_224"
+            options = {
+                "embed_dim": self.width,
+                "depth": self.layers,
+                "num_heads": self.heads,
+                "patch_size": self.patch,
+            }
+        if self.mlp_width != 4 * self.width:
+            # timm computes int(width * ratio). With the half, rounding cannot make the MLP one smaller.
+            options["mlp_ratio"] = (self.mlp_width + 0.5) / self.width
+        if self.activation != "gelu":
+            options["act_layer"] = self.activation
+        # A convolution without padding leaves out the pixels beyond the last whole patch.
+        pixels = self.pixels // self.patch * self.patch
+        return {"name": name, "pixels": pixels, "options": options, "mean": list(self.mean), "std": list(self.std)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextTransformer:
+    """Holds the sizes of the text transformer of a CLIP or SigLIP model.
+
+    Attributes:
+        family: "clip" with causal attention and the vector of the end token, or "siglip" with full attention and the
+            vector of the last position.
+        width: Size of a token.
+        layers: Number of blocks.
+        heads: Number of attention heads of each block.
+        positions: Rows of the position embedding.
+        tokens: Rows of the token embedding.
+        mlp_width: Hidden size of each MLP.
+        activation: "gelu", "gelu_tanh" or "quick_gelu".
+        norm_eps: Term that the layer norms add to the variance.
+        end_id: Id of the token at which a text ends, for "clip".
+        pad_id: Id of the token with which texts are padded, for "siglip"; None for the tokenizer's.
+    """
+
+    family: str
+    width: int
+    layers: int
+    heads: int
+    positions: int
+    tokens: int
+    mlp_width: int
+    activation: str
+    norm_eps: float
+    end_id: int | None = None
+    pad_id: int | None = None
+
+    def settings(self) -> Tree:
+        """Returns the settings of `model.text`."""
+        architecture = {
+            "family": self.family,
+            "width": self.width,
+            "layers": self.layers,
+            "heads": self.heads,
+            "mlp_width": self.mlp_width,
+            "activation": self.activation,
+            "positions": self.positions,
+            "tokens": self.tokens,
+            "norm_eps": self.norm_eps,
+        }
+        return {
+            "architecture": architecture,
+            "pooling": "eos" if self.family == "clip" else "last",
+            "end_id": self.end_id,
+            "pad_id": self.pad_id,
+            "tokenizer": "from",
+            # The defaults of the lengths may exceed the positions of these weights.
+            "lengths": {name: min(length, self.positions) for name, length in _DEFAULT_LENGTHS.items()},
+        }
+
+
+def count_layers(shapes: Shapes, prefix: str) -> int:
+    """Returns the number of blocks of a transformer, from names of the form `prefix` + number + "." + rest."""
+    numbers = {name[len(prefix) :].partition(".")[0] for name in shapes if name.startswith(prefix)}
+    return 1 + max((int(number) for number in numbers if number.isdigit()), default=-1)
+
+
+def shape_of(shapes: Shapes, name: str, axes: int, where: str) -> tuple[int, ...]:
+    """Returns the shape of a tensor from which sizes of the model are read.
+
+    Raises:
+        ConfigError: If there is no such tensor, or it has another number of axes.
+    """
+    shape = shapes.get(name)
+    if shape is None:
+        raise ConfigError(f"{where}: the tensor {name} is missing in these weights.")
+    if len(shape) != axes or 0 in shape:
+        raise ConfigError(f"{where}: the tensor {name} has the shape {list(shape)}, and {axes} axes are needed.")
+    return shape
+
+
+def grid_side(tokens: int, name: str, where: str) -> int:
+    """Returns the side of the square grid that has as many patches as there are position embeddings.
+
+    Raises:
+        ConfigError: If the number of patches is not a square.
+    """
+    side = round(tokens**0.5)
+    if side < 1 or side * side != tokens:
+        raise ConfigError(f"{where}: the tensor {name} has {tokens} patches, which are not those of a square image.")
+    return side
+
+
+def present(names: Iterable[str], shapes: Mapping[str, Any]) -> frozenset[str]:
+    """Returns those names that the file has."""
+    return frozenset(name for name in names if name in shapes)

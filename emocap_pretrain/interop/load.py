@@ -1,0 +1,189 @@
+"""Loads the weights of a source into a model, and reports what became of each tensor.
+
+The comparison is strict: every parameter of the towers and of the projections that CLIP has must get weights of its own
+shape, and every tensor of the source must be used. A source has no weights for what is new in this project: the
+projections of patches and local sentences begin as copies of those of images and texts, so that patches and sentences
+are comparable from the first step.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from emocap_pretrain.config.objective import ObjectiveConfig
+from emocap_pretrain.config.schema import ModelConfig
+from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.interop import rules
+from emocap_pretrain.interop.layouts.layout import IMAGE, TEXT
+from emocap_pretrain.interop.positions import resized_grid, resized_positions
+from emocap_pretrain.interop.source import KEY, Source, source_of, vocabulary_of
+from emocap_pretrain.interop.tensors import Tensors
+from emocap_pretrain.model.pair import TowerPair
+from emocap_pretrain.model.weights import Fit, listed, shapes_of
+
+IMAGE_POSITIONS, TEXT_POSITIONS = f"{IMAGE}pos_embed", f"{TEXT}embeddings.position_embedding.weight"
+# Our parameters that no other library has, and the parameter whose weights each of them gets first.
+_COPIES = {"to_patch.weight": "to_image.weight", "to_sentence.weight": "to_text.weight"}
+_OWN = (*_COPIES, "local_logit_scale", "logit_bias")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """Says what became of the tensors of a source and of the parameters of the model.
+
+    Attributes:
+        source: The value of `model.from`.
+        layout: The name of the source's layout.
+        loaded: Number of our tensors that got weights of the source.
+        resized: What was resized, with the sizes before and after.
+        copied: Parameters that began as a copy of others, such as "to_patch.weight from to_image.weight".
+        fresh: Parameters that have no weights in the source and keep their initial values.
+        left_out: Tensors of the source that the model does not need.
+    """
+
+    source: str
+    layout: str
+    loaded: int
+    resized: tuple[str, ...]
+    copied: tuple[str, ...]
+    fresh: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+    def lines(self) -> tuple[str, ...]:
+        """Returns the report as lines of text, each with what happened, how often, and the names."""
+        rows = (("resized", self.resized), ("copied", self.copied), ("new", self.fresh), ("left out", self.left_out))
+        head = f"{KEY}={self.source} ({self.layout}): {self.loaded} tensors are loaded"
+        return (head, *(f"{KEY}: {len(names)} {what}: {listed(names)}" for what, names in rows if names))
+
+
+def check_source(settings: ModelConfig, objective: ObjectiveConfig) -> LoadReport:
+    """Compares the weights that `model.from` names with the model, by names and shapes, before a run starts.
+
+    Raises:
+        ConfigError: As `load_weights` does.
+        CheckpointError: If the source is a run whose checkpoint cannot be read.
+    """
+    source = source_of(settings)
+    vocabulary = vocabulary_of(settings)
+    with torch.device("meta"):
+        model = TowerPair.of(settings, objective, vocabulary, weights=False, text_architecture=source.text_architecture)
+    return load_weights(model, source, extend=settings.text.extend_positions, values=False)
+
+
+def start_from(settings: ModelConfig, model: TowerPair) -> None:
+    """Loads the weights that `model.from` names into a new model, which was built with these settings.
+
+    Raises:
+        ConfigError: As `load_weights` does.
+        CheckpointError: If the source is a run whose checkpoint cannot be read.
+    """
+    load_weights(model, source_of(settings), extend=settings.text.extend_positions)
+
+
+def load_weights(model: TowerPair, source: Source, *, extend: str = "interpolate", values: bool = True) -> LoadReport:
+    """Loads the weights of a source into a model that was built with the settings of the source.
+
+    Args:
+        model: The model, on the CPU; without `values` also on the device "meta".
+        source: The source.
+        extend: How text positions are resized, "interpolate" or "stretch" (`model.text.extend_positions`).
+        values: Whether the numbers are read. Without them only names and shapes are compared.
+
+    Raises:
+        ConfigError: If a tensor is missing, superfluous or of another shape. The message has its name.
+    """
+    where = f"{KEY}={source.name}"
+    tensors = source.open_tensors()
+    given = _translated(source, tensors, where, values=values)
+    expected = model.state_dict()
+    given, resized = _resized(model, given, expected, extend)
+    unused = sorted(name for name in given if name in _OWN and name not in expected)
+    given = {name: tensor for name, tensor in given.items() if name not in unused}
+    started = _started(given, expected)
+    given |= {name: tensor for name, (tensor, _) in started.items()}
+    needed = {name: shape for name, shape in shapes_of(expected).items() if name in given or name not in _OWN}
+    _fit(source, needed, given).require(where, f"the model ({source.layout.name})", _ADVICE)
+    if values:
+        model.load_state_dict(given, strict=False)
+    return LoadReport(
+        source=source.name,
+        layout=source.layout.name,
+        loaded=len(given) - len(started),
+        resized=tuple(resized),
+        copied=tuple(f"{name} from {origin}" for name, (_, origin) in started.items()),
+        fresh=tuple(name for name in expected if name not in given),
+        left_out=tuple(sorted({*unused, *source.layout.constants})),
+    )
+
+
+_ADVICE = "Leave out the settings of `model` that differ from the weights, or give the weights of this model."
+
+
+def _translated(source: Source, tensors: Tensors, where: str, *, values: bool) -> dict[str, Tensor]:
+    """Returns the tensors of a source with the names and shapes of ours.
+
+    Raises:
+        ConfigError: If the file lacks a tensor of the layout, has another one, or has one of an impossible shape.
+    """
+    found = source.layout.rules
+    names = [name for rule in found for name in rule.theirs] if found else list(tensors.shapes)
+    if found:
+        missing = tuple(sorted(set(names) - tensors.shapes.keys()))
+        unexpected = tuple(sorted(tensors.shapes.keys() - set(names) - source.layout.constants))
+        Fit(missing, unexpected).require(where, source.layout.name, "The file is incomplete, or of another model.")
+    theirs = tensors.load(names) if values else tensors.placeholders()
+    if not found:  # The names of a run are our own.
+        return theirs
+    try:
+        return rules.read(found, theirs)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}.") from error
+
+
+def _started(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, str]]:
+    """Returns the first weights of those projections that only this project has, and what they were made from.
+
+    They project patches and local sentences, and begin as copies of the projections of images and texts. If images have
+    no projection, as in SigLIP, that of the patches begins as the identity.
+    """
+    found: dict[str, tuple[Tensor, str]] = {}
+    for name, origin in _COPIES.items():
+        shape = expected[name].shape
+        if name in given:
+            continue
+        if origin in given and given[origin].shape == shape:
+            found[name] = given[origin], origin
+        elif origin not in expected and shape[0] == shape[1]:
+            found[name] = torch.eye(shape[0]), "the identity"
+    return found
+
+
+def _fit(source: Source, expected: Mapping[str, tuple[int, ...]], given: Mapping[str, Tensor]) -> Fit:
+    """Compares the shapes, and names the tensors as the source names them, because a user sees those in the file."""
+    names = {mine: " + ".join(rule.theirs) for rule in source.layout.rules for mine in rule.ours}
+    fit = Fit.of(expected, shapes_of(given))
+    return Fit(
+        tuple(names.get(name, name) for name in fit.missing),
+        tuple(names.get(name, name) for name in fit.unexpected),
+        tuple((names.get(name, name), has, wants) for name, has, wants in fit.reshaped),
+    )
+
+
+def _resized(
+    model: TowerPair, given: dict[str, Tensor], expected: Mapping[str, Tensor], extend: str
+) -> tuple[dict[str, Tensor], list[str]]:
+    changes: list[str] = []
+    for name in (IMAGE_POSITIONS, TEXT_POSITIONS):
+        old, new = given.get(name), expected.get(name)
+        if old is None or new is None or old.shape == new.shape or old.shape[-1] != new.shape[-1]:
+            continue
+        with torch.device(old.device):
+            if name == IMAGE_POSITIONS:
+                made = resized_grid(old, new.shape[1], prefix_tokens=getattr(model.image, "prefix_tokens", 0))
+            else:
+                made = resized_positions(old, new.shape[0], how=extend)
+        given = {**given, name: made}
+        changes.append(f"{name} {list(old.shape)} to {list(made.shape)}")
+    return given, changes

@@ -1,0 +1,72 @@
+"""Completes the settings of a run that starts from the weights of a whole model (`model.from`).
+
+The weights determine the towers, their sizes, the tokenizer and the statistics of images. So a user need not write
+these settings, and the config that a run stores has all of them: a checkpoint can be restored, and a run resumed,
+without its source of weights. Settings that the user writes take precedence, for example the size of the images.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from emocap_shards.store import open_store
+
+from emocap_pretrain.config import stored
+from emocap_pretrain.config.load import load, with_section
+from emocap_pretrain.config.schema import Config
+from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.run_folder.folder import RunFolder
+
+Tree = dict[str, Any]
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads the config of a run from a file, as `config.load.load` does, and completes it from its source of weights.
+
+    Raises:
+        ConfigError: If the config is wrong, or the source of weights cannot be read.
+        CheckpointError: If the source is a run without such a checkpoint.
+    """
+    return completed(load(path, overrides))
+
+
+def completed(config: Config) -> Config:
+    """Returns the config with all settings of `model` that its source of weights determines.
+
+    If the run has begun, the settings that its folder stores are taken, so the source need not exist any more.
+
+    Raises:
+        ConfigError: If the source cannot be read, or the user also names pretrained weights of one tower.
+        CheckpointError: If the source is a run without such a checkpoint.
+    """
+    model = config.model
+    if model.from_ is None:
+        return config
+    # It imports torch, which takes seconds. A config without `model.from` does not need it.
+    from emocap_pretrain.interop.source import source_of
+
+    given = model.model_dump(mode="json", exclude_unset=True)
+    for tower in ("image", "text"):
+        if given.get(tower, {}).get("pretrained") is not None:
+            raise ConfigError(f"model.from gives the weights of both towers: leave model.{tower}.pretrained out.")
+    known = _of_the_run(config) or source_of(model).layout.settings
+    # The key itself is left out of the changes, so that a text `${oc.env:...}` in the file stays in the stored config.
+    return with_section(config, "model", {key: value for key, value in _merged(known, given).items() if key != "from"})
+
+
+def _of_the_run(config: Config) -> Tree | None:
+    """Returns the settings of `model` in the run's folder; None if there are none, or they have another source."""
+    first = RunFolder(open_store(config.url)).settings()
+    before = stored.current(first).get("model", {}) if first else {}
+    return before if before.get("from") == config.stored()["model"]["from"] else None
+
+
+def _merged(known: Mapping[str, Any], given: Mapping[str, Any]) -> Tree:
+    """Returns a tree with the values of both trees. Where both have a value, that of `given` is taken."""
+    result = dict(known)
+    for key, value in given.items():
+        before = result.get(key)
+        # The options of a timm model belong together with its name, so the user's options replace all others.
+        is_section = isinstance(before, dict) and isinstance(value, dict) and key != "options"
+        result[key] = _merged(cast("Tree", before), cast("Tree", value)) if is_section else value
+    return result

@@ -1,0 +1,275 @@
+"""Opens the source of weights that `model.from` names, and describes the model in it.
+
+A source is a folder that transformers or open_clip has written, a file with the state dict of a CLIP, the name of such
+a folder on the Hugging Face hub, or a run of this project. `open_source` reads only what describes the model. The
+tensors are opened by `load.py`, when they are compared with a model or loaded into it.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from emocap_shards.store import open_store
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+from emocap_pretrain.checkpoint.layout import TOKENIZER
+from emocap_pretrain.checkpoint.loader import downloaded
+from emocap_pretrain.checkpoint.manifest import committed
+from emocap_pretrain.config.load import from_stored
+from emocap_pretrain.config.location import RUN_PREFIX
+from emocap_pretrain.config.schema import ModelConfig
+from emocap_pretrain.data.tokenizer import Tokenizer, Vocabulary
+from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.interop.layouts import clip, open_clip, transformers
+from emocap_pretrain.interop.layouts.layout import Tree, WeightsLayout
+from emocap_pretrain.interop.restore import LONGEST_ID, chosen, restore
+from emocap_pretrain.interop.tensors import Tensors, open_tensors
+from emocap_pretrain.model.weights import shapes_of
+
+KEY = "model.from"
+CONFIG_FILE = "config.json"
+LARGEST_CONFIG = 1 << 20
+_HUB_PREFIX = "hf-hub:"  # open_clip writes names of the hub with this prefix.
+# The settings of a run's model that a new run takes over. Others, such as patch dropout, say how it was trained.
+_BUILDING: Any = {
+    "embedding": True,
+    "project_images": True,
+    "text_bias": True,
+    "image": {"name", "pixels", "options", "pretrained", "mean", "std"},
+    "text": {"architecture", "pretrained", "pooling", "end_id", "pad_id", "lengths"},
+}
+# What a folder of a model on the hub needs. Programs and weights in other formats are not downloaded.
+_HUB_FILES = ("*.json", "*.txt", "*.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin")
+_CLIP_MERGES = 49152 - 256 - 2  # Merges of CLIP's vocabulary; the file of open_clip has more.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Describes a model whose weights can be loaded into a `TowerPair`.
+
+    Attributes:
+        name: The value of `model.from`.
+        layout: The settings of the model, and the rules that translate its tensors.
+        open_tensors: Opens the tensors of the model. For a run, this downloads the weights of its checkpoint.
+        read_tokenizer: Returns the tokenizer of the model.
+        text_architecture: The description of a text tower that the settings alone cannot build, as a checkpoint stores
+            it; None for the text towers of CLIP and SigLIP.
+        parent: The run, its step and its digest, if the weights come from a run of this project; empty otherwise.
+    """
+
+    name: str
+    layout: WeightsLayout
+    open_tensors: Callable[[], Tensors]
+    read_tokenizer: Callable[[], Tokenizer]
+    text_architecture: Mapping[str, Any] | None = None
+    parent: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+def open_source(name: str, *, activation: str | None = None) -> Source:
+    """Opens a folder, a file, a name on the hub, or a run. The weights themselves are not read yet.
+
+    Args:
+        name: The value of `model.from`.
+        activation: The activation that the user gives for a file that does not say which one is right.
+
+    Raises:
+        ConfigError: If there are no weights that this project can read.
+        CheckpointError: If the source is a run without such a checkpoint.
+    """
+    if name.startswith(RUN_PREFIX):
+        return open_run(name)
+    where = f"{KEY}={name}"
+    path = Path(name)
+    if not path.exists():
+        path = _downloaded(name, where)
+    if path.is_file():
+        return _file(name, path, activation, where)
+    tensors = open_tensors(path, where)
+    if (path / open_clip.CONFIG_FILE).is_file():
+        config = open_clip.read_config(path, where)
+        layout = open_clip.describe(tensors.shapes, config, where=where)
+        return Source(
+            name=name,
+            layout=layout,
+            open_tensors=lambda: tensors,
+            read_tokenizer=lambda: _open_clip_tokens(path, config),
+        )
+    if not (path / CONFIG_FILE).is_file():
+        raise ConfigError(f"{where}: the folder has neither {CONFIG_FILE} nor {open_clip.CONFIG_FILE}.")
+    layout = transformers.describe(path, tensors.shapes, _json(path / CONFIG_FILE, where), where=where)
+    return Source(
+        name=name,
+        layout=layout,
+        open_tensors=lambda: tensors,
+        read_tokenizer=lambda: Tokenizer.load(str(path)),
+    )
+
+
+def source_of(model: ModelConfig) -> Source:
+    """Opens the source of weights that the settings name. `model.from` must be set.
+
+    Raises:
+        ConfigError: If the source cannot be read.
+        CheckpointError: If the source is a run without such a checkpoint.
+    """
+    architecture = model.text.architecture
+    activation = architecture.activation if "activation" in architecture.model_fields_set else None
+    return open_source(str(model.from_), activation=activation)
+
+
+def tokenizer_of(model: ModelConfig, train: Callable[[], Tokenizer]) -> Tokenizer:
+    """Returns the tokenizer of a new run. `train` trains one on the captions, if `model.text.tokenizer` is "data".
+
+    Raises:
+        ConfigError: If the tokenizer cannot be read.
+        CheckpointError: If the source of weights is a run whose checkpoint cannot be read.
+    """
+    return train() if model.text.tokenizer == "data" else _read_tokenizer(model)
+
+
+def vocabulary_of(model: ModelConfig) -> Vocabulary:
+    """Returns size and padding id of the tokenizer of a new run, before one is trained.
+
+    A tokenizer that is trained on the captions has at most as many tokens as `model.text.vocabulary` says.
+    """
+    if model.text.tokenizer == "data":
+        return Vocabulary(model.text.vocabulary, 0)
+    return _read_tokenizer(model).vocabulary
+
+
+def text_architecture_of(model: ModelConfig) -> dict[str, Any] | None:
+    """Returns the description of a text tower that the settings alone cannot build; None if they can.
+
+    Only a run whose text tower was pretrained has such a description.
+
+    Raises:
+        ConfigError: If the source of weights cannot be read.
+        CheckpointError: If the source is a run without such a checkpoint.
+    """
+    found = source_of(model).text_architecture if model.from_ is not None else None
+    return dict(found) if found else None
+
+
+def _read_tokenizer(model: ModelConfig) -> Tokenizer:
+    named = model.text.tokenizer
+    return source_of(model).read_tokenizer() if named == "from" else Tokenizer.load(named)
+
+
+def _file(name: str, path: Path, activation: str | None, where: str) -> Source:
+    tensors = open_tensors(path, where)
+    if not clip.is_clip(tensors.shapes):
+        raise ConfigError(
+            f"{where}: the names in this file are not those of a CLIP of OpenAI or open_clip; for other models give "
+            "the folder with their config."
+        )
+    # OpenAI's own files, which are programs or have these sizes among the tensors, need QuickGELU.
+    is_openai = tensors.is_program or "input_resolution" in tensors.shapes
+    known = "quick_gelu" if is_openai else activation
+    layout = clip.describe(tensors.shapes, {}, activation=known, where=where)
+    return Source(name=name, layout=layout, open_tensors=lambda: tensors, read_tokenizer=clip_tokenizer)
+
+
+def open_run(name: str) -> Source:
+    """Opens the checkpoint of a run that `run:URL` or `run:URL@step` names.
+
+    Only the manifest is read here. Somebody else may have written it, so the settings in it are data: the model is
+    built from them by `restore`, with all of its checks, when the tensors are opened.
+
+    Raises:
+        CheckpointError: If the run has no such checkpoint.
+        ConfigError: If the settings in the checkpoint cannot be read.
+    """
+    url, step = run_and_step(name)
+    store = open_store(url)
+    checkpoint = chosen(committed(store), url, step)
+    model = from_stored(checkpoint.state.get("config")).model
+    tree = model.model_dump(mode="json", include=_BUILDING)
+    tree["text"]["tokenizer"] = "from"
+
+    def tensors() -> Tensors:
+        weights = restore(url, step=checkpoint.step).model.state_dict()
+        return Tensors(shapes_of(weights), lambda names: {name: weights[name] for name in names})
+
+    def tokenizer() -> Tokenizer:
+        with downloaded(store, checkpoint, TOKENIZER.__eq__) as folder:
+            return Tokenizer.from_json((folder / TOKENIZER).read_text(encoding="utf-8"))
+
+    layout = WeightsLayout(name=f"step {checkpoint.step} of a run", kind="emocap", settings=tree, rules=())
+    run_id = str(checkpoint.state.get("run_id", ""))[:LONGEST_ID]
+    return Source(
+        name=name,
+        layout=layout,
+        open_tensors=tensors,
+        read_tokenizer=tokenizer,
+        text_architecture=checkpoint.state.get("text_architecture"),
+        parent={"url": url, "step": checkpoint.step, "run_id": run_id, "digest": checkpoint.digest},
+    )
+
+
+def run_and_step(name: str) -> tuple[str, int | None]:
+    """Returns the URL and the step in `run:URL@step`; the step is None in `run:URL`.
+
+    >>> run_and_step("run:s3://bucket/runs/faces@400"), run_and_step("run:runs/a@b")
+    (('s3://bucket/runs/faces', 400), ('runs/a@b', None))
+    """
+    url, _, step = name.removeprefix(RUN_PREFIX).rpartition("@")
+    return (url, int(step)) if url and step.isdecimal() else (name.removeprefix(RUN_PREFIX), None)
+
+
+def clip_tokenizer() -> Tokenizer:
+    """Returns the tokenizer of OpenAI's CLIP, from the vocabulary in the package open_clip.
+
+    Raises:
+        ConfigError: If the package is not installed.
+    """
+    import gzip
+
+    from emocap_pretrain.data.tokenizer import byte_pair_tokenizer
+
+    spec = find_spec("open_clip")
+    if spec is None or spec.origin is None:
+        raise ConfigError("model.text.tokenizer=from needs CLIP's vocabulary: pip install open_clip_torch==3.3.0.")
+    with gzip.open(Path(spec.origin).parent / "bpe_simple_vocab_16e6.txt.gz", "rt", encoding="utf-8") as file:
+        lines = file.read().split("\n")
+    return byte_pair_tokenizer(
+        [line.split(" ", 1) for line in lines[1 : _CLIP_MERGES + 1]]
+    )  # The first names a version.
+
+
+def _open_clip_tokens(folder: Path, config: Tree) -> Tokenizer:
+    if (folder / "tokenizer.json").is_file():
+        return Tokenizer.load(str(folder))
+    named = config["text_cfg"].get("hf_tokenizer_name")
+    return Tokenizer.load(str(named)) if named else clip_tokenizer()
+
+
+def _downloaded(name: str, where: str) -> Path:
+    """Downloads a model from the hub, or finds it in the hub's cache, and returns its folder."""
+    try:
+        return Path(snapshot_download(name.removeprefix(_HUB_PREFIX), allow_patterns=list(_HUB_FILES)))
+    except RepositoryNotFoundError as error:
+        raise ConfigError(f"{where}: there is no such file, folder or model on the hub.") from error
+    except LocalEntryNotFoundError as error:
+        raise ConfigError(
+            f"{where}: there is no such file or folder; the hub cannot be reached, and its cache has no such model."
+        ) from error
+    except HFValidationError as error:
+        raise ConfigError(f"{where}: there is no such file or folder, and it is no name of the hub.") from error
+    except (HfHubHTTPError, OSError) as error:
+        raise ConfigError(f"{where}: the hub did not give this model ({str(error).splitlines()[0]}).") from error
+
+
+def _json(path: Path, where: str) -> Tree:
+    try:
+        if path.stat().st_size > LARGEST_CONFIG:
+            raise ValueError("it is too large")
+        tree = json.loads(path.read_bytes())
+        if not isinstance(tree, dict):
+            raise ValueError("it is not a mapping")
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{where}: {path.name} cannot be read ({error}).") from error
+    return tree  # pyright: ignore[reportUnknownVariableType]

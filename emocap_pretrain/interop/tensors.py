@@ -1,0 +1,146 @@
+"""Opens files of weights that another library has written, without executing anything in them.
+
+A .safetensors file contains only numbers. Files of `torch.save` are pickles, which can execute code, so torch reads
+them with `weights_only=True`, which builds nothing but tensors and containers. OpenAI publishes its CLIP models as
+TorchScript archives, which contain a program; `torchscript.py` reads their tensors and leaves the program out.
+"""
+
+import json
+import pickle
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.interop.torchscript import is_torchscript, read_torchscript
+from emocap_pretrain.model.weights import Header, Shapes, shapes_of
+
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+# Training programs store the weights under one of these keys, beside the state of the optimizer.
+_CONTAINERS = ("state_dict", "model_state_dict", "model")
+_WRAPPER = "module."  # What DistributedDataParallel puts before every name.
+_WEIGHTS_FILES = {
+    # The files of transformers, then those of open_clip. A folder with both kinds of each has the safe one read.
+    "transformers": ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"),
+    "open_clip": ("open_clip_model.safetensors", "open_clip_pytorch_model.bin"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Tensors:
+    """Holds the names and shapes of the tensors of one or more files, and reads their values when they are asked for.
+
+    Attributes:
+        shapes: The shape of each tensor by its name.
+        is_program: Whether the file is a TorchScript archive, as OpenAI publishes them.
+    """
+
+    shapes: Shapes
+    _read: Callable[[Iterable[str]], dict[str, Tensor]] = field(repr=False)
+    is_program: bool = False
+
+    def load(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Returns the tensors with these names, in float32 if they are floating-point numbers, on the CPU."""
+        return {name: _as_float32(tensor) for name, tensor in self._read(names).items()}
+
+    def placeholders(self) -> dict[str, Tensor]:
+        """Returns a tensor without values for each name, on the device "meta", to compare names and shapes."""
+        return {name: torch.empty(shape, device="meta") for name, shape in self.shapes.items()}
+
+
+def open_tensors(path: Path, where: str) -> Tensors:
+    """Opens the weights in a file, or those in a folder that transformers or open_clip has written.
+
+    Args:
+        path: The file or folder.
+        where: First words of an error message: the setting and its value.
+
+    Raises:
+        ConfigError: If there is no file with weights, or if it cannot be read without executing code.
+    """
+    if path.is_dir():
+        return _open_folder(path, where)
+    if path.suffix not in SUFFIXES:
+        raise ConfigError(f"{where}: {path.name} is not a file of weights; the suffixes are {', '.join(SUFFIXES)}.")
+    return _open_safetensors([path], where) if path.suffix == ".safetensors" else _open_torch(path, where)
+
+
+def _open_folder(folder: Path, where: str) -> Tensors:
+    for names in _WEIGHTS_FILES.values():
+        for name in names:
+            if not (folder / name).is_file():
+                continue
+            if name.endswith(".index.json"):
+                return _open_safetensors(_parts(folder / name, where), where)
+            return open_tensors(folder / name, where)
+    known = ", ".join(name for names in _WEIGHTS_FILES.values() for name in names)
+    raise ConfigError(f"{where}: there are no weights in this folder; it needs one of {known}.")
+
+
+def _parts(index: Path, where: str) -> list[Path]:
+    """Returns the files that an index of transformers lists. All of them must lie beside the index."""
+    try:
+        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        if any(not isinstance(name, str) or Path(name).name != name for name in names):
+            raise ValueError("it names a file outside of its folder")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{where}: {index.name} cannot be read ({error}).") from error
+    return [index.parent / name for name in names]
+
+
+def _open_safetensors(paths: list[Path], where: str) -> Tensors:
+    places = {name: path for path in paths for name in Header.read([path], where).shapes}
+
+    def read(names: Iterable[str]) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        wanted = list(names)
+        for path in paths:
+            with safe_open(path, framework="pt") as file:  # pyright: ignore[reportUnknownVariableType]
+                found |= {name: file.get_tensor(name) for name in wanted if places.get(name) == path}
+        return found
+
+    return Tensors(Header.read(paths, where).shapes, read)
+
+
+def _open_torch(path: Path, where: str) -> Tensors:
+    try:
+        program = is_torchscript(path)
+        if program:
+            tree: Any = read_torchscript(path)
+        else:
+            # Without `mmap` the whole file would be read here, although only names and shapes may be needed.
+            tree = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        raise ConfigError(
+            f"{where}: the file holds more than weights, and reading the rest could execute code; save its state dict "
+            "alone, or as .safetensors."
+        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError, LookupError, SafetensorError) as error:
+        first = (str(error) or repr(error)).splitlines()[0]
+        raise ConfigError(f"{where}: the file cannot be read as weights of torch ({first}).") from error
+    tensors = _state_dict(tree)
+    if not tensors:
+        raise ConfigError(f"{where}: there is no state dict in the file.")
+    return Tensors(shapes_of(tensors), lambda names: {name: tensors[name] for name in names}, is_program=program)
+
+
+def _state_dict(tree: Any) -> dict[str, Tensor]:
+    """Returns the tensors of a state dict, or of the state dict in what a training program has saved."""
+    for key in _CONTAINERS:
+        if isinstance(tree, Mapping) and isinstance(tree.get(key), Mapping):
+            tree = cast("Mapping[str, Any]", tree[key])
+    if not isinstance(tree, Mapping):
+        return {}
+    found = {str(name): value for name, value in cast("Mapping[str, Any]", tree).items() if isinstance(value, Tensor)}
+    wrapped = all(name.startswith(_WRAPPER) for name in found)
+    return {name.removeprefix(_WRAPPER) if wrapped else name: value for name, value in found.items()}
+
+
+def _as_float32(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
