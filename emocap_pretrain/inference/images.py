@@ -6,10 +6,12 @@ and every image is cropped as an evaluation crops it (`center_crop`).
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import numpy as np
+from emocap_shards.background import in_order
 from emocap_shards.decode import decode_image, pillow_pixels
 from emocap_shards.errors import ImageError
 from emocap_shards.local_files import open_regular
@@ -20,21 +22,30 @@ from emocap_pretrain.data.transform import center_crop
 from emocap_pretrain.errors import DataError
 from emocap_pretrain.inference.embedder import Crop
 
-ImageSource: TypeAlias = "str | os.PathLike[str] | np.ndarray[Any, Any] | Image.Image"
+ImageSource: TypeAlias = str | os.PathLike[str] | np.ndarray[Any, Any] | Image.Image
 """A path, an array of 8-bit values [height, width, 3] (RGB) or [height, width] (grey), or an image of Pillow."""
 
 # The decoder limits the number of pixels (`MAX_PIXELS`). A file of that many pixels without compression is smaller.
 LARGEST_FILE_BYTES = 1 << 28
+READERS = 8  # Threads that read and decode files. The decoders release Python's lock.
 
 
 def crops(
-    images: Iterable[ImageSource], pixels: int, *, skip: Callable[[int, DataError], object] | None = None
+    images: Iterable[ImageSource],
+    pixels: int,
+    *,
+    ahead: int = 1,
+    skip: Callable[[int, DataError], object] | None = None,
 ) -> Iterator[tuple[int, Crop]]:
     """Yields the crop of each image, with the number of the image in `images`, counted from 0.
 
+    Threads read and decode files in advance. Arrays and images of Pillow are cropped in the calling thread, as soon as
+    they are taken from `images`. So the caller may use the same array for one image after another.
+
     Args:
-        images: The images. They are taken one at a time, as the crops are requested.
+        images: The images. They are taken in the calling thread, at most `ahead` of them in advance.
         pixels: Side of the crops.
+        ahead: Number of images that are taken before their crops are requested.
         skip: Function that is called with the number of an image that cannot be read, and with the error. The image is
             then left out. Without a function the error is raised.
 
@@ -42,16 +53,36 @@ def crops(
         DataError: If an image cannot be read and `skip` is None. The message names the file, or the number of the
             image.
     """
-    for number, image in enumerate(images):
-        try:
-            crop = center_crop(pixels_of(image), pixels)
-        except (ImageError, OSError) as error:
-            failure = DataError(f"{_name(image, number)}: {_reason(error)}")
-            if skip is None:
-                raise failure from error
-            skip(number, failure)
-            continue
-        yield number, crop
+
+    def taken() -> Iterator[tuple[int, ImageSource | Crop | DataError]]:
+        for number, image in enumerate(images):
+            yield number, image if _is_file(image) else _cropped(number, image, pixels)
+
+    def read(item: tuple[int, Any]) -> tuple[int, Crop | DataError]:
+        number, image = item
+        return number, _cropped(number, image, pixels) if _is_file(image) else image
+
+    with ThreadPoolExecutor(READERS, "emocap-read") as pool:
+        for number, found in in_order(pool, read, taken(), ahead=ahead):
+            if not isinstance(found, DataError):
+                yield number, found
+            elif skip is None:
+                raise found
+            else:
+                skip(number, found)
+
+
+def _cropped(number: int, image: ImageSource, pixels: int) -> Crop | DataError:
+    try:
+        return center_crop(pixels_of(image), pixels)
+    except (ImageError, OSError, ValueError) as error:  # A path with a zero byte is a ValueError.
+        failure = DataError(f"{_name(image, number)}: {_reason(error)}")
+        failure.__cause__ = error
+        return failure
+
+
+def _is_file(image: object) -> TypeGuard["str | os.PathLike[str]"]:
+    return isinstance(image, str | os.PathLike)
 
 
 def pixels_of(image: ImageSource) -> UInt8[np.ndarray, "height width 3"]:
@@ -61,7 +92,7 @@ def pixels_of(image: ImageSource) -> UInt8[np.ndarray, "height width 3"]:
         ImageError: If the image cannot be decoded, or has another type or shape than `ImageSource` allows.
         OSError: If the file cannot be read.
     """
-    if isinstance(image, str | os.PathLike):
+    if _is_file(image):
         return decode_image(_bytes(Path(image)))
     if isinstance(image, Image.Image):
         return pillow_pixels(image)
@@ -85,11 +116,12 @@ def _colours(array: "np.ndarray[Any, Any]") -> UInt8[np.ndarray, "height width 3
             f"the array is {array.dtype} of shape {list(array.shape)}: give uint8 values of shape [height, width, 3] "
             "or [height, width]"
         )
-    return np.repeat(array[:, :, None], 3, axis=2) if is_grey else array
+    # torch takes no array with a negative stride, such as BGR values that were reversed to RGB.
+    return np.repeat(array[:, :, None], 3, axis=2) if is_grey else np.ascontiguousarray(array)
 
 
 def _name(image: ImageSource, number: int) -> str:
-    return os.fspath(image) if isinstance(image, str | os.PathLike) else f"image {number}"
+    return os.fspath(image) if _is_file(image) else f"image {number}"
 
 
 def _reason(error: Exception) -> str:

@@ -37,6 +37,8 @@ from emocap_pretrain.interop.restore import restore
 
 Device = Literal["auto", "cpu", "cuda"]
 BATCH = 64
+ROUNDING = 1e-5
+"""Bound of the change of a number of a vector if the batch size changes. Measured: at most 9e-7 (docs/python.md)."""
 
 
 class EmbeddedImages(NamedTuple):
@@ -103,8 +105,8 @@ class EmotionModel:
     towers compute in float32. Several threads may use one object at the same time.
 
     Images are given as a list or any other iterable of paths, arrays of 8-bit values [height, width, 3] or
-    [height, width], and images of Pillow. Only the central square of an image is read. An iterable is consumed batch by
-    batch, so it may be longer than the memory.
+    [height, width], and images of Pillow. Only the central square of an image is read. An iterable is consumed as its
+    images are needed, at most two batches in advance.
 
     Example:
         model = emocap_pretrain.load("runs/my")
@@ -143,7 +145,7 @@ class EmotionModel:
         Args:
             images: The images.
             batch_size: Number of images of one pass of the tower. It changes the time and the memory, and the vectors
-                only by rounding.
+                only by rounding: no number of a vector by more than `ROUNDING`.
 
         Raises:
             DataError: If an image cannot be read. The message names the file, or the number of the image.
@@ -170,7 +172,7 @@ class EmotionModel:
             DataError: If an image cannot be read and `skip` is None.
         """
         _check_batch_size(batch_size)
-        found = crops(_several(images), self.pixels, skip=skip)
+        found = crops(_several(images), self.pixels, ahead=2 * batch_size, skip=skip)
         while batch := list(islice(found, batch_size)):
             vectors = self._embedder.crops([crop for _, crop in batch]).numpy()
             yield EmbeddedImages([number for number, _ in batch], vectors)

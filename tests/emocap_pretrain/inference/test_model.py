@@ -61,6 +61,24 @@ def test_images_come_from_files_arrays_and_pillow(model, tmp_path):
     assert (found == found[0]).all()
 
 
+def test_an_array_may_be_a_mirrored_or_reversed_view(model):
+    picture = a_picture()
+    views = (picture[:, ::-1], picture[::-1], picture[:, :, ::-1])
+    assert (model.embed_images(views) == model.embed_images([view.copy() for view in views])).all()
+
+
+def test_an_iterable_may_write_one_image_after_another_into_the_same_array(model):
+    pictures = [a_picture(16, 16) for _ in range(5)]
+    frame = np.zeros((16, 16, 3), np.uint8)
+
+    def frames():
+        for picture in pictures:
+            frame[:] = picture
+            yield frame
+
+    assert (model.embed_images(frames()) == model.embed_images(pictures)).all()
+
+
 def test_an_array_of_images_is_several_images(model):
     pictures = np.stack([a_picture(), a_picture()])
     assert (model.embed_images(pictures) == model.embed_images(list(pictures))).all()
@@ -102,7 +120,7 @@ def test_an_iterable_is_consumed_batch_by_batch(model):
 
     batches = model.image_batches(pictures(), batch_size=4)
     assert next(batches).numbers == [0, 1, 2, 3]
-    assert len(taken) < 20
+    assert len(taken) <= 3 * 4
     assert next(batches).numbers == [4, 5, 6, 7]
 
 
@@ -110,7 +128,13 @@ def test_an_unreadable_image_ends_the_call_with_its_name(model, tmp_path):
     good, broken, missing = file_of(a_picture(), tmp_path / "a.png"), tmp_path / "b.jpg", tmp_path / "c.jpg"
     broken.write_bytes(good.read_bytes()[:60])
     (tmp_path / "folder").mkdir()
-    for path, reason in ((broken, "cannot be decoded"), (missing, "No such file"), (tmp_path / "folder", "directory")):
+    wrong = {
+        broken: "cannot be decoded",
+        missing: "No such file",
+        tmp_path / "folder": "directory",
+        "a\0b": "null byte",
+    }
+    for path, reason in wrong.items():
         with pytest.raises(DataError, match=reason) as caught:
             model.embed_images([good, path])
         assert str(caught.value).startswith(f"{path}: ")
