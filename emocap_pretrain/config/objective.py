@@ -54,6 +54,11 @@ class MiningConfig(MiningRuleConfig):
     guide: Literal["counterpart", "text", "image", "consensus", "joint"] = Field(
         default="counterpart", description="Which similarities decide what is mined; see docs/method.md."
     )
+    features: Literal["own", "ema"] = Field(
+        default="own",
+        description="Vectors that the guide compares: own are those of the trained model (of images, those of "
+        "objective.teacher if there is one); ema are those of the model with the moving average of its weights.",
+    )
 
 
 class TeacherConfig(Section):
@@ -149,6 +154,11 @@ class ObjectiveConfig(Section):
         """
         infos = type(self).model_fields.items()
         return {info.alias or name: getattr(self, name) for name, info in infos if is_part_weight(info)}
+
+    @property
+    def mines_by_average(self) -> bool:
+        """Returns whether positives are mined by the vectors of the moving average of the model."""
+        return self.mining is not None and self.mining.features == "ema"
 
     def kind_of(self, part: str) -> Kind:
         """Returns the kind of loss, such as "infonce", of a caption part that is aligned with whole images.

@@ -517,6 +517,18 @@ class Config(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _the_average_can_guide(self) -> Self:
+        if self.objective.mines_by_average:
+            if self.ema is None:
+                raise ValueError("objective.mining.features=ema needs the average of the weights: add `ema: {}`.")
+            if self.engine.zero_stage == 3:
+                raise ValueError(
+                    "objective.mining.features=ema needs the whole average on every rank, and engine.zero_stage=3 "
+                    "divides the weights: set engine.zero_stage to 0, 1 or 2."
+                )
+        return self
+
     def stored(self) -> dict[str, Any]:
         """Returns the settings without secrets, as they may be logged and stored.
 

@@ -47,7 +47,7 @@ class MemoryEstimate:
 
     Attributes:
         parameters: Number of parameters of the model.
-        weights: Bytes of the weights, including those of a teacher.
+        weights: Bytes of the weights, including those of a teacher, and of a whole averaged model that guides mining.
         gradients: Bytes of the gradients.
         optimizer: Bytes of the optimizer's state that the rank holds, with the moving average of the weights if there
             is one. With ZeRO, they include a copy of those weights that the rank updates.
@@ -59,8 +59,8 @@ class MemoryEstimate:
         state: Bytes of the optimizer's state of all ranks together, as a checkpoint stores it.
         patches: Number of patches of one image in the local loss.
         row_flops: FLOP of a step for one row: the forward and backward passes of both towers, their second forward pass
-            if a rank encodes its rows in several passes, and the forward pass of a teacher. The products within
-            attention are not counted.
+            if a rank encodes its rows in several passes, and the forward pass of a teacher and of an averaged model.
+            The products within attention are not counted.
     """
 
     parameters: int
@@ -127,7 +127,8 @@ def estimate(config: Config, ranks: int, *, on_gpu: bool, shortest: bool = False
             each.to_empty(device="cpu")
         # Fused kernels need no blocks of scores, so the lower bound does not count the large blocks of a GPU.
         step = _traced(model, teacher, config, split, captions, on_gpu=on_gpu and not shortest)
-        row_flops = _flops(model, teacher, captions.batch(1, model.pixels), cached=split.passes > 1)
+        unrecorded = (split.passes > 1) + settings.mines_by_average
+        row_flops = _flops(model, teacher, captions.batch(1, model.pixels), unrecorded=unrecorded)
     teacher_bytes = FLOAT * sum(parameter.numel() for parameter in teacher.parameters()) if teacher else 0
     parameters = sum(parameter.numel() for parameter in model.parameters())
     stage, size = config.engine.zero_stage, parameters * FLOAT
@@ -138,7 +139,7 @@ def estimate(config: Config, ranks: int, *, on_gpu: bool, shortest: bool = False
     masters = sum(each.numel() for each in trained) * FLOAT
     return MemoryEstimate(
         parameters=parameters,
-        weights=size // (ranks if stage == 3 else 1) + teacher_bytes,
+        weights=size // (ranks if stage == 3 else 1) + teacher_bytes + size * settings.mines_by_average,
         # With several passes each rank has the whole gradients, because they are reduced only after the last pass.
         gradients=size // (ranks if stage >= 2 and split.passes == 1 else 1),
         # With ZeRO each rank also has a copy of those weights that it updates.
@@ -221,13 +222,19 @@ def _traced(
         _sum(embeddings).backward()
     with _LiveStorages([*existing, batch.images]) as of_teacher:
         guides = teacher(batch.images).shape[1] if teacher else 0
+    mines_by_average = config.objective.mines_by_average
+    with _LiveStorages([*existing, batch.images]) as of_average, torch.no_grad():
+        if mines_by_average:
+            model(batch)
     rows, texts = split.rows, sum(captions.texts.values())
     own = FLOAT * rows * (1 + patches + texts) * config.model.embedding
     # Losses of bf16 vectors need copies of the embeddings, and gradients of these copies, in half as many bytes each.
     copies = own if vector_dtype(config.objective, config.engine.precision) == torch.bfloat16 else 0
-    gathered = FLOAT * (rows + config.global_batch) * guides
+    guides += 2 * config.model.embedding * mines_by_average  # One vector of the image and one of the text.
+    gathered = FLOAT * (rows + config.global_batch) * guides + own * mines_by_average
     of_losses = own + copies + gathered + _loss_bytes(config, captions, rows, patches, on_gpu=on_gpu)
-    at_loss = max(of_teacher.peak_bytes, of_losses)  # The teacher has run when the losses begin.
+    # The teacher and the averaged model have run when the losses begin.
+    at_loss = max(of_teacher.peak_bytes, of_average.peak_bytes, of_losses)
     # Two times can be the peak: the loss, or some moment of the forward and backward pass of the towers. In a step of
     # one pass all activations are held at the loss. With several passes there are none; instead, the inputs, embeddings
     # and gradients of all rows exist while the last pass runs.
@@ -237,16 +244,17 @@ def _traced(
     return _Step(of_all_rows, max(live.peak_bytes - inputs, at_loss - own), patches)
 
 
-def _flops(model: TowerPair, teacher: Teacher | None, batch: Batch, *, cached: bool) -> int:
+def _flops(model: TowerPair, teacher: Teacher | None, batch: Batch, *, unrecorded: int) -> int:
     """Returns the FLOP of the towers' forward and backward passes and of the teacher's forward pass for `batch`.
 
-    If representations are `cached`, the towers run forward once more. The teacher does not, because the loss, which
-    calls it, is computed once. This function runs separately from the trace of the memory, because the counter of FLOP
-    keeps tensors alive. The FLOP are proportional to the rows, so a batch of one row suffices.
+    `unrecorded` is the number of forward passes without gradients: one if representations are cached, and one of an
+    averaged model. The teacher runs once, because the loss, which calls it, is computed once. This function runs
+    separately from the trace of the memory, because the counter of FLOP keeps tensors alive. The FLOP are proportional
+    to the rows, so a batch of one row suffices.
     """
     with FlopCounterMode(display=False) as counter:
-        if cached:
-            with torch.no_grad():
+        with torch.no_grad():
+            for _ in range(unrecorded):
                 model(batch)
         _sum(model(batch)).backward()
         if teacher:

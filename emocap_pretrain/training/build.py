@@ -19,6 +19,7 @@ from emocap_pretrain.model.pair import TowerPair
 from emocap_pretrain.model.teacher import Teacher
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.tracking.tracker import TrackedRun
+from emocap_pretrain.training.ema import AveragedModel
 from emocap_pretrain.training.engine import Engine
 from emocap_pretrain.training.objective import Objective
 
@@ -80,9 +81,10 @@ def build_engine(config: Config, model: TowerPair, world: RankGroup) -> Engine:
             the settings, for example because the optimizer does not support the stage of ZeRO.
     """
     split = batch_split(config.global_batch, config.micro_batch, ranks=world.world_size)
+    averaged = AveragedModel(model, passes=split.passes) if config.objective.mines_by_average else None
     return Engine(
         model,
-        _build_objective(config, world, rows_at_once=split.micro_batch),
+        _build_objective(config, world, averaged, rows_at_once=split.micro_batch),
         world,
         settings=config.optimizer,
         split=split,
@@ -90,10 +92,13 @@ def build_engine(config: Config, model: TowerPair, world: RankGroup) -> Engine:
         zero_stage=config.engine.zero_stage,
         seed=config.seed,
         average=config.ema,
+        averaged=averaged,
     )
 
 
-def _build_objective(config: Config, world: RankGroup, *, rows_at_once: int) -> Objective:
+def _build_objective(
+    config: Config, world: RankGroup, averaged: AveragedModel | None, *, rows_at_once: int
+) -> Objective:
     settings, precision, teacher = config.objective, config.engine.precision, None
     # The teacher is frozen and belongs to the objective, not to the model: DeepSpeed neither trains nor saves it.
     if settings.teacher:
@@ -102,4 +107,4 @@ def _build_objective(config: Config, world: RankGroup, *, rows_at_once: int) -> 
         teacher.to(world.device)
         for note in teacher.notes if world.is_main else ():
             log.warning("%s", note)
-    return Objective.of(settings, precision=precision, group=world.process_group, teacher=teacher)
+    return Objective.of(settings, precision=precision, group=world.process_group, teacher=teacher, average=averaged)

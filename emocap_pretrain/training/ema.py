@@ -4,19 +4,25 @@
 it, checkpoints store it, a run resumes it on any number of ranks, and the estimate of memory counts it, without code
 for the average in those places (decision 33). The engine calls `update` after each update of the weights.
 
+`AveragedModel` is a whole model with these averages as its weights. Only a run that mines by its vectors has one.
+
 Only trained parameters have an average. Buffers and frozen parameters do not change, so their own values are used.
 """
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from emocap_pretrain.checkpoint.layout import AVERAGE
 from emocap_pretrain.config.schema import EmaConfig
+from emocap_pretrain.data.batch import Batch
+from emocap_pretrain.model.pair import Embeddings, TowerPair
 from emocap_pretrain.training.optimizer import OptimizerSpec, State
+from emocap_pretrain.training.representation_cache import Cached
 
 UPDATES = "ema_updates"  # The state that counts the updates of the weights that the average contains.
 
@@ -45,7 +51,7 @@ def decay(settings: EmaConfig, updates: int) -> float:
 
 
 @torch.no_grad()
-def update(tensors: Sequence[tuple[Tensor, State]], settings: EmaConfig) -> None:
+def update(tensors: Sequence[tuple[Tensor, State]], settings: EmaConfig) -> float:
     """Moves each average towards the present weights. The caller has just updated the weights.
 
     The average of an element depends on this element alone. So it does not depend on how ZeRO divides the weights.
@@ -53,9 +59,55 @@ def update(tensors: Sequence[tuple[Tensor, State]], settings: EmaConfig) -> None
     Args:
         tensors: Each tensor that the optimizer updates, with its state.
         settings: The settings of the average.
+
+    Returns:
+        The share of the average that was kept.
     """
     averages = [state[AVERAGE] for _, state in tensors]
     kept = decay(settings, int(tensors[0][1][UPDATES]))
     get_ema_multi_avg_fn(kept)(averages, [tensor for tensor, _ in tensors], 0)
     for _, state in tensors:
         state[UPDATES] += 1
+    return kept
+
+
+class AveragedModel:
+    """Encodes batches with the moving average of the weights, so that mining can use its vectors.
+
+    Every rank holds the whole model. It follows the average by the same update as the optimizer's state, from the whole
+    weights that each rank has at stages 0 to 2 of ZeRO. So it needs no communication, and its weights equal the average
+    to the bit. Dropout and patch dropout are off.
+    """
+
+    def __init__(self, model: TowerPair, *, passes: int) -> None:
+        """Copies a model.
+
+        Args:
+            model: The model, before DeepSpeed has it. Its weights do not matter, because `load` replaces them.
+            passes: Number of passes in which the rows of a rank are encoded.
+        """
+        self._model = copy.deepcopy(model).requires_grad_(False).eval()
+        self._passes = passes
+
+    def __call__(self, batch: Batch) -> Embeddings:
+        """Returns the embeddings of this rank's rows, without a graph. It is not a collective."""
+        return Cached.of(batch, self._passes, lambda _, part: self._model(part)).embeddings
+
+    def load(self, model: nn.Module, averages: Iterable[tuple[str, Tensor]]) -> None:
+        """Takes the buffers and frozen parameters of the trained model, and the averages of the trained parameters.
+
+        `averages` yields the name and the flat average of each trained parameter.
+        """
+        self._model.to(next(model.parameters()).device).load_state_dict(model.state_dict())
+        parameters = dict(self._model.named_parameters())
+        for name, average in averages:
+            parameters[name].view(-1).copy_(average)
+
+    @torch.no_grad()
+    def follow(self, model: nn.Module, kept: float) -> None:
+        """Moves the average towards the weights of the trained model; `kept` is the result of `update`."""
+        trained = {name for name, each in model.named_parameters() if each.requires_grad}
+        averages, weights = (
+            tuple(each for name, each in which.named_parameters() if name in trained) for which in (self._model, model)
+        )
+        get_ema_multi_avg_fn(kept)(averages, weights, 0)

@@ -21,12 +21,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from emocap_pretrain.checkpoint.layout import AVERAGE
 from emocap_pretrain.config.batch_split import BatchSplit
 from emocap_pretrain.config.schema import EmaConfig, OptimizerConfig
 from emocap_pretrain.data.batch import Batch
 from emocap_pretrain.model.pair import Embeddings, TowerPair
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.training import ema, zero
+from emocap_pretrain.training.ema import AveragedModel
 from emocap_pretrain.training.objective import Objective
 from emocap_pretrain.training.optimizer import learning_rate, optimizer_of, parameter_groups
 from emocap_pretrain.training.representation_cache import Cached
@@ -98,6 +100,7 @@ class Engine:
         zero_stage: int,
         seed: int,
         average: EmaConfig | None = None,
+        averaged: AveragedModel | None = None,
     ) -> None:
         """Prepares the model for training with DeepSpeed; every rank receives the weights of rank 0.
 
@@ -114,11 +117,14 @@ class Engine:
             zero_stage: Stage of ZeRO, 0 to 3.
             seed: Seed of the random number generators.
             average: The settings of the moving average of the weights; None keeps no average.
+            averaged: The model with these averages, if the objective uses it. It needs a stage below 3, because at
+                stage 3 no rank has whole weights.
 
         Raises:
             ConfigError: If the optimizer does not support this stage, or a key of `lr_scales` fits no parameter.
         """
-        self._objective, self._world, self._average = objective, world, average
+        self._objective, self._world = objective, world
+        self._average, self._averaged = average, averaged
         self._optimizer = ema.with_average(optimizer_of(settings, zero_stage), average)
         self._settings, self._steps, self._seed = settings, steps, seed
         self._passes, self._zero_stage = split.passes, zero_stage
@@ -134,6 +140,7 @@ class Engine:
         )
         if average:  # Before the first update the states are created here, because the average begins with the weights.
             zero.states(self._engine, self._optimizer)
+            self._load_averaged()
         self._snapshot = Snapshot(world.rank, world.device)  # One object, because its host memory is used again.
         self.step = 0
         self._finite = torch.ones((), device=world.device)
@@ -193,7 +200,9 @@ class Engine:
         with timed("update"):
             updated, norm = self._update_weights()
             if updated and self._average:
-                ema.update(zero.states(self._engine, self._optimizer), self._average)
+                kept = ema.update(zero.states(self._engine, self._optimizer), self._average)
+                if self._averaged:
+                    self._averaged.follow(self._engine.module, kept)
         return {**self._end_step(forward, rate, updated=updated, finite=updated), "gradient_norm": norm}
 
     def discard(self, forward: Forward) -> Metrics:
@@ -222,7 +231,7 @@ class Engine:
         return self._snapshot
 
     def load(self, folder: Path, saved: Layout, step: int) -> None:
-        """Loads the optimizer's state of a checkpoint, so that training continues after `step`.
+        """Loads the optimizer's state of a checkpoint, so that training continues after `step`. This is a collective.
 
         The weights are not loaded here: rank 0 must have loaded them with `snapshot.fill` before this engine was made.
 
@@ -239,7 +248,13 @@ class Engine:
         paths = [folder / name for name in saved.files_for(self.layout, rank)]
         slices = zero.state_slices(self._engine, self._optimizer, self.layout, rank)
         zero.set_global_state(self._engine, self._optimizer, read(paths, slices, self._optimizer.global_))
+        self._load_averaged()
         self.step = step
+
+    def _load_averaged(self) -> None:
+        if self._averaged:
+            engine, spec, world = self._engine, self._optimizer, self._world
+            self._averaged.load(engine.module, zero.whole_state(engine, spec, self.layout, world, AVERAGE))
 
     def _encode(self, number: int, batch: Batch) -> Embeddings:
         # Both runs of a pass seed alike, so they draw the same dropout masks. Python's hash of integers is not salted:

@@ -59,7 +59,9 @@ class Term(ABC):
         """Returns the learned scale, and the learned bias if the loss has one. The keys are the names of metrics."""
 
     @abstractmethod
-    def loss(self, embeddings: Embeddings, batch: Batch, *, mined: bool, teacher: Tensor | None) -> LossResult:
+    def loss(
+        self, embeddings: Embeddings, batch: Batch, *, mined: bool, teacher: Tensor | None, average: Embeddings | None
+    ) -> LossResult:
         """Returns the loss of the global batch, without the weight of the term. This is a collective.
 
         Args:
@@ -67,6 +69,7 @@ class Term(ABC):
             batch: The batch from which the embeddings were computed.
             mined: Whether positives are mined. False during the warm-up of mining.
             teacher: The teacher's vectors of the images, [rows, any width]; None if no term uses them.
+            average: This rank's rows, as the moving average of the model encodes them; None if no mining uses them.
 
         Returns:
             The loss with its graph, and the metrics of the kernel. After the backward pass, the mean over the ranks of
@@ -105,10 +108,13 @@ class ImageTerm(Term):
 
     @property
     def reads_teacher(self) -> bool:
-        mining = self._mining
-        return self.formula.has_teacher or bool(self.settings.teacher and mining and compares_images(mining))
+        mining, by_average = self._mining, self.settings.mines_by_average
+        in_mining = self.settings.teacher and mining and compares_images(mining) and not by_average
+        return self.formula.has_teacher or bool(in_mining)
 
-    def loss(self, embeddings: Embeddings, batch: Batch, *, mined: bool, teacher: Tensor | None) -> LossResult:
+    def loss(
+        self, embeddings: Embeddings, batch: Batch, *, mined: bool, teacher: Tensor | None, average: Embeddings | None
+    ) -> LossResult:
         texts = batch.texts[self.part.name]
         return emocap_kernels.contrastive_loss(
             embeddings.image.to(self.vectors),
@@ -117,7 +123,7 @@ class ImageTerm(Term):
             objective=self.formula,
             bias=self._bias(embeddings),
             mining=self._mining if mined else None,
-            **self._guides(teacher),
+            **self._guides(teacher, average),
             # Equal captions are positives of each other from the first step on, because that needs no mining.
             ids=texts.identity if self.settings.known_positives else None,
             group=self.group,
@@ -132,8 +138,14 @@ class ImageTerm(Term):
     def _bias(self, embeddings: Embeddings) -> Tensor | None:
         return embeddings.biases[self.part.aligned_with] if self.formula.has_bias else None
 
-    def _guides(self, teacher: Tensor | None) -> dict[str, Any]:
-        """Returns the keyword arguments of the loss that hold the teacher's vectors; empty if no teacher is used."""
+    def _guides(self, teacher: Tensor | None, average: Embeddings | None) -> dict[str, Any]:
+        """Returns the keyword arguments of the loss that hold the vectors of a teacher or of the average of the model.
+
+        The result is empty if the term uses neither.
+        """
+        if average and self._mining:
+            texts = average.texts[self.part.name]
+            return {"guide_image": average.image.to(self.vectors), "guide_text": texts.to(self.vectors)}
         if not self.reads_teacher:
             return {}
         assert teacher is not None, "an objective with such a term is called with a teacher"
@@ -151,7 +163,9 @@ class ImageTerm(Term):
         With the objective `soft` no positives are mined, because its teacher already gives each pair a weight.
         """
         rule = self.settings.mining
-        return Mining(**rule.model_dump()) if rule and not self.formula.has_teacher else None
+        if rule is None or self.formula.has_teacher:
+            return None
+        return Mining(**rule.model_dump(exclude={"features"}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +175,10 @@ class PatchTerm(Term):
     def learned(self, embeddings: Embeddings) -> dict[str, Tensor]:
         return {"local_scale": embeddings.scales[self.part.aligned_with]}
 
-    def loss(self, embeddings: Embeddings, batch: Batch, *, mined: bool, teacher: Tensor | None) -> LossResult:
-        del teacher
+    def loss(
+        self, embeddings: Embeddings, batch: Batch, *, mined: bool, teacher: Tensor | None, average: Embeddings | None
+    ) -> LossResult:
+        del teacher, average
         owner = batch.texts[self.part.name].owner
         assert owner is not None, "the loader gives the texts of such a part owners"
         return emocap_kernels.region_contrastive_loss(
@@ -220,11 +236,13 @@ class Objective:
         terms: One term for each active caption part, in the order in which their losses are added.
         mining_warmup_steps: Number of steps at the beginning of the run in which no positives are mined.
         teacher: Maps images to the teacher's vectors, [rows, any width]. It may be None only if no term uses them.
+        average: Encodes a batch with the moving average of the model; None if mining does not use it.
     """
 
     terms: tuple[Term, ...]
     mining_warmup_steps: int = 0
     teacher: Callable[[Tensor], Tensor] | None = None
+    average: Callable[[Batch], Embeddings] | None = None
 
     @classmethod
     def of(
@@ -234,6 +252,7 @@ class Objective:
         precision: str,
         group: ProcessGroup | None = None,
         teacher: Callable[[Tensor], Tensor] | None = None,
+        average: Callable[[Batch], Embeddings] | None = None,
     ) -> "Objective":
         """Builds a term for each active caption part, which is a part with a weight above 0.
 
@@ -243,6 +262,8 @@ class Objective:
             group: The ranks whose rows form the global batch; None if this process is alone.
             teacher: Maps images to the vectors of the teacher that the settings name. It may also be None if the caller
                 only reads the terms and computes no loss.
+            average: Encodes a batch with the moving average of the model, if the settings mine by it. It may also be
+                None, as the teacher.
 
         Raises:
             ConfigError: In one of four cases: `kind_by_part` names a part that is aligned with patches; a term needs a
@@ -262,7 +283,7 @@ class Objective:
             for part in active_parts(weights)
         )
         _require_read(settings, terms)
-        return cls(terms, settings.mining_warmup_steps, teacher)
+        return cls(terms, settings.mining_warmup_steps, teacher, average)
 
     def __call__(self, embeddings: Embeddings, batch: Batch, step: int) -> ObjectiveResult:
         """Returns the loss of the global batch. This is a collective.
@@ -276,7 +297,8 @@ class Objective:
         """
         mined = step >= self.mining_warmup_steps
         teacher = self.teacher(batch.images) if self.teacher else None
-        results = [term.loss(embeddings, batch, mined=mined, teacher=teacher) for term in self.terms]
+        average = self.average(batch) if self.average and mined else None
+        results = [term.loss(embeddings, batch, mined=mined, teacher=teacher, average=average) for term in self.terms]
         pairs = list(zip(self.terms, results, strict=True))
         loss = torch.stack([term.weight * result.loss for term, result in pairs]).sum()
         metrics = {"loss": loss.detach()}

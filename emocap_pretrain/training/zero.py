@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -184,6 +185,25 @@ def weights(engine: Any) -> Iterator[tuple[str, Tensor]]:
     for name, tensor in engine.module.state_dict(keep_vars=True).items():
         with deepspeed.zero.GatheredParameters([tensor], enabled=hasattr(tensor, "ds_id")):
             yield name, tensor.detach()
+
+
+def whole_state(
+    engine: Any, spec: OptimizerSpec, layout: Layout, world: RankGroup, name: str
+) -> Iterator[tuple[str, Tensor]]:
+    """Yields a state per element of each trained parameter, flat and whole, with the name of the parameter.
+
+    This is a collective: all ranks must iterate together.
+    """
+    held = {each.slice.name: each for each in state_slices(engine, spec, layout, world.rank)}
+    for parameter, length in chain.from_iterable(layout.groups):
+        whole = torch.zeros(length, device=world.device)
+        if parameter in held:
+            mine = held[parameter]
+            whole[mine.slice.offset : mine.slice.end] = mine.per_element[name]
+        # At stage 0 each rank has the whole state. Otherwise each element is in one rank's slice, and 0 elsewhere.
+        if layout.zero_stage > 0 and world.process_group is not None:
+            dist.all_reduce(whole, group=world.process_group)
+        yield parameter, whole
 
 
 def _torch_optimizer(engine: Any) -> torch.optim.Optimizer:
