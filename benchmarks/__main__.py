@@ -25,7 +25,18 @@ def _cluster() -> Suite:
     return SUITE
 
 
-SUITES: Mapping[str, Callable[[], Suite]] = {"kernels": _kernels, "shards": _shards, "cluster": _cluster}
+def _inference() -> Suite:
+    from benchmarks.inference.suite import SUITE
+
+    return SUITE
+
+
+SUITES: Mapping[str, Callable[[], Suite]] = {
+    "kernels": _kernels,
+    "shards": _shards,
+    "cluster": _cluster,
+    "inference": _inference,
+}
 
 
 def main(words: Sequence[str]) -> int:

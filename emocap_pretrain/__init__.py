@@ -20,7 +20,11 @@ __all__ = ["load"]
 
 
 def load(
-    source: "str | os.PathLike[str]", *, step: int | None = None, device: Literal["auto", "cpu", "cuda"] = "auto"
+    source: "str | os.PathLike[str]",
+    *,
+    step: int | None = None,
+    weights: Literal["raw", "ema"] | None = None,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> "EmotionModel":
     """Loads a trained model, to use it from Python.
 
@@ -30,10 +34,12 @@ def load(
     Args:
         source: The folder or URL of a run.
         step: Step of the checkpoint; None takes the newest one.
+        weights: "raw" takes the weights of the step, and "ema" their moving average. None takes the average if the run
+            keeps one.
         device: Device of the model; "auto" is cuda where there is a GPU.
 
     Raises:
-        CheckpointError: If there is no such checkpoint, or if it is damaged.
+        CheckpointError: If there is no such checkpoint, if it is damaged, or if it has no average for `weights`.
         ConfigError: If the checkpoint's config and weights do not belong together, or if `device` is "cuda" and there
             is no GPU.
 
@@ -43,4 +49,4 @@ def load(
     """
     from emocap_pretrain.inference import model
 
-    return model.load(source, step=step, device=device)
+    return model.load(source, step=step, weights=weights, device=device)

@@ -34,6 +34,7 @@ from emocap_pretrain.inference.classes import (
 from emocap_pretrain.inference.embedder import Embedder
 from emocap_pretrain.inference.images import ImageSource, crops
 from emocap_pretrain.interop.restore import restore
+from emocap_pretrain.run_folder.results import Weights
 
 Device = Literal["auto", "cpu", "cuda"]
 BATCH = 64
@@ -256,17 +257,17 @@ class EmotionModel:
         return np.concatenate(found) if found else np.zeros((0, self.embedding_size), np.float32)
 
 
-def load(source: str | os.PathLike[str], *, step: int | None = None, device: Device = "auto") -> EmotionModel:
-    """Loads a trained model. `emocap_pretrain.load` documents it.
-
-    Raises:
-        CheckpointError: If there is no such checkpoint, or if it is damaged.
-        ConfigError: If the checkpoint's config and weights do not belong together, or if `device` is "cuda" and there
-            is no GPU.
-    """
+def load(
+    source: str | os.PathLike[str],
+    *,
+    step: int | None = None,
+    weights: Weights | None = None,
+    device: Device = "auto",
+) -> EmotionModel:
+    """Loads a trained model. `emocap_pretrain.load` documents the arguments and the errors."""
     place = _device(device)
     name = os.fspath(source)
-    restored = restore(name if "://" in name else str(Path(name).expanduser()), step=step)
+    restored = restore(name if "://" in name else str(Path(name).expanduser()), step=step, weights=weights)
     embedder = Embedder(restored.model.to(place), restored.tokenizer)
     return EmotionModel(embedder, local=LocalAlignment.of(restored.config), step=restored.step)
 

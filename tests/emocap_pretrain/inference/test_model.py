@@ -300,6 +300,8 @@ def test_a_run_is_loaded_by_path_and_step(run, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="no GPU"):
         emocap.load(run.url, device="cuda")
+    with pytest.raises(CheckpointError, match="keeps no moving average"):
+        emocap.load(run.url, weights="ema")
     with pytest.raises(ConfigError, match="give auto, cpu or cuda"):
         emocap.load(run.url, device="gpu")  # pyright: ignore[reportArgumentType]
     monkeypatch.setenv("HOME", str(Path(run.url).parent))
