@@ -6,7 +6,7 @@ tokenizer is read from a pickle, and no code that comes with a tokenizer is exec
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from tokenizers import Tokenizer as FastTokenizer
@@ -116,6 +116,10 @@ class Tokenizer:
         marks = (self._fast.token_to_id(mark) for mark in (PAD, "[PAD]", "<pad>"))
         return Vocabulary(self._size, next((each for each in marks if each is not None), 0))
 
+    def id_of(self, token: str) -> int | None:
+        """Returns the id of a token such as `</s>`; None if the tokenizer does not have it."""
+        return self._fast.token_to_id(token)
+
     def counts(self, texts: Sequence[str]) -> list[int]:
         """Returns the number of tokens of each text without truncation, including the start and end tokens."""
         # The fast variant of `encode_batch` leaves out the places of tokens in the text, which nothing here needs.
@@ -160,8 +164,8 @@ def byte_pair_tokenizer(merges: Sequence[Sequence[str]]) -> Tokenizer:
     letters = list(bytes_to_unicode().values())
     pieces = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(merge) for merge in merges)]
     vocabulary = {piece: number for number, piece in enumerate([*pieces, "<|startoftext|>", "<|endoftext|>"])}
-    fast: FastTokenizer = CLIPTokenizer(vocab=vocabulary, merges=[tuple(merge) for merge in merges]).backend_tokenizer
-    return Tokenizer(fast)
+    pairs: Any = [tuple(merge) for merge in merges]  # transformers declares another type than it takes.
+    return Tokenizer(CLIPTokenizer(vocab=vocabulary, merges=pairs).backend_tokenizer)
 
 
 def _first_line(error: Exception) -> str:

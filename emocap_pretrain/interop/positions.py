@@ -1,7 +1,7 @@
 """Resizes position embeddings, for images of another size and for longer texts than those of the pretraining."""
 
 from jaxtyping import Float
-from torch import Tensor, cat
+from torch import Tensor, arange, cat
 from torch.nn import functional
 
 KEPT = 20
@@ -32,12 +32,22 @@ def resized_positions(
 ) -> Float[Tensor, "new width"]:
     """Returns the embeddings of text positions for another number of positions.
 
-    Fewer positions are the first ones. More positions are interpolated linearly, either from all positions
-    ("interpolate"), or from those after the first `KEPT`, which stay as they are ("stretch").
+    Fewer positions are the first ones. More positions are interpolated linearly: with "interpolate" between all
+    positions, so that the first and the last one keep their embeddings; with "stretch" after the first `KEPT` ones,
+    which stay as they are. The scheme of "stretch" is that of Long-CLIP: a new position is an old position times the
+    ratio of the two numbers, and those beyond the last old position continue the line of the last two. From 77 to 248
+    positions each old position becomes four, and the result equals that of Long-CLIP.
     """
     if positions <= len(embeddings):
         return embeddings[:positions]
-    kept = min(KEPT, len(embeddings) - 1) if how == "stretch" else 0
-    rest = embeddings[kept:].T[None]
-    longer = functional.interpolate(rest, size=positions - kept, mode="linear", align_corners=True)
-    return cat([embeddings[:kept], longer[0].T])
+    if how == "stretch" and len(embeddings) > KEPT + 1:
+        return cat([embeddings[:KEPT], _stretched(embeddings[KEPT:], positions - KEPT)])
+    longer = functional.interpolate(embeddings.T[None], size=positions, mode="linear", align_corners=True)
+    return longer[0].T
+
+
+def _stretched(embeddings: Float[Tensor, "positions width"], positions: int) -> Float[Tensor, "new width"]:
+    places = arange(positions, dtype=embeddings.dtype, device=embeddings.device) * (len(embeddings) / positions)
+    before = places.long().clamp(max=len(embeddings) - 2)
+    first, second = embeddings[before], embeddings[before + 1]
+    return first + (places - before)[:, None] * (second - first)

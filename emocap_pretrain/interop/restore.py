@@ -33,12 +33,11 @@ from emocap_pretrain.config.schema import Config
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.errors import CheckpointError, ConfigError
 from emocap_pretrain.interop.average import with_average
+from emocap_pretrain.interop.layouts.layout import TIMM_NAME
 from emocap_pretrain.model.pair import TowerPair
 from emocap_pretrain.model.weights import Fit, shapes_of
 from emocap_pretrain.run_folder.results import Weights
 
-# A name in timm's registry. For a name with the prefix `hf-hub:` or `local-dir:` timm would open a hub or files.
-_TIMM_NAME = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)?")
 # A text among the options of a tower may name a kind of layer, but neither a path nor a URL, which contain a slash.
 _PLAIN_OPTION = re.compile(r"[A-Za-z0-9_.-]{0,40}")
 # Bounds for numbers in a config, for the side of images, and for the length of a run's id.
@@ -261,7 +260,7 @@ def _require_inert(config: Config, architecture: Any, weights: WeightShapes) -> 
     evaluation = config.evaluation.model_dump(mode="json", exclude={"url"})
     for key, value in unresolved({"model": model, "evaluation": evaluation}):
         raise _refused(f"takes {key} from {value}, which is not resolved")
-    if not _TIMM_NAME.fullmatch(image.name):
+    if not TIMM_NAME.fullmatch(image.name):
         raise _refused(f"names the image tower {image.name!r}, which is not a model in timm")
     for key, value in image.options.items():
         if any(isinstance(leaf, str) and not _PLAIN_OPTION.fullmatch(leaf) for leaf in _leaves(value)):

@@ -42,6 +42,24 @@ class Same:
 
 
 @dataclass(frozen=True, slots=True)
+class Spliced:
+    """Our tensor has the first `rows` rows of one tensor of the other model, and the later rows of another one.
+
+    Both tensors of the other model have the shape of ours, and the model does not use the other rows.
+    """
+
+    rows: int
+
+    def read(self, theirs: Sequence[Tensor]) -> list[Tensor]:
+        first, second = theirs
+        return [torch.cat([first[: self.rows], second[self.rows :]])]
+
+    def write(self, ours: Sequence[Tensor]) -> list[Tensor]:
+        (tensor,) = ours
+        return [tensor, tensor]
+
+
+@dataclass(frozen=True, slots=True)
 class Transposed:
     """The matrix of one model is the transposed matrix of the other."""
 

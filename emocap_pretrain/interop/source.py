@@ -5,9 +5,9 @@ a folder on the Hugging Face hub, or a run of this project. `open_source` reads 
 tensors are opened by `load.py`, when they are compared with a model or loaded into it.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from emocap_pretrain.config.location import RUN_PREFIX
 from emocap_pretrain.config.schema import ModelConfig
 from emocap_pretrain.data.tokenizer import Tokenizer, Vocabulary
 from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.interop.json_files import read_json
 from emocap_pretrain.interop.layouts import clip, open_clip, transformers
 from emocap_pretrain.interop.layouts.layout import Tree, WeightsLayout
 from emocap_pretrain.interop.restore import LONGEST_ID, chosen, restore
@@ -32,7 +33,7 @@ from emocap_pretrain.model.weights import shapes_of
 
 KEY = "model.from"
 CONFIG_FILE = "config.json"
-LARGEST_CONFIG = 1 << 20
+TOKENIZER_CONFIG = "tokenizer_config.json"
 _HUB_PREFIX = "hf-hub:"  # open_clip writes names of the hub with this prefix.
 # The settings of a run's model that a new run takes over. Others, such as patch dropout, say how it was trained.
 _BUILDING: Any = {
@@ -88,25 +89,7 @@ def open_source(name: str, *, activation: str | None = None) -> Source:
         path = _downloaded(name, where)
     if path.is_file():
         return _file(name, path, activation, where)
-    tensors = open_tensors(path, where)
-    if (path / open_clip.CONFIG_FILE).is_file():
-        config = open_clip.read_config(path, where)
-        layout = open_clip.describe(tensors.shapes, config, where=where)
-        return Source(
-            name=name,
-            layout=layout,
-            open_tensors=lambda: tensors,
-            read_tokenizer=lambda: _open_clip_tokens(path, config),
-        )
-    if not (path / CONFIG_FILE).is_file():
-        raise ConfigError(f"{where}: the folder has neither {CONFIG_FILE} nor {open_clip.CONFIG_FILE}.")
-    layout = transformers.describe(path, tensors.shapes, _json(path / CONFIG_FILE, where), where=where)
-    return Source(
-        name=name,
-        layout=layout,
-        open_tensors=lambda: tensors,
-        read_tokenizer=lambda: Tokenizer.load(str(path)),
-    )
+    return _folder(name, path, where)
 
 
 def source_of(model: ModelConfig) -> Source:
@@ -157,6 +140,36 @@ def text_architecture_of(model: ModelConfig) -> dict[str, Any] | None:
 def _read_tokenizer(model: ModelConfig) -> Tokenizer:
     named = model.text.tokenizer
     return source_of(model).read_tokenizer() if named == "from" else Tokenizer.load(named)
+
+
+def _folder(name: str, folder: Path, where: str) -> Source:
+    tensors = open_tensors(folder, where)
+    if (folder / open_clip.CONFIG_FILE).is_file():
+        config = open_clip.read_config(folder, where)
+        layout = open_clip.describe(tensors.shapes, config, where=where)
+        read = partial(_open_clip_tokens, folder, config, where)
+    elif (folder / CONFIG_FILE).is_file():
+        layout = transformers.describe(folder, tensors.shapes, read_json(folder / CONFIG_FILE, where), where=where)
+        read = partial(Tokenizer.load, str(folder))
+    else:
+        raise ConfigError(f"{where}: the folder has neither {CONFIG_FILE} nor {open_clip.CONFIG_FILE}.")
+    if layout.settings["text"]["architecture"]["family"] == "siglip":  # The tower sees the padding.
+        pad_id = _padding(folder, where)
+        layout.settings["text"]["pad_id"] = layout.settings["text"]["pad_id"] if pad_id is None else pad_id
+    return Source(name=name, layout=layout, open_tensors=lambda: tensors, read_tokenizer=read)
+
+
+def _padding(folder: Path, where: str) -> int | None:
+    """Returns the id with which the tokenizer of a folder pads texts; None if its files do not say so.
+
+    The published config.json of SigLIP 2 leaves the id out, and its tokenizer does not have transformers' default.
+    """
+    config = folder / TOKENIZER_CONFIG
+    if not config.is_file() or not (folder / TOKENIZER).is_file():
+        return None
+    token = read_json(config, where).get("pad_token")
+    token = token.get("content") if isinstance(token, dict) else token
+    return Tokenizer.load(str(folder)).id_of(token) if isinstance(token, str) else None
 
 
 def _file(name: str, path: Path, activation: str | None, where: str) -> Source:
@@ -240,11 +253,16 @@ def clip_tokenizer() -> Tokenizer:
     )  # The first names a version.
 
 
-def _open_clip_tokens(folder: Path, config: Tree) -> Tokenizer:
-    if (folder / "tokenizer.json").is_file():
+def _open_clip_tokens(folder: Path, config: Tree, where: str) -> Tokenizer:
+    if (folder / TOKENIZER).is_file():
         return Tokenizer.load(str(folder))
-    named = config["text_cfg"].get("hf_tokenizer_name")
-    return Tokenizer.load(str(named)) if named else clip_tokenizer()
+    # What a stranger's config names is not opened. The user can name it.
+    if named := str(config["text_cfg"].get("hf_tokenizer_name") or "")[:80]:
+        raise ConfigError(
+            f"{where}: the folder has no {TOKENIZER}; its config names {named!r}: set model.text.tokenizer to it, if "
+            "you trust it, or to a folder with that tokenizer."
+        )
+    return clip_tokenizer()
 
 
 def _downloaded(name: str, where: str) -> Path:
@@ -261,15 +279,3 @@ def _downloaded(name: str, where: str) -> Path:
         raise ConfigError(f"{where}: there is no such file or folder, and it is no name of the hub.") from error
     except (HfHubHTTPError, OSError) as error:
         raise ConfigError(f"{where}: the hub did not give this model ({str(error).splitlines()[0]}).") from error
-
-
-def _json(path: Path, where: str) -> Tree:
-    try:
-        if path.stat().st_size > LARGEST_CONFIG:
-            raise ValueError("it is too large")
-        tree = json.loads(path.read_bytes())
-        if not isinstance(tree, dict):
-            raise ValueError("it is not a mapping")
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{where}: {path.name} cannot be read ({error}).") from error
-    return tree  # pyright: ignore[reportUnknownVariableType]

@@ -5,7 +5,6 @@ them with `weights_only=True`, which builds nothing but tensors and containers. 
 TorchScript archives, which contain a program; `torchscript.py` reads their tensors and leaves the program out.
 """
 
-import json
 import pickle
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
@@ -18,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.interop.json_files import read_json
 from emocap_pretrain.interop.torchscript import is_torchscript, read_torchscript
 from emocap_pretrain.model.weights import Header, Shapes, shapes_of
 
@@ -86,11 +86,12 @@ def _open_folder(folder: Path, where: str) -> Tensors:
 def _parts(index: Path, where: str) -> list[Path]:
     """Returns the files that an index of transformers lists. All of them must lie beside the index."""
     try:
-        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-        if any(not isinstance(name, str) or Path(name).name != name for name in names):
-            raise ValueError("it names a file outside of its folder")
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{where}: {index.name} cannot be read ({error}).") from error
+        names: list[Any] = sorted(set(read_json(index, where)["weight_map"].values()))
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{where}: {index.name} has no list of files ({error!r}).") from error
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or not (index.parent / name).is_file():
+            raise ConfigError(f"{where}: {index.name} names {str(name)[:60]!r}, which does not exist beside it.")
     return [index.parent / name for name in names]
 
 
@@ -127,6 +128,9 @@ def _open_torch(path: Path, where: str) -> Tensors:
     tensors = _state_dict(tree)
     if not tensors:
         raise ConfigError(f"{where}: there is no state dict in the file.")
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise ConfigError(f"{where}: the tensor {name} has fewer numbers in the file than its shape says.")
     return Tensors(shapes_of(tensors), lambda names: {name: tensors[name] for name in names}, is_program=program)
 
 

@@ -8,6 +8,7 @@ modules without behaviour; for anything else it raises an error.
 
 import pickle
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -50,19 +51,26 @@ def is_torchscript(path: Path) -> bool:
 def read_torchscript(path: Path) -> dict[str, Tensor]:
     """Returns the parameters and buffers of the archive by their names, as its module's state dict would.
 
+    Tensors that share a file in the archive share their memory, so they never need more memory than the archive.
+
     Raises:
         pickle.UnpicklingError: If the archive describes an object that is neither a tensor nor a module.
-        ValueError: If the archive is compressed or too large, or a tensor exceeds its file.
+        ValueError: If the archive is damaged, compressed or too large, or a tensor exceeds its file.
         LookupError: If a file is missing.
     """
-    with zipfile.ZipFile(path) as archive:
-        root = archive.namelist()[0].partition("/")[0]
-        described = archive.getinfo(f"{root}/data.pkl")
-        if described.file_size > LARGEST_PICKLE:
-            raise ValueError("the description of the archive is too large")
-        with archive.open(described) as stream:
-            tree = _Unpickler(stream, lambda key: _stored(archive, f"{root}/data/{key}")).load()
-    return dict(_tensors(tree, ""))
+    try:
+        with zipfile.ZipFile(path) as archive:
+            root = archive.namelist()[0].partition("/")[0]
+            described = archive.getinfo(f"{root}/data.pkl")
+            if described.file_size > LARGEST_PICKLE:
+                raise ValueError("the description of the archive is too large")
+            with archive.open(described) as stream:
+                tree = _Unpickler(stream, lambda key: _stored(archive, f"{root}/data/{key}")).load()
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+        raise ValueError(f"the archive is damaged: {error}") from error
+    except (TypeError, AttributeError) as error:
+        raise ValueError("the archive describes a tensor in an unknown way") from error
+    return dict(_tensors(tree, "", set()))
 
 
 def _stored(archive: zipfile.ZipFile, name: str) -> bytes:
@@ -78,6 +86,7 @@ class _Unpickler(pickle.Unpickler):
     def __init__(self, stream: Any, read_storage: Callable[[str], bytes]) -> None:
         super().__init__(stream)
         self._read_storage = read_storage
+        self._storages: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         if module_name == "__torch__" or module_name.startswith("__torch__."):
@@ -97,29 +106,39 @@ class _Unpickler(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> Tensor:
         # ("storage", type of the numbers, name of the file, device, number of numbers)
         kind, dtype, key, _, count = pid
-        if kind != "storage" or not isinstance(dtype, torch.dtype) or not str(key).isalnum():
+        if kind != "storage" or not isinstance(dtype, torch.dtype) or not str(key).isalnum() or type(count) is not int:
             raise pickle.UnpicklingError("the archive describes a tensor in an unknown way")
-        data = self._read_storage(str(key))
-        if len(data) < count * dtype.itemsize:
-            raise ValueError(f"the file of tensor {key} is too short")
-        return torch.frombuffer(bytearray(data), dtype=dtype, count=count) if count else torch.empty(0, dtype=dtype)
+        found = self._storages.get((key, dtype))
+        if found is None:
+            data = self._read_storage(str(key))
+            if not 0 <= count * dtype.itemsize <= len(data):
+                raise ValueError(f"the file of tensor {key} is too short")
+            empty = torch.empty(0, dtype=dtype)
+            found = torch.frombuffer(bytearray(data), dtype=dtype, count=count) if count else empty
+            self._storages[key, dtype] = found
+        return found
 
 
 def _tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
     last = offset + sum((side - 1) * step for side, step in zip(size, stride, strict=True))
-    if min((offset, *size, *stride), default=0) < 0 or (0 not in size and last >= storage.numel()):
+    # With steps of 0, a few numbers could become a tensor that exceeds all memory as soon as it is copied.
+    is_larger = torch.Size(size).numel() > storage.numel()
+    if min((offset, *size, *stride), default=0) < 0 or is_larger or (0 not in size and last >= storage.numel()):
         raise ValueError("a tensor exceeds its file")
-    return storage.as_strided(tuple(size), tuple(stride), offset).clone()
+    return storage.as_strided(tuple(size), tuple(stride), offset)
 
 
 def _parameter(tensor: Tensor, *_: Any) -> Tensor:
     return tensor
 
 
-def _tensors(module: Any, prefix: str) -> list[tuple[str, Tensor]]:
-    if not isinstance(module, _Module):
+def _tensors(module: Any, prefix: str, seen: set[int]) -> list[tuple[str, Tensor]]:
+    # A module that is a part of itself would have endlessly many names. So each module counts where it comes first.
+    if not isinstance(module, _Module) or id(module) in seen:
         return []
+    seen.add(id(module))
     found: list[tuple[str, Tensor]] = []
     for name, value in module.attributes.items():
-        found += [(prefix + name, value)] if isinstance(value, Tensor) else _tensors(value, f"{prefix}{name}.")
+        is_tensor = isinstance(value, Tensor)
+        found += [(f"{prefix}{name}", value)] if is_tensor else _tensors(value, f"{prefix}{name}.", seen)
     return found

@@ -389,8 +389,10 @@ def _check(settings: TextTowerConfig, config: Any, vocabulary: int) -> None:
     """
     longest = max(settings.lengths.by_part.values())
     if longest > config.max_position_embeddings:
+        more = "" if settings.pretrained else f"; shorten them, or set model.text.architecture.positions={longest}"
         raise ConfigError(
-            f"model.text.lengths: {longest} tokens, but the encoder reads at most {config.max_position_embeddings}."
+            f"model.text.lengths: {longest} tokens, but the encoder reads at most {config.max_position_embeddings}"
+            f"{more}."
         )
     if vocabulary > config.vocab_size:
         raise ConfigError(

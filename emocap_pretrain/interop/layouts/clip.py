@@ -19,9 +19,13 @@ from emocap_pretrain.interop.layouts.layout import (
     count_layers,
     grid_side,
     present,
+    scalar,
     shape_of,
+    size_of,
+    statistics_of,
 )
-from emocap_pretrain.interop.rules import Divided, Rule, Same, Transposed, layers, renamed
+from emocap_pretrain.interop.positions import KEPT
+from emocap_pretrain.interop.rules import Divided, Rule, Same, Spliced, Transposed, layers, renamed
 from emocap_pretrain.model.weights import Shapes
 
 HEAD_WIDTH = 64
@@ -38,12 +42,13 @@ _TEXT_BLOCK = {
 }
 # OpenAI's archives have these numbers of the architecture among the tensors.
 _OPENAI_SIZES = ("input_resolution", "context_length", "vocab_size")
+LONG_POSITIONS = "positional_embedding_res"  # Long-CLIP's table of the positions after the first ones.
 _MASKS = ("attn_mask", "text.attn_mask")
 
 
 def is_clip(shapes: Shapes) -> bool:
-    """Returns whether the names are those of OpenAI's CLIP or of open_clip, with any image tower."""
-    return "logit_scale" in shapes and any(name.startswith(("visual.conv1.", "visual.trunk.")) for name in shapes)
+    """Returns whether the names are those of OpenAI's CLIP, with a vision transformer or a ResNet."""
+    return any(name.startswith(("visual.conv1.", "visual.transformer.")) for name in shapes)
 
 
 def describe(shapes: Shapes, config: Mapping[str, Any], *, activation: str | None, where: str) -> WeightsLayout:
@@ -75,9 +80,10 @@ def describe(shapes: Shapes, config: Mapping[str, Any], *, activation: str | Non
         settings={"embedding": embedding, "image": image.settings(), "text": text.settings()},
         rules=(
             *image_rules(image.layers),
-            *text_rules(text.layers, prefix),
+            *text_rules(text.layers, prefix, is_long=LONG_POSITIONS in shapes),
             Rule(("to_text.weight",), (f"{prefix}text_projection",), Transposed()),
-            Rule(("logit_scale",), ("logit_scale",), Same(leading=1)),
+            *scalar("logit_scale", {"logit_scale": (), **shapes}),
+            *scalar("logit_bias", shapes),
         ),
         constants=present((*_OPENAI_SIZES, *_MASKS), shapes),
     )
@@ -99,13 +105,21 @@ def image_rules(depth: int) -> list[Rule]:
     return rules
 
 
-def text_rules(depth: int, prefix: str) -> list[Rule]:
-    """Returns the rules for the text transformer without its projection. `prefix` is "text." or empty."""
-    embeddings = {
-        "token_embedding.weight": "embeddings.token_embedding.weight",
-        "positional_embedding": "embeddings.position_embedding.weight",
-    }
-    rules = [*renamed(embeddings, TEXT, prefix), *layers({"ln_final": "final_layer_norm"}, TEXT, prefix)]
+def text_rules(depth: int, prefix: str, *, is_long: bool = False) -> list[Rule]:
+    """Returns the rules for the text transformer without its projection.
+
+    Args:
+        depth: Number of blocks.
+        prefix: First part of the names, "text." or empty.
+        is_long: Whether later positions have a table of their own, as in Long-CLIP.
+    """
+    table = f"{prefix}positional_embedding"
+    tables, form = ((table, LONG_POSITIONS), Spliced(KEPT)) if is_long else ((table,), Same())
+    rules = [
+        Rule((f"{TEXT}embeddings.token_embedding.weight",), (f"{prefix}token_embedding.weight",)),
+        Rule((f"{TEXT}embeddings.position_embedding.weight",), tables, form),
+        *layers({"ln_final": "final_layer_norm"}, TEXT, prefix),
+    ]
     for number in range(depth):
         ours, theirs = f"{TEXT}encoder.layers.{number}.", f"{prefix}transformer.resblocks.{number}."
         rules += layers(_TEXT_BLOCK, ours, theirs)
@@ -126,17 +140,18 @@ def _image(shapes: Shapes, config: Mapping[str, Any], activation: str, where: st
     width, _, patch, _ = shape_of(shapes, "visual.conv1.weight", 4, where)
     tokens, _ = shape_of(shapes, "visual.positional_embedding", 2, where)
     depth = count_layers(shapes, "visual.transformer.resblocks.")
+    mean, std = statistics_of(config, ("mean", "std"), (OPENAI_MEAN, OPENAI_STD), where)
     return ImageTransformer(
         family="clip",
         width=width,
         layers=depth,
-        heads=max(1, width // int(config.get("head_width", HEAD_WIDTH))),
+        heads=max(1, width // size_of(config, "head_width", HEAD_WIDTH, where)),
         patch=patch,
         pixels=patch * grid_side(tokens - 1, "visual.positional_embedding", where),
         mlp_width=shape_of(shapes, "visual.transformer.resblocks.0.mlp.c_fc.weight", 2, where)[0],
         activation=activation,
-        mean=tuple(config.get("mean") or OPENAI_MEAN),
-        std=tuple(config.get("std") or OPENAI_STD),
+        mean=mean,
+        std=std,
     )
 
 
@@ -147,12 +162,20 @@ def _text(shapes: Shapes, config: Mapping[str, Any], prefix: str, activation: st
         family="clip",
         width=width,
         layers=count_layers(shapes, f"{prefix}transformer.resblocks."),
-        heads=int(config.get("heads", max(1, width // HEAD_WIDTH))),
+        heads=size_of(config, "heads", max(1, width // HEAD_WIDTH), where),
         positions=positions,
         tokens=tokens,
         mlp_width=shape_of(shapes, f"{prefix}transformer.resblocks.0.mlp.c_fc.weight", 2, where)[0],
         activation=activation,
         norm_eps=1e-5,
-        # Both libraries take the vector of the largest id, which is the end token of CLIP's vocabulary.
-        end_id=tokens - 1,
+        end_id=end_token(config, tokens, where),
     )
+
+
+def end_token(config: Mapping[str, Any], tokens: int, where: str) -> int:
+    """Returns the id of the token at which the text tower pools a text.
+
+    OpenAI and open_clip take the vector of the largest id, which is the end token of CLIP's vocabulary. With
+    `pool_type` "eos" the config gives the id.
+    """
+    return size_of(config, "eos_id", 2, where) if config.get("pool_type") == "eos" else tokens - 1

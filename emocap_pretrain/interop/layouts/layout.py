@@ -1,20 +1,26 @@
 """Defines what a layout of weights says about a model, and the settings that several layouts have in common."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from emocap_pretrain.errors import ConfigError
-from emocap_pretrain.interop.rules import Rule
+from emocap_pretrain.interop.rules import Rule, Same
 from emocap_pretrain.model.weights import Shapes
 
 Tree = dict[str, Any]
+Triple = tuple[float, float, float]
+# A name in timm's registry. For a name with the prefix `hf-hub:` or `local-dir:` timm would open a hub or files.
+TIMM_NAME = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)?")
+LARGEST_SIZE = 1 << 24  # As for the config of a checkpoint (`restore`).
 IMAGE, TEXT = "image.backbone.", "text.backbone."
 """The prefixes of the names of both towers' tensors in the state dict of a `TowerPair`."""
 
 # Mean and standard deviation with which OpenAI trained CLIP; nearly all later CLIP models use them too.
 OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-SIGLIP_MEAN = SIGLIP_STD = (0.5, 0.5, 0.5)
+SIGLIP_MEAN: Triple = (0.5, 0.5, 0.5)
+SIGLIP_STD = SIGLIP_MEAN
 
 # timm's names of common vision transformers of CLIP, by width, depth, heads and patch size.
 _TIMM_CLIP = {
@@ -75,8 +81,13 @@ class ImageTransformer:
     pixels: int
     mlp_width: int
     activation: str
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: Triple
+    std: Triple
+
+    @property
+    def positions(self) -> int:
+        """Returns the number of rows of the position embedding."""
+        return (self.pixels // self.patch) ** 2 + (self.family == "clip")
 
     def settings(self) -> Tree:
         """Returns the settings of `model.image`."""
@@ -157,9 +168,49 @@ class TextTransformer:
 
 
 def count_layers(shapes: Shapes, prefix: str) -> int:
-    """Returns the number of blocks of a transformer, from names of the form `prefix` + number + "." + rest."""
-    numbers = {name[len(prefix) :].partition(".")[0] for name in shapes if name.startswith(prefix)}
-    return 1 + max((int(number) for number in numbers if number.isdigit()), default=-1)
+    """Returns the number of blocks of a transformer, from names of the form `prefix` + number + "." + rest.
+
+    The names are counted and their numbers are not read, so a name with a huge number cannot make a huge model.
+    """
+    return len({name[len(prefix) :].partition(".")[0] for name in shapes if name.startswith(prefix)})
+
+
+def size_of(config: Mapping[str, Any], key: str, default: int | None, where: str) -> int:
+    """Returns a size in a config that somebody else may have written. `default` is taken if there is none.
+
+    Raises:
+        ConfigError: If the value is not a whole number from 1 to `LARGEST_SIZE`.
+    """
+    value = default if config.get(key) is None else config[key]
+    if type(value) is not int or not 1 <= value <= LARGEST_SIZE:
+        raise ConfigError(f"{where}: {key}={str(value)[:40]!r}; a whole number from 1 to {LARGEST_SIZE:,} is needed.")
+    return value
+
+
+def statistics_of(
+    config: Mapping[str, Any], keys: tuple[str, str], default: tuple[Triple, Triple], where: str
+) -> tuple[Triple, Triple]:
+    """Returns mean and standard deviation of the images in a config that somebody else may have written.
+
+    Args:
+        config: The config.
+        keys: The names of mean and standard deviation in the config.
+        default: The values of those that are missing.
+        where: First words of an error message: the setting and its value.
+
+    Raises:
+        ConfigError: If a value is not a list of three numbers.
+    """
+    mean, std = (_triple(config.get(key) or own, key, where) for key, own in zip(keys, default, strict=True))
+    return mean, std
+
+
+def _triple(value: Any, key: str, where: str) -> Triple:
+    try:
+        red, green, blue = (float(each) for each in value)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: {key}={str(value)[:60]!r}; a list of three numbers is needed.") from error
+    return red, green, blue
 
 
 def shape_of(shapes: Shapes, name: str, axes: int, where: str) -> tuple[int, ...]:
@@ -186,6 +237,14 @@ def grid_side(tokens: int, name: str, where: str) -> int:
     if side < 1 or side * side != tokens:
         raise ConfigError(f"{where}: the tensor {name} has {tokens} patches, which are not those of a square image.")
     return side
+
+
+def scalar(name: str, shapes: Shapes) -> tuple[Rule, ...]:
+    """Returns the rule for a learned scale or bias, which some files hold with one axis and others with none.
+
+    It is empty if there is no such tensor.
+    """
+    return (Rule((name,), (name,), Same(leading=1 - min(1, len(shapes[name])))),) if name in shapes else ()
 
 
 def present(names: Iterable[str], shapes: Mapping[str, Any]) -> frozenset[str]:

@@ -4,29 +4,34 @@ open_clip stores them with a file open_clip_config.json. Models whose image towe
 are in `clip.py`.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.interop.json_files import read_json
 from emocap_pretrain.interop.layouts import clip
 from emocap_pretrain.interop.layouts.layout import (
     IMAGE,
     SIGLIP_MEAN,
     SIGLIP_STD,
+    TIMM_NAME,
     TextTransformer,
     Tree,
     WeightsLayout,
     count_layers,
     present,
+    scalar,
     shape_of,
+    size_of,
+    statistics_of,
 )
-from emocap_pretrain.interop.rules import Rule, Same, Transposed, layers
+from emocap_pretrain.interop.rules import Rule, Transposed, layers
 from emocap_pretrain.model.weights import Shapes
 
 CONFIG_FILE = "open_clip_config.json"
 _TRUNK = "visual.trunk."
+_POOLS = ("avg", "token", "map", "max", "avgmax", "")
 # Options of open_clip's own towers that change what they compute, with the values that the towers of this project have.
 _NEEDS: Mapping[str, Any] = {
     "ls_init_value": None,
@@ -41,7 +46,7 @@ _NEEDS: Mapping[str, Any] = {
     "act_kwargs": None,
 } | dict.fromkeys(("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc"), False)
 _CLIP_VISION = {**_NEEDS, "pool_type": "tok"}
-_CLIP_TEXT = {**_NEEDS, "pool_type": "argmax", "no_causal_mask": False, "proj_bias": False}
+_CLIP_TEXT = {**_NEEDS, "no_causal_mask": False, "proj_bias": False}
 _ANY_EPS_AND_ACTIVATION = {key: own for key, own in _NEEDS.items() if key not in ("norm_kwargs", "act_kwargs")}
 
 
@@ -51,12 +56,12 @@ def read_config(folder: Path, where: str) -> Tree:
     Raises:
         ConfigError: If the file cannot be read.
     """
+    tree = read_json(folder / CONFIG_FILE, where)
     try:
-        tree = json.loads((folder / CONFIG_FILE).read_bytes())
         model, images = dict(tree["model_cfg"]), tree.get("preprocess_cfg") or {}
         statistics = {key: images[key] for key in ("mean", "std") if images.get(key)}
         return {**model, "vision_cfg": {**model["vision_cfg"], **statistics}, "text_cfg": dict(model["text_cfg"])}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ConfigError(f"{where}: {CONFIG_FILE} cannot be read ({error!r}).") from error
 
 
@@ -73,10 +78,13 @@ def describe(shapes: Shapes, config: Tree, *, where: str) -> WeightsLayout:
     """
     vision, text = config["vision_cfg"], config["text_cfg"]
     if text.get("hf_model_name"):
-        raise ConfigError(f"{where}: the text tower is {text['hf_model_name']!r} of transformers; take another model.")
+        name = str(text["hf_model_name"])[:60]
+        raise ConfigError(f"{where}: the text tower is {name!r} of transformers; take another model.")
     if not vision.get("timm_model_name"):
         _require(vision, _CLIP_VISION, "vision_cfg", where)
         _require(text, _CLIP_TEXT, "text_cfg", where)
+        if text.get("pool_type", "argmax") not in ("argmax", "eos"):
+            raise ConfigError(f"{where}: text_cfg.pool_type={str(text['pool_type'])[:40]!r}; only argmax and eos fit.")
         activation = "quick_gelu" if config.get("quick_gelu") else "gelu"
         return clip.describe(shapes, config, activation=activation, where=where)
     return _with_timm(shapes, vision, text, where)
@@ -101,13 +109,13 @@ def _with_timm(shapes: Shapes, vision: Tree, text: Tree, where: str) -> WeightsL
             if is_linear
             else [Rule(("to_text.weight",), (name,), Transposed())]
         ),
-        *(Rule((each,), (each,), Same(leading=1)) for each in ("logit_scale", "logit_bias") if each in shapes),
+        *(rule for each in ("logit_scale", "logit_bias") for rule in scalar(each, shapes)),
     ]
     settings: Tree = {
         "embedding": sides[0] if is_linear else sides[1],
         "project_images": projects_images,
         "text_bias": "text.text_projection.bias" in shapes,
-        "image": _image(vision),
+        "image": _image(vision, where),
         "text": tower.settings(),
     }
     return WeightsLayout(
@@ -119,15 +127,24 @@ def _with_timm(shapes: Shapes, vision: Tree, text: Tree, where: str) -> WeightsL
     )
 
 
-def _image(vision: Tree) -> Tree:
-    pixels = vision.get("image_size", 224)
+def _image(vision: Tree, where: str) -> Tree:
+    name = str(vision["timm_model_name"])
+    # With a prefix such as `hf-hub:` timm would open what a stranger's config names.
+    if not TIMM_NAME.fullmatch(name):
+        raise ConfigError(f"{where}: vision_cfg.timm_model_name={name[:60]!r} is not the name of a model in timm.")
+    pool = vision.get("timm_pool", "avg")
+    if pool not in _POOLS:
+        raise ConfigError(f"{where}: vision_cfg.timm_pool={str(pool)[:40]!r}; one of {', '.join(_POOLS)} is needed.")
+    size = vision.get("image_size")
+    sides = {"image_size": size[0] if isinstance(size, list) and size else size}
+    mean, std = statistics_of(vision, ("mean", "std"), (SIGLIP_MEAN, SIGLIP_STD), where)
     return {
-        "name": str(vision["timm_model_name"]),
-        "pixels": int(pixels[0] if isinstance(pixels, list) else pixels),
+        "name": name,
+        "pixels": size_of(sides, "image_size", 224, where),
         # With an empty name, open_clip keeps the pooling of the timm model.
-        "options": {"global_pool": pool} if (pool := vision.get("timm_pool", "avg")) else {},
-        "mean": list(vision.get("mean") or SIGLIP_MEAN),
-        "std": list(vision.get("std") or SIGLIP_STD),
+        "options": {"global_pool": pool} if pool else {},
+        "mean": list(mean),
+        "std": list(std),
     }
 
 
@@ -136,26 +153,39 @@ def _text(shapes: Shapes, config: Tree, where: str) -> TextTransformer:
     tokens = shape_of(shapes, "text.token_embedding.weight", 2, where)[0]
     # open_clip's SigLIP sees all tokens and pools the last position; its other models see earlier tokens only.
     reads = (bool(config.get("no_causal_mask")), config.get("pool_type", "argmax"))
-    families = {(True, "last"): "siglip", (False, "argmax"): "clip"}
-    if reads not in families:
+    families = {(True, "last"): "siglip", (False, "argmax"): "clip", (False, "eos"): "clip"}
+    if not isinstance(reads[1], str) or reads not in families:
         raise ConfigError(f"{where}: no_causal_mask={reads[0]} with pool_type={reads[1]!r} cannot be read.")
     family = families[reads]
-    is_tanh = (config.get("act_kwargs") or {}).get("approximate") == "tanh"
+    is_tanh, eps = _activation_and_eps(config, where)
     return TextTransformer(
         family=family,
         width=width,
         layers=count_layers(shapes, "text.transformer.resblocks."),
-        heads=int(config.get("heads", max(1, width // clip.HEAD_WIDTH))),
+        heads=size_of(config, "heads", max(1, width // clip.HEAD_WIDTH), where),
         positions=positions,
         tokens=tokens,
         mlp_width=shape_of(shapes, "text.transformer.resblocks.0.mlp.c_fc.weight", 2, where)[0],
         activation="gelu_tanh" if is_tanh else "gelu",
-        norm_eps=float((config.get("norm_kwargs") or {}).get("eps", 1e-5)),
-        end_id=tokens - 1 if family == "clip" else None,
+        norm_eps=eps,
+        end_id=clip.end_token(config, tokens, where) if family == "clip" else None,
     )
+
+
+def _activation_and_eps(config: Tree, where: str) -> tuple[bool, float]:
+    """Returns whether GELU is approximated by tanh, and the term that layer norms add to the variance."""
+    activation, norm = config.get("act_kwargs") or {}, config.get("norm_kwargs") or {}
+    eps = norm.get("eps", 1e-5) if isinstance(norm, dict) else None
+    if activation not in ({}, {"approximate": "tanh"}, {"approximate": "none"}):
+        raise ConfigError(f"{where}: text_cfg.act_kwargs={str(activation)[:60]} cannot be read.")
+    if not isinstance(eps, float) or norm.keys() > {"eps"}:
+        raise ConfigError(f"{where}: text_cfg.norm_kwargs={str(norm)[:60]} cannot be read.")
+    return activation == {"approximate": "tanh"}, eps
 
 
 def _require(config: Tree, needs: Mapping[str, Any], section: str, where: str) -> None:
     for key, own in needs.items():
         if config.get(key, own) != own:
-            raise ConfigError(f"{where}: {section}.{key}={config[key]!r}, and this project builds {own!r} only.")
+            raise ConfigError(
+                f"{where}: {section}.{key}={str(config[key])[:60]!r}, and this project builds {own!r} only."
+            )

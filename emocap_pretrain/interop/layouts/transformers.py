@@ -4,13 +4,15 @@ The config.json of a folder leaves out values that equal the defaults of transfo
 classes fill them in. MetaCLIP and FLIP are published in the layout of CLIP, and SigLIP 2 in that of SigLIP.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
+
 import emocap_torchvision
 from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.interop.json_files import read_json
 from emocap_pretrain.interop.layouts.layout import (
     IMAGE,
     OPENAI_MEAN,
@@ -21,19 +23,24 @@ from emocap_pretrain.interop.layouts.layout import (
     ImageTransformer,
     TextTransformer,
     Tree,
+    Triple,
     WeightsLayout,
     present,
+    shape_of,
+    size_of,
+    statistics_of,
 )
 from emocap_pretrain.interop.rules import Divided, Form, Joined, Rule, Same, layers, renamed
 from emocap_pretrain.model.weights import Shapes
 
 emocap_torchvision.install()
-from transformers import CLIPConfig, SiglipConfig  # noqa: E402 - after emocap_torchvision
+from transformers import CLIPConfig, MetaClip2Config, SiglipConfig  # noqa: E402 - after emocap_torchvision
 
-_CONFIGS: Mapping[str, Any] = {"clip": CLIPConfig, "siglip": SiglipConfig}
+_CONFIGS: Mapping[str, Any] = {"clip": CLIPConfig, "metaclip_2": MetaClip2Config, "siglip": SiglipConfig}
 _ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
 _STATISTICS = ("image_mean", "image_std")
 _IMAGE_EPS = {"clip": 1e-5, "siglip": 1e-6}  # Those of the layer norms of timm's towers.
+_POSITIONS = "embeddings.position_embedding.weight"
 _VISION, _TEXT = "vision_model.", "text_model."
 _BLOCK = {
     "layer_norm1": "norm1",
@@ -63,30 +70,26 @@ def describe(folder: Path, shapes: Shapes, tree: Tree, *, where: str) -> Weights
         ConfigError: If the model is neither a CLIP nor a SigLIP model with square images of a fixed size, or if its
             config asks for something that the towers of this project do not have.
     """
-    family = str(tree.get("model_type"))
-    if family not in _CONFIGS:
-        more = " (its images have no fixed size)" if family == "siglip2" else ""
-        raise ConfigError(
-            f"{where}: config.json describes a model of the kind {family!r}{more}; this project reads the kinds "
-            f"{', '.join(_CONFIGS)}."
-        )
-    try:
-        # Only these two classes are built, and they take any keys, so a config cannot choose code that is executed.
-        config = _CONFIGS[family].from_dict(tree)
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise ConfigError(f"{where}: config.json is wrong: {str(error).splitlines()[0]}") from error
+    config = _config(tree, where)
+    kind = str(tree["model_type"])
+    family = "siglip" if kind == "siglip" else "clip"
     mean, std = _statistics(folder, family, where)
     image = _image(config.vision_config, family, mean, std, where)
-    text = _text(config.text_config, family, where)
+    text = _text(config.text_config, kind, where)
+    for layers_of, key in ((image.layers, "vision_config"), (text.layers, "text_config")):
+        if layers_of > len(shapes):
+            raise ConfigError(f"{where}: {key}.num_hidden_layers={layers_of:,}, and the file has few tensors.")
+    _require_rows(shapes, f"{_VISION}{_POSITIONS}", image.positions, where)
+    _require_rows(shapes, f"{_TEXT}{_POSITIONS}", text.positions, where)
     settings: Tree = {"image": image.settings(), "text": text.settings()}
     if family == "clip":
-        settings |= {"embedding": int(config.projection_dim)}
+        settings |= {"embedding": size_of(config.to_dict(), "projection_dim", None, where)}
         rules = [*clip_rules(image.layers), Rule(("logit_scale",), ("logit_scale",), Same(leading=1))]
     else:
         settings |= {"embedding": image.width, "project_images": False, "text_bias": True}
         rules = [*siglip_rules(image.layers), *_scales()]
     rules += text_rules(text.layers)
-    name = "CLIPModel" if family == "clip" else "SiglipModel"
+    name = {"clip": "CLIPModel", "metaclip_2": "MetaClip2Model", "siglip": "SiglipModel"}[kind]
     return WeightsLayout(
         name=f"{name} of transformers",
         kind="transformers",
@@ -94,6 +97,34 @@ def describe(folder: Path, shapes: Shapes, tree: Tree, *, where: str) -> Weights
         rules=tuple(rules),
         constants=present(_CONSTANTS, shapes),
     )
+
+
+def _config(tree: Tree, where: str) -> Any:
+    """Returns the config with the defaults of transformers."""
+    kind = str(tree.get("model_type"))[:40]
+    if kind not in _CONFIGS:
+        more = " (its images have no fixed size)" if kind == "siglip2" else ""
+        raise ConfigError(
+            f"{where}: config.json describes a model of the kind {kind!r}{more}; this project reads the kinds "
+            f"{', '.join(_CONFIGS)}."
+        )
+    try:
+        # Only these classes are built, and they take any keys, so a config cannot choose code that is executed.
+        return _CONFIGS[kind].from_dict(tree)
+    except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: config.json is wrong: {_one_line(error)}.") from error
+    except StrictDataclassError as error:
+        raise ConfigError(f"{where}: config.json is wrong: {_one_line(error)}.") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or repr(error)
+
+
+def _require_rows(shapes: Shapes, name: str, rows: int, where: str) -> None:
+    has, _ = shape_of(shapes, name, 2, where)
+    if has != rows:
+        raise ConfigError(f"{where}: the tensor {name} has {has} rows, and by config.json it has {rows}.")
 
 
 def clip_rules(depth: int) -> list[Rule]:
@@ -152,43 +183,48 @@ def _scales() -> list[Rule]:
     return [Rule((name,), (name,), Same()) for name in ("logit_scale", "logit_bias")]
 
 
-def _image(config: Any, family: str, mean: tuple[float, ...], std: tuple[float, ...], where: str) -> ImageTransformer:
+def _image(config: Any, family: str, mean: Triple, std: Triple, where: str) -> ImageTransformer:
     if abs(config.layer_norm_eps - _IMAGE_EPS[family]) > 1e-9:
         raise ConfigError(
             f"{where}: layer_norm_eps={config.layer_norm_eps}, and timm's towers have {_IMAGE_EPS[family]}."
         )
     if config.num_channels != 3:
         raise ConfigError(f"{where}: the model reads images with {config.num_channels} channels, and 3 are needed.")
+    tree = config.to_dict()
     return ImageTransformer(
         family=family,
-        width=int(config.hidden_size),
-        layers=int(config.num_hidden_layers),
-        heads=int(config.num_attention_heads),
-        patch=int(config.patch_size),
-        pixels=int(config.image_size),
-        mlp_width=int(config.intermediate_size),
+        width=size_of(tree, "hidden_size", None, where),
+        layers=size_of(tree, "num_hidden_layers", None, where),
+        heads=size_of(tree, "num_attention_heads", None, where),
+        patch=size_of(tree, "patch_size", None, where),
+        pixels=size_of(tree, "image_size", None, where),
+        mlp_width=size_of(tree, "intermediate_size", None, where),
         activation=_activation(config, where),
         mean=mean,
         std=std,
     )
 
 
-def _text(config: Any, family: str, where: str) -> TextTransformer:
-    tokens = int(config.vocab_size)
-    # With the old value 2, transformers takes the largest id, which is the end token of CLIP's vocabulary.
-    end = None if config.eos_token_id is None else int(config.eos_token_id)
+def _text(config: Any, kind: str, where: str) -> TextTransformer:
+    tree = config.to_dict()
+    tokens = size_of(tree, "vocab_size", None, where)
+    end = tree.get("eos_token_id")
+    if not isinstance(end, int):
+        raise ConfigError(f"{where}: text_config.eos_token_id={str(end)[:40]!r}; one number is needed.")
+    # With the old value 2, CLIPModel takes the largest id, which is the end token of CLIP's vocabulary.
+    end = tokens - 1 if kind == "clip" and end == 2 else end
     return TextTransformer(
-        family=family,
-        width=int(config.hidden_size),
-        layers=int(config.num_hidden_layers),
-        heads=int(config.num_attention_heads),
-        positions=int(config.max_position_embeddings),
+        family="siglip" if kind == "siglip" else "clip",
+        width=size_of(tree, "hidden_size", None, where),
+        layers=size_of(tree, "num_hidden_layers", None, where),
+        heads=size_of(tree, "num_attention_heads", None, where),
+        positions=size_of(tree, "max_position_embeddings", None, where),
         tokens=tokens,
-        mlp_width=int(config.intermediate_size),
+        mlp_width=size_of(tree, "intermediate_size", None, where),
         activation=_activation(config, where),
         norm_eps=float(config.layer_norm_eps),
-        end_id=(tokens - 1 if end == 2 else end) if family == "clip" else None,
-        pad_id=None if family == "clip" else config.pad_token_id,
+        end_id=None if kind == "siglip" else end,
+        pad_id=config.pad_token_id if kind == "siglip" else None,
     )
 
 
@@ -198,16 +234,8 @@ def _activation(config: Any, where: str) -> str:
     return _ACTIVATIONS[config.hidden_act]
 
 
-def _statistics(folder: Path, family: str, where: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _statistics(folder: Path, family: str, where: str) -> tuple[Triple, Triple]:
     """Returns mean and standard deviation of the image processor; without one, those of the published models."""
     default = (OPENAI_MEAN, OPENAI_STD) if family == "clip" else (SIGLIP_MEAN, SIGLIP_STD)
     path = folder / "preprocessor_config.json"
-    if not path.is_file():
-        return default
-    try:
-        tree = json.loads(path.read_bytes())
-        pairs = zip(_STATISTICS, default, strict=True)
-        mean, std = (tuple(float(each) for each in tree.get(key) or own) for key, own in pairs)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{where}: preprocessor_config.json cannot be read ({error}).") from error
-    return mean, std
+    return statistics_of(read_json(path, where), _STATISTICS, default, where) if path.is_file() else default
