@@ -70,6 +70,8 @@ def words_of_classes(prompts: Sequence[str] | Mapping[str, str | Sequence[str]])
         ConfigError: If there is no class or a class has no word, if a name is given twice, or if `prompts` has another
             type.
     """
+    if not prompts:
+        raise ConfigError("no class is given: give a list of names, or a mapping to words.")
     if isinstance(prompts, str):
         raise ConfigError(f"the classes are the single text {prompts!r}: give a list of names, or a mapping to words.")
     if not isinstance(prompts, Mapping):

@@ -178,14 +178,18 @@ class EmotionModel:
             vectors = self._embedder.crops([crop for _, crop in batch]).numpy()
             yield EmbeddedImages([number for number, _ in batch], vectors)
 
-    def embed_texts(self, texts: Sequence[str], *, batch_size: int = BATCH) -> Float[np.ndarray, "texts embedding"]:
+    def embed_texts(self, texts: Iterable[str], *, batch_size: int = BATCH) -> Float[np.ndarray, "texts embedding"]:
         """Returns the unit vectors of texts, in the space of the vectors of images.
 
         A text is cut to the number of tokens of a global caption (`model.text.lengths.global` of the run).
+
+        Raises:
+            DataError: If `texts` is a single text, or has an element that is not a text.
         """
         _check_batch_size(batch_size)
         if isinstance(texts, str):
             raise DataError(f"embed_texts takes a list of texts, and not the single text {texts!r}: write [text].")
+        texts = [_text(number, text) for number, text in enumerate(texts)]
         with self._encoding:
             found = [
                 self._embedder.texts(texts[start : start + batch_size]).numpy()
@@ -236,14 +240,14 @@ class EmotionModel:
         Raises:
             ConfigError: If the run was trained without the local part of captions, or if the patches of the tower are
                 not a square grid.
-            DataError: If the image cannot be read.
+            DataError: If the image cannot be read, or `sentence` is not a text.
         """
         if self._local is None:
-            raise ConfigError("the model was trained with objective.local=0, so it compares no patches with sentences.")
+            raise ConfigError("the model has not learned to compare patches with sentences (objective.local=0).")
         ((_, crop),) = crops([image], self.pixels)
         patches = self._embedder.patches([crop])
         with self._encoding:
-            sentences = self._embedder.sentences([sentence], self._local.length)
+            sentences = self._embedder.sentences([_text(0, sentence)], self._local.length)
         side = _side(patches.shape[1])
         kept = None
         if self._local.contrast is not None:
@@ -296,6 +300,12 @@ def _several(images: Iterable[ImageSource]) -> Iterable[ImageSource]:
     if is_array or isinstance(images, str | os.PathLike | Image.Image):
         raise DataError(f"images must be a list, and not a single {type(images).__name__}: write [image].")
     return images
+
+
+def _text(number: int, text: object) -> str:
+    if not isinstance(text, str):
+        raise DataError(f"text {number} is not a text, but of the type {type(text).__name__}.")
+    return text
 
 
 def _side(patches: int) -> int:

@@ -1,6 +1,7 @@
 """Tests the use of a model from Python, with a real checkpoint of tiny towers."""
 
 import io
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,10 @@ def test_a_single_image_or_text_in_place_of_a_list_is_refused(model, single):
         model.embed_images(single)
     with pytest.raises(DataError, match=r"write \[text\]"):
         model.embed_texts("a face")
+    with pytest.raises(DataError, match="text 1 is not a text, but of the type NoneType"):
+        model.embed_texts(["a face", None])
+    with pytest.raises(DataError, match="text 0 is not a text, but of the type list"):
+        model.attention(a_picture(), ["a face"])
     with pytest.raises(ConfigError, match="must be at least 1"):
         model.embed_images([], batch_size=0)
 
@@ -223,7 +228,8 @@ def test_a_class_may_have_several_words_and_whole_sentences(model):
     ("prompts", "templates", "message"),
     [
         ("joy", None, "single text 'joy'"),
-        ([], None, "the classes: "),
+        ([], None, "no class is given"),
+        ([1], None, "the classes"),
         (["joy", "fear", "joy"], None, "'joy' is given twice"),
         ({"joy": []}, None, r"the classes \(joy\)"),
         ({"joy": 3}, None, r"the classes \(joy\)"),
@@ -316,3 +322,19 @@ def test_jpeg_files_are_decoded_as_training_decodes_them(model, tmp_path):
 
     found = model.embed_images([tmp_path / "a.jpg", decode_image(file.getvalue())])
     assert (found[0] == found[1]).all()
+
+
+def test_several_threads_may_use_one_model(model):
+    texts = [["joy"], ["a clearly happy face and a neutral face"], ["anger, fear, joy", "a face"]]
+    sentences = ["the brows are drawn together " * 3, "joy", "a neutral face"]
+    picture = a_picture()
+
+    def work(number: int) -> tuple[Any, Any]:
+        kind = number % 3
+        return model.embed_texts(texts[kind]), model.attention(picture, sentences[kind]).weights
+
+    alone = [work(number) for number in range(3)]
+    with ThreadPoolExecutor(4) as pool:
+        for number, found in enumerate(pool.map(work, range(60))):
+            for one, other in zip(found, alone[number % 3], strict=True):
+                assert (one == other).all()
