@@ -68,7 +68,7 @@ class TeacherConfig(Section):
     """
 
     name: str = Field(description="Model name in timm.")
-    pretrained: FolderOrName = Field(description="'hub' for timm's weights, or a local .safetensors file.")
+    pretrained: FolderOrName = Field(description="'hub' for timm's weights, or a file or folder.")
     options: dict[str, JsonValue] = Field(default={}, description="Further arguments of timm.create_model.")
     scale: float = Field(default=20.0, gt=0, description="Inverse temperature of its targets for kind=soft.")
 

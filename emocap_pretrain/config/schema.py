@@ -117,7 +117,7 @@ class ImageTowerConfig(Section):
         default={}, description="Further arguments of timm.create_model (depth, embed_dim, ...)."
     )
     pretrained: FolderOrName | None = Field(
-        default=None, description="'hub' for timm's weights, or a local .safetensors file."
+        default=None, description="'hub' for timm's weights, or a file or folder; it gives settings that you leave out."
     )
     patch_dropout: Decay = Field(default=0.0, description="Share of the patches that are left out in training.")
     mean: tuple[Fraction, Fraction, Fraction] | None = Field(

@@ -12,6 +12,7 @@ import torch
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from emocap_pretrain.config.location import located
 from emocap_pretrain.data.batch import Texts
 from emocap_pretrain.errors import ConfigError
 
@@ -87,7 +88,8 @@ class Tokenizer:
         Raises:
             ConfigError: If there is no tokenizer, or if it cannot be read.
         """
-        file = Path(folder_or_name) / "tokenizer.json"
+        source = located(folder_or_name, "model.text.tokenizer")
+        file = Path(source) / "tokenizer.json"
         if file.exists():
             try:
                 return cls.from_json(file.read_text(encoding="utf-8"))
@@ -96,7 +98,7 @@ class Tokenizer:
         from transformers import AutoTokenizer
 
         try:
-            return cls(AutoTokenizer.from_pretrained(folder_or_name, trust_remote_code=False).backend_tokenizer)
+            return cls(AutoTokenizer.from_pretrained(source, trust_remote_code=False).backend_tokenizer)
         except (OSError, ValueError) as error:
             where = f"model.text.tokenizer={folder_or_name}"
             raise ConfigError(f"{where}: no tokenizer.json there, none from the hub ({_first_line(error)}).") from error

@@ -120,7 +120,7 @@ def estimate(config: Config, ranks: int, *, on_gpu: bool, shortest: bool = False
             text_architecture=architecture,
         )
         frozen = settings.teacher
-        teacher = Teacher(frozen, pixels=model.pixels, precision=precision, weights=False) if frozen else None
+        teacher = Teacher(frozen, pixels=model.pixels, precision=precision) if frozen else None
     with FakeTensorMode(allow_non_fake_inputs=True):
         # Within the mode, the parameters become fake tensors of a CPU, so the towers run as they do on real tensors.
         for each in filter(None, (model, teacher)):

@@ -31,9 +31,9 @@ from emocap_pretrain.data.parts import active_parts
 from emocap_pretrain.dry_run.memory import MemoryEstimate, estimate
 from emocap_pretrain.errors import ConfigError, EmocapError
 from emocap_pretrain.evaluation import tasks
+from emocap_pretrain.interop.image_weights import check_image_weights, check_teacher
 from emocap_pretrain.interop.load import check_source
-from emocap_pretrain.model.pair import check_weights
-from emocap_pretrain.model.teacher import check_teacher
+from emocap_pretrain.model.transformers_text import check_text_weights
 from emocap_pretrain.run_folder.folder import RunFolder
 from emocap_pretrain.training.objective import Objective, notes_on_unread
 from emocap_pretrain.training.optimizer import learning_rate, optimizer_of
@@ -192,7 +192,7 @@ def _writable(folder: Path) -> None:
 def _weights(config: Config) -> tuple[str, ...]:
     """Compares the pretrained weights with the model, and returns remarks for the user on them."""
     if config.model.from_ is None:
-        return check_weights(config.model)
+        return check_image_weights(config.model.image) + check_text_weights(config.model.text)
     return check_source(config.model, config.objective).lines()
 
 

@@ -7,55 +7,25 @@ are comparable from the first step.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from emocap_pretrain.config.objective import ObjectiveConfig
 from emocap_pretrain.config.schema import ModelConfig
-from emocap_pretrain.errors import ConfigError
-from emocap_pretrain.interop import rules
+from emocap_pretrain.interop.image_weights import load_image_weights
 from emocap_pretrain.interop.layouts.layout import IMAGE, TEXT
 from emocap_pretrain.interop.positions import resized_grid, resized_positions
 from emocap_pretrain.interop.source import KEY, Source, source_of, vocabulary_of
-from emocap_pretrain.interop.tensors import Tensors
+from emocap_pretrain.interop.translation import LoadReport, translated
 from emocap_pretrain.model.pair import TowerPair
-from emocap_pretrain.model.weights import Fit, listed, shapes_of
+from emocap_pretrain.model.timm_image import TimmImageTower
+from emocap_pretrain.model.weights import Fit, shapes_of
 
 IMAGE_POSITIONS, TEXT_POSITIONS = f"{IMAGE}pos_embed", f"{TEXT}embeddings.position_embedding.weight"
 # Our parameters that no other library has, and the parameter whose weights each of them gets first.
 _COPIES = {"to_patch.weight": "to_image.weight", "to_sentence.weight": "to_text.weight"}
 _OWN = (*_COPIES, "local_logit_scale", "logit_bias")
-
-
-@dataclass(frozen=True, slots=True)
-class LoadReport:
-    """Says what became of the tensors of a source and of the parameters of the model.
-
-    Attributes:
-        source: The value of `model.from`.
-        layout: The name of the source's layout.
-        loaded: Number of our tensors that got weights of the source.
-        resized: What was resized, with the sizes before and after.
-        copied: Parameters that began as a copy of others, such as "to_patch.weight from to_image.weight".
-        fresh: Parameters that have no weights in the source and keep their initial values.
-        left_out: Tensors of the source that the model does not need.
-    """
-
-    source: str
-    layout: str
-    loaded: int
-    resized: tuple[str, ...]
-    copied: tuple[str, ...]
-    fresh: tuple[str, ...]
-    left_out: tuple[str, ...]
-
-    def lines(self) -> tuple[str, ...]:
-        """Returns the report as lines of text, each with what happened, how often, and the names."""
-        rows = (("resized", self.resized), ("copied", self.copied), ("new", self.fresh), ("left out", self.left_out))
-        head = f"{KEY}={self.source} ({self.layout}): {self.loaded} tensors are loaded"
-        return (head, *(f"{KEY}: {len(names)} {what}: {listed(names)}" for what, names in rows if names))
 
 
 def check_source(settings: ModelConfig, objective: ObjectiveConfig) -> LoadReport:
@@ -72,14 +42,22 @@ def check_source(settings: ModelConfig, objective: ObjectiveConfig) -> LoadRepor
     return load_weights(model, source, extend=settings.text.extend_positions, values=False)
 
 
-def start_from(settings: ModelConfig, model: TowerPair) -> None:
-    """Loads the weights that `model.from` names into a new model, which was built with these settings.
+def start_from(settings: ModelConfig, model: TowerPair) -> LoadReport | None:
+    """Loads the first weights into a new model, which was built with these settings.
+
+    They are those of `model.from`, or those of `model.image.pretrained`. A pretrained text tower has its weights
+    already.
+
+    Returns:
+        What became of the weights; None if the settings name neither source.
 
     Raises:
-        ConfigError: As `load_weights` does.
+        ConfigError: If the weights do not fit the model.
         CheckpointError: If the source is a run whose checkpoint cannot be read.
     """
-    load_weights(model, source_of(settings), extend=settings.text.extend_positions)
+    if settings.from_ is None:
+        return load_image_weights(model.image, settings.image) if isinstance(model.image, TimmImageTower) else None
+    return load_weights(model, source_of(settings), extend=settings.text.extend_positions)
 
 
 def load_weights(model: TowerPair, source: Source, *, extend: str = "interpolate", values: bool = True) -> LoadReport:
@@ -95,8 +73,7 @@ def load_weights(model: TowerPair, source: Source, *, extend: str = "interpolate
         ConfigError: If a tensor is missing, superfluous or of another shape. The message has its name.
     """
     where = f"{KEY}={source.name}"
-    tensors = source.open_tensors()
-    given = _translated(source, tensors, where, values=values)
+    given = translated(source.layout, source.open_tensors(), where, values=values)
     expected = model.state_dict()
     given, resized = _resized(model, given, expected, extend)
     unused = sorted(name for name in given if name in _OWN and name not in expected)
@@ -108,6 +85,7 @@ def load_weights(model: TowerPair, source: Source, *, extend: str = "interpolate
     if values:
         model.load_state_dict(given, strict=False)
     return LoadReport(
+        key=KEY,
         source=source.name,
         layout=source.layout.name,
         loaded=len(given) - len(started),
@@ -119,27 +97,6 @@ def load_weights(model: TowerPair, source: Source, *, extend: str = "interpolate
 
 
 _ADVICE = "Leave out the settings of `model` that differ from the weights, or give the weights of this model."
-
-
-def _translated(source: Source, tensors: Tensors, where: str, *, values: bool) -> dict[str, Tensor]:
-    """Returns the tensors of a source with the names and shapes of ours.
-
-    Raises:
-        ConfigError: If the file lacks a tensor of the layout, has another one, or has one of an impossible shape.
-    """
-    found = source.layout.rules
-    names = [name for rule in found for name in rule.theirs] if found else list(tensors.shapes)
-    if found:
-        missing = tuple(sorted(set(names) - tensors.shapes.keys()))
-        unexpected = tuple(sorted(tensors.shapes.keys() - set(names) - source.layout.constants))
-        Fit(missing, unexpected).require(where, source.layout.name, "The file is incomplete, or of another model.")
-    theirs = tensors.load(names) if values else tensors.placeholders()
-    if not found:  # The names of a run are our own.
-        return theirs
-    try:
-        return rules.read(found, theirs)
-    except ValueError as error:
-        raise ConfigError(f"{where}: {error}.") from error
 
 
 def _started(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, str]]:

@@ -263,7 +263,7 @@ def _require_inert(config: Config, architecture: Any, weights: WeightShapes) -> 
     if not TIMM_NAME.fullmatch(image.name):
         raise _refused(f"names the image tower {image.name!r}, which is not a model in timm")
     for key, value in image.options.items():
-        if any(isinstance(leaf, str) and not _PLAIN_OPTION.fullmatch(leaf) for leaf in _leaves(value)):
+        if not is_plain(value):
             raise _refused(f"sets model.image.options.{key}={value!r}, where only short names are taken")
     if text.pretrained is not None and not isinstance(architecture, Mapping):
         raise _refused(f"names the text encoder {text.pretrained!r} without its architecture, and it is not opened")
@@ -276,6 +276,11 @@ def _require_inert(config: Config, architecture: Any, weights: WeightShapes) -> 
     deepest = [image.options.get(key) for key in ("depth", "depths")]
     if any(isinstance(leaf, int | float) and leaf > len(weights.shapes) for leaf in _leaves(deepest)):
         raise _refused(f"asks for a tower of depth {deepest}; its weights are {len(weights.shapes):,} tensors")
+
+
+def is_plain(options: Any) -> bool:
+    """Returns whether all texts among the options of a tower are short names, as those of kinds of layers are."""
+    return all(_PLAIN_OPTION.fullmatch(leaf) for leaf in _leaves(options) if isinstance(leaf, str))
 
 
 def _refused(what: str) -> ConfigError:

@@ -1,4 +1,4 @@
-"""Completes the settings of a run that starts from the weights of a whole model (`model.from`).
+"""Completes the settings of a run that starts from weights: of a whole model (`model.from`) or of an image tower.
 
 The weights determine the towers, their sizes, the tokenizer and the statistics of images. So a user need not write
 these settings, and the config that a run stores has all of them: a checkpoint can be restored, and a run resumed,
@@ -31,7 +31,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def completed(config: Config) -> Config:
-    """Returns the config with all settings of `model` that its source of weights determines.
+    """Returns the config with all settings of `model` that its sources of weights determine.
 
     If the run has begun, the settings that its folder stores are taken, so the source need not exist any more.
 
@@ -41,24 +41,45 @@ def completed(config: Config) -> Config:
     """
     model = config.model
     if model.from_ is None:
-        return config
-    # It imports torch, which takes seconds. A config without `model.from` does not need it.
+        return _with_image_tower(config)
+    # It imports torch, which takes seconds. A config without sources of weights does not need it.
     from emocap_pretrain.interop.source import source_of
 
     given = model.model_dump(mode="json", exclude_unset=True)
     for tower in ("image", "text"):
         if given.get(tower, {}).get("pretrained") is not None:
             raise ConfigError(f"model.from gives the weights of both towers: leave model.{tower}.pretrained out.")
-    known = _of_the_run(config) or source_of(model).layout.settings
+    known = _of_the_run(config, "from") or source_of(model).layout.settings
     # The key itself is left out of the changes, so that a text `${oc.env:...}` in the file stays in the stored config.
     return with_section(config, "model", {key: value for key, value in _merged(known, given).items() if key != "from"})
 
 
-def _of_the_run(config: Config) -> Tree | None:
-    """Returns the settings of `model` in the run's folder; None if there are none, or they have another source."""
+def _with_image_tower(config: Config) -> Config:
+    pretrained = config.model.image.pretrained
+    if pretrained in (None, "hub"):
+        return config
+    from emocap_pretrain.interop.image_weights import image_settings
+
+    given = config.model.model_dump(mode="json", exclude_unset=True)
+    before = _of_the_run(config, "image", "pretrained")
+    known = before["image"] if before else image_settings(pretrained, "model.image")
+    return with_section(config, "model", {"image": _merged(known, given["image"])}) if known else config
+
+
+def _of_the_run(config: Config, *keys: str) -> Tree | None:
+    """Returns the settings of `model` in the run's folder; None if there are none, or they have another source.
+
+    `keys` are those of the setting that names the source.
+    """
     first = RunFolder(open_store(config.url)).settings()
     before = stored.current(first).get("model", {}) if first else {}
-    return before if before.get("from") == config.stored()["model"]["from"] else None
+    return before if _at(before, keys) == _at(config.stored()["model"], keys) else None
+
+
+def _at(tree: Mapping[str, Any], keys: Sequence[str]) -> Any:
+    for key in keys:
+        tree = tree.get(key) or {}
+    return tree
 
 
 def _merged(known: Mapping[str, Any], given: Mapping[str, Any]) -> Tree:

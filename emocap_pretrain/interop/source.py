@@ -20,7 +20,7 @@ from emocap_pretrain.checkpoint.layout import TOKENIZER
 from emocap_pretrain.checkpoint.loader import downloaded
 from emocap_pretrain.checkpoint.manifest import committed
 from emocap_pretrain.config.load import from_stored
-from emocap_pretrain.config.location import RUN_PREFIX
+from emocap_pretrain.config.location import RUN_PREFIX, located
 from emocap_pretrain.config.schema import ModelConfig
 from emocap_pretrain.data.tokenizer import Tokenizer, Vocabulary
 from emocap_pretrain.errors import ConfigError
@@ -70,12 +70,13 @@ class Source:
     parent: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
-def open_source(name: str, *, activation: str | None = None) -> Source:
+def open_source(name: str, *, activation: str | None = None, key: str = KEY) -> Source:
     """Opens a folder, a file, a name on the hub, or a run. The weights themselves are not read yet.
 
     Args:
         name: The value of `model.from`.
         activation: The activation that the user gives for a file that does not say which one is right.
+        key: The setting that names the source, for error messages.
 
     Raises:
         ConfigError: If there are no weights that this project can read.
@@ -83,8 +84,8 @@ def open_source(name: str, *, activation: str | None = None) -> Source:
     """
     if name.startswith(RUN_PREFIX):
         return open_run(name)
-    where = f"{KEY}={name}"
-    path = Path(name)
+    where = f"{key}={name}"
+    path = Path(located(name, key))
     if not path.exists():
         path = _downloaded(name, where)
     if path.is_file():
@@ -179,11 +180,14 @@ def _file(name: str, path: Path, activation: str | None, where: str) -> Source:
             f"{where}: the names in this file are not those of a CLIP of OpenAI or open_clip; for other models give "
             "the folder with their config."
         )
-    # OpenAI's own files, which are programs or have these sizes among the tensors, need QuickGELU.
-    is_openai = tensors.is_program or "input_resolution" in tensors.shapes
-    known = "quick_gelu" if is_openai else activation
+    known = "quick_gelu" if is_openai(tensors) else activation
     layout = clip.describe(tensors.shapes, {}, activation=known, where=where)
     return Source(name=name, layout=layout, open_tensors=lambda: tensors, read_tokenizer=clip_tokenizer)
+
+
+def is_openai(tensors: Tensors) -> bool:
+    """Returns whether OpenAI has published the file: a program, or sizes among the tensors. It needs QuickGELU."""
+    return tensors.is_program or "input_resolution" in tensors.shapes
 
 
 def open_run(name: str) -> Source:

@@ -39,11 +39,13 @@ class Tensors:
     Attributes:
         shapes: The shape of each tensor by its name.
         is_program: Whether the file is a TorchScript archive, as OpenAI publishes them.
+        metadata: The texts in the header of .safetensors files, by key.
     """
 
     shapes: Shapes
     _read: Callable[[Iterable[str]], dict[str, Tensor]] = field(repr=False)
     is_program: bool = False
+    metadata: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def load(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Returns the tensors with these names, in float32 if they are floating-point numbers, on the CPU."""
@@ -106,7 +108,8 @@ def _open_safetensors(paths: list[Path], where: str) -> Tensors:
                 found |= {name: file.get_tensor(name) for name in wanted if places.get(name) == path}
         return found
 
-    return Tensors(Header.read(paths, where).shapes, read)
+    header = Header.read(paths, where)
+    return Tensors(header.shapes, read, metadata=header.metadata)
 
 
 def _open_torch(path: Path, where: str) -> Tensors:

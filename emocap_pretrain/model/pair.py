@@ -24,27 +24,13 @@ from emocap_pretrain.data.batch import Batch, Texts
 from emocap_pretrain.data.parts import PARTS, PROMPT_PART, Part, active_parts
 from emocap_pretrain.data.tokenizer import Vocabulary
 from emocap_pretrain.errors import ConfigError
-from emocap_pretrain.model.timm_image import TimmImageTower, check_image_weights
+from emocap_pretrain.model.timm_image import TimmImageTower
 from emocap_pretrain.model.towers import ImageTower, TextTower
-from emocap_pretrain.model.transformers_text import TransformersTextTower, check_text_weights
+from emocap_pretrain.model.transformers_text import TransformersTextTower
 
 # The losses rely on this bound and never clamp: scores of unit vectors are at most this large, and one shift brings the
 # exponentials of a whole batch into the range of float32 (decisions 7 and 9).
 MAX_SCALE = 100.0
-
-
-def check_weights(model: ModelConfig) -> tuple[str, ...]:
-    """Compares the pretrained weights of both towers with the towers' parameters, by names and shapes.
-
-    It reads no values of weights.
-
-    Returns:
-        Remarks for the user on the weights, one line each.
-
-    Raises:
-        ConfigError: If the weights do not match a tower, as in `check_image_weights` and `check_text_weights`.
-    """
-    return check_image_weights(model.image) + check_text_weights(model.text)
 
 
 class Embeddings(NamedTuple):
@@ -163,15 +149,16 @@ class TowerPair(nn.Module):
                 bias.
             vocabulary: Size and padding id of the tokenizer, for the text embedding.
             precision: "bf16" runs towers and projections under autocast.
-            weights: Whether pretrained weights are loaded. False is for a model that takes its weights from a
-                checkpoint.
+            weights: Whether the weights of a pretrained text tower are loaded. False is for a model that takes its
+                weights from a checkpoint. The weights of the image tower are random in any case;
+                `interop.load.start_from` loads them.
             text_architecture: The result of `TextTower.recorded` that is stored in a checkpoint. If it is given, a
                 pretrained text tower is built from it, and the source of its pretrained weights is not opened.
 
         Raises:
             ConfigError: If a tower cannot be built, or pretrained weights do not match it.
         """
-        image = TimmImageTower(settings.image, weights=weights)
+        image = TimmImageTower(settings.image)
         text = TransformersTextTower(settings.text, vocabulary, weights=weights, architecture=text_architecture)
         parts = active_parts(objective.weights)
         pair = cls(
@@ -194,8 +181,8 @@ class TowerPair(nn.Module):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Returns remarks for the user on the pretrained weights that were loaded, one line each."""
-        return self.image.notes + self.text.notes
+        """Returns remarks for the user on the weights of a pretrained text tower, one line each."""
+        return self.text.notes
 
     def forward(self, batch: Batch) -> Embeddings:
         """Returns the embeddings of the images, and of the texts of all caption parts that the loss uses.

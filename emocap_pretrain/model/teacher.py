@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from emocap_pretrain.config.objective import TeacherConfig
 from emocap_pretrain.config.schema import ImageTowerConfig
-from emocap_pretrain.model.timm_image import TimmImageTower, check_image_weights
+from emocap_pretrain.model.timm_image import TimmImageTower
 
 
 class _TeacherTowerConfig(ImageTowerConfig):
@@ -29,33 +29,26 @@ class Teacher(nn.Module):
     No checkpoint contains them: each attempt of the run loads them from the configured source, which must still exist.
 
     Attributes:
-        notes: Remarks for the user on the weights, one line each.
+        settings: The settings of the tower, with the source of its weights.
     """
 
     def __init__(
-        self,
-        settings: TeacherConfig,
-        *,
-        pixels: int,
-        precision: str = "fp32",
-        rows_at_once: int | None = None,
-        weights: bool = True,
+        self, settings: TeacherConfig, *, pixels: int, precision: str = "fp32", rows_at_once: int | None = None
     ) -> None:
-        """Builds the tower.
+        """Builds the tower with random weights. The caller loads those of its source.
 
         Args:
             settings: Name and options of the tower, and the source of its weights.
             pixels: Side of the images.
             precision: `engine.precision`; "bf16" runs the tower under autocast.
             rows_at_once: Largest number of images in one forward pass; None for no limit.
-            weights: Whether the weights are loaded. If False, the weights are random, as for an estimate of memory.
 
         Raises:
-            ConfigError: If there is no such tower, or the weights do not match it.
+            ConfigError: If there is no such tower.
         """
         super().__init__()
-        self.tower = TimmImageTower(_tower_settings(settings, pixels), weights=weights)
-        self.notes = self.tower.notes
+        self.settings = teacher_tower(settings, pixels)
+        self.tower = TimmImageTower(self.settings)
         self._precision, self._rows_at_once = precision, rows_at_once
         self.requires_grad_(False).eval()
 
@@ -73,22 +66,7 @@ class Teacher(nn.Module):
         return functional.normalize(torch.cat(pooled), dim=-1)
 
 
-def check_teacher(settings: TeacherConfig | None, *, pixels: int) -> tuple[str, ...]:
-    """Compares the pretrained weights of a teacher with its tower, by names and shapes. It reads no values of weights.
-
-    Args:
-        settings: The settings of the teacher. If None, nothing is compared.
-        pixels: Side of the images.
-
-    Returns:
-        Remarks for the user on the weights, one line each.
-
-    Raises:
-        ConfigError: If a parameter has no weights or weights of another shape, or if weights belong to no parameter.
-    """
-    return check_image_weights(_tower_settings(settings, pixels)) if settings else ()
-
-
-def _tower_settings(settings: TeacherConfig, pixels: int) -> ImageTowerConfig:
+def teacher_tower(settings: TeacherConfig, pixels: int) -> ImageTowerConfig:
+    """Returns the settings of a teacher's tower for images of this size."""
     tower = settings.model_dump(include={"name", "pretrained", "options"})
     return _TeacherTowerConfig.model_validate({**tower, "pixels": pixels})

@@ -1,14 +1,13 @@
 """Builds image towers from models of timm, with one vector for the image and one for each patch.
 
-`TimmImageTower` builds a tower. It can load pretrained weights, and then compares their names and shapes with those of
-the tower. `check_image_weights` makes the same comparison before a run starts: it builds the tower on the device
-"meta", and reads only the header of the file. Both call `_pretrained`, so that a dry run and a run refuse the same
-weights with the same message.
+`TimmImageTower` builds a tower with random weights. `converted` lets timm give pretrained weights the names and shapes
+of a tower, and compares both. `interop/image_weights.py` reads the weights from their source, and loads the result.
 """
 
 import inspect
 import re
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 import emocap_torchvision
 from emocap_pretrain.config.schema import ImageTowerConfig
 from emocap_pretrain.errors import ConfigError
-from emocap_pretrain.model.weights import Fit, Header, Shapes, before_load_state_dict, listed, shapes_of
+from emocap_pretrain.model.weights import Fit, Shapes, before_load_state_dict, shapes_of
 
 emocap_torchvision.install()
 import timm  # noqa: E402 - after emocap_torchvision
@@ -34,6 +33,7 @@ FACTORY_ARGUMENTS = frozenset(
 
 # Weights of a classifier are left out. Its module has one of these names, or one that the config of timm's model gives.
 _HEADS = {"head", "heads", "fc", "classifier"}
+COUNTER = ".num_batches_tracked"  # Batch norm counts its batches in this buffer, and frozen batch norm has none.
 _QUICK_GELU = re.compile(r"openai|quick.?gelu", re.IGNORECASE)
 
 
@@ -48,22 +48,18 @@ class TimmImageTower(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, settings: ImageTowerConfig, *, weights: bool = True) -> None:
-        """Builds the tower.
+    def __init__(self, settings: ImageTowerConfig) -> None:
+        """Builds the tower with random weights. Pretrained weights are loaded by `interop/image_weights.py`.
 
         Args:
-            settings: Name, size and options of the model, and the source of pretrained weights.
-            weights: Whether pretrained weights are loaded. False is for a tower that takes its weights from a
-                checkpoint.
+            settings: Name, size and options of the model. If they name pretrained weights, batch norm is frozen.
 
         Raises:
-            ConfigError: If timm has no such model or refuses its options, if the model cannot be trained here
-                (`_checked` lists the reasons), or if pretrained weights do not match it.
+            ConfigError: If timm has no such model or refuses its options, or if the model cannot be trained here
+                (`_checked` lists the reasons).
         """
         super().__init__()
-        self.notes: tuple[str, ...]
-        backbone, self.notes = _pretrained(settings) if weights and settings.pretrained else (_create(settings), ())
-        self.backbone: Any = _checked(backbone, settings)
+        self.backbone: Any = _checked(_create(settings), settings)
         self.pixels = settings.pixels
         # In some mobile towers the pooled vector is wider than the features.
         self.width: int = getattr(self.backbone, "head_hidden_size", None) or self.backbone.num_features
@@ -99,26 +95,6 @@ class TimmImageTower(nn.Module):
         self.backbone.set_grad_checkpointing(True)
 
 
-def check_image_weights(settings: ImageTowerConfig) -> tuple[str, ...]:
-    """Compares the weights in `settings.pretrained` with the tower, by names and shapes. It reads no values of weights.
-
-    A wrong file is thus refused before the ranks start. The tower is built on the device "meta", which needs almost no
-    memory. Weights on the hub are not downloaded here; they are compared when the run starts.
-
-    Returns:
-        Remarks for the user on the weights, one line each.
-
-    Raises:
-        ConfigError: If a parameter has no weights or weights of another shape, or if weights belong to no parameter.
-    """
-    if settings.pretrained is None:
-        return ()
-    if settings.pretrained == "hub":
-        return (f"{settings.key}.pretrained=hub: the weights are compared with the tower when the run starts",)
-    with torch.device("meta"):
-        return _pretrained(settings, empty=True)[1]
-
-
 def _create(settings: ImageTowerConfig, **weights: Any) -> Any:
     """Creates a model of timm without a classifier.
 
@@ -143,45 +119,82 @@ def _create(settings: ImageTowerConfig, **weights: Any) -> Any:
         ) from error
 
 
-def _pretrained(settings: ImageTowerConfig, *, empty: bool = False) -> tuple[Any, tuple[str, ...]]:
-    """Creates the model with pretrained weights, and returns it with remarks on the weights for the user.
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """Holds pretrained weights with the names and shapes of a tower.
 
-    If `empty` is True, placeholders without values replace the weights of a file, so that only names and shapes are
-    compared. The caller must then set "meta" as the device on which torch creates tensors.
-
-    The names and shapes in a file may differ from those of timm's model, for example if another library wrote the file.
-    timm converts them, and then calls `load_state_dict`. So the comparison is made when timm calls `load_state_dict`,
-    with the converted names and shapes.
+    Attributes:
+        tensors: All parameters and buffers of the model of timm, by name.
+        resized: The tensors that timm has resized, with both shapes.
+        left_out: Names of weights that belong to the classifier, which a tower does not have.
+        activation: A remark for the user if the tower computes another activation than the weights need; else None.
     """
-    path = _weights(settings)
-    header = Header.read([path], f"{settings.key}.pretrained") if path else None
+
+    tensors: Mapping[str, Tensor]
+    resized: tuple[str, ...]
+    left_out: tuple[str, ...]
+    activation: str | None
+
+
+def converted(
+    settings: ImageTowerConfig, given: Mapping[str, Tensor] | None, *, written: Iterable[str] = ()
+) -> Converted:
+    """Returns pretrained weights as timm gives them to the model `settings.name`.
+
+    timm knows older names of its models and the layouts of some other libraries, and resizes position embeddings. It
+    then calls `load_state_dict`. So names and shapes are compared when timm calls it. timm makes a second model for
+    this, so for a moment the weights exist twice. On the device "meta", nothing but names and shapes exists.
+
+    Args:
+        settings: The settings of the tower.
+        given: Tensors in a layout that timm knows, by name. If None, timm downloads the weights that it has for the
+            model.
+        written: Texts that may show who has trained the weights, such as the name of the file.
+
+    Raises:
+        ConfigError: If a parameter has no weights or weights of another shape, or if weights belong to no parameter.
+    """
     seen: list[Shapes] = []
 
-    def check(expected: Shapes, given: Shapes) -> None:
-        seen.append(given)
-        _require(expected, given, settings)
+    def check(expected: Shapes, loaded: Shapes) -> None:
+        seen.append(loaded)
+        _require(expected, loaded, settings)
 
     # timm strips prefixes of wrappers ("module.") from the names in a file, but not from those of a state dict.
-    tensors = clean_state_dict(header.tensors(device="meta")) if header and empty else None
-    overlay = {"state_dict": tensors} if tensors else {"file": str(path)}
-    try:
-        with before_load_state_dict(check):
-            model = _create(settings, pretrained=True, pretrained_cfg_overlay=overlay if path else None)
-    except (ConfigError, LookupError, AttributeError) as error:
-        if header and not seen:  # timm has failed at an unexpected name before `check` could compare the names.
-            with torch.device("meta"):
-                _require(shapes_of(_create(settings).state_dict()), header.shapes, settings)
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"{settings.key}.pretrained: timm cannot convert these weights ({error!r}).") from error
+    tensors = None if given is None else clean_state_dict(dict(given))
+    # The model draws random weights before it gets the others, and later draws must not depend on this.
+    with torch.random.fork_rng(devices=[]), before_load_state_dict(check):
+        model = _with_weights(settings, tensors, seen)
     if not seen:
         raise ConfigError(
             f"{settings.key}.pretrained: timm loads the weights of {settings.name} with special code, so that it is "
-            "unknown whether they fill the tower; give a .safetensors file."
+            "unknown whether they fill the tower; give a file of weights."
         )
-    # timm keeps the overlay in the model's config. The placeholders in it are not a part of the tower.
-    model.pretrained_cfg.pop("state_dict", None)
-    return model, (*_resized(header, seen[0], settings.key), *_activation(model, settings, path, header))
+    before, own = shapes_of(tensors or {}), model.state_dict()
+    both = sorted(before.keys() & seen[0].keys())
+    return Converted(
+        tensors={name: tensor for name, tensor in own.items() if not name.endswith(COUNTER)},
+        resized=tuple(
+            f"{name} {list(before[name])} to {list(seen[0][name])}" for name in both if before[name] != seen[0][name]
+        ),
+        left_out=tuple(sorted(name for name in before if name not in own and name.split(".")[0] in _heads(settings))),
+        activation=_activation(model, settings, written),
+    )
+
+
+def _with_weights(settings: ImageTowerConfig, tensors: dict[str, Tensor] | None, seen: list[Shapes]) -> Any:
+    """Lets timm create a model with these weights. `seen` is not empty if timm has compared them with the model."""
+    overlay = None if tensors is None else {"state_dict": tensors}
+    try:
+        model = _create(settings, pretrained=True, pretrained_cfg_overlay=overlay)
+    except (ConfigError, LookupError, AttributeError) as error:
+        if tensors and not seen:  # timm has failed at an unexpected name before the names could be compared.
+            with torch.device("meta"):
+                _require(shapes_of(_create(settings).state_dict()), shapes_of(tensors), settings)
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{settings.key}.pretrained: timm cannot convert these weights ({error!r}).") from error
+    return model
 
 
 def _require(expected: Shapes, given: Shapes, settings: ImageTowerConfig) -> None:
@@ -195,12 +208,9 @@ def _require(expected: Shapes, given: Shapes, settings: ImageTowerConfig) -> Non
     Raises:
         ConfigError: If a parameter has no weights or weights of another shape, or if weights belong to no parameter.
     """
-    known = timm.get_pretrained_cfg(settings.name)
-    names = (known and known.classifier) or ()
-    heads = _HEADS | {name.split(".")[0] for name in ((names,) if isinstance(names, str) else names)}
-    # Batch norm counts its batches in this buffer, and frozen batch norm has none.
-    needed = {name: shape for name, shape in expected.items() if not name.endswith(".num_batches_tracked")}
-    own = {name: shape for name, shape in given.items() if not name.endswith(".num_batches_tracked")}
+    heads = _heads(settings)
+    needed = {name: shape for name, shape in expected.items() if not name.endswith(COUNTER)}
+    own = {name: shape for name, shape in given.items() if not name.endswith(COUNTER)}
     Fit.of(needed, own, ignore=lambda name: name.split(".")[0] in heads).require(
         f"{settings.key}.pretrained={settings.pretrained}",
         f"the tower {settings.name}",
@@ -209,49 +219,32 @@ def _require(expected: Shapes, given: Shapes, settings: ImageTowerConfig) -> Non
     )
 
 
-def _resized(header: Header | None, loaded: Shapes, key: str) -> tuple[str, ...]:
-    """Returns at most one remark for the user, which lists the tensors that timm has resized.
-
-    For example, timm resizes position embeddings if the pretrained model was trained with images of another size. The
-    function finds a resized tensor by its name, so it misses the tensors whose names timm has converted.
-
-    Args:
-        header: The names and shapes in the file; None if the weights come from the hub.
-        loaded: The shapes of the weights after timm's conversion, by name.
-        key: The key of the tower's settings, with which the remark begins.
-    """
-    before = header.shapes if header else {}
-    names = sorted(name for name in before.keys() & loaded.keys() if before[name] != loaded[name])
-    changes = [f"{name} {list(before[name])} to {list(loaded[name])}" for name in names]
-    return (f"{key}.pretrained: timm has resized {listed(changes)}",) if changes else ()
+def _heads(settings: ImageTowerConfig) -> set[str]:
+    """Returns the names of the modules that belong to a classifier."""
+    known = timm.get_pretrained_cfg(settings.name)
+    names = (known and known.classifier) or ()
+    return _HEADS | {name.split(".")[0] for name in ((names,) if isinstance(names, str) else names)}
 
 
-def _activation(model: Any, settings: ImageTowerConfig, path: Path | None, header: Header | None) -> tuple[str, ...]:
+def _activation(model: Any, settings: ImageTowerConfig, written: Iterable[str]) -> str | None:
     """Returns a remark for the user if the weights need the activation QuickGELU, but the tower computes GELU.
 
     The weights of OpenAI's CLIP were trained with QuickGELU. Weights for GELU have the same names and shapes. So the
-    function searches for words such as "openai" in the name and notes of the model, and in the metadata and path of the
-    file. The result is empty if it finds none.
+    function searches for words such as "openai" in the name and notes of the model, and in the texts `written`. The
+    result is None if it finds none.
     """
     if "clip" not in settings.name or any(type(module).__name__ == "QuickGELU" for module in model.modules()):
-        return ()
+        return None
     notes = model.pretrained_cfg.get("notes") or ()
-    written = [
-        settings.name,
-        *((notes,) if isinstance(notes, str) else notes),
-        *(header.metadata.values() if header else ()),
-    ]
-    # In the hub's cache the name of the weights is that of a folder two levels above the file.
-    written += [path.name, *(folder.name for folder in list(path.parents)[:3])] if path else []
-    if not any(map(_QUICK_GELU.search, written)):
-        return ()
+    texts = (settings.name, *((notes,) if isinstance(notes, str) else notes), *written)
+    if not any(map(_QUICK_GELU.search, texts)):
+        return None
     name = settings.name.split(".")[0].replace("_clip_", "_clip_quickgelu_")
     cure = f"; set {settings.key}.name={name}" if timm.is_model(name) else ""
-    note = (
+    return (
         f"{settings.key}.pretrained: these weights look like those of OpenAI's CLIP, which were trained with "
         f"QuickGELU, but {settings.name} computes GELU, and its vectors differ from the original's{cure}"
     )
-    return (note,)
 
 
 def _checked(model: Any, settings: ImageTowerConfig) -> Any:
@@ -277,19 +270,6 @@ def _checked(model: Any, settings: ImageTowerConfig) -> Any:
             "statistics are then kept as they are."
         )
     return model
-
-
-def _weights(settings: ImageTowerConfig) -> Path | None:
-    """Returns the file of the weights; None if they come from the hub.
-
-    Only .safetensors files are allowed, because loading a pickle file can run code.
-    """
-    path = str(settings.pretrained)
-    if path == "hub":
-        return None
-    if not path.endswith(".safetensors") or not Path(path).is_file():
-        raise ConfigError(f"{settings.key}.pretrained={path}: give 'hub' or an existing .safetensors file.")
-    return Path(path)
 
 
 def _check_patch_dropout(model: nn.Module, settings: ImageTowerConfig) -> None:

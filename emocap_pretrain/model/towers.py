@@ -30,13 +30,11 @@ class ImageTower(Protocol):
         pixels: Side of the square images.
         width: Size of the pooled vector.
         patch_width: Size of the vector of a patch, which may differ from `width`.
-        notes: Remarks for the user on the pretrained weights that were loaded, one line each.
     """
 
     pixels: int
     width: int
     patch_width: int
-    notes: tuple[str, ...]
 
     def encode_image(
         self, images: UInt8[Tensor, "batch 3 height width"]

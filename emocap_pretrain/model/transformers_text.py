@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import emocap_torchvision
+from emocap_pretrain.config.location import located
 from emocap_pretrain.config.schema import TextTowerConfig
 from emocap_pretrain.data.batch import Texts
 from emocap_pretrain.data.tokenizer import Vocabulary
@@ -244,27 +245,29 @@ def check_text_weights(settings: TextTowerConfig) -> tuple[str, ...]:
     name = settings.pretrained
     if name is None:
         return ()
-    if not Path(name).is_dir():
+    source = located(name, "model.text.pretrained")
+    if not Path(source).is_dir():
         return (f"model.text.pretrained={name}: the weights are compared with the tower when the run starts",)
-    config, kind = _described(name)
-    header = Header.of_folder(Path(name), "model.text.pretrained")
+    config, kind = _described(name, source)
+    header = Header.of_folder(Path(source), "model.text.pretrained")
     return _loaded(kind, name, None, config=config, state_dict=header.tensors(device="cpu"))[1]
 
 
 def _pretrained(name: str, weights: bool) -> tuple[nn.Module, tuple[str, ...]]:
-    config, kind = _described(name)
+    source = located(name, "model.text.pretrained")
+    config, kind = _described(name, source)
     if weights:
-        return _loaded(kind, name, name, config=config, use_safetensors=True)
+        return _loaded(kind, name, source, config=config, use_safetensors=True)
     return kind(config), ()
 
 
-def _described(name: str) -> tuple[Any, Any]:
+def _described(name: str, source: str) -> tuple[Any, Any]:
     """Returns the config of a pretrained encoder, and the class of transformers that loads its weights.
 
-    `name` is the folder or the name on the hub.
+    `name` is the value of the setting, for messages, and `source` the folder or the name on the hub.
     """
     try:
-        config = AutoConfig.from_pretrained(name, **TRUST)
+        config = AutoConfig.from_pretrained(source, **TRUST)
         _check_attention(config, f"model.text.pretrained={name}")
         if config.model_type == "clip":
             return config.text_config, CLIPTextModel

@@ -15,6 +15,7 @@ from emocap_pretrain.data.loader import Collate
 from emocap_pretrain.data.parts import active_parts
 from emocap_pretrain.data.tokenizer import Tokenizer, Vocabulary
 from emocap_pretrain.evaluation import tasks
+from emocap_pretrain.interop.image_weights import load_teacher
 from emocap_pretrain.model.pair import TowerPair
 from emocap_pretrain.model.teacher import Teacher
 from emocap_pretrain.ranks.group import RankGroup
@@ -58,8 +59,8 @@ def build_model(
     Args:
         config: The settings of the run.
         vocabulary: Size and padding id of the tokenizer, for the text embedding.
-        weights: Whether pretrained weights of single towers are loaded. False is for a caller that loads the weights of
-            a checkpoint or of `model.from` afterwards.
+        weights: Whether the weights of a pretrained text tower are loaded. False is for a caller that loads the weights
+            of a checkpoint or of `model.from` afterwards. No weights of an image tower are loaded here.
         text_architecture: The stored description of a pretrained text tower, whose source is then not opened.
     """
     precision = config.engine.precision
@@ -104,7 +105,8 @@ def _build_objective(
     if settings.teacher:
         pixels = config.model.image.pixels
         teacher = Teacher(settings.teacher, pixels=pixels, precision=precision, rows_at_once=rows_at_once)
+        report = load_teacher(teacher)
         teacher.to(world.device)
-        for note in teacher.notes if world.is_main else ():
-            log.warning("%s", note)
+        for line in report.lines() if report and world.is_main else ():
+            log.info("%s", line)
     return Objective.of(settings, precision=precision, group=world.process_group, teacher=teacher, average=averaged)

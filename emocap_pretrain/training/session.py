@@ -355,7 +355,7 @@ def _open_engine(
     config: Config, world: RankGroup, opening: RankGroup, tokenizer: Tokenizer, found: Resumed | None
 ) -> Engine:
     # All ranks draw the same first weights. The engine broadcasts those of rank 0 in any case, so rank 0 alone reads
-    # the weights of a checkpoint (decision 16) or of `model.from`.
+    # the weights of a checkpoint (decision 16), of `model.from` or of `model.image.pretrained`.
     torch.manual_seed(config.seed)
     architecture = (
         state_of(found.checkpoint).text_architecture
@@ -368,8 +368,9 @@ def _open_engine(
         for note in model.notes:
             log.warning("%s", note)
     if found is None:
-        if config.model.from_ is not None:
-            opening.run_on_main(lambda: start_from(config.model, model))
+        report = opening.run_on_main(lambda: start_from(config.model, model))
+        for line in report.lines() if report and world.is_main else ():
+            log.info("%s", line)
         return build_engine(config, model, world)
     if world.is_main:
         fill(model, found.folder / WEIGHTS)

@@ -46,7 +46,8 @@ class WeightsLayout:
         settings: The settings of the section `model` that the weights determine, as a tree.
         rules: Which tensors of the file hold the numbers of which tensors of ours.
         constants: Names of tensors in the file that hold no weights, such as a mask.
-        kind: Which library writes and reads this layout: "openai", "open_clip" or "transformers".
+        kind: Which library writes and reads this layout: "openai", "open_clip", "transformers" or "emocap"; for an
+            image tower alone "timm", "torchvision" or "efficientnet".
     """
 
     name: str

@@ -224,6 +224,12 @@ def test_a_pretrained_folder_becomes_absolute_and_a_hub_name_does_not_change(her
     assert config.model.text.tokenizer == "owner/name"
 
 
+def test_a_file_of_a_package_is_stored_by_the_name_of_the_package(here):
+    name = "package:weights/tower.pth"
+    (here / name).mkdir(parents=True)
+    assert read(TEXT, f"model.image.pretrained={name}").stored()["model"]["image"]["pretrained"] == name
+
+
 @pytest.mark.parametrize("recipe", sorted((ROOT / "launch/recipes").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_loads(recipe, monkeypatch):
     for variable in ("EMOCAP_DATA", "EMOCAP_RUNS", "MLFLOW_TRACKING_URI"):

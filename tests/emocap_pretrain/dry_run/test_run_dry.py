@@ -111,7 +111,7 @@ def test_weights_that_do_not_fill_the_tower_end_a_dry_run_with_code_2_and_their_
     assert done.stderr.count("\n") == 1
     fits = run(recipe, override, "model.image.pixels=32", "--dry-run")
     assert fits.exit_code == 0
-    assert fits.stdout.count("note            model.image.pretrained: timm has resized pos_embed") == 1
+    assert fits.stdout.count("note            model.image.pretrained: 1 resized: pos_embed") == 1
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ def model_of(image: ImageTowerConfig, text: TextArchitectureConfig, embedding: i
     torch.manual_seed(0)
     tokenizer = Tokenizer.trained_on(WORDS, 400)
     towers = (
-        TimmImageTower(image, weights=False),
+        TimmImageTower(image),
         TransformersTextTower(TextTowerConfig(architecture=text), tokenizer.vocabulary, weights=False),
     )
     return EmotionModel(Embedder(TowerPair(*towers, embedding=embedding).eval(), tokenizer))

@@ -127,7 +127,8 @@ def test_a_pretrained_text_tower_is_restored_from_the_checkpoint_alone(tiny_conf
     config = pretrained(tiny_config)
     tokenizer = Tokenizer.load(str(MINILM))
     model = build_model(config, tokenizer.vocabulary)
-    tree = stored(config, model__text__pretrained="stranger/encoder", model__text__tokenizer="stranger/encoder")
+    stranger = "package:stranger/encoder"
+    tree = stored(config, model__text__pretrained=stranger, model__text__tokenizer=stranger)
     forged(config, tokenizer, tree, model, text_architecture=model.text.recorded())
     restored = restore(config.url)
     tokens = restored.tokenizer.encode(["a happy face"], 16)

@@ -22,7 +22,8 @@ from emocap_pretrain.data.datasets import train_tokenizer
 from emocap_pretrain.data.loader import batches
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.errors import ConfigError
-from emocap_pretrain.model.teacher import Teacher, check_teacher
+from emocap_pretrain.interop.image_weights import check_teacher, load_teacher
+from emocap_pretrain.model.teacher import Teacher
 from emocap_pretrain.model.timm_image import timm
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.ranks.info import Rank
@@ -162,6 +163,7 @@ def test_a_teacher_is_frozen_and_in_no_checkpoint(
     settings = {"kind": "soft", "mining": None, "teacher": teacher_in(tmp_path)}
     config = with_objective(config, settings)
     teacher = Teacher(config.objective.teacher, pixels=config.model.image.pixels)
+    load_teacher(teacher)
     before = teacher(data[0].images)
     engine = engine_of(config, tokenizer)
     trained(engine, data)
@@ -186,6 +188,7 @@ def test_the_teacher_and_not_the_model_says_which_images_are_alike(
 ) -> None:
     settings = {"teacher": teacher_in(tmp_path)}
     teacher = Teacher(with_objective(config, settings).objective.teacher, pixels=config.model.image.pixels)
+    load_teacher(teacher)
     vectors = teacher(data[0].images)
     similarity = vectors @ vectors.T
     half = float(similarity.median())

@@ -1,0 +1,210 @@
+"""Loads pretrained weights into an image tower (`model.image.pretrained`, `objective.teacher.pretrained`).
+
+The weights come from timm's hub, from a file or folder with the weights of an image tower, or from a whole CLIP or
+SigLIP, of which only the image tower is taken. Rules (`rules.py`) give the weights of other libraries the names of
+timm. timm then resizes what depends on the size of the images, and the result must fill the tower.
+
+A source also determines settings of the tower, such as its name. `settings.py` takes those that the user leaves out.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from emocap_pretrain.config.location import located
+from emocap_pretrain.config.objective import TeacherConfig
+from emocap_pretrain.config.schema import ImageTowerConfig
+from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.interop.json_files import read_json
+from emocap_pretrain.interop.layouts import clip, open_clip
+from emocap_pretrain.interop.layouts.image_towers import describe_image_tower
+from emocap_pretrain.interop.layouts.layout import IMAGE, TIMM_NAME, Tree, WeightsLayout, size_of
+from emocap_pretrain.interop.restore import is_plain
+from emocap_pretrain.interop.source import CONFIG_FILE, is_openai, open_source
+from emocap_pretrain.interop.tensors import Tensors, open_tensors
+from emocap_pretrain.interop.translation import LoadReport, translated
+from emocap_pretrain.model.teacher import Teacher, teacher_tower
+from emocap_pretrain.model.timm_image import COUNTER, FACTORY_ARGUMENTS, TimmImageTower, converted
+
+_HUB = "hub"
+_TEXT_TABLES = {"positional_embedding", "text.positional_embedding"}  # Tensors of the text tower of OpenAI's CLIP.
+# Arguments in the config.json of timm that do not belong to the options of a tower.
+_NO_OPTIONS = FACTORY_ARGUMENTS | {"num_classes", "in_chans", "img_size"}
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSource:
+    """Describes weights of an image tower.
+
+    Attributes:
+        layout: How the tensors are named, and the settings that they determine. Without rules, timm's own code converts
+            the names.
+        tensors: The tensors of the source.
+        written: Texts that may show who has trained the weights: names of files and folders, and the file's metadata.
+    """
+
+    layout: WeightsLayout
+    tensors: Tensors
+    written: tuple[str, ...]
+
+
+def image_settings(pretrained: str, key: str) -> Tree:
+    """Returns the settings of an image tower that its weights determine.
+
+    Args:
+        pretrained: The value of the setting `pretrained`, which must not be "hub".
+        key: The key of the tower's settings, for the error message.
+
+    Raises:
+        ConfigError: If the weights cannot be read.
+    """
+    return dict(_opened(pretrained, key).layout.settings.get("image", {}))
+
+
+def load_image_weights(tower: TimmImageTower, settings: ImageTowerConfig) -> LoadReport | None:
+    """Loads the weights that the settings name into a tower that was built with these settings.
+
+    Returns:
+        What became of the weights; None if the settings name no weights.
+
+    Raises:
+        ConfigError: If a tensor is missing, superfluous or of another shape. The message has its name.
+    """
+    if settings.pretrained is None:
+        return None
+    source = None if settings.pretrained == _HUB else _opened(settings.pretrained, settings.key)
+    tensors, report = _converted(settings, source, values=True)
+    tower.backbone.load_state_dict(tensors)
+    return report
+
+
+def load_teacher(teacher: Teacher) -> LoadReport | None:
+    """Loads the weights of a teacher, as `load_image_weights` does."""
+    return load_image_weights(teacher.tower, teacher.settings)
+
+
+def check_image_weights(settings: ImageTowerConfig) -> tuple[str, ...]:
+    """Compares the weights with the tower by names and shapes, before a run starts. It reads no values of weights.
+
+    Weights on timm's hub are not downloaded here; they are compared when the run starts.
+
+    Returns:
+        Remarks for the user on the weights, one line each.
+
+    Raises:
+        ConfigError: As `load_image_weights` does.
+    """
+    if settings.pretrained is None:
+        return ()
+    if settings.pretrained == _HUB:
+        return (f"{settings.key}.pretrained=hub: the weights are compared with the tower when the run starts",)
+    source = _opened(settings.pretrained, settings.key)
+    with torch.device("meta"):
+        return _converted(settings, source, values=False)[1].lines()
+
+
+def check_teacher(settings: TeacherConfig | None, *, pixels: int) -> tuple[str, ...]:
+    """Compares the weights of a teacher with its tower, as `check_image_weights` does. `pixels` is the images' side."""
+    return check_image_weights(teacher_tower(settings, pixels)) if settings else ()
+
+
+def _opened(pretrained: str, key: str) -> ImageSource:
+    where = f"{key}.pretrained"
+    path = Path(located(pretrained, where))
+    if not path.exists():
+        raise ConfigError(f"{where}={pretrained}: give 'hub', or an existing file or folder of weights.")
+    where = f"{where}={pretrained}"
+    tensors = open_tensors(path, where)
+    # In the hub's cache the name of the weights is that of a folder two levels above the file.
+    written = (path.name, *(folder.name for folder in list(path.parents)[:3]), *tensors.metadata.values())
+    layout = _layout(path, tensors, pretrained, key)
+    # Whoever needs QuickGELU says so in the settings, which the user may have replaced.
+    activation = layout.settings.get("image", {}).get("options", {}).get("act_layer", "")
+    return ImageSource(layout, tensors, (*written, activation))
+
+
+def _layout(path: Path, tensors: Tensors, pretrained: str, key: str) -> WeightsLayout:
+    where = f"{key}.pretrained={pretrained}"
+    if path.is_dir() and ((path / CONFIG_FILE).is_file() or (path / open_clip.CONFIG_FILE).is_file()):
+        tree = {} if (path / open_clip.CONFIG_FILE).is_file() else read_json(path / CONFIG_FILE, where)
+        if "architecture" in tree:
+            return _of_timm(_settings_of_timm(tree, where))
+        return _image_part(open_source(pretrained, key=f"{key}.pretrained").layout, tensors)
+    if found := describe_image_tower(tensors.shapes):
+        return found
+    if "visual.class_embedding" in tensors.shapes and _TEXT_TABLES & tensors.shapes.keys():
+        activation = "quick_gelu" if is_openai(tensors) else "gelu"
+        layout = _image_part(clip.describe(tensors.shapes, {}, activation=activation, where=where), tensors)
+        # Other files do not say which activation is right, so the user chooses the tower by its name.
+        return layout if is_openai(tensors) else replace(layout, settings={})
+    return _of_timm({})
+
+
+def _of_timm(settings: Tree) -> WeightsLayout:
+    return WeightsLayout(name="weights of timm", kind="timm", settings={"image": settings}, rules=())
+
+
+def _settings_of_timm(tree: Tree, where: str) -> Tree:
+    """Returns the settings in the config.json of a folder that timm's `save_for_hf` has written.
+
+    Somebody else may have written the config.
+
+    Raises:
+        ConfigError: If the config cannot be read, or names another model than one of timm's registry.
+    """
+    name, known, options = str(tree["architecture"]), tree.get("pretrained_cfg") or {}, tree.get("model_args") or {}
+    if not TIMM_NAME.fullmatch(name):
+        raise ConfigError(f"{where}: architecture={name[:60]!r} is not the name of a model in timm.")
+    try:
+        found: Mapping[str, Any] = {
+            "name": name,
+            "pixels": size_of({"input_size": known["input_size"][-1]}, "input_size", None, where),
+            "options": {key: value for key, value in options.items() if key not in _NO_OPTIONS},
+            "mean": list(known["mean"]),
+            "std": list(known["std"]),
+        }
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise ConfigError(f"{where}: {CONFIG_FILE} cannot be read ({error!r}).") from error
+    if not is_plain(found["options"]):
+        raise ConfigError(f"{where}: model_args contain a text that is no short name.")
+    return dict(found)
+
+
+def _image_part(layout: WeightsLayout, tensors: Tensors) -> WeightsLayout:
+    """Returns the part of a CLIP's layout that belongs to the image tower. All other tensors are left out."""
+    own = tuple(rule for rule in layout.rules if all(name.startswith(IMAGE) for name in rule.ours))
+    others = {name for rule in layout.rules if rule not in own for name in rule.theirs}
+    return replace(
+        layout,
+        name=f"image tower of {layout.name}",
+        settings={"image": layout.settings["image"]},
+        rules=own,
+        constants=layout.constants | frozenset(others & tensors.shapes.keys()),
+    )
+
+
+def _converted(
+    settings: ImageTowerConfig, source: ImageSource | None, *, values: bool
+) -> tuple[Mapping[str, Tensor], LoadReport]:
+    """Returns the weights as the tower needs them, and what became of those of the source (None is timm's hub)."""
+    where = f"{settings.key}.pretrained={settings.pretrained}"
+    given = None
+    if source:
+        found = translated(source.layout, source.tensors, where, values=values)
+        given = {name.removeprefix(IMAGE): tensor for name, tensor in found.items()}
+    made = converted(settings, given, written=source.written if source else ())
+    unused = {*made.left_out, *(source.layout.constants if source else ())}
+    report = LoadReport(
+        source=str(settings.pretrained),
+        layout=source.layout.name if source else "weights of timm",
+        loaded=len(made.tensors),
+        resized=made.resized,
+        left_out=tuple(sorted(name for name in unused if not name.endswith(COUNTER))),
+        key=f"{settings.key}.pretrained",
+        remarks=(made.activation,) if made.activation else (),
+    )
+    return made.tensors, report
