@@ -41,8 +41,8 @@ class RunRecord:
     def done(self) -> bool:
         """Returns whether the run has done all steps and written its report."""
         status = self._status()
-        steps = self._steps or (status.steps if status else None) or 0
-        return RunFolder(self._store).report(steps) is not None
+        steps = self._steps if self._steps is not None else (status.steps if status else None)
+        return RunFolder(self._store).report(steps or 0) is not None
 
     def progress(self) -> int:
         """Returns the step of the newest checkpoint that has a manifest; 0 if there is none.

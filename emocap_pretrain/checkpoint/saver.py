@@ -49,7 +49,7 @@ class Saver:
         world: All ranks. The threads use a process group of their own.
         run_attempt: This attempt of the run.
         retention: The rule by which `sweep` keeps checkpoints.
-        newest: The step that training resumed from; 0 for a new run.
+        newest: The step that training resumed from; -1 for a new run.
         refused: Save attempts of checkpoints that were found damaged; these checkpoints do not count towards
             `Retention.keep_last`.
     """
@@ -61,7 +61,7 @@ class Saver:
         *,
         run_attempt: Attempt,
         retention: Retention,
-        newest: int = 0,
+        newest: int = -1,
         refused: Collection[str] = (),
     ) -> None:
         self._store, self._world, self._run_attempt = store, world, run_attempt

@@ -59,7 +59,8 @@ def _may_continue(newest: AttemptState) -> bool:
 
 def _page(state: RunState) -> RenderableType:
     newest = state.newest
-    rows = [(name, plain(text)) for name, text in _rows(newest) if text]
+    warm_start = ("started from", state.warm_start.text() if state.warm_start else "")
+    rows = [(name, plain(text)) for name, text in [*_rows(newest), warm_start] if text]
     title = f"{(newest.status and newest.status.name) or 'Run'} at {state.url}"
     columns = ("attempt", "began", "ranks", "step", "how it ended")
     attempts = [_attempt_row(each) for each in state.attempts]
@@ -84,7 +85,7 @@ def _status_rows(attempt: AttemptState, status: Status, *, alive: bool) -> list[
         ("samples/s", "" if status.samples_per_s is None else f"{status.samples_per_s:,.0f}"),
         ("time left", str(timedelta(seconds=round(status.eta_s))) if status.eta_s is not None and alive else ""),
         ("ranks", "" if status.ranks is None else f"{status.ranks}{on}"),
-        ("checkpoint", f"step {status.checkpoint:,}" if status.checkpoint else ""),
+        ("checkpoint", "" if status.checkpoint is None else f"step {status.checkpoint:,}"),
         ("slowest rank", _straggler(status.slowest) if status.slowest else ""),
         ("earlier attempts", str(earlier)),
     ]

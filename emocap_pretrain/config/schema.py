@@ -250,6 +250,11 @@ class ModelConfig(Section):
         return self
 
 
+def starts_from_weights(model: ModelConfig) -> bool:
+    """Returns whether a new run begins with pretrained weights of the whole model, or in at least one of its towers."""
+    return bool(model.from_ or model.image.pretrained or model.text.pretrained)
+
+
 class SgdConfig(Section):
     """Holds the settings that only the optimizer `sgd` has."""
 
@@ -456,6 +461,11 @@ class EvaluationConfig(Section):
         description="Prompts, in which {} is replaced by the words of a class.",
     )
     batch: Positive = Field(default=256, description="Samples of one pass of the encoders.")
+    before_training: Literal["auto", "always", "never"] = Field(
+        default="auto",
+        description="Whether a new run also evaluates its model before the first step, so that the report shows what "
+        "training has changed; auto does so if the run starts from pretrained weights.",
+    )
 
 
 class Config(Section):
@@ -475,7 +485,7 @@ class Config(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
         default=0, description="Seed of the weights, of the order of samples and of augmentation."
     )
-    steps: Positive = Field(description="Optimizer steps of the run.")
+    steps: Count = Field(description="Optimizer steps of the run; with 0 the model is evaluated and not trained.")
     global_batch: Positive = Field(description="Samples of one step over all ranks, whose embeddings enter one loss.")
     micro_batch: Positive | None = Field(
         default=None,
@@ -540,6 +550,14 @@ class Config(Section):
         for keys, text in self._interpolations.items():
             _put(tree, keys, text)
         return tree
+
+    @property
+    def evaluates_before_training(self) -> bool:
+        """Returns whether the model is evaluated at step 0. A run without steps is evaluated only there."""
+        if self.evaluation.url is None:
+            return False
+        wanted = self.evaluation.before_training
+        return self.steps == 0 or wanted == "always" or (wanted == "auto" and starts_from_weights(self.model))
 
     @property
     def secrets(self) -> tuple[str, ...]:

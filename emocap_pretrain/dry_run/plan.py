@@ -142,7 +142,7 @@ class RunPlan:
             ("each rank", f"about {samples // self.ranks:,} samples in an epoch"),
             ("shuffle", f"{window:,} samples together"),
             ("windows", self._windows(samples, window)),
-            ("length", f"{self.config.steps:,} steps, {epochs:.1f} epochs"),
+            ("length", f"{self.config.steps:,} steps, {epochs:.1f} epochs" if epochs else "0 steps, no training"),
         ]
 
     def _windows(self, samples: int, window: int) -> str:

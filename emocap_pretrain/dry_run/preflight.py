@@ -140,6 +140,8 @@ def preflight(
         found.collect(lambda: _memory(config, devices, known or _estimate(config, devices), found))
     unprepared = prepare_tasks and not tasks.were_prepared(checkpoint, config.stored()["evaluation"])
     found.collect(lambda: evaluation(config.evaluation, found, prepare_tasks=unprepared))
+    if config.steps == 0 and config.evaluation.url is None:
+        found.notes.append("steps=0 trains nothing, and without evaluation.url the run only saves its first weights.")
     return found
 
 
@@ -255,7 +257,8 @@ def _resumes(config: Config, checkpoint: Checkpoint, manifests: Sequence[Manifes
         found.add(foreign_data(config.data, config.url))
     stored = checkpoint.state.get("config")
     before = stored.get("steps") if isinstance(stored, dict) else None
-    if isinstance(before, int) and before != config.steps and not found.problems:
+    # Before the first step, there is no learning rate that changes.
+    if checkpoint.step and isinstance(before, int) and before != config.steps and not found.problems:
         found.notes.append(_other_steps(config, checkpoint.step, before))
 
 

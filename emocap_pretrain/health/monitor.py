@@ -128,7 +128,9 @@ class Monitor:
             self._fail(error)
 
     def enter(self, phase: str, step: int) -> None:
-        """Records that `phase` ("training", "saving", "saved" or "evaluating") begins after `step` steps.
+        """Records that `phase` begins after `step` steps.
+
+        The phase is "before_training", "training", "saving", "saved" or "evaluating".
 
         It also stops a recording of the profiler if the last step to be recorded is done. The phases within a step,
         such as "forward", are not recorded here but by `timer`.
@@ -140,6 +142,10 @@ class Monitor:
     def count(self, batch: Batch) -> None:
         """Counts a batch that this rank has trained on."""
         self._meter.count(batch)
+
+    def restart_meter(self) -> None:
+        """Sets the time for the rates of the next logged step back to 0, after an evaluation that is no training."""
+        self._meter = RankMeter(self._world.device)
 
     def exchange(
         self,
@@ -250,7 +256,7 @@ class Monitor:
         done = self.position.step >= self._steps
         self.position.end(DONE)
         if self._status:
-            saved = "the state is saved" if self.position.step else "before the first step, so nothing is saved"
+            saved = "the state is saved" if self.position.step else "before the first step, so no training is lost"
             self._status.close("done" if done else "stopped", "" if done else f"{self._stop_reason}; {saved}")
         if self._watchdog:
             self._watchdog.close()

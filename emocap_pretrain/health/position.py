@@ -6,13 +6,26 @@ the exchange of heartbeats on every rank, and the status of the run on rank 0.
 
 import threading
 
-# A step passes through the phases in this order. Ranks in a later phase wait for a rank in an earlier phase. After step
-# N follow "training" (the exchange of its metrics), "saving", and "saved" (the work after a save). In these phases N
-# steps are done, as in the phases of step N + 1 ("data" to "update"), which come later. One case breaks the order:
-# after the last step, "saving" follows "saved". There no rank waits for the training thread of another rank.
-PHASES = ("opening", "training", "saving", "saved", "data", "forward", "loss", "backward", "update", "evaluating")
+# "before_training" is the evaluation before the first step. A step passes through the phases after it in this order.
+# Ranks in a later phase wait for a rank in an earlier phase. After step N follow "training" (the exchange of its
+# metrics), "saving", and "saved" (the work after a save). In these phases N steps are done, as in the phases of step
+# N + 1 ("data" to "update"), which come later. One case breaks the order: after the last step, "saving" follows
+# "saved". There no rank waits for the training thread of another rank.
+PHASES = (
+    "opening",
+    "before_training",
+    "training",
+    "saving",
+    "saved",
+    "data",
+    "forward",
+    "loss",
+    "backward",
+    "update",
+    "evaluating",
+)
 # These phases may take any time: they build and compile a model, write to a store that is unreachable, or evaluate.
-UNBOUNDED_PHASES = frozenset({"opening", "saving", "evaluating"})
+UNBOUNDED_PHASES = frozenset({"opening", "before_training", "saving", "evaluating"})
 # How training ended on a rank: without an error, or because it lost another rank.
 DONE, LOST = "done", "lost"
 # A process that was asleep (a paused laptop, a frozen container) has read no heartbeats meanwhile. So it must not count

@@ -13,8 +13,9 @@ from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints
 
+from emocap_pretrain.run_folder.parent import Parent
 from emocap_pretrain.run_folder.report import Report, with_results
-from emocap_pretrain.run_folder.results import Count, Finite
+from emocap_pretrain.run_folder.results import Count, Finite, TaskResult
 from emocap_pretrain.run_folder.storage import DocumentKind, renamed
 
 Moment = Annotated[float, Field(ge=0, lt=1 << 37, allow_inf_nan=False)]  # Seconds since 1970, up to the year 6325.
@@ -36,6 +37,7 @@ class RunDocument:
             variable, the address may be secret, and this field holds a salted SHA-256 digest of it.
         host: Name of the host that wrote this document. Local folders on two hosts may have the same address.
         parent: If this folder was copied from another run's folder, MLflow's id of that run; otherwise empty.
+        warm_start: The checkpoint of another run with whose weights this run began; None for any other run.
     """
 
     run_id: str
@@ -44,6 +46,18 @@ class RunDocument:
     url: str = ""
     host: str = ""
     parent: str = ""
+    warm_start: Parent | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BeforeTraining:
+    """Holds `before_training.json`, the results of the model before the first step. Rank 0 writes it.
+
+    `evaluation` holds the evaluation settings that led to `results`.
+    """
+
+    results: tuple[TaskResult, ...]
+    evaluation: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +136,7 @@ class Status:
     Args:
         at: When this document was written, in seconds since 1970, by the clock of rank 0's host. That clock may be
             wrong, so the document's age is read from the store.
-        state: "opening", "training", "saving", "evaluating" or "ended".
+        state: "opening", "before_training", "training", "saving", "evaluating" or "ended".
         step: Number of optimizer steps that are done.
         phase: The phase of rank 0, one of `health.position.PHASES`.
         name: Name of the run.
@@ -246,6 +260,7 @@ class UnsentDocument:
 
 # Documents without upgrades of their own have schema 1, and their schema 0 (version 0.1.0) had the same fields.
 RUN = DocumentKind(RunDocument)
+BEFORE_TRAINING = DocumentKind(BeforeTraining)
 ATTEMPT = DocumentKind(AttemptDocument)
 FAILURE = DocumentKind(Failure)
 STATUS = DocumentKind(Status, (renamed({"start": "attempt"}),))

@@ -12,11 +12,12 @@ import hashlib
 import logging
 import socket
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
 from emocap_shards.errors import StoreError
+from emocap_shards.mask import masked
 from emocap_shards.store import RetryConfig, Store, open_store
 
 from emocap_pretrain.config import stored
@@ -24,6 +25,7 @@ from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.run_folder import storage
 from emocap_pretrain.run_folder.documents import REPORT, RUN, RunDocument
+from emocap_pretrain.run_folder.parent import Parent
 from emocap_pretrain.run_folder.report import Report
 from emocap_pretrain.run_folder.storage import Unreadable, read_repeatedly
 
@@ -61,19 +63,26 @@ class RunFolder:
         first = storage.read(self.store, RUN_FILE, RUN)
         return first.config if isinstance(first, RunDocument) else None
 
-    def write_run(self, config: Config, run_id: str, *, parent: str = "") -> None:
+    def warm_start(self) -> Parent | None:
+        """Returns the checkpoint of another run with whose weights this run began; None if `run.json` names none."""
+        document = storage.read(self.store, RUN_FILE, RUN)
+        return document.warm_start if isinstance(document, RunDocument) else None
+
+    def write_run(self, config: Config, run_id: str, *, parent: str = "", warm_start: Parent | None = None) -> None:
         """Writes `run.json`, so that the folder belongs to this run from then on.
 
         Args:
             config: The run's settings.
             run_id: MLflow's id of the run.
             parent: If this folder was copied from another run's folder, MLflow's id of that run.
+            warm_start: The checkpoint of another run with whose weights this run began.
         """
         # The new random id separates this folder from the folder of which it may be a copy.
         settings, identity = stored.dump(config), uuid.uuid4().hex
         # An address from an environment variable may be a secret: only its digest is stored, for later comparison.
         url = _digest(self.store.url, identity) if "${" in str(settings["url"]) else self.store.url
-        document = RunDocument(run_id, settings, identity, url, socket.gethostname(), parent)
+        warm_start = replace(warm_start, url=masked(warm_start.url)) if warm_start else None
+        document = RunDocument(run_id, settings, identity, url, socket.gethostname(), parent, warm_start)
         storage.write(self.store, RUN_FILE, RUN, document)
 
     def copied_from(self) -> str:

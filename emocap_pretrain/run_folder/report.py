@@ -13,6 +13,7 @@ from rich.table import Table
 
 from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.config.stored import filled
+from emocap_pretrain.run_folder.parent import Parent
 from emocap_pretrain.run_folder.results import (
     WEIGHTS_TITLES,
     Baseline,
@@ -45,6 +46,8 @@ class Report:
         evaluation: The evaluation settings that led to `results`; reports of version 0.1.0 do not have them.
         experiment_id: MLflow's id of the experiment; empty if MLflow was unreachable, or in reports of 0.1.0.
         weights: The weights that led to `results`.
+        before_training: The results of the same tasks before the first step; empty if they were not measured.
+        warm_start: The checkpoint of another run with whose weights this run began; None for any other run.
     """
 
     name: str
@@ -60,6 +63,8 @@ class Report:
     evaluation: dict[str, Any] | None = None
     experiment_id: str = ""
     weights: Weights = "raw"
+    before_training: tuple[TaskResult, ...] = ()
+    warm_start: Parent | None = None
 
     def evaluated_with(self, settings: dict[str, Any]) -> bool:
         """Returns whether `results` were computed with these evaluation settings.
@@ -76,7 +81,7 @@ class Report:
             return False
         if self.evaluation is None:  # A report of version 0.1.0, which had no setting `tasks`.
             return settings["tasks"] is None and all(_fits(result, settings) for result in self.results)
-        return _decisive(filled(self.evaluation, EvaluationConfig)) == _decisive(settings)
+        return same_evaluation(self.evaluation, settings)
 
     def table(self) -> Table:
         """Returns the report as a table of names and values for the terminal."""
@@ -90,6 +95,16 @@ class Report:
         return "\n".join(f"| {name} | {value} |" for name, value in [("", self.name), ("---", "---"), *_rows(self)])
 
 
+def same_evaluation(stored: dict[str, Any], settings: dict[str, Any]) -> bool:
+    """Returns whether stored evaluation settings lead to the same results as the settings of this version.
+
+    Args:
+        stored: The section `evaluation` as this or another version has stored it.
+        settings: The section `evaluation` of `Config.stored`.
+    """
+    return _decisive(filled(stored, EvaluationConfig)) == _decisive(settings)
+
+
 def _fits(result: TaskResult, settings: dict[str, Any]) -> bool:
     """Returns whether a result of version 0.1.0 was computed with the dataset and the classes of the settings.
 
@@ -101,20 +116,26 @@ def _fits(result: TaskResult, settings: dict[str, Any]) -> bool:
 
 
 def _decisive(settings: dict[str, Any]) -> dict[str, Any]:
-    """Returns the evaluation settings on which the results depend. These are all settings except `batch`.
+    """Returns the evaluation settings on which the results of a checkpoint depend.
 
-    `batch` is the number of samples that are embedded at once.
+    Two settings are left out: the number of samples that are embedded at once, and whether step 0 is evaluated too.
     """
-    return {name: value for name, value in settings.items() if name != "batch"}
+    return {name: value for name, value in settings.items() if name not in ("batch", "before_training")}
 
 
 def _rows(report: Report) -> list[tuple[str, str]]:
-    return [
+    before = {result.task: result for result in report.before_training}
+    rows = [
         ("steps", f"{report.step} on {report.ranks} ranks"),
         ("training time", f"{report.seconds:.0f} s, {report.samples_per_s:.0f} samples/s"),
         ("last loss", "not finite" if report.loss is None else f"{report.loss:.3f}"),
-        *(row for result in report.results for row in result.rows()),
+    ]
+    return [
+        *(rows if report.step else [("steps", f"0 on {report.ranks} ranks, the model before training")]),
+        *([("scores", "before training → after training")] if before else []),
+        *(row for result in report.results for row in result.rows(before.get(result.task))),
         *([("evaluated weights", WEIGHTS_TITLES[report.weights])] if report.weights != "raw" else []),
+        *([("started from", report.warm_start.text())] if report.warm_start else []),
         ("run folder", report.url),
     ]
 

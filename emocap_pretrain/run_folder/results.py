@@ -73,9 +73,14 @@ class Score:
         if not math.isfinite(self.value):
             raise ValueError(f"the score {self.name} is {self.value}, which is not a finite number")
 
-    def text(self) -> str:
-        """Returns the number as the terminal shows it, followed by its baseline."""
+    def text(self, before_training: float | None = None) -> str:
+        """Returns the number as the terminal shows it, followed by its baseline.
+
+        With the value of the same score before training, the text begins with this value and an arrow.
+        """
         number = _number(self.value, is_share=self.is_share)
+        if before_training is not None:
+            number = f"{_number(before_training, is_share=self.is_share)} → {number}"
         return f"{number}  {self.baseline.text(is_share=self.is_share)}" if self.baseline else number
 
 
@@ -121,12 +126,14 @@ class TaskResult:
         """Returns the values of the scores by their names in MLflow, such as `TASK/uar` for the score `uar`."""
         return {f"{self.task}/{score.name}": score.value for score in self.scores}
 
-    def rows(self) -> list[tuple[str, str]]:
+    def rows(self, before_training: "TaskResult | None" = None) -> list[tuple[str, str]]:
         """Returns the rows of a table: first each score with its baseline, then the dataset.
 
-        A row is a pair of a name and a value.
+        A row is a pair of a name and a value. With the result of the same task before training, the row of a score
+        shows its values before and after training.
         """
-        scores = [(score.title, score.text()) for score in self.scores]
+        before = {score.name: score.value for score in before_training.scores} if before_training else {}
+        scores = [(score.title, score.text(before.get(score.name))) for score in self.scores]
         return [*scores, ("evaluated on", f"{self.samples} samples of {self.url}")]
 
 

@@ -20,6 +20,8 @@ from emocap_shards.store import Store
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.run_folder import attempts
 from emocap_pretrain.run_folder.documents import ENDED, AttemptDocument, Failure, Status
+from emocap_pretrain.run_folder.folder import RunFolder
+from emocap_pretrain.run_folder.parent import Parent
 from emocap_pretrain.run_folder.storage import Unreadable
 
 # A status is written every 5 s. After `STALE_S` the commands show its age. After `DEAD_S` the run counts as dead, and
@@ -96,10 +98,14 @@ class AttemptState:
 
 @dataclass(frozen=True, slots=True)
 class RunState:
-    """Holds the newest attempts of a run, ascending by number."""
+    """Holds the newest attempts of a run, ascending by number.
+
+    `warm_start` is the checkpoint of another run with whose weights the run began; None for any other run.
+    """
 
     url: str
     attempts: tuple[AttemptState, ...]
+    warm_start: Parent | None = None
 
     @classmethod
     def read(cls, store: Store, *, last: int = 10) -> "RunState":
@@ -115,7 +121,8 @@ class RunState:
         numbers = attempts.numbers(store)[-last:]
         if not numbers:
             raise ConfigError(f"no run was ever started at {store.url}: check the url, it is the `url` of the config.")
-        return cls(store.url, tuple(_attempt(store, number, newest=number == numbers[-1]) for number in numbers))
+        found = tuple(_attempt(store, number, newest=number == numbers[-1]) for number in numbers)
+        return cls(store.url, found, RunFolder(store).warm_start())
 
     @property
     def newest(self) -> AttemptState:
@@ -131,6 +138,7 @@ class RunState:
             "silent_s": round(newest.silent_s, 1),
             "clock_skew_s": None if newest.skew_s is None else round(newest.skew_s, 1),
             "status": _known_fields(newest.status),
+            "warm_start": _known_fields(self.warm_start),
             "attempts": [
                 {
                     "number": each.number,
@@ -144,7 +152,7 @@ class RunState:
         }
 
 
-def _known_fields(document: Status | AttemptDocument | None) -> dict[str, Any]:
+def _known_fields(document: Status | AttemptDocument | Parent | None) -> dict[str, Any]:
     """Returns the fields of a document that are not None."""
     return {name: value for name, value in asdict(document).items() if value is not None} if document else {}
 

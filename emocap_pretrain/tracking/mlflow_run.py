@@ -53,6 +53,7 @@ from emocap_pretrain.config.schema import TrackingConfig
 from emocap_pretrain.config.stored import leaves
 from emocap_pretrain.data.datasets import DatasetUse
 from emocap_pretrain.errors import TrackingError
+from emocap_pretrain.run_folder.parent import Parent
 from emocap_pretrain.tracking import environment, pages
 from emocap_pretrain.tracking.spool import Kind, Row, reason
 from emocap_pretrain.tracking.tracker import TrackedRun
@@ -100,20 +101,21 @@ class MlflowRun:
         }
 
     @classmethod
-    def create(cls, run: TrackedRun, attempt: int, parent: str = "") -> "MlflowRun":
+    def create(cls, run: TrackedRun, attempt: int, parent: str = "", warm_start: Parent | None = None) -> "MlflowRun":
         """Creates an MLflow run whose params are the settings and the environment.
 
         Args:
             run: The name, the settings and the charts of the run.
             attempt: Number of this attempt.
             parent: MLflow's id of the parent run; empty if there is none.
+            warm_start: The checkpoint of another run with whose weights this run begins; None for any other run.
 
         Raises:
             TrackingError: If MLflow is unreachable or refuses the run.
         """
         try:
             client = _client(run.settings)
-            info = _create(client, run, parent).info
+            info = _create(client, run, parent, warm_start).info
             return cls(client, info.run_id, attempt, info.experiment_id)
         except FAILURES as error:
             raise _refusal(run.settings, error) from None
@@ -212,13 +214,24 @@ class MlflowRun:
         self._log_scores(run, new_points(rows, _last_steps(run)))
 
     def _rescores(self, run: Run, rows: list[Row]) -> None:
-        """Sends the scores whose values differ from the current values in the run.
+        """Sends the scores whose values differ from the newest values of the same step in the run.
 
         So a row that is sent twice counts once, and a new value of the same step replaces the old value.
         """
-        known: dict[str, float] = run.data.metrics
         points = [Metric(key, value, row["at_ms"], row["step"]) for row in rows for key, value in row["body"].items()]
-        self._log_scores(run, [point for point in points if known.get(point.key) != point.value])
+        known = {key: self._newest_values(key) for key in {point.key for point in points} & run.data.metrics.keys()}
+        new: list[Metric] = []
+        for point in points:
+            values = known.setdefault(point.key, {})
+            if values.get(point.step) != point.value:
+                values[point.step] = point.value
+                new.append(point)
+        self._log_scores(run, new)
+
+    def _newest_values(self, key: str) -> dict[int, float]:
+        """Returns the newest value of each step of a metric."""
+        history = self._client.get_metric_history(self.run_id, key)
+        return {point.step: point.value for point in sorted(history, key=lambda point: point.timestamp)}
 
     def _log_scores(self, run: Run, points: Sequence[Metric]) -> None:
         """Logs points as metrics of the run, and also as metrics of checkpoints.
@@ -370,17 +383,30 @@ def newest_tracked_attempt(settings: TrackingConfig, run_id: str) -> int:
         return 0
 
 
-def _create(client: MlflowClient, tracked: TrackedRun, parent: str) -> Run:
+def _create(client: MlflowClient, tracked: TrackedRun, parent: str, warm_start: Parent | None) -> Run:
     commit = environment.git_commit()
+    if warm_start and not parent and _has_run(client, warm_start.run_id):
+        parent = warm_start.run_id
     tags = {"mlflow.source.name": "emocap_pretrain", "mlflow.source.type": "JOB"}
     tags |= {"mlflow.source.git.commit": commit} if commit else {}
     tags |= {MLFLOW_PARENT_RUN_ID: parent} if parent else {}
+    tags |= {name: masked(value) for name, value in warm_start.tags().items()} if warm_start else {}
     run = client.create_run(_experiment(client, tracked), run_name=tracked.name, tags=tags)
     facts = environment.versions() | environment.machine()
     values = leaves(tracked.params) | {f"environment.{name}": value for name, value in facts.items()}
     params = [Param(key, masked(str(value))[:MAX_PARAM_CHARS]) for key, value in values.items()]
     client.log_batch(run.info.run_id, params=params)
     return run
+
+
+def _has_run(client: MlflowClient, run_id: str) -> bool:
+    """Returns whether the server has this run. The id comes from a checkpoint, so it may be any text."""
+    try:
+        return bool(run_id) and client.get_run(run_id).info.run_id == run_id
+    except MlflowException as error:
+        if error.get_http_status_code() in (NOT_FOUND, BAD_REQUEST):
+            return False
+        raise
 
 
 def _refusal(settings: TrackingConfig, error: Exception) -> TrackingError:

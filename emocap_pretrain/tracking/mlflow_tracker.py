@@ -21,6 +21,7 @@ from emocap_shards.store import Store
 
 from emocap_pretrain.data.datasets import DatasetUse
 from emocap_pretrain.run_folder import unsent
+from emocap_pretrain.run_folder.parent import Parent
 from emocap_pretrain.tracking.mlflow_run import ATTEMPT_TAG, MlflowRun, mlflow_dataset
 from emocap_pretrain.tracking.spool import Row, Spool, readable_rows, row
 from emocap_pretrain.tracking.tracker import RunStatus, TrackedRun
@@ -55,6 +56,7 @@ class MlflowTracker:
         facts: Mapping[str, Any] | None = None,
         unsent: Sequence[Row] = (),
         parent: str = "",
+        warm_start: Parent | None = None,
     ) -> "MlflowTracker":
         """Creates an MLflow run, or continues the run `run_id`.
 
@@ -68,13 +70,18 @@ class MlflowTracker:
                 text. Its name contains the number of the attempt, such as `starts/00001.json`. None logs no such text.
             unsent: The rows that an earlier attempt could not send; they are sent first.
             parent: If the run folder was copied, MLflow's id of the original run; it becomes the new run's parent.
+            warm_start: The checkpoint of another run with whose weights a new run begins. A new run gets its tags, and
+                the other run becomes its parent if the server has that run and `parent` is empty.
 
         Raises:
             TrackingError: If a new run cannot be created, because MLflow is unreachable or refuses it. It is also
                 raised if MLflow has no run `run_id`, or if its database cannot be opened.
         """
         # The rows of an earlier attempt are first in the queue. The tag after them makes this attempt the newest one.
-        tracked = MlflowRun.resume(run.settings, run_id, number) if run_id else MlflowRun.create(run, number, parent)
+        if run_id:
+            tracked = MlflowRun.resume(run.settings, run_id, number)
+        else:
+            tracked = MlflowRun.create(run, number, parent, warm_start)
         tracker = cls(tracked, unsent)
         tracker._history.put(row("tags", 0, {ATTEMPT_TAG: str(number)}))
         tracker._history.put(row("status", 0, {"status": "RUNNING"}))

@@ -1,7 +1,7 @@
 """Concludes a run: all ranks evaluate its last checkpoint, then rank 0 tracks the results and writes the report.
 
 If the user starts a finished run again, this module sends the rows (reports) that the tracker has not received yet, and
-evaluates the run again if the evaluation settings have changed.
+evaluates the run again if the evaluation settings have changed. `before_training.py` evaluates the first checkpoint.
 
 `report.json` is the last file that a run writes. If an attempt ends before it has written this file, the next attempt
 resumes from the last checkpoint. It repeats only the evaluation, because no step is left to train. Results that are
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from emocap_shards.mask import masked
 from emocap_shards.store import Store
@@ -65,24 +66,32 @@ def prepare_tasks(config: Config, store: Store) -> None:
         tasks.prepare(config.evaluation)
 
 
-def conclude(session: Session, progress: Progress, everyone: RankGroup) -> None:
+def conclude(
+    session: Session, progress: Progress, before_training: tuple[TaskResult, ...], everyone: RankGroup
+) -> None:
     """Evaluates the last checkpoint on all ranks, tracks the results and writes the report. This is a collective.
 
-    `progress` holds the seconds of training over all attempts and the metrics that were logged last. `everyone` is a
-    group of all ranks from `RankGroup.patient`, whose timeout is longer than an evaluation.
+    Args:
+        session: The session, whose last checkpoint is committed.
+        progress: The seconds of training over all attempts, and the metrics that were logged last.
+        before_training: The results at step 0. They are the results of a run without steps, which has no others.
+        everyone: A group of all ranks from `RankGroup.patient`, whose timeout is longer than an evaluation.
     """
-    config, stored = session.config, session.config.stored()
+    config, stored, step = session.config, session.config.stored(), session.engine.step
     # All ranks evaluate. From here on the other ranks have nothing to do, and no collective follows.
-    weights, results = _evaluated(config, everyone, session.world.device)
+    if step:
+        weights, results = evaluate_checkpoint(config, everyone, session.world.device)
+    else:
+        weights, results = "raw", before_training
     if not session.world.is_main:
         return
     report = Report(
         name=config.name,
         url=stored["url"],
-        step=session.engine.step,
+        step=step,
         seconds=progress.seconds,
         ranks=session.world.world_size,
-        samples_per_s=session.engine.step * config.global_batch / progress.seconds,
+        samples_per_s=step * config.global_batch / progress.seconds if step else 0.0,
         loss=progress.row.get("loss"),
         run_id=session.tracker.run_id,
         tracking_uri=masked(stored["tracking"]["uri"]),
@@ -90,11 +99,12 @@ def conclude(session: Session, progress: Progress, everyone: RankGroup) -> None:
         evaluation=stored["evaluation"] if config.evaluation.url else None,
         experiment_id=session.tracker.experiment_id,
         weights=weights,
+        before_training=before_training if step else (),
+        warm_start=RunFolder(session.store).warm_start(),
     )
     # First the tracker gets everything, then what it has not received is stored, and last the report is written. After
     # a crash in between, the next attempt does all of it again.
-    track(session.tracker, config, results, report.step)
-    _describe(session.tracker, report)
+    _track_report(session.tracker, config, report)
     # The report ends the run, so all that the tracker has not received is stored before it.
     session.keep_unsent([row("status", 0, {"status": "FINISHED"})])
     RunFolder(session.store).write_report(report)
@@ -119,24 +129,32 @@ def conclude_again(config: Config, store: Store) -> bool:
     return True
 
 
-def evaluate_again(config: Config, store: Store, everyone: RankGroup, device: str) -> None:
+def evaluate_again(
+    config: Config, store: Store, before_training: tuple[TaskResult, ...], everyone: RankGroup, device: str
+) -> None:
     """Evaluates the last checkpoint of a finished run with the current settings. This is a collective.
+
+    `before_training` holds the results at step 0 with these settings.
 
     The results in the report and in the tracker are replaced. If the run folder is a copy, the tracker records the
     results in a new run, and `run.json` and the report in the folder get the id of this new run. No attempt begins, so
     the output of `emocap status` stays the same.
     """
-    everyone.run_on_main(lambda: tasks.prepare(config.evaluation))
-    weights, results = _evaluated(config, everyone, device)
+    weights, results = evaluate_checkpoint(config, everyone, device)
     report = RunFolder(store).report(config.steps) if everyone.is_main else None
     if report:
-        _replace_results(config, store, replace(report, weights=weights, results=results))
+        before_training = before_training if report.step else ()
+        report = replace(report, weights=weights, results=results, before_training=before_training)
+        _replace_results(config, store, report)
 
 
-def track(tracker: Tracker, config: Config, results: Sequence[TaskResult], step: int) -> None:
+def track(
+    tracker: Tracker, config: Config, results: Sequence[TaskResult], step: int, *, before_training: bool = False
+) -> None:
     """Sends the evaluation dataset, the scores and the confusion matrices of a checkpoint to the tracker.
 
-    Only rank 0 calls this function, which imports matplotlib. Scores replace earlier scores of the same step.
+    Only rank 0 calls this function, which imports matplotlib. Scores replace earlier scores of the same step. With
+    `before_training`, the pictures get names of their own, because those of the last step would replace them.
     """
     from emocap_pretrain.tracking import pictures
 
@@ -150,7 +168,8 @@ def track(tracker: Tracker, config: Config, results: Sequence[TaskResult], step:
             with TemporaryDirectory(prefix="emocap-") as folder:
                 path = Path(folder) / f"{matrix.name}.png"
                 pictures.confusion(matrix, path, of=pictures.subject(config.name, data, step=step))
-                tracker.log_picture(f"pictures/{result.task}/{matrix.name}.png", path)
+                name = f"{matrix.name}_before_training" if before_training else matrix.name
+                tracker.log_picture(f"pictures/{result.task}/{name}.png", path)
 
 
 def evaluated(restored: Restored, everyone: RankGroup, device: str) -> tuple[TaskResult, ...]:
@@ -171,8 +190,10 @@ def evaluated(restored: Restored, everyone: RankGroup, device: str) -> tuple[Tas
     return tasks.evaluate(config.evaluation, embedder, everyone, url=config.stored()["evaluation"]["url"])
 
 
-def _evaluated(config: Config, everyone: RankGroup, device: str) -> tuple[Weights, tuple[TaskResult, ...]]:
-    """Evaluates the newest checkpoint. This is a collective.
+def evaluate_checkpoint(
+    config: Config, everyone: RankGroup, device: str, *, step: int | None = None
+) -> tuple[Weights, tuple[TaskResult, ...]]:
+    """Evaluates the checkpoint of a step on all ranks; None takes the newest one. This is a collective.
 
     Returns:
         Which weights of the checkpoint were evaluated, and the results; no results if the config names no evaluation
@@ -181,11 +202,12 @@ def _evaluated(config: Config, everyone: RankGroup, device: str) -> tuple[Weight
     if config.evaluation.url is None:
         return "raw", ()
     # Rank 0 alone reads the checkpoint and broadcasts it; otherwise a thousand ranks would each read the weights.
-    restored = everyone.run_on_main(lambda: restore(config.url, config=config))
+    restored = everyone.run_on_main(lambda: restore(config.url, step=step, config=config))
     return restored.weights, evaluated(restored, everyone, device)
 
 
 def _replace_results(config: Config, store: Store, report: Report) -> None:
+    """Tracks and writes the report of a finished run, whose results are new."""
     from emocap_pretrain.tracking.mlflow_tracker import MlflowTracker
 
     # No attempt has begun, so the tracker gets the number of the newest one. In a copy, a new run in MLflow is made, as
@@ -194,15 +216,15 @@ def _replace_results(config: Config, store: Store, report: Report) -> None:
     parent = RunFolder(store).copied_from()
     rows = unsent.of_this_run(readable_rows(unsent.read(store)), store, original=parent)
     run_id = None if parent else report.run_id
-    tracker = MlflowTracker.start(tracked_run(config), run_id, number=number, unsent=rows, parent=parent)
+    parents: dict[str, Any] = {"parent": parent, "warm_start": report.warm_start}
+    tracker = MlflowTracker.start(tracked_run(config), run_id, number=number, unsent=rows, **parents)
     try:
         if parent:
-            RunFolder(store).write_run(config, tracker.run_id, parent=parent)
+            RunFolder(store).write_run(config, tracker.run_id, **parents)
             report = replace(report, run_id=tracker.run_id, url=config.stored()["url"])
         report = replace(report, evaluation=config.stored()["evaluation"])
         report = replace(report, experiment_id=tracker.experiment_id or report.experiment_id)
-        track(tracker, config, report.results, report.step)
-        _describe(tracker, report)
+        _track_report(tracker, config, report)
         RunFolder(store).write_report(report)
     # The run stays finished, whatever happened here: its earlier report is complete.
     finally:
@@ -210,6 +232,9 @@ def _replace_results(config: Config, store: Store, report: Report) -> None:
         unsent.write_or_warn(store, tracker.unsent(), number=number)
 
 
-def _describe(tracker: Tracker, report: Report) -> None:
+def _track_report(tracker: Tracker, config: Config, report: Report) -> None:
+    """Sends the results before training, the results of the last step, and the report itself to the tracker."""
+    track(tracker, config, report.before_training, 0, before_training=True)
+    track(tracker, config, report.results, report.step)
     tracker.log_text(REPORT_FILE, REPORT.dump(report).decode())
     tracker.set_description(report.markdown())

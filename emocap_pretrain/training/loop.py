@@ -3,7 +3,8 @@
 `pretrain` joins the ranks, takes a number for the attempt, starts the monitor, and opens a session (`session.py`),
 which holds everything that the loop uses. `_train` is the loop. `_step` makes one step with the engine (`engine.py`)
 and the loss guard (`guard.py`). At logged steps, `_exchange` combines the measurements of all ranks
-(`health/monitor.py`). When the last step is done, `conclusion.py` evaluates the run and writes its report.
+(`health/monitor.py`). When the last step is done, `conclusion.py` evaluates the run and writes its report. `_begin`
+evaluates the first weights of a fine-tuning (`before_training.py`).
 
 In an ordinary step, only the loss and DeepSpeed call collectives. Further collectives are called in steps that are
 logged or saved, and in steps after which the ranks ask one another whether training must stop.
@@ -16,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from emocap_shards.cursor import Cursor
 from emocap_shards.store import open_store
 
 from emocap_pretrain.checkpoint.manifest import Checkpoint
@@ -24,11 +26,14 @@ from emocap_pretrain.config.schema import Config
 from emocap_pretrain.data.batch import Batch
 from emocap_pretrain.data.quarantine import QUARANTINE_FILE
 from emocap_pretrain.errors import TrainingError
+from emocap_pretrain.evaluation import tasks
 from emocap_pretrain.health.monitor import Monitor
+from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.ranks.join import joined
 from emocap_pretrain.ranks.runtime import Runtime
 from emocap_pretrain.run_folder.attempts import Attempt
 from emocap_pretrain.tracking.hosts import JobHostMetrics
+from emocap_pretrain.training.before_training import evaluate_first_weights, results_before_training
 from emocap_pretrain.training.conclusion import conclude, conclude_again, evaluate_again, is_done, prepare_tasks
 from emocap_pretrain.training.engine import Metrics, Timed
 from emocap_pretrain.training.session import Session, open_session
@@ -73,7 +78,9 @@ def pretrain(config: Config, runtime: Runtime) -> None:
         # A finished run begins no attempt, so its status and its history of attempts stay as they are.
         if patient.run_on_main(lambda: is_done(config, store)):
             if not patient.run_on_main(lambda: conclude_again(config, store)):
-                evaluate_again(config, store, patient, world.device)
+                patient.run_on_main(lambda: tasks.prepare(config.evaluation))
+                before_training = results_before_training(config, store, patient, world.device)
+                evaluate_again(config, store, before_training, patient, world.device)
             return
         # A task that does not fit its data is refused now, before an attempt is counted and hours before it would run.
         patient.run_on_main(lambda: prepare_tasks(config, store))
@@ -91,15 +98,37 @@ def pretrain(config: Config, runtime: Runtime) -> None:
         # The session is closed after the monitor, so that the monitor records a failure first.
         with ExitStack() as opened, monitor:
             session = opened.enter_context(open_session(config, world, attempt, patient))
-            progress = _train(session, runtime, monitor)
+            stopping = _begin(session, runtime, monitor, patient)
+            progress = _train(session, runtime, monitor, stopping=stopping)
             # If training was stopped, the block ends here, and the monitor records that the attempt was stopped.
             if session.engine.step >= config.steps:
                 session.guard.require_updates(session.engine.step)
                 monitor.enter("evaluating", session.engine.step)
-                conclude(session, progress, patient)
+                before_training = results_before_training(config, store, patient, world.device)
+                conclude(session, progress, before_training, patient)
 
 
-def _train(session: Session, runtime: Runtime, monitor: Monitor) -> Progress:
+def _begin(session: Session, runtime: Runtime, monitor: Monitor, patient: RankGroup) -> bool:
+    """Saves and evaluates the first weights of a new run if its settings ask for it. This is a collective.
+
+    A run without steps has no other checkpoint, so its first weights are saved in any case.
+
+    Returns:
+        Whether training must stop before the first step.
+    """
+    config, stopping = session.config, monitor.poll(runtime.should_stop())
+    needed = config.steps == 0 or (config.evaluates_before_training and not stopping)
+    if session.engine.step > 0 or not needed:
+        return stopping
+    monitor.enter("before_training", 0)
+    session.save(Cursor(), Progress())
+    _report_checkpoints(session.saver.wait(), session, runtime, monitor)
+    evaluate_first_weights(session, patient)
+    monitor.restart_meter()
+    return monitor.poll(runtime.should_stop())
+
+
+def _train(session: Session, runtime: Runtime, monitor: Monitor, *, stopping: bool) -> Progress:
     """Trains until the last step or until a request to stop. The last checkpoint is committed when this returns.
 
     Every rank runs this loop, and its collectives must have the same order on all ranks. So each branch that leads to a
@@ -109,7 +138,6 @@ def _train(session: Session, runtime: Runtime, monitor: Monitor) -> Progress:
     hosts = JobHostMetrics(session.world, Path(config.data.cache))
     # Until the first logged step gives the time of a step, every step is polled.
     began, progress, poll_every = time.perf_counter(), session.before, 1
-    stopping = monitor.poll(runtime.should_stop())
     monitor.enter("training", engine.step)
     while engine.step < config.steps and not stopping:
         with timed("data"):

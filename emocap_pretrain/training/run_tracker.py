@@ -24,6 +24,7 @@ from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.run_folder import attempts, unsent
 from emocap_pretrain.run_folder.attempts import Attempt
 from emocap_pretrain.run_folder.folder import RunFolder
+from emocap_pretrain.run_folder.parent import Parent
 from emocap_pretrain.tracking.spool import Row, readable_rows
 from emocap_pretrain.tracking.tracker import MemoryTracker, Tracker
 from emocap_pretrain.training.build import tracked_run
@@ -42,6 +43,7 @@ def open_tracker(
     tokenizer: Tokenizer,
     found: Checkpoint | None,
     saved: list[Row],
+    warm_start: Parent | None = None,
 ) -> Tracker:
     """Returns MLflow's tracker on rank 0, and a `MemoryTracker` on the other ranks. This is a collective.
 
@@ -55,7 +57,10 @@ def open_tracker(
         found: The checkpoint from which the run resumes; None without a checkpoint.
         saved: The rows (reports) that the tracker had not received when the checkpoint `found` was saved; empty on all
             ranks but rank 0.
+        warm_start: The checkpoint of another run with whose weights a new run begins. It is recorded in `run.json`,
+            and not used if the run exists already.
     """
+    folder = RunFolder(attempt.store)
     begun: list[Tracker] = []  # Only rank 0 adds its tracker: a tracker holds threads and cannot be broadcast.
     place = world.info
     hosts = sorted(filter(None, world.gather(socket.gethostname() if place.local_rank == 0 else None)))
@@ -71,15 +76,16 @@ def open_tracker(
         facts = {"ranks": place.world_size, "hosts": hosts, "reason": before.message if before else ""}
         # A copy gets a new run in MLflow, like a new folder.
         known = None if parent else run_id
+        began_with = folder.warm_start() if parent else warm_start
         options: dict[str, Any] = {"number": attempt.number, "facts": facts, "unsent": rows, "parent": parent}
-        begun.append(MlflowTracker.start(tracked_run(config), known, **options))
+        begun.append(MlflowTracker.start(tracked_run(config), known, **options, warm_start=began_with))
         if found:  # The attempt that committed the checkpoint may have ended before it reported it to the tracker.
             begun[0].log_checkpoint(f"{attempt.store.url}/{found.folder}", found.step, found.digest)
             begun[0].keep_checkpoints(steps_listed(attempt.store))
         # `run.json` is written after MLflow has created the run, because it stores the run's id. A crash between the
         # two leaves a run in MLflow that no folder names.
         if known is None:
-            RunFolder(attempt.store).write_run(config, begun[0].run_id, parent=parent)
+            folder.write_run(config, begun[0].run_id, parent=parent, warm_start=began_with)
             data = training_data(config.data, config.stored()["data"])
             begun[0].log_datasets(data)
             _preview(begun[0], stream, of=pictures.subject(config.name, data))

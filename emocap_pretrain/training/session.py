@@ -44,6 +44,7 @@ from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.run_folder import unsent
 from emocap_pretrain.run_folder.attempts import Attempt
 from emocap_pretrain.run_folder.folder import RunFolder
+from emocap_pretrain.run_folder.parent import Parent
 from emocap_pretrain.run_folder.unsent import UNSENT_FILE
 from emocap_pretrain.tracking.spool import Row, readable_rows
 from emocap_pretrain.tracking.tracker import RunStatus, Tracker
@@ -108,8 +109,11 @@ class Session:
             cursor: The position in the data at which the next step begins.
             progress: The time of training so far and the newest metrics, which the checkpoint stores.
         """
-        # The left side is the last step whose update was made. It is equal on all ranks, so all of them return here.
-        if self.engine.step - self.guard.streak(self.engine.step) <= self.saver.newest:
+        # The last step whose update was made is equal on all ranks, so all of them return here. The first weights of
+        # a run are saved as step 0 or not at all.
+        step = self.engine.step
+        updated = step - self.guard.streak(step)
+        if updated <= self.saver.newest or updated == 0 < step:
             return
         # First the previous snapshot must be released, because the next one uses the same memory.
         self.saver.wait_for_previous()
@@ -136,7 +140,7 @@ class Session:
                 # Rows of later steps may be among them. A resumed run sends these rows again, and they count once.
                 (folder / UNSENT_FILE).write_bytes(unsent.dump(self.tracker.unsent()))
 
-        self.saver.save(self.engine.step, state, write, snapshot.release)
+        self.saver.save(step, state, write, snapshot.release)
 
     def sweep(self, *, ended: bool = False) -> None:
         """Begins to delete old checkpoints. Does nothing if the last update was left out.
@@ -250,7 +254,9 @@ class Session:
             log.warning("the checkpoint in progress is lost: %s", error)
 
 
-def open_session(config: Config, world: RankGroup, attempt: Attempt, opening: RankGroup) -> Session:
+def open_session(
+    config: Config, world: RankGroup, attempt: Attempt, opening: RankGroup, *, warm_start: Parent | None = None
+) -> Session:
     """Builds the run on this rank and loads its newest checkpoint. This is a collective.
 
     The caller closes the returned session by leaving its `with` block.
@@ -261,6 +267,7 @@ def open_session(config: Config, world: RankGroup, attempt: Attempt, opening: Ra
         attempt: This attempt.
         opening: The same ranks in a group from `RankGroup.patient`. The timeout of its collectives is long, because
             some ranks download far more than others.
+        warm_start: The checkpoint of another run with whose weights a new run begins, to be recorded.
 
     Raises:
         ConfigError: If there are more ranks than samples in a global batch, /dev/shm has no room for loader processes,
@@ -299,9 +306,9 @@ def open_session(config: Config, world: RankGroup, attempt: Attempt, opening: Ra
         pin = world.device.startswith("cuda")
         # The tracker comes last, so that a run that cannot start for another reason creates no run in MLflow.
         checkpoint = found.checkpoint if found else None
-        tracker = open_tracker(config, opening, attempt, run_id, stream, tokenizer, checkpoint, rows)
+        tracker = open_tracker(config, opening, attempt, run_id, stream, tokenizer, checkpoint, rows, warm_start)
         retention = Retention(config.checkpoint.keep_last, config.checkpoint.keep_every)
-        refused = found.refused if found else ()
+        refused, newest = (found.refused, engine.step) if found else ((), -1)
         return Session(
             config=config,
             world=world,
@@ -311,7 +318,7 @@ def open_session(config: Config, world: RankGroup, attempt: Attempt, opening: Ra
             tokenizer=tokenizer,
             engine=engine,
             tracker=tracker,
-            saver=Saver(store, world, run_attempt=attempt, retention=retention, newest=engine.step, refused=refused),
+            saver=Saver(store, world, run_attempt=attempt, retention=retention, newest=newest, refused=refused),
             guard=guard,
             batches=batches(stream, collate, workers=loading.workers, prefetch=loading.prefetch, pin=pin),
             quarantine=quarantine,

@@ -15,10 +15,13 @@ from typer.testing import CliRunner, Result
 from emocap_pretrain.cli import requests as requesting
 from emocap_pretrain.cli import status
 from emocap_pretrain.cli.app import app
+from emocap_pretrain.config.schema import Config
 from emocap_pretrain.health.profiler import trace_path
 from emocap_pretrain.run_folder import requests
 from emocap_pretrain.run_folder.attempts import Attempt
 from emocap_pretrain.run_folder.documents import Failure
+from emocap_pretrain.run_folder.folder import RunFolder
+from emocap_pretrain.run_folder.parent import Parent
 
 
 @pytest.fixture
@@ -51,6 +54,15 @@ def two_starts(store: Store) -> None:
     slowest = {"rank": 2, "host": "node2", "section": "data", "factor": 1.62}
     facts = {"loss": 1.23456, "samples_per_s": 5123.4, "eta_s": 3725, "hosts": ["node1", "node2"], "checkpoint": 100}
     put(store, 2, **facts, slowest=slowest, restarts=1)
+
+
+def test_the_status_names_the_checkpoint_whose_weights_a_run_began_with(store: Store, tiny_config: Config) -> None:
+    two_starts(store)
+    assert json.loads(emocap("status", store.url, "--json").stdout)["warm_start"] == {}
+    RunFolder(store).write_run(tiny_config, "abc", warm_start=Parent("s3://bucket/faces", 1200, "def", "0123"))
+    assert re.search(r"started from\W+step 1,200 of s3://bucket/faces", emocap("status", store.url).stdout)
+    found = json.loads(emocap("status", store.url, "--json").stdout)["warm_start"]
+    assert found == {"url": "s3://bucket/faces", "step": 1200, "run_id": "def", "digest": "0123"}
 
 
 def test_the_status_of_a_run_fits_into_80_columns(store: Store) -> None:

@@ -112,7 +112,7 @@ def test_a_signal_before_the_first_step_does_not_claim_that_anything_is_saved(co
     assert "saved" not in printed
     found = status(config)
     assert found
-    assert found.reason == "told to stop; before the first step, so nothing is saved"
+    assert found.reason == "told to stop; before the first step, so no training is lost"
 
 
 def test_a_run_whose_folder_is_deleted_ends_with_one_line_and_does_not_recreate_it(

@@ -106,12 +106,13 @@ def test_data_needs_either_one_dataset_or_a_mixture(data):
 
 
 def test_the_error_for_a_missing_top_level_key_names_the_file():
-    assert refusal(TEXT.replace("steps: 10\n", "")) == "cfg.yaml: steps is required (Optimizer steps of the run)."
+    message = refusal(TEXT.replace("global_batch: 8\n", ""))
+    assert message.startswith("cfg.yaml: global_batch is required (Samples of one step over all ranks")
 
 
 def test_the_error_for_a_value_of_the_command_line_names_it():
-    assert refusal(TEXT, "steps=0") == (
-        "command line: steps=0: it should be greater than or equal to 1; the nearest that works is 1."
+    assert refusal(TEXT, "steps=-1") == (
+        "command line: steps=-1: it should be greater than or equal to 0; the nearest that works is 0."
     )
 
 

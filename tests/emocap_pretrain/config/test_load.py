@@ -132,7 +132,7 @@ def test_the_error_for_an_empty_file_names_every_required_setting(here):
 
 
 def test_all_errors_are_reported_at_once(here):
-    assert len(refusal(TEXT + "seed: -1\nzzz: 1\n", "steps=0").splitlines()) == 3
+    assert len(refusal(TEXT + "seed: -1\nzzz: 1\n", "steps=-1").splitlines()) == 3
 
 
 def test_an_interpolation_is_resolved_and_stored_as_its_text(here, monkeypatch):

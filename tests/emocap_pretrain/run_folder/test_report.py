@@ -10,6 +10,7 @@ from rich.console import Console
 from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.evaluation.confusion import Confusion
 from emocap_pretrain.run_folder.documents import REPORT as REPORT_KIND
+from emocap_pretrain.run_folder.parent import Parent
 from emocap_pretrain.run_folder.report import Report
 from emocap_pretrain.run_folder.results import Baseline, Score, TaskResult
 
@@ -64,6 +65,29 @@ def test_the_table_of_a_run_without_evaluation_has_no_scores():
     text = shown(dataclasses.replace(REPORT, results=()))
     assert "zero-shot" not in text
     assert "last loss" in text
+
+
+def test_the_table_shows_each_score_before_and_after_training():
+    before = dataclasses.replace(RESULT, scores=(dataclasses.replace(RESULT.scores[0], value=0.25),))
+    text = shown(dataclasses.replace(REPORT, before_training=(before,)))
+    assert "│ before training → after training" in text
+    assert "│ 25.0% → 62.5%  (chance 50.0%: 2 classes)" in text
+    assert "│ 66.7%  (majority class 66.7%)" in text
+    error = Score("rmse", "valence error", 0.125, is_share=False)
+    assert error.text(0.5) == "0.5 → 0.125"
+
+
+def test_the_table_of_a_run_without_steps_has_no_training():
+    text = shown(dataclasses.replace(REPORT, step=0, seconds=0.0, samples_per_s=0.0, loss=None))
+    assert "0 on 2 ranks, the model before training" in text
+    assert "62.5%  (chance" in text
+    assert not any(words in text for words in ("training time", "last loss"))
+
+
+def test_the_table_names_the_checkpoint_with_whose_weights_the_run_began():
+    report = dataclasses.replace(REPORT, warm_start=Parent("/runs/first", 1200, "abc", "0123"))
+    assert "step 1,200 of /runs/first" in shown(report)
+    assert REPORT_KIND.parse(REPORT_KIND.dump(report)) == report
 
 
 def test_the_markdown_has_the_rows_of_the_table():

@@ -17,6 +17,7 @@ from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.run_folder import storage
 from emocap_pretrain.run_folder.documents import RUN, RunDocument
 from emocap_pretrain.run_folder.folder import RUN_FILE, RunFolder
+from emocap_pretrain.run_folder.parent import Parent
 from emocap_pretrain.run_folder.report import Report
 from emocap_pretrain.run_folder.results import Baseline, ClassValues, ConfusionMatrix, Score, TaskResult
 
@@ -188,6 +189,21 @@ def test_the_report_of_a_finished_run_is_read_back_and_one_of_fewer_steps_does_n
     assert folder.report(8) == report(8)
     assert folder.report(7) == report(8)
     assert folder.report(9) is None
+
+
+def test_a_warm_start_is_recorded_without_its_login_and_is_absent_in_older_files(
+    folder: RunFolder, tiny_config: Config
+) -> None:
+    assert folder.warm_start() is None
+    folder.write_run(tiny_config, "abc", warm_start=Parent("s3://anna:sesame@bucket/faces", 1200, "def", "0123"))
+    assert folder.warm_start() == Parent("s3://***@bucket/faces", 1200, "def", "0123")
+    tree = json.loads(folder.store.read("run.json"))
+    del tree["warm_start"]
+    folder.store.put("run.json", json.dumps(tree).encode())
+    assert folder.warm_start() is None
+    folder.store.put("run.json", json.dumps({**tree, "warm_start": {"url": "s3://b/r", "step": -1}}).encode())
+    with pytest.raises(ConfigError, match=r"run\.json cannot be read \(warm_start\.step"):
+        folder.run_id(tiny_config)
 
 
 def test_no_file_holds_a_secret(folder: RunFolder, tiny_config: Config) -> None:

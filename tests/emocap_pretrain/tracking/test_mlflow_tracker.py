@@ -565,6 +565,20 @@ def test_a_new_result_replaces_the_older_one_and_an_equal_one_counts_once(config
     assert client.get_run(first.run_id).data.metrics["zero_shot/uar"] == 0.75
 
 
+def test_each_step_has_a_result_of_its_own_even_if_it_equals_that_of_another_step(
+    config: Config, client: MlflowClient
+) -> None:
+    first = MlflowTracker.start(tracked_run(config), None)
+    for _ in range(2):
+        first.replace_scores({"zero_shot/uar": 0.25}, 0)
+        first.replace_scores({"zero_shot/uar": 0.25}, 4)
+    first.finish("FINISHED")
+    second = MlflowTracker.start(tracked_run(config), first.run_id, number=2)
+    second.replace_scores({"zero_shot/uar": 0.25}, 0)  # As an attempt does that begins again at step 0.
+    second.finish("FINISHED")
+    assert points(client, first.run_id, "zero_shot/uar") == [(0, 0.25), (4, 0.25)]
+
+
 FULL = """
 import resource, sys
 from emocap_pretrain.config.schema import Config

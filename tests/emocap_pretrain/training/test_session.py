@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from emocap_pretrain.interop.restore import restore
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.ranks.info import Rank
 from emocap_pretrain.run_folder.attempts import Attempt
+from emocap_pretrain.run_folder.folder import RunFolder
+from emocap_pretrain.run_folder.parent import Parent
 from emocap_pretrain.training.session import Session, open_session
 
 ALONE = RankGroup(Rank(), "cpu", None)
@@ -79,6 +82,40 @@ def test_a_new_session_begins_at_step_0_with_a_tracked_run_and_a_look_at_the_sam
     assert run.data.params["url"] == config.url
     artifacts = MlflowClient(config.tracking.uri).list_artifacts(session.tracker.run_id, "pictures")
     assert [each.path for each in artifacts] == ["pictures/samples.png"]
+
+
+def test_a_warm_start_is_a_new_run_with_its_parent_in_the_folder_and_in_mlflow_and_resumes_with_it(
+    config: Config, tmp_path: Path
+) -> None:
+    first = begun(config)
+    parent = Parent(config.url, 0, first.tracker.run_id, "0123")
+    ended(first)
+    client = MlflowClient(config.tracking.uri)
+    for name, recorded, above in (
+        ("known", parent, parent.run_id),
+        ("elsewhere", replace(parent, run_id="f" * 32), None),
+        ("nonsense", replace(parent, run_id="../no id"), None),
+    ):
+        warm = changed(config, url=str(tmp_path / name))
+        store = open_store(warm.url)
+        session = open_session(warm, ALONE, Attempt.begin(store), ALONE, warm_start=recorded)
+        kept(session, Cursor(), Progress())
+        ended(session)
+        tags = client.get_run(session.tracker.run_id).data.tags
+        assert {key: value for key, value in tags.items() if key.startswith("parent.")} == recorded.tags()
+        assert tags.get("mlflow.parentRunId") == above
+        again = begun(warm)
+        ended(again)
+        assert RunFolder(store).warm_start() == recorded
+        assert again.tracker.run_id == session.tracker.run_id
+    # A copy of the folder began with the same weights; in MLflow it is a child of the run that was copied.
+    copy = changed(config, url=str(shutil.copytree(tmp_path / "known", tmp_path / "copy")))
+    copied = begun(copy)
+    ended(copied)
+    assert RunFolder(open_store(copy.url)).warm_start() == parent
+    tags = client.get_run(copied.tracker.run_id).data.tags
+    assert tags["mlflow.parentRunId"] == RunFolder(open_store(tmp_path / "known")).run_id(config)
+    assert tags["parent.run_id"] == parent.run_id
 
 
 def test_what_is_cut_of_the_texts_is_said_and_tracked_before_the_first_step(

@@ -1,0 +1,271 @@
+"""Tests runs without steps, and runs that evaluate their model before the first step."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from emocap_shards.store import open_store
+from mlflow.tracking import MlflowClient
+from pretrain_fakes import FakeRuntime, changed, stand_alone
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from emocap_pretrain.checkpoint.layout import WEIGHTS
+from emocap_pretrain.checkpoint.loader import downloaded
+from emocap_pretrain.checkpoint.manifest import Checkpoint, committed
+from emocap_pretrain.config.schema import Config, ImageTowerConfig, ModelConfig, TextTowerConfig, starts_from_weights
+from emocap_pretrain.evaluation import tasks
+from emocap_pretrain.model.timm_image import TimmImageTower
+from emocap_pretrain.record import RunRecord
+from emocap_pretrain.run_folder.folder import RunFolder
+from emocap_pretrain.run_folder.report import Report
+from emocap_pretrain.training.loop import pretrain
+
+
+@pytest.fixture(autouse=True)
+def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_alone()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("emocap_pretrain.tracking.mlflow_tracker.FINISH_S", 120.0)  # A busy machine is slow.
+
+
+@pytest.fixture(scope="module")
+def mlflow(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Makes one MLflow database for all runs of this file, since making one takes seconds."""
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+
+
+@pytest.fixture
+def new_run(tiny_config: Config, mlflow: str, tmp_path: Path) -> Callable[..., Config]:
+    """Returns a function that makes the config of a run of three steps, which is evaluated on its training data."""
+
+    def make(name: str = "run", **changes: object) -> Config:
+        values: dict[str, object] = {"url": str(tmp_path / name), "steps": 3, "tracking__uri": mlflow}
+        return changed(tiny_config, **(values | changes))
+
+    return make
+
+
+@pytest.fixture
+def evaluations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Counts the evaluations: the list gets an entry for each."""
+    found: list[int] = []
+    evaluate = tasks.evaluate
+
+    def counted(*arguments: Any, **others: Any) -> Any:
+        found.append(1)
+        return evaluate(*arguments, **others)
+
+    monkeypatch.setattr(tasks, "evaluate", counted)
+    return found
+
+
+def report_of(config: Config) -> Report:
+    report = RunFolder(open_store(config.url)).report(config.steps)
+    assert report is not None
+    return report
+
+
+def saved(config: Config) -> list[Checkpoint]:
+    return committed(open_store(config.url))
+
+
+def weights(config: Config) -> dict[str, Tensor]:
+    with downloaded(open_store(config.url), saved(config)[0], WEIGHTS.__eq__) as folder:
+        return load_file(folder / WEIGHTS)
+
+
+def curve(config: Config, metric: str) -> list[tuple[int, float]]:
+    history = MlflowClient(config.tracking.uri).get_metric_history(report_of(config).run_id, metric)
+    return sorted((point.step, point.value) for point in history)
+
+
+def require_equal_training(config: Config, other: Config) -> None:
+    assert curve(config, "loss") == curve(other, "loss")
+    theirs = weights(other)
+    for name, weight in weights(config).items():
+        assert weight.equal(theirs[name]), name
+
+
+class Killed(BaseException):
+    """Ends an attempt as a signal does: no handler of the product catches it."""
+
+
+def kill(*_: object, **_others: object) -> None:
+    raise Killed
+
+
+def test_a_run_without_steps_evaluates_its_first_weights_and_is_done(
+    new_run: Callable[..., Config], evaluations: list[int]
+) -> None:
+    config, runtime = new_run(steps=0), FakeRuntime()
+    pretrain(config, runtime)
+    report = report_of(config)
+    assert (report.step, report.samples_per_s, report.loss, report.before_training) == (0, 0.0, None, ())
+    assert [result.task for result in report.results] == ["zero_shot"]
+    assert [each.step for each in saved(config)] == [0]
+    assert curve(config, "zero_shot/uar") == [(0, report.results[0].metrics()["zero_shot/uar"])]
+    assert MlflowClient(config.tracking.uri).get_run(report.run_id).info.status == "FINISHED"
+    assert RunRecord(open_store(config.url), 0).done()
+    assert RunRecord(open_store(config.url), None).done()
+    pretrain(config, runtime)
+    assert (runtime.beats, len(evaluations)) == ([], 1)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"optimizer": {"name": "sgd", "lr": 0.1}, "engine__zero_stage": 2},
+        {"optimizer": {"name": "adafactor", "lr": 0.01}, "engine__zero_stage": 0},
+        {"engine__zero_stage": 3},
+    ],
+    ids=["adamw", "sgd", "adafactor", "zero-3"],
+)
+def test_a_run_without_steps_that_gets_steps_trains_like_a_run_that_had_them_from_the_start(
+    new_run: Callable[..., Config], changes: dict[str, object]
+) -> None:
+    unbroken = new_run("unbroken", **changes)
+    pretrain(unbroken, FakeRuntime())
+    pretrain(new_run(steps=0, **changes), FakeRuntime())
+    runtime, config = FakeRuntime(), new_run(**changes)
+    pretrain(config, runtime)
+    assert runtime.beats == [1, 2, 3]
+    require_equal_training(config, unbroken)
+
+
+def test_a_run_without_steps_and_without_an_evaluation_saves_its_first_weights(new_run: Callable[..., Config]) -> None:
+    config = new_run(steps=0, evaluation__url=None)
+    pretrain(config, FakeRuntime())
+    assert [each.step for each in saved(config)] == [0]
+    assert report_of(config).results == ()
+
+
+def test_a_request_to_stop_does_not_keep_a_run_without_steps_from_its_evaluation(
+    new_run: Callable[..., Config],
+) -> None:
+    config = new_run(steps=0)
+    pretrain(config, FakeRuntime(stop_after=0))
+    assert report_of(config).results
+
+
+@pytest.mark.parametrize("changes", [{}, {"engine__zero_stage": 3, "data__workers": 1}], ids=["zero-1", "zero-3"])
+def test_an_evaluation_before_training_changes_nothing_of_the_training(
+    new_run: Callable[..., Config], changes: dict[str, object], evaluations: list[int]
+) -> None:
+    model: dict[str, object] = {"model__image__patch_dropout": 0.5, **changes}
+    plain, config = new_run("plain", **model), new_run(evaluation__before_training="always", **model)
+    pretrain(plain, FakeRuntime())
+    pretrain(config, FakeRuntime())
+    require_equal_training(config, plain)
+    before, after = report_of(config).before_training[0].metrics(), report_of(config).results[0].metrics()
+    assert after == report_of(plain).results[0].metrics()
+    assert curve(config, "zero_shot/uar") == [(0, before["zero_shot/uar"]), (3, after["zero_shot/uar"])]
+    assert report_of(plain).before_training == ()
+    assert len(evaluations) == 3
+    names = MlflowClient(config.tracking.uri).list_artifacts(report_of(config).run_id, "pictures/zero_shot")
+    assert {Path(each.path).name for each in names} == {"confusion.png", "confusion_before_training.png"}
+
+
+def test_a_run_without_steps_has_the_results_that_the_same_run_has_before_its_training(
+    new_run: Callable[..., Config], evaluations: list[int]
+) -> None:
+    alone = new_run("alone", steps=0)
+    pretrain(alone, FakeRuntime())
+    config = new_run("alone", evaluation__before_training="always")
+    wanted = report_of(alone).results
+    evaluations.clear()
+    pretrain(config, FakeRuntime())
+    assert report_of(config).before_training == wanted
+    assert len(evaluations) == 1, "the results of step 0 were stored"
+
+
+def test_only_a_run_that_starts_from_weights_is_evaluated_before_training_by_default(
+    new_run: Callable[..., Config], tmp_path: Path
+) -> None:
+    text = TextTowerConfig(pretrained="towers/minilm")
+    assert not starts_from_weights(ModelConfig())
+    assert starts_from_weights(ModelConfig(text=text))
+    assert starts_from_weights(ModelConfig(image=ImageTowerConfig(pretrained="hub")))
+    config = new_run(model__image__pretrained=written_tower(new_run(), tmp_path / "tower.safetensors"))
+    assert config.evaluates_before_training
+    assert not new_run(evaluation__before_training="auto").evaluates_before_training
+    assert not changed(config, evaluation__before_training="never").evaluates_before_training
+    assert not changed(config, evaluation__url=None).evaluates_before_training
+    pretrain(config, FakeRuntime())
+    assert report_of(config).before_training
+
+
+def written_tower(config: Config, path: Path) -> str:
+    """Writes the random weights of the config's image tower, and returns the path of the file."""
+    torch.manual_seed(7)
+    tower = TimmImageTower(config.model.image)
+    save_file(tower.backbone.state_dict(), path)
+    return str(path)
+
+
+@pytest.mark.parametrize("place", ["evaluate", "write"])
+def test_a_kill_during_or_after_the_evaluation_before_training_repeats_at_most_the_evaluation(
+    new_run: Callable[..., Config], place: str, evaluations: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, config = new_run("plain"), new_run(evaluation__before_training="always")
+    pretrain(plain, FakeRuntime())
+    with monkeypatch.context() as killing:
+        if place == "evaluate":
+            killing.setattr(tasks, "evaluate", kill)
+        else:  # The results are stored, and nothing of them is tracked.
+            killing.setattr("emocap_pretrain.training.before_training.track", kill)
+        with pytest.raises(Killed):
+            pretrain(config, FakeRuntime())
+    evaluations.clear()
+    assert [each.step for each in saved(config)] == [0]
+    runtime = FakeRuntime()
+    pretrain(config, runtime)
+    assert runtime.beats == [1, 2, 3]
+    assert len(evaluations) == (2 if place == "evaluate" else 1)
+    require_equal_training(config, plain)
+    assert [step for step, _ in curve(config, "zero_shot/uar")] == [0, 3]
+
+
+def test_a_resumed_run_reads_its_results_from_before_training(
+    new_run: Callable[..., Config], evaluations: list[int]
+) -> None:
+    config = new_run(evaluation__before_training="always")
+    # The run asks before and after the evaluation, and then after each step.
+    pretrain(config, FakeRuntime(stop_after=3))
+    assert [each.step for each in saved(config)] == [2, 0]
+    evaluations.clear()
+    pretrain(config, FakeRuntime())
+    assert len(evaluations) == 1
+    assert report_of(config).before_training
+
+
+def test_a_request_to_stop_before_the_first_step_is_served_before_the_evaluation(
+    new_run: Callable[..., Config], evaluations: list[int]
+) -> None:
+    config = new_run(evaluation__before_training="always")
+    pretrain(config, FakeRuntime(stop_after=0))
+    assert (evaluations, saved(config)) == ([], [])
+    pretrain(config, FakeRuntime(stop_after=1))
+    assert (len(evaluations), [each.step for each in saved(config)]) == (1, [0])
+
+
+def test_other_evaluation_settings_evaluate_step_0_again_as_long_as_its_checkpoint_exists(
+    new_run: Callable[..., Config], evaluations: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    config = new_run(evaluation__before_training="always")
+    pretrain(config, FakeRuntime())
+    first = report_of(config).before_training
+    turned = changed(config, evaluation__templates=["someone who shows {}."])
+    evaluations.clear()
+    pretrain(turned, FakeRuntime())
+    assert len(evaluations) == 2
+    assert report_of(turned).before_training != first
+    shutil.rmtree(Path(config.url, "checkpoints", "step-00000000"))
+    caplog.set_level("INFO")
+    pretrain(config, FakeRuntime())
+    assert report_of(config).before_training == ()
+    assert "the run has no checkpoint of step 0" in caplog.text
