@@ -6,12 +6,13 @@ tensors are opened by `load.py`, when they are compared with a model or loaded i
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from emocap_shards.mask import masked_url
 from emocap_shards.store import open_store
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
@@ -30,6 +31,7 @@ from emocap_pretrain.interop.layouts.layout import Tree, WeightsLayout
 from emocap_pretrain.interop.restore import LONGEST_ID, chosen, restore
 from emocap_pretrain.interop.tensors import Tensors, open_tensors
 from emocap_pretrain.model.weights import shapes_of
+from emocap_pretrain.run_folder.parent import Parent
 
 KEY = "model.from"
 CONFIG_FILE = "config.json"
@@ -59,7 +61,7 @@ class Source:
         read_tokenizer: Returns the tokenizer of the model.
         text_architecture: The description of a text tower that the settings alone cannot build, as a checkpoint stores
             it; None for the text towers of CLIP and SigLIP.
-        parent: The run, its step and its digest, if the weights come from a run of this project; empty otherwise.
+        parent: The checkpoint with the weights, if they come from a run of this project; None otherwise.
     """
 
     name: str
@@ -67,7 +69,7 @@ class Source:
     open_tensors: Callable[[], Tensors]
     read_tokenizer: Callable[[], Tokenizer]
     text_architecture: Mapping[str, Any] | None = None
-    parent: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    parent: Parent | None = None
 
 
 def open_source(name: str, *, activation: str | None = None, key: str = KEY) -> Source:
@@ -136,6 +138,16 @@ def text_architecture_of(model: ModelConfig) -> dict[str, Any] | None:
     """
     found = source_of(model).text_architecture if model.from_ is not None else None
     return dict(found) if found else None
+
+
+def parent_of(model: ModelConfig) -> Parent | None:
+    """Returns the checkpoint with whose weights a new run begins; None if they do not come from a run.
+
+    Raises:
+        ConfigError: If the source of weights cannot be read.
+        CheckpointError: If the source is a run without such a checkpoint.
+    """
+    return source_of(model).parent if model.from_ is not None else None
 
 
 def _read_tokenizer(model: ModelConfig) -> Tokenizer:
@@ -223,7 +235,7 @@ def open_run(name: str) -> Source:
         open_tensors=tensors,
         read_tokenizer=tokenizer,
         text_architecture=checkpoint.state.get("text_architecture"),
-        parent={"url": url, "step": checkpoint.step, "run_id": run_id, "digest": checkpoint.digest},
+        parent=Parent(masked_url(url), checkpoint.step, run_id, checkpoint.digest),
     )
 
 

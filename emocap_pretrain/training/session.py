@@ -39,12 +39,11 @@ from emocap_pretrain.data.quarantine import Quarantine
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.errors import CheckpointError, RolledBack, Superseded, TrainingError
 from emocap_pretrain.interop.load import start_from
-from emocap_pretrain.interop.source import text_architecture_of, tokenizer_of
+from emocap_pretrain.interop.source import parent_of, text_architecture_of, tokenizer_of
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.run_folder import unsent
 from emocap_pretrain.run_folder.attempts import Attempt
 from emocap_pretrain.run_folder.folder import RunFolder
-from emocap_pretrain.run_folder.parent import Parent
 from emocap_pretrain.run_folder.unsent import UNSENT_FILE
 from emocap_pretrain.tracking.spool import Row, readable_rows
 from emocap_pretrain.tracking.tracker import RunStatus, Tracker
@@ -254,9 +253,7 @@ class Session:
             log.warning("the checkpoint in progress is lost: %s", error)
 
 
-def open_session(
-    config: Config, world: RankGroup, attempt: Attempt, opening: RankGroup, *, warm_start: Parent | None = None
-) -> Session:
+def open_session(config: Config, world: RankGroup, attempt: Attempt, opening: RankGroup) -> Session:
     """Builds the run on this rank and loads its newest checkpoint. This is a collective.
 
     The caller closes the returned session by leaving its `with` block.
@@ -267,7 +264,6 @@ def open_session(
         attempt: This attempt.
         opening: The same ranks in a group from `RankGroup.patient`. The timeout of its collectives is long, because
             some ranks download far more than others.
-        warm_start: The checkpoint of another run with whose weights a new run begins, to be recorded.
 
     Raises:
         ConfigError: If there are more ranks than samples in a global batch, /dev/shm has no room for loader processes,
@@ -306,7 +302,9 @@ def open_session(
         pin = world.device.startswith("cuda")
         # The tracker comes last, so that a run that cannot start for another reason creates no run in MLflow.
         checkpoint = found.checkpoint if found else None
-        tracker = open_tracker(config, opening, attempt, run_id, stream, tokenizer, checkpoint, rows, warm_start)
+        # A run that has begun has its parent in `run.json`, and the parent's checkpoint may be deleted.
+        parent = None if found else opening.run_on_main(lambda: parent_of(config.model))
+        tracker = open_tracker(config, opening, attempt, run_id, stream, tokenizer, checkpoint, rows, parent)
         retention = Retention(config.checkpoint.keep_last, config.checkpoint.keep_every)
         refused, newest = (found.refused, engine.step) if found else ((), -1)
         return Session(

@@ -18,6 +18,7 @@ from emocap_pretrain.config import stored
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import CheckpointError, ConfigError
 from emocap_pretrain.interop.restore import restore
+from emocap_pretrain.interop.settings import completed
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.ranks.info import Rank
 from emocap_pretrain.run_folder.attempts import Attempt
@@ -85,7 +86,7 @@ def test_a_new_session_begins_at_step_0_with_a_tracked_run_and_a_look_at_the_sam
 
 
 def test_a_warm_start_is_a_new_run_with_its_parent_in_the_folder_and_in_mlflow_and_resumes_with_it(
-    config: Config, tmp_path: Path
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = begun(config)
     parent = Parent(config.url, 0, first.tracker.run_id, "0123")
@@ -98,7 +99,8 @@ def test_a_warm_start_is_a_new_run_with_its_parent_in_the_folder_and_in_mlflow_a
     ):
         warm = changed(config, url=str(tmp_path / name))
         store = open_store(warm.url)
-        session = open_session(warm, ALONE, Attempt.begin(store), ALONE, warm_start=recorded)
+        monkeypatch.setattr("emocap_pretrain.training.session.parent_of", lambda _, found=recorded: found)
+        session = begun(warm)
         kept(session, Cursor(), Progress())
         ended(session)
         tags = client.get_run(session.tracker.run_id).data.tags
@@ -116,6 +118,27 @@ def test_a_warm_start_is_a_new_run_with_its_parent_in_the_folder_and_in_mlflow_a
     tags = client.get_run(copied.tracker.run_id).data.tags
     assert tags["mlflow.parentRunId"] == RunFolder(open_store(tmp_path / "known")).run_id(config)
     assert tags["parent.run_id"] == parent.run_id
+
+
+def test_a_run_begins_with_the_weights_of_another_run_and_needs_it_no_more(config: Config, tmp_path: Path) -> None:
+    first = begun(config)
+    stepped(first, 2)
+    saved = kept(first, Cursor(), Progress())
+    weights = weights_of(first)
+    ended(first)
+    tree = {**config.model_dump(mode="json"), "url": str(tmp_path / "second"), "model": {"from": f"run:{config.url}"}}
+    warm = completed(Config.model_validate(tree))
+    second = begun(warm)
+    torch.testing.assert_close(weights_of(second), weights, atol=0, rtol=0)
+    assert second.engine.step == 0
+    kept(second, Cursor(), Progress())
+    ended(second)
+    expected = Parent(config.url, saved.step, first.tracker.run_id, saved.digest)
+    assert RunFolder(open_store(warm.url)).warm_start() == expected
+    shutil.rmtree(config.url)
+    again = begun(completed(Config.model_validate(tree)))
+    ended(again)
+    assert RunFolder(open_store(warm.url)).warm_start() == expected
 
 
 def test_what_is_cut_of_the_texts_is_said_and_tracked_before_the_first_step(
