@@ -32,7 +32,7 @@ def load(
     While a model is loaded, no other thread of the process may build a model.
 
     Args:
-        source: The folder or URL of a run.
+        source: The folder or URL of a run, or a folder that `emocap export --to safetensors` has written.
         step: Step of the checkpoint; None takes the newest one.
         weights: "raw" takes the weights of the step, and "ema" their moving average. None takes the average if the run
             keeps one.

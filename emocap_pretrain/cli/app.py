@@ -8,7 +8,7 @@ Commands print with `terminal.console`, `terminal.say_json` or the log, which ma
 import typer
 
 from emocap_pretrain import run
-from emocap_pretrain.cli import checkpoints, evaluate, inspect, pack, requests, restart, status, synth, verify
+from emocap_pretrain.cli import checkpoints, evaluate, export, inspect, pack, requests, restart, status, synth, verify
 from emocap_pretrain.logs import guard_tracebacks
 from emocap_pretrain.terminal import Command, Group
 
@@ -30,6 +30,7 @@ for name, function in {
     "inspect": inspect.command,
     "verify": verify.command,
     "evaluate": evaluate.command,
+    "export": export.command,
     "status": status.command,
     "stop": requests.stop_command,
     "profile": requests.profile_command,

@@ -33,7 +33,8 @@ from emocap_pretrain.inference.classes import (
 )
 from emocap_pretrain.inference.embedder import Embedder
 from emocap_pretrain.inference.images import ImageSource, crops
-from emocap_pretrain.interop.restore import restore
+from emocap_pretrain.interop.export import portable
+from emocap_pretrain.interop.restore import Restored, restore
 from emocap_pretrain.run_folder.results import Weights
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -271,9 +272,18 @@ def load(
     """Loads a trained model. `emocap_pretrain.load` documents the arguments and the errors."""
     place = _device(device)
     name = os.fspath(source)
-    restored = restore(name if "://" in name else str(Path(name).expanduser()), step=step, weights=weights)
+    restored = _restored(name if "://" in name else str(Path(name).expanduser()), step, weights)
     embedder = Embedder(restored.model.to(place), restored.tokenizer)
     return EmotionModel(embedder, local=LocalAlignment.of(restored.config), step=restored.step)
+
+
+def _restored(name: str, step: int | None, weights: Weights | None) -> Restored:
+    """Returns the model of a run, or of a local folder that `emocap export --to safetensors` has written."""
+    if "://" in name or not portable.is_portable(name):
+        return restore(name, step=step, weights=weights)
+    if step is not None or weights is not None:
+        raise ConfigError(f"{name} is an export, which has one step and one kind of weights: leave both out.")
+    return portable.read(name)
 
 
 def _device(wanted: Device) -> str:

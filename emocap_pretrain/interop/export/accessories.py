@@ -1,0 +1,95 @@
+"""Writes what every format needs besides the weights: the tokenizer and the settings of the image processor."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer as FastTokenizer
+from transformers import PreTrainedTokenizerFast
+
+from emocap_pretrain.data.tokenizer import END, PAD, START
+from emocap_pretrain.interop.restore import Restored
+
+PREPROCESSOR = "preprocessor_config.json"
+_BICUBIC = 3  # Pillow's number of the filter.
+# The names of each mark in our own tokenizers, in those of BERT, and in those of RoBERTa and CLIP.
+_MARKS = {
+    "pad_token": (PAD, "[PAD]", "<pad>"),
+    "bos_token": (START, "<s>", "<|startoftext|>"),
+    "eos_token": (END, "</s>", "<|endoftext|>"),
+    "unk_token": ("[UNK]", "<unk>"),
+    "cls_token": ("[CLS]",),
+    "sep_token": ("[SEP]",),
+    "mask_token": ("[MASK]", "<mask>"),
+}
+
+
+def write_accessories(restored: Restored, folder: Path, *, tokenizer: str | None = None) -> None:
+    """Writes the tokenizer in the form of transformers, and `preprocessor_config.json`.
+
+    Args:
+        restored: The model.
+        folder: The folder of the export.
+        tokenizer: The text of a `tokenizer.json` in place of the model's own, for a format that numbers tokens in
+            another way.
+    """
+    write_tokenizer(restored, folder, tokenizer or restored.tokenizer.to_json())
+    (folder / PREPROCESSOR).write_text(json.dumps(preprocessor(restored), indent=1), encoding="utf-8")
+
+
+def write_tokenizer(restored: Restored, folder: Path, text: str) -> None:
+    """Writes `tokenizer.json` and `tokenizer_config.json`.
+
+    Both the library `tokenizers` and transformers read them. Texts are cut to the length of a prompt, as our own
+    `Embedder` cuts them, and padded at the end.
+    """
+    fast = FastTokenizer.from_str(text)
+    found = {
+        name: next((mark for mark in marks if fast.token_to_id(mark) is not None), None)
+        for name, marks in _MARKS.items()
+    }
+    # Without a padding token, the end token pads a text, as in CLIP. Padding is masked, so any token would do.
+    pad = found["pad_token"] or found["eos_token"] or str(fast.id_to_token(0))
+    fast.enable_truncation(restored.model.prompt_length)
+    fast.enable_padding(pad_id=fast.token_to_id(pad), pad_token=pad)
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=fast,
+        model_max_length=restored.model.prompt_length,
+        padding_side="right",
+        truncation_side="right",
+        model_input_names=["input_ids", "attention_mask"],
+        **{**{name: mark for name, mark in found.items() if mark is not None}, "pad_token": pad},
+    )
+    wrapped.save_pretrained(folder)
+
+
+def preprocessor(restored: Restored) -> dict[str, Any]:
+    """Returns the settings of transformers' image processor that computes exactly our pixels.
+
+    `PerceiverImageProcessor` crops the central square and then resizes it, as `center_crop` does. The processors of
+    CLIP and SigLIP resize first, so that their crop of an image that is not square is shifted by a part of a pixel.
+    """
+    side = {"height": restored.model.pixels, "width": restored.model.pixels}
+    mean, std = statistics(restored)
+    return {
+        "image_processor_type": "PerceiverImageProcessor",
+        "do_convert_rgb": True,
+        "do_center_crop": True,
+        "crop_size": side,
+        "do_resize": True,
+        "size": side,
+        "resample": _BICUBIC,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": mean,
+        "image_std": std,
+    }
+
+
+def statistics(restored: Restored) -> tuple[list[float], list[float]]:
+    """Returns mean and standard deviation of each colour for pixel values in [0, 1]."""
+    tower: Any = restored.model.image
+    # Dividing by 255 may change the last digit; rounding restores the numbers of timm's config.
+    mean, std = ([round(value / 255, 7) for value in each.flatten().tolist()] for each in (tower.mean, tower.std))
+    return mean, std

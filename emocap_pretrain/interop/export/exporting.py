@@ -1,0 +1,133 @@
+"""Exports a model: writes it in a format, compares the result in a fresh process, and only then gives it its name.
+
+Everything is written into a folder beside the destination, whose name begins with a dot and ends in `.partial`. This
+folder is renamed at the end. So an export that is interrupted or refused leaves nothing at the destination, and an
+earlier export there stays until the new one is whole.
+"""
+
+import shutil
+import uuid
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.interop.export import verify
+from emocap_pretrain.interop.export.card import CARD, CardFacts, card
+from emocap_pretrain.interop.export.document import EXPORT, EXPORT_FILE, ExportDocument
+from emocap_pretrain.interop.export.formats import ExportFormat
+from emocap_pretrain.interop.export.probes import probes_of
+from emocap_pretrain.interop.restore import Restored
+
+# The packages whose versions decide what the vectors of a model are.
+_PACKAGES = ("emocap-pretrain", "torch", "timm", "transformers", "tokenizers")
+
+
+def export(
+    restored: Restored,
+    kind: ExportFormat,
+    folder: Path,
+    *,
+    facts: CardFacts,
+    force: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> ExportDocument:
+    """Exports a model into a folder, and returns the document that describes the export.
+
+    Args:
+        restored: The model, on the CPU.
+        kind: The format.
+        folder: The destination. It must not exist, or be empty.
+        facts: What the model card says about the run.
+        force: Whether an earlier export at the destination is replaced.
+        say: Called with a line of progress before each stage.
+
+    Raises:
+        ConfigError: If a library is not installed, the destination is not free, the format cannot hold the model, or
+            the export differs from the model by more than `verify.BOUND`.
+    """
+    verify.require_library(kind)
+    require_free(folder, force=force)
+    with _renamed(folder) as partial:
+        say(f"writing the model for {kind.name}")
+        kind.write(restored, partial)
+        say(f"comparing it in a fresh process with {kind.library}")
+        differences = verify.differences(kind, partial, probes_of(restored))
+        kind.moved(partial, folder.absolute())
+        versions = _versions(kind)
+        (partial / CARD).write_text(card(restored, kind, facts, differences, versions), encoding="utf-8")
+        document = ExportDocument(
+            format=kind.name,
+            name=restored.config.name,
+            step=restored.step,
+            run_id=restored.run_id,
+            data_digest=restored.data_digest,
+            differences=differences,
+            bound=verify.BOUND,
+            lacks=kind.lacks(restored),
+            versions=versions,
+        )
+        (partial / EXPORT_FILE).write_bytes(EXPORT.dump(document))
+        _share(partial)
+    return document
+
+
+def require_free(folder: Path, *, force: bool) -> None:
+    """Checks that an export may be written to a folder.
+
+    Raises:
+        ConfigError: If there is a file, or a folder that is not empty. With `force`, an earlier export may be there.
+    """
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise ConfigError(f"{folder} is not a folder: give another --out.")
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if not (folder / EXPORT_FILE).is_file():
+        raise ConfigError(f"{folder} is not empty and holds no export: give another --out.")
+    if not force:
+        raise ConfigError(f"{folder} holds an export already: give another --out, or replace it with --force.")
+
+
+@contextmanager
+def _renamed(folder: Path) -> Generator[Path]:
+    """Yields an empty folder beside `folder`, which is renamed to `folder` after the block.
+
+    If the block raises an error, the new folder is deleted, and what was at `folder` stays.
+    """
+    unique = uuid.uuid4().hex[:12]
+    partial, old = (folder.absolute().with_name(f".{folder.name}.{unique}.{end}") for end in ("partial", "old"))
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(f"--out {folder}: no folder can be made there: {error.strerror}.") from error
+    try:
+        yield partial
+        if folder.exists() and any(folder.iterdir()):
+            folder.rename(old)
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        if old.exists():
+            old.rename(folder)
+        raise
+    if old.exists():
+        shutil.rmtree(old)
+
+
+def _share(folder: Path) -> None:
+    """Gives all files the access rights of a new file. safetensors makes files that only their owner may read."""
+    rights = (folder / EXPORT_FILE).stat().st_mode
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(rights)
+
+
+def _versions(kind: ExportFormat) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name in dict.fromkeys((*_PACKAGES, *kind.modules.values())):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found

@@ -1,0 +1,37 @@
+"""Defines what a format of exports is. docs/export.md describes the formats for users."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from emocap_pretrain.interop.restore import Restored
+
+
+def _keep(present: Path, later: Path) -> None:
+    """Changes nothing, for formats whose files contain no paths."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExportFormat:
+    """Defines one format: how it is written, and what a user needs to load it.
+
+    Attributes:
+        name: Name on the command line.
+        about: One sentence for the model card and for `--help`.
+        library: The library that loads the export, as it is named in messages.
+        modules: The modules that must be importable, with the names of their packages on PyPI.
+        write: Writes the model into a folder. It raises ConfigError if the format cannot hold the model.
+        lacks: Returns one line for each part of the model that the format cannot hold.
+        loading: The lines of Python that load the export and embed an image and a text, for the model card.
+        moved: Called with the present and the later folder of the export, before it gets its name. If the files of a
+            format contain the present path, it is replaced here.
+    """
+
+    name: str
+    about: str
+    library: str
+    modules: Mapping[str, str]
+    write: Callable[[Restored, Path], None]
+    lacks: Callable[[Restored], tuple[str, ...]]
+    loading: str
+    moved: Callable[[Path, Path], None] = _keep

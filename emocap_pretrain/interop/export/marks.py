@@ -1,0 +1,60 @@
+"""Finds and renumbers the tokens on which the pooling of other libraries relies.
+
+Our text tower takes the vector of the last token of a text (`pooling: eos`), whatever its id. CLIP's text model of
+transformers and that of open_clip look for the id of the end token instead. Both agree if every text ends with the same
+token, and no text has this token before its end.
+"""
+
+import json
+from typing import Any
+
+from emocap_pretrain.data.tokenizer import Tokenizer
+from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.interop.export.probes import CAPTIONS
+
+# Older configs of CLIP had a wrong end token, 2. For this id transformers takes the largest id of a text instead.
+LEGACY_END = 2
+
+
+def end_token(tokenizer: Tokenizer, length: int, kind: str) -> int:
+    """Returns the id of the token with which every text ends, also after a cut to `length` tokens.
+
+    Raises:
+        ConfigError: If texts end with different tokens, so that a format cannot find the last token by its id.
+    """
+    encoded = tokenizer.encode(CAPTIONS, length)
+    rows = [row[mask].tolist() for row, mask in zip(encoded.ids, encoded.mask, strict=True)]
+    ends = {row[-1] for row in rows}
+    if len(ends) != 1 or any(ends & set(row[:-1]) for row in rows):
+        raise ConfigError(
+            f"--to {kind}: model.text.pooling=eos takes the last token of a text, and the texts of this tokenizer end "
+            f"with different tokens, where {kind} looks for one end token; export to onnx, torch or safetensors."
+        )
+    return ends.pop()
+
+
+def swapped(tokenizer: Tokenizer, one: int, other: int) -> str:
+    """Returns the text of a `tokenizer.json` in which two tokens have exchanged their ids.
+
+    Raises:
+        ConfigError: If the tokenizer does not list its tokens with their ids.
+    """
+    tree = json.loads(tokenizer.to_json())
+    ids = {one: other, other: one}
+    vocabulary = tree["model"].get("vocab")
+    if not isinstance(vocabulary, dict):
+        raise ConfigError("the tokens of this tokenizer cannot be numbered anew; export to onnx, torch or safetensors.")
+    tree["model"]["vocab"] = {token: ids.get(number, number) for token, number in vocabulary.items()}
+    added = {ids.get(token["id"], token["id"]): token for token in tree["added_tokens"]}
+    # In the order of their ids, in which transformers adds them again.
+    tree["added_tokens"] = [{**token, "id": number} for number, token in sorted(added.items())]
+    for mark in _marks(tree.get("post_processor")):
+        mark["ids"] = [ids.get(number, number) for number in mark["ids"]]
+    return json.dumps(tree, ensure_ascii=False)
+
+
+def _marks(post_processor: Any) -> list[dict[str, Any]]:
+    """Returns the special tokens that a template adds to each text; empty without a template."""
+    if not isinstance(post_processor, dict) or post_processor.get("type") != "TemplateProcessing":
+        return []
+    return list(post_processor["special_tokens"].values())

@@ -1,0 +1,232 @@
+"""Exports a model as a folder that open_clip loads with `local-dir:`.
+
+The image tower becomes open_clip's adapter of timm. A text tower of CLIP becomes open_clip's own `TextTransformer`,
+which has the same layers under other names. A text tower of BERT and its relatives becomes its adapter of transformers.
+
+open_clip gives the two adapters nothing but a name. A tower of timm with settings of its own, and every encoder of
+transformers, is therefore described in a folder inside of the export, and the config names this folder by its absolute
+path (`paths_moved`). So the model card says what to change after such an export was moved.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.interop.export.accessories import statistics, write_accessories
+from emocap_pretrain.interop.export.formats import ExportFormat
+from emocap_pretrain.interop.export.graphs import numbers_of
+from emocap_pretrain.interop.export.marks import end_token
+from emocap_pretrain.interop.export.to_transformers import (
+    backbone_weights,
+    image_projection,
+    model_arguments,
+    towers_of,
+)
+from emocap_pretrain.interop.restore import Restored
+from emocap_pretrain.model.timm_image import TimmImageTower
+from emocap_pretrain.model.transformers_text import TransformersTextTower
+
+NAME = "open_clip"
+CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+IMAGE_FOLDER, TEXT_FOLDER = "image_tower", "text_tower"
+# The encoders of transformers that open_clip 3.3 knows, and its names of our poolings.
+_ENCODERS = ("bert", "roberta", "xlm-roberta")
+_POOLERS = {"mean": "mean_pooler", "cls": "cls_last_hidden_state_pooler"}
+# What timm notes of a model's pretrained weights. An export has its own weights.
+_SOURCES = {"url", "file", "hf_hub_id", "hf_hub_filename", "state_dict", "source", "architecture", "tag", "custom_load"}
+# open_clip's names of the modules of a layer of CLIP's text model. Queries, keys and values are one matrix there.
+_LAYER = {
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "self_attn.out_proj": "attn.out_proj",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+}
+
+
+def write(restored: Restored, folder: Path) -> None:
+    model, numbers = restored.model, numbers_of(restored.model)
+    image, text = towers_of(model, NAME)
+    vision, image_weights = _image(restored, image, folder)
+    described, text_weights = _text(restored, text, folder)
+    weights = {**image_weights, **text_weights, "logit_scale": torch.tensor(math.log(numbers["scale"]))}
+    more: dict[str, Any] = {}
+    if model.logit_bias is not None:
+        more["init_logit_bias"] = numbers["bias"]
+        weights["logit_bias"] = torch.tensor(numbers["bias"])
+    mean, std = statistics(restored)
+    config = {
+        "model_cfg": {
+            "embed_dim": model.to_text.out_features,
+            "custom_text": True,
+            "quick_gelu": "hf_model_name" not in described and text.backbone.config.hidden_act == "quick_gelu",
+            **more,
+            "vision_cfg": vision,
+            "text_cfg": described,
+        },
+        "preprocess_cfg": {
+            "size": [model.pixels, model.pixels],
+            "mean": mean,
+            "std": std,
+            "interpolation": "bicubic",
+            "resize_mode": "shortest",
+        },
+    }
+    save_file({name: each.detach().contiguous().clone() for name, each in weights.items()}, folder / WEIGHTS)
+    (folder / CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")
+    write_accessories(restored, folder)
+
+
+def paths_moved(folder: Path, to: Path) -> None:
+    """Replaces the absolute path of the export in its config by the one that it will have after it was moved."""
+    path = folder / CONFIG
+    config = json.loads(path.read_text(encoding="utf-8"))
+    towers = config["model_cfg"]
+    for section, key in (("vision_cfg", "timm_model_name"), ("text_cfg", "hf_model_name")):
+        named = towers[section].get(key, "")
+        towers[section][key] = named.replace(str(folder), str(to))
+        if not named:
+            del towers[section][key]
+    path.write_text(json.dumps(config, indent=1), encoding="utf-8")
+
+
+def _image(restored: Restored, image: TimmImageTower, folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Returns the config of the image tower and its weights with the projection."""
+    if image.width != image.patch_width:
+        raise ConfigError(
+            f"--to {NAME}: its adapter of timm cannot hold {restored.config.model.image.name}, whose pooled vector is "
+            "wider than its features; export to transformers, onnx, torch or safetensors."
+        )
+    name = architecture = image.backbone.default_cfg["architecture"]
+    if not _is_named(image):
+        (folder / IMAGE_FOLDER).mkdir()
+        statistics_of_timm = {
+            name: value
+            for name, value in image.backbone.default_cfg.items()
+            if name not in _SOURCES and value is not None
+        }
+        arguments = model_arguments(image)
+        described = {"architecture": architecture, "model_args": arguments, "pretrained_cfg": statistics_of_timm}
+        (folder / IMAGE_FOLDER / "config.json").write_text(json.dumps(described, indent=1), encoding="utf-8")
+        name = f"local-dir:{folder / IMAGE_FOLDER}"
+    weights = {f"visual.trunk.{name}": each for name, each in backbone_weights(image).items()}
+    weights["visual.head.proj.weight"] = image_projection(restored.model)
+    return {
+        "timm_model_name": name,
+        "timm_pool": "",
+        "timm_proj": "linear",
+        "image_size": image.pixels,
+    }, weights
+
+
+def _is_named(image: TimmImageTower) -> bool:
+    """Returns whether the name of the model alone says how timm builds the tower."""
+    size = image.backbone.default_cfg["input_size"][-1]
+    return size == image.pixels and model_arguments(image) in ({}, {"img_size": size})
+
+
+def _text(restored: Restored, text: TransformersTextTower, folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Returns the config of the text tower and its weights with the projection.
+
+    Raises:
+        ConfigError: If open_clip has no such encoder, or no such pooling for it.
+    """
+    config = text.backbone.config
+    if config.model_type == "clip_text_model" and text.pooling == "eos":
+        return _clip_text(restored, text)
+    if config.model_type not in _ENCODERS or text.pooling not in _POOLERS:
+        raise ConfigError(
+            f"--to {NAME}: open_clip has no model.text.pooling={text.pooling} for a {config.model_type} encoder; "
+            "export to onnx, torch or safetensors."
+        )
+    config.save_pretrained(folder / TEXT_FOLDER)
+    unused = "pooler."
+    weights = {
+        f"text.transformer.{name}": each
+        for name, each in text.backbone.state_dict().items()
+        if not name.startswith(unused)
+    }
+    weights["text.proj.weight"] = restored.model.to_text.weight
+    return {
+        "hf_model_name": str(folder / TEXT_FOLDER),
+        "hf_tokenizer_name": TEXT_FOLDER,
+        "hf_pooler_type": _POOLERS[text.pooling],
+        "hf_proj_type": "linear",
+        "context_length": restored.model.prompt_length,
+    }, weights
+
+
+def _clip_text(restored: Restored, text: TransformersTextTower) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    config, length = text.backbone.config, restored.model.prompt_length
+    weights = {name.removeprefix("text_model."): each for name, each in text.backbone.state_dict().items()}
+    renamed = {
+        "token_embedding.weight": weights["embeddings.token_embedding.weight"],
+        # open_clip pads every text to the number of positions, and a prompt is never longer than this.
+        "positional_embedding": weights["embeddings.position_embedding.weight"][:length],
+        "ln_final.weight": weights["final_layer_norm.weight"],
+        "ln_final.bias": weights["final_layer_norm.bias"],
+        "text_projection": restored.model.to_text.weight.T,
+    }
+    for layer in range(config.num_hidden_layers):
+        theirs, ours = f"transformer.resblocks.{layer}", f"encoder.layers.{layer}"
+        for kind in ("weight", "bias"):
+            renamed |= {f"{theirs}.{b}.{kind}": weights[f"{ours}.{a}.{kind}"] for a, b in _LAYER.items()}
+            renamed[f"{theirs}.attn.in_proj_{kind}"] = torch.cat(
+                [weights[f"{ours}.self_attn.{each}_proj.{kind}"] for each in "qkv"]
+            )
+    return {
+        "context_length": length,
+        "vocab_size": config.vocab_size,
+        "hf_tokenizer_name": "tokenizer",  # Any name: open_clip reads the tokenizer of a local folder from there.
+        "width": config.hidden_size,
+        "heads": config.num_attention_heads,
+        "layers": config.num_hidden_layers,
+        "mlp_ratio": config.intermediate_size / config.hidden_size,
+        "pool_type": "eos",
+        "eos_id": end_token(restored.tokenizer, length, NAME),
+        "pad_id": restored.tokenizer.vocabulary.pad_id,
+        "norm_kwargs": {"eps": config.layer_norm_eps},
+    }, {f"text.{name}": each for name, each in renamed.items()}
+
+
+def _lacks(restored: Restored) -> tuple[str, ...]:
+    image, text = towers_of(restored.model, NAME)
+    has_paths = not _is_named(image) or text.backbone.config.model_type in _ENCODERS
+    return (_NO_PLACE, _OTHER_PIXELS, *((_PATHS,) if has_paths else ()))
+
+
+_NO_PLACE = """\
+open_clip has no place for the projections of patches and of local sentences, nor for the scale of their scores; onnx, \
+torch and safetensors hold them."""
+_OTHER_PIXELS = """\
+open_clip resizes an image before it crops the square, so its pixels of an image that is not square differ from ours, \
+and it cleans texts (curly quotes, HTML entities, repeated blanks) before it splits them."""
+_PATHS = f"""\
+{CONFIG} names this folder by its absolute path, because open_clip looks for the descriptions of the towers nowhere \
+else. After you have moved the folder, change the path in that file."""
+
+FORMAT = ExportFormat(
+    name=NAME,
+    about="A folder that open_clip loads with `local-dir:`, with its tokenizer and its preprocessing.",
+    library="open_clip",
+    modules={"open_clip": "open_clip_torch", "timm": "timm", "transformers": "transformers"},
+    write=write,
+    lacks=_lacks,
+    moved=paths_moved,
+    loading="""\
+import open_clip, torch
+from PIL import Image
+
+model, _, preprocess = open_clip.create_model_and_transforms("local-dir:.")
+tokens = open_clip.get_tokenizer("local-dir:.")(["a happy face", "a sad face"])
+images = preprocess(Image.open("face.jpg").convert("RGB"))[None]
+image, text = model.eval().encode_image(images, normalize=True), model.encode_text(tokens, normalize=True)
+print((model.logit_scale.exp() * image @ text.T).softmax(-1))
+""",
+)

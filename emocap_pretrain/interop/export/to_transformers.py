@@ -1,0 +1,190 @@
+"""Exports a model as a `VisionTextDualEncoderModel` of transformers, whose image tower is a `TimmWrapperModel`.
+
+This class projects the `pooler_output` of each tower. For an image tower of timm that is its pooled vector. For text
+there are two cases that it can hold:
+
+- CLIP's text model, whose pooler takes the vector of the end token (`pooling: eos`).
+- BERT and its relatives, whose pooler computes tanh(W x + b) of the first token's vector x (`pooling: cls`). With a
+  tiny multiple of the identity as W this is x times the factor, up to an error far below the bound, and the projection
+  undoes the factor.
+
+The mean over tokens is no pooler of transformers.
+"""
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import AutoModel, TimmWrapperConfig, VisionTextDualEncoderConfig, VisionTextDualEncoderModel
+
+from emocap_pretrain.checkpoint.layout import WEIGHTS
+from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.interop.export.accessories import write_accessories
+from emocap_pretrain.interop.export.formats import ExportFormat
+from emocap_pretrain.interop.export.graphs import numbers_of
+from emocap_pretrain.interop.export.marks import LEGACY_END, end_token, swapped
+from emocap_pretrain.interop.restore import Restored
+from emocap_pretrain.model.pair import TowerPair
+from emocap_pretrain.model.timm_image import TimmImageTower
+from emocap_pretrain.model.transformers_text import TransformersTextTower
+
+NAME = "transformers"
+# tanh(x) differs from x by x^3 / 3. Hidden states are at most some hundreds, and 1e-6 of them is in the linear range.
+_LINEAR = 1e-6
+
+
+def write(restored: Restored, folder: Path) -> None:
+    model = restored.model
+    image, text = towers_of(model, NAME)
+    described, weights, tokenizer = _text(restored, text)
+    vision: dict[str, Any] = {
+        "architecture": image.backbone.default_cfg["architecture"],
+        "model_args": model_arguments(image),
+        "num_labels": 0,
+        "hidden_size": image.width,  # VisionTextDualEncoderModel reads it, and TimmWrapperConfig does not define it.
+    }
+    numbers = numbers_of(model)
+    config = VisionTextDualEncoderConfig(
+        vision_config=TimmWrapperConfig(**vision).to_dict(),
+        text_config=described,
+        projection_dim=model.to_text.out_features,
+        logit_scale_init_value=math.log(numbers["scale"]),
+    )
+    built = VisionTextDualEncoderModel(config)
+    built.load_state_dict(
+        {
+            **{f"vision_model.timm_model.{name}": each for name, each in backbone_weights(image).items()},
+            **weights,
+            "visual_projection.weight": image_projection(model),
+            "logit_scale": torch.tensor(math.log(numbers["scale"])),
+        }
+    )
+    # `save_pretrained` of the model would print a progress bar.
+    built.config.architectures = [type(built).__name__]
+    built.config.save_pretrained(folder)
+    save_file(built.state_dict(), folder / WEIGHTS, metadata={"format": "pt"})
+    write_accessories(restored, folder, tokenizer=tokenizer)
+
+
+def towers_of(model: TowerPair, kind: str) -> tuple[TimmImageTower, TransformersTextTower]:
+    """Returns the two towers, if they are those of timm and transformers.
+
+    Raises:
+        ConfigError: If a tower is of another class.
+    """
+    image, text = model.image, model.text
+    if not isinstance(image, TimmImageTower) or not isinstance(text, TransformersTextTower):
+        raise ConfigError(
+            f"--to {kind}: it holds towers of timm and transformers; export to onnx, torch or safetensors."
+        )
+    return image, text
+
+
+def image_projection(model: TowerPair) -> Tensor:
+    """Returns the matrix that projects pooled image vectors; the identity, if the model does not project them."""
+    return model.to_image.weight if isinstance(model.to_image, nn.Linear) else torch.eye(model.to_text.out_features)
+
+
+def model_arguments(image: TimmImageTower) -> dict[str, Any]:
+    """Returns the arguments with which timm builds the tower, besides its name, as timm itself stores them."""
+    left_out = {"num_classes", "patch_drop_rate"}  # Patch dropout acts only in training.
+    return {name: value for name, value in image.backbone._model_args.items() if name not in left_out}
+
+
+def backbone_weights(image: TimmImageTower) -> dict[str, Tensor]:
+    """Returns the weights of an image tower for a tower of the same name that timm has built anew.
+
+    The batch norm of a pretrained tower is frozen here. The new tower has the usual batch norm, which also counts its
+    batches. Outside of training both compute the same.
+    """
+    frozen = (
+        name for name, each in image.backbone.named_modules() if type(each).__name__.startswith("FrozenBatchNorm")
+    )
+    return {**image.backbone.state_dict(), **{f"{name}.num_batches_tracked": torch.tensor(0) for name in frozen}}
+
+
+def _text(restored: Restored, text: TransformersTextTower) -> tuple[dict[str, Any], dict[str, Tensor], str | None]:
+    """Returns the config of the text model, the weights of text model and projection, and the tokenizer if it changes.
+
+    Raises:
+        ConfigError: If no pooler of transformers computes the pooling of the tower.
+    """
+    config = copy.deepcopy(text.backbone.config)
+    config._name_or_path = ""
+    weights = {f"text_model.{name}": each for name, each in text.backbone.state_dict().items()}
+    projection, tokenizer = restored.model.to_text.weight, None
+    is_clip = config.model_type == "clip_text_model"
+    if is_clip and text.pooling == "eos":
+        tokenizer = _with_end_token(restored, config, weights)
+    elif not is_clip and text.pooling == "cls" and (pooler := _pooler(config)) is not None:
+        weights |= pooler
+        projection = projection / _LINEAR
+    else:
+        raise ConfigError(
+            f"--to {NAME}: VisionTextDualEncoderModel cannot hold model.text.pooling={text.pooling} of a "
+            f"{config.model_type} encoder; export to open_clip, onnx, torch or safetensors."
+        )
+    return config.to_dict(), {**weights, "text_projection.weight": projection}, tokenizer
+
+
+def _with_end_token(restored: Restored, config: Any, weights: dict[str, Tensor]) -> str | None:
+    """Enters the end token into the config. Returns the new tokenizer if the token needs another id."""
+    end = end_token(restored.tokenizer, restored.model.prompt_length, NAME)
+    config.eos_token_id = end
+    if end != LEGACY_END:
+        return None
+    other = LEGACY_END - 1
+    name = "text_model.embeddings.token_embedding.weight"
+    order = torch.arange(config.vocab_size)
+    order[[end, other]] = order[[other, end]]
+    weights[name] = weights[name][order]
+    config.eos_token_id = other
+    if config.pad_token_id in {end, other}:
+        config.pad_token_id = end + other - config.pad_token_id
+    return swapped(restored.tokenizer, end, other)
+
+
+def _pooler(config: Any) -> dict[str, Tensor] | None:
+    """Returns weights with which BERT's pooler is the identity times `_LINEAR`; None if there is no such pooler."""
+    with torch.device("meta"):
+        names = {name for name, _ in AutoModel.from_config(config).named_parameters()}
+    if not {"pooler.dense.weight", "pooler.dense.bias"} <= names:
+        return None
+    size = config.hidden_size
+    return {
+        "text_model.pooler.dense.weight": _LINEAR * torch.eye(size),
+        "text_model.pooler.dense.bias": torch.zeros(size),
+    }
+
+
+def _lacks(restored: Restored) -> tuple[str, ...]:
+    bias = ", and the bias of the scores" if restored.model.logit_bias is not None else ""
+    line = (
+        "VisionTextDualEncoderModel has no place for the projections of patches and of local sentences, nor for the "
+        f"scale of their scores{bias}; onnx, torch and safetensors hold them."
+    )
+    return (line,)
+
+
+FORMAT = ExportFormat(
+    name=NAME,
+    about="A VisionTextDualEncoderModel with the image tower of timm, an image processor and a tokenizer.",
+    library="transformers",
+    modules={"transformers": "transformers", "timm": "timm"},
+    write=write,
+    lacks=_lacks,
+    loading="""\
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+
+model = AutoModel.from_pretrained(".").eval()
+pixels = AutoImageProcessor.from_pretrained(".")(Image.open("face.jpg"), return_tensors="pt")
+texts = ["a happy face", "a sad face"]
+tokens = AutoTokenizer.from_pretrained(".")(texts, padding=True, truncation=True, return_tensors="pt")
+print(model(**pixels, **tokens).logits_per_image.softmax(-1))
+""",
+)
