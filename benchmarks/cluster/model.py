@@ -51,7 +51,8 @@ def _scaling(about: Occasion) -> Iterator[Measurement]:
     for objective, weights in OBJECTIVES.items():
         config = _config(weights)
         memory = estimate(config, 1, on_gpu=True)
-        work = Workload.of(config, ROWS, parameters=memory.parameters, patches=memory.patches, half=True)
+        size = {"parameters": memory.parameters, "trained": memory.trained}
+        work = Workload.of(config, ROWS, **size, patches=memory.patches, half=True)
         speed = Speed(ROWS * memory.row_flops / flops, flops, UPDATE_S)
         for fabric, ranks in product(("ib400", "eth100"), SCALES):
             step = step_time(work, ranks, speed, FABRICS[fabric])

@@ -76,7 +76,8 @@ def measure(cases: tuple[Case, ...], rounds: int, about: Occasion) -> Iterator[M
     for case in cases:
         alone, pair = _ran(case, rounds, together=False), _ran(case, rounds, together=True)
         patches = (PIXELS // PATCH) ** 2
-        work = Workload.of(case.config(2), case.rows, parameters=alone["parameters"], patches=patches, half=False)
+        size = alone["parameters"]
+        work = Workload.of(case.config(2), case.rows, parameters=size, trained=size, patches=patches, half=False)
         speeds = [
             Speed(towers_s, work.loss_flops(1) / loss_s, max(0.0, step_s - towers_s - loss_s))
             for step_s, towers_s, loss_s in zip(alone["step"], alone["towers"], alone["loss"], strict=True)

@@ -4,7 +4,7 @@ Each type contains its bounds, so that pydantic refuses a wrong value and `expla
 """
 
 import re
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.fields import FieldInfo
@@ -17,6 +17,8 @@ Weight = Annotated[float, Field(ge=0)]
 _IS_PART_WEIGHT = "weight of a caption part"  # Pydantic's metadata of a field mark such a setting with this text.
 PartWeight = Annotated[float, Field(ge=0), _IS_PART_WEIGHT]
 Decay = Annotated[float, Field(ge=0, lt=1)]
+# `strict` refuses true, which would otherwise be read as the depth 1.
+Freeze = Literal["all"] | Annotated[int, Field(ge=0, strict=True)]
 Length = Annotated[int, Field(ge=3)]  # Tokens: the start token, the end token, and at least one between them.
 
 

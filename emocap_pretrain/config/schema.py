@@ -23,6 +23,7 @@ from emocap_pretrain.config.fields import (
     Decay,
     Deviation,
     Fraction,
+    Freeze,
     Length,
     Positive,
     Section,
@@ -126,6 +127,11 @@ class ImageTowerConfig(Section):
     std: tuple[Deviation, Deviation, Deviation] | None = Field(
         default=None, description="Standard deviations by which the tower divides; default timm's for the model."
     )
+    freeze: Freeze | None = Field(
+        default=None,
+        description="What is not trained: all is the whole tower (locked-image tuning), and a number N the embeddings "
+        "and the first N blocks; null trains everything.",
+    )
 
 
 class TextArchitectureConfig(Section):
@@ -201,6 +207,11 @@ class TextTowerConfig(Section):
         default_factory=lambda: PartLengthsConfig.model_validate({}),
         description="Longest token sequence of each caption part.",
     )
+    freeze: Freeze | None = Field(
+        default=None,
+        description="What is not trained: all is the whole tower, and a number N the embeddings and the first N "
+        "layers; null trains everything.",
+    )
 
     @model_validator(mode="after")
     def _cls_needs_bidirectional_attention(self) -> Self:
@@ -214,6 +225,11 @@ class TextTowerConfig(Section):
         if (self.pooling == "last") != is_padded:
             raise ValueError("pooling=last and architecture.family=siglip belong together: set both or neither.")
         return self
+
+
+ProjectionOrScale = Literal[
+    "to_image", "to_patch", "to_text", "to_sentence", "logit_scale", "local_logit_scale", "logit_bias"
+]
 
 
 class ModelConfig(Section):
@@ -241,6 +257,9 @@ class ModelConfig(Section):
     checkpoint_activations: bool = Field(
         default=False, description="Recompute the activations of the towers in the backward pass, to save memory."
     )
+    freeze: tuple[ProjectionOrScale, ...] = Field(
+        default=(), description="Projections and scales that are not trained. The towers have settings of their own."
+    )
     model_config = ConfigDict(serialize_by_alias=True)
 
     @model_validator(mode="after")
@@ -248,6 +267,11 @@ class ModelConfig(Section):
         if self.from_ is None and self.text.tokenizer == "from":
             raise ValueError("text.tokenizer=from takes the tokenizer of model.from, which is not set.")
         return self
+
+    @property
+    def is_partly_frozen(self) -> bool:
+        """Returns whether a part of the model is not trained."""
+        return bool(self.freeze) or self.image.freeze is not None or self.text.freeze is not None
 
 
 def starts_from_weights(model: ModelConfig) -> bool:

@@ -47,6 +47,7 @@ class MemoryEstimate:
 
     Attributes:
         parameters: Number of parameters of the model.
+        trained: Number of those parameters that are trained; the others are frozen.
         weights: Bytes of the weights, including those of a teacher, and of a whole averaged model that guides mining.
         gradients: Bytes of the gradients.
         optimizer: Bytes of the optimizer's state that the rank holds, with the moving average of the weights if there
@@ -64,6 +65,7 @@ class MemoryEstimate:
     """
 
     parameters: int
+    trained: int
     weights: int
     gradients: int
     optimizer: int
@@ -86,10 +88,13 @@ class MemoryEstimate:
         parts = ("weights", "gradients", "optimizer", "buffers", *cached, "activations")
         listed = ", ".join(f"{name} {getattr(self, name) / 2**30:.2f}" for name in parts)
         return [
-            ("parameters", f"{self.parameters / 1e6:.1f} M"),
+            ("parameters", f"{self.parameters / 1e6:.1f} M" + self._frozen()),
             ("memory", f"{self.total / 2**30:.2f} GiB on each rank's device, without the overhead of torch"),
             ("", f"GiB: {listed}"),
         ]
+
+    def _frozen(self) -> str:
+        return "" if self.trained == self.parameters else f", of which {self.trained / 1e6:.1f} M are trained"
 
 
 def estimate(config: Config, ranks: int, *, on_gpu: bool, shortest: bool = False) -> MemoryEstimate:
@@ -104,23 +109,16 @@ def estimate(config: Config, ranks: int, *, on_gpu: bool, shortest: bool = False
 
     Raises:
         ConfigError: If the optimizer does not support the stage of ZeRO, if a key of `lr_scales` matches no parameter,
-            or if `objective.patch_mask` is set for a tower whose patches do not divide the image into equal squares.
+            if more is frozen than the model has, or if `objective.patch_mask` is set for a tower whose patches do not
+            divide the image into equal squares.
     """
     captions = _Captions.of(config, shortest=shortest)
     split = batch_split(config.global_batch, config.micro_batch, ranks=ranks)
-    settings, precision, vocabulary = config.objective, config.engine.precision, vocabulary_of(config.model)
-    architecture = text_architecture_of(config.model)
+    model, settings, precision = empty_model(config), config.objective, config.engine.precision
+    source = settings.teacher
     with torch.device("meta"):
-        model = TowerPair.of(
-            config.model,
-            settings,
-            vocabulary,
-            precision=precision,
-            weights=False,
-            text_architecture=architecture,
-        )
-        frozen = settings.teacher
-        teacher = Teacher(frozen, pixels=model.pixels, precision=precision) if frozen else None
+        teacher = Teacher(source, pixels=model.pixels, precision=precision) if source else None
+    groups = parameter_groups(model, config.optimizer)
     with FakeTensorMode(allow_non_fake_inputs=True):
         # Within the mode, the parameters become fake tensors of a CPU, so the towers run as they do on real tensors.
         for each in filter(None, (model, teacher)):
@@ -134,23 +132,37 @@ def estimate(config: Config, ranks: int, *, on_gpu: bool, shortest: bool = False
     stage, size = config.engine.zero_stage, parameters * FLOAT
     optimizer = with_average(optimizer_of(config.optimizer, stage), config.ema)
     # The parts that are counted without a trace. Everything is stored in float32 (decision 4).
-    trained = [each for group in parameter_groups(model, config.optimizer) for each in group.parameters.values()]
+    trained = [each for group in groups for each in group.parameters.values()]
     state = sum(optimizer.state_elements(each) for each in trained) * FLOAT
     masters = sum(each.numel() for each in trained) * FLOAT
     return MemoryEstimate(
         parameters=parameters,
+        trained=masters // FLOAT,
         weights=size // (ranks if stage == 3 else 1) + teacher_bytes + size * settings.mines_by_average,
         # With several passes each rank has the whole gradients, because they are reduced only after the last pass.
-        gradients=size // (ranks if stage >= 2 and split.passes == 1 else 1),
+        gradients=masters // (ranks if stage >= 2 and split.passes == 1 else 1),
         # With ZeRO each rank also has a copy of those weights that it updates.
         optimizer=state if stage == 0 else (masters + state) // ranks,
-        buffers=0 if stage == 0 else min(BUCKET * FLOAT, size),
+        buffers=0 if stage == 0 else min(BUCKET * FLOAT, masters),
         representations=step.representations,
         activations=step.activations,
         state=state,
         patches=step.patches,
         row_flops=row_flops,
     )
+
+
+def empty_model(config: Config) -> TowerPair:
+    """Returns the model on the device "meta", so that it needs almost no memory."""
+    with torch.device("meta"):
+        return TowerPair.of(
+            config.model,
+            config.objective,
+            vocabulary_of(config.model),
+            precision=config.engine.precision,
+            weights=False,
+            text_architecture=text_architecture_of(config.model),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +219,7 @@ def _traced(
     the embeddings exist for all rows of a rank. Their memory is computed from the number of rows.
     """
     # Gradients of parameters are counted by `estimate`. Each is dropped as soon as it is complete.
-    for parameter in model.parameters():
+    for parameter in filter(lambda each: each.requires_grad, model.parameters()):
         parameter.register_post_accumulate_grad_hook(_drop_gradient)
     existing = [*model.state_dict().values(), *(teacher.state_dict().values() if teacher else ())]
     with _LiveStorages(existing) as live:

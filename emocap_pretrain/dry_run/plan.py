@@ -17,9 +17,10 @@ from emocap_shards.manifest import Manifest, read_manifest
 from emocap_pretrain.config.batch_split import BatchSplit, batch_split
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.dry_run.fabric import device_flops
-from emocap_pretrain.dry_run.memory import MemoryEstimate, estimate
+from emocap_pretrain.dry_run.memory import MemoryEstimate, empty_model, estimate
 from emocap_pretrain.dry_run.outlook import Assumptions, Outlook
 from emocap_pretrain.dry_run.step import Speed
+from emocap_pretrain.dry_run.trained import trained_rows
 from emocap_pretrain.dry_run.workload import Workload
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.training.objective import Objective, vector_dtype
@@ -63,7 +64,14 @@ class RunPlan:
 
     def text(self, *, full: bool = False) -> str:
         """Returns the plan as the text that `--dry-run` prints. With `full`, the resolved config follows."""
-        rows = (*self._split(), *self._losses(), *self.memory.lines(), *self._data(), *self._outlook().rows())
+        rows = (
+            *self._split(),
+            *self._losses(),
+            *self.memory.lines(),
+            *trained_rows(empty_model(self.config), self.config.optimizer),
+            *self._data(),
+            *self._outlook().rows(),
+        )
         lines = "\n".join(f"{name:<16}{value}" for name, value in rows)
         if not full:
             return lines
@@ -109,7 +117,12 @@ class RunPlan:
         half = vector_dtype(self.config.objective, self.config.engine.precision) == torch.bfloat16
         memory, assumed = self.memory, self.assumed
         work = Workload.of(
-            self.config, self.split.rows, parameters=memory.parameters, patches=memory.patches, half=half
+            self.config,
+            self.split.rows,
+            parameters=memory.parameters,
+            trained=memory.trained,
+            patches=memory.patches,
+            half=half,
         )
         fabric = assumed.fabric_for(on_gpu=self.on_gpu)
         return Outlook(

@@ -28,7 +28,7 @@ from emocap_pretrain.config.batch_split import batch_split
 from emocap_pretrain.config.schema import Config, EvaluationConfig
 from emocap_pretrain.data.datasets import digest_of, foreign_data
 from emocap_pretrain.data.parts import active_parts
-from emocap_pretrain.dry_run.memory import MemoryEstimate, estimate
+from emocap_pretrain.dry_run.memory import MemoryEstimate, empty_model, estimate
 from emocap_pretrain.errors import ConfigError, EmocapError
 from emocap_pretrain.evaluation import tasks
 from emocap_pretrain.interop.image_weights import check_image_weights, check_teacher
@@ -36,7 +36,7 @@ from emocap_pretrain.interop.load import check_source
 from emocap_pretrain.model.transformers_text import check_text_weights
 from emocap_pretrain.run_folder.folder import RunFolder
 from emocap_pretrain.training.objective import Objective, notes_on_unread
-from emocap_pretrain.training.optimizer import learning_rate, optimizer_of
+from emocap_pretrain.training.optimizer import learning_rate, optimizer_of, parameter_groups
 
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # The limit of a container's memory in bytes, or "max" (cgroup 2).
 Value = TypeVar("Value")
@@ -136,8 +136,8 @@ def preflight(
     # A checkpoint has the weights of the towers, but not those of a teacher.
     found.collect(lambda: found.notes.extend(check_teacher(config.objective.teacher, pixels=config.model.image.pixels)))
     # The estimate builds the model, so it needs settings without problems. A run with a checkpoint is not estimated.
-    if devices and not checkpoint and not found.problems:
-        found.collect(lambda: _memory(config, devices, known or _estimate(config, devices), found))
+    if not checkpoint and not found.problems:
+        _model(config, devices, known, found)
     unprepared = prepare_tasks and not tasks.were_prepared(checkpoint, config.stored()["evaluation"])
     found.collect(lambda: evaluation(config.evaluation, found, prepare_tasks=unprepared))
     if config.steps == 0 and config.evaluation.url is None:
@@ -285,6 +285,14 @@ def _other_steps(config: Config, done: int, before: int) -> str:
     return (
         f"{head}: the learning rate of step {done + 1:,} is {now} instead of {was}, and falls to {end} at the new end."
     )
+
+
+def _model(config: Config, devices: Devices | None, known: MemoryEstimate | None, found: Findings) -> None:
+    """Checks that the model can be built and trained, and that a rank has the memory for it if `devices` are known."""
+    if devices:
+        found.collect(lambda: _memory(config, devices, known or _estimate(config, devices), found))
+    elif config.model.is_partly_frozen:
+        found.collect(lambda: parameter_groups(empty_model(config), config.optimizer))
 
 
 def _memory(config: Config, devices: Devices, needed: MemoryEstimate, found: Findings) -> None:

@@ -53,7 +53,8 @@ class Workload:
             unit is the FLOP of one matrix product that `products` counts.
         own_products: FLOP of the local loss, if it compares each text only with the patches of the text's own image;
             else 0. The unit is `2 * rows * embedding` FLOP.
-        parameters: Number of parameters of the model, whose gradients are reduced in float32.
+        parameters: Number of parameters of the model.
+        trained: Number of those parameters that are trained. Their gradients are reduced in float32.
         zero_stage: Stage of ZeRO.
         schedule: The schedule by which the ranks exchange embeddings.
     """
@@ -67,17 +68,19 @@ class Workload:
     patch_products: int
     own_products: int
     parameters: int
+    trained: int
     zero_stage: int
     schedule: Literal["auto"] | Schedule = "auto"
 
     @classmethod
-    def of(cls, config: Config, rows: int, *, parameters: int, patches: int, half: bool) -> "Workload":
+    def of(cls, config: Config, rows: int, *, parameters: int, trained: int, patches: int, half: bool) -> "Workload":
         """Returns the work of a rank in the run with this config.
 
         Args:
             config: The config of the run.
             rows: Number of samples of each rank.
             parameters: Number of parameters of the model.
+            trained: Number of those parameters that are trained.
             patches: Number of patches of an image, after patch dropout.
             half: Whether vectors are exchanged as bfloat16.
         """
@@ -99,6 +102,7 @@ class Workload:
             patch_products=pairs * _patch_products(settings, patches) if whole_batch else 0,
             own_products=0 if whole_batch else 6 * pairs,
             parameters=parameters,
+            trained=trained,
             zero_stage=config.engine.zero_stage,
             schedule=settings.schedule,
         )
@@ -215,12 +219,14 @@ def gradients(work: Workload, ranks: int, fabric: Fabric) -> Received:
     all-gathers of the parameters.
     """
     nodes, here = fabric.nodes(ranks), min(ranks, fabric.ranks_per_node)
-    # A reduce-scatter and an all-gather transfer all parameters once each. ZeRO stage 3 has one more all-gather.
-    size, passes = work.parameters * FLOAT, 3 if work.zero_stage == 3 else 2
-    messages = passes * -(-size // BUCKET_BYTES)
+    # The gradients are transferred once by a reduce-scatter, and the new values of the parameters once by an
+    # all-gather. ZeRO stage 3 gathers all parameters, also the frozen ones, once forward and once backward.
+    trained, whole = work.trained * FLOAT, work.parameters * FLOAT
+    transfers = (trained, whole, whole) if work.zero_stage == 3 else (trained, trained)
+    size, messages = sum(transfers), sum(-(-each // BUCKET_BYTES) for each in transfers)
     return Received(
-        inside_bytes=passes * size * (here - 1) / here,
-        between_bytes=passes * size / here * (nodes - 1) / nodes,
+        inside_bytes=size * (here - 1) / here,
+        between_bytes=size / here * (nodes - 1) / nodes,
         inside_messages=messages * (here - 1),
         between_messages=messages * (nodes - 1),
     )

@@ -10,7 +10,7 @@ Scales are always float32, because a step changes a scale by less than bf16 can 
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self, cast
 
 import torch
 from emocap_kernels.contrastive.objectives import objective_of
@@ -24,6 +24,7 @@ from emocap_pretrain.data.batch import Batch, Texts
 from emocap_pretrain.data.parts import PARTS, PROMPT_PART, Part, active_parts
 from emocap_pretrain.data.tokenizer import Vocabulary
 from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.model.freeze import freeze_towers, is_frozen
 from emocap_pretrain.model.timm_image import TimmImageTower
 from emocap_pretrain.model.towers import ImageTower, TextTower
 from emocap_pretrain.model.transformers_text import TransformersTextTower
@@ -156,10 +157,12 @@ class TowerPair(nn.Module):
                 pretrained text tower is built from it, and the source of its pretrained weights is not opened.
 
         Raises:
-            ConfigError: If a tower cannot be built, or pretrained weights do not match it.
+            ConfigError: If a tower cannot be built, pretrained weights do not match it, or more is to be frozen than
+                the model has.
         """
         image = TimmImageTower(settings.image)
         text = TransformersTextTower(settings.text, vocabulary, weights=weights, architecture=text_architecture)
+        freeze_towers(image, text, settings)
         parts = active_parts(objective.weights)
         pair = cls(
             image,
@@ -174,15 +177,29 @@ class TowerPair(nn.Module):
             prompt_length=settings.text.lengths.by_part[PROMPT_PART.name],
             precision=precision,
         )
-        if settings.checkpoint_activations:
-            image.checkpoint_activations()
-            text.checkpoint_activations()
-        return pair
+        pair._freeze(settings.freeze)
+        for tower in (image, text):
+            # Nothing is recomputed in a frozen tower, because there is no backward pass through it.
+            if settings.checkpoint_activations and not is_frozen(tower):
+                tower.checkpoint_activations()
+        return pair.train()
 
     @property
     def notes(self) -> tuple[str, ...]:
         """Returns remarks for the user on the weights of a pretrained text tower, one line each."""
         return self.text.notes
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets the mode of all modules, but keeps a frozen tower in evaluation mode.
+
+        So a frozen tower returns the same vectors for an image or text in every step. A tower of which only the first
+        blocks are frozen is trained with dropout in all of its blocks.
+        """
+        super().train(mode)
+        for tower in (self.image, self.text):
+            if is_frozen(cast(nn.Module, tower)):
+                cast(nn.Module, tower).eval()
+        return self
 
     def forward(self, batch: Batch) -> Embeddings:
         """Returns the embeddings of the images, and of the texts of all caption parts that the loss uses.
@@ -204,6 +221,13 @@ class TowerPair(nn.Module):
             # The bias is copied, so that the optimizer's update does not change the value that this step logs.
             biases={} if self.logit_bias is None else {"image": self.logit_bias.float().squeeze(0).clone()},
         )
+
+    def _freeze(self, names: Iterable[str]) -> None:
+        for name in names:
+            part: nn.Module | nn.Parameter | None = getattr(self, name)
+            if part is None:
+                raise ConfigError(f"model.freeze has {name}, but the objective has none; leave it out.")
+            part.requires_grad_(False)
 
     def _encoded(self, part: Part, texts: Texts) -> Float[Tensor, "texts embedding"]:
         projection = self.to_text if part.aligned_with == "image" else self.to_sentence

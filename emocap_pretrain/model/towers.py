@@ -55,7 +55,8 @@ class ImageTower(Protocol):
         """Returns the depth of every parameter by its name: 0 at the input, larger values towards the output.
 
         The setting `optimizer.layer_decay` uses the depths: a parameter that is further from the output gets a lower
-        learning rate. The names are those of the tower's method `named_parameters`.
+        learning rate. So do the settings `freeze` of the towers, by which the parameters next to the input are not
+        trained. The names are those of the tower's method `named_parameters`.
         """
         ...
 

@@ -183,10 +183,15 @@ def parameter_groups(model: nn.Module, settings: OptimizerConfig) -> tuple[Param
     `lr_scales` names, these rates are multiplied by the factor given there. No group is empty.
 
     Raises:
-        ConfigError: If a key of `lr_scales` does not name a trained part of the model.
+        ConfigError: If nothing is trained, or a key of `lr_scales` does not name a trained part of the model.
     """
     # All ranks make the same groups in the same order, because DeepSpeed and `Layout` divide them by position.
     trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
+    if not trained:
+        raise ConfigError(
+            "model: there is nothing to train, because both towers and all projections and scales are frozen; take "
+            "something out of model.freeze."
+        )
     _require_parts(settings.lr_scales, trained)
     spared = frozenset[str]() if settings.decay_embeddings else _embeddings(model)
     of_layer = _layer_scales(model, settings.layer_decay)

@@ -29,7 +29,7 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     patch.setattr(model, "LIVES", 50)
     patch.setattr(model, "MTBF_DAYS", (3.0, 30.0))
     # What tracing the towers gives, without tracing them.
-    towers = MemoryEstimate(129_000_000, *[0] * 7, patches=196, row_flops=175 * 10**9)
+    towers = MemoryEstimate(129_000_000, 129_000_000, *[0] * 7, patches=196, row_flops=175 * 10**9)
     patch.setattr(model, "estimate", lambda _config, _ranks, **_on_gpu: towers)
     assert run(SUITE, ["simulate", "--out", str(folder)]) == 0
     patch.undo()

@@ -61,7 +61,7 @@ def without(name):
     return config.model_copy(update={"objective": objective})
 
 def work(config):
-    return Workload.of(config, 8, parameters=1, patches=4, half=False)
+    return Workload.of(config, 8, parameters=1, trained=1, patches=4, half=False)
 
 compared = [config, without("xyzzy"), without("plugh")]
 print(json.dumps({

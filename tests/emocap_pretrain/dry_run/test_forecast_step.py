@@ -20,6 +20,7 @@ WORK = Workload(
     patch_products=0,
     own_products=0,
     parameters=129_000_000,
+    trained=129_000_000,
     zero_stage=1,
 )
 SPEED = Speed(towers_s=0.2, loss_flops_per_s=4e14, update_s=0.002)
@@ -33,7 +34,7 @@ def config_of(**sections: object) -> Config:
 
 
 def workload(**sections: object) -> Workload:
-    return Workload.of(config_of(**sections), 256, parameters=1000, patches=196, half=True)
+    return Workload.of(config_of(**sections), 256, parameters=1000, trained=1000, patches=196, half=True)
 
 
 def test_plain_clip_is_eight_b_b_d():
@@ -103,6 +104,13 @@ def test_gradients_of_a_zero_stage_are_so_many_journeys_of_all_parameters(stage,
     assert alone.bytes == alone.between_bytes == pytest.approx(passes * size * 15 / 16)
     inside = gradients(replace(WORK, zero_stage=stage), 8, FREE)
     assert inside.bytes == inside.inside_bytes == pytest.approx(passes * size * 7 / 8)
+
+
+def test_gradients_of_frozen_parameters_are_not_exchanged_but_stage_3_gathers_their_values():
+    locked = replace(WORK, trained=WORK.parameters // 4)
+    for stage, share in ((0, 2 / 4), (1, 2 / 4), (2, 2 / 4), (3, 2 + 1 / 4)):
+        received = gradients(replace(locked, zero_stage=stage), 8, FREE)
+        assert received.bytes == pytest.approx(share * 4 * WORK.parameters * 7 / 8, rel=1e-6)
 
 
 def test_a_single_rank_receives_nothing():

@@ -241,3 +241,27 @@ def test_a_large_recipe_is_estimated_without_its_bytes(recipe, monkeypatch):
     assert found.parameters > 80e6
     assert found.total > 2 * 2**30
     assert psutil.Process().memory_info().rss - before < found.total / 10
+
+
+def frozen(given: Config, **model: object) -> Config:
+    tree = given.model_dump(mode="json")
+    tree["model"]["image"]["freeze"] = model.get("image")
+    tree["model"]["freeze"] = model.get("freeze", [])
+    return Config.model_validate(tree)
+
+
+def test_a_frozen_tower_has_no_gradients_no_state_and_no_activations():
+    free, locked = (estimated(frozen(config(8), image=image), 2) for image in (None, "all"))
+    tower = free.parameters - locked.trained
+    assert (locked.parameters, free.trained) == (free.parameters, free.parameters)
+    assert (free.weights, free.gradients - locked.gradients) == (locked.weights, 4 * tower)
+    assert free.state - locked.state == 2 * 4 * tower
+    assert locked.activations < 0.7 * free.activations
+    assert locked.row_flops < 0.7 * free.row_flops
+    assert locked.lines()[0][1].endswith(f" M, of which {locked.trained / 1e6:.1f} M are trained")
+
+
+def test_frozen_blocks_at_the_input_save_their_activations():
+    free, half, locked = (estimated(frozen(config(8), image=image), 2) for image in (None, 1, "all"))
+    assert locked.activations < half.activations < free.activations
+    assert locked.trained < half.trained < free.trained

@@ -98,6 +98,18 @@ def test_a_learning_rate_of_a_part_that_the_model_has_not_is_refused_before_the_
     assert line.startswith("optimizer.lr_scales has image.trunk, which is no trained part of the model")
 
 
+@pytest.mark.parametrize("devices", [ALONE, None])
+def test_freezing_more_than_the_model_has_is_refused_before_the_start(
+    tiny_config: Config, devices: Devices | None
+) -> None:
+    line = problem(changed(tiny_config, model__image__freeze=12), devices)
+    assert line.startswith("model.image.freeze=12: the depths of this tower are 0 (embeddings) to 1, so at most 0")
+    names = ["to_image", "to_patch", "to_text", "to_sentence", "logit_scale", "local_logit_scale"]
+    towers = changed(tiny_config, model__image__freeze="all", model__text__freeze="all")
+    assert found(towers, devices) == Findings()
+    assert problem(changed(towers, model__freeze=names), devices).startswith("model: there is nothing to train")
+
+
 def test_a_missing_dataset_is_named_by_its_key(tiny_config: Config, faces: str, tmp_path: Path) -> None:
     missing = str(tmp_path / "missing")
     assert problem(changed(tiny_config, data__url=missing)).startswith(f"data.url: {missing} has no manifest.json")

@@ -54,6 +54,27 @@ def test_the_plan_names_the_memory_of_a_rank(tiny_config):
     assert "GiB on each rank's device" in found["memory"]
 
 
+def trained(config: Config) -> list[str]:
+    """Returns the rows of the plan about the parts that are trained."""
+    lines = RunPlan.of(config, 1, on_gpu=False).text().splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith("trained"))
+    return [line[16:] for line in lines[first : first + 4]]
+
+
+def test_the_plan_names_the_learning_rate_and_the_weight_decay_of_each_part(tiny_config):
+    image, text, projections, scales = trained(tiny_config)
+    assert image.endswith(" parameters, lr 0.001, decay 0.2")
+    assert (text[:10], projections) == ("text tower", "projections: 2,048 parameters, lr 0.001, decay 0.2")
+    assert scales == "scales: 2 parameters, lr 0.001"
+    rates = {"lr_scales": {"image": 0.1, "logit_scale": 0.01}, "layer_decay": 0.5, "lr": 1e-3, "warmup_steps": 1}
+    config = changed(tiny_config, optimizer=rates, model__text__freeze="all", model__freeze=["to_patch"])
+    image, text, projections, scales = trained(config)
+    assert "lr 5e-05 and 0.0001, decay" in image
+    assert text.startswith("text tower: frozen, ")
+    assert projections == "projections: 1,536 parameters, lr 0.001, decay 0.2, 512 frozen"
+    assert scales == "scales: 2 parameters, lr 1e-05 and 0.001"
+
+
 def test_the_full_text_ends_with_the_config_as_it_is_stored(tiny_config):
     config = tiny_config.with_interpolations({("tracking", "uri"): "${oc.env:URI}"})
     plan = RunPlan.of(config, 1, on_gpu=False)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from engine_jobs import Place, Steps, resumed, saved
+from frozen_cases import frozen_config
 from gloo_ranks import on_gloo
 from optimizer_cases import with_optimizer
 from pretrain_fakes import changed
@@ -68,6 +69,15 @@ def test_a_job_resumes_to_the_bit_at_its_own_size_and_within_rounding_at_another
     other_stage = [(Place(2, 0), Place(2, 3)), (Place(2, 3), Place(2, 1))]
     other_ranks = [(Place(3, 1), Place(2, 2)), (Place(2, 2), Place(3, 3)), (Place(3, 1), Place(1, 0))]
     check([*same, *other_stage, *other_ranks], config, tmp_path)
+
+
+@pytest.mark.parametrize("case", ["image", "blocks"])
+def test_a_model_with_frozen_parts_resumes_at_any_size_and_stage(
+    tiny_config: Config, tmp_path: Path, case: str
+) -> None:
+    same = [(Place(2, stage), Place(2, stage)) for stage in STAGES]
+    others = [(Place(2, 3), Place(1, 0)), (Place(2, 0), Place(3, 3)), (Place(2, 2), Place(3, 1))]
+    check([*same, *others], changed(frozen_config(tiny_config, case), steps=3), tmp_path)
 
 
 def as_version_0_1_0(folder: Path, layout: dict[str, Any]) -> None:

@@ -178,8 +178,9 @@ def weights(config: Config) -> dict[str, Tensor]:
         {},
         {"optimizer": {"name": "sgd", "lr": 0.1}, "engine__zero_stage": 2},
         {"optimizer": {"name": "adafactor", "lr": 0.01}, "engine__zero_stage": 0},
+        {"model__image__freeze": "all", "model__text__freeze": 1, "micro_batch": 4},
     ],
-    ids=["adamw", "sgd", "adafactor"],
+    ids=["adamw", "sgd", "adafactor", "frozen"],
 )
 def test_a_run_that_is_stopped_after_every_single_step_is_the_unbroken_run(
     new_run: Callable[..., Config], changes: dict[str, object]
