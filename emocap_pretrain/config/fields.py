@@ -19,6 +19,7 @@ PartWeight = Annotated[float, Field(ge=0), _IS_PART_WEIGHT]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 # `strict` refuses true, which would otherwise be read as the depth 1.
 Freeze = Literal["all"] | Annotated[int, Field(ge=0, strict=True)]
+ModuleName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$", max_length=80)]
 Length = Annotated[int, Field(ge=3)]  # Tokens: the start token, the end token, and at least one between them.
 
 

@@ -25,6 +25,7 @@ from emocap_pretrain.config.fields import (
     Fraction,
     Freeze,
     Length,
+    ModuleName,
     Positive,
     Section,
     Template,
@@ -106,6 +107,26 @@ class DataConfig(Section):
         return self
 
 
+class LoraConfig(Section):
+    """Configures LoRA adapters, which are trained in place of the weights of a tower."""
+
+    rank: Annotated[int, Field(ge=1, le=1024)] = Field(default=8, description="Rank r of the product of an adapter.")
+    alpha: Positive = Field(
+        default=16, description="The product is multiplied by alpha / rank before it is added to the layer's result."
+    )
+    dropout: Decay = Field(default=0.0, description="Dropout of the input of an adapter.")
+    targets: Annotated[tuple[ModuleName, ...], Field(min_length=1, max_length=64)] | None = Field(
+        default=None,
+        description="Ends of the names of the linear layers that get an adapter, such as [attn.qkv]; default the "
+        "layers of attention and MLP.",
+    )
+
+
+def _refuse_both(freeze: Freeze | None, lora: LoraConfig | None) -> None:
+    if freeze is not None and lora is not None:
+        raise ValueError("lora freezes the tower's own weights already: leave freeze out, or lora.")
+
+
 class ImageTowerConfig(Section):
     """Configures the image tower, which is a timm model."""
 
@@ -132,6 +153,14 @@ class ImageTowerConfig(Section):
         description="What is not trained: all is the whole tower (locked-image tuning), and a number N the embeddings "
         "and the first N blocks; null trains everything.",
     )
+    lora: LoraConfig | None = Field(
+        default=None, description="Adapters that are trained while the tower's own weights are frozen."
+    )
+
+    @model_validator(mode="after")
+    def _lora_freezes_the_rest(self) -> Self:
+        _refuse_both(self.freeze, self.lora)
+        return self
 
 
 class TextArchitectureConfig(Section):
@@ -212,6 +241,14 @@ class TextTowerConfig(Section):
         description="What is not trained: all is the whole tower, and a number N the embeddings and the first N "
         "layers; null trains everything.",
     )
+    lora: LoraConfig | None = Field(
+        default=None, description="Adapters that are trained while the tower's own weights are frozen."
+    )
+
+    @model_validator(mode="after")
+    def _lora_freezes_the_rest(self) -> Self:
+        _refuse_both(self.freeze, self.lora)
+        return self
 
     @model_validator(mode="after")
     def _cls_needs_bidirectional_attention(self) -> Self:
@@ -271,7 +308,18 @@ class ModelConfig(Section):
     @property
     def is_partly_frozen(self) -> bool:
         """Returns whether a part of the model is not trained."""
-        return bool(self.freeze) or self.image.freeze is not None or self.text.freeze is not None
+        towers = (self.image.freeze, self.image.lora, self.text.freeze, self.text.lora)
+        return bool(self.freeze) or any(each is not None for each in towers)
+
+    @property
+    def has_adapters(self) -> bool:
+        """Returns whether a tower has LoRA adapters."""
+        return self.image.lora is not None or self.text.lora is not None
+
+    def without_adapters(self) -> "ModelConfig":
+        """Returns the settings of the same model after its adapters were merged into its weights."""
+        towers = {"image": self.image, "text": self.text}
+        return self.model_copy(update={name: each.model_copy(update={"lora": None}) for name, each in towers.items()})
 
 
 def starts_from_weights(model: ModelConfig) -> bool:

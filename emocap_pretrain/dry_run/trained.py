@@ -7,6 +7,7 @@ from torch import nn
 from emocap_pretrain.config.schema import OptimizerConfig
 from emocap_pretrain.training.optimizer import ParameterGroup, parameter_groups
 
+_KINDS: tuple[str, ...] = ("image tower", "text tower", "projections", "scales")
 _MOST_RATES = 3
 
 
@@ -20,7 +21,7 @@ def trained_rows(model: nn.Module, settings: OptimizerConfig) -> list[tuple[str,
         ConfigError: As in `parameter_groups`.
     """
     groups = parameter_groups(model, settings)
-    sizes = dict.fromkeys(("image tower", "text tower", "projections", "scales"), 0)
+    sizes = dict.fromkeys(_KINDS, 0)
     for name, parameter in model.named_parameters():
         sizes[_kind(name)] += parameter.numel()
     lines = [f"{kind}: {_described(kind, whole, groups, settings.lr)}" for kind, whole in sizes.items()]

@@ -27,6 +27,7 @@ from emocap_pretrain.interop.restore import is_plain
 from emocap_pretrain.interop.source import CONFIG_FILE, is_openai, open_source
 from emocap_pretrain.interop.tensors import Tensors, open_tensors
 from emocap_pretrain.interop.translation import LoadReport, translated
+from emocap_pretrain.model.lora import is_of_adapter
 from emocap_pretrain.model.teacher import Teacher, teacher_tower
 from emocap_pretrain.model.timm_image import COUNTER, FACTORY_ARGUMENTS, TimmImageTower, converted
 
@@ -78,7 +79,9 @@ def load_image_weights(tower: TimmImageTower, settings: ImageTowerConfig) -> Loa
         return None
     source = None if settings.pretrained == _HUB else _opened(settings.pretrained, settings.key)
     tensors, report = _converted(settings, source, values=True)
-    tower.backbone.load_state_dict(tensors)
+    # The file knows nothing of adapters, which keep their values.
+    adapters = {name: each for name, each in tower.backbone.state_dict().items() if is_of_adapter(name)}
+    tower.backbone.load_state_dict({**tensors, **adapters})
     return report
 
 

@@ -18,6 +18,7 @@ from emocap_pretrain.interop.layouts.layout import IMAGE, TEXT
 from emocap_pretrain.interop.positions import resized_grid, resized_positions
 from emocap_pretrain.interop.source import KEY, Source, source_of, vocabulary_of
 from emocap_pretrain.interop.translation import LoadReport, translated
+from emocap_pretrain.model.lora import is_of_adapter
 from emocap_pretrain.model.pair import TowerPair
 from emocap_pretrain.model.timm_image import TimmImageTower
 from emocap_pretrain.model.weights import Fit, shapes_of
@@ -80,7 +81,11 @@ def load_weights(model: TowerPair, source: Source, *, extend: str = "interpolate
     given = {name: tensor for name, tensor in given.items() if name not in unused}
     started = _started(given, expected)
     given |= {name: tensor for name, (tensor, _) in started.items()}
-    needed = {name: shape for name, shape in shapes_of(expected).items() if name in given or name not in _OWN}
+    needed = {
+        name: shape
+        for name, shape in shapes_of(expected).items()
+        if name in given or not (name in _OWN or is_of_adapter(name))
+    }
     _fit(source, needed, given).require(where, f"the model ({source.layout.name})", _ADVICE)
     if values:
         model.load_state_dict(given, strict=False)

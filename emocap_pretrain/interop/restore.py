@@ -34,6 +34,7 @@ from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.errors import CheckpointError, ConfigError
 from emocap_pretrain.interop.average import with_average
 from emocap_pretrain.interop.layouts.layout import TIMM_NAME
+from emocap_pretrain.model.lora import merge_adapters
 from emocap_pretrain.model.pair import TowerPair
 from emocap_pretrain.model.weights import Fit, shapes_of
 from emocap_pretrain.run_folder.results import Weights
@@ -90,27 +91,33 @@ def restore(
     needed = (WEIGHTS, TOKENIZER, ENGINE) if weights == "ema" else (WEIGHTS, TOKENIZER)
     with downloaded(store, checkpoint, lambda path: path.partition("/")[0] in needed) as folder:
         config, model, tokenizer = model_of(
-            folder, checkpoint.state.get("config"), checkpoint.state.get("text_architecture"), trusted=config
+            folder,
+            checkpoint.state.get("config"),
+            checkpoint.state.get("text_architecture"),
+            trusted=config,
+            average=weights == "ema",
         )
-        if weights == "ema":
-            model.load_state_dict(with_average(model.state_dict(), folder))
     run_id, data_digest = (str(checkpoint.state.get(key, ""))[:LONGEST_ID] for key in ("run_id", "data_digest"))
     return Restored(config, model, tokenizer, checkpoint.step, run_id, data_digest, weights)
 
 
 def model_of(
-    folder: Path, stored: Any, architecture: Any, *, trusted: Config | None = None
+    folder: Path, stored: Any, architecture: Any, *, trusted: Config | None = None, average: bool = False
 ) -> tuple[Config, TowerPair, Tokenizer]:
     """Builds a model in evaluation mode from a folder with weights and a tokenizer, which somebody else may have made.
+
+    LoRA adapters are merged into the weights of their layers, and the returned config describes the merged model. So
+    nobody who uses a restored model has to know of adapters.
 
     Args:
         folder: Local folder with `model.safetensors` and `tokenizer.json`.
         stored: The settings, as `Config.stored` has returned them.
         architecture: The configuration of a pretrained text tower (`TextTower.recorded`); None if there is none.
         trusted: A config of the user in place of `stored`.
+        average: Whether the trained parameters get their moving average, which all engine files in the folder hold.
 
     Raises:
-        CheckpointError: If the weights are not a safetensors file.
+        CheckpointError: If the weights are not a safetensors file, or the average cannot be read.
         ConfigError: If the weights do not belong to the model that the config describes, or if it is not safe to build
             a model from `stored`.
     """
@@ -133,7 +140,11 @@ def model_of(
     with torch.device("meta"), weights.budget():
         weights.require_fit(build())
     model = build()
-    model.load_state_dict(load_file(folder / WEIGHTS))
+    values = load_file(folder / WEIGHTS)
+    model.load_state_dict(with_average(values, folder) if average else values)
+    if config.model.has_adapters:
+        merge_adapters(model)
+        config = config.model_copy(update={"model": config.model.without_adapters()})
     return config, model.eval(), tokenizer
 
 

@@ -21,12 +21,8 @@ def freeze_towers(image: ImageTower, text: TextTower, settings: ModelConfig) -> 
     Raises:
         ConfigError: If a number of blocks is so large that nothing of the tower would be trained.
     """
-    for tower, depth, key in (
-        (image, settings.image.freeze, "model.image.freeze"),
-        (text, settings.text.freeze, "model.text.freeze"),
-    ):
-        if depth is not None:
-            _freeze(tower, depth, key)
+    _freeze(image, settings.image.freeze, "model.image.freeze")
+    _freeze(text, settings.text.freeze, "model.text.freeze")
 
 
 def is_frozen(module: nn.Module) -> bool:
@@ -34,8 +30,10 @@ def is_frozen(module: nn.Module) -> bool:
     return not any(parameter.requires_grad for parameter in module.parameters())
 
 
-def _freeze(tower: ImageTower | TextTower, depth: Freeze, key: str) -> None:
-    """Freezes the parameters whose depth (`parameter_depths`) is at most `depth`, or all of them."""
+def _freeze(tower: ImageTower | TextTower, depth: Freeze | None, key: str) -> None:
+    """Freezes the parameters of a tower whose depth (`parameter_depths`) is at most `depth`, or all of them."""
+    if depth is None:
+        return
     depths = tower.parameter_depths()
     last = max(depths.values())
     if isinstance(depth, int) and depth >= last:

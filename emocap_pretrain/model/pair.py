@@ -25,6 +25,7 @@ from emocap_pretrain.data.parts import PARTS, PROMPT_PART, Part, active_parts
 from emocap_pretrain.data.tokenizer import Vocabulary
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.model.freeze import freeze_towers, is_frozen
+from emocap_pretrain.model.lora import add_adapters
 from emocap_pretrain.model.timm_image import TimmImageTower
 from emocap_pretrain.model.towers import ImageTower, TextTower
 from emocap_pretrain.model.transformers_text import TransformersTextTower
@@ -162,6 +163,8 @@ class TowerPair(nn.Module):
         """
         image = TimmImageTower(settings.image)
         text = TransformersTextTower(settings.text, vocabulary, weights=weights, architecture=text_architecture)
+        add_adapters(image, settings.image.lora, "model.image.lora")
+        add_adapters(text, settings.text.lora, "model.text.lora")
         freeze_towers(image, text, settings)
         parts = active_parts(objective.weights)
         pair = cls(

@@ -238,9 +238,9 @@ def _share_buffers(model: nn.Module, world: RankGroup) -> None:
     """
     if world.process_group is None:
         return
-    parameters = dict(model.named_parameters())
-    for name, tensor in model.state_dict().items():
-        if name not in parameters:
+    # The types are compared and not the names, because a state dict may rename parameters (model/lora.py).
+    for tensor in model.state_dict(keep_vars=True).values():
+        if not isinstance(tensor, nn.Parameter):
             dist.broadcast(tensor, 0, group=world.process_group)
 
 

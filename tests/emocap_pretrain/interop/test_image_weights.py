@@ -14,7 +14,7 @@ from torch import Tensor
 
 from emocap_pretrain.config.location import located
 from emocap_pretrain.config.objective import TeacherConfig
-from emocap_pretrain.config.schema import ImageTowerConfig
+from emocap_pretrain.config.schema import ImageTowerConfig, LoraConfig
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.interop.image_weights import (
     check_image_weights,
@@ -24,6 +24,7 @@ from emocap_pretrain.interop.image_weights import (
     load_teacher,
 )
 from emocap_pretrain.interop.translation import LoadReport
+from emocap_pretrain.model.lora import add_adapters, merge_adapters
 from emocap_pretrain.model.teacher import Teacher
 from emocap_pretrain.model.timm_image import TimmImageTower, timm
 
@@ -116,6 +117,16 @@ def test_a_classifier_head_in_the_image_weights_is_ignored(tmp_path):
     tower, report = loaded(tower_settings(image_file(tmp_path, weights)))
     assert report.left_out == ("head.bias", "head.weight")
     assert torch.equal(tower.backbone.blocks[1].mlp.fc1.weight, weights["blocks.1.mlp.fc1.weight"])
+
+
+def test_weights_are_read_into_a_tower_with_adapters(tmp_path):
+    settings = tower_settings(image_file(tmp_path, vit_weights()))
+    tower = TimmImageTower(settings)
+    add_adapters(tower, LoraConfig(rank=2), "model.image.lora")
+    load_image_weights(tower, settings)
+    merge_adapters(tower)
+    wanted, _ = loaded(settings)
+    assert all(weight.equal(wanted.state_dict()[name]) for name, weight in tower.state_dict().items())
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])

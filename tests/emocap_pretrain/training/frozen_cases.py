@@ -10,10 +10,11 @@ from emocap_pretrain.training.build import build_model
 
 _SCALES = ["logit_scale", "local_logit_scale"]
 _PROJECTIONS = ["to_image", "to_patch", "to_text", "to_sentence"]
-# Locked-image tuning, a few blocks of both towers, and projections on top of towers that are both frozen.
+# Locked-image tuning, a few blocks of both towers, projections on top of frozen towers, and adapters of both towers.
 CASES: dict[str, dict[str, Any]] = {
     "image": {"model__image__freeze": "all"},
     "blocks": {"model__image__freeze": 1, "model__text__freeze": 0},
+    "adapters": {"model__image__lora": {"rank": 2}, "model__text__lora": {"rank": 3, "alpha": 30}},
     "towers": {"model__image__freeze": "all", "model__text__freeze": "all", "model__freeze": _SCALES},
 }
 _NOTHING = {"model__image__freeze": "all", "model__text__freeze": "all", "model__freeze": [*_SCALES, *_PROJECTIONS]}
@@ -30,5 +31,6 @@ def frozen_config(config: Config, case: str) -> Config:
 
 
 def frozen_names(config: Config) -> set[str]:
-    """Returns the names of the parameters that the model of this config does not train."""
-    return {name for name, each in build_model(config, VOCABULARY).named_parameters() if not each.requires_grad}
+    """Returns the names, in a checkpoint, of the parameters that the model of this config does not train."""
+    weights = build_model(config, VOCABULARY).state_dict(keep_vars=True)
+    return {name for name, each in weights.items() if not each.requires_grad}

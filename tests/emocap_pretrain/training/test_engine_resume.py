@@ -71,7 +71,7 @@ def test_a_job_resumes_to_the_bit_at_its_own_size_and_within_rounding_at_another
     check([*same, *other_stage, *other_ranks], config, tmp_path)
 
 
-@pytest.mark.parametrize("case", ["image", "blocks"])
+@pytest.mark.parametrize("case", ["image", "blocks", "adapters"])
 def test_a_model_with_frozen_parts_resumes_at_any_size_and_stage(
     tiny_config: Config, tmp_path: Path, case: str
 ) -> None:

@@ -179,8 +179,9 @@ def weights(config: Config) -> dict[str, Tensor]:
         {"optimizer": {"name": "sgd", "lr": 0.1}, "engine__zero_stage": 2},
         {"optimizer": {"name": "adafactor", "lr": 0.01}, "engine__zero_stage": 0},
         {"model__image__freeze": "all", "model__text__freeze": 1, "micro_batch": 4},
+        {"model__image__lora": {"dropout": 0.5}, "model__text__lora": {"targets": ["fc1"]}, "engine__zero_stage": 3},
     ],
-    ids=["adamw", "sgd", "adafactor", "frozen"],
+    ids=["adamw", "sgd", "adafactor", "frozen", "adapters"],
 )
 def test_a_run_that_is_stopped_after_every_single_step_is_the_unbroken_run(
     new_run: Callable[..., Config], changes: dict[str, object]
