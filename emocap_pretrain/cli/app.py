@@ -8,7 +8,19 @@ Commands print with `terminal.console`, `terminal.say_json` or the log, which ma
 import typer
 
 from emocap_pretrain import run
-from emocap_pretrain.cli import checkpoints, evaluate, export, inspect, pack, requests, restart, status, synth, verify
+from emocap_pretrain.cli import (
+    bulk,
+    checkpoints,
+    evaluate,
+    export,
+    inspect,
+    pack,
+    requests,
+    restart,
+    status,
+    synth,
+    verify,
+)
 from emocap_pretrain.logs import guard_tracebacks
 from emocap_pretrain.terminal import Command, Group
 
@@ -31,6 +43,8 @@ for name, function in {
     "verify": verify.command,
     "evaluate": evaluate.command,
     "export": export.command,
+    "embed": bulk.embed_command,
+    "predict": bulk.predict_command,
     "status": status.command,
     "stop": requests.stop_command,
     "profile": requests.profile_command,

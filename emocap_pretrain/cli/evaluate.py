@@ -113,13 +113,13 @@ def _changes(
         "url": data,
         "tasks": task or None,
         "label": label,
-        "classes": None if classes is None else _classes(classes),
-        "templates": None if prompts is None else _lines(prompts),
+        "classes": None if classes is None else parsed_classes(classes),
+        "templates": None if prompts is None else lines_of(prompts),
     }
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _classes(text: str) -> Any:
+def parsed_classes(text: str) -> Any:
     """Returns the classes with the words that describe them in prompts.
 
     `text` is a list of classes such as `joy,fear`, whose names are also their words, or a YAML mapping of classes to
@@ -133,7 +133,8 @@ def _classes(text: str) -> Any:
         raise ConfigError(f"--classes {text}: not valid YAML: {' '.join(str(error).split())}") from error
 
 
-def _lines(path: Path) -> list[str]:
+def lines_of(path: Path) -> list[str]:
+    """Returns the lines of the file of `--prompts` that are not empty, without white space at their ends."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

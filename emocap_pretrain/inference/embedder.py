@@ -57,6 +57,14 @@ class Embedder:
         with torch.inference_mode():
             return self.model.embed_patches(self._on_device(crops)).float().cpu()
 
+    def crops_and_patches(
+        self, crops: Sequence[Crop]
+    ) -> tuple[Float[Tensor, "crops embedding"], Float[Tensor, "crops patches embedding"]]:
+        """Returns the results of `crops` and `patches`, in one pass of the tower."""
+        with torch.inference_mode():
+            pooled, patches = self.model.embed_images_and_patches(self._on_device(crops))
+            return pooled.float().cpu(), patches.float().cpu()
+
     def texts(self, texts: Sequence[str]) -> Float[Tensor, "texts embedding"]:
         """Returns the unit vectors of texts, in one pass of the tower.
 

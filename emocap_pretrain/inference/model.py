@@ -16,7 +16,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from emocap_kernels import region_attention
-from jaxtyping import Float, UInt8
+from emocap_kernels.region.pooling import pooling_weights
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -31,7 +32,7 @@ from emocap_pretrain.inference.classes import (
     class_embeddings,
     words_of_classes,
 )
-from emocap_pretrain.inference.embedder import Embedder
+from emocap_pretrain.inference.embedder import Crop, Embedder
 from emocap_pretrain.inference.images import ImageSource, crops
 from emocap_pretrain.interop.export import portable
 from emocap_pretrain.interop.restore import Restored, restore
@@ -72,6 +73,28 @@ class LocalAlignment:
             return None
         mask = objective.patch_mask
         return cls(objective.sharpness, config.model.text.lengths.local, mask.contrast if mask else None)
+
+    def kept(self, crops: Sequence[Crop], patches: int) -> Bool[Tensor, "crops patches"] | None:
+        """Returns which of the patches of each image are not left out; None if all patches are kept."""
+        if self.contrast is None:
+            return None
+        channels = torch.from_numpy(np.stack([crop.transpose(2, 0, 1) for crop in crops]))
+        return patches_with_contrast(channels, patches, self.contrast)
+
+    def scores(
+        self,
+        crops: Sequence[Crop],
+        patches: Float[Tensor, "crops patches embedding"],
+        sentences: Float[Tensor, "sentences embedding"],
+    ) -> Float[Tensor, "crops sentences"]:
+        """Returns how well each sentence fits each image: the mean cosine of the patches, weighted by the attention.
+
+        These are the scores of the local loss with `scope=batch`, without the learned scale (docs/method.md, section
+        2). An image whose patches are all left out has the score 0 with every sentence.
+        """
+        similarity = torch.einsum("ipd,nd->nip", patches, sentences)
+        weights = pooling_weights(similarity, self.sharpness, self.kept(crops, patches.shape[1]))
+        return (weights * similarity).sum(-1).T.contiguous()
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +151,16 @@ class EmotionModel:
         self.step = step
         # The tokenizer keeps the length to which it cuts texts, so two threads must not use it at the same time.
         self._encoding = threading.Lock()
+
+    @property
+    def embedder(self) -> Embedder:
+        """Returns the towers and the tokenizer, for code that makes its batches itself."""
+        return self._embedder
+
+    @property
+    def local(self) -> LocalAlignment | None:
+        """Returns how patches are compared with sentences; None if the model was not trained to do so."""
+        return self._local
 
     @property
     def embedding_size(self) -> int:
@@ -250,10 +283,7 @@ class EmotionModel:
         with self._encoding:
             sentences = self._embedder.sentences([_text(0, sentence)], self._local.length)
         side = _side(patches.shape[1])
-        kept = None
-        if self._local.contrast is not None:
-            channels = torch.from_numpy(np.ascontiguousarray(crop.transpose(2, 0, 1)))[None]
-            kept = patches_with_contrast(channels, patches.shape[1], self._local.contrast)
+        kept = self._local.kept([crop], patches.shape[1])
         first = torch.zeros(1, dtype=torch.int64)
         weights = region_attention(patches, sentences, first, sharpness=self._local.sharpness, patch_mask=kept)
         return AttentionMap(crop, _grid(weights[0], side), _grid(patches[0] @ sentences[0], side))

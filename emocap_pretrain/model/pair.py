@@ -243,6 +243,13 @@ class TowerPair(nn.Module):
         """
         return functional.normalize(self.to_image(self.image.encode_image(images)[0]), dim=-1)
 
+    def embed_images_and_patches(
+        self, images: Tensor
+    ) -> tuple[Float[Tensor, "batch embedding"], Float[Tensor, "batch patches embedding"]]:
+        """Returns the results of `embed_images` and `embed_patches`, with one pass of the tower."""
+        pooled, patches = self.image.encode_image(images)
+        return functional.normalize(self.to_image(pooled), dim=-1), functional.normalize(self.to_patch(patches), dim=-1)
+
     def embed_texts(self, texts: Texts) -> Float[Tensor, "texts embedding"]:
         """Returns the unit vectors of texts in the space of the pooled image vectors, for an evaluation.
 

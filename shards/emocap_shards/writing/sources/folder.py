@@ -13,7 +13,7 @@ from emocap_shards.writing.row_source import leave_out
 
 ORDER = "order.txt"
 # Formats of images that are not supported. Such a file is a bad row, because the user may expect it to be a sample.
-_OTHER_IMAGES = frozenset(
+OTHER_IMAGES = frozenset(
     {
         *("arw", "avif", "bmp", "cr2", "dib", "dng", "gif", "heic", "heif", "ico", "j2k", "jfif", "jp2", "jpe", "jxl"),
         *("nef", "pbm", "pgm", "pnm", "ppm", "psd", "svg", "tga", "tif", "tiff"),
@@ -77,7 +77,7 @@ def _walk(root: str, below: str, left_out: Counter[str]) -> Iterator[str | BadRo
             entries = sorted(found, key=lambda entry: entry.name)
     except OSError as error:
         raise RecordError(f"the folder {root}/{below} cannot be read ({error.strerror}).") from error
-    images = FORMATS.keys() | _OTHER_IMAGES
+    images = FORMATS.keys() | OTHER_IMAGES
     stems = {stem for entry in entries for stem, extension in [_split(entry.name)] if extension in images}
     for entry in entries:
         if entry.is_dir(follow_symlinks=False):
@@ -105,7 +105,7 @@ def _file(entry: "os.DirEntry[str]", below: str, stems: set[str], left_out: Coun
         leave_out(left_out, f"{MACOS}* of macOS")
     elif extension in FORMATS:
         return below + entry.name
-    elif extension in _OTHER_IMAGES:
+    elif extension in OTHER_IMAGES:
         return BadRow(
             entry.path, f"a .{extension} is not supported; convert it to {', '.join(FORMATS)}, or move it away"
         )

@@ -1,0 +1,132 @@
+"""Computes parts: reads their pictures, scores them batch by batch, and writes a file for each part.
+
+A batch never has images of two parts. So the composition of the batches, and with it the rounding of the vectors, does
+not depend on which parts exist already, or on how many processes compute them.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from emocap_pretrain.bulk.inputs import BulkInput
+from emocap_pretrain.bulk.part_files import PartWriter, name_of, schema_of, writing_to
+from emocap_pretrain.bulk.parts import OutputPart
+from emocap_pretrain.bulk.pictures import Content, Picture, crop_of, in_advance
+from emocap_pretrain.bulk.scorers import Embedding, ModelSource, Prediction, Prompts, Scorer
+from emocap_pretrain.bulk.videos import Sampling
+from emocap_pretrain.errors import DataError
+from emocap_pretrain.inference.model import BATCH, EmotionModel
+
+
+class Work(NamedTuple):
+    """Says what one process computes next: a part, and the slice of the input with its items."""
+
+    part: OutputPart
+    input: BulkInput
+
+
+class Advance(NamedTuple):
+    """Counts what was done since the last report: the pictures, those with an error, and their weight (`parts`)."""
+
+    pictures: int
+    errors: int
+    weight: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Computation:
+    """Holds all that a process needs to compute parts, as a picklable value.
+
+    Attributes:
+        model: The model.
+        prompts: The texts of a prediction; None to embed.
+        folder: The folder of the files of the parts, which all processes reach under this path.
+        has_videos: Whether the input has videos, so that the output has their columns.
+        batch_size: Number of images of one pass of the tower.
+        sampling: Which frames of videos are read.
+    """
+
+    model: ModelSource
+    prompts: Prompts | None
+    folder: str
+    has_videos: bool
+    batch_size: int = BATCH
+    sampling: Sampling = Sampling()  # noqa: RUF009 - a frozen value
+
+    def scorer(self, model: EmotionModel) -> Embedding | Prediction:
+        """Returns the scorer of a model that `self.model` has loaded."""
+        return Embedding(model) if self.prompts is None else Prediction(model, self.prompts)
+
+    def started(self) -> Callable[[Work], Advance]:
+        """Loads the model, and returns the function that computes one part. A worker of a cluster calls it once."""
+        return partial(_computed, self, self.scorer(self.model.load()))
+
+    def compute(self, works: Iterable[Work], scorer: Scorer, report: Callable[[Advance], object]) -> None:
+        """Computes parts, and calls `report` after each batch.
+
+        The images of a part are read while the last batches of the part before are computed.
+
+        Raises:
+            StoreError: If a file cannot be written, such as on a full disk, or if the dataset cannot be reached.
+        """
+        schema = schema_of(scorer.fields, videos=self.has_videos)
+        pictures = (
+            (work.part, picture, picture.content)
+            for work in works
+            for picture in work.input.pictures(scorer.pixels, self.sampling)
+        )
+
+        def cropped(row: "_Row") -> "_Row":
+            part, picture, content = row
+            return part, picture, crop_of(content, scorer.pixels)
+
+        rows = in_advance(pictures, cropped, ahead=2 * self.batch_size)
+        for part, found in groupby(rows, lambda row: row[0]):
+            with writing_to(Path(self.folder, name_of(part.number))) as path:
+                writer = PartWriter(path, schema)
+                try:
+                    for batch in _batches(found, self.batch_size):
+                        _write(batch, scorer, writer)
+                        report(_advance(batch))
+                    writer.close()
+                finally:
+                    writer.abandon()
+
+
+_Row = tuple[OutputPart, Picture, Content]
+
+
+def _computed(computation: Computation, scorer: Scorer, work: Work) -> Advance:
+    advances: list[Advance] = []
+    computation.compute([work], scorer, advances.append)
+    return Advance(sum(each.pictures for each in advances), sum(each.errors for each in advances), work.part.weight)
+
+
+def _batches(rows: Iterable[_Row], size: int) -> Iterator[list[_Row]]:
+    """Yields the rows of a part in lists, each with `size` images that were read, and fewer in the last list."""
+    batch: list[_Row] = []
+    images = 0
+    for row in rows:
+        batch.append(row)
+        images += not isinstance(row[2], DataError)
+        if images == size:
+            yield batch
+            batch, images = [], 0
+    if batch:
+        yield batch
+
+
+def _write(batch: list[_Row], scorer: Scorer, writer: PartWriter) -> None:
+    crops = [crop for _, _, crop in batch if isinstance(crop, np.ndarray)]
+    reasons = [crop if isinstance(crop, DataError) else None for _, _, crop in batch]
+    writer.add([picture for _, picture, _ in batch], reasons, scorer.columns(crops) if crops else {})
+
+
+def _advance(batch: list[_Row]) -> Advance:
+    errors = sum(isinstance(crop, DataError) for _, _, crop in batch)
+    return Advance(len(batch), errors, sum(picture.weight for _, picture, _ in batch))

@@ -1,0 +1,293 @@
+"""Lists what is read: a packed dataset, a folder, a table, or one image or video.
+
+An input is a small picklable value if it is a slice of another one. Only paths are kept in memory, so a million images
+need about 200 MB.
+"""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+from emocap_shards.decode import FORMATS
+from emocap_shards.errors import DamagedSample, DamagedShard
+from emocap_shards.library import Library
+from emocap_shards.manifest import MANIFEST, read_manifest
+from emocap_shards.sample import Encoded
+from emocap_shards.writing.row import BadRow, LocalFile
+from emocap_shards.writing.row_source import leave_out
+from emocap_shards.writing.sources.choice import open_source
+from emocap_shards.writing.sources.columns import TableColumns
+from emocap_shards.writing.sources.folder import OTHER_IMAGES
+
+from emocap_pretrain.bulk import videos
+from emocap_pretrain.bulk.parts import VIDEO_WEIGHT
+from emocap_pretrain.bulk.pictures import UNREADABLE, Picture, unreadable
+from emocap_pretrain.bulk.videos import Sampling
+from emocap_pretrain.data.transform import center_crop
+from emocap_pretrain.errors import ConfigError, DataError
+
+TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+_IMAGES = frozenset(f".{suffix}" for suffix in (*FORMATS, *OTHER_IMAGES))
+_TOGETHER = 64  # Samples of a dataset that are fetched together.
+
+Entry: TypeAlias = str | tuple[str, str]
+"""The path of an image or video; or the place of a row of a table that names none, and the reason."""
+
+
+@runtime_checkable
+class BulkInput(Protocol):
+    """Provides pictures. Its items are images, samples and videos; a video gives many pictures.
+
+    Attributes:
+        digest: Changes when the input changes; empty for a slice.
+        has_videos: Whether there is at least one video.
+        left_out: The number of files that are not read, by kind, such as ".txt".
+    """
+
+    @property
+    def digest(self) -> str: ...
+    @property
+    def has_videos(self) -> bool: ...
+    @property
+    def left_out(self) -> Mapping[str, int]: ...
+
+    def weights(self) -> Iterator[int]:
+        """Yields the weight of each item (`parts`)."""
+        ...
+
+    def slice(self, start: int, stop: int) -> "BulkInput":
+        """Returns an input of the items from `start` on and before `stop`, which is small enough to be sent."""
+        ...
+
+    def pictures(self, pixels: int, sampling: Sampling) -> Iterator[Picture]:
+        """Yields the pictures of all items in order. Frames are cropped to `pixels` pixels on a side at once, because
+        large frames would need much memory.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FileInput:
+    """Images and videos in files.
+
+    Attributes:
+        root: The folder to which paths are relative.
+        entries: The items.
+        table: The folder of the table that names the paths; then a path must not lead out of `root` (`LocalFile`).
+            Empty if the paths were found in the folder itself.
+    """
+
+    root: str
+    entries: Sequence[Entry]
+    table: str = ""
+    digest: str = ""
+    left_out: Mapping[str, int] = field(default_factory=dict[str, int])
+
+    @property
+    def has_videos(self) -> bool:
+        return any(map(_is_video, self.entries))
+
+    def weights(self) -> Iterator[int]:
+        return (VIDEO_WEIGHT if _is_video(entry) else 1 for entry in self.entries)
+
+    def slice(self, start: int, stop: int) -> "FileInput":
+        return replace(self, entries=tuple(self.entries[start:stop]), digest="", left_out={})
+
+    def pictures(self, pixels: int, sampling: Sampling) -> Iterator[Picture]:
+        for entry in self.entries:
+            if not isinstance(entry, str):
+                yield Picture(_encodable(entry[0]), DataError(entry[1]))
+            elif _is_video(entry):
+                yield from self._frames(entry, pixels, sampling)
+            else:
+                yield Picture(_encodable(entry), self._file(entry))
+
+    def _file(self, path: str) -> Path | LocalFile:
+        return LocalFile(self.root, path, self.table) if self.table else Path(self.root, path)
+
+    def _frames(self, path: str, pixels: int, sampling: Sampling) -> Iterator[Picture]:
+        name, file, share = _encodable(path), self._file(path), 0.0
+        try:
+            place = file.locate() if isinstance(file, LocalFile) else file
+            for frame in videos.frames(place, sampling):
+                weight = (frame.share - share) * VIDEO_WEIGHT
+                share = frame.share
+                yield Picture(name, center_crop(frame.pixels, pixels), weight, frame.time_s, frame.number)
+        except UNREADABLE as error:
+            yield Picture(name, unreadable(error), (1 - share) * VIDEO_WEIGHT)
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetInput:
+    """The samples of a packed dataset from `start` on and before `stop`, in the order of the manifest."""
+
+    url: str = field(repr=False)  # It may hold a password.
+    start: int
+    stop: int
+    digest: str = ""
+
+    @property
+    def has_videos(self) -> bool:
+        return False
+
+    @property
+    def left_out(self) -> Mapping[str, int]:
+        return {}
+
+    def weights(self) -> Iterator[int]:
+        return (1 for _ in range(self.start, self.stop))
+
+    def slice(self, start: int, stop: int) -> "DatasetInput":
+        return DatasetInput(self.url, self.start + start, self.start + stop)
+
+    def pictures(self, pixels: int, sampling: Sampling) -> Iterator[Picture]:  # noqa: ARG002 - there are no frames
+        library = _library(self.url)
+        for first in range(self.start, self.stop, _TOGETHER):
+            numbers = range(first, min(first + _TOGETHER, self.stop))
+            for number, found in zip(numbers, _fetched(library, numbers), strict=True):
+                if isinstance(found, Encoded):
+                    yield Picture(found.key, found.image)
+                elif isinstance(found, DamagedSample):
+                    yield Picture(found.key, DataError(f"{found.shard}: {found.reason}"))
+                else:
+                    yield Picture(f"sample {number}", DataError(str(found)))
+
+
+def open_input(where: str, *, image: str = "image", image_root: Path | None = None) -> BulkInput:
+    """Lists the items at a path or URL.
+
+    Args:
+        where: A packed dataset (folder or URL), a folder, a table, an image or a video.
+        image: Column of a table with the paths of images or videos.
+        image_root: Folder to which the paths of a table are relative, and which they must not leave; by default the
+            table's own folder.
+
+    Raises:
+        ConfigError: If there is nothing that can be read.
+        ShardsError: If the dataset or the table cannot be read.
+    """
+    path = Path(where).expanduser()
+    if "://" in where or (path / MANIFEST).is_file():
+        manifest = read_manifest(where)
+        return DatasetInput(where, 0, manifest.samples, manifest.digest)
+    if path.is_dir():
+        return _folder(path)
+    if path.suffix.lower() in TABLES:
+        return _table(path, image, image_root)
+    if not path.is_file() or not _is_read(path.name):
+        known = f"a dataset, a folder, a table ({', '.join(TABLES)}), an image or a video"
+        raise ConfigError(f"{where} is not {known}.")
+    return _listed(str(path.parent.absolute()), [path.name], _stamps(path.parent, [path.name]))
+
+
+def _folder(folder: Path) -> FileInput:
+    left_out: Counter[str] = Counter()
+    root = str(folder.absolute())
+    paths = list(_walk(root, "", left_out))
+    if not paths:
+        found = "; it holds packed tars without a manifest, so unpack them" if left_out[".tar"] else ""
+        raise ConfigError(f"{folder} holds no image and no video{found}.")
+    return _listed(root, paths, _stamps(folder, paths), left_out=left_out)
+
+
+def _table(path: Path, image: str, image_root: Path | None) -> FileInput:
+    # Every row of a source has a caption. As there is none, the path takes its place, and is not used.
+    columns = TableColumns(image=image, global_=image, local="", summary="", further=(), key="")
+    entries: list[Entry] = []
+    root = os.path.realpath(image_root or path.parent)
+    for row in open_source(path, columns, image_root=image_root).rows():
+        if isinstance(row, BadRow):
+            entries.append((row.where, row.reason))
+        elif isinstance(row.image, LocalFile):
+            entries.append(row.image.path)
+    if not any(isinstance(entry, str) for entry in entries):
+        reason = f" ({entries[0][0]}: {entries[0][1]})" if entries else ""
+        cure = "make a dataset of a table with encoded images by `emocap pack`"
+        raise ConfigError(f"{path} has no row with the path of an image or video{reason}; {cure}.")
+    return _listed(root, entries, (repr(entry) for entry in entries), table=os.path.realpath(path.parent))
+
+
+def _listed(
+    root: str,
+    entries: Sequence[Entry],
+    stamps: Iterable[str],
+    *,
+    table: str = "",
+    left_out: Mapping[str, int] | None = None,
+) -> FileInput:
+    digest = hashlib.sha256()
+    for stamp in stamps:
+        digest.update(f"{stamp}\0".encode(errors="surrogateescape"))
+    return FileInput(root, entries, table, digest.hexdigest(), dict(left_out or {}))
+
+
+def _stamps(root: Path, paths: Iterable[str]) -> Iterator[str]:
+    """Yields for each file its path, its size and the time of its last change. The file is not read."""
+    for path in paths:
+        try:
+            status = (root / path).stat()
+        except OSError:  # Reading it will give an error too, which the output then contains.
+            yield f"{path}: none"
+        else:
+            yield f"{path}: {status.st_size} bytes of {status.st_mtime_ns}"
+
+
+def _walk(root: str, below: str, left_out: Counter[str]) -> Iterator[str]:
+    """Yields the paths of images and videos below `root`, sorted folder by folder. Links to folders are not followed.
+
+    Hidden files and folders are not read.
+    """
+    try:
+        with os.scandir(f"{root}/{below}") as found:
+            entries = sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(f"the folder {root}/{below} cannot be read ({error.strerror}).") from error
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(root, f"{below}{entry.name}/", left_out)
+        elif entry.is_dir():
+            leave_out(left_out, "link to a folder")
+        elif _is_read(entry.name):
+            yield below + entry.name
+        else:
+            leave_out(left_out, _suffix(entry.name) or "without an extension")
+
+
+def _is_read(name: str) -> bool:
+    return _suffix(name) in _IMAGES or _is_video(name)
+
+
+def _is_video(entry: Entry) -> bool:
+    return isinstance(entry, str) and _suffix(entry) in videos.SUFFIXES
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()  # noqa: PTH122 - a Path for each file would take most of the time
+
+
+def _encodable(name: str) -> str:
+    """Returns a name that can be written as UTF-8: bytes of a name that are not UTF-8 become \\x followed by digits."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+@lru_cache(maxsize=1)
+def _library(url: str) -> Library:
+    return Library.open(url)
+
+
+def _fetched(library: Library, numbers: range) -> Iterator[Encoded | DamagedSample | DamagedShard]:
+    """Yields each sample, or what is wrong with it or with its shard."""
+    try:
+        yield from library.fetch(np.asarray(numbers), direct=True)
+    except DamagedShard as error:
+        if len(numbers) == 1:
+            yield error
+        else:  # The other samples may be in another shard.
+            for number in numbers:
+                yield from _fetched(library, range(number, number + 1))

@@ -1,0 +1,123 @@
+"""Writes the file of one part. The file exists once it is complete and on the disk."""
+
+import errno
+import os
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from emocap_shards.errors import StoreError
+
+from emocap_pretrain.bulk.pictures import Picture
+from emocap_pretrain.bulk.scorers import Columns, Field
+from emocap_pretrain.errors import DataError
+
+ROWS_TOGETHER = 1024
+"""Rows of a row group: so many rows of a part are in memory."""
+
+_VIDEO_FIELDS = (pa.field("time_s", pa.float64()), pa.field("frame", pa.int64()))
+
+
+def schema_of(fields: Sequence[Field], *, videos: bool) -> Any:
+    """Returns the columns of the output: the name, the place in the video, the fields of the scorer, and the error."""
+    place = _VIDEO_FIELDS if videos else ()
+    return pa.schema([pa.field("name", pa.string()), *place, *fields, pa.field("error", pa.string())])
+
+
+def name_of(number: int) -> str:
+    return f"part-{number:06d}.parquet"
+
+
+@contextmanager
+def disk_errors(path: Path) -> Generator[None]:
+    """Raises a `StoreError` in place of an `OSError` of the block, which writes to `path`."""
+    try:
+        yield
+    except OSError as error:
+        cure = "free some space" if error.errno in {errno.ENOSPC, errno.EDQUOT} else "correct this"
+        said = error.strerror or error
+        raise StoreError(f"{path} cannot be written ({said}): {cure}, and start the same command again.") from error
+
+
+@contextmanager
+def writing_to(path: Path) -> Generator[Path]:
+    """Yields the path of a temporary file beside `path`, which gets the name `path` at the end of the block.
+
+    If the block raises an error, the file is deleted. The bytes of the file are on the disk before it gets its name.
+
+    Raises:
+        StoreError: If the disk is full, or the file cannot be written for another reason.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with disk_errors(path):
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class PartWriter:
+    """Collects the rows of a part, and writes them in groups of at least `ROWS_TOGETHER` rows.
+
+    The groups depend on the rows alone.
+    """
+
+    def __init__(self, path: Path, schema: Any) -> None:
+        self._schema = schema
+        self._file = pq.ParquetWriter(path, schema, compression="none", use_dictionary=False)
+        self._tables: list[Any] = []
+        self.rows = self.errors = 0
+
+    def add(self, pictures: Sequence[Picture], reasons: Sequence[DataError | None], columns: Columns) -> None:
+        """Adds rows. `columns` has the fields of those pictures, in order, whose reason for an error is None."""
+        good = np.flatnonzero([reason is None for reason in reasons])
+        # `take` with a null gives a null, so pictures with errors have no values.
+        places = np.full(len(pictures), -1)
+        places[good] = np.arange(len(good))
+        indices = pa.array(places, mask=places < 0)
+        given: dict[str, Any] = {
+            "name": [picture.name for picture in pictures],
+            "time_s": [picture.time_s for picture in pictures],
+            "frame": [picture.frame for picture in pictures],
+            "error": [None if reason is None else str(reason) for reason in reasons],
+        }
+        arrays = [
+            pa.array(given[field.name], field.type)
+            if field.name in given
+            else _array(columns[field.name] if len(good) else (), field.type).take(indices)
+            for field in self._schema
+        ]
+        self._tables.append(pa.Table.from_arrays(arrays, schema=self._schema))
+        self.rows += len(pictures)
+        self.errors += len(pictures) - len(good)
+        if sum(map(len, self._tables)) >= ROWS_TOGETHER:
+            self._flush()
+
+    def close(self) -> None:
+        self._flush()
+        self._file.add_key_value_metadata({"errors": str(self.errors)})
+        self._file.close()
+
+    def abandon(self) -> None:
+        """Closes the file, which then is not complete. It does nothing after `close`."""
+        if self._file.is_open:
+            self._file.close()
+
+    def _flush(self) -> None:
+        if self._tables:
+            self._file.write_table(pa.concat_tables(self._tables).combine_chunks())
+            self._tables.clear()
+
+
+def _array(values: Any, kind: Any) -> Any:
+    if isinstance(values, np.ndarray) and values.ndim == 2:
+        rows, size = values.shape
+        return pa.ListArray.from_arrays(np.arange(rows + 1, dtype=np.int32) * size, values.ravel())
+    return pa.array(values, kind)

@@ -1,0 +1,121 @@
+"""Keeps the parts of an unfinished output in a folder beside it, from which the same command resumes.
+
+The folder `OUT.parts` holds the files of the finished parts and `state.json`, which says what the parts are made of:
+the model, the input and the options. Parts of anything else are refused. The folder is deleted when the output is
+complete.
+"""
+
+import json
+import os
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from emocap_shards.local_files import locked, open_regular
+
+from emocap_pretrain.bulk.part_files import disk_errors, name_of, writing_to
+from emocap_pretrain.bulk.parts import OutputPart
+from emocap_pretrain.errors import ConfigError
+
+STATE = "state.json"
+SCHEMA = 1
+_LOCK = "lock"
+_LOCK_WAIT_S = 2.0  # The process that held the lock before may just be ending.
+_MOST_BYTES = 1 << 24
+
+
+@dataclass(frozen=True, slots=True)
+class PartFolder:
+    """The folder of the parts of an output, which this process alone uses."""
+
+    path: Path
+
+    def file(self, part: OutputPart) -> Path:
+        return self.path / name_of(part.number)
+
+    def missing(self, parts: Iterable[OutputPart]) -> list[OutputPart]:
+        """Returns the parts that have no file yet."""
+        return [part for part in parts if not self.file(part).exists()]
+
+    def clear(self) -> None:
+        """Deletes the files of all parts. The state is deleted first, so a folder without one holds no valid part."""
+        (self.path / STATE).unlink(missing_ok=True)
+        for file in [*self.path.glob("part-*"), *self.path.glob(".part-*"), *self.path.glob(f".{STATE}*")]:
+            file.unlink(missing_ok=True)
+
+    def delete(self) -> None:
+        """Deletes the folder and all that this package has written into it."""
+        self.clear()
+        (self.path / _LOCK).unlink(missing_ok=True)
+        with suppress(OSError):  # Somebody else may have put a file there.
+            self.path.rmdir()
+
+
+@contextmanager
+def opened(out: Path, state: Mapping[str, Any], *, force: bool) -> Generator[PartFolder]:
+    """Opens the folder of the parts of `out`, or makes it.
+
+    Args:
+        out: The output.
+        state: What the parts are made of, as JSON values.
+        force: Whether to start anew if the output or a part of it exists.
+
+    Raises:
+        ConfigError: If the output exists, another process is writing it, or the folder holds parts of another state.
+        StoreError: If the folder cannot be written.
+    """
+    folder = PartFolder(out.with_name(f"{out.name}.parts"))
+    file = folder.path / STATE
+    if out.exists() and not file.exists() and not force:
+        raise ConfigError(f"{out} exists: choose another --out, or replace it with --force.")
+    with ExitStack() as stack:
+        with disk_errors(folder.path):
+            folder.path.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(_alone(folder.path / _LOCK, out))
+            if force or not file.exists():
+                folder.clear()
+            if file.exists():
+                _require_equal(file, state, out)
+            else:
+                with writing_to(file) as temporary:
+                    temporary.write_text(json.dumps({"schema": SCHEMA, **state}, indent=1), encoding="utf-8")
+        yield folder
+
+
+@contextmanager
+def _alone(lock: Path, out: Path) -> Generator[None]:
+    file = open_regular(lock, os.O_RDWR | os.O_CREAT, follow=False)
+    try:
+        if not locked(file, wait_s=_LOCK_WAIT_S):
+            raise ConfigError(f"another process is writing {out}: wait for its end, or choose another --out.")
+        yield
+    finally:
+        os.close(file)
+
+
+def _require_equal(file: Path, state: Mapping[str, Any], out: Path) -> None:
+    """Checks that the parts in the folder are made of `state`.
+
+    Raises:
+        ConfigError: If they are not, or if the file cannot be read.
+    """
+    try:
+        with file.open("rb") as opened_file:
+            found = cast("dict[str, Any]", json.loads(opened_file.read(_MOST_BYTES)))
+        schema = found.pop("schema")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"{file} cannot be read ({error}): start anew with --force.") from error
+    wanted = json.loads(json.dumps(state))  # JSON makes lists of tuples.
+    names = [name for name in wanted if found.get(name) != wanted[name]]
+    if names or schema != SCHEMA:
+        changes = ", ".join(_change(name, found.get(name), wanted[name]) for name in names) or f"schema {schema}"
+        cure = "give the same arguments to resume, or start anew with --force"
+        raise ConfigError(f"{out} is unfinished, and was begun with another {changes}: {cure}.")
+
+
+def _change(name: str, before: Any, now: Any) -> str:
+    """Returns the name of a value, with both values if they are short."""
+    is_short = all(isinstance(each, int | float | None) for each in (before, now))
+    return f"{name} ({before} and not {now})" if is_short else name

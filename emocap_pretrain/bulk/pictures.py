@@ -1,0 +1,86 @@
+"""Defines the pictures that an input provides, and reads them in advance in threads."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import count, takewhile
+from pathlib import Path
+from typing import TypeAlias, TypeVar, cast
+
+import numpy as np
+from emocap_shards.background import in_order
+from emocap_shards.decode import decode_image
+from emocap_shards.errors import ImageError, RecordError
+from emocap_shards.writing.row import LocalFile
+
+from emocap_pretrain.data.transform import center_crop
+from emocap_pretrain.errors import DataError
+from emocap_pretrain.inference.embedder import Crop
+from emocap_pretrain.inference.images import READERS, pixels_of
+
+Item = TypeVar("Item")
+
+UNREADABLE = (DataError, ImageError, RecordError, OSError, ValueError)
+"""The errors that an unreadable image or video may cause. A path with a zero byte is a ValueError."""
+
+Content: TypeAlias = Path | LocalFile | bytes | Crop | DataError
+"""A file, a file that a table names, an encoded image, the crop of a frame, or why there is no image."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Picture:
+    """One row of the output before it is computed.
+
+    Attributes:
+        name: The name of the image or video: its path in the folder or table, or the key of a sample.
+        content: The image, or the error that takes its place.
+        weight: The share of the picture in the weight of its item (`parts`), for the display of progress.
+        time_s: The time of a frame from the start of its video; None for an image.
+        frame: The number of a frame in its video, counted from 0; None for an image.
+    """
+
+    name: str
+    content: Content
+    weight: float = 1.0
+    time_s: float | None = None
+    frame: int | None = None
+
+
+def crop_of(content: Content, pixels: int) -> Crop | DataError:
+    """Returns the central square of an image with `pixels` pixels on a side, or the error that says why there is none.
+
+    It raises no error for an unreadable image, so that one among many images does not end the command.
+    """
+    if isinstance(content, DataError | np.ndarray):
+        return content
+    try:
+        return center_crop(_pixels(content), pixels)
+    except UNREADABLE as error:
+        return unreadable(error)
+
+
+def unreadable(error: Exception) -> DataError:
+    """Returns an error whose message is the reason why an image or video cannot be read, without its path."""
+    said = error.strerror if isinstance(error, OSError) else None
+    return DataError(said or str(error))
+
+
+def _pixels(content: Path | LocalFile | bytes) -> Crop:
+    if isinstance(content, Path):
+        return pixels_of(content)
+    return decode_image(content.read() if isinstance(content, LocalFile) else content)
+
+
+def in_advance(items: Iterator[Item], act: Callable[[Item], Item], *, ahead: int) -> Iterator[Item]:
+    """Yields `act(item)` for each item in order. No item is None. Threads take the items and call `act` in advance.
+
+    One thread takes the items, so `items` may decode a video or wait for a store. At most `2 * ahead` items are in
+    memory.
+    """
+
+    def take(_number: int) -> Item | None:
+        return next(items, None)
+
+    with ThreadPoolExecutor(1, "emocap-take") as taker, ThreadPoolExecutor(READERS, "emocap-read") as readers:
+        taken = takewhile(lambda item: item is not None, in_order(taker, take, count(), ahead=ahead))
+        yield from in_order(readers, act, cast("Iterator[Item]", taken), ahead=ahead)

@@ -1,0 +1,189 @@
+"""Computes what a row of the output says about its image: the vector (`Embedding`), or the scores (`Prediction`)."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from emocap_pretrain.bulk.sentences import SentenceColumn
+from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.inference.classes import Classification, class_cosines, class_embeddings
+from emocap_pretrain.inference.embedder import Crop
+from emocap_pretrain.inference.model import Device, EmotionModel, load
+
+Field: TypeAlias = Any
+"""The name and the type of a column, a `pyarrow.Field`. pyarrow has no types that pyright knows."""
+
+Columns: TypeAlias = Mapping[str, Sequence[Any] | np.ndarray[Any, Any]]
+"""The values of the fields for some images, by the names of the fields: lists, or arrays with a row for each image."""
+
+
+SIZE = b"size"
+
+
+def vector_field(name: str, size: int) -> Field:
+    """Returns a column of vectors with `size` numbers, which is recorded in the metadata of the field.
+
+    The type has no fixed size, because pyarrow 25 cannot read a Parquet file that has nulls among lists of fixed size.
+    """
+    return pa.field(name, pa.list_(pa.float32()), metadata={SIZE: str(size)})
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """Computes the fields of a row from the crop of its image."""
+
+    @property
+    def pixels(self) -> int:
+        """Returns the side of the crops."""
+        ...
+
+    @property
+    def fields(self) -> Sequence[Field]:
+        """Returns the names and types of the fields."""
+        ...
+
+    def columns(self, crops: Sequence[Crop]) -> Columns:
+        """Returns the fields of some images. The crops are one batch of the tower."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Names a model, as `inference.model.load` takes it. Unlike a model, it can be sent to other processes."""
+
+    source: str
+    step: int | None = None
+    device: Device = "auto"
+
+    def load(self) -> EmotionModel:
+        return load(self.source, step=self.step, device=self.device)
+
+
+class Embedding:
+    """Computes the unit vectors of images."""
+
+    def __init__(self, model: EmotionModel) -> None:
+        self._model = model
+
+    @property
+    def pixels(self) -> int:
+        return self._model.pixels
+
+    @property
+    def fields(self) -> Sequence[Field]:
+        return [vector_field("embedding", self._model.embedding_size)]
+
+    def columns(self, crops: Sequence[Crop]) -> Columns:
+        return {"embedding": self._model.embedder.crops(crops).numpy()}
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """Holds the texts with which images are compared.
+
+    Attributes:
+        templates: Texts with `{}`, which each word of a class replaces.
+        classes: The words of each class by its name.
+        sentences: The sentences by the names of their columns.
+    """
+
+    templates: tuple[str, ...]
+    classes: Mapping[str, tuple[str, ...]]
+    sentences: Mapping[str, SentenceColumn]
+
+
+class Prediction:
+    """Computes the scores of images for classes and for sentences.
+
+    `predicted` is the class that fits best, and `confidence` its score. `p_NAME` is the score of the class NAME: the
+    softmax of the cosines times the learned scale, so that the scores of all classes sum to 1 (`Classification`).
+    `s_KEY` is the mean score of the sentences of a key: the cosine with the pooled vector, or the score of the local
+    loss for the patches (`LocalAlignment.scores`), both in [-1, 1]. None of them is a calibrated probability.
+    """
+
+    def __init__(self, model: EmotionModel, prompts: Prompts) -> None:
+        """Embeds the texts.
+
+        Raises:
+            ConfigError: If there is only one class, or if a sentence is to be compared with patches, and the model was
+                not trained to do so.
+        """
+        if len(prompts.classes) < 2:
+            raise ConfigError("there must be at least two classes, because the scores of all classes sum to 1.")
+        self._model, self._names = model, tuple(prompts.classes)
+        embedder = model.embedder
+        self._classes = class_embeddings(embedder, prompts.templates, prompts.classes)
+        self.aligned_with = {key: _aligned(key, column, model) for key, column in prompts.sentences.items()}
+        self._sentences = {
+            key: _embedded(model, column.sentences, self.aligned_with[key]) for key, column in prompts.sentences.items()
+        }
+
+    @property
+    def pixels(self) -> int:
+        return self._model.pixels
+
+    @property
+    def fields(self) -> Sequence[Field]:
+        scores = [*(f"p_{name}" for name in self._names), *(f"s_{key}" for key in self._sentences)]
+        return [
+            pa.field("predicted", pa.string()),
+            *(pa.field(name, pa.float32()) for name in ("confidence", *scores)),
+        ]
+
+    def columns(self, crops: Sequence[Crop]) -> Columns:
+        embedder = self._model.embedder
+        if "patches" in self.aligned_with.values():
+            vectors, patches = embedder.crops_and_patches(crops)
+        else:
+            vectors, patches = embedder.crops(crops), None
+        found = Classification.of(self._names, class_cosines(vectors, self._classes), embedder.model.scale)
+        return {
+            "predicted": found.best,
+            "confidence": found.probabilities.max(1),
+            **{f"p_{name}": column for name, column in zip(self._names, found.probabilities.T, strict=True)},
+            **{f"s_{key}": self._score(key, crops, vectors, patches) for key in self._sentences},
+        }
+
+    def _score(
+        self,
+        key: str,
+        crops: Sequence[Crop],
+        vectors: Float[Tensor, "crops embedding"],
+        patches: Float[Tensor, "crops patches embedding"] | None,
+    ) -> Float[np.ndarray, " crops"]:
+        sentences, local = self._sentences[key], self._model.local
+        if self.aligned_with[key] == "image" or patches is None or local is None:
+            scores = vectors @ sentences.T
+        else:
+            scores = local.scores(crops, patches, sentences)
+        return scores.mean(1).numpy()
+
+
+def digest_of(model: EmotionModel) -> str:
+    """Returns a digest of everything of a model that its vectors depend on: weights, tokenizer and settings."""
+    embedder = model.embedder
+    digest = hashlib.sha256(f"{model.pixels} {model.local} {embedder.tokenizer.to_json()}".encode())
+    for name, tensor in sorted(embedder.model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _aligned(key: str, column: SentenceColumn, model: EmotionModel) -> str:
+    if column.aligned_with == "patches" and model.local is None:
+        cure = "leave aligned_with out, or write aligned_with: image"
+        raise ConfigError(f"{key}: the model was trained without local sentences (objective.local=0): {cure}.")
+    return column.aligned_with or ("patches" if model.local else "image")
+
+
+def _embedded(model: EmotionModel, sentences: Sequence[str], aligned_with: str) -> Float[Tensor, "sentences embedding"]:
+    if aligned_with == "image" or model.local is None:
+        return model.embedder.texts(sentences)
+    return model.embedder.sentences(sentences, model.local.length)

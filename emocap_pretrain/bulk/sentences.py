@@ -1,0 +1,73 @@
+"""Reads the file of sentences by which `emocap predict` scores images.
+
+The file is a YAML mapping. A key names the column of the scores; its value is a sentence, a list of sentences, or a
+mapping with `sentences` and `aligned_with`:
+
+    AU12: The corners of the mouth are raised.
+    open_mouth: [The mouth is open., The lips are parted.]
+    smiling: {sentences: a person who smiles, aligned_with: image}
+
+`facs.yaml` in this folder is the file that is used by default. It has the action units of the grammar of captions.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
+
+from emocap_pretrain.config.fields import Section, Words
+from emocap_pretrain.errors import ConfigError
+
+FACS = Path(__file__).with_name("facs.yaml")
+_MOST_BYTES = 1 << 20
+
+
+class SentenceColumn(Section):
+    """Describes one column of scores: the mean score of an image with some sentences.
+
+    `aligned_with` says whether the sentences are compared with the pooled vector of an image or with its patches, as
+    the local sentences of captions are. None takes the patches if the model was trained with them.
+    """
+
+    sentences: Words = Field(description="A sentence or a list of sentences.")
+    aligned_with: Literal["image", "patches"] | None = Field(default=None, description="image or patches.")
+
+
+def _as_section(value: Any) -> Any:
+    return value if isinstance(value, Mapping | SentenceColumn) else {"sentences": value}
+
+
+_Key = Annotated[str, BeforeValidator(str), Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,59}$")]
+SentenceFile = dict[_Key, Annotated[SentenceColumn, BeforeValidator(_as_section)]]
+_FILE: TypeAdapter[dict[str, SentenceColumn]] = TypeAdapter(Annotated[SentenceFile, Field(min_length=1)])
+
+
+def read_sentences(path: Path) -> dict[str, SentenceColumn]:
+    """Returns the sentences of a file by their keys, in the order of the file.
+
+    Raises:
+        ConfigError: If the file cannot be read, or does not have the form above.
+    """
+    try:
+        with path.open("rb") as file:
+            tree = yaml.load(file.read(_MOST_BYTES), Loader=_Loader)  # noqa: S506 - a subclass of the safe loader
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"--sentences {path}: the file cannot be read: {' '.join(str(error).split())}") from error
+    try:
+        return _FILE.validate_python(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"--sentences {path}{f' ({place})' if place else ''}: {first['msg']}") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a mapping with a repeated key, of which only the last one would be used."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if repeated := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {repeated[0]!r} is given twice")
+        return super().construct_mapping(node, deep)

@@ -1,0 +1,152 @@
+"""Reads frames of videos with PyAV, one after another, so that a long video needs no more memory than a short one.
+
+This is the only module that imports PyAV (`av`). PyAV itself has a BSD licence, but its wheels contain FFmpeg with
+libraries under the GPL. Therefore it is not a dependency of the package, but the extra `video`.
+
+A video may come from a stranger. FFmpeg opens only the file itself, as one of three containers: a playlist that names
+other files or URLs is refused.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from emocap_shards.decode import MAX_PIXELS
+from jaxtyping import UInt8
+
+from emocap_pretrain.errors import ConfigError, DataError
+
+SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"})
+_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": "mov,matroska,webm,avi"}
+_MISSING_S = 1.0  # A video that ends this much before the end that its header states has been cut off.
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Says which frames of a video are read.
+
+    Attributes:
+        fps: Frames per second: for each multiple of 1/fps seconds after the first frame, the first frame that is not
+            earlier. If the video has fewer frames per second, each frame is read once.
+        every: If it is not None, each frame is read whose number is a multiple of it, and `fps` has no effect.
+    """
+
+    fps: float = 1.0
+    every: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fps < float("inf"):
+            raise ConfigError(f"fps={self.fps} must be above 0.")
+        if self.every is not None and self.every < 1:
+            raise ConfigError(f"every={self.every} must be at least 1.")
+
+
+class Frame(NamedTuple):
+    """A frame of a video: its number, counted from 0, its time from the first frame, its pixels, and the share of the
+    video that is decoded with it, in [0, 1].
+    """
+
+    number: int
+    time_s: float
+    pixels: UInt8[np.ndarray, "height width 3"]
+    share: float
+
+
+def need_av() -> None:
+    """Checks that PyAV is installed.
+
+    Raises:
+        ConfigError: If it is not installed.
+    """
+    if find_spec("av") is None:
+        raise ConfigError("the input has videos, which need PyAV: pip install 'emocap-pretrain[video]'.")
+
+
+def frames(path: str | Path, sampling: Sampling) -> Iterator[Frame]:
+    """Yields the chosen frames of a video in the order of their times, upright and in RGB.
+
+    A packet that cannot be decoded is left out, and the frames after it are yielded.
+
+    Raises:
+        DataError: If the file is not a video that can be read. If only a part of it is damaged or missing, the error is
+            raised after the last frame that can be decoded.
+    """
+    import av
+    from av.error import FFmpegError
+
+    try:
+        # The prefix makes FFmpeg take any name as that of a file.
+        with av.open(f"file:{Path(path).absolute()}", container_options=_OPTIONS) as container:
+            yield from _Reading(container).frames(sampling)
+    except (FFmpegError, OSError, ValueError) as error:
+        raise DataError(f"the video cannot be decoded ({getattr(error, 'strerror', None) or error})") from error
+
+
+@dataclass(slots=True)
+class _Reading:
+    container: Any
+    damaged: int = 0
+    begins_s: float = 0.0
+    ends_s: float = 0.0
+
+    def frames(self, sampling: Sampling) -> Iterator[Frame]:
+        if not self.container.streams.video:
+            raise DataError("the file has no video, only sound or other data")
+        stream = self.container.streams.video[0]
+        stream.thread_type = "AUTO"
+        context = stream.codec_context
+        if context.width * context.height > MAX_PIXELS:
+            raise DataError(f"the video is {context.width} x {context.height}, more than {MAX_PIXELS} pixels")
+        duration, tick, number = self._duration_s(stream), 0, -1
+        for number, frame in enumerate(self._decoded(stream)):
+            time_s = self._time_s(frame, number, stream)
+            is_chosen = time_s * sampling.fps >= tick - 1e-6 if sampling.every is None else number % sampling.every == 0
+            if is_chosen:
+                tick = int(time_s * sampling.fps + 1e-6) + 1
+                share = min(1.0, time_s / duration) if duration else 0.0
+                yield Frame(number, time_s, _upright(frame), share)
+        self._check_end(number + 1, duration)
+
+    def _decoded(self, stream: Any) -> Iterator[Any]:
+        from av.error import InvalidDataError
+
+        for packet in self.container.demux(stream):
+            try:
+                yield from packet.decode()
+            except InvalidDataError:
+                self.damaged += 1
+
+    def _time_s(self, frame: Any, number: int, stream: Any) -> float:
+        """Returns the time of a frame since the first one. A container without time stamps has a constant rate."""
+        time_s = frame.time if frame.time is not None else number / float(stream.average_rate or 25)
+        if number == 0:
+            self.begins_s = time_s
+        self.ends_s = time_s - self.begins_s
+        return self.ends_s
+
+    def _duration_s(self, stream: Any) -> float | None:
+        """Returns the duration as the header states it; None if it is not known.
+
+        The duration of the whole container is that of the video only if there is no sound, which may be longer.
+        """
+        if stream.duration:
+            return float(stream.duration * stream.time_base)
+        is_alone = len(self.container.streams) == 1 and self.container.duration
+        return self.container.duration / 1e6 if is_alone else None
+
+    def _check_end(self, decoded: int, duration: float | None) -> None:
+        if decoded == 0:
+            raise DataError("no frame of the video can be decoded")
+        if duration is not None and self.ends_s < duration - max(_MISSING_S, 2 * duration / decoded):
+            raise DataError(f"the video ends at {self.ends_s:.1f} s of {duration:.1f} s: it has been cut off")
+        if self.damaged:
+            raise DataError(f"{self.damaged} packets of the video are damaged, so some frames are missing or wrong")
+
+
+def _upright(frame: Any) -> UInt8[np.ndarray, "height width 3"]:
+    pixels = frame.to_ndarray(format="rgb24")
+    # Phones store how a frame must be turned, in degrees anticlockwise.
+    return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90))) if frame.rotation else pixels

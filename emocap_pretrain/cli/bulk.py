@@ -1,0 +1,278 @@
+"""Defines `emocap embed` and `emocap predict`, which compute the vectors or the scores of many images.
+
+The room `bulk` does the work. This module converts the options, chooses between this process and a Ray cluster, and
+shows progress and results.
+"""
+
+import time
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+
+import typer
+from emocap_shards.writing.packing import described
+from tqdm import tqdm
+
+from emocap_pretrain.cli.evaluate import lines_of, parsed_classes
+from emocap_pretrain.cli.options import Debug
+from emocap_pretrain.config.schema import EvaluationConfig
+from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.logs import show_logs
+from emocap_pretrain.terminal import console, errors_as_lines
+
+if TYPE_CHECKING:
+    from emocap_pretrain.bulk.compute import Advance, Computation
+    from emocap_pretrain.bulk.joining import RowCounts
+    from emocap_pretrain.bulk.scorers import Embedding, Prediction, Prompts
+    from emocap_pretrain.bulk.videos import Sampling
+    from emocap_pretrain.inference.model import EmotionModel
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Folder or URL of a run.")]
+Source = Annotated[
+    str,
+    typer.Argument(metavar="INPUT", help="A packed dataset, a folder of images and videos, a table, or a video."),
+]
+Out = Annotated[Path, typer.Option(help="The new file: .parquet, .csv or .npz.")]
+Format = Annotated[
+    Literal["parquet", "csv", "npz"] | None, typer.Option("--format", help="Format; default by the suffix of --out.")
+]
+Step = Annotated[int | None, typer.Option(help="Step of the checkpoint; default the newest one.")]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda"], typer.Option(help="Device of the model; auto is cuda where there is a GPU.")
+]
+Batch = Annotated[int, typer.Option(help="Images of one pass of the tower.", min=1)]
+Image = Annotated[str, typer.Option(help="Column of a table with the paths of images or videos.")]
+ImageRoot = Annotated[
+    Path | None, typer.Option(help="Folder to which paths of a table are relative, and which they must not leave.")
+]
+Fps = Annotated[float | None, typer.Option(help="Frames per second that are read of a video; default 1.")]
+Every = Annotated[int | None, typer.Option(help="Read every nth frame of a video instead.", min=1)]
+PartImages = Annotated[int, typer.Option(help="Images of one part, which is the unit of resuming.", min=1)]
+Force = Annotated[bool, typer.Option("--force", help="Start anew, and replace the output.")]
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """The options that both commands have."""
+
+    model: str
+    source: str
+    out: Path
+    kind: Literal["parquet", "csv", "npz"] | None
+    step: int | None
+    device: Literal["auto", "cpu", "cuda"]
+    batch: int
+    image: str
+    image_root: Path | None
+    fps: float | None
+    every: int | None
+    part_images: int
+    force: bool
+
+
+def embed_command(  # noqa: PLR0913, PLR0917 - one argument for each option
+    model: Model,
+    source: Source,
+    out: Out,
+    kind: Format = None,
+    step: Step = None,
+    device: Device = "auto",
+    batch: Batch = 64,
+    image: Image = "image",
+    image_root: ImageRoot = None,
+    fps: Fps = None,
+    every: Every = None,
+    part_images: PartImages = 1024,
+    force: Force = False,
+    debug: Debug = False,
+) -> None:
+    """Write the vectors of many images or frames of videos.
+
+    Whole images are read: no face is detected. The same command resumes an interrupted one.
+    """
+    show_logs()
+    with errors_as_lines(debug=debug):
+        request = _Request(
+            model, source, out, kind, step, device, batch, image, image_root, fps, every, part_images, force
+        )
+        _run(request, "embedding", None)
+
+
+def predict_command(  # noqa: PLR0913, PLR0917 - one argument for each option
+    model: Model,
+    source: Source,
+    out: Out,
+    classes: Annotated[
+        str | None,
+        typer.Option(help="joy,fear or, with words for the prompts, {joy: delight, fear: panic}; default FER+'s."),
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="File of prompts, one on each line, with {} in place of the words of a class.")
+    ] = None,
+    sentences: Annotated[
+        str, typer.Option(metavar="FILE", help="YAML file of sentences to score; facs: those of FACS; none.")
+    ] = "facs",
+    kind: Format = None,
+    step: Step = None,
+    device: Device = "auto",
+    batch: Batch = 64,
+    image: Image = "image",
+    image_root: ImageRoot = None,
+    fps: Fps = None,
+    every: Every = None,
+    part_images: PartImages = 1024,
+    force: Force = False,
+    debug: Debug = False,
+) -> None:
+    """Write the scores of classes and of sentences for many images or frames of videos.
+
+    Whole images are read: no face is detected. The scores are not calibrated probabilities. The same command resumes an
+    interrupted one.
+    """
+    show_logs()
+    with errors_as_lines(debug=debug):
+        request = _Request(
+            model, source, out, kind, step, device, batch, image, image_root, fps, every, part_images, force
+        )
+        _run(request, "predicting", _prompts(classes, prompts, sentences))
+
+
+def _prompts(classes: str | None, prompts: Path | None, sentences: str) -> "Prompts":
+    from emocap_pretrain.bulk.scorers import Prompts
+    from emocap_pretrain.bulk.sentences import FACS, read_sentences
+    from emocap_pretrain.captions.grammar.emotions import EMOTIONS
+    from emocap_pretrain.inference.classes import checked_templates, words_of_classes
+
+    templates = EvaluationConfig().templates if prompts is None else lines_of(prompts)
+    file = FACS if sentences == "facs" else Path(sentences)
+    return Prompts(
+        checked_templates(templates),
+        words_of_classes(EMOTIONS if classes is None else parsed_classes(classes)),
+        {} if sentences == "none" else read_sentences(file),
+    )
+
+
+def _run(request: _Request, verb: str, prompts: "Prompts | None") -> None:
+    """Computes all parts that are missing, joins them, and prints a summary."""
+    from emocap_pretrain.bulk import joining, part_folder
+    from emocap_pretrain.bulk.compute import Computation, Work
+    from emocap_pretrain.bulk.inputs import open_input
+    from emocap_pretrain.bulk.parts import cut
+    from emocap_pretrain.bulk.scorers import ModelSource
+    from emocap_pretrain.bulk.videos import need_av
+
+    out = request.out.expanduser().absolute()
+    kind = joining.format_of(out, request.kind)
+    sampling = _sampling(request)
+    found = open_input(request.source, image=request.image, image_root=request.image_root)
+    if found.has_videos:
+        need_av()
+    model = ModelSource(request.model, request.step, request.device).load()
+    computation = Computation(
+        # On Ray the workers load the model later, when there may be a newer checkpoint.
+        model=ModelSource(request.model, model.step, request.device),
+        prompts=prompts,
+        folder=str(out.with_name(f"{out.name}.parts")),
+        has_videos=found.has_videos,
+        batch_size=request.batch,
+        sampling=sampling,
+    )
+    scorer = computation.scorer(model)
+    state = _state(request, computation, model, found.digest)
+    parts = list(cut(found.weights(), request.part_images))
+    with part_folder.opened(out, state, force=request.force) as folder:
+        missing = folder.missing(parts)
+        works = (Work(part, found.slice(part.start, part.stop)) for part in missing)
+        done = sum(part.weight for part in parts) - sum(part.weight for part in missing)
+        with BulkBar(verb, sum(part.weight for part in parts), done) as bar:
+            computation.compute(works, scorer, bar.show)
+        tables = joining.PartTables([folder.file(part) for part in parts])
+        joining.join(tables, out, kind, _about(state, scorer))
+        counts = tables.counts()
+        folder.delete()
+    _summarise(request.out, counts, bar, resumed=len(missing) < len(parts))
+    if found.left_out:
+        console.print(f"Other files were not read: {described(found.left_out)}.")
+
+
+def _sampling(request: _Request) -> "Sampling":
+    from emocap_pretrain.bulk.videos import Sampling
+
+    if request.fps is not None and request.every is not None:
+        raise ConfigError("--fps and --every both choose the frames of a video: give one of them.")
+    return Sampling(1.0 if request.fps is None else request.fps, request.every)
+
+
+def _state(request: _Request, computation: "Computation", model: "EmotionModel", digest: str) -> dict[str, Any]:
+    """Returns what the parts are made of. A command resumes only if all of it is equal."""
+    from pydantic_core import to_jsonable_python
+
+    from emocap_pretrain.bulk.scorers import digest_of
+
+    return {
+        "command": "embed" if computation.prompts is None else "predict",
+        "step": model.step,
+        "model": digest_of(model),
+        "input": digest,
+        "batch": request.batch,
+        "part_images": request.part_images,
+        "sampling": to_jsonable_python(computation.sampling) if computation.has_videos else None,
+        "prompts": to_jsonable_python(computation.prompts),
+    }
+
+
+def _about(state: dict[str, Any], scorer: "Embedding | Prediction") -> dict[str, Any]:
+    """Returns what is stored with the output: the state, and what each column of sentences is compared with."""
+    from emocap_pretrain.bulk.scorers import Prediction
+
+    return {**state, **({"aligned_with": scorer.aligned_with} if isinstance(scorer, Prediction) else {})}
+
+
+class BulkBar(AbstractContextManager["BulkBar"]):
+    """Shows the share of the input that is done, the remaining time, and the numbers of images and errors."""
+
+    def __init__(self, verb: str, total: int, done: int) -> None:
+        """Shows an empty bar. `total` and `done` are weights of items; `done` is that of an earlier process."""
+        self._bar: tqdm[NoReturn] = tqdm(
+            total=total,
+            initial=done,
+            desc=verb,
+            bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
+            disable=None,
+            smoothing=0.1,
+            dynamic_ncols=True,
+            leave=False,
+        )
+        self._begun = time.monotonic()
+        self.pictures = self.errors = 0
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+    @property
+    def rate(self) -> float:
+        """Returns the images per second of this process."""
+        return self.pictures / max(time.monotonic() - self._begun, 1e-3)
+
+    def show(self, advance: "Advance") -> None:
+        self.pictures += advance.pictures
+        self.errors += advance.errors
+        failed = f", {self.errors:,} errors" if self.errors else ""
+        self._bar.set_postfix_str(f"{self.pictures:,} images{failed}", refresh=False)
+        self._bar.update(advance.weight)
+
+
+def _summarise(out: Path, counts: "RowCounts", bar: BulkBar, *, resumed: bool) -> None:
+    parts = [f"{counts.rows:,} row" + ("s" if counts.rows != 1 else "")]
+    if resumed:
+        parts.append(f"{counts.rows - bar.pictures:,} of them from an earlier start")
+    if counts.errors:
+        parts.append(f"{counts.errors:,} with an error")
+    if bar.pictures > 100:  # The rate of fewer images says little.
+        parts.append(f"{bar.rate:,.0f} images/s")
+    console.print(f"{out}: {', '.join(parts)}.")
+    for name, error in counts.examples:
+        console.print(f"  {name}: {error}")
+    if counts.errors > len(counts.examples):
+        console.print(f"  The column error names the other {counts.errors - len(counts.examples):,}.")

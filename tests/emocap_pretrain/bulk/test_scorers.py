@@ -1,0 +1,88 @@
+"""Tests the vectors and scores of rows with a real checkpoint of tiny towers."""
+
+import numpy as np
+import pytest
+import torch
+
+import emocap_pretrain as emocap
+from emocap_pretrain.bulk.scorers import Embedding, Prediction, Prompts, digest_of
+from emocap_pretrain.bulk.sentences import SentenceColumn
+from emocap_pretrain.config.schema import EvaluationConfig
+from emocap_pretrain.errors import ConfigError
+
+CLASSES = {"joy": ("joy", "delight"), "fear": ("fear",), "calm": ("calm",)}
+BROWS = ("the brows are drawn together", "the brows are raised")
+SENTENCES = {
+    "brows": SentenceColumn(sentences=BROWS),
+    "happy": SentenceColumn(sentences=("a happy face",), aligned_with="image"),
+}
+PROMPTS = Prompts(EvaluationConfig().templates, CLASSES, SENTENCES)
+
+
+@pytest.fixture
+def crops():
+    return list(np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), np.uint8))
+
+
+def test_a_vector_is_that_of_the_python_interface(model, crops):
+    found = Embedding(model).columns(crops)["embedding"]
+    assert (found == model.embed_images(crops)).all()
+
+
+def test_the_scores_of_classes_are_those_of_the_python_interface(model, crops):
+    found = Prediction(model, PROMPTS).columns(crops)
+    expected = model.classify(crops, CLASSES)
+    assert np.stack([found[f"p_{name}"] for name in CLASSES], 1) == pytest.approx(expected.probabilities, abs=1e-6)
+    assert found["predicted"] == expected.best
+    assert found["confidence"] == pytest.approx(expected.probabilities.max(1), abs=1e-6)
+
+
+def test_the_fields_are_the_columns_in_their_order(model, crops):
+    for scorer in (Embedding(model), Prediction(model, PROMPTS)):
+        assert [field.name for field in scorer.fields] == list(scorer.columns(crops))
+
+
+def test_a_sentence_of_an_image_is_scored_by_its_cosine(model, crops):
+    found = Prediction(model, PROMPTS).columns(crops)["s_happy"]
+    assert found == pytest.approx(model.embed_images(crops) @ model.embed_texts(["a happy face"])[0], abs=1e-6)
+
+
+def test_a_local_sentence_is_scored_by_its_attention_over_the_patches(model, crops):
+    maps = [[model.attention(crop, sentence) for sentence in BROWS] for crop in crops]
+    expected = [np.mean([(each.weights * each.cosines).sum() for each in row]) for row in maps]
+    assert Prediction(model, PROMPTS).columns(crops)["s_brows"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_an_image_of_one_colour_has_the_local_score_0_if_such_patches_are_left_out(model, crops, monkeypatch):
+    from dataclasses import replace
+
+    monkeypatch.setattr(model, "_local", replace(model.local, contrast=8))
+    grey = np.full((16, 16, 3), 90, np.uint8)
+    found = Prediction(model, PROMPTS).columns([grey, crops[0]])["s_brows"]
+    assert found[0] == 0
+    assert abs(found[1]) > 1e-4
+
+
+def test_without_a_local_loss_the_sentences_are_compared_with_images(run_without_local_url, crops):
+    model = emocap.load(run_without_local_url, device="cpu")
+    scorer = Prediction(model, PROMPTS)
+    assert scorer.aligned_with == {"brows": "image", "happy": "image"}
+    cosines = model.embed_images(crops) @ model.embed_texts(list(BROWS)).T
+    assert scorer.columns(crops)["s_brows"] == pytest.approx(cosines.mean(1), abs=1e-6)
+    patches = {"brows": SentenceColumn(sentences=BROWS, aligned_with="patches")}
+    with pytest.raises(ConfigError, match=r"brows: the model was trained without local sentences"):
+        Prediction(model, Prompts(PROMPTS.templates, CLASSES, patches))
+
+
+def test_a_single_class_is_refused(model):
+    with pytest.raises(ConfigError, match="at least two classes"):
+        Prediction(model, Prompts(PROMPTS.templates, {"joy": ("joy",)}, {}))
+
+
+def test_the_digest_depends_on_every_weight(run_url):
+    model = emocap.load(run_url, device="cpu")
+    before = digest_of(model)
+    assert digest_of(emocap.load(run_url, device="cpu")) == before
+    with torch.no_grad():
+        next(iter(model.embedder.model.image.parameters())).view(-1)[-1] += 1e-3
+    assert digest_of(model) != before
