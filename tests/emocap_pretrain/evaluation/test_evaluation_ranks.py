@@ -74,3 +74,13 @@ def test_a_finished_run_is_evaluated_again_on_two_ranks_with_the_results_of_one(
     before = open_store(turned.url).read("report.json")
     on_gloo(2, train, turned)
     assert open_store(turned.url).read("report.json") == before
+
+
+def test_two_ranks_with_divided_parameters_evaluate_their_first_weights_as_one_rank_does(
+    config: Config, tmp_path: Path
+) -> None:
+    both = changed(config, steps=1, engine__zero_stage=3, evaluation__before_training="always")
+    on_gloo(2, train, both)
+    alone = changed(both, url=str(tmp_path / "alone"), steps=0)
+    on_gloo(1, train, alone)
+    assert report(both).before_training == report(alone).results

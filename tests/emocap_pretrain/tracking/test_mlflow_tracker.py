@@ -21,6 +21,7 @@ from emocap_pretrain.config.schema import Config
 from emocap_pretrain.data.datasets import DatasetUse, training_data
 from emocap_pretrain.errors import TrackingError
 from emocap_pretrain.evaluation import tasks
+from emocap_pretrain.run_folder.parent import Parent
 from emocap_pretrain.tracking import pages
 from emocap_pretrain.tracking.environment import versions
 from emocap_pretrain.tracking.mlflow_run import mlflow_dataset
@@ -577,6 +578,18 @@ def test_each_step_has_a_result_of_its_own_even_if_it_equals_that_of_another_ste
     second.replace_scores({"zero_shot/uar": 0.25}, 0)  # As an attempt does that begins again at step 0.
     second.finish("FINISHED")
     assert points(client, first.run_id, "zero_shot/uar") == [(0, 0.25), (4, 0.25)]
+
+
+@pytest.mark.parametrize("run_id", ["f" * 32, "../no id", ""])
+def test_a_warm_start_from_a_run_that_the_server_does_not_have_is_recorded_in_tags_only(
+    config: Config, client: MlflowClient, run_id: str
+) -> None:
+    parent = Parent("s3://anna:sesame@bucket/faces", 1200, run_id, "0123")
+    tracker = MlflowTracker.start(tracked_run(config), None, warm_start=parent)
+    tracker.finish("FINISHED")
+    tags = client.get_run(tracker.run_id).data.tags
+    assert "mlflow.parentRunId" not in tags
+    assert (tags["parent.url"], tags["parent.step"]) == ("s3://***@bucket/faces", "1200")
 
 
 FULL = """

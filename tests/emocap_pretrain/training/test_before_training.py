@@ -230,16 +230,20 @@ def test_a_kill_during_or_after_the_evaluation_before_training_repeats_at_most_t
     assert [step for step, _ in curve(config, "zero_shot/uar")] == [0, 3]
 
 
-def test_a_resumed_run_reads_its_results_from_before_training(
-    new_run: Callable[..., Config], evaluations: list[int]
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_resumed_run_reads_its_results_from_before_training_unless_they_are_damaged(
+    new_run: Callable[..., Config], evaluations: list[int], caplog: pytest.LogCaptureFixture, damaged: bool
 ) -> None:
     config = new_run(evaluation__before_training="always")
     # The run asks before and after the evaluation, and then after each step.
     pretrain(config, FakeRuntime(stop_after=3))
     assert [each.step for each in saved(config)] == [2, 0]
+    if damaged:
+        open_store(config.url).put("before_training.json", b'{"results": [')
     evaluations.clear()
     pretrain(config, FakeRuntime())
-    assert len(evaluations) == 1
+    assert len(evaluations) == 1 + damaged
+    assert ("before_training.json cannot be read (it is not JSON)" in caplog.text) == damaged
     assert report_of(config).before_training
 
 
