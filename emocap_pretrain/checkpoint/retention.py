@@ -34,6 +34,9 @@ from emocap_pretrain.run_folder.storage import read_repeatedly
 class Retention:
     """Defines which checkpoints are kept.
 
+    A checkpoint of step 0 is always kept. It holds the weights with which the run began, and no later step can make
+    them again.
+
     Args:
         keep_last: Number of newest intact checkpoints that are kept. Damaged checkpoints that are newer than the
             oldest of these are kept too.
@@ -63,7 +66,7 @@ class Retention:
 
     def keeps(self, step: int, oldest: int) -> bool:
         """Returns whether the checkpoint of a step is kept; `oldest` is the result of the method `oldest`."""
-        return step >= oldest or (self.keep_every is not None and step % self.keep_every == 0)
+        return step == 0 or step >= oldest or (self.keep_every is not None and step % self.keep_every == 0)
 
 
 @dataclass(frozen=True, slots=True)

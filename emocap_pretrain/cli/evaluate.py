@@ -7,7 +7,9 @@ is used in place of the checkpoint's config. Settings on the command line take p
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -19,23 +21,49 @@ from emocap_pretrain.cli import tables
 from emocap_pretrain.cli.options import Debug
 from emocap_pretrain.cli.reach import need_answer
 from emocap_pretrain.config.load import unresolved, with_section
-from emocap_pretrain.config.schema import ClusterConfig, Config, TrackingConfig
+from emocap_pretrain.config.schema import ClusterConfig, Config, EvaluationConfig, TrackingConfig
 from emocap_pretrain.errors import ConfigError, TrackingError
 from emocap_pretrain.interop.settings import load_config
 from emocap_pretrain.logs import show_logs
 from emocap_pretrain.ranks.runtime import EnvRuntime, launched
 from emocap_pretrain.run import leave
 from emocap_pretrain.run_folder.folder import RUN_FILE
-from emocap_pretrain.run_folder.results import WEIGHTS_TITLES, TaskResult, Weights
+from emocap_pretrain.run_folder.results import (
+    WEIGHTS_TITLES,
+    OtherWeights,
+    TaskResult,
+    Weights,
+    curves,
+    other_weights_rows,
+)
 from emocap_pretrain.terminal import console, errors_as_lines, say_json
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from emocap_pretrain.interop.restore import Restored
 
 LARGEST_BATCH = 1024  # Limits the batch size that a stored config can request.
 RESULTS_FILE = "results.json"
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Evaluated:
+    """Holds the model of the run at `run_url` with its results, and the results of interpolations of its weights."""
+
+    run_url: str
+    restored: "Restored"
+    results: tuple[TaskResult, ...]
+    other_weights: tuple[OtherWeights, ...]
+
+    @property
+    def weights(self) -> str:
+        """Returns which weights were evaluated, as the end of a title; empty if the run has only those of the step."""
+        share, average = self.restored.share, self.restored.config.ema
+        named = f", {WEIGHTS_TITLES[self.restored.weights]}" if average else ""
+        return named if share is None else f"{named}, interpolated with share {share:g}"
 
 
 def command(  # noqa: PLR0913, PLR0917 - one argument for each option
@@ -51,6 +79,14 @@ def command(  # noqa: PLR0913, PLR0917 - one argument for each option
     weights: Annotated[
         Weights | None,
         typer.Option(help="Weights of the step, or their moving average; default ema if the run has it."),
+    ] = None,
+    interpolate: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Evaluate (1 - A) * start + A * trained weights.", metavar="A"),
+    ] = None,
+    curve: Annotated[
+        str | None,
+        typer.Option(metavar="A,A,...", help="Also show the main scores of interpolations with these shares."),
     ] = None,
     task: Annotated[
         list[str] | None, typer.Option(help="A task to run; can be repeated; default those of the config.")
@@ -69,7 +105,9 @@ def command(  # noqa: PLR0913, PLR0917 - one argument for each option
     tracking: Annotated[
         str | None, typer.Option(metavar="URI", help="Log the results to this MLflow server, as a child of the run.")
     ] = None,
-    picture: Annotated[Path | None, typer.Option(help="Write the confusion matrix to this PNG.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Write the confusion matrix, or with --curve the curve, to this PNG.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
     debug: Debug = False,
 ) -> None:
@@ -84,13 +122,17 @@ def command(  # noqa: PLR0913, PLR0917 - one argument for each option
         own = load_config(config) if config else None
         changes = _changes(data, task, label, classes, prompts)
         may_read = stored_data or own is not None
-        restored, results = _evaluated(run_url, step, own, changes, weights=weights, may_read=may_read, device=device)
-        if results:
-            _show(run_url, restored, results, as_json=as_json)
-        if results and picture:
-            _draw(restored, results, picture)
-        if results and tracking:
-            _track(restored, results, _tracking(tracking, own))
+        shares = _shares(curve)
+        if shares and interpolate is not None:
+            raise ConfigError("--curve evaluates interpolations with several shares, --interpolate with one: give one.")
+        read = partial(_restored, run_url, own, step=step, weights=weights, interpolate=interpolate)
+        evaluated = _evaluated(run_url, read, own, changes, shares=shares, may_read=may_read, device=device)
+        if evaluated:
+            _show(evaluated, as_json=as_json)
+        if evaluated and picture:
+            _draw(evaluated, picture)
+        if evaluated and tracking:
+            _track(evaluated, _tracking(tracking, own))
         if launched():  # Several ranks may have talked through gloo, whose threads can abort Python's shutdown.
             leave(0)
 
@@ -142,28 +184,41 @@ def lines_of(path: Path) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
+def _shares(text: str | None) -> tuple[float, ...]:
+    try:
+        return EvaluationConfig.model_validate({"interpolate": text.split(",") if text else ()}).interpolate
+    except ValueError as error:
+        raise ConfigError(f"--curve {text}: give numbers from 0 to 1 with commas between them.") from error
+
+
+def _restored(run_url: str, own: Config | None, **options: Any) -> "Restored":
+    from emocap_pretrain.interop.restore import restore
+
+    need_answer(run_url, RUN_FILE)
+    return restore(run_url, config=own, **options)
+
+
 def _evaluated(
     run_url: str,
-    step: int | None,
+    read: "Callable[[], Restored]",
     own: Config | None,
     changes: dict[str, Any],
     *,
-    weights: Weights | None,
+    shares: tuple[float, ...],
     may_read: bool,
     device: str,
-) -> "tuple[Restored, tuple[TaskResult, ...]]":
-    """Restores the model, runs the tasks, and returns the model and the results.
+) -> "_Evaluated | None":
+    """Restores the model by `read`, runs the tasks, and returns the model and the results.
 
-    If a launcher has started several ranks, this function is a collective. Ranks other than 0 get an empty tuple of
-    results, so that the results are printed once. `own` is the config of the user, if any; `_with_settings` explains
-    `changes` and `may_read`.
+    If a launcher has started several ranks, this function is a collective. Ranks other than 0 get None, so that the
+    results are printed once. `own` is the config of the user, if any; `_with_settings` explains `changes` and
+    `may_read`. With `shares`, interpolations are evaluated too.
     """
-    from dataclasses import replace
-
     import torch
 
     from emocap_pretrain.evaluation import tasks
-    from emocap_pretrain.interop.restore import restore
+    from emocap_pretrain.evaluation.other_weights import curve
+    from emocap_pretrain.interop.restore import restore_start
     from emocap_pretrain.ranks.join import joined
     from emocap_pretrain.training.conclusion import evaluated
 
@@ -175,9 +230,9 @@ def _evaluated(
         everyone = world.patient("evaluation")
 
         # Only rank 0 reads the checkpoint. An error there, such as a wrong option, is raised on all ranks.
-        def read() -> "Restored":
-            need_answer(run_url, RUN_FILE)
-            restored = restore(run_url, step=step, config=own, weights=weights)
+        def prepared() -> "tuple[Restored, dict[str, Tensor]]":
+            restored = read()
+            start = restore_start(run_url, config=own).state_dict() if shares else {}
             # A stranger may have written the config in a checkpoint.
             stored_batch = restored.config.evaluation.batch
             bounded = changes if own else {**changes, "batch": min(stored_batch, LARGEST_BATCH)}
@@ -185,11 +240,12 @@ def _evaluated(
             # A wrong label or class is reported before the model reads the first image.
             for note in tasks.prepare(restored.config.evaluation, seconds=tasks.PREPARE_S):
                 log.warning("%s", note)
-            return restored
+            return restored, start
 
-        restored = everyone.run_on_main(read)
+        restored, start = everyone.run_on_main(prepared)
         results = evaluated(restored, everyone, world.device)
-        return restored, results if world.is_main else ()
+        other_weights = curve(restored, start, shares, everyone)
+        return _Evaluated(run_url, restored, results, other_weights) if world.is_main else None
 
 
 def _with_settings(config: Config, changes: dict[str, Any], *, may_read: bool) -> Config:
@@ -230,13 +286,16 @@ def _tracking(uri: str, own: Config | None) -> TrackingConfig:
     return TrackingConfig.model_validate({**settings, "uri": uri})
 
 
-def _show(run_url: str, restored: "Restored", results: Sequence[TaskResult], *, as_json: bool) -> None:
+def _show(evaluated: _Evaluated, *, as_json: bool) -> None:
     if as_json:
-        say_json(_tree(run_url, restored, results))
+        say_json(_tree(evaluated))
         return
-    rows = [row for result in results for row in result.rows()]
-    console.print(tables.table(f"Step {restored.step} of {run_url}{_of_two(restored)}", rows))
-    for values in (each for result in results for each in result.class_values):
+    rows = [
+        *(row for result in evaluated.results for row in result.rows()),
+        *other_weights_rows(evaluated.other_weights),
+    ]
+    console.print(tables.table(f"Step {evaluated.restored.step} of {evaluated.run_url}{evaluated.weights}", rows))
+    for values in (each for result in evaluated.results for each in result.class_values):
         rows = zip(values.classes, values.samples, values.values, strict=True)
         cells = [
             (name, f"{samples:,}", "" if value is None else f"{value:.1%}", tables.bar(value or 0.0))
@@ -245,51 +304,55 @@ def _show(run_url: str, restored: "Restored", results: Sequence[TaskResult], *, 
         console.print(tables.grid(f"{values.title} by class", ("class", "samples", values.name, ""), cells))
 
 
-def _of_two(restored: "Restored") -> str:
-    """Returns which weights were evaluated, as the end of a title; empty if the run keeps no moving average of them."""
-    return f", {WEIGHTS_TITLES[restored.weights]}" if restored.config.ema else ""
-
-
-def _tree(run_url: str, restored: "Restored", results: Sequence[TaskResult]) -> dict[str, Any]:
+def _tree(evaluated: _Evaluated) -> dict[str, Any]:
     from pydantic_core import to_jsonable_python
 
-    return {"run": run_url, "step": restored.step, "weights": restored.weights, "results": to_jsonable_python(results)}
+    restored = evaluated.restored
+    about = {"run": evaluated.run_url, "step": restored.step, "weights": restored.weights, "share": restored.share}
+    return about | to_jsonable_python({"results": evaluated.results, "other_weights": evaluated.other_weights})
 
 
-def _draw(restored: "Restored", results: Sequence[TaskResult], path: Path) -> None:
+def _draw(evaluated: _Evaluated, path: Path) -> None:
     from emocap_pretrain.data.datasets import evaluation_data
     from emocap_pretrain.tracking import pictures
 
-    matrices = [matrix for result in results for matrix in result.confusion_matrices]
-    if not matrices:
-        names = ", ".join(result.task for result in results)
-        raise ConfigError(f"--picture {path}: {names} gives no confusion matrix to draw.")
-    config = restored.config
+    config = evaluated.restored.config
     data = evaluation_data(config.evaluation, config.stored()["evaluation"])
-    subject = pictures.subject(config.name, data, step=restored.step)
+    subject = pictures.subject(config.name, data, step=evaluated.restored.step)
+    if evaluated.other_weights:
+        pictures.interpolation(curves(evaluated.other_weights), path, of=subject)
+        return
+    matrices = [matrix for result in evaluated.results for matrix in result.confusion_matrices]
+    if not matrices:
+        names = ", ".join(result.task for result in evaluated.results)
+        raise ConfigError(f"--picture {path}: {names} gives no confusion matrix to draw.")
     pictures.confusion(matrices[0], path, of=subject)
 
 
-def _track(restored: "Restored", results: Sequence[TaskResult], tracking: TrackingConfig) -> None:
+def _track(evaluated: _Evaluated, tracking: TrackingConfig) -> None:
     """Logs the results as a child run in MLflow, so that they do not replace the scores of the trained run."""
     import json
 
     from emocap_pretrain.tracking.mlflow_tracker import MlflowTracker
     from emocap_pretrain.training.build import tracked_run
-    from emocap_pretrain.training.conclusion import track
+    from emocap_pretrain.training.conclusion import track, track_other_weights
 
     # `parent` makes the new run a child of the trained one, whose id the checkpoint contains.
-    config = restored.config
-    config = config.model_copy(update={"tracking": tracking, "name": f"{config.name}-step-{restored.step}"})
+    restored = evaluated.restored
+    name = f"{restored.config.name}-step-{restored.step}"
+    config = restored.config.model_copy(update={"tracking": tracking, "name": name})
     tracker = MlflowTracker.start(tracked_run(config), None, parent=restored.run_id)
-    track(tracker, restored.config, results, restored.step)
-    tracker.log_text(RESULTS_FILE, json.dumps(_tree(restored.config.url, restored, results), indent=1))
-    tracker.set_description("\n".join(f"| {name} | {text} |" for name, text in _markdown_rows(restored, results)))
+    track(tracker, restored.config, evaluated.results, restored.step)
+    track_other_weights(tracker, restored.config, evaluated.other_weights, restored.step)
+    tracker.log_text(RESULTS_FILE, json.dumps(_tree(replace(evaluated, run_url=restored.config.url)), indent=1))
+    tracker.set_description("\n".join(f"| {name} | {text} |" for name, text in _markdown_rows(evaluated)))
     tracker.finish("FINISHED")
     if tracker.unsent():
         raise TrackingError(f"--tracking {tracking.uri}: MLflow did not take all results; run the command again.")
 
 
-def _markdown_rows(restored: "Restored", results: Sequence[TaskResult]) -> list[tuple[str, str]]:
-    head = [("", f"{restored.config.name}, step {restored.step}{_of_two(restored)}"), ("---", "---")]
-    return [*head, *(row for result in results for row in result.rows())]
+def _markdown_rows(evaluated: _Evaluated) -> list[tuple[str, str]]:
+    restored = evaluated.restored
+    head = [("", f"{restored.config.name}, step {restored.step}{evaluated.weights}"), ("---", "---")]
+    rows = (row for result in evaluated.results for row in result.rows())
+    return [*head, *rows, *other_weights_rows(evaluated.other_weights)]

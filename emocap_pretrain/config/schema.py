@@ -538,6 +538,11 @@ class EvaluationConfig(Section):
         description="Whether a new run also evaluates its model before the first step, so that the report shows what "
         "training has changed; auto does so if the run starts from pretrained weights.",
     )
+    interpolate: tuple[Fraction, ...] = Field(
+        default=(),
+        description="Shares a of the trained weights, such as [0, 0.25, 0.5, 0.75, 1]. For each of them the run also "
+        "evaluates the weights (1 - a) * start + a * trained, and the report shows the curve.",
+    )
 
 
 class Config(Section):
@@ -625,9 +630,15 @@ class Config(Section):
 
     @property
     def evaluates_before_training(self) -> bool:
-        """Returns whether the model is evaluated at step 0. A run without steps is evaluated only there."""
+        """Returns whether the model is evaluated at step 0. A run without steps is evaluated only there.
+
+        A run that interpolates between its start and its end keeps the start as the checkpoint of step 0, so it
+        evaluates the start too.
+        """
         if self.evaluation.url is None:
             return False
+        if self.evaluation.interpolate:
+            return True
         wanted = self.evaluation.before_training
         return self.steps == 0 or wanted == "always" or (wanted == "auto" and starts_from_weights(self.model))
 

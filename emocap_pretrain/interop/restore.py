@@ -33,6 +33,7 @@ from emocap_pretrain.config.schema import Config
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.errors import CheckpointError, ConfigError
 from emocap_pretrain.interop.average import with_average
+from emocap_pretrain.interop.interpolation import interpolated
 from emocap_pretrain.interop.layouts.layout import TIMM_NAME
 from emocap_pretrain.model.lora import merge_adapters
 from emocap_pretrain.model.pair import TowerPair
@@ -51,7 +52,7 @@ class Restored:
 
     `run_id` is MLflow's id of the run, and `data_digest` the digest of its datasets, as the checkpoint contains them;
     each is empty if the checkpoint has none. `weights` says whether the model has the weights of the step ("raw") or
-    their moving average ("ema").
+    their moving average ("ema"). If these are interpolated with the weights of the start, `share` is their share.
     """
 
     config: Config
@@ -61,10 +62,16 @@ class Restored:
     run_id: str = ""
     data_digest: str = ""
     weights: Weights = "raw"
+    share: float | None = None
 
 
 def restore(
-    run_url: str, *, step: int | None = None, config: Config | None = None, weights: Weights | None = None
+    run_url: str,
+    *,
+    step: int | None = None,
+    config: Config | None = None,
+    weights: Weights | None = None,
+    interpolate: float | None = None,
 ) -> Restored:
     """Restores the model of a checkpoint, on the CPU.
 
@@ -78,6 +85,8 @@ def restore(
             which is not trusted.
         weights: "raw" takes the weights of the step, and "ema" their moving average, for which all engine files of the
             checkpoint are read. None takes the average if the run keeps one.
+        interpolate: A share `a` from 0 to 1 returns the model with the weights (1 - a) * start + a * trained, for which
+            the run's checkpoint of step 0 is read too. None returns the trained weights.
 
     Raises:
         CheckpointError: If there is no such checkpoint, a file is missing or differs from the manifest, or `weights` is
@@ -90,15 +99,42 @@ def restore(
     weights = _chosen_weights(weights, checkpoint, run_url)
     needed = (WEIGHTS, TOKENIZER, ENGINE) if weights == "ema" else (WEIGHTS, TOKENIZER)
     with downloaded(store, checkpoint, lambda path: path.partition("/")[0] in needed) as folder:
-        config, model, tokenizer = model_of(
+        settings, model, tokenizer = model_of(
             folder,
             checkpoint.state.get("config"),
             checkpoint.state.get("text_architecture"),
             trusted=config,
             average=weights == "ema",
         )
+    if interpolate is not None:
+        # With `config`, and not with the settings that were read, which would then count as trusted.
+        start = restore_start(run_url, config=config)
+        model.load_state_dict(interpolated(start.state_dict(), model.state_dict(), interpolate))
     run_id, data_digest = (str(checkpoint.state.get(key, ""))[:LONGEST_ID] for key in ("run_id", "data_digest"))
-    return Restored(config, model, tokenizer, checkpoint.step, run_id, data_digest, weights)
+    return Restored(settings, model, tokenizer, checkpoint.step, run_id, data_digest, weights, interpolate)
+
+
+def has_start(run_url: str) -> bool:
+    """Returns whether the run has a checkpoint of step 0, which holds the weights with which it began."""
+    return any(each.step == 0 for each in committed(open_store(run_url)))
+
+
+def restore_start(run_url: str, *, config: Config | None = None) -> TowerPair:
+    """Restores the model with which a run began, from the checkpoint of step 0.
+
+    Args:
+        run_url: The run's `url`.
+        config: The run's config, as in `restore`.
+
+    Raises:
+        CheckpointError: If the run has no checkpoint of step 0; further errors are those of `restore`.
+    """
+    if not has_start(run_url):
+        raise CheckpointError(
+            f"{run_url} has no checkpoint of step 0, so the weights of its start are not known. A run keeps them if it "
+            "starts with evaluation.interpolate, or from pretrained weights with evaluation.url."
+        )
+    return restore(run_url, step=0, config=config, weights="raw").model
 
 
 def model_of(

@@ -21,10 +21,12 @@ from emocap_pretrain.run_folder.results import (
     ConfusionMatrix,
     Count,
     Finite,
+    OtherWeights,
     Score,
     Share,
     TaskResult,
     Weights,
+    other_weights_rows,
 )
 
 
@@ -48,6 +50,7 @@ class Report:
         weights: The weights that led to `results`.
         before_training: The results of the same tasks before the first step; empty if they were not measured.
         warm_start: The checkpoint of another run with whose weights this run began; None for any other run.
+        other_weights: The results of the same model with other weights.
     """
 
     name: str
@@ -65,6 +68,7 @@ class Report:
     weights: Weights = "raw"
     before_training: tuple[TaskResult, ...] = ()
     warm_start: Parent | None = None
+    other_weights: tuple[OtherWeights, ...] = ()
 
     def evaluated_with(self, settings: dict[str, Any]) -> bool:
         """Returns whether `results` were computed with these evaluation settings.
@@ -134,6 +138,7 @@ def _rows(report: Report) -> list[tuple[str, str]]:
         *(rows if report.step else [("steps", f"0 on {report.ranks} ranks, the model before training")]),
         *([("scores", "before training → after training")] if before else []),
         *(row for result in report.results for row in result.rows(before.get(result.task))),
+        *other_weights_rows(report.other_weights),
         *([("evaluated weights", WEIGHTS_TITLES[report.weights])] if report.weights != "raw" else []),
         *([("started from", report.warm_start.text())] if report.warm_start else []),
         ("run folder", report.url),

@@ -7,6 +7,7 @@ code for individual tasks (decision 25). `report.json` stores the values, and la
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -135,6 +136,66 @@ class TaskResult:
         before = {score.name: score.value for score in before_training.scores} if before_training else {}
         scores = [(score.title, score.text(before.get(score.name))) for score in self.scores]
         return [*scores, ("evaluated on", f"{self.samples} samples of {self.url}")]
+
+
+@dataclass(frozen=True, slots=True)
+class OtherWeights:
+    """Holds the results of the trained model with other weights, which are shown beside the results of a checkpoint.
+
+    Args:
+        weights: The trained weights: those of the step, or their moving average.
+        share: The share `a` of the trained weights in (1 - a) * start + a * trained; None if they are not interpolated.
+        results: The scores of each task, without values by class and confusion matrices.
+    """
+
+    weights: Weights
+    share: Share | None
+    results: tuple[TaskResult, ...]
+
+    def metrics(self) -> dict[str, float]:
+        """Returns the scores by their names in MLflow, such as `raw/TASK/uar` or `interpolated_0.25/TASK/uar`."""
+        prefix = self.weights if self.share is None else f"interpolated_{self.share:g}"
+        named = (result.metrics() for result in self.results)
+        return {f"{prefix}/{name}": value for each in named for name, value in each.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Holds the main score of one task, which is its first one, for interpolations between start and training.
+
+    `points` are pairs of a share of the trained weights and a score, in ascending order of the shares.
+    """
+
+    points: tuple[tuple[float, Score], ...]
+
+    @property
+    def title(self) -> str:
+        return self.points[0][1].title
+
+    def text(self) -> str:
+        """Returns the points as the terminal shows them, such as "0: 12.5% · 0.5: 41.0% · 1: 40.0%"."""
+        return " · ".join(f"{share:g}: {_number(each.value, is_share=each.is_share)}" for share, each in self.points)
+
+
+def curves(other_weights: Sequence[OtherWeights]) -> list[Curve]:
+    """Returns one curve for each task; empty if there is no interpolation."""
+    by_share = sorted((each.share, each.results) for each in other_weights if each.share is not None)
+    found = zip(*(results for _, results in by_share), strict=True)
+    return [
+        Curve(tuple((share, result.scores[0]) for (share, _), result in zip(by_share, of_task, strict=True)))
+        for of_task in found
+    ]
+
+
+def other_weights_rows(other_weights: Sequence[OtherWeights]) -> list[tuple[str, str]]:
+    """Returns the rows of a table: the main scores with weights that are not interpolated, and the curves."""
+    named = [(each, each.results) for each in other_weights if each.share is None]
+    rows = [
+        (f"{result.scores[0].title}, {WEIGHTS_TITLES[each.weights]}", result.scores[0].text())
+        for each, results in named
+        for result in results
+    ]
+    return [*rows, *((f"{each.title} by share of training", each.text()) for each in curves(other_weights))]
 
 
 def _number(value: float, *, is_share: bool) -> str:

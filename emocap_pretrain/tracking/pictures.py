@@ -1,4 +1,4 @@
-"""Draws the tracker's pictures: a preview of samples, and confusion matrices.
+"""Draws the tracker's pictures: a preview of samples, confusion matrices, and curves of interpolated weights.
 
 Each picture contains the name of its run and the names of its datasets.
 """
@@ -13,7 +13,7 @@ from emocap_shards.sample import Sample
 from PIL import Image, ImageDraw, ImageFont
 
 from emocap_pretrain.data.datasets import DatasetUse
-from emocap_pretrain.run_folder.results import ConfusionMatrix
+from emocap_pretrain.run_folder.results import ConfusionMatrix, Curve
 
 CELL_PX, FACE_PX, FONT_PX = 680, 240, 11  # The width of a sample's cell, the side of its image, the size of its text.
 
@@ -94,4 +94,36 @@ def confusion(matrix: ConfusionMatrix, path: Path, *, of: str) -> None:
     axes.set(xlabel="predicted", ylabel="true")
     axes.set_title(f"{matrix.title}\n{of}", fontsize=10, parse_math=False)
     figure.colorbar(image, label="share of the true class", shrink=0.8)
+    figure.savefig(path, dpi=110)
+
+
+def interpolation(curves: Sequence[Curve], path: Path, *, of: str) -> None:
+    """Draws the scores of interpolations between the weights of the start and the trained ones into the file `path`.
+
+    Each task has a plot of its own, because the scores of tasks have different scales. A dashed line shows the score
+    that needs no model, if there is one.
+
+    Args:
+        curves: The main score of each task; there is at least one.
+        path: The file that is written.
+        of: The line that is drawn below the title; `subject` returns it.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.5, 1 + 3 * len(curves)), layout="constrained")
+    figure.suptitle(f"Interpolation between start and training\n{of}", fontsize=10, parse_math=False)
+    for axes, curve in zip(figure.subplots(len(curves), squeeze=False)[:, 0], curves, strict=True):
+        shares, scores = zip(*curve.points, strict=True)
+        axes.plot(shares, [each.value for each in scores], marker="o")
+        for share, score in curve.points:
+            label = f"{score.value:.1%}" if score.is_share else f"{score.value:.4g}"
+            axes.annotate(
+                label, (share, score.value), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=9
+            )
+        if baseline := scores[-1].baseline:
+            axes.axhline(baseline.value, linestyle="--", color="grey", label=baseline.name)
+            axes.legend(fontsize=9)
+        axes.margins(y=0.2)
+        axes.set(xlabel="share of the trained weights (0 is the start, 1 the end of training)")
+        axes.set_ylabel(curve.title, parse_math=False)
     figure.savefig(path, dpi=110)

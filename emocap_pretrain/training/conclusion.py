@@ -23,15 +23,16 @@ from emocap_pretrain.checkpoint.state import Progress
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.data.datasets import evaluation_data
 from emocap_pretrain.evaluation import tasks
+from emocap_pretrain.evaluation.other_weights import curve, scores_of
 from emocap_pretrain.inference.embedder import Embedder
-from emocap_pretrain.interop.restore import Restored, restore
+from emocap_pretrain.interop.restore import Restored, has_start, restore, restore_start
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.run_folder import unsent
 from emocap_pretrain.run_folder.attempts import newest
 from emocap_pretrain.run_folder.documents import REPORT
 from emocap_pretrain.run_folder.folder import REPORT_FILE, RunFolder
 from emocap_pretrain.run_folder.report import Report
-from emocap_pretrain.run_folder.results import TaskResult, Weights
+from emocap_pretrain.run_folder.results import OtherWeights, TaskResult, Weights, curves
 from emocap_pretrain.tracking.spool import readable_rows, row
 from emocap_pretrain.tracking.tracker import Tracker
 from emocap_pretrain.training.build import tracked_run
@@ -81,8 +82,9 @@ def conclude(
     # All ranks evaluate. From here on the other ranks have nothing to do, and no collective follows.
     if step:
         weights, results = evaluate_checkpoint(config, everyone, session.world.device)
+        other_weights = _evaluate_other_weights(config, everyone, session.world.device)
     else:
-        weights, results = "raw", before_training
+        weights, results, other_weights = "raw", before_training, ()
     if not session.world.is_main:
         return
     report = Report(
@@ -101,6 +103,7 @@ def conclude(
         weights=weights,
         before_training=before_training if step else (),
         warm_start=RunFolder(session.store).warm_start(),
+        other_weights=other_weights,
     )
     # First the tracker gets everything, then what it has not received is stored, and last the report is written. After
     # a crash in between, the next attempt does all of it again.
@@ -141,10 +144,12 @@ def evaluate_again(
     the output of `emocap status` stays the same.
     """
     weights, results = evaluate_checkpoint(config, everyone, device)
+    other_weights = _evaluate_other_weights(config, everyone, device)
     report = RunFolder(store).report(config.steps) if everyone.is_main else None
     if report:
         before_training = before_training if report.step else ()
-        report = replace(report, weights=weights, results=results, before_training=before_training)
+        report = replace(report, weights=weights, results=results, other_weights=other_weights)
+        report = replace(report, before_training=before_training)
         _replace_results(config, store, report)
 
 
@@ -170,6 +175,23 @@ def track(
                 pictures.confusion(matrix, path, of=pictures.subject(config.name, data, step=step))
                 name = f"{matrix.name}_before_training" if before_training else matrix.name
                 tracker.log_picture(f"pictures/{result.task}/{name}.png", path)
+
+
+def track_other_weights(tracker: Tracker, config: Config, other_weights: Sequence[OtherWeights], step: int) -> None:
+    """Sends the scores with other weights to the tracker, and draws the curve of the interpolations.
+
+    Only rank 0 calls this function, which imports matplotlib.
+    """
+    from emocap_pretrain.tracking import pictures
+
+    for each in other_weights:
+        tracker.replace_scores(each.metrics(), step)
+    if drawn := curves(other_weights):
+        data = evaluation_data(config.evaluation, config.stored()["evaluation"])
+        with TemporaryDirectory(prefix="emocap-") as folder:
+            path = Path(folder) / "interpolation.png"
+            pictures.interpolation(drawn, path, of=pictures.subject(config.name, data, step=step))
+            tracker.log_picture("pictures/interpolation.png", path)
 
 
 def evaluated(restored: Restored, everyone: RankGroup, device: str) -> tuple[TaskResult, ...]:
@@ -206,6 +228,32 @@ def evaluate_checkpoint(
     return restored.weights, evaluated(restored, everyone, device)
 
 
+def _evaluate_other_weights(config: Config, everyone: RankGroup, device: str) -> tuple[OtherWeights, ...]:
+    """Evaluates the newest checkpoint with other weights than `evaluate_checkpoint`. This is a collective.
+
+    These are the weights of the step, if the run keeps their moving average, and the interpolations that the settings
+    name. If the start of the run is not known, a warning is logged: an error would come after all training.
+    """
+    found, shares = tuple[OtherWeights, ...](), config.evaluation.interpolate
+    if config.evaluation.url is None:
+        return found
+    if config.ema:
+        raw = everyone.run_on_main(lambda: restore(config.url, config=config, weights="raw"))
+        raw.model.to(device)
+        found = (scores_of(raw, everyone),)
+    if not shares:
+        return found
+    if not everyone.run_on_main(lambda: has_start(config.url)):
+        if everyone.is_main:
+            log.warning("the report has no curve of evaluation.interpolate: the run has no checkpoint of step 0")
+        return found
+    start, trained = everyone.run_on_main(
+        lambda: (restore_start(config.url, config=config), restore(config.url, config=config))
+    )
+    trained.model.to(device)
+    return found + curve(trained, start.to(device).state_dict(), shares, everyone)
+
+
 def _replace_results(config: Config, store: Store, report: Report) -> None:
     """Tracks and writes the report of a finished run, whose results are new."""
     from emocap_pretrain.tracking.mlflow_tracker import MlflowTracker
@@ -236,5 +284,6 @@ def _track_report(tracker: Tracker, config: Config, report: Report) -> None:
     """Sends the results before training, the results of the last step, and the report itself to the tracker."""
     track(tracker, config, report.before_training, 0, before_training=True)
     track(tracker, config, report.results, report.step)
+    track_other_weights(tracker, config, report.other_weights, report.step)
     tracker.log_text(REPORT_FILE, REPORT.dump(report).decode())
     tracker.set_description(report.markdown())

@@ -64,7 +64,14 @@ def test_only_checkpoints_older_than_keep_last_intact_ones_are_deleted(
     assert not any(keep_every and step % keep_every == 0 for step in gone)
     enough = sorted((step for step, is_intact in whole.items() if is_intact), reverse=True)[:keep_last]
     if len(enough) == keep_last:
-        assert gone == {step for step in whole if step < enough[-1] and (not keep_every or step % keep_every)}
+        kept = {step for step in whole if step >= enough[-1] or (keep_every and step % keep_every == 0)}
+        assert gone == whole.keys() - kept - {0}
+
+
+def test_the_weights_of_the_start_are_never_deleted(store: Store) -> None:
+    saved(store, 0, 2, 4)
+    assert retain(store, Retention(1)) == [2]
+    assert steps(store) == [4, 0]
 
 
 def test_files_of_unfinished_saves_of_older_attempts_are_deleted(store: Store) -> None:

@@ -7,7 +7,7 @@ from emocap_shards.stream import Stream
 from PIL import Image
 
 from emocap_pretrain.data.datasets import DatasetUse
-from emocap_pretrain.run_folder.results import ConfusionMatrix
+from emocap_pretrain.run_folder.results import Baseline, ConfusionMatrix, Curve, Score
 from emocap_pretrain.tracking import pictures
 
 
@@ -80,3 +80,19 @@ def test_a_picture_shows_its_line(tmp_path):
         return decoded(tmp_path / "p.png")
 
     assert (drawn("run tiny") != drawn("run $large{")).any()
+
+
+def test_each_task_has_a_plot_of_its_scores_by_share(tmp_path):
+    chance = Baseline("chance", 0.1)
+
+    def curve(*values: float) -> Curve:
+        points = enumerate(values)
+        return Curve(tuple((number / 4, Score("s", r"$\odd{$ score", value, chance)) for number, value in points))
+
+    def drawn(*curves: Curve) -> np.ndarray:
+        pictures.interpolation(curves, tmp_path / "i.png", of=r"run $\odd{$ tiny")
+        return decoded(tmp_path / "i.png")
+
+    one, two = drawn(curve(0.1, 0.4, 0.3)), drawn(curve(0.1, 0.4, 0.3), curve(0.5, 0.2, 0.9))
+    assert len(two) > len(one) + 200
+    assert (drawn(curve(0.1, 0.3, 0.4)) != one).any()

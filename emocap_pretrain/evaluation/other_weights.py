@@ -1,0 +1,60 @@
+"""Evaluates a trained model with other weights, whose scores the report shows beside the results.
+
+Other weights are those of the step, if the results belong to their moving average, and the interpolations between the
+weights of the start and the trained ones.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from emocap_pretrain.evaluation import tasks
+from emocap_pretrain.inference.embedder import Embedder
+from emocap_pretrain.interop.interpolation import interpolated
+from emocap_pretrain.interop.restore import Restored
+from emocap_pretrain.ranks.group import RankGroup
+from emocap_pretrain.run_folder.results import OtherWeights, TaskResult
+
+
+def scores_of(restored: Restored, everyone: RankGroup, *, share: float | None = None) -> OtherWeights:
+    """Returns the scores of a restored model, on every rank. This is a collective.
+
+    Args:
+        restored: The model, on this rank's device.
+        everyone: The ranks among which the data are divided.
+        share: The share of the trained weights in the model's weights; None if they are not interpolated.
+    """
+    config = restored.config
+    embedder = Embedder(restored.model, restored.tokenizer)
+    results = tasks.evaluate(config.evaluation, embedder, everyone, url=config.stored()["evaluation"]["url"])
+    return OtherWeights(restored.weights, share, tuple(_scores_alone(each) for each in results))
+
+
+def curve(
+    restored: Restored, start: Mapping[str, Tensor], shares: Sequence[float], everyone: RankGroup
+) -> tuple[OtherWeights, ...]:
+    """Returns the scores of the interpolations with each share, on every rank. This is a collective.
+
+    While it runs, the model has other weights. Afterwards it has its own again.
+
+    Args:
+        restored: The trained model, on this rank's device.
+        start: The weights of the start.
+        shares: The shares of the trained weights.
+        everyone: The ranks among which the data are divided.
+
+    Raises:
+        ConfigError: If the weights of the start belong to another model.
+    """
+    trained = {name: each.clone() for name, each in restored.model.state_dict().items()}
+    found: list[OtherWeights] = []
+    for share in shares:
+        restored.model.load_state_dict(interpolated(start, trained, share))
+        found.append(scores_of(restored, everyone, share=share))
+    restored.model.load_state_dict(trained)
+    return tuple(found)
+
+
+def _scores_alone(result: TaskResult) -> TaskResult:
+    return replace(result, class_values=(), confusion_matrices=())
