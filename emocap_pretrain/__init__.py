@@ -25,23 +25,27 @@ def load(
     step: int | None = None,
     weights: Literal["raw", "ema"] | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
+    activation: Literal["quick_gelu", "gelu", "gelu_tanh"] | None = None,
 ) -> "EmotionModel":
-    """Loads a trained model, to use it from Python.
+    """Loads a trained model, to use it from Python: that of a run, or a CLIP or SigLIP model of another library.
 
     The checkpoint is not trusted: nothing that it names is opened, and no code in it is executed (docs/security.md).
     While a model is loaded, no other thread of the process may build a model.
 
     Args:
-        source: The folder or URL of a run, or a folder that `emocap export --to safetensors` has written.
+        source: The folder or URL of a run, or `run:URL@step`; a folder that `emocap export --to safetensors` has
+            written; or the folder, file or hub name of a model of another library, as for the setting `model.from`
+            (docs/weights.md).
         step: Step of the checkpoint; None takes the newest one.
         weights: "raw" takes the weights of the step, and "ema" their moving average. None takes the average if the run
             keeps one.
         device: Device of the model; "auto" is cuda where there is a GPU.
+        activation: The activation of the towers, for a file of another library that does not say which one is right.
 
     Raises:
         CheckpointError: If there is no such checkpoint, if it is damaged, or if it has no average for `weights`.
-        ConfigError: If the checkpoint's config and weights do not belong together, or if `device` is "cuda" and there
-            is no GPU.
+        ConfigError: If the config and weights do not belong together, if a model cannot be read, or if `device` is
+            "cuda" and there is no GPU.
 
     Example:
         model = emocap_pretrain.load("runs/my")
@@ -49,4 +53,4 @@ def load(
     """
     from emocap_pretrain.inference import model
 
-    return model.load(source, step=step, weights=weights, device=device)
+    return model.load(source, step=step, weights=weights, device=device, activation=activation)

@@ -146,6 +146,8 @@ def _dry_run(
         sys.stdout.write(shown(plan.text(full=full)) + "\n")
     for note in checked.notes:
         sys.stdout.write(f"note            {shown(note)}\n")
+    for line in checked.table_lines():
+        sys.stdout.write(f"{shown(line)}\n")
     for problem in dict.fromkeys([*found.problems, *checked.problems]):
         sys.stderr.write(f"{REFUSAL}: {shown(problem)}\n")
     if found.problems or checked.problems:
@@ -218,8 +220,9 @@ def _check(config: Config, devices: "Devices | None", *, prepare_tasks: bool, pr
     else:
         found = preflight(config, devices, prepare_tasks=prepare_tasks)
     found.refuse()
-    for note in found.notes if print_notes else ():
-        console.print(f"note: {note}")
+    if print_notes:
+        for line in (*(f"note: {note}" for note in found.notes), *found.table_lines()):
+            console.print(line)
 
 
 def leave(code: int) -> NoReturn:

@@ -97,10 +97,14 @@ class Tokenizer:
                 raise ConfigError(f"model.text.tokenizer={folder_or_name}: {_first_line(error)}") from error
         from transformers import AutoTokenizer
 
+        where = f"model.text.tokenizer={folder_or_name}"
         try:
-            return cls(AutoTokenizer.from_pretrained(source, trust_remote_code=False).backend_tokenizer)
-        except (OSError, ValueError) as error:
-            where = f"model.text.tokenizer={folder_or_name}"
+            found: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            # Without files, transformers returns a tokenizer that knows only its special tokens.
+            if found.get_vocab().keys() <= set(found.all_special_tokens):
+                raise ValueError("no vocabulary")
+            return cls(found.backend_tokenizer)
+        except (AttributeError, ImportError, OSError, ValueError) as error:
             raise ConfigError(f"{where}: no tokenizer.json there, none from the hub ({_first_line(error)}).") from error
 
     def to_json(self) -> str:

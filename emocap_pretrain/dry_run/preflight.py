@@ -67,10 +67,18 @@ class Devices:
 
 @dataclass(slots=True)
 class Findings:
-    """Collects what the checks find: problems, which prevent a start, and notes. Each is one line."""
+    """Collects what the checks find: problems, which prevent a start, notes, and tables of several lines.
+
+    Each problem and each note is one line.
+    """
 
     problems: list[str] = field(default_factory=list[str])
     notes: list[str] = field(default_factory=list[str])
+    tables: list[str] = field(default_factory=list[str])
+
+    def table_lines(self) -> list[str]:
+        """Returns the lines of all tables."""
+        return [line for table in self.tables for line in table.splitlines()]
 
     def refuse(self) -> None:
         """Raises an error if a check has found a problem.
@@ -132,7 +140,7 @@ def preflight(
     if checkpoint:
         _resumes(config, checkpoint, manifests, found)
     else:
-        found.collect(lambda: found.notes.extend(_weights(config)))
+        found.collect(lambda: _weights(config, found))
     # A checkpoint has the weights of the towers, but not those of a teacher.
     found.collect(lambda: found.notes.extend(check_teacher(config.objective.teacher, pixels=config.model.image.pixels)))
     # The estimate builds the model, so it needs settings without problems. A run with a checkpoint is not estimated.
@@ -191,11 +199,12 @@ def _writable(folder: Path) -> None:
         raise ConfigError(f"url: the run cannot be kept in {folder}, because {existing} {why}; choose another url.")
 
 
-def _weights(config: Config) -> tuple[str, ...]:
-    """Compares the pretrained weights with the model, and returns remarks for the user on them."""
+def _weights(config: Config, found: Findings) -> None:
+    """Compares the pretrained weights with the model, and adds remarks for the user on them."""
     if config.model.from_ is None:
-        return check_image_weights(config.model.image) + check_text_weights(config.model.text)
-    return check_source(config.model, config.objective).lines()
+        found.notes.extend(check_image_weights(config.model.image) + check_text_weights(config.model.text))
+    else:
+        found.tables.append(check_source(config.model, config.objective).table())
 
 
 def _datasets(config: Config, found: Findings) -> list[Manifest]:

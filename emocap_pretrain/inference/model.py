@@ -22,6 +22,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from emocap_pretrain.config.location import RUN_PREFIX
+from emocap_pretrain.config.objective import ObjectiveConfig
 from emocap_pretrain.config.schema import Config, EvaluationConfig
 from emocap_pretrain.data.patch_mask import patches_with_contrast
 from emocap_pretrain.errors import ConfigError, DataError
@@ -35,10 +37,13 @@ from emocap_pretrain.inference.classes import (
 from emocap_pretrain.inference.embedder import Crop, Embedder
 from emocap_pretrain.inference.images import ImageSource, crops
 from emocap_pretrain.interop.export import portable
+from emocap_pretrain.interop.load import load_source
 from emocap_pretrain.interop.restore import Restored, restore
+from emocap_pretrain.interop.source import is_foreign, run_and_step
 from emocap_pretrain.run_folder.results import Weights
 
 Device = Literal["auto", "cpu", "cuda"]
+Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
 BATCH = 64
 ROUNDING = 1e-5
 """Bound of the change of a number of a vector if the batch size changes. Measured: at most 9e-7 (docs/python.md)."""
@@ -298,22 +303,39 @@ def load(
     step: int | None = None,
     weights: Weights | None = None,
     device: Device = "auto",
+    activation: Activation | None = None,
 ) -> EmotionModel:
     """Loads a trained model. `emocap_pretrain.load` documents the arguments and the errors."""
     place = _device(device)
     name = os.fspath(source)
-    restored = _restored(name if "://" in name else str(Path(name).expanduser()), step, weights)
+    if "://" not in name and not name.startswith(RUN_PREFIX):
+        name = str(Path(name).expanduser())
+    if is_foreign(name) and not portable.is_portable(name):
+        if step is not None or weights is not None:
+            raise ConfigError(f"source={name}: step and weights choose among the checkpoints of a run; leave them out.")
+        return _foreign(name, place, activation)
+    restored = _restored(name, step, weights)
     embedder = Embedder(restored.model.to(place), restored.tokenizer)
     return EmotionModel(embedder, local=LocalAlignment.of(restored.config), step=restored.step)
 
 
 def _restored(name: str, step: int | None, weights: Weights | None) -> Restored:
     """Returns the model of a run, or of a local folder that `emocap export --to safetensors` has written."""
+    if name.startswith(RUN_PREFIX):
+        name, chosen = run_and_step(name)
+        step = chosen if step is None else step
     if "://" in name or not portable.is_portable(name):
         return restore(name, step=step, weights=weights)
     if step is not None or weights is not None:
         raise ConfigError(f"{name} is an export, which has one step and one kind of weights: leave both out.")
     return portable.read(name)
+
+
+def _foreign(name: str, place: str, activation: Activation | None) -> EmotionModel:
+    found = load_source(name, key="source", activation=activation)
+    # The projections of patches and sentences are those of images and texts, so both can be compared.
+    local = LocalAlignment(ObjectiveConfig.model_validate({}).sharpness, found.settings.text.lengths.local)
+    return EmotionModel(Embedder(found.model.to(place), found.tokenizer), local=local)
 
 
 def _device(wanted: Device) -> str:

@@ -23,10 +23,11 @@ from emocap_pretrain.interop.json_files import read_json
 from emocap_pretrain.interop.layouts import clip, open_clip
 from emocap_pretrain.interop.layouts.image_towers import describe_image_tower
 from emocap_pretrain.interop.layouts.layout import IMAGE, TIMM_NAME, Tree, WeightsLayout, size_of
+from emocap_pretrain.interop.report import LoadReport
 from emocap_pretrain.interop.restore import is_plain
 from emocap_pretrain.interop.source import CONFIG_FILE, is_openai, open_source
 from emocap_pretrain.interop.tensors import Tensors, open_tensors
-from emocap_pretrain.interop.translation import LoadReport, translated
+from emocap_pretrain.interop.translation import translated
 from emocap_pretrain.model.lora import is_of_adapter
 from emocap_pretrain.model.teacher import Teacher, teacher_tower
 from emocap_pretrain.model.timm_image import COUNTER, FACTORY_ARGUMENTS, TimmImageTower, converted
@@ -204,7 +205,7 @@ def _converted(
     report = LoadReport(
         source=str(settings.pretrained),
         layout=source.layout.name if source else "weights of timm",
-        loaded=len(made.tensors),
+        loaded=tuple(made.tensors),
         resized=made.resized,
         left_out=tuple(sorted(name for name in unused if not name.endswith(COUNTER))),
         key=f"{settings.key}.pretrained",

@@ -6,20 +6,28 @@ projections of patches and local sentences begin as copies of those of images an
 are comparable from the first step.
 """
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from emocap_pretrain.config.objective import ObjectiveConfig
 from emocap_pretrain.config.schema import ModelConfig
+from emocap_pretrain.data.tokenizer import Tokenizer
+from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.interop.image_weights import load_image_weights
 from emocap_pretrain.interop.layouts.layout import IMAGE, TEXT
 from emocap_pretrain.interop.positions import resized_grid, resized_positions
-from emocap_pretrain.interop.source import KEY, Source, source_of, vocabulary_of
-from emocap_pretrain.interop.translation import LoadReport, translated
+from emocap_pretrain.interop.report import LoadReport
+from emocap_pretrain.interop.source import Source, open_source, source_of, vocabulary_of
+from emocap_pretrain.interop.tensors import Tensors
+from emocap_pretrain.interop.translation import translated
 from emocap_pretrain.model.lora import is_of_adapter
-from emocap_pretrain.model.pair import TowerPair
+from emocap_pretrain.model.pair import MAX_SCALE, TowerPair
 from emocap_pretrain.model.timm_image import TimmImageTower
 from emocap_pretrain.model.weights import Fit, shapes_of
 
@@ -27,6 +35,7 @@ IMAGE_POSITIONS, TEXT_POSITIONS = f"{IMAGE}pos_embed", f"{TEXT}embeddings.positi
 # Our parameters that no other library has, and the parameter whose weights each of them gets first.
 _COPIES = {"to_patch.weight": "to_image.weight", "to_sentence.weight": "to_text.weight"}
 _OWN = (*_COPIES, "local_logit_scale", "logit_bias")
+LARGEST_EXPONENT = 100.0  # Far above any learned scale; the exponential of a larger one could overflow.
 
 
 def check_source(settings: ModelConfig, objective: ObjectiveConfig) -> LoadReport:
@@ -61,6 +70,49 @@ def start_from(settings: ModelConfig, model: TowerPair) -> LoadReport | None:
     return load_weights(model, source_of(settings), extend=settings.text.extend_positions)
 
 
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Holds the model of another library, in evaluation mode on the CPU, and its tokenizer.
+
+    Attributes:
+        settings: The settings of the model.
+        model: The towers with the weights of the source. The projections of patches and sentences are copies of those
+            of images and texts.
+        tokenizer: The tokenizer of the source.
+        report: What became of the weights.
+    """
+
+    settings: ModelConfig
+    model: TowerPair
+    tokenizer: Tokenizer
+    report: LoadReport
+
+
+def load_source(name: str, *, key: str, activation: str | None = None) -> Loaded:
+    """Loads a model that another library has written, without training it.
+
+    Args:
+        name: A folder, a file or a name on the hub, as for `model.from`.
+        key: What error messages call the name.
+        activation: The activation for a file that does not say which one is right.
+
+    Raises:
+        ConfigError: If there are no weights that this project can read, or if they do not fit their own description.
+    """
+    source = open_source(name, activation=activation, key=key)
+    try:
+        settings = ModelConfig.model_validate({**source.layout.settings, "from": name})
+    except ValidationError as error:
+        raise ConfigError(f"{source.where}: {error.errors()[0]['msg']}.") from error
+    tokenizer = source.read_tokenizer()
+    build = partial(TowerPair.of, settings, ObjectiveConfig.model_validate({}), tokenizer.vocabulary, weights=False)
+    with torch.device("meta"):  # The comparison allocates nothing.
+        load_weights(build(), source, values=False)
+    model = build()
+    report = load_weights(model, source)
+    return Loaded(settings, model.eval(), tokenizer, report)
+
+
 def load_weights(model: TowerPair, source: Source, *, extend: str = "interpolate", values: bool = True) -> LoadReport:
     """Loads the weights of a source into a model that was built with the settings of the source.
 
@@ -73,8 +125,8 @@ def load_weights(model: TowerPair, source: Source, *, extend: str = "interpolate
     Raises:
         ConfigError: If a tensor is missing, superfluous or of another shape. The message has its name.
     """
-    where = f"{KEY}={source.name}"
-    given = translated(source.layout, source.open_tensors(), where, values=values)
+    tensors = source.open_tensors()
+    given = translated(source.layout, tensors, source.where, values=values)
     expected = model.state_dict()
     given, resized = _resized(model, given, expected, extend)
     unused = sorted(name for name in given if name in _OWN and name not in expected)
@@ -86,22 +138,35 @@ def load_weights(model: TowerPair, source: Source, *, extend: str = "interpolate
         for name, shape in shapes_of(expected).items()
         if name in given or not (name in _OWN or is_of_adapter(name))
     }
-    _fit(source, needed, given).require(where, f"the model ({source.layout.name})", _ADVICE)
+    _fit(source, needed, given).require(source.where, f"the model ({source.layout.name})", _ADVICE)
     if values:
         model.load_state_dict(given, strict=False)
     return LoadReport(
-        key=KEY,
+        key=source.key,
         source=source.name,
         layout=source.layout.name,
-        loaded=len(given) - len(started),
+        loaded=tuple(name for name in expected if name in given and name not in started),
         resized=tuple(resized),
         copied=tuple(f"{name} from {origin}" for name, (_, origin) in started.items()),
         fresh=tuple(name for name in expected if name not in given),
         left_out=tuple(sorted({*unused, *source.layout.constants})),
+        remarks=_on_scale(tensors),
     )
 
 
 _ADVICE = "Leave out the settings of `model` that differ from the weights, or give the weights of this model."
+
+
+def _on_scale(tensors: Tensors) -> tuple[str, ...]:
+    """Returns a remark if the learned scale of the source exceeds the bound of this project; otherwise nothing."""
+    name = "logit_scale"
+    if name not in tensors.shapes:
+        return ()
+    scale = math.exp(min(float(tensors.load([name])[name].flatten()[0]), LARGEST_EXPONENT))
+    if scale <= MAX_SCALE:
+        return ()
+    bound = f"The model computes with its bound, {MAX_SCALE:.4g}, until training lowers the scale."
+    return (f"the learned scale of these weights is {scale:.4g}. {bound}",)
 
 
 def _started(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, str]]:

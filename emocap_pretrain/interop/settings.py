@@ -87,7 +87,8 @@ def _merged(known: Mapping[str, Any], given: Mapping[str, Any]) -> Tree:
     result = dict(known)
     for key, value in given.items():
         before = result.get(key)
-        # The options of a timm model belong together with its name, so the user's options replace all others.
-        is_section = isinstance(before, dict) and isinstance(value, dict) and key != "options"
+        # The options of a timm model belong together with its name: a user's name drops those of the weights.
+        is_other_model = key == "options" and "name" in given
+        is_section = isinstance(before, dict) and isinstance(value, dict) and not is_other_model
         result[key] = _merged(cast("Tree", before), cast("Tree", value)) if is_section else value
     return result

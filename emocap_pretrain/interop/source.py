@@ -5,8 +5,9 @@ a folder on the Hugging Face hub, or a run of this project. `open_source` reads 
 tensors are opened by `load.py`, when they are compared with a model or loaded into it.
 """
 
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,6 +38,7 @@ KEY = "model.from"
 CONFIG_FILE = "config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 _HUB_PREFIX = "hf-hub:"  # open_clip writes names of the hub with this prefix.
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # The settings of a run's model that a new run takes over. Others, such as patch dropout, say how it was trained.
 _BUILDING: Any = {
     "embedding": True,
@@ -56,6 +58,7 @@ class Source:
 
     Attributes:
         name: The value of `model.from`.
+        key: What error messages call the name; usually the setting `model.from`.
         layout: The settings of the model, and the rules that translate its tensors.
         open_tensors: Opens the tensors of the model. For a run, this downloads the weights of its checkpoint.
         read_tokenizer: Returns the tokenizer of the model.
@@ -65,11 +68,17 @@ class Source:
     """
 
     name: str
+    key: str = KEY
     layout: WeightsLayout
     open_tensors: Callable[[], Tensors]
     read_tokenizer: Callable[[], Tokenizer]
     text_architecture: Mapping[str, Any] | None = None
     parent: Parent | None = None
+
+    @property
+    def where(self) -> str:
+        """Returns the first words of an error message about this source."""
+        return f"{self.key}={self.name}"
 
 
 def open_source(name: str, *, activation: str | None = None, key: str = KEY) -> Source:
@@ -78,7 +87,7 @@ def open_source(name: str, *, activation: str | None = None, key: str = KEY) -> 
     Args:
         name: The value of `model.from`.
         activation: The activation that the user gives for a file that does not say which one is right.
-        key: The setting that names the source, for error messages.
+        key: What error messages call the name; usually the setting.
 
     Raises:
         ConfigError: If there are no weights that this project can read.
@@ -90,9 +99,8 @@ def open_source(name: str, *, activation: str | None = None, key: str = KEY) -> 
     path = Path(located(name, key))
     if not path.exists():
         path = _downloaded(name, where)
-    if path.is_file():
-        return _file(name, path, activation, where)
-    return _folder(name, path, where)
+    found = _file(name, path, activation, where) if path.is_file() else _folder(name, path, where)
+    return replace(found, key=key)
 
 
 def source_of(model: ModelConfig) -> Source:
@@ -247,6 +255,20 @@ def run_and_step(name: str) -> tuple[str, int | None]:
     """
     url, _, step = name.removeprefix(RUN_PREFIX).rpartition("@")
     return (url, int(step)) if url and step.isdecimal() else (name.removeprefix(RUN_PREFIX), None)
+
+
+def is_foreign(name: str) -> bool:
+    """Returns whether a name is that of a model of another library, and not that of a run of this project.
+
+    That is a file, a folder with the config of such a model, or a name on the hub. A name of two words with a slash
+    between them, under which nothing exists here, counts as a name on the hub.
+    """
+    path = Path(name)
+    if name.startswith(RUN_PREFIX) or "://" in name:
+        return False
+    if path.is_dir():
+        return any((path / config).is_file() for config in (CONFIG_FILE, open_clip.CONFIG_FILE))
+    return path.is_file() or name.startswith(_HUB_PREFIX) or bool(_HUB_NAME.fullmatch(name))
 
 
 def clip_tokenizer() -> Tokenizer:

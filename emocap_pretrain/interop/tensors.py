@@ -6,6 +6,7 @@ TorchScript archives, which contain a program; `torchscript.py` reads their tens
 """
 
 import pickle
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -118,8 +119,10 @@ def _open_torch(path: Path, where: str) -> Tensors:
         if program:
             tree: Any = read_torchscript(path)
         else:
-            # Without `mmap` the whole file would be read here, although only names and shapes may be needed.
-            tree = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            with warnings.catch_warnings():  # torch warns of what the error below says.
+                warnings.simplefilter("ignore")
+                # Without `mmap` the whole file would be read here, although only names and shapes may be needed.
+                tree = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise ConfigError(
             f"{where}: the file holds more than weights, and reading the rest could execute code; save its state dict "

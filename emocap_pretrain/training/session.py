@@ -58,6 +58,9 @@ from emocap_pretrain.training.state_layout import Layout
 # and the end after a bad loss for the checkpoint in progress.
 FLUSH_S, KEEP_UNSENT_S, COMMIT_S = 2.0, 30.0, 60.0
 
+WEIGHTS_REPORT = "weights.txt"
+"""Name, in the run's folder and in MLflow, of the table that says what became of the weights of `model.from`."""
+
 log = logging.getLogger(__name__)
 
 
@@ -288,7 +291,7 @@ def open_session(config: Config, world: RankGroup, attempt: Attempt, opening: Ra
                 guard.load(asdict(state.guard))
                 rows = _unsent_rows(found.folder / UNSENT_FILE) if world.is_main else []
             tokenizer = _open_tokenizer(config, opening, found.folder if found else None)
-            engine = _open_engine(config, world, opening, tokenizer, found)
+            engine, weights = _open_engine(config, world, opening, tokenizer, found)
         # The data continue at the checkpoint's cursor, on any number of ranks and loader processes.
         start = Cursor.from_json(state.cursor) if state else Cursor()
         stream = open_stream(config.data, world.info, start, global_batch=config.global_batch, seed=config.seed)
@@ -305,6 +308,9 @@ def open_session(config: Config, world: RankGroup, attempt: Attempt, opening: Ra
         # A run that has begun has its parent in `run.json`, and the parent's checkpoint may be deleted.
         parent = None if found else opening.run_on_main(lambda: parent_of(config.model))
         tracker = open_tracker(config, opening, attempt, run_id, stream, tokenizer, checkpoint, rows, parent)
+        if weights:
+            opening.run_on_main(lambda: store.put(WEIGHTS_REPORT, weights.encode()))
+            tracker.log_text(WEIGHTS_REPORT, weights)
         retention = Retention(config.checkpoint.keep_last, config.checkpoint.keep_every)
         refused, newest = (found.refused, engine.step) if found else ((), -1)
         return Session(
@@ -358,7 +364,8 @@ def _files_needed(config: Config, world: RankGroup) -> Callable[[Checkpoint, str
 
 def _open_engine(
     config: Config, world: RankGroup, opening: RankGroup, tokenizer: Tokenizer, found: Resumed | None
-) -> Engine:
+) -> tuple[Engine, str]:
+    """Returns the engine, and for a new run with `model.from` the table that says what became of the weights."""
     # All ranks draw the same first weights. The engine broadcasts those of rank 0 in any case, so rank 0 alone reads
     # the weights of a checkpoint (decision 16), of `model.from` or of `model.image.pretrained`.
     torch.manual_seed(config.seed)
@@ -374,14 +381,15 @@ def _open_engine(
             log.warning("%s", note)
     if found is None:
         report = opening.run_on_main(lambda: start_from(config.model, model))
-        for line in report.lines() if report and world.is_main else ():
-            log.info("%s", line)
-        return build_engine(config, model, world)
+        # The checks before the start have printed what they could compare: all but the weights of a hub.
+        if report and world.is_main and config.model.image.pretrained == "hub":
+            log.info("%s", "\n".join(report.lines()))
+        return build_engine(config, model, world), report.table() if report else ""
     if world.is_main:
         fill(model, found.folder / WEIGHTS)
     engine = build_engine(config, model, world)
     engine.load(found.folder, Layout.from_json(state_of(found.checkpoint).engine), found.checkpoint.step)
-    return engine
+    return engine, ""
 
 
 def _require_same_data(

@@ -68,9 +68,10 @@ def describe(shapes: Shapes, config: Mapping[str, Any], *, activation: str | Non
     if activation is None:
         raise ConfigError(
             f"{where}: these weights do not say which activation they were trained with; set "
-            "model.text.architecture.activation to quick_gelu (OpenAI, MetaCLIP, FaRL, FLIP) or gelu (LAION, DataComp)."
+            "model.text.architecture.activation (in Python the argument activation) to quick_gelu (OpenAI, MetaCLIP, "
+            "FaRL, FLIP) or gelu (LAION, DataComp)."
         )
-    prefix = "text." if "text.positional_embedding" in shapes else ""
+    prefix = "text." if any(name.startswith("text.transformer.") for name in shapes) else ""
     image = _image(shapes, config.get("vision_cfg") or {}, activation, where)
     text = _text(shapes, config.get("text_cfg") or {}, prefix, activation, where)
     embedding = shape_of(shapes, f"{prefix}text_projection", 2, where)[1]
@@ -137,7 +138,9 @@ def _require_transformer(shapes: Shapes, where: str) -> None:
 
 
 def _image(shapes: Shapes, config: Mapping[str, Any], activation: str, where: str) -> ImageTransformer:
-    width, _, patch, _ = shape_of(shapes, "visual.conv1.weight", 4, where)
+    # Vectors give the sizes. So a matrix of a wrong shape differs from the model, and is refused by its own name.
+    (width,) = shape_of(shapes, "visual.ln_post.weight", 1, where)
+    patch = shape_of(shapes, "visual.conv1.weight", 4, where)[-1]
     tokens, _ = shape_of(shapes, "visual.positional_embedding", 2, where)
     depth = count_layers(shapes, "visual.transformer.resblocks.")
     mean, std = statistics_of(config, ("mean", "std"), (OPENAI_MEAN, OPENAI_STD), where)
@@ -148,7 +151,7 @@ def _image(shapes: Shapes, config: Mapping[str, Any], activation: str, where: st
         heads=max(1, width // size_of(config, "head_width", HEAD_WIDTH, where)),
         patch=patch,
         pixels=patch * grid_side(tokens - 1, "visual.positional_embedding", where),
-        mlp_width=shape_of(shapes, "visual.transformer.resblocks.0.mlp.c_fc.weight", 2, where)[0],
+        mlp_width=shape_of(shapes, "visual.transformer.resblocks.0.mlp.c_fc.bias", 1, where)[0],
         activation=activation,
         mean=mean,
         std=std,
@@ -156,7 +159,8 @@ def _image(shapes: Shapes, config: Mapping[str, Any], activation: str, where: st
 
 
 def _text(shapes: Shapes, config: Mapping[str, Any], prefix: str, activation: str, where: str) -> TextTransformer:
-    positions, width = shape_of(shapes, f"{prefix}positional_embedding", 2, where)
+    (width,) = shape_of(shapes, f"{prefix}ln_final.weight", 1, where)
+    positions = shape_of(shapes, f"{prefix}positional_embedding", 2, where)[0]
     tokens = shape_of(shapes, f"{prefix}token_embedding.weight", 2, where)[0]
     return TextTransformer(
         family="clip",
@@ -165,7 +169,7 @@ def _text(shapes: Shapes, config: Mapping[str, Any], prefix: str, activation: st
         heads=size_of(config, "heads", max(1, width // HEAD_WIDTH), where),
         positions=positions,
         tokens=tokens,
-        mlp_width=shape_of(shapes, f"{prefix}transformer.resblocks.0.mlp.c_fc.weight", 2, where)[0],
+        mlp_width=shape_of(shapes, f"{prefix}transformer.resblocks.0.mlp.c_fc.bias", 1, where)[0],
         activation=activation,
         norm_eps=1e-5,
         end_id=end_token(config, tokens, where),

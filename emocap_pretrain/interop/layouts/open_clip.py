@@ -95,10 +95,10 @@ def _with_timm(shapes: Shapes, vision: Tree, text: Tree, where: str) -> WeightsL
         raise ConfigError(f"{where}: timm_proj={vision.get('timm_proj')!r}; only none and linear can be read.")
     _require(text, _ANY_EPS_AND_ACTIVATION, "text_cfg", where)
     tower = _text(shapes, text, where)
-    is_linear = "text.text_projection" not in shapes
+    is_linear = bool(text.get("proj_bias"))
     name = "text.text_projection.weight" if is_linear else "text.text_projection"
     sides = shape_of(shapes, name, 2, where)
-    projects_images = "visual.head.proj.weight" in shapes
+    projects_images = vision.get("timm_proj", "linear") == "linear"
     names = [each.removeprefix(_TRUNK) for each in shapes if each.startswith(_TRUNK)]
     rules = [
         *(Rule((IMAGE + each,), (_TRUNK + each,)) for each in names),
@@ -114,7 +114,7 @@ def _with_timm(shapes: Shapes, vision: Tree, text: Tree, where: str) -> WeightsL
     settings: Tree = {
         "embedding": sides[0] if is_linear else sides[1],
         "project_images": projects_images,
-        "text_bias": "text.text_projection.bias" in shapes,
+        "text_bias": is_linear,
         "image": _image(vision, where),
         "text": tower.settings(),
     }
@@ -149,7 +149,8 @@ def _image(vision: Tree, where: str) -> Tree:
 
 
 def _text(shapes: Shapes, config: Tree, where: str) -> TextTransformer:
-    positions, width = shape_of(shapes, "text.positional_embedding", 2, where)
+    (width,) = shape_of(shapes, "text.ln_final.weight", 1, where)
+    positions = shape_of(shapes, "text.positional_embedding", 2, where)[0]
     tokens = shape_of(shapes, "text.token_embedding.weight", 2, where)[0]
     # open_clip's SigLIP sees all tokens and pools the last position; its other models see earlier tokens only.
     reads = (bool(config.get("no_causal_mask")), config.get("pool_type", "argmax"))
@@ -165,7 +166,7 @@ def _text(shapes: Shapes, config: Tree, where: str) -> TextTransformer:
         heads=size_of(config, "heads", max(1, width // clip.HEAD_WIDTH), where),
         positions=positions,
         tokens=tokens,
-        mlp_width=shape_of(shapes, "text.transformer.resblocks.0.mlp.c_fc.weight", 2, where)[0],
+        mlp_width=shape_of(shapes, "text.transformer.resblocks.0.mlp.c_fc.bias", 1, where)[0],
         activation="gelu_tanh" if is_tanh else "gelu",
         norm_eps=eps,
         end_id=clip.end_token(config, tokens, where) if family == "clip" else None,

@@ -40,6 +40,8 @@ _CONFIGS: Mapping[str, Any] = {"clip": CLIPConfig, "metaclip_2": MetaClip2Config
 _ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
 _STATISTICS = ("image_mean", "image_std")
 _IMAGE_EPS = {"clip": 1e-5, "siglip": 1e-6}  # Those of the layer norms of timm's towers.
+# transformers divides by some of these sizes without a check.
+_SIZES = ("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size", "image_size", "patch_size")
 _POSITIONS = "embeddings.position_embedding.weight"
 _VISION, _TEXT = "vision_model.", "text_model."
 _BLOCK = {
@@ -108,6 +110,10 @@ def _config(tree: Tree, where: str) -> Any:
             f"{where}: config.json describes a model of the kind {kind!r}{more}; this project reads the kinds "
             f"{', '.join(_CONFIGS)}."
         )
+    sections: list[Any] = [tree.get(key) for key in ("vision_config", "text_config")]
+    for section in filter(lambda each: isinstance(each, dict), sections):
+        for key in _SIZES:
+            size_of(section, key, 1, where)
     try:
         # Only these classes are built, and they take any keys, so a config cannot choose code that is executed.
         return _CONFIGS[kind].from_dict(tree)
@@ -184,7 +190,7 @@ def _scales() -> list[Rule]:
 
 
 def _image(config: Any, family: str, mean: Triple, std: Triple, where: str) -> ImageTransformer:
-    if abs(config.layer_norm_eps - _IMAGE_EPS[family]) > 1e-9:
+    if config.layer_norm_eps is None or abs(config.layer_norm_eps - _IMAGE_EPS[family]) > 1e-9:
         raise ConfigError(
             f"{where}: layer_norm_eps={config.layer_norm_eps}, and timm's towers have {_IMAGE_EPS[family]}."
         )
@@ -211,6 +217,8 @@ def _text(config: Any, kind: str, where: str) -> TextTransformer:
     end = tree.get("eos_token_id")
     if not isinstance(end, int):
         raise ConfigError(f"{where}: text_config.eos_token_id={str(end)[:40]!r}; one number is needed.")
+    if config.layer_norm_eps is None:
+        raise ConfigError(f"{where}: text_config.layer_norm_eps is null; a number is needed.")
     # With the old value 2, CLIPModel takes the largest id, which is the end token of CLIP's vocabulary.
     end = tokens - 1 if kind == "clip" and end == 2 else end
     return TextTransformer(

@@ -23,7 +23,7 @@ from emocap_pretrain.interop.image_weights import (
     load_image_weights,
     load_teacher,
 )
-from emocap_pretrain.interop.translation import LoadReport
+from emocap_pretrain.interop.report import LoadReport
 from emocap_pretrain.model.lora import add_adapters, merge_adapters
 from emocap_pretrain.model.teacher import Teacher
 from emocap_pretrain.model.timm_image import TimmImageTower, timm

@@ -1,137 +1,224 @@
-from collections.abc import Mapping
+"""Starts from weights as a user does: through the config, the table of what was loaded, and `emocap_pretrain.load`."""
+
+import json
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from families import FAMILIES, HF_TEXT, clip_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import models, pre_tokenizers
 
+import emocap_pretrain as emocap
 import emocap_torchvision
-from emocap_pretrain.config.objective import ObjectiveConfig
-from emocap_pretrain.config.schema import ModelConfig
-from emocap_pretrain.data.batch import Texts
-from emocap_pretrain.data.tokenizer import Vocabulary
-from emocap_pretrain.errors import ConfigError
-from emocap_pretrain.interop.layouts.layout import OPENAI_MEAN, OPENAI_STD
-from emocap_pretrain.interop.load import LoadReport, load_weights
-from emocap_pretrain.interop.source import open_source
-from emocap_pretrain.model.pair import TowerPair
+from emocap_pretrain.config.load import load
+from emocap_pretrain.config.schema import Config
+from emocap_pretrain.errors import CheckpointError, ConfigError
+from emocap_pretrain.interop.load import check_source, load_source
+from emocap_pretrain.interop.report import COLUMNS
+from emocap_pretrain.interop.settings import completed
+from emocap_pretrain.interop.source import clip_tokenizer, is_foreign, open_source
 
 emocap_torchvision.install()
-from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel  # noqa: E402 - after emocap_torchvision
+import open_clip.tokenizer  # noqa: E402 - after emocap_torchvision
+from transformers import CLIPTokenizer  # noqa: E402
 
-VISION = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2} | {
-    "image_size": 32,
-    "patch_size": 8,
-}
-TEXT = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 2} | {
-    "vocab_size": 100,
-    "max_position_embeddings": 16,
-    "eos_token_id": 99,
-    "bos_token_id": 1,
-    "pad_token_id": 0,
-}
+WORDS = ["<pad>", "</s>", "a", "face", "happy", "sad", "END"]
 
 
-def spread(model: torch.nn.Module) -> torch.nn.Module:
-    """Draws weights that are large enough to show a wrong activation or a wrong norm."""
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        if parameter.ndim:
-            torch.nn.init.normal_(parameter, std=0.1, generator=generator)
-    return model.eval()
-
-
-def loaded(folder: Path, settings: Mapping[str, Any] | None = None) -> tuple[TowerPair, LoadReport]:
-    source = open_source(str(folder))
-    model = ModelConfig.model_validate({**source.layout.settings, **(settings or {}), "from": str(folder)})
-    pair = TowerPair.of(model, ObjectiveConfig.model_validate({}), Vocabulary(100, 0))
-    return pair.eval(), load_weights(pair, source)
-
-
-def images() -> Tensor:
-    return torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-
-
-def texts() -> Texts:
-    """Returns three texts of different length. The first has an end token in the middle, before its own end."""
-    ids = torch.randint(3, 99, (3, 10), generator=torch.Generator().manual_seed(2))
-    ids[0, 4], ids[0, 6], ids[1, 9], ids[2, 7] = 99, 99, 99, 99
-    mask = torch.ones_like(ids, dtype=torch.bool)
-    mask[0, 7:], mask[2, 8:] = False, False
-    return Texts(ids.masked_fill(~mask, 0), mask)
-
-
-def vectors(found: Any) -> Tensor:
-    return torch.nn.functional.normalize(getattr(found, "pooler_output", found), dim=-1)
-
-
-@pytest.fixture(scope="module")
-def clip_folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("clip")
-    config = CLIPConfig(text_config=TEXT, vision_config=VISION, projection_dim=20)
-    spread(CLIPModel(config)).save_pretrained(folder)
+def with_tokenizer(folder: Path, **config: Any) -> Path:
+    """Adds a tokenizer of a few words to a folder of a model."""
+    fast = FastTokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="a"))
+    fast.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return folder
 
 
-@torch.no_grad()
-def test_the_vectors_of_a_clip_of_transformers_are_those_of_transformers(clip_folder):
-    theirs = CLIPModel.from_pretrained(clip_folder).eval()
-    ours, report = loaded(clip_folder)
-    statistics = (torch.tensor(each).view(1, 3, 1, 1) for each in (OPENAI_MEAN, OPENAI_STD))
-    mean, std = statistics
-    pixels = (images() / 255 - mean) / std
-    tokens = texts()
-    torch.testing.assert_close(
-        ours.embed_images(images()), vectors(theirs.get_image_features(pixel_values=pixels)), atol=1e-5, rtol=0
-    )
-    given = theirs.get_text_features(input_ids=tokens.ids, attention_mask=tokens.mask.long())
-    torch.testing.assert_close(ours.embed_texts(tokens), vectors(given), atol=1e-5, rtol=0)
-    assert report.copied == ("to_patch.weight from to_image.weight", "to_sentence.weight from to_text.weight")
-    assert report.fresh == ("local_logit_scale",)
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> Path:
+    return with_tokenizer(FAMILIES["clip"](tmp_path_factory.mktemp("clip")).path)
 
 
-@torch.no_grad()
-def test_the_vectors_of_a_siglip_of_transformers_are_those_of_transformers(tmp_path):
-    config = SiglipConfig(text_config={**TEXT, "projection_size": 64}, vision_config=VISION)
-    theirs = spread(SiglipModel(config))
-    theirs.save_pretrained(tmp_path)
-    ours, report = loaded(tmp_path)
-    pixels = (images() / 255 - 0.5) / 0.5
-    tokens = texts()
-    padded = torch.zeros(3, 16, dtype=torch.int64)
-    padded[:, :10] = tokens.ids
-    torch.testing.assert_close(
-        ours.embed_images(images()), vectors(theirs.get_image_features(pixel_values=pixels)), atol=1e-5, rtol=0
-    )
-    torch.testing.assert_close(
-        ours.embed_texts(tokens), vectors(theirs.get_text_features(input_ids=padded)), atol=1e-5, rtol=0
-    )
-    assert report.left_out == ("logit_bias",)
+def config_from(tmp_path: Path, source: Path, *more: str) -> Config:
+    data = tmp_path / "data"
+    (tmp_path / "run.yaml").write_text("{steps: 2, global_batch: 4}")
+    named = (f"url={tmp_path / 'run'}", f"data.url={data}", "name=test", f"model.from={source}")
+    return load(tmp_path / "run.yaml", [*named, *more])
 
 
-@pytest.mark.parametrize("fault", ["renamed", "missing", "transposed", "extra"])
-def test_weights_that_do_not_fit_are_refused_by_name(clip_folder, tmp_path, fault):
-    name = "text_model.encoder.layers.1.mlp.fc1.weight"
-    tensors = load_file(clip_folder / "model.safetensors")
-    if fault == "transposed":
-        tensors[name] = tensors[name].T.contiguous()
-    elif fault == "extra":
-        tensors[name := "vision_model.encoder.layers.2.mlp.fc1.weight"] = torch.zeros(96, 64)
-    else:
-        tensor = tensors.pop(name)
-        tensors |= {f"{name}.old": tensor} if fault == "renamed" else {}
-    save_file(tensors, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_bytes((clip_folder / "config.json").read_bytes())
-    with pytest.raises(ConfigError, match=name.replace(".", r"\.")):
-        loaded(tmp_path)
+# The config
 
 
-def test_a_hub_name_without_network_is_one_line(monkeypatch, tmp_path):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+def test_the_weights_give_every_setting_that_the_user_leaves_out(clip, tmp_path):
+    model = completed(config_from(tmp_path, clip, "model.image.pixels=40")).model
+    assert (model.embedding, model.image.pixels, model.text.tokenizer) == (20, 40, "from")
+    assert model.text.architecture.tokens == HF_TEXT["vocab_size"]
+    assert model.text.lengths.by_part == {"global": 16, "local": 16, "summary": 16}
+    table = check_source(model, completed(config_from(tmp_path, clip)).objective).table()
+    assert "missing      0" in table
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("model.embedding=24", "visual_projection.weight has [20, 64], the tower [24, 64]"),
+        ("model.text.architecture.layers=1", "text_model.encoder.layers.1"),
+        ("model.text.architecture.layers=3", "encoder.layers.2"),
+        ("model.image.options={depth: 1}", "vision_model.encoder.layers.1"),
+        ("model.image.pixels=36", "not a multiple of the patch size 8"),
+        ("model.image.pretrained=hub", "leave model.image.pretrained out"),
+        ("model.text.architecture.positions=10", "model.text.lengths: 16 tokens"),
+    ],
+)
+def test_settings_that_contradict_the_weights_are_refused(clip, tmp_path, setting, expected):
+    def start() -> None:
+        config = completed(config_from(tmp_path, clip, setting))
+        check_source(config.model, config.objective)
+
     with pytest.raises(ConfigError) as refused:
-        open_source("openai/clip-vit-base-patch32")
-    assert "model.from=openai/clip-vit-base-patch32" in str(refused.value)
-    assert "\n" not in str(refused.value)
+        start()
+    assert expected in str(refused.value)
+
+
+def test_more_positions_are_made_in_the_way_that_the_user_chooses(clip, tmp_path):
+    more = ("model.text.architecture.positions=60", "model.text.lengths.summary=50")
+    tables = {}
+    for how in ("interpolate", "stretch"):
+        config = completed(config_from(tmp_path, clip, *more, f"model.text.extend_positions={how}"))
+        tables[how] = check_source(config.model, config.objective)
+        assert "position_embedding.weight [16, 48] to [60, 48]" in " ".join(tables[how].resized)
+
+
+# The table
+
+
+def test_the_table_says_what_became_of_every_tensor_in_80_columns(clip):
+    lines = load_source(str(clip), key="model.from").report.table().splitlines()
+    assert lines[0] == f"Weights: model.from={clip}"
+    assert [re.split(r"\s{2,}", line.strip())[0] for line in lines if not line.startswith(" " * 10)][1:] == [
+        "CLIPModel of transformers",
+        "loaded",
+        "resized",
+        "copied",
+        "new",
+        "left out",
+        "missing",
+    ]
+    assert "image 31, text 36, to_image 1, to_text 1" in lines[2]
+    assert all(len(line) <= COLUMNS for line in lines[1:])
+
+
+def test_a_scale_above_the_bound_is_said_with_both_numbers(tmp_path):
+    model = clip_model()
+    with torch.no_grad():
+        model.logit_scale.fill_(4.7632)  # That of a published SigLIP.
+    model.save_pretrained(tmp_path)
+    found = load_source(str(with_tokenizer(tmp_path)), key="model.from")
+    (remark,) = found.report.remarks
+    assert remark.startswith("the learned scale of these weights is 117.1. The model computes with its bound, 100,")
+    assert found.model.scale == pytest.approx(100.0)
+
+
+# From Python
+
+
+def test_a_model_of_another_library_is_used_from_python(clip):
+    model = emocap.load(clip)
+    pictures = [np.full((30, 40, 3), shade, np.uint8) for shade in (0, 120)]
+    assert model.embed_images(pictures).shape == (2, 20)
+    assert model.embed_texts(["a happy face", "sad"]).shape == (2, 20)
+    assert model.classify(pictures, ["happy", "sad"]).probabilities.shape == (2, 2)
+    assert model.attention(pictures[1], "a face").weights.shape == (3, 3)
+    assert model.step is None
+
+
+def test_a_name_is_that_of_a_run_unless_another_library_has_written_there(clip, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert all(map(is_foreign, [str(clip), "hf-hub:someone/model", "openai/clip-vit-base-patch32"]))
+    assert not any(map(is_foreign, ["s3://bucket/run", f"run:{clip}", str(tmp_path), str(tmp_path / "absent")]))
+    with pytest.raises(CheckpointError, match="has no checkpoint"):
+        emocap.load(tmp_path)
+    with pytest.raises(CheckpointError, match="has no checkpoint of step 4"):
+        emocap.load(f"run:{tmp_path}@4")
+    with pytest.raises(ConfigError, match="source=runs/absent: there is no such file or folder"):
+        emocap.load("runs/absent")
+    with pytest.raises(ConfigError, match="leave them out"):
+        emocap.load(clip, step=3)
+
+
+def test_a_file_needs_the_activation_in_python_too(tmp_path):
+    made = FAMILIES["open_clip-gelu-file"](tmp_path)
+    with pytest.raises(ConfigError, match="in Python the argument activation"):
+        emocap.load(made.path)
+    with pytest.raises(ConfigError, match="knows 49408 tokens"):  # The file is of a model with 100.
+        emocap.load(made.path, activation="gelu")
+
+
+# Tokenizers
+
+
+@pytest.fixture(scope="module")
+def byte_pairs() -> tuple[Any, Any]:
+    return clip_tokenizer(), open_clip.tokenizer.SimpleTokenizer()
+
+
+CAPTIONS = [
+    "A face with a high degree of happiness: raised cheeks, pulled lip corners, and bared teeth.",
+    "The inner brows are raised (AU 1, band C); the upper lids aren't.",
+    "12.5 % of the people's faces\twere   sad\n",
+    "d'Artagnan's smile — « très joyeux », 笑顔 😀 and ÆØÅ",
+    "",
+    "I'LL they'Re Ünïcödé İstanbul ẞ",
+]
+
+
+def theirs(tokenizer: Any, text: str) -> list[int]:
+    return [tokenizer.sot_token_id, *tokenizer.encode(text), tokenizer.eot_token_id]
+
+
+@pytest.mark.parametrize("text", CAPTIONS)
+def test_the_tokens_of_clip_are_those_of_open_clip(byte_pairs, text):
+    ours, other = byte_pairs
+    ids = ours.encode([text], 200)
+    assert ids.ids[0][ids.mask[0]].tolist() == theirs(other, text)
+    assert ours.vocabulary.size == 49408
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(st.characters(codec="ascii", categories=("L", "N", "P", "Zs")), max_size=30))
+def test_any_plain_text_has_the_tokens_of_open_clip(byte_pairs, text):
+    ours, other = byte_pairs
+    if "&" in text or "<" in text:  # open_clip also replaces entities of HTML, and its end token has another name.
+        return
+    ids = ours.encode([text], 200)
+    assert ids.ids[0][ids.mask[0]].tolist() == theirs(other, text)
+
+
+def test_a_tokenizer_that_transformers_has_saved_gives_its_tokens(tmp_path):
+    lines = "\n".join(CAPTIONS).lower().split()
+    pieces = sorted({letter for line in lines for letter in line})
+    letters = ["!", *pieces]
+    vocabulary = dict.fromkeys([*letters, *(f"{each}</w>" for each in letters), "ha", "hap"])
+    numbered = {each: number for number, each in enumerate([*vocabulary, "<|startoftext|>", "<|endoftext|>"])}
+    saved = CLIPTokenizer(vocab=numbered, merges=[("h", "a"), ("ha", "p")])
+    model = clip_model(text={"vocab_size": len(numbered), "eos_token_id": len(numbered) - 1})
+    model.save_pretrained(tmp_path)
+    saved.save_pretrained(tmp_path)
+    tokenizer = open_source(str(tmp_path)).read_tokenizer()
+    for text in CAPTIONS[:3]:
+        ids = tokenizer.encode([text], 500)
+        assert ids.ids[0][ids.mask[0]].tolist() == saved(text)["input_ids"]
+
+
+@pytest.mark.parametrize("token", ["</s>", {"content": "</s>", "lstrip": False}])
+def test_siglip_pads_with_the_token_of_its_tokenizer(tmp_path, token):
+    folder = FAMILIES["siglip-cut-pixels"](tmp_path).path  # Its config gives the id 7.
+    assert open_source(str(folder)).layout.settings["text"]["pad_id"] == 7
+    with_tokenizer(folder, pad_token=token)
+    assert open_source(str(folder)).layout.settings["text"]["pad_id"] == 1
