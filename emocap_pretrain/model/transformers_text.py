@@ -99,8 +99,8 @@ class TransformersTextTower(nn.Module):
                 not match it, or if it has too few embeddings for the longest text or the largest token id.
         """
         super().__init__()
-        self.pooling, self._end_id = settings.pooling, settings.end_id
-        self._pad_id = vocabulary.pad_id if settings.pad_id is None else settings.pad_id
+        self.pooling, self.end_id = settings.pooling, settings.end_id
+        self.pad_id = vocabulary.pad_id if settings.pad_id is None else settings.pad_id
         self._is_pretrained = settings.pretrained is not None
         self.backbone: Any
         self.notes: tuple[str, ...]
@@ -128,7 +128,7 @@ class TransformersTextTower(nn.Module):
         if self.pooling == "last":
             return self.backbone(input_ids=self._padded(texts)).last_hidden_state[:, -1]
         hidden = self.backbone(input_ids=texts.ids, attention_mask=texts.mask.long()).last_hidden_state
-        mask = texts.mask if self._end_id is None else _until(texts, self._end_id)
+        mask = texts.mask if self.end_id is None else _until(texts, self.end_id)
         return pool(hidden, mask, self.pooling)
 
     def _padded(self, texts: Texts) -> Int64[Tensor, "texts positions"]:
@@ -137,8 +137,8 @@ class TransformersTextTower(nn.Module):
         SigLIP sees the padding and was trained with texts that are padded in this way. So the vector of a text depends
         on the padding, but never on the other texts.
         """
-        ids = texts.ids.masked_fill(~texts.mask, self._pad_id)
-        return functional.pad(ids, (0, self.positions - ids.shape[1]), value=self._pad_id)
+        ids = texts.ids.masked_fill(~texts.mask, self.pad_id)
+        return functional.pad(ids, (0, self.positions - ids.shape[1]), value=self.pad_id)
 
     def _empty(self, texts: Texts) -> Float[Tensor, "0 width"]:
         """Returns an empty result that depends on every parameter.
@@ -295,7 +295,7 @@ def _loaded(kind: Any, name: str, *source: str | None, **loading: Any) -> tuple[
     # differences, instead of raising an error at the first tensor of another shape.
     options: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
-        with _quiet():
+        with quiet():
             model, found = kind.from_pretrained(*source, **loading, **options)
     except (OSError, ValueError, RuntimeError) as error:
         raise _no_encoder(name, error) from error
@@ -320,7 +320,7 @@ def _loaded(kind: Any, name: str, *source: str | None, **loading: Any) -> tuple[
 
 
 @contextmanager
-def _quiet() -> Generator[None]:
+def quiet() -> Generator[None]:
     """Prevents transformers from printing progress bars and tables of parameter names within the block.
 
     `Fit.require` reports missing and unexpected names in one line instead.

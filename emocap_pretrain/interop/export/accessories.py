@@ -48,16 +48,20 @@ def write_tokenizer(restored: Restored, folder: Path, text: str) -> None:
         name: next((mark for mark in marks if fast.token_to_id(mark) is not None), None)
         for name, marks in _MARKS.items()
     }
+    length, inputs = restored.model.prompt_length, ["input_ids", "attention_mask"]
     # Without a padding token, the end token pads a text, as in CLIP. Padding is masked, so any token would do.
     pad = found["pad_token"] or found["eos_token"] or str(fast.id_to_token(0))
-    fast.enable_truncation(restored.model.prompt_length)
+    tower: Any = restored.model.text
+    if getattr(tower, "pooling", "") == "last":  # SigLIP sees the padding, and takes no mask.
+        length, inputs, pad = tower.positions, ["input_ids"], str(fast.id_to_token(tower.pad_id))
+    fast.enable_truncation(length)
     fast.enable_padding(pad_id=fast.token_to_id(pad), pad_token=pad)
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=fast,
-        model_max_length=restored.model.prompt_length,
+        model_max_length=length,
         padding_side="right",
         truncation_side="right",
-        model_input_names=["input_ids", "attention_mask"],
+        model_input_names=inputs,
         **{**{name: mark for name, mark in found.items() if mark is not None}, "pad_token": pad},
     )
     wrapped.save_pretrained(folder)

@@ -58,7 +58,9 @@ def by_transformers(folder: Path, probes: Arrays) -> Arrays:
 
     model = AutoModel.from_pretrained(folder).eval()
     processor, tokenizer = AutoImageProcessor.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    tokens = tokenizer(probes["texts"].tolist(), padding=True, truncation=True, return_tensors="pt")
+    # SigLIP reads texts that are padded to its number of positions. For the other classes padding has no effect.
+    padding = "max_length" if model.config.model_type == "siglip" else True
+    tokens = tokenizer(probes["texts"].tolist(), padding=padding, truncation=True, return_tensors="pt")
 
     def embedded(images: Any) -> Any:
         pixels = processor([Image.fromarray(each) for each in images], return_tensors="pt")

@@ -11,18 +11,22 @@ from typing import Any
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.interop.export.probes import CAPTIONS
+from emocap_pretrain.interop.restore import Restored
+from emocap_pretrain.model.transformers_text import TransformersTextTower
 
 # Older configs of CLIP had a wrong end token, 2. For this id transformers takes the largest id of a text instead.
 LEGACY_END = 2
 
 
-def end_token(tokenizer: Tokenizer, length: int, kind: str) -> int:
-    """Returns the id of the token with which every text ends, also after a cut to `length` tokens.
+def end_token(restored: Restored, text: TransformersTextTower, kind: str) -> int:
+    """Returns the id of the token with which every text ends, also after a cut.
 
     Raises:
         ConfigError: If texts end with different tokens, so that a format cannot find the last token by its id.
     """
-    encoded = tokenizer.encode(CAPTIONS, length)
+    if text.end_id is not None:
+        return text.end_id
+    encoded = restored.tokenizer.encode(CAPTIONS, restored.model.prompt_length)
     rows = [row[mask].tolist() for row, mask in zip(encoded.ids, encoded.mask, strict=True)]
     ends = {row[-1] for row in rows}
     if len(ends) != 1 or any(ends & set(row[:-1]) for row in rows):
@@ -31,6 +35,14 @@ def end_token(tokenizer: Tokenizer, length: int, kind: str) -> int:
             f"with different tokens, where {kind} looks for one end token; export to onnx, torch or safetensors."
         )
     return ends.pop()
+
+
+def texts_cut_later(restored: Restored, text: TransformersTextTower) -> tuple[str, ...]:
+    """Returns a line on long texts, if a text tower pads them to more tokens than our prompts have."""
+    ours, theirs = restored.model.prompt_length, text.positions
+    if text.pooling != "last" or ours == theirs:
+        return ()
+    return (f"Here a text is cut to {ours} tokens and then padded to {theirs}; its tokenizer cuts it to {theirs}.",)
 
 
 def swapped(tokenizer: Tokenizer, one: int, other: int) -> str:

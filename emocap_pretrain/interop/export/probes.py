@@ -38,7 +38,8 @@ def probes_of(restored: Restored) -> Mapping[str, np.ndarray[Any, Any]]:
     images = _images(side, side)
     photos = _images(side + side // 2 + 1, 2 * side + 3)
     cropped = np.stack([center_crop(photo, side) for photo in photos])
-    tokens = restored.tokenizer.encode(CAPTIONS, model.prompt_length)
+    captions = _captions(restored)
+    tokens = restored.tokenizer.encode(captions, model.prompt_length)
     with torch.inference_mode():
         found = {
             "image": model.embed_images(_channels_first(images)),
@@ -51,12 +52,24 @@ def probes_of(restored: Restored) -> Mapping[str, np.ndarray[Any, Any]]:
         "images": images,
         "photos": photos,
         "pixels": cropped,
-        "texts": np.array(CAPTIONS),
+        "texts": np.array(captions),
         "input_ids": tokens.ids.numpy(),
         "attention_mask": tokens.mask.long().numpy(),
         **{name: vectors.numpy() for name, vectors in found.items()},
         **{name: np.array(value) for name, value in numbers_of(model).items()},
     }
+
+
+def _captions(restored: Restored) -> list[str]:
+    """Returns the captions of the comparison.
+
+    A text tower of SigLIP pads texts to more tokens than a prompt has, and other libraries cut them there. So texts
+    that are cut here are left out for it.
+    """
+    if getattr(restored.model.text, "pooling", "") != "last":
+        return list(CAPTIONS)
+    counts = zip(CAPTIONS, restored.tokenizer.counts(CAPTIONS), strict=True)
+    return [text for text, count in counts if count <= restored.model.prompt_length]
 
 
 def _images(height: int, width: int) -> np.ndarray[Any, Any]:

@@ -18,16 +18,19 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.interop import rules
+from emocap_pretrain.interop.export import whole_clip
 from emocap_pretrain.interop.export.accessories import statistics, write_accessories
 from emocap_pretrain.interop.export.formats import ExportFormat
 from emocap_pretrain.interop.export.graphs import numbers_of
-from emocap_pretrain.interop.export.marks import end_token
+from emocap_pretrain.interop.export.marks import end_token, texts_cut_later
 from emocap_pretrain.interop.export.to_transformers import (
     backbone_weights,
     image_projection,
     model_arguments,
     towers_of,
 )
+from emocap_pretrain.interop.layouts import clip
 from emocap_pretrain.interop.restore import Restored
 from emocap_pretrain.model.timm_image import TimmImageTower
 from emocap_pretrain.model.transformers_text import TransformersTextTower
@@ -40,14 +43,6 @@ _ENCODERS = ("bert", "roberta", "xlm-roberta")
 _POOLERS = {"mean": "mean_pooler", "cls": "cls_last_hidden_state_pooler"}
 # What timm notes of a model's pretrained weights. An export has its own weights.
 _SOURCES = {"url", "file", "hf_hub_id", "hf_hub_filename", "state_dict", "source", "architecture", "tag", "custom_load"}
-# open_clip's names of the modules of a layer of CLIP's text model. Queries, keys and values are one matrix there.
-_LAYER = {
-    "layer_norm1": "ln_1",
-    "layer_norm2": "ln_2",
-    "self_attn.out_proj": "attn.out_proj",
-    "mlp.fc1": "mlp.c_fc",
-    "mlp.fc2": "mlp.c_proj",
-}
 
 
 def write(restored: Restored, folder: Path) -> None:
@@ -103,6 +98,8 @@ def _image(restored: Restored, image: TimmImageTower, folder: Path) -> tuple[dic
             f"--to {NAME}: its adapter of timm cannot hold {restored.config.model.image.name}, whose pooled vector is "
             "wider than its features; export to transformers, onnx, torch or safetensors."
         )
+    if _is_native(restored):
+        return _clip_image(restored, image)
     name = architecture = image.backbone.default_cfg["architecture"]
     if not _is_named(image):
         (folder / IMAGE_FOLDER).mkdir()
@@ -119,10 +116,36 @@ def _image(restored: Restored, image: TimmImageTower, folder: Path) -> tuple[dic
     weights["visual.head.proj.weight"] = image_projection(restored.model)
     return {
         "timm_model_name": name,
-        "timm_pool": "",
+        "timm_pool": "",  # open_clip then keeps the pooling of the model.
         "timm_proj": "linear",
         "image_size": image.pixels,
     }, weights
+
+
+def _clip_image(restored: Restored, image: TimmImageTower) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Returns config and weights of open_clip's own vision transformer."""
+    sizes = whole_clip.vision_settings(image)
+    return {
+        "layers": sizes["num_hidden_layers"],
+        "width": sizes["hidden_size"],
+        "head_width": sizes["hidden_size"] // sizes["num_attention_heads"],
+        "mlp_ratio": sizes["intermediate_size"] / sizes["hidden_size"],
+        "patch_size": sizes["patch_size"],
+        "image_size": image.pixels,
+        "act_kwargs": {"approximate": "tanh"} if sizes["hidden_act"] == "gelu_pytorch_tanh" else None,
+    }, rules.write(clip.image_rules(len(image.backbone.blocks)), restored.model.state_dict())
+
+
+def _is_native(restored: Restored) -> bool:
+    """Returns whether the image tower can be open_clip's own vision transformer, beside the text tower.
+
+    There is one setting for the activation of both towers.
+    """
+    image, text = towers_of(restored.model, NAME)
+    if not whole_clip.is_clip_image(restored.model, image):
+        return False
+    kinds = (whole_clip.vision_settings(image)["hidden_act"], text.backbone.config.hidden_act)
+    return len({kind == "quick_gelu" for kind in kinds}) == 1
 
 
 def _is_named(image: TimmImageTower) -> bool:
@@ -138,9 +161,12 @@ def _text(restored: Restored, text: TransformersTextTower, folder: Path) -> tupl
         ConfigError: If open_clip has no such encoder, or no such pooling for it.
     """
     config = text.backbone.config
-    if config.model_type == "clip_text_model" and text.pooling == "eos":
+    has_bias = restored.config.model.text_bias
+    if config.model_type == "clip_text_model" and text.pooling == "eos" and not has_bias:
         return _clip_text(restored, text)
-    if config.model_type not in _ENCODERS or text.pooling not in _POOLERS:
+    if config.model_type == "siglip_text_model" and has_bias:
+        return _siglip_text(restored, text)
+    if config.model_type not in _ENCODERS or text.pooling not in _POOLERS or has_bias:
         raise ConfigError(
             f"--to {NAME}: open_clip has no model.text.pooling={text.pooling} for a {config.model_type} encoder; "
             "export to onnx, torch or safetensors."
@@ -164,41 +190,48 @@ def _text(restored: Restored, text: TransformersTextTower, folder: Path) -> tupl
 
 def _clip_text(restored: Restored, text: TransformersTextTower) -> tuple[dict[str, Any], dict[str, Tensor]]:
     config, length = text.backbone.config, restored.model.prompt_length
-    weights = {name.removeprefix("text_model."): each for name, each in text.backbone.state_dict().items()}
-    renamed = {
-        "token_embedding.weight": weights["embeddings.token_embedding.weight"],
-        # open_clip pads every text to the number of positions, and a prompt is never longer than this.
-        "positional_embedding": weights["embeddings.position_embedding.weight"][:length],
-        "ln_final.weight": weights["final_layer_norm.weight"],
-        "ln_final.bias": weights["final_layer_norm.bias"],
-        "text_projection": restored.model.to_text.weight.T,
-    }
-    for layer in range(config.num_hidden_layers):
-        theirs, ours = f"transformer.resblocks.{layer}", f"encoder.layers.{layer}"
-        for kind in ("weight", "bias"):
-            renamed |= {f"{theirs}.{b}.{kind}": weights[f"{ours}.{a}.{kind}"] for a, b in _LAYER.items()}
-            renamed[f"{theirs}.attn.in_proj_{kind}"] = torch.cat(
-                [weights[f"{ours}.self_attn.{each}_proj.{kind}"] for each in "qkv"]
-            )
+    weights = rules.write(clip.text_rules(config.num_hidden_layers, "text."), restored.model.state_dict())
+    # open_clip pads every text to the number of positions, and a prompt is never longer than this.
+    weights["text.positional_embedding"] = weights["text.positional_embedding"][:length]
     return {
+        **_sizes(text),
         "context_length": length,
+        "pool_type": "eos",
+        "eos_id": end_token(restored, text, NAME),
+    }, {**weights, "text.text_projection": restored.model.to_text.weight.T}
+
+
+def _siglip_text(restored: Restored, text: TransformersTextTower) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    weights = rules.write(clip.text_rules(text.backbone.config.num_hidden_layers, "text."), restored.model.state_dict())
+    projection = {f"text.text_projection.{name}": each for name, each in restored.model.to_text.named_parameters()}
+    return {
+        **_sizes(text),
+        "context_length": text.positions,
+        "no_causal_mask": True,
+        "pool_type": "last",
+        "proj_bias": True,
+    }, {**weights, **projection}
+
+
+def _sizes(text: TransformersTextTower) -> dict[str, Any]:
+    config = text.backbone.config
+    return {
         "vocab_size": config.vocab_size,
         "hf_tokenizer_name": "tokenizer",  # Any name: open_clip reads the tokenizer of a local folder from there.
         "width": config.hidden_size,
         "heads": config.num_attention_heads,
         "layers": config.num_hidden_layers,
         "mlp_ratio": config.intermediate_size / config.hidden_size,
-        "pool_type": "eos",
-        "eos_id": end_token(restored.tokenizer, length, NAME),
-        "pad_id": restored.tokenizer.vocabulary.pad_id,
+        "pad_id": text.pad_id,
         "norm_kwargs": {"eps": config.layer_norm_eps},
-    }, {f"text.{name}": each for name, each in renamed.items()}
+        "act_kwargs": {"approximate": "tanh"} if config.hidden_act == "gelu_pytorch_tanh" else None,
+    }
 
 
 def _lacks(restored: Restored) -> tuple[str, ...]:
     image, text = towers_of(restored.model, NAME)
-    has_paths = not _is_named(image) or text.backbone.config.model_type in _ENCODERS
-    return (_NO_PLACE, _OTHER_PIXELS, *((_PATHS,) if has_paths else ()))
+    has_paths = not (_is_native(restored) or _is_named(image)) or text.backbone.config.model_type in _ENCODERS
+    return (_NO_PLACE, _OTHER_PIXELS, *texts_cut_later(restored, text), *((_PATHS,) if has_paths else ()))
 
 
 _NO_PLACE = """\

@@ -1,7 +1,9 @@
-"""Exports a model as a `VisionTextDualEncoderModel` of transformers, whose image tower is a `TimmWrapperModel`.
+"""Exports a model for transformers.
 
-This class projects the `pooler_output` of each tower. For an image tower of timm that is its pooled vector. For text
-there are two cases that it can hold:
+If both towers are of the family CLIP or SigLIP, it becomes a `CLIPModel` or a `SiglipModel` (`whole_clip.py`). Any
+other model becomes a `VisionTextDualEncoderModel`, whose image tower is a `TimmWrapperModel`. This class projects the
+`pooler_output` of each tower. For an image tower of timm that is its pooled vector. For text there are two cases that
+it can hold:
 
 - CLIP's text model, whose pooler takes the vector of the end token (`pooling: eos`).
 - BERT and its relatives, whose pooler computes tanh(W x + b) of the first token's vector x (`pooling: cls`). With a
@@ -23,10 +25,11 @@ from transformers import AutoModel, TimmWrapperConfig, VisionTextDualEncoderConf
 
 from emocap_pretrain.checkpoint.layout import WEIGHTS
 from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.interop.export import whole_clip
 from emocap_pretrain.interop.export.accessories import write_accessories
 from emocap_pretrain.interop.export.formats import ExportFormat
 from emocap_pretrain.interop.export.graphs import numbers_of
-from emocap_pretrain.interop.export.marks import LEGACY_END, end_token, swapped
+from emocap_pretrain.interop.export.marks import LEGACY_END, end_token, swapped, texts_cut_later
 from emocap_pretrain.interop.restore import Restored
 from emocap_pretrain.model.pair import TowerPair
 from emocap_pretrain.model.timm_image import TimmImageTower
@@ -38,36 +41,54 @@ _LINEAR = 1e-6
 
 
 def write(restored: Restored, folder: Path) -> None:
-    model = restored.model
-    image, text = towers_of(model, NAME)
-    described, weights, tokenizer = _text(restored, text)
+    image, text = towers_of(restored.model, NAME)
+    config = copy.deepcopy(text.backbone.config)
+    config._name_or_path = ""
+    if family := whole_clip.family_of(restored.model, image, text):
+        weights: dict[str, Tensor] = {}
+        tokenizer = None
+        if family.name == "clip":
+            weights["text_model.embeddings.token_embedding.weight"] = text.backbone.get_input_embeddings().weight
+            tokenizer = _with_end_token(restored, text, config, weights)
+        whole_clip.write(restored, family, image, config, weights, folder)
+    else:
+        tokenizer = _write_dual_encoder(restored, image, text, config, folder)
+    write_accessories(restored, folder, tokenizer=tokenizer)
+
+
+def _write_dual_encoder(
+    restored: Restored, image: TimmImageTower, text: TransformersTextTower, config: Any, folder: Path
+) -> str | None:
+    """Writes config and weights of the model. Returns the text of a new tokenizer.json, if its tokens have new ids."""
+    model, scale = restored.model, math.log(numbers_of(restored.model)["scale"])
+    weights, tokenizer = _text(restored, text, config)
+    # VisionTextDualEncoderModel reads `hidden_size`, which TimmWrapperConfig does not define itself.
     vision: dict[str, Any] = {
         "architecture": image.backbone.default_cfg["architecture"],
         "model_args": model_arguments(image),
         "num_labels": 0,
-        "hidden_size": image.width,  # VisionTextDualEncoderModel reads it, and TimmWrapperConfig does not define it.
+        "hidden_size": image.width,
     }
-    numbers = numbers_of(model)
-    config = VisionTextDualEncoderConfig(
+    described = VisionTextDualEncoderConfig(
         vision_config=TimmWrapperConfig(**vision).to_dict(),
-        text_config=described,
+        text_config=config.to_dict(),
         projection_dim=model.to_text.out_features,
-        logit_scale_init_value=math.log(numbers["scale"]),
+        logit_scale_init_value=scale,
     )
-    built = VisionTextDualEncoderModel(config)
+    built = VisionTextDualEncoderModel(described)
     built.load_state_dict(
         {
             **{f"vision_model.timm_model.{name}": each for name, each in backbone_weights(image).items()},
             **weights,
             "visual_projection.weight": image_projection(model),
-            "logit_scale": torch.tensor(math.log(numbers["scale"])),
+            "logit_scale": torch.tensor(scale),
         }
     )
     # `save_pretrained` of the model would print a progress bar.
     built.config.architectures = [type(built).__name__]
     built.config.save_pretrained(folder)
     save_file(built.state_dict(), folder / WEIGHTS, metadata={"format": "pt"})
-    write_accessories(restored, folder, tokenizer=tokenizer)
+    return tokenizer
 
 
 def towers_of(model: TowerPair, kind: str) -> tuple[TimmImageTower, TransformersTextTower]:
@@ -107,33 +128,34 @@ def backbone_weights(image: TimmImageTower) -> dict[str, Tensor]:
     return {**image.backbone.state_dict(), **{f"{name}.num_batches_tracked": torch.tensor(0) for name in frozen}}
 
 
-def _text(restored: Restored, text: TransformersTextTower) -> tuple[dict[str, Any], dict[str, Tensor], str | None]:
-    """Returns the config of the text model, the weights of text model and projection, and the tokenizer if it changes.
+def _text(restored: Restored, text: TransformersTextTower, config: Any) -> tuple[dict[str, Tensor], str | None]:
+    """Returns the weights of text model and projection, and the tokenizer if it changes. It completes the config.
 
     Raises:
         ConfigError: If no pooler of transformers computes the pooling of the tower.
     """
-    config = copy.deepcopy(text.backbone.config)
-    config._name_or_path = ""
     weights = {f"text_model.{name}": each for name, each in text.backbone.state_dict().items()}
-    projection, tokenizer = restored.model.to_text.weight, None
+    has_bias, matrix, tokenizer = restored.config.model.text_bias, restored.model.to_text.weight, None
     is_clip = config.model_type == "clip_text_model"
-    if is_clip and text.pooling == "eos":
-        tokenizer = _with_end_token(restored, config, weights)
-    elif not is_clip and text.pooling == "cls" and (pooler := _pooler(config)) is not None:
+    if is_clip and text.pooling == "eos" and not has_bias:
+        tokenizer = _with_end_token(restored, text, config, weights)
+    elif not is_clip and text.pooling == "cls" and not has_bias and (pooler := _pooler(config)):
         weights |= pooler
-        projection = projection / _LINEAR
+        matrix = matrix / _LINEAR
     else:
+        bias = " with a bias of its projection" if has_bias else ""
         raise ConfigError(
             f"--to {NAME}: VisionTextDualEncoderModel cannot hold model.text.pooling={text.pooling} of a "
-            f"{config.model_type} encoder; export to open_clip, onnx, torch or safetensors."
+            f"{config.model_type} encoder{bias}; export to open_clip, onnx, torch or safetensors."
         )
-    return config.to_dict(), {**weights, "text_projection.weight": projection}, tokenizer
+    return {**weights, "text_projection.weight": matrix}, tokenizer
 
 
-def _with_end_token(restored: Restored, config: Any, weights: dict[str, Tensor]) -> str | None:
+def _with_end_token(
+    restored: Restored, text: TransformersTextTower, config: Any, weights: dict[str, Tensor]
+) -> str | None:
     """Enters the end token into the config. Returns the new tokenizer if the token needs another id."""
-    end = end_token(restored.tokenizer, restored.model.prompt_length, NAME)
+    end = end_token(restored, text, NAME)
     config.eos_token_id = end
     if end != LEGACY_END:
         return None
@@ -162,17 +184,20 @@ def _pooler(config: Any) -> dict[str, Tensor] | None:
 
 
 def _lacks(restored: Restored) -> tuple[str, ...]:
-    bias = ", and the bias of the scores" if restored.model.logit_bias is not None else ""
+    image, text = towers_of(restored.model, NAME)
+    family = whole_clip.family_of(restored.model, image, text)
+    has_bias = restored.model.logit_bias is not None and not (family and family.name == "siglip")
+    bias = ", and the bias of the scores" if has_bias else ""
     line = (
-        "VisionTextDualEncoderModel has no place for the projections of patches and of local sentences, nor for the "
-        f"scale of their scores{bias}; onnx, torch and safetensors hold them."
+        "transformers has no place for the projections of patches and of local sentences, nor for the scale of their "
+        f"scores{bias}; onnx, torch and safetensors hold them."
     )
-    return (line,)
+    return (line, *texts_cut_later(restored, text))
 
 
 FORMAT = ExportFormat(
     name=NAME,
-    about="A VisionTextDualEncoderModel with the image tower of timm, an image processor and a tokenizer.",
+    about="A CLIPModel, SiglipModel or VisionTextDualEncoderModel with its image processor and its tokenizer.",
     library="transformers",
     modules={"transformers": "transformers", "timm": "timm"},
     write=write,
@@ -184,7 +209,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 model = AutoModel.from_pretrained(".").eval()
 pixels = AutoImageProcessor.from_pretrained(".")(Image.open("face.jpg"), return_tensors="pt")
 texts = ["a happy face", "a sad face"]
-tokens = AutoTokenizer.from_pretrained(".")(texts, padding=True, truncation=True, return_tensors="pt")
+tokens = AutoTokenizer.from_pretrained(".")(texts, padding="max_length", truncation=True, return_tensors="pt")
 print(model(**pixels, **tokens).logits_per_image.softmax(-1))
 """,
 )

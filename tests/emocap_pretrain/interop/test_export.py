@@ -1,6 +1,7 @@
 """Tests that an export is what its library loads, and that nothing is left of one that is refused or interrupted."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -40,11 +41,39 @@ COMPARED = {
 FACTS = CardFacts(results=[("UAR", "41.1%")], data_license="CC BY 4.0")
 
 
+SIZES = {"patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
+# Models whose towers are those of CLIP and of SigLIP.
+FAMILIES: Mapping[str, Mapping[str, Any]] = {
+    "clip": {
+        "model__image": {
+            "name": "vit_base_patch16_clip_224",
+            "pixels": 16,
+            "options": {**SIZES, "act_layer": "quick_gelu"},
+        },
+    },
+    "siglip": {
+        "model__image": {"name": "vit_base_patch16_siglip_224", "pixels": 16, "options": SIZES},
+        "model__embedding": 32,
+        "model__project_images": False,
+        "model__text_bias": True,
+        "model__text__pooling": "last",
+        "model__text__architecture": {"family": "siglip", "width": 32, "layers": 1, "heads": 2, "positions": 40}
+        | {"activation": "gelu", "norm_eps": 1e-6},
+        "objective__kind": "sigmoid",
+    },
+}
+
+
 def trained(config: Config, *, seed: int) -> Restored:
-    """Returns a model with random weights and a bias."""
+    """Returns a model with random weights, which are large enough to show a wrong activation."""
     tokenizer = Tokenizer.trained_on(CAPTIONS, 300)
     torch.manual_seed(seed)
     model = build_model(config, tokenizer.vocabulary, weights=False).eval()
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.1)
+        elif name.endswith(".bias"):
+            torch.nn.init.normal_(parameter, std=0.02)
     return Restored(config, model, tokenizer, 7, "abc", "d" * 64)
 
 
@@ -93,6 +122,23 @@ def test_the_library_of_a_format_computes_our_vectors_in_a_fresh_process(model, 
     )
     # open_clip's config holds the path of its own folder.
     assert ".partial" not in "".join(path.read_text() for path in folder.glob("*.json"))
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "files"),
+    [
+        ("clip", "transformers", {"config.json": "CLIPModel"}),
+        ("siglip", "transformers", {"config.json": "SiglipModel"}),
+        ("clip", "open_clip", {"open_clip_config.json": "head_width"}),
+        ("siglip", "open_clip", {"open_clip_config.json": "vit_base_patch16_siglip_224|image_tower"}),
+    ],
+)
+def test_towers_of_a_family_become_the_family_s_own_class(tiny_config, family, kind, files, tmp_path):
+    model = trained(changed(tiny_config, **FAMILIES[family]), seed=0)
+    export(model, FORMATS[kind], tmp_path / "out", facts=FACTS)
+    assert COMPARED[kind] - {"bias"} <= differences(tmp_path / "out").keys()
+    for name, text in files.items():
+        assert re.search(text, (tmp_path / "out" / name).read_text())
 
 
 def test_an_export_with_other_weights_is_refused_and_an_earlier_one_stays(model, onnx, tmp_path):
