@@ -261,14 +261,14 @@ def _supervise(config: Config) -> None:
     settings = config.cluster
     # The record is made before the first attempt, because it compares with the attempts that exist now.
     record = RunRecord(open_store(config.url), config.steps)
-    with connected(RANK_ENVIRONMENT | _chosen(OPEN)) as cluster, screen() as shown:
+    with connected(RANK_ENVIRONMENT | chosen(OPEN)) as cluster, screen() as shown:
         job = Job(
             function=partial(_pretrain, config),
             request=_resource_request(config, sum(node.gpus for node in cluster.nodes())),
             restarts=RestartBudget(settings.max_restarts, settings.max_preemptions),
             patience_s=settings.patience_s,
             timeout_s=settings.group_timeout_s,
-            env=_chosen(SECRET),
+            env=chosen(SECRET),
         )
         shown.say(f"Starting with Ray; the run's folder is {config.url}")
         history = supervise(job, cluster, record, shown)
@@ -277,7 +277,7 @@ def _supervise(config: Config) -> None:
         sys.exit(INTERRUPTED if history.interrupted else STOPPED)
 
 
-def _chosen(prefixes: tuple[str, ...]) -> dict[str, str]:
+def chosen(prefixes: tuple[str, ...]) -> dict[str, str]:
     """Returns the environment variables of this process whose names begin with one of the prefixes."""
     return {name: value for name, value in os.environ.items() if name.startswith(prefixes)}
 

@@ -26,3 +26,16 @@ class RankFailed(ClusterError):  # noqa: N818
         super().__init__(message)
         self.cause = cause
         self.errors = dict(errors or {})
+
+
+class WorkerFailed(ClusterError):  # noqa: N818
+    """A worker of `mapping.mapped` failed.
+
+    Args:
+        message: The message for the user.
+        cause: The error that the worker's function raised; None if its process failed in another way.
+    """
+
+    def __init__(self, message: str, *, cause: Exception | None = None) -> None:
+        super().__init__(message)
+        self.cause = cause

@@ -5,6 +5,7 @@ shows progress and results.
 """
 
 import time
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import typer
 from emocap_shards.writing.packing import described
 from tqdm import tqdm
 
+from emocap_pretrain import run
 from emocap_pretrain.cli.evaluate import lines_of, parsed_classes
 from emocap_pretrain.cli.options import Debug
 from emocap_pretrain.config.schema import EvaluationConfig
@@ -22,7 +24,7 @@ from emocap_pretrain.logs import show_logs
 from emocap_pretrain.terminal import console, errors_as_lines
 
 if TYPE_CHECKING:
-    from emocap_pretrain.bulk.compute import Advance, Computation
+    from emocap_pretrain.bulk.compute import Advance, Computation, Work
     from emocap_pretrain.bulk.joining import RowCounts
     from emocap_pretrain.bulk.scorers import Embedding, Prediction, Prompts
     from emocap_pretrain.bulk.videos import Sampling
@@ -49,6 +51,12 @@ ImageRoot = Annotated[
 Fps = Annotated[float | None, typer.Option(help="Frames per second that are read of a video; default 1.")]
 Every = Annotated[int | None, typer.Option(help="Read every nth frame of a video instead.", min=1)]
 PartImages = Annotated[int, typer.Option(help="Images of one part, which is the unit of resuming.", min=1)]
+OnRay = Annotated[
+    bool, typer.Option("--ray", help="Compute on the Ray cluster at RAY_ADDRESS, or else on one of this host.")
+]
+Workers = Annotated[
+    int | None, typer.Option(help="Workers on Ray; default one for each GPU, or for every 4 cores.", min=1)
+]
 Force = Annotated[bool, typer.Option("--force", help="Start anew, and replace the output.")]
 
 
@@ -68,6 +76,8 @@ class _Request:
     fps: float | None
     every: int | None
     part_images: int
+    ray: bool
+    workers: int | None
     force: bool
 
 
@@ -84,6 +94,8 @@ def embed_command(  # noqa: PLR0913, PLR0917 - one argument for each option
     fps: Fps = None,
     every: Every = None,
     part_images: PartImages = 1024,
+    ray: OnRay = False,
+    workers: Workers = None,
     force: Force = False,
     debug: Debug = False,
 ) -> None:
@@ -94,7 +106,21 @@ def embed_command(  # noqa: PLR0913, PLR0917 - one argument for each option
     show_logs()
     with errors_as_lines(debug=debug):
         request = _Request(
-            model, source, out, kind, step, device, batch, image, image_root, fps, every, part_images, force
+            model,
+            source,
+            out,
+            kind,
+            step,
+            device,
+            batch,
+            image,
+            image_root,
+            fps,
+            every,
+            part_images,
+            ray,
+            workers,
+            force,
         )
         _run(request, "embedding", None)
 
@@ -122,6 +148,8 @@ def predict_command(  # noqa: PLR0913, PLR0917 - one argument for each option
     fps: Fps = None,
     every: Every = None,
     part_images: PartImages = 1024,
+    ray: OnRay = False,
+    workers: Workers = None,
     force: Force = False,
     debug: Debug = False,
 ) -> None:
@@ -133,7 +161,21 @@ def predict_command(  # noqa: PLR0913, PLR0917 - one argument for each option
     show_logs()
     with errors_as_lines(debug=debug):
         request = _Request(
-            model, source, out, kind, step, device, batch, image, image_root, fps, every, part_images, force
+            model,
+            source,
+            out,
+            kind,
+            step,
+            device,
+            batch,
+            image,
+            image_root,
+            fps,
+            every,
+            part_images,
+            ray,
+            workers,
+            force,
         )
         _run(request, "predicting", _prompts(classes, prompts, sentences))
 
@@ -165,12 +207,15 @@ def _run(request: _Request, verb: str, prompts: "Prompts | None") -> None:
     out = request.out.expanduser().absolute()
     kind = joining.format_of(out, request.kind)
     sampling = _sampling(request)
+    if request.workers is not None and not request.ray:
+        raise ConfigError("--workers is the number of workers on Ray: add --ray, or leave it out.")
     found = open_input(request.source, image=request.image, image_root=request.image_root)
     if found.has_videos:
         need_av()
-    model = ModelSource(request.model, request.step, request.device).load()
+    # On Ray the workers compute, and this process may have no GPU.
+    model = ModelSource(request.model, request.step, "cpu" if request.ray else request.device).load()
     computation = Computation(
-        # On Ray the workers load the model later, when there may be a newer checkpoint.
+        # The workers of Ray load the model later, when there may be a newer checkpoint.
         model=ModelSource(request.model, model.step, request.device),
         prompts=prompts,
         folder=str(out.with_name(f"{out.name}.parts")),
@@ -186,7 +231,10 @@ def _run(request: _Request, verb: str, prompts: "Prompts | None") -> None:
         works = (Work(part, found.slice(part.start, part.stop)) for part in missing)
         done = sum(part.weight for part in parts) - sum(part.weight for part in missing)
         with BulkBar(verb, sum(part.weight for part in parts), done) as bar:
-            computation.compute(works, scorer, bar.show)
+            if request.ray:
+                _on_ray(computation, works, request.workers, bar)
+            else:
+                computation.compute(works, scorer, bar.show)
         tables = joining.PartTables([folder.file(part) for part in parts])
         joining.join(tables, out, kind, _about(state, scorer))
         counts = tables.counts()
@@ -194,6 +242,17 @@ def _run(request: _Request, verb: str, prompts: "Prompts | None") -> None:
     _summarise(request.out, counts, bar, resumed=len(missing) < len(parts))
     if found.left_out:
         console.print(f"Other files were not read: {described(found.left_out)}.")
+
+
+def _on_ray(computation: "Computation", works: "Iterator[Work]", workers: int | None, bar: "BulkBar") -> None:
+    """Computes the parts on the workers of a Ray cluster, which write their files into the same folder."""
+    from emocap_cluster.cluster import connected
+    from emocap_cluster.mapping import WorkerResources, mapped
+
+    with connected(run.RANK_ENVIRONMENT | run.chosen(run.OPEN)) as cluster:
+        resources = WorkerResources.of(cluster.nodes(), workers=workers, use_gpus=computation.model.device != "cpu")
+        for advance in mapped(computation.started, works, resources, env=run.chosen(run.SECRET)):
+            bar.show(advance)
 
 
 def _sampling(request: _Request) -> "Sampling":

@@ -1,0 +1,57 @@
+"""Maps functions over items on a Ray of its own, and prints one JSON line for each case.
+
+It is a separate process, because Ray does not clean up its state. `mapping_script.py FOLDER`.
+"""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from emocap_cluster.cluster import connected
+from emocap_cluster.errors import WorkerFailed
+from emocap_cluster.mapping import WorkerResources, mapped
+
+FOLDER = sys.argv[1]
+
+
+def start() -> Callable[[int], tuple[int, str, str]]:
+    """Returns a function that kills the process of its worker at item 3 once, and raises an error at item 99."""
+    Path(FOLDER, f"started-{os.getpid()}").touch()
+
+    def act(item: int) -> tuple[int, str, str]:
+        marker = Path(FOLDER, "killed")
+        if item == 3 and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if item == 99:
+            raise ValueError("99 is wrong")
+        return item, os.environ["SECRET"], os.environ["OMP_NUM_THREADS"]
+
+    return act
+
+
+def fail() -> Callable[[int], int]:
+    raise LookupError("there is no model")
+
+
+def tell(**facts: object) -> None:
+    sys.stdout.write(json.dumps(facts) + "\n")
+
+
+def main() -> None:
+    with connected({}) as cluster:
+        two = WorkerResources.of(cluster.nodes(), workers=2, use_gpus=True)
+        tell(name="all", found=sorted(mapped(start, iter(range(12)), two, env={"SECRET": "hidden"})))
+        tell(name="none", found=list(mapped(start, iter(()), two, env={})))
+        for name, function in (("wrong item", start), ("no start", fail)):
+            try:
+                list(mapped(function, iter((98, 99)), two, env={"SECRET": ""}))
+            except WorkerFailed as error:
+                tell(name=name, said=str(error), cause=type(error.cause).__name__)
+
+
+if __name__ == "__main__":
+    main()
