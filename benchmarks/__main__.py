@@ -31,11 +31,18 @@ def _inference() -> Suite:
     return SUITE
 
 
+def _finetune() -> Suite:
+    from benchmarks.finetune.suite import SUITE
+
+    return SUITE
+
+
 SUITES: Mapping[str, Callable[[], Suite]] = {
     "kernels": _kernels,
     "shards": _shards,
     "cluster": _cluster,
     "inference": _inference,
+    "finetune": _finetune,
 }
 
 

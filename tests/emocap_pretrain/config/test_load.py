@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from emocap_shards.mask import masked
 
 from emocap_pretrain.config.load import from_stored, load, unresolved
@@ -235,6 +236,15 @@ def test_every_recipe_loads(recipe, monkeypatch):
     for variable in ("EMOCAP_DATA", "EMOCAP_RUNS", "MLFLOW_TRACKING_URI"):
         monkeypatch.setenv(variable, "/somewhere")
     assert load(recipe).steps > 0
+
+
+@pytest.mark.parametrize("name", ["vit_b32", "vit_b16", "vit_l14"])
+def test_the_sections_that_a_recipe_gives_for_a_start_from_clip_load_too(name, tmp_path):
+    text = (ROOT / f"launch/recipes/{name}.yaml").read_text()
+    other = yaml.safe_load("".join(f"{line[4:]}\n" for line in text.splitlines() if line.startswith("#   ")))
+    assert other["model"]["from"].startswith("openai/clip-vit-")
+    (tmp_path / "clip.yaml").write_text(yaml.safe_dump(yaml.safe_load(text) | other))
+    assert load(tmp_path / "clip.yaml").model.from_ == other["model"]["from"]
 
 
 def test_reading_a_config_needs_neither_torch_nor_a_framework():

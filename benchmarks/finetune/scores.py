@@ -1,0 +1,82 @@
+"""Scores a trained model on a split of FER+: with prompts, and with a linear probe on the features of its image tower.
+
+A probe is a logistic regression on frozen features. Its regularization is chosen on the split `valid`, and the split
+`test` is scored once.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from emocap_pretrain.config.schema import EvaluationConfig
+from emocap_pretrain.evaluation.task import Share
+from emocap_pretrain.evaluation.zero_shot import ZeroShot
+from emocap_pretrain.inference.embedder import Embedder
+
+LABEL = "emotion"
+CHOICES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # Inverse strengths of the regularization, from the strongest.
+
+
+@dataclass(frozen=True, slots=True)
+class Recalls:
+    """Holds unweighted average recall (UAR, the mean over classes) and weighted average recall (WAR, the accuracy)."""
+
+    uar: float
+    war: float
+
+    @classmethod
+    def of(cls, truth: Sequence[str], predicted: Sequence[str]) -> "Recalls":
+        right = np.asarray(truth) == np.asarray(predicted)
+        classes = [right[np.asarray(truth) == name].mean() for name in sorted(set(truth))]
+        return cls(float(np.mean(classes)), float(right.mean()))
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """Holds the pooled features of the image tower for those faces of a split that have a label, and the labels."""
+
+    values: Float[np.ndarray, "faces width"]
+    labels: list[str]
+
+
+def prompted(embedder: Embedder, settings: EvaluationConfig) -> Recalls:
+    """Returns the recalls of the classes that prompts give. `settings` name the split, the classes and the prompts."""
+    task = ZeroShot(settings)
+    scores = task.result(embedder, list(task.run(embedder, Share()))).metrics()
+    return Recalls(scores["zero_shot/uar"], scores["zero_shot/war"])
+
+
+def features(embedder: Embedder, url: str, *, batch: int = 64) -> Features:
+    """Returns the features of the labelled faces of a split, before the projection into the shared space."""
+    values, labels = [], []
+    for samples in Share().batches(url, batch, embedder.cropped):
+        labelled = [sample for sample in samples if sample.labels.get(LABEL, "") != ""]
+        if labelled:
+            images = torch.from_numpy(np.stack([sample.image.transpose(2, 0, 1) for sample in labelled]))
+            with torch.inference_mode():
+                values.append(embedder.model.image.encode_image(images)[0].float().numpy())
+            labels += [str(sample.labels[LABEL]) for sample in labelled]
+    return Features(np.concatenate(values), labels)
+
+
+def probe(train: Features, valid: Features, test: Features) -> tuple[Recalls, float]:
+    """Returns the recalls of the probe on the split `test`, and the inverse strength that was chosen on `valid`."""
+    fitted = {choice: _fitted(train, choice) for choice in CHOICES}
+    best = max(CHOICES, key=lambda choice: _recalls(fitted[choice], valid).uar)
+    return _recalls(fitted[best], test), best
+
+
+def _fitted(train: Features, inverse_strength: float) -> Pipeline:
+    # Every class counts the same, because UAR is the mean over classes and neutral faces are a third of FER+.
+    regression = LogisticRegression(C=inverse_strength, class_weight="balanced", max_iter=1000)
+    return make_pipeline(StandardScaler(), regression).fit(train.values, train.labels)
+
+
+def _recalls(fitted: Pipeline, split: Features) -> Recalls:
+    return Recalls.of(split.labels, list(fitted.predict(split.values)))

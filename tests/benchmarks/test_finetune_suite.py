@@ -1,0 +1,79 @@
+"""Tests that the suite of fine-tuning trains, scores the test split once, and continues where it was interrupted."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from emocap_shards.writer import write_shards
+from tiny_run import tiny
+
+from benchmarks.finetune import compare, scores, trainings
+from benchmarks.finetune.suite import SUITE
+from benchmarks.harness import record
+from benchmarks.harness.suite import run
+from emocap_pretrain.captions.rendered.dataset import records
+
+
+def test_recalls_count_classes_and_faces() -> None:
+    found = scores.Recalls.of(["joy", "joy", "joy", "fear"], ["joy", "joy", "fear", "fear"])
+    assert (found.uar, found.war) == (pytest.approx((2 / 3 + 1) / 2), 0.75)
+
+
+def test_the_regularization_of_a_probe_is_chosen_on_valid_and_scored_on_test() -> None:
+    random = np.random.default_rng(0)
+    labels = [["joy", "fear"][number % 2] for number in range(80)]
+
+    def split(noise: float) -> scores.Features:
+        centers = np.array([[1.0, 0.0] if label == "joy" else [0.0, 1.0] for label in labels])
+        return scores.Features(centers + noise * random.normal(size=centers.shape), labels)
+
+    recalls, strength = scores.probe(split(0.1), split(0.1), split(0.1))
+    assert recalls.war > 0.95
+    assert strength in scores.CHOICES
+    # A probe that fails on test shows that valid alone decides.
+    reverse = scores.Features(split(0.1).values, [*labels[1:], labels[0]])
+    assert scores.probe(split(0.1), split(0.1), reverse)[0].war < 0.05
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> list[str]:
+    """Returns the options of a comparison of one tiny recipe whose speed is known already."""
+    for name in ("train", "valid", "test"):
+        write_shards(records(24, pixels=32), str(tmp_path / "data" / name), samples_per_shard=12)
+    recipe = tmp_path / "small.yaml"
+    recipe.write_text(yaml.safe_dump(tiny("run", "data", "sqlite://", None)))
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    (runs / "small-1-minutes.json").write_text(json.dumps({"steps": 2, "samples_per_s": 1.0}))
+    words = ["--data", str(tmp_path / "data"), "--runs", str(runs), "--minutes", "1", "--seeds", "3"]
+    return [*words, "--recipes", str(recipe), "--out", str(tmp_path)]
+
+
+def test_a_comparison_scores_each_run_once_and_a_repetition_trains_and_scores_nothing(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(SUITE, ["compare", *options]) == 0
+    lines = record.read(tmp_path / "finetune.jsonl")
+    assert [(line.contender, line.what, line.setting["seed"]) for line in lines] == [
+        ("small, untouched", compare.PROMPTED, 0),
+        ("small, untouched", compare.PROBED, 0),
+        ("small", compare.PROMPTED, 3),
+        ("small", compare.PROBED, 3),
+    ]
+    assert [line.more["steps"] for line in lines if line.more] == [0, 0, 2, 2]
+    assert all(0 <= line.median <= 1 for line in lines)
+    monkeypatch.setattr(scores, "probe", None)
+    monkeypatch.setattr(trainings, "subprocess", None)
+    assert run(SUITE, ["compare", *options]) == 0
+    again = record.read(tmp_path / "finetune.jsonl")
+    assert [line.median for line in again] == [line.median for line in lines]
+
+
+def test_a_training_that_fails_ends_the_command_in_one_line(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data" / "train" / "manifest.json").unlink()
+    assert run(SUITE, ["compare", *options]) == 1
+    assert "small.yaml: the run in" in capsys.readouterr().err
