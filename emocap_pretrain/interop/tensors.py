@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from emocap_pretrain.errors import ConfigError
@@ -128,7 +128,7 @@ def _open_torch(path: Path, where: str) -> Tensors:
             f"{where}: the file holds more than weights, and reading the rest could execute code; save its state dict "
             "alone, or as .safetensors."
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, LookupError, SafetensorError) as error:
+    except Exception as error:  # A damaged pickle or archive raises errors of nearly every class in both libraries.
         first = (str(error) or repr(error)).splitlines()[0]
         raise ConfigError(f"{where}: the file cannot be read as weights of torch ({first}).") from error
     tensors = _state_dict(tree)

@@ -8,7 +8,6 @@ modules without behaviour; for anything else it raises an error.
 
 import pickle
 import zipfile
-import zlib
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -55,21 +54,17 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
 
     Raises:
         pickle.UnpicklingError: If the archive describes an object that is neither a tensor nor a module.
-        ValueError: If the archive is damaged, compressed or too large, or a tensor exceeds its file.
+        ValueError: If the archive is compressed or too large, or a tensor exceeds its file.
         LookupError: If a file is missing.
+        zipfile.BadZipFile: If the archive is damaged. A damaged description raises errors of other classes too.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            root = archive.namelist()[0].partition("/")[0]
-            described = archive.getinfo(f"{root}/data.pkl")
-            if described.file_size > LARGEST_PICKLE:
-                raise ValueError("the description of the archive is too large")
-            with archive.open(described) as stream:
-                tree = _Unpickler(stream, lambda key: _stored(archive, f"{root}/data/{key}")).load()
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
-        raise ValueError(f"the archive is damaged: {error}") from error
-    except (TypeError, AttributeError) as error:
-        raise ValueError("the archive describes a tensor in an unknown way") from error
+    with zipfile.ZipFile(path) as archive:
+        root = archive.namelist()[0].partition("/")[0]
+        described = archive.getinfo(f"{root}/data.pkl")
+        if described.file_size > LARGEST_PICKLE:
+            raise ValueError("the description of the archive is too large")
+        with archive.open(described) as stream:
+            tree = _Unpickler(stream, lambda key: _stored(archive, f"{root}/data/{key}")).load()
     return dict(_tensors(tree, "", set()))
 
 

@@ -6,7 +6,7 @@ classes fill them in. MetaCLIP and FLIP are published in the layout of CLIP, and
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from huggingface_hub.errors import StrictDataclassError
 
@@ -40,6 +40,16 @@ _CONFIGS: Mapping[str, Any] = {"clip": CLIPConfig, "metaclip_2": MetaClip2Config
 _ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
 _STATISTICS = ("image_mean", "image_std")
 _IMAGE_EPS = {"clip": 1e-5, "siglip": 1e-6}  # Those of the layer norms of timm's towers.
+# The keys of a section that describe its tower. The others, such as the type of its numbers, are not needed.
+_TOWER_KEYS = frozenset(
+    {
+        *("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size", "image_size", "patch_size"),
+        *("num_channels", "vocab_size", "max_position_embeddings", "hidden_act", "layer_norm_eps", "eos_token_id"),
+        *("pad_token_id", "vision_use_head"),
+    }
+)
+# Older releases of transformers have written each section twice.
+_SECTIONS = ("vision_config", "text_config", "vision_config_dict", "text_config_dict")
 # transformers divides by some of these sizes without a check.
 _SIZES = ("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size", "image_size", "patch_size")
 _POSITIONS = "embeddings.position_embedding.weight"
@@ -110,17 +120,29 @@ def _config(tree: Tree, where: str) -> Any:
             f"{where}: config.json describes a model of the kind {kind!r}{more}; this project reads the kinds "
             f"{', '.join(_CONFIGS)}."
         )
-    sections: list[Any] = [tree.get(key) for key in ("vision_config", "text_config")]
-    for section in filter(lambda each: isinstance(each, dict), sections):
-        for key in _SIZES:
-            size_of(section, key, 1, where)
+    plain: Tree = {key: tree[key] for key in ("projection_dim",) if key in tree}
+    for name in _SECTIONS:
+        if tree.get(name) is not None:
+            plain[name] = _tower(tree[name], name, where)
     try:
-        # Only these classes are built, and they take any keys, so a config cannot choose code that is executed.
-        return _CONFIGS[kind].from_dict(tree)
+        # Only these classes are built, so a config cannot choose code that is executed.
+        return _CONFIGS[kind].from_dict(plain)
     except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise ConfigError(f"{where}: config.json is wrong: {_one_line(error)}.") from error
     except StrictDataclassError as error:
         raise ConfigError(f"{where}: config.json is wrong: {_one_line(error)}.") from error
+
+
+def _tower(section: Any, name: str, where: str) -> Tree:
+    """Returns the entries of a section that describe a tower, after a check of its sizes."""
+    if not isinstance(section, dict):
+        raise ConfigError(f"{where}: config.json is wrong: {name} is not a mapping.")
+    found: Tree = {
+        key: value for key, value in cast("Tree", section).items() if key in _TOWER_KEYS and value is not None
+    }
+    for key in _SIZES:
+        size_of(found, key, 1, where)
+    return found
 
 
 def _one_line(error: Exception) -> str:
@@ -190,7 +212,7 @@ def _scales() -> list[Rule]:
 
 
 def _image(config: Any, family: str, mean: Triple, std: Triple, where: str) -> ImageTransformer:
-    if config.layer_norm_eps is None or abs(config.layer_norm_eps - _IMAGE_EPS[family]) > 1e-9:
+    if abs(config.layer_norm_eps - _IMAGE_EPS[family]) > 1e-9:
         raise ConfigError(
             f"{where}: layer_norm_eps={config.layer_norm_eps}, and timm's towers have {_IMAGE_EPS[family]}."
         )
@@ -217,8 +239,6 @@ def _text(config: Any, kind: str, where: str) -> TextTransformer:
     end = tree.get("eos_token_id")
     if not isinstance(end, int):
         raise ConfigError(f"{where}: text_config.eos_token_id={str(end)[:40]!r}; one number is needed.")
-    if config.layer_norm_eps is None:
-        raise ConfigError(f"{where}: text_config.layer_norm_eps is null; a number is needed.")
     # With the old value 2, CLIPModel takes the largest id, which is the end token of CLIP's vocabulary.
     end = tokens - 1 if kind == "clip" and end == 2 else end
     return TextTransformer(
