@@ -17,9 +17,9 @@ from emocap_pretrain.bulk.inputs import BulkInput
 from emocap_pretrain.bulk.part_files import PartWriter, name_of, schema_of, writing_to
 from emocap_pretrain.bulk.parts import OutputPart
 from emocap_pretrain.bulk.pictures import Content, Picture, crop_of, in_advance
-from emocap_pretrain.bulk.scorers import Embedding, ModelSource, Prediction, Prompts, Scorer
+from emocap_pretrain.bulk.scorers import Embedding, ModelSource, Prediction, Prompts, Scorer, digest_of
 from emocap_pretrain.bulk.videos import Sampling
-from emocap_pretrain.errors import DataError
+from emocap_pretrain.errors import CheckpointError, DataError
 from emocap_pretrain.inference.model import BATCH, EmotionModel
 
 
@@ -44,6 +44,7 @@ class Computation:
 
     Attributes:
         model: The model.
+        digest: Its digest (`digest_of`).
         prompts: The texts of a prediction; None to embed.
         folder: The folder of the files of the parts, which all processes reach under this path.
         has_videos: Whether the input has videos, so that the output has their columns.
@@ -52,6 +53,7 @@ class Computation:
     """
 
     model: ModelSource
+    digest: str
     prompts: Prompts | None
     folder: str
     has_videos: bool
@@ -63,8 +65,16 @@ class Computation:
         return Embedding(model) if self.prompts is None else Prediction(model, self.prompts)
 
     def started(self) -> Callable[[Work], Advance]:
-        """Loads the model, and returns the function that computes one part. A worker of a cluster calls it once."""
-        return partial(_computed, self, self.scorer(self.model.load()))
+        """Loads the model, and returns the function that computes one part. A worker of a cluster calls it once.
+
+        Raises:
+            CheckpointError: If it is not the model of `digest`, for example because the run has a newer checkpoint.
+        """
+        model = self.model.load()
+        if digest_of(model) != self.digest:
+            cure = "give its step with --step, and the same path or URL on all nodes"
+            raise CheckpointError(f"{self.model.source} is another model than when the command began: {cure}.")
+        return partial(_computed, self, self.scorer(model))
 
     def compute(self, works: Iterable[Work], scorer: Scorer, report: Callable[[Advance], object]) -> None:
         """Computes parts, and calls `report` after each batch.

@@ -15,7 +15,8 @@ from emocap_pretrain.bulk.sentences import SentenceColumn
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.inference.classes import Classification, class_cosines, class_embeddings
 from emocap_pretrain.inference.embedder import Crop
-from emocap_pretrain.inference.model import Device, EmotionModel, load
+from emocap_pretrain.inference.model import Activation, Device, EmotionModel, load
+from emocap_pretrain.run_folder.results import Weights
 
 Field: TypeAlias = Any
 """The name and the type of a column, a `pyarrow.Field`. pyarrow has no types that pyright knows."""
@@ -60,10 +61,12 @@ class ModelSource:
 
     source: str
     step: int | None = None
+    weights: Weights | None = None
     device: Device = "auto"
+    activation: Activation | None = None
 
     def load(self) -> EmotionModel:
-        return load(self.source, step=self.step, device=self.device)
+        return load(self.source, step=self.step, weights=self.weights, device=self.device, activation=self.activation)
 
 
 class Embedding:
@@ -167,12 +170,14 @@ class Prediction:
 
 
 def digest_of(model: EmotionModel) -> str:
-    """Returns a digest of everything of a model that its vectors depend on: weights, tokenizer and settings."""
-    embedder = model.embedder
-    digest = hashlib.sha256(f"{model.pixels} {model.local} {embedder.tokenizer.to_json()}".encode())
-    for name, tensor in sorted(embedder.model.state_dict().items()):
+    """Returns a digest of everything of a model that its vectors depend on: weights, structure, tokenizer, settings."""
+    pair = model.embedder.model
+    digest = hashlib.sha256(f"{model.local} {pair} {model.embedder.tokenizer.to_json()}".encode())
+    # The state dict has no mean and deviation of the colours.
+    tensors = [*pair.named_parameters(), *pair.named_buffers()]
+    for name, tensor in sorted(tensors, key=lambda each: each[0]):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -180,7 +185,7 @@ def _aligned(key: str, column: SentenceColumn, model: EmotionModel) -> str:
     if column.aligned_with == "patches" and model.local is None:
         cure = "leave aligned_with out, or write aligned_with: image"
         raise ConfigError(f"{key}: the model was trained without local sentences (objective.local=0): {cure}.")
-    return column.aligned_with or ("patches" if model.local else "image")
+    return column.aligned_with or ("patches" if model.local and model.local.is_trained else "image")
 
 
 def _embedded(model: EmotionModel, sentences: Sequence[str], aligned_with: str) -> Float[Tensor, "sentences embedding"]:

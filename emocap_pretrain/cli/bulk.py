@@ -7,7 +7,7 @@ shows progress and results.
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -21,16 +21,17 @@ from emocap_pretrain.cli.options import Debug
 from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.logs import show_logs
+from emocap_pretrain.run_folder.results import Weights
 from emocap_pretrain.terminal import console, errors_as_lines
 
 if TYPE_CHECKING:
     from emocap_pretrain.bulk.compute import Advance, Computation, Work
     from emocap_pretrain.bulk.joining import RowCounts
-    from emocap_pretrain.bulk.scorers import Embedding, Prediction, Prompts
+    from emocap_pretrain.bulk.scorers import Embedding, ModelSource, Prediction, Prompts
     from emocap_pretrain.bulk.videos import Sampling
     from emocap_pretrain.inference.model import EmotionModel
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="Folder or URL of a run.")]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A run, an export, or a model of another library.")]
 Source = Annotated[
     str,
     typer.Argument(metavar="INPUT", help="A packed dataset, a folder of images and videos, a table, or a video."),
@@ -40,6 +41,14 @@ Format = Annotated[
     Literal["parquet", "csv", "npz"] | None, typer.Option("--format", help="Format; default by the suffix of --out.")
 ]
 Step = Annotated[int | None, typer.Option(help="Step of the checkpoint; default the newest one.")]
+ChosenWeights = Annotated[
+    Weights | None,
+    typer.Option("--weights", help="Weights of the step, or their average; default ema if it exists."),
+]
+ChosenActivation = Annotated[
+    Literal["quick_gelu", "gelu", "gelu_tanh"] | None,
+    typer.Option("--activation", help="Activation of a file of another library that does not say it."),
+]
 Device = Annotated[
     Literal["auto", "cpu", "cuda"], typer.Option(help="Device of the model; auto is cuda where there is a GPU.")
 ]
@@ -64,12 +73,10 @@ Force = Annotated[bool, typer.Option("--force", help="Start anew, and replace th
 class _Request:
     """The options that both commands have."""
 
-    model: str
+    model: "ModelSource"
     source: str
     out: Path
     kind: Literal["parquet", "csv", "npz"] | None
-    step: int | None
-    device: Literal["auto", "cpu", "cuda"]
     batch: int
     image: str
     image_root: Path | None
@@ -87,6 +94,8 @@ def embed_command(  # noqa: PLR0913, PLR0917 - one argument for each option
     out: Out,
     kind: Format = None,
     step: Step = None,
+    weights: ChosenWeights = None,
+    activation: ChosenActivation = None,
     device: Device = "auto",
     batch: Batch = 64,
     image: Image = "image",
@@ -103,24 +112,13 @@ def embed_command(  # noqa: PLR0913, PLR0917 - one argument for each option
 
     Whole images are read: no face is detected. The same command resumes an interrupted one.
     """
+    from emocap_pretrain.bulk.scorers import ModelSource
+
     show_logs()
     with errors_as_lines(debug=debug):
+        of = ModelSource(model, step, weights, device, activation)
         request = _Request(
-            model,
-            source,
-            out,
-            kind,
-            step,
-            device,
-            batch,
-            image,
-            image_root,
-            fps,
-            every,
-            part_images,
-            ray,
-            workers,
-            force,
+            of, source, out, kind, batch, image, image_root, fps, every, part_images, ray, workers, force
         )
         _run(request, "embedding", None)
 
@@ -141,6 +139,8 @@ def predict_command(  # noqa: PLR0913, PLR0917 - one argument for each option
     ] = "facs",
     kind: Format = None,
     step: Step = None,
+    weights: ChosenWeights = None,
+    activation: ChosenActivation = None,
     device: Device = "auto",
     batch: Batch = 64,
     image: Image = "image",
@@ -158,24 +158,13 @@ def predict_command(  # noqa: PLR0913, PLR0917 - one argument for each option
     Whole images are read: no face is detected. The scores are not calibrated probabilities. The same command resumes an
     interrupted one.
     """
+    from emocap_pretrain.bulk.scorers import ModelSource
+
     show_logs()
     with errors_as_lines(debug=debug):
+        of = ModelSource(model, step, weights, device, activation)
         request = _Request(
-            model,
-            source,
-            out,
-            kind,
-            step,
-            device,
-            batch,
-            image,
-            image_root,
-            fps,
-            every,
-            part_images,
-            ray,
-            workers,
-            force,
+            of, source, out, kind, batch, image, image_root, fps, every, part_images, ray, workers, force
         )
         _run(request, "predicting", _prompts(classes, prompts, sentences))
 
@@ -201,7 +190,7 @@ def _run(request: _Request, verb: str, prompts: "Prompts | None") -> None:
     from emocap_pretrain.bulk.compute import Computation, Work
     from emocap_pretrain.bulk.inputs import open_input
     from emocap_pretrain.bulk.parts import cut
-    from emocap_pretrain.bulk.scorers import ModelSource
+    from emocap_pretrain.bulk.scorers import digest_of
     from emocap_pretrain.bulk.videos import need_av
 
     out = request.out.expanduser().absolute()
@@ -213,10 +202,10 @@ def _run(request: _Request, verb: str, prompts: "Prompts | None") -> None:
     if found.has_videos:
         need_av()
     # On Ray the workers compute, and this process may have no GPU.
-    model = ModelSource(request.model, request.step, "cpu" if request.ray else request.device).load()
+    model = (replace(request.model, device="cpu") if request.ray else request.model).load()
     computation = Computation(
-        # The workers of Ray load the model later, when there may be a newer checkpoint.
-        model=ModelSource(request.model, model.step, request.device),
+        model=request.model,
+        digest=digest_of(model),
         prompts=prompts,
         folder=str(out.with_name(f"{out.name}.parts")),
         has_videos=found.has_videos,
@@ -267,12 +256,10 @@ def _state(request: _Request, computation: "Computation", model: "EmotionModel",
     """Returns what the parts are made of. A command resumes only if all of it is equal."""
     from pydantic_core import to_jsonable_python
 
-    from emocap_pretrain.bulk.scorers import digest_of
-
     return {
         "command": "embed" if computation.prompts is None else "predict",
         "step": model.step,
-        "model": digest_of(model),
+        "model": computation.digest,
         "input": digest,
         "batch": request.batch,
         "part_images": request.part_images,

@@ -64,11 +64,13 @@ class LocalAlignment:
         sharpness: Inverse temperature of the softmax over the patches.
         length: Largest number of tokens of a sentence.
         contrast: Patches in which no colour channel varies by this much are left out; None keeps all patches.
+        is_trained: Whether the model was trained to compare patches with sentences.
     """
 
     sharpness: float
     length: int
     contrast: int | None = None
+    is_trained: bool = True
 
     @classmethod
     def of(cls, config: Config) -> "LocalAlignment | None":
@@ -334,7 +336,8 @@ def _restored(name: str, step: int | None, weights: Weights | None) -> Restored:
 def _foreign(name: str, place: str, activation: Activation | None) -> EmotionModel:
     found = load_source(name, key="source", activation=activation)
     # The projections of patches and sentences are those of images and texts, so both can be compared.
-    local = LocalAlignment(ObjectiveConfig.model_validate({}).sharpness, found.settings.text.lengths.local)
+    sharpness = ObjectiveConfig.model_validate({}).sharpness
+    local = LocalAlignment(sharpness, found.settings.text.lengths.local, is_trained=False)
     return EmotionModel(Embedder(found.model.to(place), found.tokenizer), local=local)
 
 

@@ -33,7 +33,14 @@ class FakeScorer:
 
 
 def a_computation(folder: Path, **options: Any) -> Computation:
-    given = {"model": ModelSource("none"), "prompts": None, "has_videos": False, "batch_size": 4, **options}
+    given = {
+        "model": ModelSource("none"),
+        "digest": "",
+        "prompts": None,
+        "has_videos": False,
+        "batch_size": 4,
+        **options,
+    }
     return Computation(folder=str(folder), **given)
 
 

@@ -1,14 +1,17 @@
 """Tests the vectors and scores of rows with a real checkpoint of tiny towers."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 import emocap_pretrain as emocap
-from emocap_pretrain.bulk.scorers import Embedding, Prediction, Prompts, digest_of
+from emocap_pretrain.bulk.compute import Computation
+from emocap_pretrain.bulk.scorers import Embedding, ModelSource, Prediction, Prompts, digest_of
 from emocap_pretrain.bulk.sentences import SentenceColumn
 from emocap_pretrain.config.schema import EvaluationConfig
-from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.errors import CheckpointError, ConfigError
 
 CLASSES = {"joy": ("joy", "delight"), "fear": ("fear",), "calm": ("calm",)}
 BROWS = ("the brows are drawn together", "the brows are raised")
@@ -54,8 +57,6 @@ def test_a_local_sentence_is_scored_by_its_attention_over_the_patches(model, cro
 
 
 def test_an_image_of_one_colour_has_the_local_score_0_if_such_patches_are_left_out(model, crops, monkeypatch):
-    from dataclasses import replace
-
     monkeypatch.setattr(model, "_local", replace(model.local, contrast=8))
     grey = np.full((16, 16, 3), 90, np.uint8)
     found = Prediction(model, PROMPTS).columns([grey, crops[0]])["s_brows"]
@@ -86,3 +87,21 @@ def test_the_digest_depends_on_every_weight(run_url):
     with torch.no_grad():
         next(iter(model.embedder.model.image.parameters())).view(-1)[-1] += 1e-3
     assert digest_of(model) != before
+
+
+def test_a_worker_refuses_another_model_than_the_one_of_the_command(run_url, tmp_path):
+    source = ModelSource(run_url, device="cpu")
+    computation = Computation(
+        model=source, digest=digest_of(source.load()), prompts=None, folder=str(tmp_path), has_videos=False
+    )
+    assert callable(computation.started())
+    with pytest.raises(CheckpointError, match=r"another model than when the command began: give its step") as caught:
+        replace(computation, digest="of another step").started()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_was_not_trained_with_patches_is_compared_with_images_by_default(model, monkeypatch):
+    monkeypatch.setattr(model, "_local", replace(model.local, is_trained=False))
+    patches = {"eyes": SentenceColumn(sentences=BROWS, aligned_with="patches")}
+    scorer = Prediction(model, Prompts(PROMPTS.templates, CLASSES, {**SENTENCES, **patches}))
+    assert scorer.aligned_with == {"brows": "image", "happy": "image", "eyes": "patches"}
