@@ -120,7 +120,7 @@ def embed_command(  # noqa: PLR0913, PLR0917 - one argument for each option
         request = _Request(
             of, source, out, kind, batch, image, image_root, fps, every, part_images, ray, workers, force
         )
-        _run(request, "embedding", None)
+        _run(asked, "embedding", None)
 
 
 def predict_command(  # noqa: PLR0913, PLR0917 - one argument for each option
@@ -166,7 +166,7 @@ def predict_command(  # noqa: PLR0913, PLR0917 - one argument for each option
         request = _Request(
             of, source, out, kind, batch, image, image_root, fps, every, part_images, ray, workers, force
         )
-        _run(request, "predicting", _prompts(classes, prompts, sentences))
+        _run(asked, "predicting", _prompts(classes, prompts, sentences))
 
 
 def _prompts(classes: str | None, prompts: Path | None, sentences: str) -> "Prompts":
