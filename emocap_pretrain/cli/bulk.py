@@ -117,9 +117,7 @@ def embed_command(  # noqa: PLR0913, PLR0917 - one argument for each option
     show_logs()
     with errors_as_lines(debug=debug):
         of = ModelSource(model, step, weights, device, activation)
-        request = _Request(
-            of, source, out, kind, batch, image, image_root, fps, every, part_images, ray, workers, force
-        )
+        asked = _Request(of, source, out, kind, batch, image, image_root, fps, every, part_images, ray, workers, force)
         _run(asked, "embedding", None)
 
 
@@ -163,9 +161,7 @@ def predict_command(  # noqa: PLR0913, PLR0917 - one argument for each option
     show_logs()
     with errors_as_lines(debug=debug):
         of = ModelSource(model, step, weights, device, activation)
-        request = _Request(
-            of, source, out, kind, batch, image, image_root, fps, every, part_images, ray, workers, force
-        )
+        asked = _Request(of, source, out, kind, batch, image, image_root, fps, every, part_images, ray, workers, force)
         _run(asked, "predicting", _prompts(classes, prompts, sentences))
 
 
