@@ -49,9 +49,11 @@ def completed(config: Config) -> Config:
     for tower in ("image", "text"):
         if given.get(tower, {}).get("pretrained") is not None:
             raise ConfigError(f"model.from gives the weights of both towers: leave model.{tower}.pretrained out.")
-    known = _of_the_run(config, "from") or source_of(model).layout.settings
+    before = _of_the_run(config, "from")
+    values = _merged(before or source_of(model).layout.settings, given)
     # The key itself is left out of the changes, so that a text `${oc.env:...}` in the file stays in the stored config.
-    return with_section(config, "model", {key: value for key, value in _merged(known, given).items() if key != "from"})
+    del values["from"]
+    return with_section(config, "model", values | _path_as_before(before, config.stored()["model"], "from"))
 
 
 def _with_image_tower(config: Config) -> Config:
@@ -63,7 +65,8 @@ def _with_image_tower(config: Config) -> Config:
     given = config.model.model_dump(mode="json", exclude_unset=True)
     before = _of_the_run(config, "image", "pretrained")
     known = before["image"] if before else image_settings(pretrained, "model.image")
-    return with_section(config, "model", {"image": _merged(known, given["image"])}) if known else config
+    path = _path_as_before(before["image"], config.stored()["model"]["image"], "pretrained") if before else {}
+    return with_section(config, "model", {"image": _merged(known, given["image"]) | path}) if known else config
 
 
 def _of_the_run(config: Config, *keys: str) -> Tree | None:
@@ -73,7 +76,21 @@ def _of_the_run(config: Config, *keys: str) -> Tree | None:
     """
     first = RunFolder(open_store(config.url)).settings()
     before = stored.current(first).get("model", {}) if first else {}
-    return before if _at(before, keys) == _at(config.stored()["model"], keys) else None
+    value, old = _at(config.stored()["model"], keys), _at(before, keys)
+    return before if old and old in (value, _absolute(value)) else None
+
+
+def _path_as_before(before: Tree | None, now: Tree, key: str) -> Tree:
+    """Returns the stored path of a source of weights, if the user now names the same path in another way.
+
+    A relative path is made absolute when a config is read, but only while something exists there. So the path of a
+    source that was deleted would differ from the stored one, and the run would count as another run.
+    """
+    return {key: before[key]} if before and before[key] != now[key] else {}
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
 
 
 def _at(tree: Mapping[str, Any], keys: Sequence[str]) -> Any:

@@ -2,12 +2,14 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from emocap_shards.store import open_store
 from families import FAMILIES, HF_TEXT, clip_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,6 +25,7 @@ from emocap_pretrain.interop.load import check_source, load_source
 from emocap_pretrain.interop.report import COLUMNS
 from emocap_pretrain.interop.settings import completed
 from emocap_pretrain.interop.source import clip_tokenizer, is_foreign, open_source
+from emocap_pretrain.run_folder.folder import RunFolder
 
 emocap_torchvision.install()
 import open_clip.tokenizer  # noqa: E402 - after emocap_torchvision
@@ -62,6 +65,19 @@ def test_the_weights_give_every_setting_that_the_user_leaves_out(clip, tmp_path)
     assert model.text.lengths.by_part == {"global": 16, "local": 16, "summary": 16}
     table = check_source(model, completed(config_from(tmp_path, clip)).objective).table()
     assert "missing      0" in table
+
+
+def test_a_run_continues_after_its_source_was_deleted_also_by_a_relative_path(clip, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(clip, "model")
+    first = completed(config_from(tmp_path, Path("model"), "model.image.pixels=40"))
+    RunFolder(open_store(first.url)).write_run(first, "run-id")
+    shutil.rmtree("model")
+    again = completed(config_from(tmp_path, Path("model"), "model.image.pixels=40"))
+    assert again.stored() == first.stored()
+    assert RunFolder(open_store(first.url)).run_id(again) == "run-id"
+    with pytest.raises(ConfigError, match=r"model\.from=other: there is no such file"):
+        completed(config_from(tmp_path, Path("other")))
 
 
 @pytest.mark.parametrize(
