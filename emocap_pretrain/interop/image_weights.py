@@ -128,7 +128,7 @@ def _opened(pretrained: str, key: str) -> ImageSource:
     layout = _layout(path, tensors, pretrained, key)
     # Whoever needs QuickGELU says so in the settings, which the user may have replaced.
     activation = layout.settings.get("image", {}).get("options", {}).get("act_layer", "")
-    return ImageSource(layout, tensors, (*written, activation))
+    return ImageSource(layout, tensors, (*written, str(activation)))
 
 
 def _layout(path: Path, tensors: Tensors, pretrained: str, key: str) -> WeightsLayout:
