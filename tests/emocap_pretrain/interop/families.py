@@ -106,8 +106,10 @@ def spread(model: Any, seed: int = 0) -> Any:
     """Draws weights that are large enough to show a wrong activation or a wrong norm."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
-        if name not in ("logit_scale", "logit_bias"):
-            torch.nn.init.normal_(parameter, std=0.15, generator=generator)
+        if name in ("logit_scale", "logit_bias"):
+            continue
+        is_norm = parameter.ndim == 1 and name.endswith("weight")
+        torch.nn.init.normal_(parameter, mean=float(is_norm), std=0.15, generator=generator)
     with torch.no_grad():
         model.logit_scale.fill_(3.25)
         if getattr(model, "logit_bias", None) is not None:
