@@ -4,6 +4,7 @@ The room `bulk` does the work. This module converts the options, chooses between
 shows progress and results.
 """
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -189,7 +190,7 @@ def _run(request: _Request, verb: str, prompts: "Prompts | None") -> None:
     from emocap_pretrain.bulk.scorers import digest_of
     from emocap_pretrain.bulk.videos import need_av
 
-    out = request.out.expanduser().absolute()
+    out = _place(request.out)
     kind = joining.format_of(out, request.kind)
     sampling = _sampling(request)
     if request.workers is not None and not request.ray:
@@ -227,6 +228,16 @@ def _run(request: _Request, verb: str, prompts: "Prompts | None") -> None:
     _summarise(request.out, counts, bar, resumed=len(missing) < len(parts))
     if found.left_out:
         console.print(f"Other files were not read: {described(found.left_out)}.")
+
+
+def _place(out: Path) -> Path:
+    """Returns the absolute path of the output, after a check that a file can lie there."""
+    if re.match(r"[a-z][a-z0-9+]*:/", str(out)):
+        raise ConfigError(f"--out {out}: the output is a file on a disk; write it there, and copy it to the URL.")
+    path = out.expanduser().absolute()
+    if path.is_dir():
+        raise ConfigError(f"--out {out} is a folder: name a file in it.")
+    return path
 
 
 def _on_ray(computation: "Computation", works: "Iterator[Work]", workers: int | None, bar: "BulkBar") -> None:

@@ -94,6 +94,9 @@ def test_wrong_options_are_refused_in_one_line_before_anything_is_written(run, i
         assert said.count("\n") == 1
     assert "is not a dataset" in emocap("embed", run, tmp_path / "none", "--out", tmp_path / "o.csv", code=2)
     assert "no checkpoint" in emocap("embed", tmp_path / "no-run", images, "--out", tmp_path / "o.csv", code=1)
+    (tmp_path / "d.csv").mkdir()
+    assert "is a folder" in emocap("embed", run, images, "--out", tmp_path / "d.csv", "--force", code=2)
+    assert "a file on a disk" in emocap("embed", run, images, "--out", "s3://bucket/o.csv", code=2)
     assert list(tmp_path.glob("o.*")) == []
 
 
