@@ -11,7 +11,7 @@ from benchmarks.harness.record import Measurement
 from benchmarks.harness.suite import Command, Report, Suite, count
 from emocap_pretrain.errors import EmocapError
 
-from . import start, throughput
+from . import exports, start, throughput
 
 
 def _device_option(parser: argparse.ArgumentParser) -> None:
@@ -56,10 +56,17 @@ SUITE = Suite(
             measure=lambda options, about: start.measure(options.run, options.device, options.rounds, about),
             options=_start_options,
         ),
+        "export": Command(
+            help="differences of exported models, by model and format",
+            measure=lambda _, about: exports.measure(about),
+            options=_device_option,
+            rounds=None,
+        ),
     },
     reports=(
         Report(name="inference", whats=(throughput.WHAT,)),
         Report(name="first-vector", whats=(start.WHAT,)),
+        Report(name="export", whats=(exports.WHAT,)),
     ),
     errors=(EmocapError,),
     occasion=_occasion,

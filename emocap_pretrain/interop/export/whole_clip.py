@@ -88,7 +88,8 @@ def write(
     built.load_state_dict({**rules.write(family.rules, model.state_dict()), **weights, **own})
     config: Any = built.config
     config.architectures = [type(built).__name__]
-    config.save_pretrained(folder)
+    with quiet():
+        config.save_pretrained(folder)
     save_file(built.state_dict(), folder / WEIGHTS, metadata={"format": "pt"})
 
 
