@@ -78,8 +78,18 @@ def _facts(run_url: str, restored: "Restored") -> "CardFacts":
     results = report.results if isinstance(report, Report) and (report.step, report.weights) == exported else ()
     return CardFacts(
         results=[row for result in results for row in _scores(result)],
-        parent=run.parent if isinstance(run, RunDocument) else "",
+        parent=_parent(run) if isinstance(run, RunDocument) else "",
     )
+
+
+def _parent(run: RunDocument) -> str:
+    """Returns the run whose weights this run began with, or, if the folder is a copy, the run that was copied."""
+    if run.warm_start is None:
+        return run.parent
+    from emocap_pretrain.interop.export.card import last_words
+
+    start = run.warm_start
+    return f"step {start.step:,} of {last_words(start.url)} {start.run_id} {start.digest}".strip()
 
 
 def _scores(result: TaskResult) -> list[tuple[str, str]]:

@@ -27,7 +27,7 @@ class CardFacts:
     Attributes:
         results: Names and values of the scores in the run's report; empty if this step has no report.
         data_license: The licence of the training data; empty if it is not known.
-        parent: MLflow's id of the run of which this run is a copy; empty if there is none.
+        parent: The run with whose weights this run began, or of which it is a copy; empty if there is none.
     """
 
     results: Sequence[tuple[str, str]] = ()

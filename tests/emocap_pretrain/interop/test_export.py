@@ -28,6 +28,8 @@ from emocap_pretrain.interop.export.probes import CAPTIONS
 from emocap_pretrain.interop.export.registry import FORMATS
 from emocap_pretrain.interop.export.verify import BOUND
 from emocap_pretrain.interop.restore import Restored
+from emocap_pretrain.run_folder.documents import RunDocument
+from emocap_pretrain.run_folder.parent import Parent
 from emocap_pretrain.training.build import build_model
 from emocap_pretrain.training.loop import pretrain
 
@@ -268,6 +270,14 @@ def test_our_own_form_without_a_file_is_refused_by_the_name_of_the_file(exported
     (exported / name).unlink()
     with pytest.raises(ConfigError, match=f"has no {name}"):
         portable.read(exported)
+
+
+def test_the_card_names_the_run_with_whose_weights_a_run_began():
+    start = Parent("/home/someone/runs/faces", 1200, "abc", "d" * 64)
+    assert command._parent(RunDocument("id", {}, parent="copied", warm_start=start)) == (
+        f"step 1,200 of runs/faces abc {'d' * 64}"
+    )
+    assert command._parent(RunDocument("id", {}, parent="copied")) == "copied"
 
 
 def test_the_command_offers_every_format():
