@@ -106,7 +106,7 @@ def _tokenizer() -> Tokenizer:
 
 def _pair(size: Size) -> TowerPair:
     torch.manual_seed(0)
-    image = TimmImageTower(ImageTowerConfig(name=size.tower, pixels=size.pixels), weights=False)
+    image = TimmImageTower(ImageTowerConfig(name=size.tower, pixels=size.pixels))
     # No text is embedded here.
     settings = TextTowerConfig(architecture=TextArchitectureConfig(width=32, layers=1, heads=2))
     text = TransformersTextTower(settings, _tokenizer().vocabulary, weights=False)

@@ -13,6 +13,7 @@ from emocap_shards.store import open_store
 
 from emocap_pretrain.config import stored
 from emocap_pretrain.config.load import load, with_section
+from emocap_pretrain.config.location import RUN_PREFIX
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.run_folder.folder import RunFolder
@@ -50,10 +51,13 @@ def completed(config: Config) -> Config:
         if given.get(tower, {}).get("pretrained") is not None:
             raise ConfigError(f"model.from gives the weights of both towers: leave model.{tower}.pretrained out.")
     before = _of_the_run(config, "from")
-    values = _merged(before or source_of(model).layout.settings, given)
+    source = None if before else source_of(model)
+    values = _merged(source.layout.settings if source else before or {}, given)
     # The key itself is left out of the changes, so that a text `${oc.env:...}` in the file stays in the stored config.
     del values["from"]
-    return with_section(config, "model", values | _path_as_before(before, config.stored()["model"], "from"))
+    # The newest checkpoint of a run may be another one at the next look, so its step becomes a part of the name.
+    named = {"from": source.name} if source and source.name != model.from_ else {}
+    return with_section(config, "model", values | named | _name_as_before(before, config.stored()["model"], "from"))
 
 
 def _with_image_tower(config: Config) -> Config:
@@ -65,7 +69,7 @@ def _with_image_tower(config: Config) -> Config:
     given = config.model.model_dump(mode="json", exclude_unset=True)
     before = _of_the_run(config, "image", "pretrained")
     known = before["image"] if before else image_settings(pretrained, "model.image")
-    path = _path_as_before(before["image"], config.stored()["model"]["image"], "pretrained") if before else {}
+    path = _name_as_before(before["image"], config.stored()["model"]["image"], "pretrained") if before else {}
     return with_section(config, "model", {"image": _merged(known, given["image"]) | path}) if known else config
 
 
@@ -77,14 +81,19 @@ def _of_the_run(config: Config, *keys: str) -> Tree | None:
     first = RunFolder(open_store(config.url)).settings()
     before = stored.current(first).get("model", {}) if first else {}
     value, old = _at(config.stored()["model"], keys), _at(before, keys)
-    return before if old and old in (value, _absolute(value)) else None
+    if not old:
+        return None
+    # A run that was named without its step is stored with it.
+    is_same = old in (value, _absolute(value)) or (value.startswith(RUN_PREFIX) and old.rpartition("@")[0] == value)
+    return before if is_same else None
 
 
-def _path_as_before(before: Tree | None, now: Tree, key: str) -> Tree:
-    """Returns the stored path of a source of weights, if the user now names the same path in another way.
+def _name_as_before(before: Tree | None, now: Tree, key: str) -> Tree:
+    """Returns the stored name of a source of weights, if the user now names the same source in another way.
 
     A relative path is made absolute when a config is read, but only while something exists there. So the path of a
-    source that was deleted would differ from the stored one, and the run would count as another run.
+    source that was deleted would differ from the stored one, and the run would count as another run. The name of a run
+    is stored with the step of the checkpoint that was taken.
     """
     return {key: before[key]} if before and before[key] != now[key] else {}
 

@@ -238,7 +238,7 @@ def open_run(name: str) -> Source:
     layout = WeightsLayout(name=f"step {checkpoint.step} of a run", kind="emocap", settings=tree, rules=())
     run_id = str(checkpoint.state.get("run_id", ""))[:LONGEST_ID]
     return Source(
-        name=name,
+        name=f"{RUN_PREFIX}{url}@{checkpoint.step}",
         layout=layout,
         open_tensors=tensors,
         read_tokenizer=tokenizer,

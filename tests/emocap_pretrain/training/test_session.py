@@ -128,6 +128,7 @@ def test_a_run_begins_with_the_weights_of_another_run_and_needs_it_no_more(confi
     ended(first)
     tree = {**config.model_dump(mode="json"), "url": str(tmp_path / "second"), "model": {"from": f"run:{config.url}"}}
     warm = completed(Config.model_validate(tree))
+    assert warm.model.from_ == f"run:{config.url}@{saved.step}"  # A later checkpoint of the first run changes nothing.
     second = begun(warm)
     torch.testing.assert_close(weights_of(second), weights, atol=0, rtol=0)
     assert second.engine.step == 0
@@ -138,6 +139,7 @@ def test_a_run_begins_with_the_weights_of_another_run_and_needs_it_no_more(confi
     shutil.rmtree(config.url)
     again = begun(completed(Config.model_validate(tree)))
     ended(again)
+    assert again.engine.step == 0
     assert RunFolder(open_store(warm.url)).warm_start() == expected
 
 
