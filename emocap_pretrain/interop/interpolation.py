@@ -1,6 +1,6 @@
 """Interpolates between the weights with which a run began and those that it has trained (WiSE-FT).
 
-The method is that of Wortsman et al. 2022, "Robust Fine-Tuning of Zero-Shot Models": with the share `a`, each number is
+The method is WiSE-FT of Wortsman et al. 2022 (arXiv 2109.01903): with the share `a`, each number is
 (1 - a) * start + a * trained. A fine-tuned model gains on the data that it was tuned on and loses on others; a share
 between 0 and 1 often keeps most of the gain and loses little.
 """

@@ -56,10 +56,10 @@ def test_without_a_number_of_ranks_a_machine_without_gpu_has_two(recipe):
 
 
 def test_a_wrong_value_ends_a_dry_run_with_code_2_and_one_line(recipe):
-    done = run(recipe, "steps=0", "--dry-run")
+    done = run(recipe, "steps=-1", "--dry-run")
     assert done.exit_code == 2
     assert done.stdout == ""
-    assert done.stderr.startswith("this will not run: command line: steps=0: ")
+    assert done.stderr.startswith("this will not run: command line: steps=-1: ")
     assert done.stderr.count("\n") == 1
 
 

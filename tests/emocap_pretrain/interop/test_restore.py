@@ -270,5 +270,5 @@ def test_code_in_the_folder_of_a_pretrained_encoder_is_never_executed(tmp_path):
     assert done.returncode == 0, done.stderr
     assert not mark.exists()
     assert "[y/N]" not in done.stdout + done.stderr
-    # transformers has a model and a tokenizer of its own for bert; the folder has no weights.
-    assert done.stdout.count("refused") == 4, done.stdout
+    # transformers has a model and a tokenizer of its own for bert; the folder has neither weights nor a vocabulary.
+    assert done.stdout.count("refused") == 5, done.stdout
