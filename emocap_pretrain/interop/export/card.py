@@ -155,8 +155,8 @@ are photographs that are not square, after the library's own crop. All other ima
 _USE_AND_LIMITS = """\
 ## Intended use and limits
 
-The model is for research on facial expressions: retrieval, prompted classification, and as a starting point for other
-models.
+The model is for research on facial expressions: search by text, prompted classification, and as a starting point for
+other models.
 
 - The model describes how a face looks. It does not know what a person feels: people show the same emotion in different
   ways, and the same expression for different reasons.
