@@ -67,8 +67,8 @@ def words_of_classes(prompts: Sequence[str] | Mapping[str, str | Sequence[str]])
             name. A mapping has the same form as the setting `evaluation.classes`.
 
     Raises:
-        ConfigError: If there is no class or a class has no word, if a name is given twice, or if `prompts` has another
-            type.
+        ConfigError: If there is no class, if a class has no words, if a name is given twice, or if `prompts` is of
+            another type.
     """
     if not prompts:
         raise ConfigError("no class is given: give a list of names, or a mapping to words.")

@@ -286,9 +286,8 @@ def clip_tokenizer() -> Tokenizer:
         raise ConfigError("model.text.tokenizer=from needs CLIP's vocabulary: pip install open_clip_torch==3.3.0.")
     with gzip.open(Path(spec.origin).parent / "bpe_simple_vocab_16e6.txt.gz", "rt", encoding="utf-8") as file:
         lines = file.read().split("\n")
-    return byte_pair_tokenizer(
-        [line.split(" ", 1) for line in lines[1 : _CLIP_MERGES + 1]]
-    )  # The first names a version.
+    merges = lines[1 : _CLIP_MERGES + 1]  # The first line names a version.
+    return byte_pair_tokenizer([merge.split(" ", 1) for merge in merges])
 
 
 def _open_clip_tokens(folder: Path, config: Tree, where: str) -> Tokenizer:

@@ -31,7 +31,7 @@ LARGEST_PICKLE = 64 << 20  # The pickle describes modules and no numbers; that o
 
 @dataclass(slots=True)
 class _Module:
-    """Stands for a module or any other object of the program. It has attributes and no behaviour."""
+    """Represents a module or any other object of the program. It has attributes and no behaviour."""
 
     attributes: dict[str, Any] = field(default_factory=dict[str, Any])
 
