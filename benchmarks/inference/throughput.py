@@ -17,7 +17,7 @@ from PIL import Image
 from benchmarks.harness.machine import Occasion, versions
 from benchmarks.harness.record import Measurement, measured, ratios
 from benchmarks.harness.rounds import complete, in_rounds, seconds_of
-from emocap_pretrain.config.schema import ImageTowerConfig, TextArchitectureConfig, TextTowerConfig
+from emocap_pretrain.config.model import ImageTowerConfig, TextArchitectureConfig, TextTowerConfig
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.inference.embedder import Embedder
 from emocap_pretrain.inference.model import EmotionModel

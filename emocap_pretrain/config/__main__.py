@@ -11,7 +11,7 @@ USAGE = "usage: python -m emocap_pretrain.config --schema > emocap.schema.json"
 def main(arguments: list[str]) -> int:
     """Prints the schema, or the usage if the arguments are not `--schema`, and returns the exit code.
 
-    The schema contains each setting under its key in a YAML file, with the description of its field in `schema.py`.
+    The schema contains each setting under its key in a YAML file, with the description of its field.
     """
     if arguments != ["--schema"]:
         sys.stderr.write(f"{USAGE}\n")

@@ -21,12 +21,8 @@ from emocap_shards.sample import Caption
 from emocap_shards.store import open_store
 from emocap_shards.stream import Stream
 
-from emocap_pretrain.config.schema import (
-    DataConfig,
-    EvaluationConfig,
-    MixtureDatasetConfig,
-    PartLengthsConfig,
-)
+from emocap_pretrain.config.model import PartLengthsConfig
+from emocap_pretrain.config.schema import DataConfig, EvaluationConfig, MixtureDatasetConfig
 from emocap_pretrain.data.parts import PARTS
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.ranks.info import RankInfo

@@ -2,7 +2,7 @@
 
 Code that handles the parts of a caption, such as the loader, the towers and the estimate of memory, iterates over the
 active parts and mentions no part by name. A part is active if its weight is above 0. A new part needs a `Part` here, a
-weight in `config/objective.py` and a length in `config/schema.py`. docs/extend/part.md shows an example, and
+weight in `config/objective.py` and a length in `config/model.py`. docs/extend/part.md shows an example, and
 decision 23 gives the reason.
 """
 
@@ -79,6 +79,6 @@ def active_parts(weights: Mapping[str, float]) -> tuple[Part, ...]:
     if sorted(names) != sorted(weights):
         raise ConfigError(
             f"the parts of a caption are {', '.join(names)} (parts.py), but the objective has weights for "
-            f"{', '.join(weights)}: give every part a weight in config/objective.py and a length in config/schema.py."
+            f"{', '.join(weights)}: give every part a weight in config/objective.py and a length in config/model.py."
         )
     return tuple(part for part in PARTS if weights[part.name] > 0)

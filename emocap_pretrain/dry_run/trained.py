@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 
 from torch import nn
 
-from emocap_pretrain.config.schema import OptimizerConfig
+from emocap_pretrain.config.optimizer import OptimizerConfig
 from emocap_pretrain.training.optimizer import ParameterGroup, parameter_groups
 
 _KINDS: tuple[str, ...] = ("image tower", "text tower", "projections", "scales")

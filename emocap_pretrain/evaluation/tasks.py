@@ -11,7 +11,8 @@ from typing import Any
 
 from emocap_pretrain.checkpoint.manifest import Checkpoint
 from emocap_pretrain.config.explain import did_you_mean
-from emocap_pretrain.config.schema import EvaluationConfig, PartLengthsConfig
+from emocap_pretrain.config.model import PartLengthsConfig
+from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.config.stored import filled
 from emocap_pretrain.data.datasets import CutTexts
 from emocap_pretrain.data.parts import PROMPT_PART

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from emocap_pretrain.config.location import located
+from emocap_pretrain.config.model import ImageTowerConfig
 from emocap_pretrain.config.objective import TeacherConfig
-from emocap_pretrain.config.schema import ImageTowerConfig
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.interop.json_files import read_json
 from emocap_pretrain.interop.layouts import clip, open_clip

@@ -15,8 +15,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from emocap_pretrain.config.model import ModelConfig
 from emocap_pretrain.config.objective import ObjectiveConfig
-from emocap_pretrain.config.schema import ModelConfig
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.interop.image_weights import load_image_weights

@@ -23,7 +23,7 @@ from emocap_pretrain.checkpoint.loader import downloaded
 from emocap_pretrain.checkpoint.manifest import committed
 from emocap_pretrain.config.load import from_stored
 from emocap_pretrain.config.location import RUN_PREFIX, located
-from emocap_pretrain.config.schema import ModelConfig
+from emocap_pretrain.config.model import ModelConfig
 from emocap_pretrain.data.tokenizer import Tokenizer, Vocabulary
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.interop.json_files import read_json

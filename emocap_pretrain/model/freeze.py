@@ -10,7 +10,7 @@ from typing import cast
 from torch import nn
 
 from emocap_pretrain.config.fields import Freeze
-from emocap_pretrain.config.schema import ModelConfig
+from emocap_pretrain.config.model import ModelConfig
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.model.towers import ImageTower, TextTower
 

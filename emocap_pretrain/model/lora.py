@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from emocap_pretrain.config.schema import LoraConfig
+from emocap_pretrain.config.model import LoraConfig
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.model.weights import listed
 

@@ -18,8 +18,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from emocap_pretrain.config.model import ModelConfig
 from emocap_pretrain.config.objective import ObjectiveConfig
-from emocap_pretrain.config.schema import ModelConfig
 from emocap_pretrain.data.batch import Batch, Texts
 from emocap_pretrain.data.parts import PARTS, PROMPT_PART, Part, active_parts
 from emocap_pretrain.data.tokenizer import Vocabulary

@@ -12,8 +12,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
+from emocap_pretrain.config.model import ImageTowerConfig
 from emocap_pretrain.config.objective import TeacherConfig
-from emocap_pretrain.config.schema import ImageTowerConfig
 from emocap_pretrain.model.timm_image import TimmImageTower
 
 

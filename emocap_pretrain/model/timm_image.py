@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 import emocap_torchvision
-from emocap_pretrain.config.schema import ImageTowerConfig
+from emocap_pretrain.config.model import ImageTowerConfig
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.model.weights import Fit, Shapes, before_load_state_dict, shapes_of
 

@@ -22,7 +22,7 @@ from torch.nn import functional
 
 import emocap_torchvision
 from emocap_pretrain.config.location import located
-from emocap_pretrain.config.schema import TextTowerConfig
+from emocap_pretrain.config.model import TextTowerConfig
 from emocap_pretrain.data.batch import Texts
 from emocap_pretrain.data.tokenizer import Vocabulary
 from emocap_pretrain.errors import ConfigError

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from emocap_pretrain.checkpoint.layout import AVERAGE
-from emocap_pretrain.config.schema import EmaConfig
+from emocap_pretrain.config.optimizer import EmaConfig
 from emocap_pretrain.data.batch import Batch
 from emocap_pretrain.model.pair import Embeddings, TowerPair
 from emocap_pretrain.training.optimizer import OptimizerSpec, State

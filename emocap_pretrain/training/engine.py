@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from emocap_pretrain.checkpoint.layout import AVERAGE
 from emocap_pretrain.config.batch_split import BatchSplit
-from emocap_pretrain.config.schema import EmaConfig, OptimizerConfig
+from emocap_pretrain.config.optimizer import EmaConfig, OptimizerConfig
 from emocap_pretrain.data.batch import Batch
 from emocap_pretrain.model.pair import Embeddings, TowerPair
 from emocap_pretrain.ranks.group import RankGroup

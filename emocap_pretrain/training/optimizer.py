@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from emocap_pretrain.config.schema import OptimizerConfig
+from emocap_pretrain.config.optimizer import OptimizerConfig
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.model.towers import ImageTower, TextTower
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from emocap_shards.sample import Caption
 
+from emocap_pretrain.config.model import PartLengthsConfig
 from emocap_pretrain.config.objective import ObjectiveConfig
-from emocap_pretrain.config.schema import Config, PartLengthsConfig
+from emocap_pretrain.config.schema import Config
 from emocap_pretrain.data import parts
 from emocap_pretrain.data.parts import PARTS, Part, active_parts
 from emocap_pretrain.errors import ConfigError
@@ -27,7 +28,7 @@ ADDED = {
         '    local: PartWeight = Field(default=1.0, description="Weight of the loss of patches and local sentences.")',
         "    {name}: PartWeight = 0.25",
     ),
-    "config/schema.py": (
+    "config/model.py": (
         '    local: Length = Field(default=40, description="Most tokens of a local sentence.")',
         "    {name}: Length = 12",
     ),

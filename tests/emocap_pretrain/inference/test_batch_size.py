@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from emocap_pretrain.config.schema import ImageTowerConfig, TextArchitectureConfig, TextTowerConfig
+from emocap_pretrain.config.model import ImageTowerConfig, TextArchitectureConfig, TextTowerConfig
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.inference.embedder import Embedder
 from emocap_pretrain.inference.model import ROUNDING, EmotionModel

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from emocap_pretrain.config.location import located
+from emocap_pretrain.config.model import ImageTowerConfig, LoraConfig
 from emocap_pretrain.config.objective import TeacherConfig
-from emocap_pretrain.config.schema import ImageTowerConfig, LoraConfig
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.interop.image_weights import (
     check_image_weights,

@@ -6,8 +6,8 @@ from families import END, FAMILIES, Foreign
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from emocap_pretrain.config.model import ModelConfig
 from emocap_pretrain.config.objective import ObjectiveConfig
-from emocap_pretrain.config.schema import ModelConfig
 from emocap_pretrain.data.batch import Texts
 from emocap_pretrain.data.tokenizer import Vocabulary
 from emocap_pretrain.interop.load import LoadReport, load_weights

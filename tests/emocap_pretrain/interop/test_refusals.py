@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from emocap_pretrain.config.model import ModelConfig
 from emocap_pretrain.config.objective import ObjectiveConfig
-from emocap_pretrain.config.schema import ModelConfig
 from emocap_pretrain.data.tokenizer import Vocabulary
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.interop import source as source_module

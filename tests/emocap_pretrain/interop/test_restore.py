@@ -228,7 +228,7 @@ AUTO_MAP = {
 
 STUBBORN = """
 import sys
-from emocap_pretrain.config.schema import TextTowerConfig
+from emocap_pretrain.config.model import TextTowerConfig
 from emocap_pretrain.model.transformers_text import TransformersTextTower
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.data.tokenizer import Tokenizer, Vocabulary

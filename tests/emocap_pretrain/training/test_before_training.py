@@ -16,7 +16,8 @@ from torch import Tensor
 from emocap_pretrain.checkpoint.layout import WEIGHTS
 from emocap_pretrain.checkpoint.loader import downloaded
 from emocap_pretrain.checkpoint.manifest import Checkpoint, committed
-from emocap_pretrain.config.schema import Config, ImageTowerConfig, ModelConfig, TextTowerConfig, starts_from_weights
+from emocap_pretrain.config.model import ImageTowerConfig, ModelConfig, TextTowerConfig, starts_from_weights
+from emocap_pretrain.config.schema import Config
 from emocap_pretrain.evaluation import tasks
 from emocap_pretrain.model.timm_image import TimmImageTower
 from emocap_pretrain.record import RunRecord

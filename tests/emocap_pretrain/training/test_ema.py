@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from emocap_pretrain.checkpoint.layout import WEIGHTS
-from emocap_pretrain.config.schema import Config, EmaConfig
+from emocap_pretrain.config.optimizer import EmaConfig
+from emocap_pretrain.config.schema import Config
 from emocap_pretrain.dry_run.memory import estimate
 from emocap_pretrain.errors import CheckpointError
 from emocap_pretrain.interop.average import with_average

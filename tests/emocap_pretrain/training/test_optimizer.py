@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from emocap_pretrain.checkpoint.layout import HEADER, WEIGHTS
-from emocap_pretrain.config.schema import Config, OptimizerConfig
+from emocap_pretrain.config.optimizer import OptimizerConfig
+from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import CheckpointError, ConfigError
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.ranks.info import Rank

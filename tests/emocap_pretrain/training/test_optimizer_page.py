@@ -14,7 +14,8 @@ from pretrain_fakes import changed, stand_alone
 from safetensors.torch import load_file
 
 from emocap_pretrain.checkpoint.layout import WEIGHTS
-from emocap_pretrain.config.schema import Config, OptimizerConfig
+from emocap_pretrain.config.optimizer import OptimizerConfig
+from emocap_pretrain.config.schema import Config
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.ranks.info import Rank
 from emocap_pretrain.training import optimizer

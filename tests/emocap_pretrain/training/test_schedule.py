@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emocap_pretrain.config.schema import OptimizerConfig
+from emocap_pretrain.config.optimizer import OptimizerConfig
 from emocap_pretrain.training.optimizer import learning_rate
 
 SETTINGS = OptimizerConfig(lr=0.1, warmup_steps=10, final_share=0.2)

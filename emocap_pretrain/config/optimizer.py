@@ -1,0 +1,91 @@
+"""Defines the settings of the optimizer, of the learning rate, and of the moving average of the weights."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from emocap_pretrain.config.fields import Count, Decay, Fraction, Section, Weight
+
+
+class SgdConfig(Section):
+    """Holds the settings that only the optimizer `sgd` has."""
+
+    momentum: Decay = Field(default=0.9, description="Share of the last update that the next one keeps; 0 keeps none.")
+    nesterov: bool = Field(default=False, description="Nesterov's form of the momentum.")
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> "SgdConfig":
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov=true needs a momentum above 0.")
+        return self
+
+
+class AdafactorConfig(Section):
+    """Holds the settings that only the optimizer `adafactor` has."""
+
+    beta2_decay: Annotated[float, Field(le=0)] = Field(
+        default=-0.8, description="Exponent c of beta2 = 1 - step^c, the decay of the mean of squared gradients."
+    )
+    clip_threshold: Annotated[float, Field(ge=1)] = Field(
+        default=1.0,
+        description="Largest root mean square of the update of a parameter, before it is multiplied by lr.",
+    )
+
+
+class OptimizerConfig(Section):
+    """Configures the optimizer, its parameter groups, and the learning rate: a linear warm-up with a cosine decay."""
+
+    name: Literal["adamw", "sgd", "adafactor"] = Field(
+        default="adamw", description="adafactor works on whole parameters and needs engine.zero_stage=0."
+    )
+    lr: float = Field(default=5e-4, gt=0, description="Learning rate at the end of the warm-up.")
+    lr_scales: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default={},
+        description="Factors of lr for parts of the model by their module names, such as {image.backbone: 0.1}. The "
+        "longest name that matches a parameter counts.",
+    )
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0,
+        description="Factor of lr from each layer of a tower to the one before it. Below 1, the layers next to the "
+        "pixels and tokens learn most slowly.",
+    )
+    betas: tuple[Decay, Decay] = Field(default=(0.9, 0.98), description="Decays of the moments of adamw.")
+    eps: float = Field(default=1e-6, gt=0, description="Term that adamw adds to the denominator.")
+    sgd: SgdConfig = Field(default=SgdConfig(), description="Settings that only sgd has.")
+    adafactor: AdafactorConfig = Field(default=AdafactorConfig(), description="Settings that only adafactor has.")
+    weight_decay: Weight = Field(
+        default=0.2,
+        description="Weight decay of matrices; vectors have none. adamw and adafactor shrink the weights by it; sgd "
+        "adds it to the gradient.",
+    )
+    decay_embeddings: bool = Field(
+        default=True, description="Whether the embeddings of tokens and positions have weight decay too."
+    )
+    warmup_steps: Count = Field(default=500, description="Steps in which the learning rate grows linearly to lr.")
+    final_share: Fraction = Field(default=0.0, description="Learning rate of the last step as a share of `lr`.")
+    clip_norm: Weight = Field(default=1.0, description="Largest norm of the whole gradient; 0 never clips.")
+
+    @model_validator(mode="after")
+    def _has_no_settings_of_another_optimizer(self) -> "OptimizerConfig":
+        for key, owner in _OWNERS.items():
+            if owner != self.name and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} belongs to name={owner}, and name is {self.name}: leave it out.")
+        return self
+
+
+# Settings that only one optimizer has. For another optimizer they must keep their defaults, so that no setting is
+# without an effect.
+_OWNERS = {"betas": "adamw", "eps": "adamw", "sgd": "sgd", "adafactor": "adafactor"}
+
+
+class EmaConfig(Section):
+    """Configures the moving average (EMA) of the trained weights."""
+
+    decay: Decay = Field(
+        default=0.9998, description="Share of the average that each update of the weights keeps, after the warm-up."
+    )
+    warmup: bool = Field(
+        default=True,
+        description="Whether the decay is at most (1 + n) / (10 + n) after n updates, so that the average forgets the "
+        "first weights.",
+    )
