@@ -19,7 +19,6 @@ from emocap_pretrain.config.location import located
 from emocap_pretrain.config.model import ImageTowerConfig
 from emocap_pretrain.config.objective import TeacherConfig
 from emocap_pretrain.errors import ConfigError
-from emocap_pretrain.interop.json_files import read_json
 from emocap_pretrain.interop.layouts import clip, open_clip
 from emocap_pretrain.interop.layouts.image_towers import describe_image_tower
 from emocap_pretrain.interop.layouts.layout import IMAGE, TIMM_NAME, Tree, WeightsLayout, size_of
@@ -28,6 +27,7 @@ from emocap_pretrain.interop.restore import is_plain
 from emocap_pretrain.interop.source import CONFIG_FILE, is_openai, open_source
 from emocap_pretrain.interop.tensors import Tensors, open_tensors
 from emocap_pretrain.interop.translation import translated
+from emocap_pretrain.model.json_files import read_json
 from emocap_pretrain.model.lora import is_of_adapter
 from emocap_pretrain.model.teacher import Teacher, teacher_tower
 from emocap_pretrain.model.timm_image import COUNTER, FACTORY_ARGUMENTS, TimmImageTower, converted

@@ -26,11 +26,11 @@ from emocap_pretrain.config.location import RUN_PREFIX, located
 from emocap_pretrain.config.model import ModelConfig
 from emocap_pretrain.data.tokenizer import Tokenizer, Vocabulary
 from emocap_pretrain.errors import ConfigError
-from emocap_pretrain.interop.json_files import read_json
 from emocap_pretrain.interop.layouts import clip, open_clip, transformers
 from emocap_pretrain.interop.layouts.layout import Tree, WeightsLayout
 from emocap_pretrain.interop.restore import LONGEST_ID, chosen, restore
 from emocap_pretrain.interop.tensors import Tensors, open_tensors
+from emocap_pretrain.model.json_files import read_json
 from emocap_pretrain.model.weights import shapes_of
 from emocap_pretrain.run_folder.parent import Parent
 

@@ -18,9 +18,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from emocap_pretrain.errors import ConfigError
-from emocap_pretrain.interop.json_files import read_json
 from emocap_pretrain.interop.torchscript import is_torchscript, read_torchscript
-from emocap_pretrain.model.weights import Header, Shapes, shapes_of
+from emocap_pretrain.model.weights import Header, Shapes, files_of_index, shapes_of
 
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 # Training programs store the weights under one of these keys, beside the state of the optimizer.
@@ -80,22 +79,10 @@ def _open_folder(folder: Path, where: str) -> Tensors:
             if not (folder / name).is_file():
                 continue
             if name.endswith(".index.json"):
-                return _open_safetensors(_parts(folder / name, where), where)
+                return _open_safetensors(files_of_index(folder / name, where), where)
             return open_tensors(folder / name, where)
     known = ", ".join(name for names in _WEIGHTS_FILES.values() for name in names)
     raise ConfigError(f"{where}: there are no weights in this folder; it needs one of {known}.")
-
-
-def _parts(index: Path, where: str) -> list[Path]:
-    """Returns the files that an index of transformers lists. All of them must lie beside the index."""
-    try:
-        names: list[Any] = sorted(set(read_json(index, where)["weight_map"].values()))
-    except (LookupError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{where}: {index.name} has no list of files ({error!r}).") from error
-    for name in names:
-        if not isinstance(name, str) or Path(name).name != name or not (index.parent / name).is_file():
-            raise ConfigError(f"{where}: {index.name} names {str(name)[:60]!r}, which does not exist beside it.")
-    return [index.parent / name for name in names]
 
 
 def _open_safetensors(paths: list[Path], where: str) -> Tensors:

@@ -249,7 +249,7 @@ def check_text_weights(settings: TextTowerConfig) -> tuple[str, ...]:
     if not Path(source).is_dir():
         return (f"model.text.pretrained={name}: the weights are compared with the tower when the run starts",)
     config, kind = _described(name, source)
-    header = Header.of_folder(Path(source), "model.text.pretrained")
+    header = Header.of_folder(Path(source), f"model.text.pretrained={name}")
     return _loaded(kind, name, None, config=config, state_dict=header.tensors(device="cpu"))[1]
 
 

@@ -8,7 +8,6 @@ converted, and `Fit` holds the differences between the weights and a tower. `tim
 use these parts, because timm and transformers load weights in different ways.
 """
 
-import json
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.model.json_files import read_json
 
 Shapes = Mapping[str, tuple[int, ...]]
 _MAX_LISTED = 4
@@ -145,14 +145,9 @@ class Header:
         Raises:
             ConfigError: If the index or a file cannot be read, or there is no tensor in the files.
         """
-        index = folder / "model.safetensors.index.json"
-        if (folder / "model.safetensors").is_file() or not index.is_file():
-            return cls.read([folder / "model.safetensors"], where)
-        try:
-            names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-            return cls.read([folder / name for name in names], where)
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise ConfigError(f"{where}: {index} cannot be read ({error}).") from error
+        whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+        is_divided = index.is_file() and not whole.is_file()
+        return cls.read(files_of_index(index, where) if is_divided else [whole], where)
 
     def tensors(self, *, device: str) -> dict[str, Tensor]:
         """Returns a placeholder for each tensor, by name. It has the tensor's shape, but occupies almost no memory.
@@ -162,6 +157,24 @@ class Header:
         """
         one = torch.zeros((), device=device)
         return {name: one.expand(shape) for name, shape in self.shapes.items()}
+
+
+def files_of_index(index: Path, where: str) -> list[Path]:
+    """Returns the files of a model in several files, which an index of transformers (`*.index.json`) lists.
+
+    Error messages begin with `where`.
+
+    Raises:
+        ConfigError: If the index cannot be read, or if it names a file that does not lie beside it.
+    """
+    try:
+        names: list[Any] = sorted(set(read_json(index, where)["weight_map"].values()))
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{where}: {index.name} has no list of files ({error!r}).") from error
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or not (index.parent / name).is_file():
+            raise ConfigError(f"{where}: {index.name} names {str(name)[:60]!r}, which does not exist beside it.")
+    return [index.parent / name for name in names]
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from emocap_pretrain.errors import ConfigError
-from emocap_pretrain.interop.json_files import read_json
 from emocap_pretrain.interop.layouts import clip
 from emocap_pretrain.interop.layouts.layout import (
     IMAGE,
@@ -27,6 +26,7 @@ from emocap_pretrain.interop.layouts.layout import (
     statistics_of,
 )
 from emocap_pretrain.interop.rules import Rule, Transposed, layers
+from emocap_pretrain.model.json_files import read_json
 from emocap_pretrain.model.weights import Shapes
 
 CONFIG_FILE = "open_clip_config.json"

@@ -12,7 +12,6 @@ from huggingface_hub.errors import StrictDataclassError
 
 import emocap_torchvision
 from emocap_pretrain.errors import ConfigError
-from emocap_pretrain.interop.json_files import read_json
 from emocap_pretrain.interop.layouts.layout import (
     IMAGE,
     OPENAI_MEAN,
@@ -31,6 +30,7 @@ from emocap_pretrain.interop.layouts.layout import (
     statistics_of,
 )
 from emocap_pretrain.interop.rules import Divided, Form, Joined, Rule, Same, layers, renamed
+from emocap_pretrain.model.json_files import read_json
 from emocap_pretrain.model.weights import Shapes
 
 emocap_torchvision.install()

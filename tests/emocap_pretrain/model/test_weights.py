@@ -127,3 +127,21 @@ def test_weights_in_several_files_are_compared_by_their_index(tmp_path):
     assert not (tmp_path / "model.safetensors").exists()
     assert load_nothing(tmp_path) == ()
     assert "16 missing (" in text_refusal(described(tmp_path, num_hidden_layers=3))
+
+
+@pytest.mark.parametrize("name", ["../elsewhere.safetensors", "absent.safetensors", 7])
+def test_an_index_of_text_weights_that_names_a_file_elsewhere_is_refused(tmp_path, name):
+    folder = tmp_path / "text"
+    BertModel(BERT).save_pretrained(folder)
+    (folder / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"embeddings": name}}))
+    with pytest.raises(ConfigError, match=r"model\.safetensors\.index\.json names .*, which does not exist beside it"):
+        load_nothing(folder)
+
+
+def test_a_broken_index_of_text_weights_is_refused(tmp_path):
+    BertModel(BERT).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"model\.safetensors\.index\.json has no list of files"):
+        load_nothing(tmp_path)
