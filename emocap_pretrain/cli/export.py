@@ -86,17 +86,17 @@ def _parent(run: RunDocument) -> str:
     """Returns the run whose weights this run began with, or, if the folder is a copy, the run that was copied."""
     if run.warm_start is None:
         return run.parent
-    from emocap_pretrain.interop.export.card import last_words
+    from emocap_pretrain.interop.export.card import last_parts
 
     start = run.warm_start
-    return f"step {start.step:,} of {last_words(start.url)} {start.run_id} {start.digest}".strip()
+    return f"step {start.step:,} of {last_parts(start.url)} {start.run_id} {start.digest}".strip()
 
 
 def _scores(result: TaskResult) -> list[tuple[str, str]]:
-    from emocap_pretrain.interop.export.card import last_words
+    from emocap_pretrain.interop.export.card import last_parts
 
     scores = [(score.title, score.text()) for score in result.scores]
-    return [*scores, ("evaluated on", f"{result.samples:,} samples of {last_words(result.url)}")]
+    return [*scores, ("evaluated on", f"{result.samples:,} samples of {last_parts(result.url)}")]
 
 
 def _nothing(_line: str) -> None:

@@ -1,8 +1,8 @@
 """Reads the moving average (EMA) of a run's weights from the engine files of a checkpoint.
 
-Each rank has stored the average of its slices of the trained parameters in its engine file. This module puts the
-slices together, whatever the number of ranks and the stage of ZeRO were. The files are not trusted: an offset that lies
-outside of its parameter is refused.
+The engine file of a rank holds the average of the rank's slices of the trained parameters. This module puts the slices
+of all ranks together, for any number of ranks and any stage of ZeRO. The files are not trusted: a slice that would
+exceed its parameter is refused.
 """
 
 import json
@@ -23,7 +23,7 @@ def with_average(weights: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
 
     Args:
         weights: All weights of the checkpoint, by name.
-        folder: Contains all engine files of the checkpoint.
+        folder: The local folder of the checkpoint, with all of its engine files.
 
     Raises:
         CheckpointError: If the files cannot be read, do not fit the weights, or lack a part of the average.
@@ -47,7 +47,7 @@ def with_average(weights: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
 
 
 def _slices(folder: Path) -> Iterator[tuple[str, int, Tensor]]:
-    """Yields the name of a parameter, an index in the flattened parameter, and the average from there on."""
+    """Yields the name of a parameter, the start of a slice in the flattened parameter, and the average of the slice."""
     for path in sorted((folder / ENGINE).iterdir()):
         with safe_open(path, "pt") as file:
             offsets = json.loads(file.metadata()[HEADER])["offsets"]

@@ -1,8 +1,8 @@
 """Loads pretrained weights into an image tower (`model.image.pretrained`, `objective.teacher.pretrained`).
 
 The weights come from timm's hub, from a file or folder with the weights of an image tower, or from a whole CLIP or
-SigLIP, of which only the image tower is taken. Rules (`rules.py`) give the weights of other libraries the names of
-timm. timm then resizes what depends on the size of the images, and the result must fill the tower.
+SigLIP, of which only the image tower is taken. Rules (`rules.py`) translate the weights of other libraries into timm's
+names. timm then resizes tensors that depend on the size of the images. Every tensor of the tower must get weights.
 
 A source also determines settings of the tower, such as its name. `settings.py` takes those that the user leaves out.
 """
@@ -34,7 +34,7 @@ from emocap_pretrain.model.timm_image import COUNTER, FACTORY_ARGUMENTS, TimmIma
 
 _HUB = "hub"
 _TEXT_TABLES = {"positional_embedding", "text.positional_embedding"}  # Tensors of the text tower of OpenAI's CLIP.
-# Arguments in the config.json of timm that do not belong to the options of a tower.
+# Arguments in timm's config.json that are not options of a tower (`model.image.options`).
 _NO_OPTIONS = FACTORY_ARGUMENTS | {"num_classes", "in_chans", "img_size"}
 
 
@@ -43,10 +43,11 @@ class ImageSource:
     """Describes weights of an image tower.
 
     Attributes:
-        layout: How the tensors are named, and the settings that they determine. Without rules, timm's own code converts
-            the names.
+        layout: The names of the tensors, and the settings that they determine. If it has no rules, timm's own code
+            converts the names.
         tensors: The tensors of the source.
-        written: Texts that may show who has trained the weights: names of files and folders, and the file's metadata.
+        written: Texts that may show who trained the weights: names of the file and its folders, metadata of the file,
+            and the activation.
     """
 
     layout: WeightsLayout
@@ -80,7 +81,7 @@ def load_image_weights(tower: TimmImageTower, settings: ImageTowerConfig) -> Loa
         return None
     source = None if settings.pretrained == _HUB else _opened(settings.pretrained, settings.key)
     tensors, report = _converted(settings, source, values=True)
-    # The file knows nothing of adapters, which keep their values.
+    # The source has no adapters, so those of the tower keep their values.
     adapters = {name: each for name, each in tower.backbone.state_dict().items() if is_of_adapter(name)}
     tower.backbone.load_state_dict({**tensors, **adapters})
     return report
@@ -97,7 +98,7 @@ def check_image_weights(settings: ImageTowerConfig) -> tuple[str, ...]:
     Weights on timm's hub are not downloaded here; they are compared when the run starts.
 
     Returns:
-        Remarks for the user on the weights, one line each.
+        Lines for the user; empty if the settings name no weights.
 
     Raises:
         ConfigError: As `load_image_weights` does.
@@ -112,7 +113,7 @@ def check_image_weights(settings: ImageTowerConfig) -> tuple[str, ...]:
 
 
 def check_teacher(settings: TeacherConfig | None, *, pixels: int) -> tuple[str, ...]:
-    """Compares the weights of a teacher with its tower, as `check_image_weights` does. `pixels` is the images' side."""
+    """Compares the weights of a teacher with its tower, as `check_image_weights` does, for images of this size."""
     return check_image_weights(teacher_tower(settings, pixels)) if settings else ()
 
 
@@ -126,7 +127,7 @@ def _opened(pretrained: str, key: str) -> ImageSource:
     # In the hub's cache the name of the weights is that of a folder two levels above the file.
     written = (path.name, *(folder.name for folder in list(path.parents)[:3]), *tensors.metadata.values())
     layout = _layout(path, tensors, pretrained, key)
-    # Whoever needs QuickGELU says so in the settings, which the user may have replaced.
+    # The settings of the layout say whether the weights need QuickGELU. The user may have replaced these settings.
     activation = layout.settings.get("image", {}).get("options", {}).get("act_layer", "")
     return ImageSource(layout, tensors, (*written, str(activation)))
 
@@ -143,7 +144,7 @@ def _layout(path: Path, tensors: Tensors, pretrained: str, key: str) -> WeightsL
     if "visual.class_embedding" in tensors.shapes and _TEXT_TABLES & tensors.shapes.keys():
         activation = "quick_gelu" if is_openai(tensors) else "gelu"
         layout = _image_part(clip.describe(tensors.shapes, {}, activation=activation, where=where), tensors)
-        # Other files do not say which activation is right, so the user chooses the tower by its name.
+        # Other files do not tell the right activation. So they determine no settings: the user must name the tower.
         return layout if is_openai(tensors) else replace(layout, settings={})
     return _of_timm({})
 
@@ -153,12 +154,13 @@ def _of_timm(settings: Tree) -> WeightsLayout:
 
 
 def _settings_of_timm(tree: Tree, where: str) -> Tree:
-    """Returns the settings in the config.json of a folder that timm's `save_for_hf` has written.
+    """Returns the settings of an image tower from the config.json that timm's `save_for_hf` writes.
 
-    Somebody else may have written the config.
+    The config is not trusted.
 
     Raises:
-        ConfigError: If the config cannot be read, or names another model than one of timm's registry.
+        ConfigError: If the config cannot be read, if it names a model in another form than timm's registry does, or if
+            an option is a text that is not a short name.
     """
     name, known, options = str(tree["architecture"]), tree.get("pretrained_cfg") or {}, tree.get("model_args") or {}
     if not TIMM_NAME.fullmatch(name):
@@ -174,12 +176,12 @@ def _settings_of_timm(tree: Tree, where: str) -> Tree:
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise ConfigError(f"{where}: {CONFIG_FILE} cannot be read ({error!r}).") from error
     if not is_plain(found["options"]):
-        raise ConfigError(f"{where}: model_args contain a text that is no short name.")
+        raise ConfigError(f"{where}: model_args contains a text that is not a short name.")
     return dict(found)
 
 
 def _image_part(layout: WeightsLayout, tensors: Tensors) -> WeightsLayout:
-    """Returns the part of a CLIP's layout that belongs to the image tower. All other tensors are left out."""
+    """Returns the part of a CLIP's layout that belongs to the image tower. All other tensors become constants."""
     own = tuple(rule for rule in layout.rules if all(name.startswith(IMAGE) for name in rule.ours))
     others = {name for rule in layout.rules if rule not in own for name in rule.theirs}
     return replace(
@@ -194,7 +196,7 @@ def _image_part(layout: WeightsLayout, tensors: Tensors) -> WeightsLayout:
 def _converted(
     settings: ImageTowerConfig, source: ImageSource | None, *, values: bool
 ) -> tuple[Mapping[str, Tensor], LoadReport]:
-    """Returns the weights as the tower needs them, and what became of those of the source (None is timm's hub)."""
+    """Returns the weights in the form of the tower, and the report. With the source None they come from timm's hub."""
     where = f"{settings.key}.pretrained={settings.pretrained}"
     given = None
     if source:

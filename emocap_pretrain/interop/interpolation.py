@@ -1,4 +1,4 @@
-"""Interpolates between the weights with which a run began and those that it has trained (WiSE-FT).
+"""Interpolates between the weights with which a run began and its trained weights (WiSE-FT).
 
 The method is WiSE-FT of Wortsman et al. 2022 (arXiv 2109.01903): with the share `a`, each number is
 (1 - a) * start + a * trained. A fine-tuned model gains on the data that it was tuned on and loses on others; a share
@@ -18,8 +18,9 @@ Weights = Mapping[str, Tensor]
 def interpolated(start: Weights, trained: Weights, share: float) -> dict[str, Tensor]:
     """Returns (1 - share) * start + share * trained, for each tensor by its name. The inputs do not change.
 
-    Learned scales are interpolated as they are stored, as logarithms. Tensors of integers, such as counters, are those
-    of `trained`. With the shares 0 and 1 the result equals the inputs to the bit.
+    Learned scales are stored as logarithms, and the logarithms are interpolated. Tensors of integers, such as counters,
+    are those of `trained`. With the share 0 all other tensors equal those of `start` in every bit, and with the share 1
+    those of `trained`.
 
     Args:
         start: The weights of one model.
@@ -30,7 +31,7 @@ def interpolated(start: Weights, trained: Weights, share: float) -> dict[str, Te
         ConfigError: If the share is not between 0 and 1, or the models differ in a name or a shape.
     """
     if not 0 <= share <= 1:
-        raise ConfigError(f"weights are interpolated with a share from 0 to 1, and {share:g} was given.")
+        raise ConfigError(f"weights are interpolated with a share from 0 to 1, but {share:g} was given.")
     for name in sorted(start.keys() | trained.keys()):
         shapes = [tuple(each[name].shape) if name in each else None for each in (start, trained)]
         if shapes[0] != shapes[1]:

@@ -1,9 +1,9 @@
 """Loads the weights of a source into a model, and reports what became of each tensor.
 
-The comparison is strict: every parameter of the towers and of the projections that CLIP has must get weights of its own
-shape, and every tensor of the source must be used. A source has no weights for what is new in this project: the
-projections of patches and local sentences begin as copies of those of images and texts, so that patches and sentences
-are comparable from the first step.
+The comparison is strict. Every parameter that CLIP also has, in the towers and in the projections, must get weights of
+its own shape, and every tensor of the source must be used. Another library has no projections of patches and of local
+sentences. They begin as copies of the projections of images and texts, so that patches and sentences are comparable
+from the first step.
 """
 
 import math
@@ -32,7 +32,7 @@ from emocap_pretrain.model.timm_image import TimmImageTower
 from emocap_pretrain.model.weights import Fit, shapes_of
 
 IMAGE_POSITIONS, TEXT_POSITIONS = f"{IMAGE}pos_embed", f"{TEXT}embeddings.position_embedding.weight"
-# Our parameters that no other library has, and the parameter whose weights each of them gets first.
+# Our parameters that no other library has, and the parameter whose weights each of them begins with.
 _COPIES = {"to_patch.weight": "to_image.weight", "to_sentence.weight": "to_text.weight"}
 _OWN = (*_COPIES, "local_logit_scale", "logit_bias")
 LARGEST_EXPONENT = 100.0  # Far above any learned scale; the exponential of a larger one could overflow.
@@ -53,10 +53,10 @@ def check_source(settings: ModelConfig, objective: ObjectiveConfig) -> LoadRepor
 
 
 def start_from(settings: ModelConfig, model: TowerPair) -> LoadReport | None:
-    """Loads the first weights into a new model, which was built with these settings.
+    """Loads the weights with which a new model begins. The model was built with these settings.
 
-    They are those of `model.from`, or those of `model.image.pretrained`. A pretrained text tower has its weights
-    already.
+    The weights come from `model.from` or from `model.image.pretrained`. A pretrained text tower was already built with
+    its weights.
 
     Returns:
         What became of the weights; None if the settings name neither source.
@@ -97,7 +97,7 @@ def load_source(name: str, *, key: str, activation: str | None = None) -> Loaded
         activation: The activation for a file that does not say which one is right.
 
     Raises:
-        ConfigError: If there are no weights that this project can read, or if they do not fit their own description.
+        ConfigError: If there are no weights that this project can read, or if they do not fit the config beside them.
     """
     source = open_source(name, activation=activation, key=key)
     try:
@@ -117,10 +117,10 @@ def load_weights(model: TowerPair, source: Source, *, extend: str = "interpolate
     """Loads the weights of a source into a model that was built with the settings of the source.
 
     Args:
-        model: The model, on the CPU; without `values` also on the device "meta".
+        model: The model, on the CPU. If `values` is False, it may be on the device "meta".
         source: The source.
         extend: How text positions are resized, "interpolate" or "stretch" (`model.text.extend_positions`).
-        values: Whether the numbers are read. Without them only names and shapes are compared.
+        values: Whether the weights are read and loaded. If it is False, only names and shapes are compared.
 
     Raises:
         ConfigError: If a tensor is missing, superfluous or of another shape. The message has its name.
@@ -154,26 +154,26 @@ def load_weights(model: TowerPair, source: Source, *, extend: str = "interpolate
     )
 
 
-_ADVICE = "Leave out the settings of `model` that differ from the weights, or give the weights of this model."
+_ADVICE = "Remove the settings of `model` that contradict the weights, or name the weights of this model."
 
 
 def _on_scale(tensors: Tensors) -> tuple[str, ...]:
-    """Returns a remark if the learned scale of the source exceeds the bound of this project; otherwise nothing."""
+    """Returns a remark if the learned scale of the source exceeds `MAX_SCALE`; otherwise an empty tuple."""
     name = "logit_scale"
     if name not in tensors.shapes:
         return ()
     scale = math.exp(min(float(tensors.load([name])[name].flatten()[0]), LARGEST_EXPONENT))
     if scale <= MAX_SCALE:
         return ()
-    bound = f"The model computes with its bound, {MAX_SCALE:.4g}, until training lowers the scale."
+    bound = f"The model uses its upper bound {MAX_SCALE:.4g} until training has lowered the scale."
     return (f"the learned scale of these weights is {scale:.4g}. {bound}",)
 
 
 def _started(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, str]]:
-    """Returns the first weights of those projections that only this project has, and what they were made from.
+    """Returns initial weights of the projections that no other library has, each with a text that names its origin.
 
-    They project patches and local sentences, and begin as copies of the projections of images and texts. If images have
-    no projection, as in SigLIP, that of the patches begins as the identity.
+    The projections of patches and local sentences begin as copies of those of images and texts. If the model does not
+    project images, as in SigLIP, the projection of patches begins as the identity.
     """
     found: dict[str, tuple[Tensor, str]] = {}
     for name, origin in _COPIES.items():
@@ -188,7 +188,7 @@ def _started(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dic
 
 
 def _fit(source: Source, expected: Mapping[str, tuple[int, ...]], given: Mapping[str, Tensor]) -> Fit:
-    """Compares the shapes, and names the tensors as the source names them, because a user sees those in the file."""
+    """Compares the shapes. The result has the names of the source, because the user knows those from the file."""
     names = {mine: " + ".join(rule.theirs) for rule in source.layout.rules for mine in rule.ours}
     fit = Fit.of(expected, shapes_of(given))
     return Fit(

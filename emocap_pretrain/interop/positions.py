@@ -1,12 +1,12 @@
-"""Resizes position embeddings, for images of another size and for longer texts than those of the pretraining."""
+"""Resizes position embeddings, for images of another size or longer texts than in the training of the weights."""
 
 from jaxtyping import Float
 from torch import Tensor, arange, cat
 from torch.nn import functional
 
 KEPT = 20
-"""The text positions that are kept as they are when the others are stretched. Few captions of CLIP's data were longer,
-so these positions are trained well (Long-CLIP, arXiv 2403.15378)."""
+"""Number of text positions that do not change when the others are stretched. Few captions of CLIP's data were longer,
+so only these positions are well trained (Long-CLIP, arXiv 2403.15378)."""
 
 
 def resized_grid(
@@ -15,8 +15,8 @@ def resized_grid(
     """Returns the embeddings of a square grid of patches, resized to another square grid.
 
     The grid is resized as an image, with an antialiased bicubic filter, as timm and open_clip do. The embeddings of the
-    first `prefix_tokens` tokens, such as the class token, are kept. If `tokens` or the present number of tokens does
-    not belong to a square grid, the result is the unchanged embeddings.
+    first `prefix_tokens` tokens, such as the class token, are kept. If the old or the new number of patches is not a
+    square, the embeddings are returned unchanged.
     """
     prefix, grid = embeddings[:, :prefix_tokens], embeddings[:, prefix_tokens:]
     old, new = round(grid.shape[1] ** 0.5), round((tokens - prefix_tokens) ** 0.5)
@@ -32,11 +32,14 @@ def resized_positions(
 ) -> Float[Tensor, "new width"]:
     """Returns the embeddings of text positions for another number of positions.
 
-    Fewer positions are the first ones. More positions are interpolated linearly: with "interpolate" between all
-    positions, so that the first and the last one keep their embeddings; with "stretch" after the first `KEPT` ones,
-    which stay as they are. The scheme of "stretch" is that of Long-CLIP: a new position is an old position times the
-    ratio of the two numbers, and those beyond the last old position continue the line of the last two. From 77 to 248
-    positions each old position becomes four, and the result equals that of Long-CLIP.
+    If fewer positions are needed, the first ones are returned. If more are needed, they are interpolated linearly:
+
+    - "interpolate" spreads the old positions over all new ones. The first and the last one keep their embeddings.
+    - "stretch" keeps the first `KEPT` positions, and spreads only the later ones, as Long-CLIP does: the new position
+      `KEPT + i` is the old one `KEPT + i * ratio`, where the ratio is the old number of later positions divided by the
+      new one. Beyond the last old position, the line through the last two is continued. From 77 to 248 positions each
+      later position becomes four, and the result equals that of Long-CLIP. With fewer than two later positions,
+      "interpolate" is used.
     """
     if positions <= len(embeddings):
         return embeddings[:positions]

@@ -1,4 +1,4 @@
-"""Says what became of the weights of a source when they were loaded into a model, as a table for the user."""
+"""Reports how the weights of a source were loaded into a model, as a table for the user."""
 
 import textwrap
 from collections.abc import Iterable
@@ -12,16 +12,16 @@ _LABEL = 10  # Width of the first column.
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadReport:
-    """Says what became of the tensors of a source and of the parameters of the model.
+    """Records which tensors of a source were loaded, and where every parameter of the model got its values.
 
-    Nothing is missing in a model with a report: a parameter that needs weights and gets none is an error.
+    There is a report only if nothing is missing: a parameter that needs weights and gets none is an error.
 
     Attributes:
         key: The setting that names the source.
         source: The value of this setting.
         layout: The name of the source's layout.
         loaded: Names of our parameters that got weights of the source.
-        resized: What was resized, with the sizes before and after.
+        resized: Tensors that were resized, each with its old and its new shape.
         copied: Parameters that began as a copy of others, such as "to_patch.weight from to_image.weight".
         fresh: Parameters that have no weights in the source and keep their initial values.
         left_out: Tensors of the source that the model does not need.
@@ -39,7 +39,7 @@ class LoadReport:
     remarks: tuple[str, ...] = ()
 
     def lines(self) -> tuple[str, ...]:
-        """Returns the report as notes of one line each, for weights that are only a part of the model."""
+        """Returns the report as short lines, for weights of an image tower alone."""
         rows = (("resized", self.resized), ("copied", self.copied), ("new", self.fresh), ("left out", self.left_out))
         head = f"{self.key}={self.source} ({self.layout}): {len(self.loaded)} tensors are loaded"
         counts = (f"{self.key}: {len(names)} {what}: {listed(names)}" for what, names in rows if names)

@@ -40,9 +40,9 @@ from emocap_pretrain.model.pair import TowerPair
 from emocap_pretrain.model.weights import Fit, shapes_of
 from emocap_pretrain.run_folder.results import Weights
 
-# A text among the options of a tower may name a kind of layer, but neither a path nor a URL, which contain a slash.
+# A text among the options of a tower may name a type of layer. It cannot be a path or a URL, which contain a slash.
 _PLAIN_OPTION = re.compile(r"[A-Za-z0-9_.-]{0,40}")
-# Bounds for numbers in a config, for the side of images, and for the length of a run's id.
+# Largest number in a config, largest side of an image, and largest length of a run's id.
 LARGEST_NUMBER, LARGEST_PIXELS, LONGEST_ID = 1 << 24, 4096, 64
 
 
@@ -52,7 +52,8 @@ class Restored:
 
     `run_id` is MLflow's id of the run, and `data_digest` the digest of its datasets, as the checkpoint contains them;
     each is empty if the checkpoint has none. `weights` says whether the model has the weights of the step ("raw") or
-    their moving average ("ema"). If these are interpolated with the weights of the start, `share` is their share.
+    their moving average ("ema"). `share` is the share of these weights in an interpolation with the weights of the
+    start; it is None if the weights are not interpolated.
     """
 
     config: Config
@@ -107,7 +108,7 @@ def restore(
             average=weights == "ema",
         )
     if interpolate is not None:
-        # With `config`, and not with the settings that were read, which would then count as trusted.
+        # The settings of the checkpoint must not be passed here, because they would then count as trusted.
         start = restore_start(run_url, config=config)
         model.load_state_dict(interpolated(start.state_dict(), model.state_dict(), interpolate))
     run_id, data_digest = (str(checkpoint.state.get(key, ""))[:LONGEST_ID] for key in ("run_id", "data_digest"))
@@ -140,17 +141,17 @@ def restore_start(run_url: str, *, config: Config | None = None) -> TowerPair:
 def model_of(
     folder: Path, stored: Any, architecture: Any, *, trusted: Config | None = None, average: bool = False
 ) -> tuple[Config, TowerPair, Tokenizer]:
-    """Builds a model in evaluation mode from a folder with weights and a tokenizer, which somebody else may have made.
+    """Builds a model in evaluation mode from a folder with weights and a tokenizer. The folder is not trusted.
 
     LoRA adapters are merged into the weights of their layers, and the returned config describes the merged model. So
-    nobody who uses a restored model has to know of adapters.
+    code that uses a restored model need not handle adapters.
 
     Args:
         folder: Local folder with `model.safetensors` and `tokenizer.json`.
-        stored: The settings, as `Config.stored` has returned them.
+        stored: The settings, as `Config.stored` returns them.
         architecture: The configuration of a pretrained text tower (`TextTower.recorded`); None if there is none.
-        trusted: A config of the user in place of `stored`.
-        average: Whether the trained parameters get their moving average, which all engine files in the folder hold.
+        trusted: A config of the user, which replaces `stored`.
+        average: Whether the trained parameters get their moving average. All engine files must then be in the folder.
 
     Raises:
         CheckpointError: If the weights are not a safetensors file, or the average cannot be read.
@@ -204,7 +205,9 @@ def _chosen_weights(weights: Weights | None, checkpoint: Checkpoint, run_url: st
     config = checkpoint.state.get("config")
     has_average = isinstance(config, dict) and config.get("ema") is not None
     if weights == "ema" and not has_average:
-        raise CheckpointError(f"{run_url} keeps no moving average of its weights (its setting ema is null): take raw.")
+        raise CheckpointError(
+            f"{run_url} keeps no moving average of its weights (its setting ema is null): choose the weights raw."
+        )
     return weights or ("ema" if has_average else "raw")
 
 
@@ -250,8 +253,8 @@ class WeightShapes:
     def budget(self) -> Generator[None]:
         """Limits the size of a model that is built in the `with` block.
 
-        So a malicious config cannot use up memory and time. Hooks of torch count every module, parameter and buffer
-        that is registered in this process, so no other thread may build a model at the same time.
+        The limit protects memory and time from a malicious config. Hooks of torch count every module, parameter and
+        buffer that is registered in this process, so no other thread may build a model at the same time.
 
         Raises:
             CheckpointError: As soon as the model has clearly more modules or elements than the weights could fill.
@@ -306,27 +309,27 @@ def _require_inert(config: Config, architecture: Any, weights: WeightShapes) -> 
     model = config.model.model_dump(mode="json", exclude=unused)
     evaluation = config.evaluation.model_dump(mode="json", exclude={"url"})
     for key, value in unresolved({"model": model, "evaluation": evaluation}):
-        raise _refused(f"takes {key} from {value}, which is not resolved")
+        raise _refused(f"takes {key} from {value}, which is never resolved")
     if not TIMM_NAME.fullmatch(image.name):
         raise _refused(f"names the image tower {image.name!r}, which is not a model in timm")
     for key, value in image.options.items():
         if not is_plain(value):
-            raise _refused(f"sets model.image.options.{key}={value!r}, where only short names are taken")
+            raise _refused(f"sets model.image.options.{key}={value!r}, where only short names are allowed")
     if text.pretrained is not None and not isinstance(architecture, Mapping):
-        raise _refused(f"names the text encoder {text.pretrained!r} without its architecture, and it is not opened")
+        raise _refused(f"names the text encoder {text.pretrained!r} without its architecture")
     largest = max((abs(leaf) for leaf in _leaves([model, architecture]) if isinstance(leaf, int | float)), default=0)
-    # "Not at most" rather than "greater": a comparison with NaN is false, so NaN is refused too.
+    # `not a <= b` and not `a > b`: every comparison with NaN is false, so NaN is refused too.
     if not largest <= max(LARGEST_NUMBER, weights.largest) or image.pixels > LARGEST_PIXELS:
         number = str(max(largest, image.pixels))[:20]
-        raise _refused(f"asks for a model with the number {number}; no side of its weights is over {weights.largest:,}")
-    # timm loops over the depth before it makes the first block, so `budget` would come too late.
+        raise _refused(f"asks for a model with the number {number}; no axis of its weights exceeds {weights.largest:,}")
+    # timm loops over the depth before it builds the first block, so `budget` would notice a huge depth too late.
     deepest = [image.options.get(key) for key in ("depth", "depths")]
     if any(isinstance(leaf, int | float) and leaf > len(weights.shapes) for leaf in _leaves(deepest)):
-        raise _refused(f"asks for a tower of depth {deepest}; its weights are {len(weights.shapes):,} tensors")
+        raise _refused(f"asks for a tower of depth {deepest}, but the weights are only {len(weights.shapes):,} tensors")
 
 
 def is_plain(options: Any) -> bool:
-    """Returns whether all texts among the options of a tower are short names, as those of kinds of layers are."""
+    """Returns whether all texts among the options of a tower are short names, such as the name of a type of layer."""
     return all(_PLAIN_OPTION.fullmatch(leaf) for leaf in _leaves(options) if isinstance(leaf, str))
 
 

@@ -28,7 +28,7 @@ class Form(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Same:
-    """Both models have the same tensor. In ours it has `leading` further axes of size 1 in front."""
+    """Both models have the same tensor, but ours has `leading` more axes of size 1 in front."""
 
     leading: int = 0
 
@@ -45,7 +45,7 @@ class Same:
 class Spliced:
     """Our tensor has the first `rows` rows of one tensor of the other model, and the later rows of another one.
 
-    Both tensors of the other model have the shape of ours, and the model does not use the other rows.
+    Both tensors of the other model have the shape of ours. It ignores their remaining rows.
     """
 
     rows: int
@@ -72,7 +72,7 @@ class Transposed:
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """Our tensor has the rows of several tensors of the other model, one after another; all have equally many rows."""
+    """Our tensor has the rows of `count` tensors of the other model, one after another. All have equally many rows."""
 
     count: int
 
@@ -120,7 +120,7 @@ def renamed(pairs: Mapping[str, str], ours: str, theirs: str, form: Form | None 
     """Returns one rule for each pair of names, for tensors that differ in the same way.
 
     Args:
-        pairs: Our name by the name in the other model, both without their prefixes.
+        pairs: Maps a name in the other model to our name, both without their prefixes.
         ours: Prefix of our names.
         theirs: Prefix of the names in the other model.
         form: How the tensors differ; None if they are equal.
@@ -131,17 +131,17 @@ def renamed(pairs: Mapping[str, str], ours: str, theirs: str, form: Form | None 
 def layers(pairs: Mapping[str, str], ours: str, theirs: str) -> list[Rule]:
     """Returns the rules for modules that have a weight and a bias and are equal in both models.
 
-    `pairs` holds our name of each module by its name in the other model; `ours` and `theirs` are prefixes.
+    `pairs` maps the name of a module in the other model to our name; `ours` and `theirs` are the prefixes.
     """
     both = {f"{other}.{kind}": f"{mine}.{kind}" for other, mine in pairs.items() for kind in ("weight", "bias")}
     return renamed(both, ours, theirs)
 
 
 def read(rules: Iterable[Rule], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns our tensors by name, made from those of the other model. Rules whose tensors are missing are left out.
+    """Returns our tensors by name, made from those of the other model. A rule is skipped if it lacks a tensor.
 
     Raises:
-        ValueError: If the shape of a tensor does not allow its rule. The message begins with the tensor's name.
+        ValueError: If a rule cannot convert a tensor of this shape. The message begins with the tensor's name.
     """
     found: dict[str, Tensor] = {}
     for rule in rules:

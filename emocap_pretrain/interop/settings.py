@@ -43,7 +43,7 @@ def completed(config: Config) -> Config:
     model = config.model
     if model.from_ is None:
         return _with_image_tower(config)
-    # It imports torch, which takes seconds. A config without sources of weights does not need it.
+    # This import loads torch, which takes seconds, and a config without `model.from` does not need torch.
     from emocap_pretrain.interop.source import source_of
 
     given = model.model_dump(mode="json", exclude_unset=True)
@@ -55,7 +55,7 @@ def completed(config: Config) -> Config:
     values = _merged(source.layout.settings if source else before or {}, given)
     # The key itself is left out of the changes, so that a text `${oc.env:...}` in the file stays in the stored config.
     del values["from"]
-    # The newest checkpoint of a run may be another one at the next look, so its step becomes a part of the name.
+    # When the config is read again, the run may have a newer checkpoint. So the step becomes a part of the name.
     named = {"from": source.name} if source and source.name != model.from_ else {}
     return with_section(config, "model", values | named | _name_as_before(before, config.stored()["model"], "from"))
 
@@ -74,26 +74,27 @@ def _with_image_tower(config: Config) -> Config:
 
 
 def _of_the_run(config: Config, *keys: str) -> Tree | None:
-    """Returns the settings of `model` in the run's folder; None if there are none, or they have another source.
+    """Returns the settings of `model` that the run's folder stores.
 
-    `keys` are those of the setting that names the source.
+    The result is None if the folder stores no settings, or if their source of weights is not that of `config`. `keys`
+    leads to the setting that names the source, such as ("image", "pretrained").
     """
     first = RunFolder(open_store(config.url)).settings()
     before = stored.current(first).get("model", {}) if first else {}
     value, old = _at(config.stored()["model"], keys), _at(before, keys)
     if not old:
         return None
-    # A run that was named without its step is stored with it.
+    # The user may name a run without a step, but the stored name has one.
     is_same = old in (value, _absolute(value)) or (value.startswith(RUN_PREFIX) and old.rpartition("@")[0] == value)
     return before if is_same else None
 
 
 def _name_as_before(before: Tree | None, now: Tree, key: str) -> Tree:
-    """Returns the stored name of a source of weights, if the user now names the same source in another way.
+    """Returns a change that restores the stored name of a source of weights; empty if the name in `now` is the same.
 
-    A relative path is made absolute when a config is read, but only while something exists there. So the path of a
-    source that was deleted would differ from the stored one, and the run would count as another run. The name of a run
-    is stored with the step of the checkpoint that was taken.
+    When a config is read, a relative path is made absolute only if something exists there. So the path of a source that
+    was deleted since would differ from the stored path, and resuming would be refused. The name of a run is stored
+    with the step of its checkpoint.
     """
     return {key: before[key]} if before and before[key] != now[key] else {}
 
@@ -109,11 +110,11 @@ def _at(tree: Mapping[str, Any], keys: Sequence[str]) -> Any:
 
 
 def _merged(known: Mapping[str, Any], given: Mapping[str, Any]) -> Tree:
-    """Returns a tree with the values of both trees. Where both have a value, that of `given` is taken."""
+    """Returns a tree with the values of both trees. If both have a value, that of `given` is taken."""
     result = dict(known)
     for key, value in given.items():
         before = result.get(key)
-        # The options of a timm model belong together with its name: a user's name drops those of the weights.
+        # Options belong to one model of timm. If the user names a model, the options of the weights are dropped.
         is_other_model = key == "options" and "name" in given
         is_section = isinstance(before, dict) and isinstance(value, dict) and not is_other_model
         result[key] = _merged(cast("Tree", before), cast("Tree", value)) if is_section else value

@@ -39,7 +39,7 @@ CONFIG_FILE = "config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 _HUB_PREFIX = "hf-hub:"  # open_clip writes names of the hub with this prefix.
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-# The settings of a run's model that a new run takes over. Others, such as patch dropout, say how it was trained.
+# The settings of a run's model that a new run takes over. Other settings, such as patch dropout, are about training.
 _BUILDING: Any = {
     "embedding": True,
     "project_images": True,
@@ -47,7 +47,7 @@ _BUILDING: Any = {
     "image": {"name", "pixels", "options", "pretrained", "mean", "std"},
     "text": {"architecture", "pretrained", "pooling", "end_id", "pad_id", "lengths"},
 }
-# What a folder of a model on the hub needs. Programs and weights in other formats are not downloaded.
+# The files of a model on the hub that are downloaded. Code and weights in other formats are not.
 _HUB_FILES = ("*.json", "*.txt", "*.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin")
 _CLIP_MERGES = 49152 - 256 - 2  # Merges of CLIP's vocabulary; the file of open_clip has more.
 
@@ -77,12 +77,12 @@ class Source:
 
     @property
     def where(self) -> str:
-        """Returns the first words of an error message about this source."""
+        """Returns the setting and its value, with which an error message about this source begins."""
         return f"{self.key}={self.name}"
 
 
 def open_source(name: str, *, activation: str | None = None, key: str = KEY) -> Source:
-    """Opens a folder, a file, a name on the hub, or a run. The weights themselves are not read yet.
+    """Opens the source of weights with this name. The weights themselves are not read yet.
 
     Args:
         name: The value of `model.from`.
@@ -126,9 +126,10 @@ def tokenizer_of(model: ModelConfig, train: Callable[[], Tokenizer]) -> Tokenize
 
 
 def vocabulary_of(model: ModelConfig) -> Vocabulary:
-    """Returns size and padding id of the tokenizer of a new run, before one is trained.
+    """Returns the size and the padding id of the tokenizer of a new run, also if it is still to be trained.
 
-    A tokenizer that is trained on the captions has at most as many tokens as `model.text.vocabulary` says.
+    A tokenizer that will be trained on the captions has at most `model.text.vocabulary` tokens, and this size is
+    returned.
     """
     if model.text.tokenizer == "data":
         return Vocabulary(model.text.vocabulary, 0)
@@ -183,7 +184,8 @@ def _folder(name: str, folder: Path, where: str) -> Source:
 def _padding(folder: Path, where: str) -> int | None:
     """Returns the id with which the tokenizer of a folder pads texts; None if its files do not say so.
 
-    The published config.json of SigLIP 2 leaves the id out, and its tokenizer does not have transformers' default.
+    The published config.json of SigLIP 2 leaves the id out, and its tokenizer pads with another id than the default of
+    transformers.
     """
     config = folder / TOKENIZER_CONFIG
     if not config.is_file() or not (folder / TOKENIZER).is_file():
@@ -206,15 +208,18 @@ def _file(name: str, path: Path, activation: str | None, where: str) -> Source:
 
 
 def is_openai(tensors: Tensors) -> bool:
-    """Returns whether OpenAI has published the file: a program, or sizes among the tensors. It needs QuickGELU."""
+    """Returns whether OpenAI published the file. All models of OpenAI use QuickGELU.
+
+    Such a file is a TorchScript archive, or has sizes of the architecture among its tensors.
+    """
     return tensors.is_program or "input_resolution" in tensors.shapes
 
 
 def open_run(name: str) -> Source:
     """Opens the checkpoint of a run that `run:URL` or `run:URL@step` names.
 
-    Only the manifest is read here. Somebody else may have written it, so the settings in it are data: the model is
-    built from them by `restore`, with all of its checks, when the tensors are opened.
+    Only the manifest is read here. It is not trusted, so its settings are only data. When the tensors are opened,
+    `restore` builds the model from these settings, with all of its checks.
 
     Raises:
         CheckpointError: If the run has no such checkpoint.
@@ -260,8 +265,8 @@ def run_and_step(name: str) -> tuple[str, int | None]:
 def is_foreign(name: str) -> bool:
     """Returns whether a name is that of a model of another library, and not that of a run of this project.
 
-    That is a file, a folder with the config of such a model, or a name on the hub. A name of two words with a slash
-    between them, under which nothing exists here, counts as a name on the hub.
+    Names of models of other libraries are files, folders with the config of such a model, and names on the hub. A name
+    of two words with a slash between them counts as a name on the hub, unless a folder has this name.
     """
     path = Path(name)
     if name.startswith(RUN_PREFIX) or "://" in name:
@@ -293,11 +298,11 @@ def clip_tokenizer() -> Tokenizer:
 def _open_clip_tokens(folder: Path, config: Tree, where: str) -> Tokenizer:
     if (folder / TOKENIZER).is_file():
         return Tokenizer.load(str(folder))
-    # What a stranger's config names is not opened. The user can name it.
+    # The config is not trusted, so what it names is not opened. The user can name it.
     if named := str(config["text_cfg"].get("hf_tokenizer_name") or "")[:80]:
         raise ConfigError(
-            f"{where}: the folder has no {TOKENIZER}; its config names {named!r}: set model.text.tokenizer to it, if "
-            "you trust it, or to a folder with that tokenizer."
+            f"{where}: the folder has no {TOKENIZER}; its config names the tokenizer {named!r}: set "
+            "model.text.tokenizer to this name, if you trust it, or to a folder with that tokenizer."
         )
     return clip_tokenizer()
 
@@ -313,6 +318,6 @@ def _downloaded(name: str, where: str) -> Path:
             f"{where}: there is no such file or folder; the hub cannot be reached, and its cache has no such model."
         ) from error
     except HFValidationError as error:
-        raise ConfigError(f"{where}: there is no such file or folder, and it is no name of the hub.") from error
+        raise ConfigError(f"{where}: there is no such file or folder, and it cannot be a name on the hub.") from error
     except (HfHubHTTPError, OSError) as error:
-        raise ConfigError(f"{where}: the hub did not give this model ({str(error).splitlines()[0]}).") from error
+        raise ConfigError(f"{where}: the hub did not send this model ({str(error).splitlines()[0]}).") from error

@@ -24,9 +24,9 @@ from emocap_pretrain.model.weights import Header, Shapes, files_of_index, shapes
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 # Training programs store the weights under one of these keys, beside the state of the optimizer.
 _CONTAINERS = ("state_dict", "model_state_dict", "model")
-_WRAPPER = "module."  # What DistributedDataParallel puts before every name.
+_WRAPPER = "module."  # The prefix that DistributedDataParallel gives to every name.
 _WEIGHTS_FILES = {
-    # The files of transformers, then those of open_clip. A folder with both kinds of each has the safe one read.
+    # The files of transformers, then those of open_clip. If a folder has several of them, the first one is read.
     "transformers": ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"),
     "open_clip": ("open_clip_model.safetensors", "open_clip_pytorch_model.bin"),
 }
@@ -34,11 +34,11 @@ _WEIGHTS_FILES = {
 
 @dataclass(frozen=True, slots=True)
 class Tensors:
-    """Holds the names and shapes of the tensors of one or more files, and reads their values when they are asked for.
+    """Holds the names and shapes of the tensors of one or more files; `load` reads their values.
 
     Attributes:
         shapes: The shape of each tensor by its name.
-        is_program: Whether the file is a TorchScript archive, as OpenAI publishes them.
+        is_program: Whether the file is a TorchScript archive, the form in which OpenAI publishes its models.
         metadata: The texts in the header of .safetensors files, by key.
     """
 
@@ -48,7 +48,7 @@ class Tensors:
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def load(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Returns the tensors with these names, in float32 if they are floating-point numbers, on the CPU."""
+        """Returns the tensors with these names, on the CPU. Floating-point tensors are converted to float32."""
         return {name: _as_float32(tensor) for name, tensor in self._read(names).items()}
 
     def placeholders(self) -> dict[str, Tensor]:
@@ -57,7 +57,7 @@ class Tensors:
 
 
 def open_tensors(path: Path, where: str) -> Tensors:
-    """Opens the weights in a file, or those in a folder that transformers or open_clip has written.
+    """Opens the weights in a file, or in a folder that transformers or open_clip has written.
 
     Args:
         path: The file or folder.
@@ -106,7 +106,7 @@ def _open_torch(path: Path, where: str) -> Tensors:
         if program:
             tree: Any = read_torchscript(path)
         else:
-            with warnings.catch_warnings():  # torch warns of what the error below says.
+            with warnings.catch_warnings():  # The error below says what torch would warn of.
                 warnings.simplefilter("ignore")
                 # Without `mmap` the whole file would be read here, although only names and shapes may be needed.
                 tree = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
@@ -128,7 +128,7 @@ def _open_torch(path: Path, where: str) -> Tensors:
 
 
 def _state_dict(tree: Any) -> dict[str, Tensor]:
-    """Returns the tensors of a state dict, or of the state dict in what a training program has saved."""
+    """Returns the tensors of a state dict, which may lie in a checkpoint of a training program."""
     for key in _CONTAINERS:
         if isinstance(tree, Mapping) and isinstance(tree.get(key), Mapping):
             tree = cast("Mapping[str, Any]", tree[key])

@@ -1,9 +1,9 @@
 """Reads the tensors of a TorchScript archive without running the program that it contains.
 
-OpenAI publishes its CLIP models in this form. `torch.jit.load` would compile the program of the archive, so a changed
-archive could run code of a stranger. The archive is a zip file with a pickle that describes the tree of modules, and
-one uncompressed file of numbers for each tensor. The unpickler of this module knows only tensors, lists of numbers and
-modules without behaviour; for anything else it raises an error.
+OpenAI publishes its CLIP models in this form. `torch.jit.load` would compile the program of the archive, so a
+manipulated archive could run code. The archive is a zip file. It contains a pickle that describes the tree of modules,
+and one uncompressed file of numbers for each storage of tensors. The unpickler of this module knows only tensors, lists
+of numbers and modules without behaviour; for anything else it raises an error.
 """
 
 import pickle
@@ -50,26 +50,27 @@ def is_torchscript(path: Path) -> bool:
 def read_torchscript(path: Path) -> dict[str, Tensor]:
     """Returns the parameters and buffers of the archive by their names, as its module's state dict would.
 
-    Tensors that share a file in the archive share their memory, so they never need more memory than the archive.
+    Tensors that share a file of the archive also share their memory. So all tensors together need no more memory than
+    the archive has bytes.
 
     Raises:
         pickle.UnpicklingError: If the archive describes an object that is neither a tensor nor a module.
-        ValueError: If the archive is compressed or too large, or a tensor exceeds its file.
+        ValueError: If numbers are compressed, the pickle is too large, or a tensor exceeds its file.
         LookupError: If a file is missing.
-        zipfile.BadZipFile: If the archive is damaged. A damaged description raises errors of other classes too.
+        zipfile.BadZipFile: If the archive is damaged. A damaged pickle raises errors of other classes too.
     """
     with zipfile.ZipFile(path) as archive:
         root = archive.namelist()[0].partition("/")[0]
         described = archive.getinfo(f"{root}/data.pkl")
         if described.file_size > LARGEST_PICKLE:
-            raise ValueError("the description of the archive is too large")
+            raise ValueError("the pickle that describes the modules is too large")
         with archive.open(described) as stream:
             tree = _Unpickler(stream, lambda key: _stored(archive, f"{root}/data/{key}")).load()
     return dict(_tensors(tree, "", set()))
 
 
 def _stored(archive: zipfile.ZipFile, name: str) -> bytes:
-    # torch never compresses the numbers. So a small archive cannot grow to a huge one in memory.
+    # torch never compresses numbers. Without compression, a small archive cannot need a huge amount of memory.
     if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"{name} is compressed")
     return archive.read(name)
@@ -99,7 +100,7 @@ class _Unpickler(pickle.Unpickler):
         return found
 
     def persistent_load(self, pid: Any) -> Tensor:
-        # ("storage", type of the numbers, name of the file, device, number of numbers)
+        # The tuple is ("storage", dtype, name of the file, device, number of elements).
         kind, dtype, key, _, count = pid
         if kind != "storage" or not isinstance(dtype, torch.dtype) or not str(key).isalnum() or type(count) is not int:
             raise pickle.UnpicklingError("the archive describes a tensor in an unknown way")
@@ -116,7 +117,7 @@ class _Unpickler(pickle.Unpickler):
 
 def _tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
     last = offset + sum((side - 1) * step for side, step in zip(size, stride, strict=True))
-    # With steps of 0, a few numbers could become a tensor that exceeds all memory as soon as it is copied.
+    # With strides of 0, a few numbers could describe a tensor that exceeds all memory as soon as it is copied.
     is_larger = torch.Size(size).numel() > storage.numel()
     if min((offset, *size, *stride), default=0) < 0 or is_larger or (0 not in size and last >= storage.numel()):
         raise ValueError("a tensor exceeds its file")
@@ -128,7 +129,7 @@ def _parameter(tensor: Tensor, *_: Any) -> Tensor:
 
 
 def _tensors(module: Any, prefix: str, seen: set[int]) -> list[tuple[str, Tensor]]:
-    # A module that is a part of itself would have endlessly many names. So each module counts where it comes first.
+    # A module that contains itself would have endlessly many names. So each module counts only once.
     if not isinstance(module, _Module) or id(module) in seen:
         return []
     seen.add(id(module))

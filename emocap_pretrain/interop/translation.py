@@ -1,4 +1,4 @@
-"""Gives the tensors of a source our names and shapes."""
+"""Translates the tensors of a source into our names and shapes."""
 
 from torch import Tensor
 
@@ -10,16 +10,17 @@ from emocap_pretrain.model.weights import Fit
 
 
 def translated(layout: WeightsLayout, tensors: Tensors, where: str, *, values: bool) -> dict[str, Tensor]:
-    """Returns the tensors of a source with the names and shapes of ours.
+    """Returns the tensors of a source under our names and in our shapes.
 
     Args:
         layout: The layout of the source. If it has no rules, the names are not changed.
         tensors: The tensors of the source.
         where: First words of an error message: the setting and its value.
-        values: Whether the numbers are read. Without them, the results are placeholders on the device "meta".
+        values: Whether the values are read. If it is False, the results are placeholders on the device "meta".
 
     Raises:
-        ConfigError: If the file lacks a tensor of the layout, has another one, or has one of an impossible shape.
+        ConfigError: If the file lacks a tensor of the layout, has one that the layout does not know, or has one whose
+            shape its rule cannot convert.
     """
     found = layout.rules
     names = [name for rule in found for name in rule.theirs] if found else list(tensors.shapes)

@@ -17,7 +17,7 @@ def read_json(path: Path, where: str) -> dict[str, Any]:
         where: First words of an error message: the setting and its value.
 
     Raises:
-        ConfigError: If the file cannot be read, has more than `LARGEST_JSON` bytes, or is no mapping.
+        ConfigError: If the file cannot be read, has more than `LARGEST_JSON` bytes, or does not hold a mapping.
     """
     try:
         if path.stat().st_size > LARGEST_JSON:

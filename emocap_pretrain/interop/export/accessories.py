@@ -12,7 +12,7 @@ from emocap_pretrain.interop.restore import Restored
 
 PREPROCESSOR = "preprocessor_config.json"
 _BICUBIC = 3  # Pillow's number of the filter.
-# The names of each mark in our own tokenizers, in those of BERT, and in those of RoBERTa and CLIP.
+# The special tokens by their role: those of our own tokenizers, of BERT, and of RoBERTa and CLIP.
 _MARKS = {
     "pad_token": (PAD, "[PAD]", "<pad>"),
     "bos_token": (START, "<s>", "<|startoftext|>"),
@@ -41,7 +41,8 @@ def write_tokenizer(restored: Restored, folder: Path, text: str) -> None:
     """Writes `tokenizer.json` and `tokenizer_config.json`.
 
     Both the library `tokenizers` and transformers read them. Texts are cut to the length of a prompt, as our own
-    `Embedder` cuts them, and padded at the end.
+    `Embedder` cuts them, and padded at the end. A text tower of SigLIP reads the padding, so for it texts are cut and
+    padded to its number of positions.
     """
     fast = FastTokenizer.from_str(text)
     found = {
@@ -68,10 +69,10 @@ def write_tokenizer(restored: Restored, folder: Path, text: str) -> None:
 
 
 def preprocessor(restored: Restored) -> dict[str, Any]:
-    """Returns the settings of transformers' image processor that computes exactly our pixels.
+    """Returns the settings of the image processor of transformers that crops and resizes as this project does.
 
     `PerceiverImageProcessor` crops the central square and then resizes it, as `center_crop` does. The processors of
-    CLIP and SigLIP resize first, so that their crop of an image that is not square is shifted by a part of a pixel.
+    CLIP and SigLIP resize first. So they shift the crop of an image that is not square by a fraction of a pixel.
     """
     side = {"height": restored.model.pixels, "width": restored.model.pixels}
     mean, std = statistics(restored)
@@ -92,7 +93,7 @@ def preprocessor(restored: Restored) -> dict[str, Any]:
 
 
 def statistics(restored: Restored) -> tuple[list[float], list[float]]:
-    """Returns mean and standard deviation of each colour for pixel values in [0, 1]."""
+    """Returns the mean and standard deviation of each colour channel, for pixel values in [0, 1]."""
     tower: Any = restored.model.image
     # Dividing by 255 may change the last digit; rounding restores the numbers of timm's config.
     mean, std = ([round(value / 255, 7) for value in each.flatten().tolist()] for each in (tower.mean, tower.std))

@@ -1,4 +1,4 @@
-"""Writes the model card of an export: what the model is, what it was trained on, its results, its limits, and its use.
+"""Writes the model card of an export: the model, its use, its training data, its results, its limits and its origin.
 
 Names, addresses and results come from documents of the run, which somebody else may have written. `inert` makes each of
 them a code span: it can neither form a link, an image or HTML in the card, nor begin a new line.
@@ -22,7 +22,7 @@ _LONGEST = 300
 
 @dataclass(frozen=True, slots=True)
 class CardFacts:
-    """Holds what the card says about the run, besides what the restored model itself knows.
+    """Holds what the card says about the run and the restored model does not contain.
 
     Attributes:
         results: Names and values of the scores in the run's report; empty if this step has no report.
@@ -36,7 +36,9 @@ class CardFacts:
 
 
 def inert(value: object) -> str:
-    """Returns a code span that shows a text as it is, in one line and without control characters.
+    """Returns a Markdown code span with a text, in one line and without control characters.
+
+    A backtick is replaced by an apostrophe, and a text of more than 300 characters is cut.
 
     >>> inert("<b> [a](javascript:b)")
     '`<b> [a](javascript:b)`'
@@ -87,9 +89,9 @@ def _parts(restored: Restored) -> list[tuple[str, object]]:
         ("weights", WEIGHTS_TITLES[restored.weights]),
         ("images", f"{model.pixels} x {model.pixels} pixels"),
         ("size of a vector", model.to_text.out_features),
-        ("started from", last_words(config.from_)),
-        ("pretrained image weights", last_words(config.image.pretrained)),
-        ("pretrained text weights", last_words(config.text.pretrained)),
+        ("started from", last_parts(config.from_)),
+        ("pretrained image weights", last_parts(config.image.pretrained)),
+        ("pretrained text weights", last_parts(config.text.pretrained)),
     ]
 
 
@@ -101,7 +103,7 @@ def _data(config: Config, digest: str, licence: str) -> list[tuple[str, object]]
     stored = config.stored()["data"]
     addresses = [each["url"] for each in stored["mix"]] or [stored["url"]]
     return [
-        *(("dataset", last_words(address)) for address in addresses),
+        *(("dataset", last_parts(address)) for address in addresses),
         ("digest of the manifests", digest or "not recorded"),
         ("licence", licence or "not recorded: ask whoever made the dataset before you share this model"),
     ]
@@ -128,8 +130,8 @@ def _tokens(restored: Restored) -> str:
     )
 
 
-def last_words(address: Any) -> str:
-    """Returns the last two words of a path or URL, since the beginning may name a person's folder; "none" for None."""
+def last_parts(address: Any) -> str:
+    """Returns the last two parts of a path or URL, because the first ones may name a person; "none" for None."""
     return "none" if address is None else "/".join(str(address).rstrip("/").split("/")[-2:])
 
 
@@ -149,18 +151,19 @@ _INTRODUCTION = """\
 This model maps images of faces and English sentences to unit vectors. The vector of an image is close to those of the
 sentences that describe its facial expression. It was trained with emocap_pretrain on captions of facial emotion."""
 _COMPARISON = """\
-Before this folder was handed out, {library} loaded it in a process of its own. The table shows the largest differences
-from the vectors of the trained model: absolute ones of unit vectors, and relative ones of scales and biases. `photo`
-are photographs that are not square, after the library's own crop. All other images have the size of the model."""
+Before the export was accepted, {library} loaded it in a separate process. The table shows the largest differences from
+the results of the trained model: absolute differences of unit vectors, and relative differences of scales and biases.
+The row `photo` is about images that are not square, which the library crops and resizes itself. All other images
+already have the size that the model reads."""
 _USE_AND_LIMITS = """\
 ## Intended use and limits
 
-The model is for research on facial expressions: search by text, prompted classification, and as a starting point for
-other models.
+The model is for research on facial expressions: for search by text, for classification with prompts, and as a starting
+point for other models.
 
 - The model describes how a face looks. It does not know what a person feels: people show the same emotion in different
   ways, and the same expression for different reasons.
-- Its vectors reflect its training data, also their errors and their imbalance of age, sex, skin and culture. Its
+- Its vectors reflect its training data, with all errors and with every imbalance of age, sex, skin and culture. Its
   results on other faces may be far worse than those above. Measure them for each group before any use.
 - It expects one face that fills most of the image. It does not find faces.
 - Do not use it for decisions about people, such as in hiring, teaching, policing, insurance or medicine. In the

@@ -1,4 +1,4 @@
-"""Defines `export.json`, which says what an export is, and how far it is from the trained model."""
+"""Defines `export.json`, which describes an export and its differences from the trained model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class ExportDocument:
         run_id: MLflow's id of the run.
         data_digest: Digest of the datasets of the run.
         differences: The largest differences from the trained model, by the name of the result.
-        bound: Largest difference of unit vectors with which an export is handed out.
+        bound: Largest difference of unit vectors that is allowed.
         lacks: One line for each part of the model that the format cannot hold.
         versions: Versions of the libraries that wrote and compared the export.
     """

@@ -1,8 +1,8 @@
-"""Exports a model: writes it in a format, compares the result in a fresh process, and only then gives it its name.
+"""Exports a model: writes it into a temporary folder, compares it in a fresh process, and then renames the folder.
 
-Everything is written into a folder beside the destination, whose name begins with a dot and ends in `.partial`. This
-folder is renamed at the end. So an export that is interrupted or refused leaves nothing at the destination, and an
-earlier export there stays until the new one is whole.
+The temporary folder lies beside the destination. Its name begins with a dot and ends in `.partial`. So an export that
+is interrupted or refused leaves nothing at the destination, and an earlier export there stays until the new one is
+complete.
 """
 
 import shutil
@@ -20,7 +20,7 @@ from emocap_pretrain.interop.export.formats import ExportFormat
 from emocap_pretrain.interop.export.probes import probes_of
 from emocap_pretrain.interop.restore import Restored
 
-# The packages whose versions decide what the vectors of a model are.
+# The packages whose versions may change the vectors of a model.
 _PACKAGES = ("emocap-pretrain", "torch", "timm", "transformers", "tokenizers")
 
 
@@ -91,9 +91,9 @@ def require_free(folder: Path, *, force: bool) -> None:
 
 @contextmanager
 def _renamed(folder: Path) -> Generator[Path]:
-    """Yields an empty folder beside `folder`, which is renamed to `folder` after the block.
+    """Yields a new empty folder beside `folder`, and renames it to `folder` after the block.
 
-    If the block raises an error, the new folder is deleted, and what was at `folder` stays.
+    If the block raises an error, the new folder is deleted, and an earlier export at `folder` stays.
     """
     unique = uuid.uuid4().hex[:12]
     partial, old = (folder.absolute().with_name(f".{folder.name}.{unique}.{end}") for end in ("partial", "old"))

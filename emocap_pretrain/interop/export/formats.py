@@ -1,4 +1,4 @@
-"""Defines what a format of exports is. docs/export.md describes the formats for users."""
+"""Defines the type of a format of exports. docs/export.md describes the formats for users."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,8 +23,8 @@ class ExportFormat:
         write: Writes the model into a folder. It raises ConfigError if the format cannot hold the model.
         lacks: Returns one line for each part of the model that the format cannot hold.
         loading: The lines of Python that load the export and embed an image and a text, for the model card.
-        moved: Called with the present and the later folder of the export, before it gets its name. If the files of a
-            format contain the present path, it is replaced here.
+        moved: Called with the temporary folder of the export and with the destination, just before the folder is
+            renamed. A format whose files contain the path of the folder replaces it here.
     """
 
     name: str

@@ -112,7 +112,7 @@ def by_safetensors(folder: Path, probes: Arrays) -> Arrays:
 
 
 def _torchvision_on_the_cpu() -> None:
-    """Lets torchvision load beside a CPU build of torch, also where Python does not do so at its start (decision 5)."""
+    """Makes torchvision importable beside a CPU build of torch, if the start of Python has not done so (decision 5)."""
     with suppress(ImportError):
         import emocap_torchvision
 
@@ -130,9 +130,12 @@ RESULTS = ("image", "patches", "photo", "text", "sentence", "scale", "local_scal
 
 
 def difference(name: str, ours: Any, theirs: Any) -> float:
-    """Returns the largest absolute difference of unit vectors, or the relative difference of a scale or a bias."""
+    """Returns the largest absolute difference of unit vectors, or the difference of a scale or a bias.
+
+    The difference of a scale or a bias is relative to our value, if that is above 1.
+    """
     if ours.shape != theirs.shape:
-        raise ValueError(f"{name} has the shape {list(theirs.shape)} there, and {list(ours.shape)} here")
+        raise ValueError(f"{name} has the shape {list(theirs.shape)}, and {list(ours.shape)} in our model")
     most = float(np.abs(ours - theirs).max())
     return most if ours.ndim else most / max(1.0, abs(float(ours)))
 

@@ -1,7 +1,7 @@
 """Wraps a trained pair as two modules whose inputs and outputs are plain tensors, so that torch can export them.
 
 There is one module for images and one for texts, because most users embed images and texts at different times. The
-normalization of pixel values, the projections and the normalization to unit length are inside of the modules.
+normalization of pixel values, the projections and the normalization to unit length are parts of the modules.
 """
 
 import math
@@ -34,10 +34,9 @@ class ImageGraph(nn.Module):
 
 
 class TextGraph(nn.Module):
-    """Computes two unit vectors of each text, and returns the learned scales and the bias with them.
+    """Computes two unit vectors of each text, and also returns the learned scales and the bias (`numbers_of`).
 
-    The first vector is compared with the vectors of images, and the second one with those of patches. The bias is 0 if
-    the model has none.
+    The first vector is compared with the vectors of images, and the second one with those of patches.
     """
 
     def __init__(self, model: TowerPair) -> None:
@@ -60,7 +59,11 @@ NUMBERS = ("scale", "local_scale", "bias")
 
 
 def numbers_of(model: TowerPair) -> dict[str, float]:
-    """Returns the factors of the two cosines and the bias of the scores by their names (`NUMBERS`)."""
+    """Returns the learned scales and the bias of the scores by their names (`NUMBERS`).
+
+    `scale` multiplies the cosine of an image and a text, and `local_scale` that of a patch and a sentence. Both are at
+    most `MAX_SCALE`, as in training. `bias` is 0 if the model has none.
+    """
     logs = (float(model.logit_scale.detach()), float(model.local_logit_scale.detach()))
     scales = [math.exp(min(each, math.log(MAX_SCALE))) for each in logs]
     bias = 0.0 if model.logit_bias is None else float(model.logit_bias.detach())
@@ -75,7 +78,7 @@ class Graph:
         name: Name of the file without its suffix.
         module: The module.
         example: Arguments of `forward`, by name.
-        dynamic: The axes of each argument whose size may vary, with their names.
+        dynamic: For each argument, the axes of variable size, as `dynamic_shapes` of `torch.export.export` takes them.
         outputs: Names of the results.
     """
 
@@ -90,7 +93,7 @@ def graphs_of(model: TowerPair, *, longest: int) -> tuple[Graph, Graph]:
     """Returns the modules of images and of texts; `longest` is the largest number of tokens of a text."""
     batch, texts = torch.export.Dim("batch"), torch.export.Dim("texts")
     length = torch.export.Dim("length", min=1, max=longest)
-    # Sizes other than 0 and 1, which torch.export would take for constants.
+    # No example has the size 0 or 1, because torch.export would treat that size as a constant.
     images = torch.zeros(2, 3, model.pixels, model.pixels, dtype=torch.uint8)
     ids = torch.ones(3, min(7, longest), dtype=torch.int64)
     sides = {0: texts, 1: length}

@@ -19,10 +19,11 @@ LEGACY_END = 2
 
 
 def end_token(restored: Restored, text: TransformersTextTower, kind: str) -> int:
-    """Returns the id of the token with which every text ends, also after a cut.
+    """Returns the id of the token with which every text ends, even a text that is cut to the length of a prompt.
 
     Raises:
-        ConfigError: If texts end with different tokens, so that a format cannot find the last token by its id.
+        ConfigError: If texts end with different tokens, or the token also occurs before the end of a text. Then no
+            format can find the last token by its id.
     """
     if text.end_id is not None:
         return text.end_id
@@ -31,18 +32,22 @@ def end_token(restored: Restored, text: TransformersTextTower, kind: str) -> int
     ends = {row[-1] for row in rows}
     if len(ends) != 1 or any(ends & set(row[:-1]) for row in rows):
         raise ConfigError(
-            f"--to {kind}: model.text.pooling=eos takes the last token of a text, and the texts of this tokenizer end "
-            f"with different tokens, where {kind} looks for one end token; export to onnx, torch or safetensors."
+            f"--to {kind}: model.text.pooling=eos takes the last token of a text, but {kind} looks for one end token, "
+            "and this tokenizer does not end every text with a token that occurs nowhere else in the text; "
+            "export to onnx, torch or safetensors."
         )
     return ends.pop()
 
 
 def texts_cut_later(restored: Restored, text: TransformersTextTower) -> tuple[str, ...]:
-    """Returns a line on long texts, if a text tower pads them to more tokens than our prompts have."""
+    """Returns a line for the model card, if other libraries cut long texts later than this project does.
+
+    That is so for a text tower of SigLIP with more positions than a prompt has tokens. Otherwise the result is empty.
+    """
     ours, theirs = restored.model.prompt_length, text.positions
     if text.pooling != "last" or ours == theirs:
         return ()
-    return (f"Here a text is cut to {ours} tokens and then padded to {theirs}; its tokenizer cuts it to {theirs}.",)
+    return (f"emocap_pretrain cuts texts to {ours} tokens and pads them to {theirs}; this tokenizer cuts to {theirs}.",)
 
 
 def swapped(tokenizer: Tokenizer, one: int, other: int) -> str:
@@ -55,7 +60,7 @@ def swapped(tokenizer: Tokenizer, one: int, other: int) -> str:
     ids = {one: other, other: one}
     vocabulary = tree["model"].get("vocab")
     if not isinstance(vocabulary, dict):
-        raise ConfigError("the tokens of this tokenizer cannot be numbered anew; export to onnx, torch or safetensors.")
+        raise ConfigError("the tokens of this tokenizer cannot get other ids; export to onnx, torch or safetensors.")
     tree["model"]["vocab"] = {token: ids.get(number, number) for token, number in vocabulary.items()}
     added = {ids.get(token["id"], token["id"]): token for token in tree["added_tokens"]}
     # In the order of their ids, in which transformers adds them again.

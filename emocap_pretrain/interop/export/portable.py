@@ -55,9 +55,9 @@ PORTABLE = DocumentKind(PortableDocument)
 
 
 def write(restored: Restored, folder: Path) -> None:
-    """Writes the three files, and the settings of the image processor for other libraries."""
+    """Writes the three files, and the settings of the image processor for code that uses other libraries."""
     write_accessories(restored, folder)
-    # The tokenizer as the checkpoint has it: the one that was written above also pads and cuts.
+    # This replaces the tokenizer that was written above, which also pads and cuts, by that of the checkpoint.
     (folder / "tokenizer.json").write_text(restored.tokenizer.to_json(), encoding="utf-8")
     save_file(restored.model.state_dict(), folder / WEIGHTS, metadata={"format": "pt"})
     document = PortableDocument(
@@ -87,12 +87,12 @@ def read(folder: str | Path) -> Restored:
     except StoreError as error:
         raise ConfigError(f"{folder} cannot be read: {error}") from error
     if found is None:
-        raise ConfigError(f"{folder} has no {DOCUMENT}: it is no export of `emocap export --to safetensors`.")
+        raise ConfigError(f"{folder} has no {DOCUMENT}: `emocap export --to safetensors` did not write it.")
     if isinstance(found, Unreadable):
         raise ConfigError(f"{found}: export the run again.")
     for name in (WEIGHTS, "tokenizer.json"):
         if not (Path(folder) / name).is_file():
-            raise ConfigError(f"{folder} has no {name}: the export is not whole; export the run again.")
+            raise ConfigError(f"{folder} has no {name}: the export is incomplete; export the run again.")
     config, model, tokenizer = model_of(Path(folder), found.config, found.text_architecture)
     return Restored(config, model, tokenizer, found.step, found.run_id, found.data_digest, found.weights)
 
@@ -103,10 +103,10 @@ def is_portable(folder: str | Path) -> bool:
 
 
 def _public(config: Config) -> dict[str, Any]:
-    """Returns the stored settings of which the model is built, and placeholders for the required other settings.
+    """Returns the stored settings that build the model, with placeholders for all other settings that are required.
 
-    The sources of weights and tokenizer are never opened when the export is read. Only their last words are kept, since
-    they may be folders of a user.
+    The sources of weights and of the tokenizer are not opened when the export is read. Only the last component of their
+    paths is kept, because a path may name a folder of the user.
     """
     stored = config.stored()
     model = stored["model"]

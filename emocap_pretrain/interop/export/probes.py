@@ -1,4 +1,4 @@
-"""Makes the inputs with which an export is compared, and the vectors that our own model computes from them.
+"""Makes the inputs with which an export is compared with our model, and the vectors that our model computes from them.
 
 The inputs are the same for every model of the same size: images of the model's size, photographs of another size and
 shape, and captions of different length. A library gets the images and captions as they are, so its image processor and
@@ -15,7 +15,7 @@ from emocap_pretrain.data.transform import center_crop
 from emocap_pretrain.interop.export.graphs import numbers_of
 from emocap_pretrain.interop.restore import Restored
 
-# Short and long texts in one batch are padded. The last one is longer than any tower here reads, so it is cut.
+# The texts differ in length, so most are padded. The last one is longer than any text tower reads, so it is cut.
 CAPTIONS = (
     "joy",
     "A clearly happy face.",
@@ -31,8 +31,8 @@ def probes_of(restored: Restored) -> Mapping[str, np.ndarray[Any, Any]]:
     """Returns the inputs and our vectors by name, as arrays that are stored without pickle.
 
     `images`, `photos`, `texts`, `input_ids` and `attention_mask` are inputs. All other arrays are results: `image`,
-    `patches`, `text` and `sentence` are unit vectors, `photo` those of the photographs after our own crop, `pixels` the
-    crops themselves, and `scale`, `local_scale` and `bias` are the learned numbers.
+    `patches`, `text` and `sentence` are unit vectors; `pixels` are the photographs after our own crop, and `photo` the
+    unit vectors of these crops; `scale`, `local_scale` and `bias` are the numbers of `numbers_of`.
     """
     model, side = restored.model, restored.model.pixels
     images = _images(side, side)
@@ -63,8 +63,8 @@ def probes_of(restored: Restored) -> Mapping[str, np.ndarray[Any, Any]]:
 def _captions(restored: Restored) -> list[str]:
     """Returns the captions of the comparison.
 
-    A text tower of SigLIP pads texts to more tokens than a prompt has, and other libraries cut them there. So texts
-    that are cut here are left out for it.
+    For a text tower of SigLIP these are the captions that fit into a prompt. This project cuts longer ones to the
+    length of a prompt, and other libraries cut them later, so their vectors differ.
     """
     if getattr(restored.model.text, "pooling", "") != "last":
         return list(CAPTIONS)

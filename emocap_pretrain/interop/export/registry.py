@@ -1,6 +1,6 @@
 """Lists the formats of exports.
 
-A new format needs a module with a `FORMAT`, a loader in `fresh_process.py`, and its name in the command.
+A new format needs a module with a `FORMAT`, a loader in `fresh_process.py`, and its name in `cli/export.py`.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Exports a model as two graphs of ONNX, one for images and one for texts, with any batch size and length of text."""
+"""Exports a model as two ONNX graphs, one for images and one for texts, for any batch size and length of text."""
 
 import io
 import logging
@@ -14,7 +14,7 @@ from emocap_pretrain.interop.export.formats import ExportFormat
 from emocap_pretrain.interop.export.graphs import graphs_of
 from emocap_pretrain.interop.restore import Restored
 
-# A protobuf file has at most 2 GiB. Above this size the weights of a graph are written beside it.
+# Larger weights are written into a file beside the graph, because a protobuf file can have at most 2 GiB.
 _INSIDE_BYTES = 1 << 30
 
 
@@ -53,7 +53,7 @@ def _quiet() -> Generator[None]:
 
 FORMAT = ExportFormat(
     name="onnx",
-    about="Two graphs of ONNX, image.onnx and text.onnx, which onnxruntime and other engines run.",
+    about="Two ONNX graphs, image.onnx and text.onnx, which onnxruntime and other engines run.",
     library="onnxruntime",
     modules={"onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime"},
     write=write,

@@ -1,11 +1,12 @@
 """Exports a model as a folder that open_clip loads with `local-dir:`.
 
-The image tower becomes open_clip's adapter of timm. A text tower of CLIP becomes open_clip's own `TextTransformer`,
-which has the same layers under other names. A text tower of BERT and its relatives becomes its adapter of transformers.
+CLIP's image tower becomes open_clip's own vision transformer, and any other one becomes open_clip's adapter of timm. A
+text tower of CLIP or SigLIP becomes open_clip's own `TextTransformer`, which has the same layers under other names. A
+text tower of BERT and its relatives becomes open_clip's adapter of transformers.
 
-open_clip gives the two adapters nothing but a name. A tower of timm with settings of its own, and every encoder of
-transformers, is therefore described in a folder inside of the export, and the config names this folder by its absolute
-path (`paths_moved`). So the model card says what to change after such an export was moved.
+open_clip passes only a name to the two adapters. Therefore a tower of timm with settings of its own, and every encoder
+of transformers, is described in a folder inside of the export, and the config names this folder by its absolute path
+(`paths_moved`). The model card says what to change after such an export was moved.
 """
 
 import json
@@ -41,7 +42,7 @@ IMAGE_FOLDER, TEXT_FOLDER = "image_tower", "text_tower"
 # The encoders of transformers that open_clip 3.3 knows, and its names of our poolings.
 _ENCODERS = ("bert", "roberta", "xlm-roberta")
 _POOLERS = {"mean": "mean_pooler", "cls": "cls_last_hidden_state_pooler"}
-# What timm notes of a model's pretrained weights. An export has its own weights.
+# Entries of timm's `pretrained_cfg` about the origin of the weights. They are left out: an export has its own weights.
 _SOURCES = {"url", "file", "hf_hub_id", "hf_hub_filename", "state_dict", "source", "architecture", "tag", "custom_load"}
 
 
@@ -79,7 +80,7 @@ def write(restored: Restored, folder: Path) -> None:
 
 
 def paths_moved(folder: Path, to: Path) -> None:
-    """Replaces the absolute path of the export in its config by the one that it will have after it was moved."""
+    """Replaces the absolute path `folder` of an export in its config by `to`, the path after it is renamed."""
     path = folder / CONFIG
     config = json.loads(path.read_text(encoding="utf-8"))
     towers = config["model_cfg"]
@@ -92,7 +93,11 @@ def paths_moved(folder: Path, to: Path) -> None:
 
 
 def _image(restored: Restored, image: TimmImageTower, folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Returns the config of the image tower and its weights with the projection."""
+    """Returns the config of the image tower, and the weights of the tower and its projection.
+
+    Raises:
+        ConfigError: If open_clip's adapter of timm cannot hold the tower.
+    """
     if image.width != image.patch_width:
         raise ConfigError(
             f"--to {NAME}: its adapter of timm cannot hold {restored.config.model.image.name}, whose pooled vector is "
@@ -123,7 +128,7 @@ def _image(restored: Restored, image: TimmImageTower, folder: Path) -> tuple[dic
 
 
 def _clip_image(restored: Restored, image: TimmImageTower) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Returns config and weights of open_clip's own vision transformer."""
+    """Returns the config and the weights of open_clip's own vision transformer."""
     sizes = whole_clip.vision_settings(image)
     return {
         "layers": sizes["num_hidden_layers"],
@@ -137,9 +142,9 @@ def _clip_image(restored: Restored, image: TimmImageTower) -> tuple[dict[str, An
 
 
 def _is_native(restored: Restored) -> bool:
-    """Returns whether the image tower can be open_clip's own vision transformer, beside the text tower.
+    """Returns whether the image tower can become open_clip's own vision transformer.
 
-    There is one setting for the activation of both towers.
+    open_clip has a single setting `quick_gelu` for both towers, so either both or none of them may use QuickGELU.
     """
     image, text = towers_of(restored.model, NAME)
     if not whole_clip.is_clip_image(restored.model, image):
@@ -149,16 +154,16 @@ def _is_native(restored: Restored) -> bool:
 
 
 def _is_named(image: TimmImageTower) -> bool:
-    """Returns whether the name of the model alone says how timm builds the tower."""
+    """Returns whether timm needs no more than the name of the model to build the tower."""
     size = image.backbone.default_cfg["input_size"][-1]
     return size == image.pixels and model_arguments(image) in ({}, {"img_size": size})
 
 
 def _text(restored: Restored, text: TransformersTextTower, folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Returns the config of the text tower and its weights with the projection.
+    """Returns the config of the text tower, and the weights of the tower and its projection.
 
     Raises:
-        ConfigError: If open_clip has no such encoder, or no such pooling for it.
+        ConfigError: If open_clip does not have the encoder, or cannot combine it with the pooling or with a bias.
     """
     config = text.backbone.config
     has_bias = restored.config.model.text_bias
@@ -235,14 +240,14 @@ def _lacks(restored: Restored) -> tuple[str, ...]:
 
 
 _NO_PLACE = """\
-open_clip has no place for the projections of patches and of local sentences, nor for the scale of their scores; onnx, \
-torch and safetensors hold them."""
+open_clip cannot hold the projections of patches and of local sentences, nor the scale of their scores; the formats \
+onnx, torch and safetensors can."""
 _OTHER_PIXELS = """\
 open_clip resizes an image before it crops the square, so its pixels of an image that is not square differ from ours, \
 and it cleans texts (curly quotes, HTML entities, repeated blanks) before it splits them."""
 _PATHS = f"""\
-{CONFIG} names this folder by its absolute path, because open_clip looks for the descriptions of the towers nowhere \
-else. After you have moved the folder, change the path in that file."""
+{CONFIG} names this folder by its absolute path, because open_clip finds the descriptions of the towers only by such \
+a path. After you have moved the folder, change the path in that file."""
 
 FORMAT = ExportFormat(
     name=NAME,

@@ -1,7 +1,7 @@
 """Exports a model as two programs of `torch.export`, which torch runs without any code of ours or of the towers.
 
-A state dict alone would not be of use without our classes: the format `safetensors` is that state dict. A program holds
-the weights and the operators, for any batch size and length of text, and runs on every device that torch knows.
+A state dict alone (the format `safetensors`) is useless without our classes. A program holds the weights and the
+operators, for any batch size and length of text, and runs on every device that torch supports.
 """
 
 from pathlib import Path

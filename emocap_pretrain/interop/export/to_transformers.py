@@ -2,15 +2,15 @@
 
 If both towers are of the family CLIP or SigLIP, it becomes a `CLIPModel` or a `SiglipModel` (`whole_clip.py`). Any
 other model becomes a `VisionTextDualEncoderModel`, whose image tower is a `TimmWrapperModel`. This class projects the
-`pooler_output` of each tower. For an image tower of timm that is its pooled vector. For text there are two cases that
-it can hold:
+`pooler_output` of each tower. For an image tower of timm this is its pooled vector. Two kinds of text towers have a
+pooler that fits:
 
 - CLIP's text model, whose pooler takes the vector of the end token (`pooling: eos`).
-- BERT and its relatives, whose pooler computes tanh(W x + b) of the first token's vector x (`pooling: cls`). With a
-  tiny multiple of the identity as W this is x times the factor, up to an error far below the bound, and the projection
-  undoes the factor.
+- BERT and its relatives, whose pooler computes tanh(W x + b) of the first token's vector x (`pooling: cls`). The export
+  sets W to a tiny multiple of the identity and b to 0, so that the result is x times the factor, up to an error far
+  below `verify.BOUND`. The projection is divided by the factor.
 
-The mean over tokens is no pooler of transformers.
+No pooler of transformers computes the mean over tokens.
 """
 
 import copy
@@ -59,7 +59,10 @@ def write(restored: Restored, folder: Path) -> None:
 def _write_dual_encoder(
     restored: Restored, image: TimmImageTower, text: TransformersTextTower, config: Any, folder: Path
 ) -> str | None:
-    """Writes config and weights of the model. Returns the text of a new tokenizer.json, if its tokens have new ids."""
+    """Writes the config and the weights of a `VisionTextDualEncoderModel`.
+
+    Returns the text of a new tokenizer.json if tokens get other ids, and None otherwise.
+    """
     model, scale = restored.model, math.log(numbers_of(restored.model)["scale"])
     weights, tokenizer = _text(restored, text, config)
     # VisionTextDualEncoderModel reads `hidden_size`, which TimmWrapperConfig does not define itself.
@@ -111,7 +114,7 @@ def image_projection(model: TowerPair) -> Tensor:
 
 
 def model_arguments(image: TimmImageTower) -> dict[str, Any]:
-    """Returns the arguments with which timm builds the tower, besides its name, as timm itself stores them."""
+    """Returns the arguments besides the name with which timm builds the tower, as timm itself stores them."""
     left_out = {"num_classes", "patch_drop_rate"}  # Patch dropout acts only in training.
     return {name: value for name, value in image.backbone._model_args.items() if name not in left_out}
 
@@ -119,8 +122,8 @@ def model_arguments(image: TimmImageTower) -> dict[str, Any]:
 def backbone_weights(image: TimmImageTower) -> dict[str, Tensor]:
     """Returns the weights of an image tower for a tower of the same name that timm has built anew.
 
-    The batch norm of a pretrained tower is frozen here. The new tower has the usual batch norm, which also counts its
-    batches. Outside of training both compute the same.
+    In this project the batch norm of a pretrained tower is frozen. The new tower has the usual batch norm, which also
+    counts its batches. In evaluation mode both compute the same.
     """
     frozen = (
         name for name, each in image.backbone.named_modules() if type(each).__name__.startswith("FrozenBatchNorm")
@@ -129,7 +132,9 @@ def backbone_weights(image: TimmImageTower) -> dict[str, Tensor]:
 
 
 def _text(restored: Restored, text: TransformersTextTower, config: Any) -> tuple[dict[str, Tensor], str | None]:
-    """Returns the weights of text model and projection, and the tokenizer if it changes. It completes the config.
+    """Returns the weights of the text tower and its projection, and the text of a new tokenizer.json or None.
+
+    If tokens get other ids, the tokenizer is new, and `config` is changed.
 
     Raises:
         ConfigError: If no pooler of transformers computes the pooling of the tower.
@@ -154,7 +159,11 @@ def _text(restored: Restored, text: TransformersTextTower, config: Any) -> tuple
 def _with_end_token(
     restored: Restored, text: TransformersTextTower, config: Any, weights: dict[str, Tensor]
 ) -> str | None:
-    """Enters the end token into the config. Returns the new tokenizer if the token needs another id."""
+    """Sets the end token in `config`, and returns the text of a new tokenizer.json if this token needs another id.
+
+    transformers does not look for the id `LEGACY_END`. An end token with this id exchanges its id with another token,
+    also in `weights`.
+    """
     end = end_token(restored, text, NAME)
     config.eos_token_id = end
     if end != LEGACY_END:
@@ -171,7 +180,7 @@ def _with_end_token(
 
 
 def _pooler(config: Any) -> dict[str, Tensor] | None:
-    """Returns weights with which BERT's pooler is the identity times `_LINEAR`; None if there is no such pooler."""
+    """Returns weights that make BERT's pooler multiply by `_LINEAR`; None if the encoder has no such pooler."""
     with torch.device("meta"):
         names = {name for name, _ in AutoModel.from_config(config).named_parameters()}
     if not {"pooler.dense.weight", "pooler.dense.bias"} <= names:
@@ -187,10 +196,10 @@ def _lacks(restored: Restored) -> tuple[str, ...]:
     image, text = towers_of(restored.model, NAME)
     family = whole_clip.family_of(restored.model, image, text)
     has_bias = restored.model.logit_bias is not None and not (family and family.name == "siglip")
-    bias = ", and the bias of the scores" if has_bias else ""
+    bias = ", nor the bias of the scores" if has_bias else ""
     line = (
-        "transformers has no place for the projections of patches and of local sentences, nor for the scale of their "
-        f"scores{bias}; onnx, torch and safetensors hold them."
+        "transformers cannot hold the projections of patches and of local sentences, nor the scale of their "
+        f"scores{bias}; the formats onnx, torch and safetensors can."
     )
     return (line, *texts_cut_later(restored, text))
 

@@ -1,4 +1,4 @@
-"""Compares an export with our model in a fresh process, in which only the library of the format loads it."""
+"""Compares an export with our model, in a fresh process that loads the export with the library of its format alone."""
 
 import importlib.util
 import json
@@ -30,7 +30,7 @@ def require_library(kind: ExportFormat) -> None:
     missing = [package for module, package in kind.modules.items() if importlib.util.find_spec(module) is None]
     if missing:
         raise ConfigError(
-            f"--to {kind.name} needs {', '.join(missing)}, because the export is compared before it is handed out: "
+            f"--to {kind.name} needs {', '.join(missing)}, because each export is loaded and compared: "
             "pip install 'emocap-pretrain[export]'."
         )
 
@@ -59,7 +59,7 @@ def differences(kind: ExportFormat, folder: Path, probes: Mapping[str, np.ndarra
             last = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
             raise ConfigError(f"--to {kind.name}: {kind.library} cannot load what was written: {last}")
         found: dict[str, float] = json.loads(result.read_text(encoding="utf-8"))
-    # "Not at most" rather than "greater": a comparison with NaN is false, so NaN is refused too.
+    # `not value <= BOUND` and not `value > BOUND`: every comparison with NaN is false, so NaN is refused too.
     wrong = {name: value for name, value in found.items() if name not in REPORTED and not value <= BOUND}
     if wrong:
         listed = ", ".join(f"{name} by {value:.2g}" for name, value in wrong.items())

@@ -1,7 +1,7 @@
 """Exports a model whose towers are those of CLIP or SigLIP as a `CLIPModel` or `SiglipModel` of transformers.
 
-The rules that read the weights of these classes (`interop/layouts`) also write them. A model is of the family if the
-rules name every tensor that the class can hold, and no other.
+The rules that read the weights of these classes (`interop/layouts`) also write them. A model belongs to a family if the
+rules of the family name exactly the model's tensors, apart from those in `OWN`.
 """
 
 import math
@@ -27,20 +27,20 @@ from emocap_pretrain.model.pair import TowerPair
 from emocap_pretrain.model.timm_image import TimmImageTower
 from emocap_pretrain.model.transformers_text import TransformersTextTower, quiet
 
-# Our tensors that no class of transformers can hold, and the scales, whose values are clamped.
+# Our tensors that no class of transformers can hold, and the scale and bias, which `write` sets itself.
 OWN = frozenset({"to_patch.weight", "to_sentence.weight", "local_logit_scale", "logit_scale", "logit_bias"})
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Holds the class of transformers for a model, and the rules that write its weights."""
+    """Holds the name of a family, "clip" or "siglip", and the rules that write the weights of a model for its class."""
 
     name: str
     rules: tuple[Rule, ...]
 
 
 def family_of(model: TowerPair, image: TimmImageTower, text: TransformersTextTower) -> Family | None:
-    """Returns the family of a model; None if its towers are of no common family."""
+    """Returns the family to which both towers of a model belong; None if there is none."""
     blocks = getattr(image.backbone, "blocks", ())
     kind = text.backbone.config.model_type
     if kind == "clip_text_model" and text.pooling == "eos":
@@ -71,7 +71,10 @@ def write(
     weights: Mapping[str, Tensor],
     folder: Path,
 ) -> None:
-    """Writes config and weights. `weights` are tensors of the text model that replace those of the rules."""
+    """Writes the config and the weights of a `CLIPModel` or `SiglipModel`.
+
+    `weights` holds tensors of the text model, by their names in transformers; they replace those that the rules give.
+    """
     model, numbers = restored.model, numbers_of(restored.model)
     vision, described = vision_settings(image), text_config.to_dict()
     scale = torch.tensor(math.log(numbers["scale"]))
@@ -94,7 +97,7 @@ def write(
 
 
 def vision_settings(image: TimmImageTower) -> dict[str, Any]:
-    """Returns the sizes of the image tower by the names that transformers has for them."""
+    """Returns the settings of the image tower by their names in transformers."""
     backbone = image.backbone
     block = backbone.blocks[0]
     return {

@@ -1,7 +1,7 @@
 """Describes the weights of CLIP as OpenAI and open_clip name them, with vision transformers as image towers.
 
 OpenAI's files, those that open_clip trains, MetaCLIP, FaRL and FLIP all use these names. A state dict contains all
-sizes except the number of heads, which is one for every 64 channels in all published models, and the activation.
+sizes except the number of heads, which is width / 64 in all published models. It does not tell the activation.
 """
 
 from collections.abc import Mapping
@@ -40,9 +40,9 @@ _TEXT_BLOCK = {
     "mlp.c_fc": "mlp.fc1",
     "mlp.c_proj": "mlp.fc2",
 }
-# OpenAI's archives have these numbers of the architecture among the tensors.
+# OpenAI's archives store these numbers of the architecture as tensors.
 _OPENAI_SIZES = ("input_resolution", "context_length", "vocab_size")
-LONG_POSITIONS = "positional_embedding_res"  # Long-CLIP's table of the positions after the first ones.
+LONG_POSITIONS = "positional_embedding_res"  # Long-CLIP's second table, for the positions after the first `KEPT`.
 _MASKS = ("attn_mask", "text.attn_mask")
 
 
@@ -57,12 +57,12 @@ def describe(shapes: Shapes, config: Mapping[str, Any], *, activation: str | Non
     Args:
         shapes: The shapes of all tensors by name.
         config: The entries `vision_cfg`, `text_cfg` and others of open_clip's config; empty for a bare state dict.
-        activation: The activation of both towers.
+        activation: The activation of both towers; None if it is not known, which is refused.
         where: First words of an error message: the setting and its value.
 
     Raises:
-        ConfigError: If the sizes cannot be read from the tensors, or the model has parts that this project cannot
-            build.
+        ConfigError: If `activation` is None, if the sizes cannot be read from the tensors, or if the model has parts
+            that this project cannot build.
     """
     _require_transformer(shapes, where)
     if activation is None:
@@ -111,8 +111,8 @@ def text_rules(depth: int, prefix: str, *, is_long: bool = False) -> list[Rule]:
 
     Args:
         depth: Number of blocks.
-        prefix: First part of the names, "text." or empty.
-        is_long: Whether later positions have a table of their own, as in Long-CLIP.
+        prefix: The prefix of the names, "text." or empty.
+        is_long: Whether the positions after the first `KEPT` have a second table, as in Long-CLIP.
     """
     table = f"{prefix}positional_embedding"
     tables, form = ((table, LONG_POSITIONS), Spliced(KEPT)) if is_long else ((table,), Same())
@@ -132,13 +132,13 @@ def text_rules(depth: int, prefix: str, *, is_long: bool = False) -> list[Rule]:
 
 def _require_transformer(shapes: Shapes, where: str) -> None:
     if "visual.layer1.0.conv1.weight" in shapes:
-        raise ConfigError(f"{where}: the image tower is a ResNet of CLIP; take a CLIP with a vision transformer.")
+        raise ConfigError(f"{where}: the image tower is a ResNet of CLIP; choose a CLIP with a vision transformer.")
     if "visual.class_embedding" not in shapes:
         raise ConfigError(f"{where}: the tensor visual.class_embedding is missing in these weights.")
 
 
 def _image(shapes: Shapes, config: Mapping[str, Any], activation: str, where: str) -> ImageTransformer:
-    # Vectors give the sizes. So a matrix of a wrong shape differs from the model, and is refused by its own name.
+    # Sizes are read from vectors. So a matrix of a wrong shape does not fit the model, and the error names this matrix.
     (width,) = shape_of(shapes, "visual.ln_post.weight", 1, where)
     patch = shape_of(shapes, "visual.conv1.weight", 4, where)[-1]
     tokens, _ = shape_of(shapes, "visual.positional_embedding", 2, where)

@@ -1,8 +1,9 @@
-"""Describes the files of image towers that come without a text tower and without a config, by the names in the file.
+"""Recognizes files of image towers without a text tower and without a config, by the names of their tensors.
 
-Both networks consist of the inverted residual blocks of MobileNetV2: a convolution that makes the channels more, a
-convolution of each channel, and one that makes the channels fewer, each with batch norm. The first block lacks the
-first of the three. The libraries number the blocks from the first to the last, and timm numbers them in each stage.
+These are MobileNetV2 of torchvision and EfficientNet-lite0. Both consist of inverted residual blocks: a pointwise
+convolution that expands the channels, a depthwise convolution, and a pointwise convolution that reduces the channels,
+each followed by batch norm. The first block has no expansion. These libraries number the blocks through the whole
+network, and timm numbers them within each stage.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ from emocap_pretrain.model.weights import Shapes
 _MOBILENET, _LITE0 = (1, 2, 3, 4, 3, 3, 1), (1, 2, 2, 3, 3, 4, 1)
 _NORM = ("weight", "bias", "running_mean", "running_var")
 _CLASSIFIERS = ("classifier.1.weight", "classifier.1.bias", "_fc.weight", "_fc.bias")
-# Our modules of the first block and of the others, each as the convolution and the batch norm after it.
+# timm's modules of the first block and of all others: pairs of a convolution and the batch norm after it.
 _FIRST = (("conv_dw", "bn1"), ("conv_pw", "bn2"))
 _BLOCK = (("conv_pw", "bn1"), ("conv_dw", "bn2"), ("conv_pwl", "bn3"))
 
@@ -30,7 +31,7 @@ def describe_image_tower(shapes: Shapes) -> WeightsLayout | None:
     if "features.18.0.weight" in shapes and "features.1.conv.0.0.weight" in shapes:
         return _layout("torchvision", "MobileNetV2 of torchvision", "mobilenetv2_100", _torchvision(), shapes)
     if "_conv_stem.weight" in shapes and "_blocks.15._project_conv.weight" in shapes:
-        # In the other sizes of EfficientNet-lite, the shapes differ, and the comparison with the tower shows it.
+        # Other sizes of EfficientNet-lite have the same names and other shapes. They fail in the comparison of shapes.
         return _layout("efficientnet", "EfficientNet-lite0", "tf_efficientnet_lite0", _efficientnet(), shapes)
     return None
 
@@ -52,7 +53,7 @@ def _torchvision() -> list[Rule]:
     for number, (block, units) in enumerate(_blocks(_MOBILENET), start=1):
         theirs = f"features.{number}.conv."
         for place, (convolution, norm) in enumerate(units):
-            # The last convolution has no activation after it, so torchvision does not wrap it with its batch norm.
+            # The last convolution has no activation. So torchvision does not put it into a module with its batch norm.
             is_last = place == len(units) - 1
             modules = (f"{place}", f"{place + 1}") if is_last else (f"{place}.0", f"{place}.1")
             rules += _unit(block + convolution, block + norm, theirs + modules[0], theirs + modules[1])
@@ -70,7 +71,7 @@ def _efficientnet() -> list[Rule]:
 
 
 def _blocks(stages: Sequence[int]) -> Iterator[tuple[str, tuple[tuple[str, str], ...]]]:
-    """Yields our prefix of each block, from the first to the last, and the modules of the block."""
+    """Yields timm's prefix and modules of each block, from the first block to the last."""
     for stage, count in enumerate(stages):
         for number in range(count):
             yield f"blocks.{stage}.{number}.", _BLOCK if stage else _FIRST

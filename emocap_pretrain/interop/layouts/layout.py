@@ -1,4 +1,4 @@
-"""Defines what a layout of weights says about a model, and the settings that several layouts have in common."""
+"""Defines the description of a model in the layout of another library, and what several layouts have in common."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -39,13 +39,14 @@ _DEFAULT_LENGTHS = {"global": 48, "local": 40, "summary": 77}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightsLayout:
-    """Describes a model in the layout of another library: the settings that build it, and the rules to read it.
+    """Describes a model in the layout of another library: the settings that build it, and the rules that translate it.
 
     Attributes:
         name: What messages call the layout, such as "OpenAI CLIP".
         settings: The settings of the section `model` that the weights determine, as a tree.
-        rules: Which tensors of the file hold the numbers of which tensors of ours.
-        constants: Names of tensors in the file that hold no weights, such as a mask.
+        rules: The rules that translate the tensors of the file into ours. Empty if the names need no translation here.
+        constants: Names of tensors in the file that are not loaded, such as a mask; for an image tower of a CLIP also
+            all other parts of the CLIP.
         kind: Which library writes and reads this layout: "openai", "open_clip", "transformers" or "emocap"; for an
             image tower alone "timm", "torchvision" or "efficientnet".
     """
@@ -104,7 +105,7 @@ class ImageTransformer:
                 "patch_size": self.patch,
             }
         if self.mlp_width != 4 * self.width:
-            # timm computes int(width * ratio). With the half, rounding cannot make the MLP one smaller.
+            # timm computes int(width * ratio). The added 0.5 prevents that rounding makes the MLP smaller by one.
             options["mlp_ratio"] = (self.mlp_width + 0.5) / self.width
         if self.activation != "gelu":
             options["act_layer"] = self.activation
@@ -127,9 +128,9 @@ class TextTransformer:
         tokens: Rows of the token embedding.
         mlp_width: Hidden size of each MLP.
         activation: "gelu", "gelu_tanh" or "quick_gelu".
-        norm_eps: Term that the layer norms add to the variance.
-        end_id: Id of the token at which a text ends, for "clip".
-        pad_id: Id of the token with which texts are padded, for "siglip"; None for the tokenizer's.
+        norm_eps: Epsilon of the layer norms.
+        end_id: Id of the end token, whose vector is taken, for "clip".
+        pad_id: Id of the padding token, for "siglip"; None for that of the tokenizer.
     """
 
     family: str
@@ -171,13 +172,13 @@ class TextTransformer:
 def count_layers(shapes: Shapes, prefix: str) -> int:
     """Returns the number of blocks of a transformer, from names of the form `prefix` + number + "." + rest.
 
-    The names are counted and their numbers are not read, so a name with a huge number cannot make a huge model.
+    Distinct numbers are counted, and their values are not used. So a huge number in a name cannot make a huge model.
     """
     return len({name[len(prefix) :].partition(".")[0] for name in shapes if name.startswith(prefix)})
 
 
 def size_of(config: Mapping[str, Any], key: str, default: int | None, where: str) -> int:
-    """Returns a size in a config that somebody else may have written. `default` is taken if there is none.
+    """Returns a size in a config that is not trusted; `default` if the config does not have it.
 
     Raises:
         ConfigError: If the value is not a whole number from 1 to `LARGEST_SIZE`.
@@ -191,12 +192,12 @@ def size_of(config: Mapping[str, Any], key: str, default: int | None, where: str
 def statistics_of(
     config: Mapping[str, Any], keys: tuple[str, str], default: tuple[Triple, Triple], where: str
 ) -> tuple[Triple, Triple]:
-    """Returns mean and standard deviation of the images in a config that somebody else may have written.
+    """Returns the mean and standard deviation by which images are normalized, from a config that is not trusted.
 
     Args:
         config: The config.
-        keys: The names of mean and standard deviation in the config.
-        default: The values of those that are missing.
+        keys: The keys of the mean and of the standard deviation in the config.
+        default: The mean and the standard deviation to use if a key is missing.
         where: First words of an error message: the setting and its value.
 
     Raises:
@@ -236,18 +237,18 @@ def grid_side(tokens: int, name: str, where: str) -> int:
     """
     side = round(tokens**0.5)
     if side < 1 or side * side != tokens:
-        raise ConfigError(f"{where}: the tensor {name} has {tokens} patches, which are not those of a square image.")
+        raise ConfigError(f"{where}: the tensor {name} has {tokens} patches, which do not form a square grid.")
     return side
 
 
 def scalar(name: str, shapes: Shapes) -> tuple[Rule, ...]:
-    """Returns the rule for a learned scale or bias, which some files hold with one axis and others with none.
+    """Returns the rule for a learned scale or bias, which has one axis in some files and none in others.
 
-    It is empty if there is no such tensor.
+    The result is empty if the file has no such tensor.
     """
     return (Rule((name,), (name,), Same(leading=1 - min(1, len(shapes[name])))),) if name in shapes else ()
 
 
 def present(names: Iterable[str], shapes: Mapping[str, Any]) -> frozenset[str]:
-    """Returns those names that the file has."""
+    """Returns those of the names that the file contains."""
     return frozenset(name for name in names if name in shapes)

@@ -1,7 +1,7 @@
-"""Describes the models of open_clip whose image tower is a model of timm, such as its SigLIP models.
+"""Describes models with an open_clip_config.json.
 
-open_clip stores them with a file open_clip_config.json. Models whose image tower is open_clip's own vision transformer
-are in `clip.py`.
+Models whose image tower is a model of timm, such as open_clip's SigLIP models, are described here. For models with
+open_clip's own vision transformer, this module checks the config, and `clip.py` describes them.
 """
 
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ from emocap_pretrain.model.weights import Shapes
 CONFIG_FILE = "open_clip_config.json"
 _TRUNK = "visual.trunk."
 _POOLS = ("avg", "token", "map", "max", "avgmax", "")
-# Options of open_clip's own towers that change what they compute, with the values that the towers of this project have.
+# Options of open_clip's own towers that change what they compute. Only these values can be built in this project.
 _NEEDS: Mapping[str, Any] = {
     "ls_init_value": None,
     "attentional_pool": False,
@@ -51,7 +51,7 @@ _ANY_EPS_AND_ACTIVATION = {key: own for key, own in _NEEDS.items() if key not in
 
 
 def read_config(folder: Path, where: str) -> Tree:
-    """Returns the architecture in open_clip_config.json, with mean and std of the images in `vision_cfg`.
+    """Returns `model_cfg` of open_clip_config.json. Its `vision_cfg` also gets the mean and std of `preprocess_cfg`.
 
     Raises:
         ConfigError: If the file cannot be read.
@@ -79,7 +79,7 @@ def describe(shapes: Shapes, config: Tree, *, where: str) -> WeightsLayout:
     vision, text = config["vision_cfg"], config["text_cfg"]
     if text.get("hf_model_name"):
         name = str(text["hf_model_name"])[:60]
-        raise ConfigError(f"{where}: the text tower is {name!r} of transformers; take another model.")
+        raise ConfigError(f"{where}: the text tower is {name!r} of transformers; choose another model.")
     if not vision.get("timm_model_name"):
         _require(vision, _CLIP_VISION, "vision_cfg", where)
         _require(text, _CLIP_TEXT, "text_cfg", where)
@@ -129,7 +129,7 @@ def _with_timm(shapes: Shapes, vision: Tree, text: Tree, where: str) -> WeightsL
 
 def _image(vision: Tree, where: str) -> Tree:
     name = str(vision["timm_model_name"])
-    # With a prefix such as `hf-hub:` timm would open what a stranger's config names.
+    # The config is not trusted. For a name with a prefix such as `hf-hub:`, timm would open a hub or a file.
     if not TIMM_NAME.fullmatch(name):
         raise ConfigError(f"{where}: vision_cfg.timm_model_name={name[:60]!r} is not the name of a model in timm.")
     pool = vision.get("timm_pool", "avg")
@@ -152,7 +152,8 @@ def _text(shapes: Shapes, config: Tree, where: str) -> TextTransformer:
     (width,) = shape_of(shapes, "text.ln_final.weight", 1, where)
     positions = shape_of(shapes, "text.positional_embedding", 2, where)[0]
     tokens = shape_of(shapes, "text.token_embedding.weight", 2, where)[0]
-    # open_clip's SigLIP sees all tokens and pools the last position; its other models see earlier tokens only.
+    # In open_clip's SigLIP each token attends to all tokens, and the last position is pooled. In its other models each
+    # token attends to earlier tokens only.
     reads = (bool(config.get("no_causal_mask")), config.get("pool_type", "argmax"))
     families = {(True, "last"): "siglip", (False, "argmax"): "clip", (False, "eos"): "clip"}
     if not isinstance(reads[1], str) or reads not in families:
@@ -174,7 +175,7 @@ def _text(shapes: Shapes, config: Tree, where: str) -> TextTransformer:
 
 
 def _activation_and_eps(config: Tree, where: str) -> tuple[bool, float]:
-    """Returns whether GELU is approximated by tanh, and the term that layer norms add to the variance."""
+    """Returns whether the text tower approximates GELU by tanh, and the epsilon of its layer norms."""
     activation, norm = config.get("act_kwargs") or {}, config.get("norm_kwargs") or {}
     eps = norm.get("eps", 1e-5) if isinstance(norm, dict) else None
     if activation not in ({}, {"approximate": "tanh"}, {"approximate": "none"}):
@@ -188,5 +189,5 @@ def _require(config: Tree, needs: Mapping[str, Any], section: str, where: str) -
     for key, own in needs.items():
         if config.get(key, own) != own:
             raise ConfigError(
-                f"{where}: {section}.{key}={str(config[key])[:60]!r}, and this project builds {own!r} only."
+                f"{where}: {section}.{key}={str(config[key])[:60]!r}, but this project can only build {own!r}."
             )

@@ -1,7 +1,7 @@
 """Describes the weights of CLIP and SigLIP models as the library transformers names them.
 
-The config.json of a folder leaves out values that equal the defaults of transformers, so the library's own config
-classes fill them in. MetaCLIP and FLIP are published in the layout of CLIP, and SigLIP 2 in that of SigLIP.
+A config.json leaves out values that equal the defaults of transformers, so the config classes of the library fill them
+in. MetaCLIP and FLIP are published in the layout of CLIP, and SigLIP 2 with images of a fixed size in that of SigLIP.
 """
 
 from collections.abc import Mapping
@@ -39,8 +39,8 @@ from transformers import CLIPConfig, MetaClip2Config, SiglipConfig  # noqa: E402
 _CONFIGS: Mapping[str, Any] = {"clip": CLIPConfig, "metaclip_2": MetaClip2Config, "siglip": SiglipConfig}
 _ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
 _STATISTICS = ("image_mean", "image_std")
-_IMAGE_EPS = {"clip": 1e-5, "siglip": 1e-6}  # Those of the layer norms of timm's towers.
-# The keys of a section that describe its tower. The others, such as the type of its numbers, are not needed.
+_IMAGE_EPS = {"clip": 1e-5, "siglip": 1e-6}  # Epsilon of the layer norms in timm's towers.
+# The keys of a section that describe its tower. Other keys, such as the dtype, are not needed.
 _TOWER_KEYS = frozenset(
     {
         *("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size", "image_size", "patch_size"),
@@ -90,7 +90,9 @@ def describe(folder: Path, shapes: Shapes, tree: Tree, *, where: str) -> Weights
     text = _text(config.text_config, kind, where)
     for layers_of, key in ((image.layers, "vision_config"), (text.layers, "text_config")):
         if layers_of > len(shapes):
-            raise ConfigError(f"{where}: {key}.num_hidden_layers={layers_of:,}, and the file has few tensors.")
+            raise ConfigError(
+                f"{where}: {key}.num_hidden_layers={layers_of:,}, but the file has only {len(shapes):,} tensors."
+            )
     _require_rows(shapes, f"{_VISION}{_POSITIONS}", image.positions, where)
     _require_rows(shapes, f"{_TEXT}{_POSITIONS}", text.positions, where)
     settings: Tree = {"image": image.settings(), "text": text.settings()}
@@ -112,7 +114,11 @@ def describe(folder: Path, shapes: Shapes, tree: Tree, *, where: str) -> Weights
 
 
 def _config(tree: Tree, where: str) -> Any:
-    """Returns the config with the defaults of transformers."""
+    """Returns the config as an object of transformers, which fills in the default values.
+
+    Raises:
+        ConfigError: If the kind of the model is not known, or transformers refuses the config.
+    """
     kind = str(tree.get("model_type"))[:40]
     if kind not in _CONFIGS:
         more = " (its images have no fixed size)" if kind == "siglip2" else ""
@@ -152,7 +158,7 @@ def _one_line(error: Exception) -> str:
 def _require_rows(shapes: Shapes, name: str, rows: int, where: str) -> None:
     has, _ = shape_of(shapes, name, 2, where)
     if has != rows:
-        raise ConfigError(f"{where}: the tensor {name} has {has} rows, and by config.json it has {rows}.")
+        raise ConfigError(f"{where}: the tensor {name} has {has} rows, but {rows} according to config.json.")
 
 
 def clip_rules(depth: int) -> list[Rule]:
@@ -178,7 +184,7 @@ def siglip_rules(depth: int) -> list[Rule]:
         *_blocks(depth),
         Rule((f"{pooling}latent",), (f"{head}probe",)),
         *(
-            # One third of the rows makes the query, and two thirds make keys and values.
+            # The first third of the rows computes the queries, and the other two thirds compute keys and values.
             Rule((f"{pooling}q.{kind}", f"{pooling}kv.{kind}"), (f"{head}attention.in_proj_{kind}",), Divided((1, 2)))
             for kind in ("weight", "bias")
         ),
@@ -188,7 +194,7 @@ def siglip_rules(depth: int) -> list[Rule]:
 
 
 def text_rules(depth: int) -> list[Rule]:
-    """Returns the rules for the text transformer, whose modules have the same names in both models."""
+    """Returns the rules for the text transformer. CLIPModel and SiglipModel have the same names for its modules."""
     modules = [f"encoder.layers.{number}.{module}" for number in range(depth) for module in _TEXT_BLOCK]
     tables = ("embeddings.token_embedding.weight", "embeddings.position_embedding.weight")
     both = {module: module for module in (*modules, "final_layer_norm")}
@@ -214,7 +220,7 @@ def _scales() -> list[Rule]:
 def _image(config: Any, family: str, mean: Triple, std: Triple, where: str) -> ImageTransformer:
     if abs(config.layer_norm_eps - _IMAGE_EPS[family]) > 1e-9:
         raise ConfigError(
-            f"{where}: layer_norm_eps={config.layer_norm_eps}, and timm's towers have {_IMAGE_EPS[family]}."
+            f"{where}: layer_norm_eps={config.layer_norm_eps}, but timm's towers have {_IMAGE_EPS[family]}."
         )
     if config.num_channels != 3:
         raise ConfigError(f"{where}: the model reads images with {config.num_channels} channels, and 3 are needed.")
@@ -239,7 +245,7 @@ def _text(config: Any, kind: str, where: str) -> TextTransformer:
     end = tree.get("eos_token_id")
     if not isinstance(end, int):
         raise ConfigError(f"{where}: text_config.eos_token_id={str(end)[:40]!r}; one number is needed.")
-    # With the old value 2, CLIPModel takes the largest id, which is the end token of CLIP's vocabulary.
+    # Old configs have the wrong value 2. CLIPModel then takes the largest id, the end token of CLIP's vocabulary.
     end = tokens - 1 if kind == "clip" and end == 2 else end
     return TextTransformer(
         family="siglip" if kind == "siglip" else "clip",
@@ -263,7 +269,7 @@ def _activation(config: Any, where: str) -> str:
 
 
 def _statistics(folder: Path, family: str, where: str) -> tuple[Triple, Triple]:
-    """Returns mean and standard deviation of the image processor; without one, those of the published models."""
+    """Returns the mean and standard deviation of the image processor; without one, those of the original models."""
     default = (OPENAI_MEAN, OPENAI_STD) if family == "clip" else (SIGLIP_MEAN, SIGLIP_STD)
     path = folder / "preprocessor_config.json"
     return statistics_of(read_json(path, where), _STATISTICS, default, where) if path.is_file() else default

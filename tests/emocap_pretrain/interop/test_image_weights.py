@@ -251,7 +251,7 @@ def test_a_folder_of_timm_gives_the_weights_and_the_settings_of_its_tower(tmp_pa
             "input_size='1000000000'",
         ),
         ({"pretrained_cfg": 3}, "config.json cannot be read"),
-        ({"model_args": {"act_layer": "/stranger/file"}}, "a text that is no short name"),
+        ({"model_args": {"act_layer": "/stranger/file"}}, "a text that is not a short name"),
     ],
 )
 def test_a_config_of_a_stranger_can_neither_name_a_hub_nor_a_file_nor_a_huge_image(tmp_path, changes, told):
