@@ -61,8 +61,8 @@ def trained(recipe: Path, data: Path, folder: Path, *, seed: int, steps: int, ev
         "data.url": (data / "train").absolute(),
         "evaluation.url": (data / "valid").absolute() if evaluates else "null",
         "optimizer.warmup_steps": warmup,
-        "tracking.uri": f"sqlite:///{run}-mlflow.db",
-        "tracking.artifacts": f"{run}-artifacts",
+        "tracking.uri": f"sqlite:///{run.parent}/mlflow.db",
+        "tracking.artifacts": run.parent / "artifacts",
     }
     words = [str(recipe), *(f"{key}={value}" for key, value in settings.items())]
     say(f"emocap pretrain {' '.join(words)}")

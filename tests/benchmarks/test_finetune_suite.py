@@ -1,6 +1,7 @@
 """Tests that the suite of fine-tuning trains, scores the test split once, and continues where it was interrupted."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ def test_the_regularization_of_a_probe_is_chosen_on_valid_and_scored_on_test() -
 
 
 @pytest.fixture
-def options(tmp_path: Path) -> list[str]:
+def options(tmp_path: Path, new_mlflow: Callable[[Path], str]) -> list[str]:
     """Returns the options of a comparison of one tiny recipe whose speed is known already."""
     for name in ("train", "valid", "test"):
         write_shards(records(24, pixels=32), str(tmp_path / "data" / name), samples_per_shard=12)
@@ -46,6 +47,7 @@ def options(tmp_path: Path) -> list[str]:
     recipe.write_text(yaml.safe_dump(tiny("run", "data", "sqlite://", None)))
     runs = tmp_path / "runs"
     runs.mkdir()
+    new_mlflow(runs / "mlflow.db")
     (runs / "small-1-minutes.json").write_text(json.dumps({"steps": 2, "samples_per_s": 1.0}))
     words = ["--data", str(tmp_path / "data"), "--runs", str(runs), "--minutes", "1", "--seeds", "3"]
     return [*words, "--recipes", str(recipe), "--out", str(tmp_path)]

@@ -36,9 +36,9 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
-def tiny(faces: str) -> Callable[[Path], Config]:
+def tiny(faces: str, new_mlflow: Callable[[Path], str]) -> Callable[[Path], Config]:
     """Returns a function that makes the config of a run of seconds, which writes everything into the given folder."""
-    return partial(_tiny, faces)
+    return partial(_tiny, faces, new_mlflow)
 
 
 @pytest.fixture
@@ -47,8 +47,8 @@ def tiny_config(tiny: Callable[[Path], Config], tmp_path: Path) -> Config:
     return tiny(tmp_path)
 
 
-def _tiny(faces: str, tmp_path: Path) -> Config:
-    tracking, artifacts = f"sqlite:///{tmp_path / 'mlflow.db'}", str(tmp_path / "artifacts")
+def _tiny(faces: str, new_mlflow: Callable[[Path], str], tmp_path: Path) -> Config:
+    tracking, artifacts = new_mlflow(tmp_path / "mlflow.db"), str(tmp_path / "artifacts")
     return Config.model_validate(
         tiny_settings(str(tmp_path / "run"), faces, tracking, artifacts, evaluation={"url": faces})
     )

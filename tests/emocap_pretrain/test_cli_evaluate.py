@@ -166,7 +166,7 @@ def test_a_picture_needs_a_task_that_gives_a_confusion_matrix(run: Config, faces
 
 
 def test_results_are_logged_below_the_run_and_replace_none_of_its_own(
-    run: Config, faces: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Config, faces: str, new_mlflow: Callable[[Path], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("emocap_pretrain.tracking.mlflow_tracker.FINISH_S", 120.0)  # A busy machine is slow.
     monkeypatch.chdir(tmp_path)
@@ -174,8 +174,9 @@ def test_results_are_logged_below_the_run_and_replace_none_of_its_own(
     assert run_id is not None
     before = MlflowClient(run.tracking.uri).get_run(run_id).to_dictionary()
     stored = {path: path.stat().st_mtime_ns for path in Path(run.url).parent.rglob("*") if path.is_file()}
-    found = printed(run.url, "--data", faces, "--tracking", f"sqlite:///{tmp_path / 'own.db'}")
-    client = MlflowClient(f"sqlite:///{tmp_path / 'own.db'}")
+    tracking = new_mlflow(tmp_path / "own.db")
+    found = printed(run.url, "--data", faces, "--tracking", tracking)
+    client = MlflowClient(tracking)
     experiment = client.get_experiment_by_name("emocap")
     assert experiment is not None
     (logged,) = client.search_runs([experiment.experiment_id])
@@ -200,7 +201,7 @@ def test_results_are_logged_below_the_run_and_replace_none_of_its_own(
 
 
 def test_the_user_s_config_gives_the_experiment_and_its_secrets_are_not_logged(
-    run: Config, faces: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Config, faces: str, new_mlflow: Callable[[Path], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("emocap_pretrain.tracking.mlflow_tracker.FINISH_S", 120.0)
     monkeypatch.setenv("EMOCAP_TEST_FACES", "/secret/place")
@@ -210,7 +211,7 @@ def test_the_user_s_config_gives_the_experiment_and_its_secrets_are_not_logged(
     file, prompts = tmp_path / "own.yaml", tmp_path / "prompts.txt"
     file.write_text(yaml.safe_dump(tree), encoding="utf-8")
     prompts.write_text("{}\n", encoding="utf-8")
-    uri = f"sqlite:///{tmp_path / 'own.db'}"
+    uri = new_mlflow(tmp_path / "own.db")
     options = ("--config", file, "--data", faces, "--prompts", prompts, "--tracking", uri)
     assert printed(run.url, *options)["results"][0]["url"] == faces
     client = MlflowClient(uri)

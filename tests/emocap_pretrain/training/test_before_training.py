@@ -33,18 +33,12 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("emocap_pretrain.tracking.mlflow_tracker.FINISH_S", 120.0)  # A busy machine is slow.
 
 
-@pytest.fixture(scope="module")
-def mlflow(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Makes one MLflow database for all runs of this file, since making one takes seconds."""
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
-
-
 @pytest.fixture
-def new_run(tiny_config: Config, mlflow: str, tmp_path: Path) -> Callable[..., Config]:
+def new_run(tiny_config: Config, tmp_path: Path) -> Callable[..., Config]:
     """Returns a function that makes the config of a run of three steps, which is evaluated on its training data."""
 
     def make(name: str = "run", **changes: object) -> Config:
-        values: dict[str, object] = {"url": str(tmp_path / name), "steps": 3, "tracking__uri": mlflow}
+        values: dict[str, object] = {"url": str(tmp_path / name), "steps": 3}
         return changed(tiny_config, **(values | changes))
 
     return make

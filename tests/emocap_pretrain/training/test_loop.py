@@ -41,14 +41,8 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-@pytest.fixture(scope="module")
-def mlflow(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Makes one MLflow database for all runs of this file, since making one takes seconds."""
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
-
-
 @pytest.fixture
-def new_run(tiny_config: Config, mlflow: str, tmp_path: Path) -> Callable[..., Config]:
+def new_run(tiny_config: Config, tmp_path: Path) -> Callable[..., Config]:
     """Returns a function that makes a config with a new run folder.
 
     The epochs of the run end in a step with fewer rows, and only the last step is saved.
@@ -60,7 +54,6 @@ def new_run(tiny_config: Config, mlflow: str, tmp_path: Path) -> Callable[..., C
             "steps": STEPS,
             "global_batch": 10,
             "checkpoint__every_steps": 1000,
-            "tracking__uri": mlflow,
             "evaluation__url": None,
         }
         return changed(tiny_config, **(values | changes))

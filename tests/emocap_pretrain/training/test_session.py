@@ -29,18 +29,12 @@ from emocap_pretrain.training.session import Session, open_session
 ALONE = RankGroup(Rank(), "cpu", None)
 
 
-@pytest.fixture(scope="module")
-def mlflow(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Makes one MLflow database for all runs of this file, since making one takes seconds."""
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
-
-
 @pytest.fixture
-def config(tiny_config: Config, mlflow: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+def config(tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     stand_alone()
     torch.set_num_threads(1)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return changed(tiny_config, tracking__uri=mlflow)
+    return tiny_config
 
 
 def begun(config: Config, world: RankGroup = ALONE) -> Session:
