@@ -10,8 +10,8 @@ part loads, nothing is declared (decision 5).
 
 `launch/setup.sh` lets every Python process of its environment call `install` at its start. The modules of this project
 that import timm or transformers call it too, so they also work in other environments. This module must therefore stay
-cheap to import: it imports only `sys`. It is not a part of `emocap_pretrain`, because that package would otherwise be
-imported, from wherever it is installed, before a program can choose another checkout of it.
+cheap to import: it imports only `sys`. It is not a module of `emocap_pretrain`, because each start of Python would then
+import the installed `emocap_pretrain`, before a program can put another checkout of it first on its path.
 """
 
 import sys
@@ -31,10 +31,10 @@ _libraries: list[object] = []  # The declarations live as long as these objects.
 
 
 class DeclareOperators:
-    """Finds torchvision as the other finders do, and lets its operators be declared before its code is executed.
+    """Is a finder of `sys.meta_path` that declares missing operators of torchvision before its code is executed.
 
-    It is a finder of `sys.meta_path`. A process that only asks whether torchvision is installed, as transformers does,
-    does not import torch.
+    The other finders find torchvision; this one only wraps the loader that they return. So a process that only asks
+    whether torchvision is installed, as transformers does, does not import torch.
     """
 
     def find_spec(
@@ -56,7 +56,7 @@ class DeclareOperators:
 
 
 def _declare(folders: "Sequence[str]") -> None:
-    """Declares the operators that are missing; `folders` are those of torchvision."""
+    """Declares the operators that are missing; `folders` are the folders of the package torchvision."""
     from pathlib import Path
 
     import torch
@@ -79,7 +79,7 @@ def _declare(folders: "Sequence[str]") -> None:
 def install() -> None:
     """Puts the finder `DeclareOperators` first in `sys.meta_path`.
 
-    It does nothing if the finder is there already, or if torchvision was imported before.
+    It does nothing if the finder is already there, or if torchvision is already imported.
     """
     if "torchvision" not in sys.modules and not any(isinstance(each, DeclareOperators) for each in sys.meta_path):
         sys.meta_path.insert(0, DeclareOperators())

@@ -27,7 +27,7 @@ def load(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     activation: Literal["quick_gelu", "gelu", "gelu_tanh"] | None = None,
 ) -> "EmotionModel":
-    """Loads a trained model, to use it from Python: that of a run, or a CLIP or SigLIP model of another library.
+    """Loads the model of a run, or a CLIP or SigLIP model of another library, for use from Python.
 
     The checkpoint is not trusted: nothing that it names is opened, and no code in it is executed (docs/security.md).
     While a model is loaded, no other thread of the process may build a model.
@@ -39,8 +39,8 @@ def load(
         step: Step of the checkpoint; None takes the newest one.
         weights: "raw" takes the weights of the step, and "ema" their moving average. None takes the average if the run
             keeps one.
-        device: Device of the model; "auto" is cuda where there is a GPU.
-        activation: The activation of the towers, for a file of another library that does not say which one is right.
+        device: Device of the model; "auto" is "cuda" if there is a GPU, and "cpu" otherwise.
+        activation: The activation of the towers, for a file of another library that does not contain it.
 
     Raises:
         CheckpointError: If there is no such checkpoint, if it is damaged, or if it has no average for `weights`.

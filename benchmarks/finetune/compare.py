@@ -1,7 +1,7 @@
-"""Compares recipes on FER+ after the same minutes of training: prompts and linear probes, for several seeds.
+"""Compares recipes on FER+ by prompts and by linear probes, after the same time of training and for several seeds.
 
-Choices are made on the split `valid`. The split `test` is scored once for each run: the scores are stored in a file
-beside the run, and a repeated command reads them from there.
+All choices are made on the split `valid`. The split `test` is scored once for each run: the scores are stored in a file
+beside the run, and a repeated command reads them from this file.
 """
 
 import json
@@ -24,13 +24,13 @@ _VERSIONS = ("torch", "timm", "transformers", "scikit-learn")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Says what is compared.
+    """Holds what is compared.
 
     Attributes:
         recipes: The config files.
         data: The folder with the packed splits `train`, `valid` and `test` of FER+.
         runs: The folder of the runs and of their scores.
-        minutes: Minutes of training of each run.
+        minutes: Training time of each run in minutes.
         seeds: The seeds.
     """
 
@@ -42,7 +42,7 @@ class Plan:
 
 
 def measure(plan: Plan, occasion: Occasion) -> Iterator[Measurement]:
-    """Yields the recalls of each recipe and seed, and those of each recipe before its first step (with seed 0)."""
+    """Yields the recalls of each recipe before its first step (with seed 0), and then of each recipe and seed."""
     plan.runs.mkdir(parents=True, exist_ok=True)
     for recipe in plan.recipes:
         yield from _scored(plan, recipe, f"{recipe.stem}, untouched", 0, 0, occasion)
@@ -55,7 +55,7 @@ def measure(plan: Plan, occasion: Occasion) -> Iterator[Measurement]:
 def _scored(
     plan: Plan, recipe: Path, contender: str, seed: int, steps: int, occasion: Occasion
 ) -> Iterator[Measurement]:
-    """Yields both recalls of a run by prompts and by a probe. UAR is the value, and WAR is beside it."""
+    """Yields the recalls of a run by prompts and by a probe. The value is UAR, and `more` contains WAR."""
     folder = plan.runs / f"{recipe.stem}-{steps}-steps-seed-{seed}"
     report = trained(recipe, plan.data, folder, seed=seed, steps=steps)
     found = _scores(folder, plan.data)
@@ -75,7 +75,7 @@ def _scored(
 
 
 def _scores(folder: Path, data: Path) -> Mapping[str, Any]:
-    """Returns the scores of a run on the split `test`. They are computed once and then read from a file."""
+    """Returns the scores of a run on the split `test`, from a file if they have been computed before."""
     file = folder.with_name(f"{folder.name}-scores.json")
     if not file.exists():
         restored = restore(str(folder.absolute()))

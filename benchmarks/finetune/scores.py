@@ -20,12 +20,12 @@ from emocap_pretrain.evaluation.zero_shot import ZeroShot
 from emocap_pretrain.inference.embedder import Embedder
 
 LABEL = "emotion"
-CHOICES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # Inverse strengths of the regularization, from the strongest.
+CHOICES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # Inverse strengths of the regularization; the first one regularizes most.
 
 
 @dataclass(frozen=True, slots=True)
 class Recalls:
-    """Holds unweighted average recall (UAR, the mean over classes) and weighted average recall (WAR, the accuracy)."""
+    """Holds the unweighted average recall (UAR, the mean over classes) and the weighted one (WAR, the accuracy)."""
 
     uar: float
     war: float
@@ -39,21 +39,21 @@ class Recalls:
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """Holds the pooled features of the image tower for those faces of a split that have a label, and the labels."""
+    """Holds the labels of the labelled faces of a split, and their pooled features from the image tower."""
 
     values: Float[np.ndarray, "faces width"]
     labels: list[str]
 
 
 def prompted(embedder: Embedder, settings: EvaluationConfig) -> Recalls:
-    """Returns the recalls of the classes that prompts give. `settings` name the split, the classes and the prompts."""
+    """Returns the recalls of classification by prompts. `settings` names the split, the classes and the templates."""
     task = ZeroShot(settings)
     scores = task.result(embedder, list(task.run(embedder, Share()))).metrics()
     return Recalls(scores["zero_shot/uar"], scores["zero_shot/war"])
 
 
 def features(embedder: Embedder, url: str, *, batch: int = 64) -> Features:
-    """Returns the features of the labelled faces of a split, before the projection into the shared space."""
+    """Returns the features of the labelled faces of a split; they are not projected into the shared space."""
     values, labels = [], []
     for samples in Share().batches(url, batch, embedder.cropped):
         labelled = [sample for sample in samples if sample.labels.get(LABEL, "") != ""]

@@ -1,4 +1,4 @@
-"""Defines the suite of `python benchmarks finetune`: fine-tuning of pretrained towers beside training from scratch."""
+"""Defines the suite of `python benchmarks finetune`: fine-tuning of pretrained towers and training from scratch."""
 
 import argparse
 from collections.abc import Iterator
@@ -41,7 +41,7 @@ def _measure(options: argparse.Namespace, about: Occasion) -> Iterator[Measureme
 
 SUITE = Suite(
     name="finetune",
-    description="Fine-tuning of pretrained towers beside training from scratch, after the same minutes.",
+    description="Fine-tuning of pretrained towers beside training from scratch, for the same time.",
     commands={
         "compare": Command(
             help="recalls on the test split of FER+ by prompts and by a linear probe",

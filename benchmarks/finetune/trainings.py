@@ -1,7 +1,7 @@
-"""Trains recipes for the same number of minutes, each in a process of its own, as a user would.
+"""Trains recipes for the same number of minutes. Each run is a separate process, as a user would start it.
 
-A finished run is not trained again, and an interrupted one resumes, because `emocap pretrain` does so. Only the number
-of steps is stored here: it follows from the speed of a short run, and must not change afterwards.
+`emocap pretrain` does not train a finished run again, and resumes an interrupted one. So this module stores only the
+number of steps: it follows from the measured speed of a short run, and must not change afterwards.
 """
 
 import json
@@ -19,14 +19,14 @@ from emocap_pretrain.run_folder.folder import RunFolder
 from emocap_pretrain.run_folder.report import Report
 
 SPEED_STEPS = 40  # Steps of the run that measures the speed.
-# One rank on all cores. With these variables the run does not start Ray.
+# One rank, which uses all cores. With these variables the run does not start Ray.
 _ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29863"}
 
 
 def steps_of(recipe: Path, data: Path, runs: Path, minutes: float) -> int:
-    """Returns the number of steps of a recipe that take `minutes` minutes of training on this machine.
+    """Returns how many steps of a recipe take `minutes` minutes of training on this machine.
 
-    The number is stored in the folder `runs`. So all seeds have the same number, also if the command is repeated.
+    The number is stored in the folder `runs`. So it is the same for all seeds, also if the command is repeated.
     """
     file = runs / f"{recipe.stem}-{minutes:g}-minutes.json"
     if not file.exists():
@@ -37,7 +37,7 @@ def steps_of(recipe: Path, data: Path, runs: Path, minutes: float) -> int:
 
 
 def trained(recipe: Path, data: Path, folder: Path, *, seed: int, steps: int, evaluates: bool = True) -> Report:
-    """Trains a recipe, unless the run in `folder` is finished, and returns its report.
+    """Trains a recipe, unless the run in `folder` is finished, and returns the report of the run.
 
     Args:
         recipe: The config file.

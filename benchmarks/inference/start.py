@@ -1,4 +1,4 @@
-"""Measures the time from the start of a process to the first vector, beside the import of the libraries alone."""
+"""Measures the time from the start of a process to the first vector, and that of importing the libraries alone."""
 
 import json
 import subprocess
@@ -43,7 +43,9 @@ print(json.dumps({"total_s": done - began, "sizes": sizes, "times": times}))
 
 
 def measure(run: Path, device: str, rounds: int, occasion: Occasion) -> Iterator[Measurement]:
-    """Yields the time of the first vector of the model of a run, and that of the imports; each reading is a process.
+    """Yields the time to the first vector with the model of a run, and the time of the imports alone.
+
+    Each reading is a process of its own.
 
     Raises:
         ValueError: If a process fails.
@@ -72,7 +74,7 @@ def measure(run: Path, device: str, rounds: int, occasion: Occasion) -> Iterator
 
 
 def _answer(program: str, run: Path, device: str) -> Mapping[str, Any]:
-    """Runs a program in a fresh process and returns the JSON that it prints; it gets the time of its start."""
+    """Runs a program in a fresh process, passes it the time of its start, and returns the JSON that it prints."""
     command = [sys.executable, "-c", program, str(time.time()), str(run.absolute()), device]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     if done.returncode:

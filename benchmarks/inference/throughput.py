@@ -1,6 +1,6 @@
-"""Measures how many images per second a model embeds, beside its bare tower on batches that are ready in memory.
+"""Measures how many images per second a model embeds, and how many its bare tower embeds from batches in memory.
 
-All contenders use the same model with random weights: its values do not change the time.
+All contenders use the same model. Its weights are random, because their values do not affect the time.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +27,7 @@ from emocap_pretrain.model.transformers_text import TransformersTextTower
 
 WHAT = "images embedded per second"
 BARE = "bare tower"
-# Sides of the pictures as a multiple of the side that the tower reads. Faces in datasets are often a little larger.
+# The side of the larger pictures, relative to the side that the tower reads. Faces in datasets are often a bit larger.
 LARGER = 1.25
 
 
@@ -49,7 +49,7 @@ class Size:
 
 
 def measure(size: Size, device: str, rounds: int, occasion: Occasion) -> Iterator[Measurement]:
-    """Yields the images per second of the bare tower, of arrays and of JPEG files, each in `rounds` rounds."""
+    """Yields the images per second of the bare tower, and of the model from arrays and from JPEG files."""
     pair = _pair(size).to(device)
     model = EmotionModel(Embedder(pair, _tokenizer()))
     random = np.random.default_rng(0)
@@ -87,7 +87,7 @@ def _images_per_s(way: Callable[[], object], images: int) -> float:
 
 
 def _bare(pair: TowerPair, ready: UInt8[np.ndarray, "images pixels pixels 3"], batch: int, device: str) -> None:
-    """Computes the vectors of all images with the tower and its projection alone."""
+    """Computes the vectors of all images with nothing but the tower and its projection."""
     with torch.inference_mode():
         for images in torch.from_numpy(ready).permute(0, 3, 1, 2).split(batch):
             pair.to_image(pair.image.encode_image(images.to(device))[0]).cpu()

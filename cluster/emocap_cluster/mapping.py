@@ -1,8 +1,8 @@
 """Applies a function to many items on the workers of a Ray cluster, with Ray Data.
 
-A worker is a process that is started once, for example to load a model, and then takes one item after another. Ray Data
-starts a worker again if its process or its node dies, and gives its item to another one. So the function may be called
-more than once for an item, and must then do the same again.
+A worker is a process that first prepares the function, for example loads a model, and then applies it to one item after
+another. If a worker or its node dies, Ray Data starts another worker and repeats the unfinished items. So the function
+may be called more than once for an item, and must do the same each time.
 """
 
 import logging
@@ -22,8 +22,8 @@ from emocap_cluster.placement import Node
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-CORES_OF_A_WORKER = 4  # On a cluster without GPUs, if the caller gives no number of workers.
-_MOST_BLOCKS = 4096  # Ray Data reports results block by block.
+CORES_OF_A_WORKER = 4  # Used on a cluster without GPUs, if the caller gives no number of workers.
+_MOST_BLOCKS = 4096  # Largest number of blocks. Ray Data yields the results of a block together.
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +39,13 @@ class WorkerResources:
         """Divides a cluster among workers.
 
         Args:
-            nodes: The nodes of the cluster. Only those that are alive and not draining count.
-            workers: Number of workers. None gives each GPU a worker, or every `CORES_OF_A_WORKER` cores of a node if
-                there is no GPU.
-            use_gpus: Whether a worker gets a GPU if there is one.
+            nodes: The nodes of the cluster. Only those that are alive and not draining are used.
+            workers: Number of workers. With None there is one worker for each GPU, or, without GPUs, one for each
+                `CORES_OF_A_WORKER` cores of a node.
+            use_gpus: Whether each worker gets a GPU, if the cluster has GPUs.
 
         Raises:
-            NoCluster: If the cluster has fewer devices than workers.
+            NoCluster: If the cluster has no usable cores, or fewer GPUs (without GPUs: fewer cores) than workers.
         """
         usable = [node for node in nodes if node.alive and not node.draining]
         gpus = sum(node.gpus for node in usable) if use_gpus else 0
@@ -62,10 +62,10 @@ class WorkerResources:
 
 
 class _Worker:
-    """Is constructed once in the process of each worker, and called by Ray Data for each row.
+    """Applies the function to items. Ray Data constructs one object in each worker, and calls it for each row.
 
-    It returns an error instead of raising it. Ray Data would start the worker again several times, and wrap the error
-    into others.
+    An error is returned and not raised, because Ray Data would start the worker again several times after an error, and
+    wrap the error into others.
     """
 
     def __init__(self, start: bytes, env: Mapping[str, str]) -> None:
@@ -104,13 +104,15 @@ def mapped(
     """Yields the results of all items in the order in which they are finished. Ray must be connected (`cluster`).
 
     Args:
-        start: Called once in each worker; it returns the function for the items. It is pickled, and so are the items.
+        start: Called once in each worker. It returns the function that is applied to the items. `start` and the items
+            are pickled.
         items: The items.
         resources: The workers.
-        env: Environment variables of the workers. They may be secret, because Ray does not show them.
+        env: Environment variables of the workers. They may be secret, because Ray never displays them.
 
     Raises:
-        WorkerFailed: If a worker raises an error; `cause` is the error of the function.
+        WorkerFailed: If `start` or the function raises an error, which is then `cause`; or if Ray cannot run the
+            workers.
     """
     rows = [{"item": cloudpickle.dumps(item)} for item in items]
     if not rows:
@@ -119,7 +121,7 @@ def mapped(
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False
     context.log_internal_stack_trace_to_stdout = False
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # It prints its plan, and errors that are raised here.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # It prints its plan, and errors that are raised below.
     data = ray.data.from_items(rows, override_num_blocks=min(len(rows), _MOST_BLOCKS)).map(
         _Worker,  # pyright: ignore[reportArgumentType] - Ray Data also takes a class
         fn_constructor_args=(cloudpickle.dumps(start), dict(env)),

@@ -1,7 +1,7 @@
-"""Computes parts: reads their pictures, scores them batch by batch, and writes a file for each part.
+"""Computes parts: reads their pictures, computes vectors or scores batch by batch, and writes a file for each part.
 
-A batch never has images of two parts. So the composition of the batches, and with it the rounding of the vectors, does
-not depend on which parts exist already, or on how many processes compute them.
+All images of a batch belong to one part. So the composition of the batches, and with it the rounding of the vectors,
+does not depend on which parts already exist, or on how many processes compute them.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -24,14 +24,14 @@ from emocap_pretrain.inference.model import BATCH, EmotionModel
 
 
 class Work(NamedTuple):
-    """Says what one process computes next: a part, and the slice of the input with its items."""
+    """Holds a part that one process computes, and the slice of the input with the items of the part."""
 
     part: OutputPart
     input: BulkInput
 
 
 class Advance(NamedTuple):
-    """Counts what was done since the last report: the pictures, those with an error, and their weight (`parts`)."""
+    """Counts the pictures since the last report, those with an error, and the weight of all (`parts`)."""
 
     pictures: int
     errors: int
@@ -44,10 +44,10 @@ class Computation:
 
     Attributes:
         model: The model.
-        digest: Its digest (`digest_of`).
-        prompts: The texts of a prediction; None to embed.
-        folder: The folder of the files of the parts, which all processes reach under this path.
-        has_videos: Whether the input has videos, so that the output has their columns.
+        digest: The digest of the model (`digest_of`).
+        prompts: The texts with which images are compared; None to compute vectors instead of scores.
+        folder: The folder of the files of the parts. All processes must reach it under this path.
+        has_videos: Whether the input has videos. The output then has the columns `time_s` and `frame`.
         batch_size: Number of images of one pass of the tower.
         sampling: Which frames of videos are read.
     """
@@ -61,14 +61,15 @@ class Computation:
     sampling: Sampling = Sampling()  # noqa: RUF009 - a frozen value
 
     def scorer(self, model: EmotionModel) -> Embedding | Prediction:
-        """Returns the scorer of a model that `self.model` has loaded."""
+        """Returns the scorer for the loaded model, which `self.model.load` has returned."""
         return Embedding(model) if self.prompts is None else Prediction(model, self.prompts)
 
     def started(self) -> Callable[[Work], Advance]:
-        """Loads the model, and returns the function that computes one part. A worker of a cluster calls it once.
+        """Loads the model, and returns the function that computes one part. Each worker of a cluster calls this once.
 
         Raises:
-            CheckpointError: If it is not the model of `digest`, for example because the run has a newer checkpoint.
+            CheckpointError: If the digest of the model is not `digest`, for example because the run has a newer
+                checkpoint.
         """
         model = self.model.load()
         if digest_of(model) != self.digest:
@@ -79,10 +80,11 @@ class Computation:
     def compute(self, works: Iterable[Work], scorer: Scorer, report: Callable[[Advance], object]) -> None:
         """Computes parts, and calls `report` after each batch.
 
-        The images of a part are read while the last batches of the part before are computed.
+        The images of a part are already read while the last batches of the previous part are computed.
 
         Raises:
-            StoreError: If a file cannot be written, such as on a full disk, or if the dataset cannot be reached.
+            StoreError: If a file cannot be written, for example because the disk is full, or if the dataset cannot be
+                reached.
         """
         schema = schema_of(scorer.fields, videos=self.has_videos)
         pictures = (
@@ -118,7 +120,7 @@ def _computed(computation: Computation, scorer: Scorer, work: Work) -> Advance:
 
 
 def _batches(rows: Iterable[_Row], size: int) -> Iterator[list[_Row]]:
-    """Yields the rows of a part in lists, each with `size` images that were read, and fewer in the last list."""
+    """Yields the rows of a part in lists with `size` readable images each; the last list may have fewer."""
     batch: list[_Row] = []
     images = 0
     for row in rows:

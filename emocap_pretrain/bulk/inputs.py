@@ -1,7 +1,7 @@
-"""Lists what is read: a packed dataset, a folder, a table, or one image or video.
+"""Lists the items of an input: of a packed dataset, a folder, a table, or one image or video.
 
-An input is a small picklable value if it is a slice of another one. Only paths are kept in memory, so a million images
-need about 200 MB.
+Only paths are kept in memory, so a million images need about 200 MB. A slice of an input is a small value that can be
+pickled and sent to another process.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ _IMAGES = frozenset(f".{suffix}" for suffix in (*FORMATS, *OTHER_IMAGES))
 _TOGETHER = 64  # Samples of a dataset that are fetched together.
 
 Entry: TypeAlias = str | tuple[str, str]
-"""The path of an image or video; or the place of a row of a table that names none, and the reason."""
+"""The path of an image or video; for a wrong row of a table, the place of the row and the reason."""
 
 
 @runtime_checkable
@@ -45,9 +45,9 @@ class BulkInput(Protocol):
     """Provides pictures. Its items are images, samples and videos; a video gives many pictures.
 
     Attributes:
-        digest: Changes when the input changes; empty for a slice.
+        digest: A digest that changes when the input changes; empty for a slice.
         has_videos: Whether there is at least one video.
-        left_out: The number of files that are not read, by kind, such as ".txt".
+        left_out: The number of files that are not read, by the kind of file, such as ".txt".
     """
 
     @property
@@ -62,25 +62,26 @@ class BulkInput(Protocol):
         ...
 
     def slice(self, start: int, stop: int) -> "BulkInput":
-        """Returns an input of the items from `start` on and before `stop`, which is small enough to be sent."""
+        """Returns an input of the items `start` to `stop - 1`, which is small enough to be sent to another process."""
         ...
 
     def pictures(self, pixels: int, sampling: Sampling) -> Iterator[Picture]:
-        """Yields the pictures of all items in order. Frames are cropped to `pixels` pixels on a side at once, because
-        large frames would need much memory.
+        """Yields the pictures of all items in order.
+
+        Frames are yielded as crops of `pixels` x `pixels`, because whole frames would need much memory.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class FileInput:
-    """Images and videos in files.
+    """Reads images and videos from files.
 
     Attributes:
         root: The folder to which paths are relative.
         entries: The items.
-        table: The folder of the table that names the paths; then a path must not lead out of `root` (`LocalFile`).
-            Empty if the paths were found in the folder itself.
+        table: The folder of the table that names the paths. Such a path must not lead out of `root` (`LocalFile`).
+            Empty if the paths come from the listing of a folder.
     """
 
     root: str
@@ -125,7 +126,7 @@ class FileInput:
 
 @dataclass(frozen=True, slots=True)
 class DatasetInput:
-    """The samples of a packed dataset from `start` on and before `stop`, in the order of the manifest."""
+    """Reads the samples `start` to `stop - 1` of a packed dataset, in the order of the manifest."""
 
     url: str = field(repr=False)  # It may hold a password.
     start: int
@@ -197,7 +198,7 @@ def _folder(folder: Path) -> FileInput:
 
 
 def _table(path: Path, image: str, image_root: Path | None) -> FileInput:
-    # Every row of a source has a caption. As there is none, the path takes its place, and is not used.
+    # `open_source` requires a column of captions. The column of paths stands in for it, and no caption is used.
     columns = TableColumns(image=image, global_=image, local="", summary="", further=(), key="")
     entries: list[Entry] = []
     root = os.path.realpath(image_root or path.parent)
@@ -228,20 +229,20 @@ def _listed(
 
 
 def _stamps(root: Path, paths: Iterable[str]) -> Iterator[str]:
-    """Yields for each file its path, its size and the time of its last change. The file is not read."""
+    """Yields a text for each file: its path, its size and the time of its last change. The file itself is not read."""
     for path in paths:
         try:
             status = (root / path).stat()
-        except OSError:  # Reading it will give an error too, which the output then contains.
+        except OSError:  # Reading the file will fail too, and the output will contain that error.
             yield f"{path}: none"
         else:
             yield f"{path}: {status.st_size} bytes of {status.st_mtime_ns}"
 
 
 def _walk(root: str, below: str, left_out: Counter[str]) -> Iterator[str]:
-    """Yields the paths of images and videos below `root`, sorted folder by folder. Links to folders are not followed.
+    """Yields the paths of images and videos below `root`; the entries of each folder are sorted by name.
 
-    Hidden files and folders are not read.
+    Links to folders are not followed, and hidden files and folders are not read.
     """
     try:
         with os.scandir(f"{root}/{below}") as found:
@@ -272,7 +273,7 @@ def _suffix(name: str) -> str:
 
 
 def _encodable(name: str) -> str:
-    """Returns a name that can be written as UTF-8: bytes of a name that are not UTF-8 become \\x followed by digits."""
+    """Returns a name that can be written as UTF-8. A byte that is not UTF-8 becomes \\x with two hexadecimal digits."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 

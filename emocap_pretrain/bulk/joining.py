@@ -1,6 +1,6 @@
-"""Joins the files of all parts into one output: Parquet, CSV or NPZ. Only some thousand rows are in memory.
+"""Joins the files of all parts into one output: Parquet, CSV or NPZ. Only some thousand rows are in memory at a time.
 
-The output depends on the rows of the parts alone, so it is equal in every bit however often a command was interrupted.
+The output depends on the rows of the parts alone, so an interruption of the command changes no bit of it.
 """
 
 import json
@@ -27,16 +27,16 @@ Table: TypeAlias = Any
 """A `pyarrow.Table`. pyarrow has no types that pyright knows."""
 pc: Any = pyarrow.compute
 ROWS_TOGETHER = 8192
-"""Rows of a row group of a Parquet file."""
+"""Smallest number of rows of a row group of a Parquet file, except the last group."""
 ABOUT = "emocap"
-"""Key of the metadata of a Parquet file, and name of the array of an NPZ file, that say what the output is made of."""
+"""Key of the metadata of a Parquet file, and name of the array of an NPZ file, that record the origin of the output."""
 _EXAMPLES = 3
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # The first date of a zip. A real one would make two equal outputs differ.
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # The earliest date in a zip file. The current date would make equal outputs differ.
 
 
 @dataclass(frozen=True, slots=True)
 class RowCounts:
-    """Counts the rows of the output and those with an error, and holds the first few of these as (name, error)."""
+    """Counts the rows of the output and those with an error. `examples` are the first errors as (name, error)."""
 
     rows: int
     errors: int
@@ -92,7 +92,7 @@ def format_of(out: Path, given: Format | None) -> Format:
 
 
 def join(parts: PartTables, out: Path, kind: Format, about: Mapping[str, Any]) -> None:
-    """Writes the output. `about` is stored with it as JSON; a CSV file has no place for it.
+    """Writes the output. `about`, the origin of the output, is stored in it as JSON, except in a CSV file.
 
     Raises:
         StoreError: If the file cannot be written, or the file of a part is damaged.
@@ -103,7 +103,7 @@ def join(parts: PartTables, out: Path, kind: Format, about: Mapping[str, Any]) -
 
 def _parquet(parts: PartTables, path: Path, about: str) -> None:
     schema = parts.schema().with_metadata({ABOUT: about})
-    # Names and numbers hardly ever repeat, so a dictionary of them would only take time.
+    # Names and numbers hardly ever repeat, so a dictionary encoding of them would only take time.
     repeated: Any = [name for name in ("predicted", "error") if name in schema.names]
     with pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=repeated) as file:
         for table in _grouped(parts.tables()):
@@ -111,7 +111,7 @@ def _parquet(parts: PartTables, path: Path, about: str) -> None:
 
 
 def _grouped(tables: Iterator[Table]) -> Iterator[Table]:
-    """Yields the same rows in tables of at least `ROWS_TOGETHER` rows, except the last one."""
+    """Yields the same rows in tables of at least `ROWS_TOGETHER` rows; the last table may have fewer."""
     waiting: list[Table] = []
     for table in tables:
         waiting.append(table)
@@ -161,7 +161,7 @@ def _npz(parts: PartTables, path: Path, about: str) -> None:
 @contextmanager
 def _member(archive: zipfile.ZipFile, name: str, dtype: Any, shape: tuple[int, ...]) -> Generator[IO[bytes]]:
     info = zipfile.ZipInfo(f"{name}.npy", _EPOCH)
-    # A text array reserves the longest text for each row, so it is mostly zeros. Numbers would hardly become smaller.
+    # A text array has room for the longest text in each row, so it is mostly zeros. Compression hardly shrinks numbers.
     info.compress_type = zipfile.ZIP_DEFLATED if dtype.kind == "U" else zipfile.ZIP_STORED
     with archive.open(info, "w", force_zip64=True) as file:
         header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}

@@ -1,4 +1,4 @@
-"""Writes the file of one part. The file exists once it is complete and on the disk."""
+"""Writes the file of one part. The file gets its name only when it is complete and on the disk."""
 
 import errno
 import os
@@ -17,13 +17,13 @@ from emocap_pretrain.bulk.scorers import Columns, Field
 from emocap_pretrain.errors import DataError
 
 ROWS_TOGETHER = 1024
-"""Rows of a row group: so many rows of a part are in memory."""
+"""Smallest number of rows of a row group, except the last group. About this many rows of a part are in memory."""
 
 _VIDEO_FIELDS = (pa.field("time_s", pa.float64()), pa.field("frame", pa.int64()))
 
 
 def schema_of(fields: Sequence[Field], *, videos: bool) -> Any:
-    """Returns the columns of the output: the name, the place in the video, the fields of the scorer, and the error."""
+    """Returns the columns of the output: name, time and frame if there are videos, the scorer's fields, and error."""
     place = _VIDEO_FIELDS if videos else ()
     return pa.schema([pa.field("name", pa.string()), *place, *fields, pa.field("error", pa.string())])
 
@@ -34,7 +34,7 @@ def name_of(number: int) -> str:
 
 @contextmanager
 def disk_errors(path: Path) -> Generator[None]:
-    """Raises a `StoreError` in place of an `OSError` of the block, which writes to `path`."""
+    """Turns an `OSError` of the `with` block, which writes to `path`, into a `StoreError` with advice."""
     try:
         yield
     except OSError as error:
@@ -45,9 +45,9 @@ def disk_errors(path: Path) -> Generator[None]:
 
 @contextmanager
 def writing_to(path: Path) -> Generator[Path]:
-    """Yields the path of a temporary file beside `path`, which gets the name `path` at the end of the block.
+    """Yields the path of a temporary file beside `path`, and renames the file to `path` at the end of the block.
 
-    If the block raises an error, the file is deleted. The bytes of the file are on the disk before it gets its name.
+    Before the file is renamed, its bytes are flushed to the disk. If the block raises an error, the file is deleted.
 
     Raises:
         StoreError: If the disk is full, or the file cannot be written for another reason.
@@ -66,7 +66,7 @@ def writing_to(path: Path) -> Generator[Path]:
 class PartWriter:
     """Collects the rows of a part, and writes them in groups of at least `ROWS_TOGETHER` rows.
 
-    The groups depend on the rows alone.
+    The last group may have fewer rows.
     """
 
     def __init__(self, path: Path, schema: Any) -> None:
@@ -76,9 +76,15 @@ class PartWriter:
         self.rows = self.errors = 0
 
     def add(self, pictures: Sequence[Picture], reasons: Sequence[DataError | None], columns: Columns) -> None:
-        """Adds rows. `columns` has the fields of those pictures, in order, whose reason for an error is None."""
+        """Adds a row for each picture.
+
+        Args:
+            pictures: The pictures.
+            reasons: For each picture the reason why it cannot be read; None for a readable one.
+            columns: The fields of the readable pictures alone, in their order.
+        """
         good = np.flatnonzero([reason is None for reason in reasons])
-        # `take` with a null gives a null, so pictures with errors have no values.
+        # `take` returns null for a null index, so pictures with errors get nulls.
         places = np.full(len(pictures), -1)
         places[good] = np.arange(len(good))
         indices = pa.array(places, mask=places < 0)
@@ -106,7 +112,7 @@ class PartWriter:
         self._file.close()
 
     def abandon(self) -> None:
-        """Closes the file, which then is not complete. It does nothing after `close`."""
+        """Closes the incomplete file after an error. It does nothing after `close`."""
         if self._file.is_open:
             self._file.close()
 

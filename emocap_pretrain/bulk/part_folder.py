@@ -1,8 +1,7 @@
 """Keeps the parts of an unfinished output in a folder beside it, from which the same command resumes.
 
-The folder `OUT.parts` holds the files of the finished parts and `state.json`, which says what the parts are made of:
-the model, the input and the options. Parts of anything else are refused. The folder is deleted when the output is
-complete.
+The folder `OUT.parts` holds the files of the finished parts and `state.json`, which records the model, the input and
+the options of the command. A command with another state is refused. The folder is deleted when the output is complete.
 """
 
 import json
@@ -22,13 +21,13 @@ from emocap_pretrain.errors import ConfigError
 STATE = "state.json"
 SCHEMA = 1
 _LOCK = "lock"
-_LOCK_WAIT_S = 2.0  # The process that held the lock before may just be ending.
+_LOCK_WAIT_S = 2.0  # A process that was just killed may need a moment to release the lock.
 _MOST_BYTES = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
 class PartFolder:
-    """The folder of the parts of an output, which this process alone uses."""
+    """Manages the folder of the parts of an output. A lock excludes all other processes."""
 
     path: Path
 
@@ -40,13 +39,13 @@ class PartFolder:
         return [part for part in parts if not self.file(part).exists()]
 
     def clear(self) -> None:
-        """Deletes the files of all parts. The state is deleted first, so a folder without one holds no valid part."""
+        """Deletes the state and then the files of all parts. So a folder without a state holds no valid part."""
         (self.path / STATE).unlink(missing_ok=True)
         for file in [*self.path.glob("part-*"), *self.path.glob(".part-*"), *self.path.glob(f".{STATE}*")]:
             file.unlink(missing_ok=True)
 
     def delete(self) -> None:
-        """Deletes the folder and all that this package has written into it."""
+        """Deletes all files that this package has written into the folder, and the folder if it is then empty."""
         self.clear()
         (self.path / _LOCK).unlink(missing_ok=True)
         with suppress(OSError):  # Somebody else may have put a file there.
@@ -55,12 +54,12 @@ class PartFolder:
 
 @contextmanager
 def opened(out: Path, state: Mapping[str, Any], *, force: bool) -> Generator[PartFolder]:
-    """Opens the folder of the parts of `out`, or makes it.
+    """Makes or opens the folder of the parts of `out`, and locks it for the `with` block.
 
     Args:
         out: The output.
-        state: What the parts are made of, as JSON values.
-        force: Whether to start anew if the output or a part of it exists.
+        state: The model, the input and the options of the command, as JSON values.
+        force: Whether existing parts are deleted, and an existing output may be replaced.
 
     Raises:
         ConfigError: If the output exists, another process is writing it, or the folder holds parts of another state.
@@ -96,10 +95,10 @@ def _alone(lock: Path, out: Path) -> Generator[None]:
 
 
 def _require_equal(file: Path, state: Mapping[str, Any], out: Path) -> None:
-    """Checks that the parts in the folder are made of `state`.
+    """Checks that the parts in the folder were computed with the same state.
 
     Raises:
-        ConfigError: If they are not, or if the file cannot be read.
+        ConfigError: If the states differ, or if the file cannot be read.
     """
     try:
         with file.open("rb") as opened_file:
@@ -107,7 +106,7 @@ def _require_equal(file: Path, state: Mapping[str, Any], out: Path) -> None:
         schema = found.pop("schema")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{file} cannot be read ({error}): start anew with --force.") from error
-    wanted = json.loads(json.dumps(state))  # JSON makes lists of tuples.
+    wanted = json.loads(json.dumps(state))  # JSON turns tuples into lists.
     names = [name for name in wanted if found.get(name) != wanted[name]]
     if names or schema != SCHEMA:
         changes = ", ".join(_change(name, found.get(name), wanted[name]) for name in names) or f"schema {schema}"
@@ -116,6 +115,6 @@ def _require_equal(file: Path, state: Mapping[str, Any], out: Path) -> None:
 
 
 def _change(name: str, before: Any, now: Any) -> str:
-    """Returns the name of a value, with both values if they are short."""
+    """Returns the name of a value that has changed, with both values if they are numbers."""
     is_short = all(isinstance(each, int | float | None) for each in (before, now))
     return f"{name} ({before} and not {now})" if is_short else name

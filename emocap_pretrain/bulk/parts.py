@@ -1,15 +1,15 @@
-"""Cuts the items of an input into parts. A part is computed as a whole, and is the unit of resuming."""
+"""Divides the items of an input into parts. A part is computed as a whole, and is the unit of resuming."""
 
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 PART_WEIGHT = 1024
 VIDEO_WEIGHT = 128
-"""The weight of a video, if that of an image is 1. It is about the number of frames of two minutes at 1 frame/s."""
+"""The weight of a video, where an image has the weight 1: about the frames of two minutes at 1 frame/s."""
 
 
 class OutputPart(NamedTuple):
-    """A part: its number, counted from 0, its first item, the item after its last one, and the weight of its items."""
+    """Holds the number of a part, counted from 0, its range of items (`stop` is excluded), and their total weight."""
 
     number: int
     start: int
@@ -18,7 +18,7 @@ class OutputPart(NamedTuple):
 
 
 def cut(weights: Iterable[int], most: int) -> Iterator[OutputPart]:
-    """Yields parts that cover all items in order. They depend on the arguments alone.
+    """Yields parts that cover all items in order. The parts depend on the arguments alone.
 
     A part ends when its weight reaches `most`. So it has at least one item, and without its last item it weighs less
     than `most`.

@@ -1,4 +1,4 @@
-"""Defines the pictures that an input provides, and reads them in advance in threads."""
+"""Defines the pictures that an input provides, and prefetches them in threads."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +24,7 @@ UNREADABLE = (DataError, ImageError, RecordError, OSError, ValueError)
 """The errors that an unreadable image or video may cause. A path with a zero byte is a ValueError."""
 
 Content: TypeAlias = Path | LocalFile | bytes | Crop | DataError
-"""A file, a file that a table names, an encoded image, the crop of a frame, or why there is no image."""
+"""A file, a file that a table names, an encoded image, the crop of a frame, or the reason why there is no image."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,7 +34,7 @@ class Picture:
     Attributes:
         name: The name of the image or video: its path in the folder or table, or the key of a sample.
         content: The image, or the error that takes its place.
-        weight: The share of the picture in the weight of its item (`parts`), for the display of progress.
+        weight: The share of this picture in the weight of its item (`parts`). The display of progress adds them up.
         time_s: The time of a frame from the start of its video; None for an image.
         frame: The number of a frame in its video, counted from 0; None for an image.
     """
@@ -47,9 +47,9 @@ class Picture:
 
 
 def crop_of(content: Content, pixels: int) -> Crop | DataError:
-    """Returns the central square of an image with `pixels` pixels on a side, or the error that says why there is none.
+    """Returns the central square of an image, resized to `pixels` x `pixels`, or the reason why it cannot be read.
 
-    It raises no error for an unreadable image, so that one among many images does not end the command.
+    The error is returned and not raised, so that one unreadable image among many does not end the command.
     """
     if isinstance(content, DataError | np.ndarray):
         return content
@@ -72,10 +72,10 @@ def _pixels(content: Path | LocalFile | bytes) -> Crop:
 
 
 def in_advance(items: Iterator[Item], act: Callable[[Item], Item], *, ahead: int) -> Iterator[Item]:
-    """Yields `act(item)` for each item in order. No item is None. Threads take the items and call `act` in advance.
+    """Yields `act(item)` for each item in order. Threads call `next(items)` and `act` in advance.
 
-    One thread takes the items, so `items` may decode a video or wait for a store. At most `2 * ahead` items are in
-    memory.
+    A single thread iterates over `items`, so `items` may decode a video or wait for a store. `items` must not yield
+    None. At most `2 * ahead` items are in memory.
     """
 
     def take(_number: int) -> Item | None:

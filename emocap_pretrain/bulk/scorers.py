@@ -1,4 +1,4 @@
-"""Computes what a row of the output says about its image: the vector (`Embedding`), or the scores (`Prediction`)."""
+"""Computes the columns of the output from images: their vectors (`Embedding`), or their scores (`Prediction`)."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -22,14 +22,14 @@ Field: TypeAlias = Any
 """The name and the type of a column, a `pyarrow.Field`. pyarrow has no types that pyright knows."""
 
 Columns: TypeAlias = Mapping[str, Sequence[Any] | np.ndarray[Any, Any]]
-"""The values of the fields for some images, by the names of the fields: lists, or arrays with a row for each image."""
+"""The values of each field for some images: a list, or an array with a row for each image."""
 
 
 SIZE = b"size"
 
 
 def vector_field(name: str, size: int) -> Field:
-    """Returns a column of vectors with `size` numbers, which is recorded in the metadata of the field.
+    """Returns a column of vectors. The metadata of the field record `size`, the number of values of a vector.
 
     The type has no fixed size, because pyarrow 25 cannot read a Parquet file that has nulls among lists of fixed size.
     """
@@ -38,7 +38,7 @@ def vector_field(name: str, size: int) -> Field:
 
 @runtime_checkable
 class Scorer(Protocol):
-    """Computes the fields of a row from the crop of its image."""
+    """Computes the fields of rows from the crops of their images."""
 
     @property
     def pixels(self) -> int:
@@ -51,13 +51,13 @@ class Scorer(Protocol):
         ...
 
     def columns(self, crops: Sequence[Crop]) -> Columns:
-        """Returns the fields of some images. The crops are one batch of the tower."""
+        """Returns the fields of the images of one batch."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """Names a model, as `inference.model.load` takes it. Unlike a model, it can be sent to other processes."""
+    """Holds the arguments of `inference.model.load`. Unlike the model, they can be sent to other processes."""
 
     source: str
     step: int | None = None
@@ -92,9 +92,9 @@ class Prompts:
     """Holds the texts with which images are compared.
 
     Attributes:
-        templates: Texts with `{}`, which each word of a class replaces.
+        templates: Texts in which each word of a class replaces `{}`.
         classes: The words of each class by its name.
-        sentences: The sentences by the names of their columns.
+        sentences: The columns of sentences by their keys.
     """
 
     templates: tuple[str, ...]
@@ -105,18 +105,18 @@ class Prompts:
 class Prediction:
     """Computes the scores of images for classes and for sentences.
 
-    `predicted` is the class that fits best, and `confidence` its score. `p_NAME` is the score of the class NAME: the
-    softmax of the cosines times the learned scale, so that the scores of all classes sum to 1 (`Classification`).
-    `s_KEY` is the mean score of the sentences of a key: the cosine with the pooled vector, or the score of the local
-    loss for the patches (`LocalAlignment.scores`), both in [-1, 1]. None of them is a calibrated probability.
+    `predicted` is the class that fits best, and `confidence` is the score of this class. `p_NAME` is the score of the
+    class NAME, from the softmax over all classes (`Classification.probabilities`). `s_KEY` is the mean score of the
+    sentences of a key, in [-1, 1]: their cosines with the pooled vector, or their local scores for the patches
+    (`LocalAlignment.scores`). None of these is a calibrated probability.
     """
 
     def __init__(self, model: EmotionModel, prompts: Prompts) -> None:
         """Embeds the texts.
 
         Raises:
-            ConfigError: If there is only one class, or if a sentence is to be compared with patches, and the model was
-                not trained to do so.
+            ConfigError: If there are fewer than two classes, or if sentences must be compared with patches but the
+                model was trained without local sentences.
         """
         if len(prompts.classes) < 2:
             raise ConfigError("there must be at least two classes, because the scores of all classes sum to 1.")
@@ -170,10 +170,10 @@ class Prediction:
 
 
 def digest_of(model: EmotionModel) -> str:
-    """Returns a digest of everything of a model that its vectors depend on: weights, structure, tokenizer, settings."""
+    """Returns a SHA-256 digest of all that affects a model's vectors: weights, structure, tokenizer, settings."""
     pair = model.embedder.model
     digest = hashlib.sha256(f"{model.local} {pair} {model.embedder.tokenizer.to_json()}".encode())
-    # The state dict has no mean and deviation of the colours.
+    # The mean and standard deviation of the colours are not persistent buffers, so the state dict lacks them.
     tensors = [*pair.named_parameters(), *pair.named_buffers()]
     for name, tensor in sorted(tensors, key=lambda each: each[0]):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())

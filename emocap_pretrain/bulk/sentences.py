@@ -1,13 +1,13 @@
 """Reads the file of sentences by which `emocap predict` scores images.
 
-The file is a YAML mapping. A key names the column of the scores; its value is a sentence, a list of sentences, or a
+The file is a YAML mapping. Each key gives a column of scores, and its value is a sentence, a list of sentences, or a
 mapping with `sentences` and `aligned_with`:
 
     AU12: The corners of the mouth are raised.
     open_mouth: [The mouth is open., The lips are parted.]
     smiling: {sentences: a person who smiles, aligned_with: image}
 
-`facs.yaml` in this folder is the file that is used by default. It has the action units of the grammar of captions.
+`facs.yaml` in this folder is the default file. It has the action units of the grammar of captions.
 """
 
 from collections.abc import Mapping
@@ -27,8 +27,8 @@ _MOST_BYTES = 1 << 20
 class SentenceColumn(Section):
     """Describes one column of scores: the mean score of an image with some sentences.
 
-    `aligned_with` says whether the sentences are compared with the pooled vector of an image or with its patches, as
-    the local sentences of captions are. None takes the patches if the model was trained with them.
+    `aligned_with` says whether the sentences are compared with the pooled vector of an image, or with its patches as in
+    the local loss. None takes the patches if the model was trained with the local loss.
     """
 
     sentences: Words = Field(description="A sentence or a list of sentences.")
@@ -64,7 +64,7 @@ def read_sentences(path: Path) -> dict[str, SentenceColumn]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a mapping with a repeated key, of which only the last one would be used."""
+    """Refuses a mapping in which a key is repeated. PyYAML alone would silently use the last value."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]

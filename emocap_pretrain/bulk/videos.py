@@ -1,4 +1,4 @@
-"""Reads frames of videos with PyAV, one after another, so that a long video needs no more memory than a short one.
+"""Reads the frames of videos with PyAV, one at a time, so that a long video needs no more memory than a short one.
 
 This is the only module that imports PyAV (`av`). PyAV itself has a BSD licence, but its wheels contain FFmpeg with
 libraries under the GPL. Therefore it is not a dependency of the package, but the extra `video`.
@@ -21,7 +21,7 @@ from emocap_pretrain.errors import ConfigError, DataError
 
 SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"})
 _OPTIONS = {"protocol_whitelist": "file", "format_whitelist": "mov,matroska,webm,avi"}
-_MISSING_S = 1.0  # A video that ends this much before the end that its header states has been cut off.
+_MISSING_S = 1.0  # A video that ends this much earlier than its header says counts as cut off.
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +29,9 @@ class Sampling:
     """Says which frames of a video are read.
 
     Attributes:
-        fps: Frames per second: for each multiple of 1/fps seconds after the first frame, the first frame that is not
-            earlier. If the video has fewer frames per second, each frame is read once.
-        every: If it is not None, each frame is read whose number is a multiple of it, and `fps` has no effect.
+        fps: Frames per second. For each multiple of 1/fps seconds after the first frame, the first frame at or after
+            this time is read. If the video has fewer frames per second, each of its frames is read once.
+        every: If it is not None, the frames whose number is a multiple of `every` are read, and `fps` has no effect.
     """
 
     fps: float = 1.0
@@ -45,8 +45,9 @@ class Sampling:
 
 
 class Frame(NamedTuple):
-    """A frame of a video: its number, counted from 0, its time from the first frame, its pixels, and the share of the
-    video that is decoded with it, in [0, 1].
+    """Holds a frame of a video: its number, counted from 0, its time after the first frame, and its pixels.
+
+    `share` is the share of the video that has been decoded with this frame, in [0, 1].
     """
 
     number: int
@@ -78,7 +79,7 @@ def frames(path: str | Path, sampling: Sampling) -> Iterator[Frame]:
     from av.error import FFmpegError
 
     try:
-        # The prefix makes FFmpeg take any name as that of a file.
+        # With this prefix FFmpeg treats every name as that of a file, also a name that looks like a URL.
         with av.open(f"file:{Path(path).absolute()}", container_options=_OPTIONS) as container:
             yield from _Reading(container).frames(sampling)
     except (FFmpegError, OSError, ValueError) as error:
@@ -120,7 +121,7 @@ class _Reading:
                 self.damaged += 1
 
     def _time_s(self, frame: Any, number: int, stream: Any) -> float:
-        """Returns the time of a frame since the first one. A container without time stamps has a constant rate."""
+        """Returns the time of a frame after the first one. Without time stamps, a constant frame rate is assumed."""
         time_s = frame.time if frame.time is not None else number / float(stream.average_rate or 25)
         if number == 0:
             self.begins_s = time_s
@@ -128,9 +129,9 @@ class _Reading:
         return self.ends_s
 
     def _duration_s(self, stream: Any) -> float | None:
-        """Returns the duration as the header states it; None if it is not known.
+        """Returns the duration in seconds according to the header; None if it is not known.
 
-        The duration of the whole container is that of the video only if there is no sound, which may be longer.
+        The duration of the container is used only if the video is its only stream, because a sound track may be longer.
         """
         if stream.duration:
             return float(stream.duration * stream.time_base)

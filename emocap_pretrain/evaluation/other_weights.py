@@ -1,7 +1,7 @@
-"""Evaluates a trained model with other weights, whose scores the report shows beside the results.
+"""Evaluates a trained model with weights of another kind. The report shows these scores beside the results.
 
-Other weights are those of the step, if the results belong to their moving average, and the interpolations between the
-weights of the start and the trained ones.
+These are the interpolations between the weights of the start and the trained weights, and, if the results belong to the
+moving average, the weights of the step themselves.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ def scores_of(restored: Restored, everyone: RankGroup, *, share: float | None = 
     Args:
         restored: The model, on this rank's device.
         everyone: The ranks among which the data are divided.
-        share: The share of the trained weights in the model's weights; None if they are not interpolated.
+        share: The share of the trained weights in the weights of the model; None if these are not interpolated.
     """
     config = restored.config
     embedder = Embedder(restored.model, restored.tokenizer)
@@ -34,9 +34,9 @@ def scores_of(restored: Restored, everyone: RankGroup, *, share: float | None = 
 def curve(
     restored: Restored, start: Mapping[str, Tensor], shares: Sequence[float], everyone: RankGroup
 ) -> tuple[OtherWeights, ...]:
-    """Returns the scores of the interpolations with each share, on every rank. This is a collective.
+    """Returns the scores of the model interpolated with each share, on every rank. This is a collective.
 
-    While it runs, the model has other weights. Afterwards it has its own again.
+    The weights of the model are replaced while this function runs, and restored at its end.
 
     Args:
         restored: The trained model, on this rank's device.

@@ -1,4 +1,4 @@
-"""Scores images by classes that are described in words, for `EmotionModel.classify` and for evaluation tasks.
+"""Classifies images by prompts, for `EmotionModel.classify` and for evaluation tasks.
 
 A prompt is a template in which `{}` is replaced by a word for a class. The cosines, and not the embeddings, are
 averaged over the templates (the protocol of Exp-CLIP, Zhao et al. 2024). A class may have several words; its cosine
@@ -31,11 +31,11 @@ class Classification:
 
     Attributes:
         classes: The names of the classes, in the order of the columns below.
-        probabilities: The softmax of the cosines times the learned scale of the model. A row sums to 1. These are
-            scores and not calibrated probabilities: they say which class fits best among the given ones, and not how
-            often that class is right. If no class fits an image, its row sums to 1 all the same.
-        cosines: The mean cosine of each image with the prompts of each class, which does not depend on the other
-            classes.
+        probabilities: The softmax over the classes of `scale * cosines`, with the learned scale of the model. Each row
+            sums to 1, even if no class fits the image. These are not calibrated probabilities: they show which of the
+            given classes fits best, and not how often this class is right.
+        cosines: The mean cosine of each image with the prompts of each class. Unlike the probabilities of a class, its
+            cosines do not depend on the other classes.
     """
 
     classes: tuple[str, ...]
@@ -44,7 +44,7 @@ class Classification:
 
     @classmethod
     def of(cls, classes: Sequence[str], cosines: Float[Tensor, "images classes"], scale: float) -> "Classification":
-        """Computes the scores; `scale` is the factor by which the model multiplies cosines."""
+        """Computes the probabilities from cosines and from the learned scale of the model."""
         return cls(tuple(classes), (scale * cosines).softmax(1).numpy(), cosines.numpy())
 
     @property
@@ -63,17 +63,19 @@ def words_of_classes(prompts: Sequence[str] | Mapping[str, str | Sequence[str]])
     """Returns the words of each class by its name.
 
     Args:
-        prompts: Names of classes, each of which is also the only word of its class, or the words of each class by its
-            name. A mapping has the same form as the setting `evaluation.classes`.
+        prompts: A list of names, each of which is also the only word of its class; or a mapping from names to words, in
+            the form of the setting `evaluation.classes`.
 
     Raises:
         ConfigError: If there is no class, if a class has no words, if a name is given twice, or if `prompts` is of
             another type.
     """
     if not prompts:
-        raise ConfigError("no class is given: give a list of names, or a mapping to words.")
+        raise ConfigError("no class is given: give a list of names, or a mapping from names to words.")
     if isinstance(prompts, str):
-        raise ConfigError(f"the classes are the single text {prompts!r}: give a list of names, or a mapping to words.")
+        raise ConfigError(
+            f"the classes are the single text {prompts!r}: give a list of names, or a mapping from names to words."
+        )
     if not isinstance(prompts, Mapping):
         if repeated := sorted(name for name in set(prompts) if list(prompts).count(name) > 1):
             raise ConfigError(f"the class {repeated[0]!r} is given twice.")
@@ -100,10 +102,10 @@ def prompts_of(templates: Sequence[str], classes: Mapping[str, Sequence[str]]) -
 def class_embeddings(
     embedder: Embedder, templates: Sequence[str], classes: Mapping[str, Sequence[str]]
 ) -> Float[Tensor, "templates embedding classes"]:
-    """Returns, for each template and class, the mean vector of the prompts with this template and a word of the class.
+    """Returns the mean vector of each template and class: over the prompts with the words of the class.
 
-    The means are not scaled to unit length. So the dot product of the unit vector of an image with such a mean is the
-    mean of the cosines of the image with these prompts.
+    The mean is not scaled to unit length. So its dot product with the unit vector of an image is the mean of the
+    cosines of the image with these prompts.
     """
     # The prompts of a class are embedded in one pass. `view` relies on the order in which `prompts_of` returns them.
     columns = [
@@ -116,7 +118,7 @@ def class_embeddings(
 def class_cosines(
     images: Float[Tensor, "images embedding"], classes: Float[Tensor, "templates embedding classes"]
 ) -> Float[Tensor, "images classes"]:
-    """Returns the mean cosine of each image with the prompts of each class; `class_embeddings` returns `classes`."""
+    """Returns the mean cosine of each image with the prompts of each class. `classes` comes from `class_embeddings`."""
     return (images @ classes).mean(0)
 
 

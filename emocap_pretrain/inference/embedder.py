@@ -1,4 +1,4 @@
-"""Computes the vectors of images and texts with a trained model, in one pass of a tower.
+"""Computes the vectors of one batch of images or texts with a trained model.
 
 The evaluation tasks use a model only through an `Embedder`. A task calls `Embedder.cropped` for each sample as soon as
 the sample is decoded. When a batch is complete, it computes the vectors with `Embedder.images` and `Embedder.texts`.
@@ -27,8 +27,8 @@ Crop: TypeAlias = UInt8[np.ndarray, "pixels pixels 3"]
 class Embedder:
     """Holds a trained model in evaluation mode, on any device, and its tokenizer.
 
-    All vectors are returned in float32 on the CPU, without an autograd graph. The last bits of a vector may depend on
-    the size of its batch. So the samples that a task embeds together must not depend on the number of ranks
+    All vectors are returned in float32 on the CPU, without an autograd graph. The size of a batch may change the last
+    bits of its vectors. So the samples that a task embeds together must not depend on the number of ranks
     (`Share.batches`).
 
     Example:
@@ -40,7 +40,7 @@ class Embedder:
     tokenizer: Tokenizer
 
     def cropped(self, sample: Sample) -> Sample:
-        """Returns the sample with the central square of its image, at the size that the image tower reads."""
+        """Returns the sample with the central square of its image, resized to the size that the tower reads."""
         return replace(sample, image=center_crop(sample.image, self.model.pixels))
 
     def images(self, samples: Sequence[Sample]) -> Float[Tensor, "samples embedding"]:
@@ -75,7 +75,7 @@ class Embedder:
             return self.model.embed_texts(tokens.to(self._device)).float().cpu()
 
     def sentences(self, texts: Sequence[str], length: int) -> Float[Tensor, "texts embedding"]:
-        """Returns the unit vectors of local sentences in the space of the patches, in one pass of the tower.
+        """Returns the unit vectors of local sentences, which are comparable with those of patches, in one pass.
 
         Each sentence is cut to `length` tokens.
         """

@@ -1,4 +1,4 @@
-"""Reads images of any source as the square crops that the image tower reads.
+"""Reads images from files, arrays or Pillow, and crops them to the squares that the image tower reads.
 
 An image is a file, an array or an image of Pillow. Files are decoded as training decodes them (`emocap_shards.decode`),
 and every image is cropped as an evaluation crops it (`center_crop`).
@@ -25,9 +25,9 @@ from emocap_pretrain.inference.embedder import Crop
 ImageSource: TypeAlias = str | os.PathLike[str] | np.ndarray[Any, Any] | Image.Image
 """A path, an array of 8-bit values [height, width, 3] (RGB) or [height, width] (grey), or an image of Pillow."""
 
-# The decoder limits the number of pixels (`MAX_PIXELS`). A file of that many pixels without compression is smaller.
+# The decoder limits the number of pixels (`MAX_PIXELS`). Even an uncompressed file with that many pixels is smaller.
 LARGEST_FILE_BYTES = 1 << 28
-READERS = 8  # Threads that read and decode files. The decoders release Python's lock.
+READERS = 8  # Threads that read and decode files. The decoders release Python's global interpreter lock.
 
 
 def crops(
@@ -37,21 +37,21 @@ def crops(
     ahead: int = 1,
     skip: Callable[[int, DataError], object] | None = None,
 ) -> Iterator[tuple[int, Crop]]:
-    """Yields the crop of each image, with the number of the image in `images`, counted from 0.
+    """Yields the crop of each image, with the position of the image in `images`, counted from 0.
 
     Threads read and decode files in advance. Arrays and images of Pillow are cropped in the calling thread, as soon as
-    they are taken from `images`. So the caller may use the same array for one image after another.
+    they are taken from `images`. So `images` may write one image after another into the same array.
 
     Args:
-        images: The images. They are taken in the calling thread, at most `ahead` of them in advance.
+        images: The images. They are taken in the calling thread.
         pixels: Side of the crops.
         ahead: Number of images that are taken before their crops are requested.
-        skip: Function that is called with the number of an image that cannot be read, and with the error. The image is
-            then left out. Without a function the error is raised.
+        skip: Called with the position of an image that cannot be read, and with the error. The image is then left out.
+            If `skip` is None, the error is raised.
 
     Raises:
-        DataError: If an image cannot be read and `skip` is None. The message names the file, or the number of the
-            image.
+        DataError: If an image cannot be read and `skip` is None. The message has the path of the file, or the position
+            of the image.
     """
 
     def taken() -> Iterator[tuple[int, ImageSource | Crop | DataError]]:
@@ -98,7 +98,7 @@ def pixels_of(image: ImageSource) -> UInt8[np.ndarray, "height width 3"]:
         return pillow_pixels(image)
     if isinstance(image, np.ndarray):  # pyright: ignore[reportUnnecessaryIsInstance] - users may pass anything
         return _colours(image)
-    raise ImageError(f"an image is a path, a numpy array or an image of Pillow, and not {type(image).__name__}")
+    raise ImageError(f"an image must be a path, a numpy array or an image of Pillow, not {type(image).__name__}")
 
 
 def _bytes(path: Path) -> bytes:
@@ -116,7 +116,7 @@ def _colours(array: "np.ndarray[Any, Any]") -> UInt8[np.ndarray, "height width 3
             f"the array is {array.dtype} of shape {list(array.shape)}: give uint8 values of shape [height, width, 3] "
             "or [height, width]"
         )
-    # torch takes no array with a negative stride, such as BGR values that were reversed to RGB.
+    # torch refuses an array with a negative stride, such as BGR values that were reversed to RGB.
     return np.repeat(array[:, :, None], 3, axis=2) if is_grey else np.ascontiguousarray(array)
 
 

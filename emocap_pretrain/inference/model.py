@@ -1,7 +1,7 @@
-"""Uses a trained model from Python: vectors of images and texts, classes by prompts, and maps of attention.
+"""Defines `EmotionModel`, the Python interface to a trained model: vectors, classification and attention maps.
 
-`load` returns an `EmotionModel`. `emocap_pretrain.load` calls it, and imports this module only then, because torch and
-the libraries of the towers take seconds to import. docs/python.md shows the use.
+`load` returns an `EmotionModel`. `emocap_pretrain.load` imports this module only when it is called, because torch and
+the libraries of the towers take seconds to import. docs/python.md has examples.
 """
 
 import math
@@ -46,11 +46,11 @@ Device = Literal["auto", "cpu", "cuda"]
 Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
 BATCH = 64
 ROUNDING = 1e-5
-"""Bound of the change of a number of a vector if the batch size changes. Measured: at most 9e-7 (docs/python.md)."""
+"""Largest change of any number of a vector if the batch size changes. Measured: at most 9e-7 (docs/python.md)."""
 
 
 class EmbeddedImages(NamedTuple):
-    """Holds the unit vectors of some images, and the numbers of these images in the input, counted from 0."""
+    """Holds the unit vectors of some images, and the positions of these images in the input, counted from 0."""
 
     numbers: list[int]
     vectors: Float[np.ndarray, "images embedding"]
@@ -63,7 +63,7 @@ class LocalAlignment:
     Attributes:
         sharpness: Inverse temperature of the softmax over the patches.
         length: Largest number of tokens of a sentence.
-        contrast: Patches in which no colour channel varies by this much are left out; None keeps all patches.
+        contrast: Patches in which no colour channel varies by at least this much are ignored; None keeps all patches.
         is_trained: Whether the model was trained to compare patches with sentences.
     """
 
@@ -82,7 +82,7 @@ class LocalAlignment:
         return cls(objective.sharpness, config.model.text.lengths.local, mask.contrast if mask else None)
 
     def kept(self, crops: Sequence[Crop], patches: int) -> Bool[Tensor, "crops patches"] | None:
-        """Returns which of the patches of each image are not left out; None if all patches are kept."""
+        """Returns True for each patch that takes part in the comparison; None if all patches do."""
         if self.contrast is None:
             return None
         channels = torch.from_numpy(np.stack([crop.transpose(2, 0, 1) for crop in crops]))
@@ -97,7 +97,7 @@ class LocalAlignment:
         """Returns how well each sentence fits each image: the mean cosine of the patches, weighted by the attention.
 
         These are the scores of the local loss with `scope=batch`, without the learned scale (docs/method.md, section
-        2). An image whose patches are all left out has the score 0 with every sentence.
+        2). An image has the score 0 with every sentence if `contrast` ignores all of its patches.
         """
         similarity = torch.einsum("ipd,nd->nip", patches, sentences)
         weights = pooling_weights(similarity, self.sharpness, self.kept(crops, patches.shape[1]))
@@ -106,12 +106,12 @@ class LocalAlignment:
 
 @dataclass(frozen=True, slots=True)
 class AttentionMap:
-    """Holds a map that shows which parts of an image a sentence is about.
+    """Shows which patches of an image a sentence is about.
 
     Attributes:
         image: The central square of the image, as the tower has read it. The map covers this square.
-        weights: The share of each patch in the score of the sentence, from top to bottom and from left to right. All
-            weights sum to 1, or to 0 if every patch has only one colour and the run leaves such patches out.
+        weights: The attention weight of each patch, in rows from top to bottom and columns from left to right. The
+            weights sum to 1, or to 0 if all patches are ignored (`LocalAlignment.contrast`).
         cosines: The cosine of each patch with the sentence. Unlike the weights, it can be compared between images and
             sentences.
     """
@@ -146,10 +146,10 @@ class EmotionModel:
     """
 
     def __init__(self, embedder: Embedder, *, local: LocalAlignment | None = None, step: int | None = None) -> None:
-        """Makes a model of towers and a tokenizer.
+        """Makes a model from towers and their tokenizer.
 
         Args:
-            embedder: The towers in evaluation mode, on the device that computes, and the tokenizer.
+            embedder: The towers, in evaluation mode on their device, and the tokenizer.
             local: How patches are compared with sentences; None for a model that was not trained to do so.
             step: The step of the checkpoint; None if there is none.
         """
@@ -161,7 +161,7 @@ class EmotionModel:
 
     @property
     def embedder(self) -> Embedder:
-        """Returns the towers and the tokenizer, for code that makes its batches itself."""
+        """Returns the towers and the tokenizer, for code that makes its own batches."""
         return self._embedder
 
     @property
@@ -171,7 +171,7 @@ class EmotionModel:
 
     @property
     def embedding_size(self) -> int:
-        """Returns the size of a vector."""
+        """Returns the number of values of a vector."""
         return self._embedder.model.to_text.out_features
 
     @property
@@ -186,11 +186,11 @@ class EmotionModel:
 
         Args:
             images: The images.
-            batch_size: Number of images of one pass of the tower. It changes the time and the memory, and the vectors
-                only by rounding: no number of a vector by more than `ROUNDING`.
+            batch_size: Number of images of one pass of the tower. It affects time and memory. It also affects the
+                rounding of the vectors, but changes no number of a vector by more than `ROUNDING`.
 
         Raises:
-            DataError: If an image cannot be read. The message names the file, or the number of the image.
+            DataError: If an image cannot be read. The message has the path of the file, or the position of the image.
         """
         found = [batch.vectors for batch in self.image_batches(images, batch_size=batch_size)]
         return self._joined(found)
@@ -207,8 +207,8 @@ class EmotionModel:
         Args:
             images: The images.
             batch_size: Number of images of one pass of the tower.
-            skip: Function that is called with the number of an image that cannot be read, and with the error. The image
-                is then left out, and the next one takes its place in the batch. Without a function the error is raised.
+            skip: Called with the position of an image that cannot be read, and with the error. The image is left out,
+                and the next one takes its place in the batch. If `skip` is None, the error is raised.
 
         Raises:
             DataError: If an image cannot be read and `skip` is None.
@@ -220,7 +220,7 @@ class EmotionModel:
             yield EmbeddedImages([number for number, _ in batch], vectors)
 
     def embed_texts(self, texts: Iterable[str], *, batch_size: int = BATCH) -> Float[np.ndarray, "texts embedding"]:
-        """Returns the unit vectors of texts, in the space of the vectors of images.
+        """Returns the unit vectors of texts, which are comparable with the vectors of images.
 
         A text is cut to the number of tokens of a global caption (`model.text.lengths.global` of the run).
 
@@ -229,7 +229,7 @@ class EmotionModel:
         """
         _check_batch_size(batch_size)
         if isinstance(texts, str):
-            raise DataError(f"embed_texts takes a list of texts, and not the single text {texts!r}: write [text].")
+            raise DataError(f"embed_texts takes a list of texts, but got the single text {texts!r}: write [text].")
         texts = [_text(number, text) for number, text in enumerate(texts)]
         with self._encoding:
             found = [
@@ -246,16 +246,16 @@ class EmotionModel:
         templates: Sequence[str] | None = None,
         batch_size: int = BATCH,
     ) -> Classification:
-        """Compares images with classes that are described in words.
+        """Classifies images by comparing them with prompts, as the task of `emocap evaluate` does.
 
-        Each word is put into each template, and the cosines of an image with all prompts of a class are averaged, as
-        the task of `emocap evaluate` does it.
+        A prompt is a template with a word of a class. The score of a class follows from the mean cosine of the image
+        with all prompts of the class.
 
         Args:
             images: The images.
-            prompts: The names of the classes, such as `["happiness", "fear"]`. If other words describe the classes, a
-                mapping from names to a word or to several words, such as `{"happiness": ["joy", "delight"]}`.
-            templates: Texts with `{}`, which each word replaces. By default these are the defaults of the setting
+            prompts: The names of the classes, such as `["happiness", "fear"]`; or a mapping from each name to the words
+                that describe the class, such as `{"happiness": ["joy", "delight"]}`.
+            templates: Texts in which each word replaces `{}`. None takes the default of the setting
                 `evaluation.templates`. If the words are whole sentences, give `["{}"]`.
             batch_size: Number of images of one pass of the tower.
 
@@ -274,9 +274,9 @@ class EmotionModel:
         return Classification.of(tuple(classes), class_cosines(vectors, columns), self._embedder.model.scale)
 
     def attention(self, image: ImageSource, sentence: str) -> AttentionMap:
-        """Returns the map that shows which patches of an image a sentence is about, such as "the brows are raised".
+        """Returns an attention map: which patches of an image a sentence such as "the brows are raised" is about.
 
-        These are the weights by which the local loss pools the patches with `scope=batch` (docs/method.md, section 2).
+        The local loss with `scope=batch` pools the patches by these weights (docs/method.md, section 2).
 
         Raises:
             ConfigError: If the run was trained without the local part of captions, or if the patches of the tower are
@@ -284,7 +284,7 @@ class EmotionModel:
             DataError: If the image cannot be read, or `sentence` is not a text.
         """
         if self._local is None:
-            raise ConfigError("the model has not learned to compare patches with sentences (objective.local=0).")
+            raise ConfigError("the model was trained without local sentences (objective.local=0).")
         ((_, crop),) = crops([image], self.pixels)
         patches = self._embedder.patches([crop])
         with self._encoding:
@@ -314,7 +314,7 @@ def load(
         name = str(Path(name).expanduser())
     if is_foreign(name) and not portable.is_portable(name):
         if step is not None or weights is not None:
-            raise ConfigError(f"source={name}: step and weights choose among the checkpoints of a run; leave them out.")
+            raise ConfigError(f"source={name}: step and weights choose a checkpoint of a run: leave them out.")
         return _foreign(name, place, activation)
     restored = _restored(name, step, weights)
     embedder = Embedder(restored.model.to(place), restored.tokenizer)
@@ -329,13 +329,15 @@ def _restored(name: str, step: int | None, weights: Weights | None) -> Restored:
     if "://" in name or not portable.is_portable(name):
         return restore(name, step=step, weights=weights)
     if step is not None or weights is not None:
-        raise ConfigError(f"{name} is an export, which has one step and one kind of weights: leave both out.")
+        raise ConfigError(
+            f"{name} is an export, which has only one step and one kind of weights: leave out step and weights."
+        )
     return portable.read(name)
 
 
 def _foreign(name: str, place: str, activation: Activation | None) -> EmotionModel:
     found = load_source(name, key="source", activation=activation)
-    # The projections of patches and sentences are those of images and texts, so both can be compared.
+    # The projections of patches and sentences are copies of those of images and texts, so both can be compared.
     sharpness = ObjectiveConfig.model_validate({}).sharpness
     local = LocalAlignment(sharpness, found.settings.text.lengths.local, is_trained=False)
     return EmotionModel(Embedder(found.model.to(place), found.tokenizer), local=local)
@@ -345,7 +347,7 @@ def _device(wanted: Device) -> str:
     if wanted not in {"auto", "cpu", "cuda"}:
         raise ConfigError(f"device={wanted!r}: give auto, cpu or cuda.")
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device=cuda: there is no GPU on this host; leave the device out, or give cpu.")
+        raise ConfigError("device=cuda: there is no GPU on this host; leave out the device, or give cpu.")
     return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
 
 
@@ -355,21 +357,22 @@ def _check_batch_size(batch_size: int) -> None:
 
 
 def _several(images: Iterable[ImageSource]) -> Iterable[ImageSource]:
-    """Returns the images after a check that they are several and not one, whose rows or letters would be taken as
-    images.
+    """Returns the images, after a check that they are not a single image.
+
+    A single array or path is iterable too: its rows or letters would be taken for images.
 
     Raises:
         DataError: If `images` is a single image.
     """
     is_array = isinstance(images, np.ndarray) and (images.ndim < 3 or (images.ndim == 3 and images.shape[2] == 3))
     if is_array or isinstance(images, str | os.PathLike | Image.Image):
-        raise DataError(f"images must be a list, and not a single {type(images).__name__}: write [image].")
+        raise DataError(f"images must be a list, but got a single {type(images).__name__}: write [image].")
     return images
 
 
 def _text(number: int, text: object) -> str:
     if not isinstance(text, str):
-        raise DataError(f"text {number} is not a text, but of the type {type(text).__name__}.")
+        raise DataError(f"text {number} has the type {type(text).__name__} instead of str.")
     return text
 
 

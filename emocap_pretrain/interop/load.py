@@ -94,7 +94,7 @@ def load_source(name: str, *, key: str, activation: str | None = None) -> Loaded
     Args:
         name: A folder, a file or a name on the hub, as for `model.from`.
         key: What error messages call the name.
-        activation: The activation for a file that does not say which one is right.
+        activation: The activation for a file that does not contain it.
 
     Raises:
         ConfigError: If there are no weights that this project can read, or if they do not fit the config beside them.

@@ -86,7 +86,7 @@ def open_source(name: str, *, activation: str | None = None, key: str = KEY) -> 
 
     Args:
         name: The value of `model.from`.
-        activation: The activation that the user gives for a file that does not say which one is right.
+        activation: The activation that the user gives for a file that does not contain it.
         key: What error messages call the name; usually the setting.
 
     Raises:

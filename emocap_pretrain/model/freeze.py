@@ -1,7 +1,7 @@
 """Freezes parts of a `TowerPair`, so that they keep the values with which training begins.
 
-A frozen parameter gets no gradient and no state of the optimizer. Checkpoints contain it like all other weights. If the
-first blocks of a tower are frozen, autograd keeps no activations of them, because no gradient has to pass through them.
+A frozen parameter has neither a gradient nor optimizer state. Checkpoints contain it like all other weights. If the
+first blocks of a tower are frozen, autograd keeps none of their activations, because no gradient passes through them.
 A tower whose parameters are all frozen also runs without dropout (`TowerPair.train`).
 """
 
@@ -26,7 +26,7 @@ def freeze_towers(image: ImageTower, text: TextTower, settings: ModelConfig) -> 
 
 
 def is_frozen(module: nn.Module) -> bool:
-    """Returns whether no parameter of the module is trained."""
+    """Returns whether all parameters of the module are frozen."""
     return not any(parameter.requires_grad for parameter in module.parameters())
 
 

@@ -1,11 +1,11 @@
 """Adds LoRA adapters to the linear layers of a tower with peft, and merges them into the weights of these layers.
 
-LoRA (Hu et al. 2022) leaves a weight W of d x k numbers as it is, and trains a matrix A of r x k and a matrix B of
-d x r numbers, so that the layer computes W x + (alpha / r) B A x. B begins at zero, so the tower begins as it was.
+LoRA (Hu et al. 2022) freezes a weight W [d, k], and trains a matrix A [r, k] and a matrix B [d, r], so that the layer
+computes W x + (alpha / r) B A x. B begins at zero, so the tower at first computes the same as without adapters.
 
-peft replaces a linear layer by a module that contains the layer as `base_layer`. The state dict does not show this: the
+peft replaces a linear layer by a module that contains the layer as `base_layer`. Hooks hide this in the state dict: the
 weights of the layer keep their names, and those of the adapter are added as `lora_A.default.weight` and
-`lora_B.default.weight`. So a checkpoint has the names of the tower without adapters, and more names beside them.
+`lora_B.default.weight`. So a checkpoint has all names of the tower without adapters, and the names of the adapters.
 
 peft is imported inside of functions, because the import takes a second and most runs have no adapters.
 """
@@ -19,8 +19,8 @@ from emocap_pretrain.config.model import LoraConfig
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.model.weights import listed
 
-# The linear layers of attention and of the layers between attentions, as timm and transformers name them: a name that
-# ends in one of these gets an adapter.
+# Names of the linear layers of attentions and MLPs in timm and transformers. By default, a layer whose name ends in one
+# of these gets an adapter.
 _TARGETS = (
     *("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "mlp.fc1_g", "mlp.fc1_x", "mlp.w1", "mlp.w2", "mlp.w3"),
     *("q_proj", "k_proj", "v_proj", "out_proj"),
@@ -41,7 +41,8 @@ def add_adapters(tower: nn.Module, settings: LoraConfig | None, key: str) -> Non
         key: The dotted key of the settings, for messages.
 
     Raises:
-        ConfigError: If no layer matches one of the targets.
+        ConfigError: If a target of the settings matches no layer, or if there are no targets in the settings and no
+            layer has one of the usual names.
     """
     if settings is None:
         return
@@ -67,8 +68,8 @@ def is_of_adapter(name: str) -> bool:
 def merge_adapters(model: nn.Module) -> None:
     """Adds (alpha / r) B A to the weights of each adapted layer, and removes the adapters.
 
-    Afterwards the model has the modules and names of a model that never had adapters, and computes the same vectors up
-    to rounding. It must not be divided by ZeRO stage 3.
+    Afterwards the model has the modules and names of a model without adapters, and computes the same vectors as before,
+    up to rounding. Its weights must not be sharded by ZeRO stage 3.
     """
     from peft.tuners.lora import LoraLayer
 
@@ -83,8 +84,9 @@ def merge_adapters(model: nn.Module) -> None:
 def _is_called(tower: nn.Module, name: str) -> bool:
     """Returns whether the result of the tower depends on a call of this linear layer.
 
-    An adapter works only if its layer is called. timm's attentions with a `q_bias` (BEiT, Swin 2) and torch's own
-    attention read the weights of their layers instead. The pooler of a transformers encoder is called, but unused.
+    An adapter takes effect only if its layer is called. timm's attentions with a `q_bias` (BEiT, Swin 2) and torch's
+    `MultiheadAttention` read the weights of their layers and do not call them. The pooler of an encoder of transformers
+    is called, but its result is not used.
     """
     parent, _, child = name.rpartition(".")
     attention = tower.get_submodule(parent)
@@ -95,7 +97,7 @@ def _is_called(tower: nn.Module, name: str) -> bool:
 
 
 def _chosen(layers: Iterable[str], settings: LoraConfig, key: str) -> list[str]:
-    """Returns the names of the layers that end in a target, sorted, so that all ranks adapt them in the same order."""
+    """Returns the names of the layers that get an adapter, sorted, so that the order is the same on all ranks."""
     ordered = sorted(layers)
     for target in settings.targets or ():
         if not any(_ends_in(name, target) for name in ordered):
@@ -108,7 +110,7 @@ def _chosen(layers: Iterable[str], settings: LoraConfig, key: str) -> list[str]:
 
 
 def _known(layers: Iterable[str], key: str) -> str:
-    """Returns what the user can do: choose among the ends of the names of layers, without the numbers of blocks."""
+    """Returns advice for an error message: the ends of the layers' names, or `freeze` if there are no linear layers."""
     ends = dict.fromkeys(".".join(_without_numbers(name)) for name in layers)
     return f"its layers end in {listed(ends)}." if ends else f"set {key.removesuffix('lora')}freeze instead."
 

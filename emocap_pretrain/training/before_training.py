@@ -2,13 +2,12 @@
 
     <run>/before_training.json    the results at step 0, and the evaluation settings that led to them
 
-The model is evaluated exactly as at the end of the run: a checkpoint of step 0 is saved, and all ranks evaluate the
-model that is restored from it. So the model that trains is not touched, under any stage of ZeRO. Training is equal to
-the bit with and without this evaluation, because all its random numbers are functions of the seed, the step and the
-sample (decision 2).
+The model is evaluated as at the end of the run: a checkpoint of step 0 is saved, and all ranks evaluate the model that
+is restored from it. So the evaluation does not touch the model that is trained, at any stage of ZeRO. It changes no bit
+of the training, because all random numbers are functions of the seed, the step and the sample (decision 2).
 
-If the run ends before `before_training.json` is written, the next attempt resumes from the checkpoint of step 0 and
-evaluates it again. Once the file exists, no attempt evaluates step 0 again, unless the evaluation settings change.
+If an attempt ends before `before_training.json` is written, the next attempt resumes from the checkpoint of step 0 and
+evaluates it again. Once the file exists, step 0 is evaluated again only if the evaluation settings change.
 """
 
 import logging
@@ -33,9 +32,9 @@ log = logging.getLogger(__name__)
 
 
 def evaluate_first_weights(session: Session, everyone: RankGroup) -> None:
-    """Evaluates the checkpoint of step 0, unless the run has its results, and tracks them. This is a collective.
+    """Evaluates the checkpoint of step 0, unless its results are stored, and tracks the results. This is a collective.
 
-    The checkpoint must be committed. Results that are tracked twice count once in the tracker.
+    The checkpoint must be committed. If an attempt tracks the same results again, the tracker keeps them once.
     """
     config = session.config
     results = results_before_training(config, session.store, everyone, session.world.device)
@@ -46,9 +45,9 @@ def evaluate_first_weights(session: Session, everyone: RankGroup) -> None:
 def results_before_training(config: Config, store: Store, everyone: RankGroup, device: str) -> Results:
     """Returns the results at step 0 for the current evaluation settings, on every rank. This is a collective.
 
-    The stored results are returned if they belong to these settings. Otherwise the checkpoint of step 0 is evaluated,
-    and the new results are stored. The results are empty if the settings ask for none, or if there are no stored
-    results and the run does not have a checkpoint of step 0 any more.
+    Stored results are returned if they belong to these settings. Otherwise the checkpoint of step 0 is evaluated, and
+    the new results are stored. The results are empty if the settings do not ask for this evaluation, or if nothing is
+    stored for these settings and the checkpoint of step 0 does not exist any more.
     """
     if not config.evaluates_before_training:
         return ()
@@ -66,7 +65,7 @@ def results_before_training(config: Config, store: Store, everyone: RankGroup, d
 
 
 def _known(config: Config, store: Store) -> Results | None:
-    """Returns the stored results; () if there cannot be any; None if the checkpoint of step 0 must be evaluated."""
+    """Returns the stored results; None if step 0 must be evaluated; () if its checkpoint does not exist for that."""
     found = storage.read(store, BEFORE_TRAINING_FILE, BEFORE_TRAINING)
     if isinstance(found, Unreadable):
         log.warning("%s: step 0 is evaluated again if its checkpoint still exists", found)
@@ -74,5 +73,5 @@ def _known(config: Config, store: Store) -> Results | None:
         return found.results
     if read_checkpoint(store, 0):
         return None
-    log.info("the report has no results from before training: the run has no checkpoint of step 0")
+    log.info("the report will have no results from before training, because the run has no checkpoint of step 0")
     return ()

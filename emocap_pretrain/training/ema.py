@@ -1,10 +1,11 @@
 """Defines the moving average of the weights (EMA) as one more state of the optimizer.
 
-`with_average` adds the average to an `OptimizerSpec`. It is a state per element, as a moment of Adam is. So ZeRO shards
-it, checkpoints store it, a run resumes it on any number of ranks, and the estimate of memory counts it, without code
-for the average in those places (decision 33). The engine calls `update` after each update of the weights.
+`with_average` adds the average to an `OptimizerSpec`, as a state with one number per element, like a moment of Adam. So
+the code that shards, stores, resumes and counts states of the optimizer also handles the average (decision 33). The
+engine calls `update` after each update of the weights.
 
-`AveragedModel` is a whole model with these averages as its weights. Only a run that mines by its vectors has one.
+`AveragedModel` is a whole model with these averages as its weights. Only a run that mines with vectors of the averaged
+model has one.
 
 Only trained parameters have an average. Buffers and frozen parameters do not change, so their own values are used.
 """
@@ -24,14 +25,14 @@ from emocap_pretrain.model.pair import Embeddings, TowerPair
 from emocap_pretrain.training.optimizer import OptimizerSpec, State
 from emocap_pretrain.training.representation_cache import Cached
 
-UPDATES = "ema_updates"  # The state that counts the updates of the weights that the average contains.
+UPDATES = "ema_updates"  # The state that counts the updates of the weights since the average began.
 
 
 def with_average(spec: OptimizerSpec, settings: EmaConfig | None) -> OptimizerSpec:
     """Returns the spec with the average among its states; the same spec if `settings` is None.
 
-    The average of a tensor begins with the values of the tensor. So the states must be created before the first update
-    of the weights.
+    The average of a tensor begins with the present values of the tensor. So the states must be created before the first
+    update of the weights.
     """
     if settings is None:
         return spec
@@ -43,25 +44,26 @@ def with_average(spec: OptimizerSpec, settings: EmaConfig | None) -> OptimizerSp
 
 
 def decay(settings: EmaConfig, updates: int) -> float:
-    """Returns the share of the average that the next update keeps, after `updates` earlier updates.
+    """Returns the decay of the next update of the average: the share of the old average that it keeps.
 
-    During the warm-up it is (1 + n) / (10 + n) after n updates, so the average soon forgets the weights of the start.
+    With a warm-up, the decay is at most (1 + n) / (10 + n) after `updates` = n earlier updates, so that the average
+    quickly forgets the weights with which training began.
     """
     return min(settings.decay, (1 + updates) / (10 + updates)) if settings.warmup else settings.decay
 
 
 @torch.no_grad()
 def update(tensors: Sequence[tuple[Tensor, State]], settings: EmaConfig) -> float:
-    """Moves each average towards the present weights. The caller has just updated the weights.
+    """Updates each average with the present weights. It must be called after every update of the weights.
 
-    The average of an element depends on this element alone. So it does not depend on how ZeRO divides the weights.
+    The average of an element depends on this element alone. So it does not depend on how ZeRO shards the weights.
 
     Args:
         tensors: Each tensor that the optimizer updates, with its state.
         settings: The settings of the average.
 
     Returns:
-        The share of the average that was kept.
+        The decay that was applied.
     """
     averages = [state[AVERAGE] for _, state in tensors]
     kept = decay(settings, int(tensors[0][1][UPDATES]))
@@ -74,27 +76,27 @@ def update(tensors: Sequence[tuple[Tensor, State]], settings: EmaConfig) -> floa
 class AveragedModel:
     """Encodes batches with the moving average of the weights, so that mining can use its vectors.
 
-    Every rank holds the whole model. It follows the average by the same update as the optimizer's state, from the whole
-    weights that each rank has at stages 0 to 2 of ZeRO. So it needs no communication, and its weights equal the average
-    to the bit. Dropout and patch dropout are off.
+    Every rank holds the whole averaged model, and updates it in the same way as the state of the optimizer. It needs no
+    communication for this, because each rank has all weights of the model at stages 0 to 2 of ZeRO. The weights of this
+    model equal the average in every bit. Dropout and patch dropout are off.
     """
 
     def __init__(self, model: TowerPair, *, passes: int) -> None:
         """Copies a model.
 
         Args:
-            model: The model, before DeepSpeed has it. Its weights do not matter, because `load` replaces them.
-            passes: Number of passes in which the rows of a rank are encoded.
+            model: The model, before it is passed to DeepSpeed. Its weights do not matter, because `load` replaces them.
+            passes: Number of passes in which a rank encodes its rows.
         """
         self._model = copy.deepcopy(model).requires_grad_(False).eval()
         self._passes = passes
 
     def __call__(self, batch: Batch) -> Embeddings:
-        """Returns the embeddings of this rank's rows, without a graph. It is not a collective."""
+        """Returns the embeddings of this rank's rows, without an autograd graph. This is not a collective."""
         return Cached.of(batch, self._passes, lambda _, part: self._model(part)).embeddings
 
     def load(self, model: nn.Module, averages: Iterable[tuple[str, Tensor]]) -> None:
-        """Takes the buffers and frozen parameters of the trained model, and the averages of the trained parameters.
+        """Copies the buffers and frozen parameters of the trained model, and the averages of the trained parameters.
 
         `averages` yields the name and the flat average of each trained parameter.
         """
@@ -105,7 +107,7 @@ class AveragedModel:
 
     @torch.no_grad()
     def follow(self, model: nn.Module, kept: float) -> None:
-        """Moves the average towards the weights of the trained model; `kept` is the result of `update`."""
+        """Updates the average with the weights of the trained model; `kept` is the decay that `update` has returned."""
         trained = {name for name, each in model.named_parameters() if each.requires_grad}
         averages, weights = (
             tuple(each for name, each in which.named_parameters() if name in trained) for which in (self._model, model)

@@ -181,9 +181,9 @@ def test_a_single_image_or_text_in_place_of_a_list_is_refused(model, single):
         model.embed_images(single)
     with pytest.raises(DataError, match=r"write \[text\]"):
         model.embed_texts("a face")
-    with pytest.raises(DataError, match="text 1 is not a text, but of the type NoneType"):
+    with pytest.raises(DataError, match="text 1 has the type NoneType instead of str"):
         model.embed_texts(["a face", None])
-    with pytest.raises(DataError, match="text 0 is not a text, but of the type list"):
+    with pytest.raises(DataError, match="text 0 has the type list instead of str"):
         model.attention(a_picture(), ["a face"])
     with pytest.raises(ConfigError, match="must be at least 1"):
         model.embed_images([], batch_size=0)
