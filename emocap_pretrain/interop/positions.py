@@ -6,7 +6,7 @@ from torch.nn import functional
 
 KEPT = 20
 """Number of text positions that do not change when the others are stretched. Few captions of CLIP's data were longer,
-so only these positions are well trained (Long-CLIP, arXiv 2403.15378)."""
+so only these are well trained (Long-CLIP, arXiv 2403.15378)."""
 
 
 def resized_grid(

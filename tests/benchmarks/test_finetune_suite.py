@@ -1,4 +1,4 @@
-"""Tests that the suite of fine-tuning trains, scores the test split once, and continues where it was interrupted."""
+"""Tests that the suite `finetune` trains, scores the split `test` once, and resumes an interrupted comparison."""
 
 import json
 from collections.abc import Callable
@@ -33,14 +33,14 @@ def test_the_regularization_of_a_probe_is_chosen_on_valid_and_scored_on_test() -
     recalls, strength = scores.probe(split(0.1), split(0.1), split(0.1))
     assert recalls.war > 0.95
     assert strength in scores.CHOICES
-    # A probe that fails on test shows that valid alone decides.
+    # The chosen probe is bad on the split test, which shows that the split valid alone decides.
     reverse = scores.Features(split(0.1).values, [*labels[1:], labels[0]])
     assert scores.probe(split(0.1), split(0.1), reverse)[0].war < 0.05
 
 
 @pytest.fixture
 def options(tmp_path: Path, new_mlflow: Callable[[Path], str]) -> list[str]:
-    """Returns the options of a comparison of one tiny recipe whose speed is known already."""
+    """Returns the options of a comparison of one tiny recipe, whose speed is already stored."""
     for name in ("train", "valid", "test"):
         write_shards(records(24, pixels=32), str(tmp_path / "data" / name), samples_per_shard=12)
     recipe = tmp_path / "small.yaml"

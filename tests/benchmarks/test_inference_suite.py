@@ -1,4 +1,4 @@
-"""Tests that the suite of the use of a trained model measures and records what it says, with tiny towers."""
+"""Tests with tiny towers that the suite `inference` records each measurement."""
 
 import sys
 from pathlib import Path

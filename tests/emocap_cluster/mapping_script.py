@@ -1,6 +1,6 @@
-"""Maps functions over items on a Ray of its own, and prints one JSON line for each case.
+"""Maps functions over items on a Ray cluster of its own, and prints one JSON line for each case.
 
-It is a separate process, because Ray does not clean up its state. `mapping_script.py FOLDER`.
+It is started as `mapping_script.py FOLDER`, in a separate process, because Ray leaves state in its process.
 """
 
 import json
@@ -18,7 +18,7 @@ FOLDER = sys.argv[1]
 
 
 def start() -> Callable[[int], tuple[int, str, str]]:
-    """Returns a function that kills the process of its worker at item 3 once, and raises an error at item 99."""
+    """Returns a function that kills its process at the first call with item 3, and raises an error for item 99."""
     Path(FOLDER, f"started-{os.getpid()}").touch()
 
     def act(item: int) -> tuple[int, str, str]:

@@ -1,4 +1,4 @@
-"""Tests the division of a cluster among workers, and a real Ray whose workers die or raise errors."""
+"""Tests how a cluster is divided among workers, and a real Ray cluster whose workers die or raise errors."""
 
 import json
 import os

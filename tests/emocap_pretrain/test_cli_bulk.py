@@ -1,4 +1,4 @@
-"""Tests `emocap embed` and `emocap predict` as a user starts them, also when they are killed."""
+"""Tests the commands `emocap embed` and `emocap predict`, also when they are killed."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Tests `emocap embed --ray` on a real Ray of this host, whose driver is killed; the rest is computed without Ray."""
+"""Tests `emocap embed --ray` on a real Ray cluster: its driver is killed, and a command without Ray resumes."""
 
 import os
 import signal

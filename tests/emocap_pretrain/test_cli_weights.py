@@ -1,4 +1,4 @@
-"""Tests which weights of a run are evaluated: those of the last step, their average, or an interpolation."""
+"""Tests that a run is evaluated with the weights of its last step, their average, or an interpolation."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ from emocap_pretrain.training.loop import pretrain
 
 @pytest.fixture(scope="module")
 def run(tiny: Callable[[Path], Config], tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """A finished run of three steps that keeps its start, and an average that is far from the weights."""
+    """Returns the config of a finished run, with a checkpoint of step 0 and an average far from the weights."""
     config = changed(
         tiny(tmp_path_factory.mktemp("weights")),
         steps=3,

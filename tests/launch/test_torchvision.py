@@ -1,4 +1,4 @@
-"""Tests that the libraries that need torchvision can be imported by any process of an environment of setup.sh."""
+"""Tests that every process of an environment of setup.sh can import the libraries that need torchvision."""
 
 import os
 import subprocess
@@ -15,8 +15,8 @@ SETUP = ("requirements.lock", "pyproject.toml", "launch/setup.sh")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Returns the interpreter of an environment that setup.sh has made, with a fake pip.
 
-    Instead of an installation, a .pth file with the name of hatch's file lists the folders of this checkout and of the
-    packages that are installed here.
+    Nothing is installed. A .pth file, with the name that hatch gives to its file, lists the folders of this checkout
+    and of the packages that are installed here.
     """
     folder = tmp_path_factory.mktemp("checkout")
     for name in SETUP:

@@ -1,4 +1,4 @@
-"""A scorer without a model, and files to read, for the tests of many images."""
+"""Provides a scorer without a model, and files to read, for the tests of `bulk`."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from emocap_pretrain.bulk.scorers import ModelSource, vector_field
 
 @dataclass
 class FakeScorer:
-    """The vector of an image is its mean colour and the size of its batch."""
+    """Computes vectors without a model: the mean colour of an image, and the size of its batch."""
 
     pixels: int = 8
     batches: list[int] = field(default_factory=list)

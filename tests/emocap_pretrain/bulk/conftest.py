@@ -13,7 +13,7 @@ WORDS = ["a clearly happy face", "the brows are drawn together", "a neutral face
 
 @pytest.fixture(scope="session")
 def run_url(tiny, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Returns the folder of a run with a checkpoint of step 1 with random weights."""
+    """Returns the folder of a run whose checkpoint of step 1 has random weights."""
     return _forged(tiny(tmp_path_factory.mktemp("bulk")))
 
 

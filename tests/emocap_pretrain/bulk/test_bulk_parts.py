@@ -1,4 +1,4 @@
-"""Tests the plan of parts as a pure function."""
+"""Tests how items are divided into parts."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""Tests the inputs: what they list, under which names, and what becomes of unreadable images."""
+"""Tests the inputs: which items they list, under which names, and how they treat unreadable images."""
 
 import os
 import pickle

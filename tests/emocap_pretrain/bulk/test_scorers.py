@@ -1,4 +1,4 @@
-"""Tests the vectors and scores of rows with a real checkpoint of tiny towers."""
+"""Tests the vectors and scores of images, with a real checkpoint of tiny towers."""
 
 from dataclasses import replace
 

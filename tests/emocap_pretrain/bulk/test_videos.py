@@ -1,4 +1,4 @@
-"""Tests the reading of videos with files that FFmpeg has written."""
+"""Tests how videos are read, with files that FFmpeg has written."""
 
 from pathlib import Path
 

@@ -11,7 +11,7 @@ WORDS = ["a clearly happy face", "the brows are drawn together", "a neutral face
 
 @pytest.fixture
 def run(tiny_config: Config) -> Config:
-    """Returns the config of a run whose folder has a checkpoint of step 1 with random weights."""
+    """Returns the config of a run whose checkpoint of step 1 has random weights."""
     forged(tiny_config, Tokenizer.trained_on(WORDS, 320))
     return tiny_config
 

@@ -1,4 +1,4 @@
-"""Tests the bound of the rounding by which vectors depend on the batch size (docs/python.md)."""
+"""Tests that the batch size changes vectors by at most the bound that docs/python.md states."""
 
 import numpy as np
 import pytest
@@ -53,5 +53,5 @@ def test_the_batch_size_changes_vectors_by_less_than_the_stated_bound(image, tex
     for embed, inputs in ((model.embed_images, pictures), (model.embed_texts, texts)):
         alone, *others = (embed(inputs, batch_size=size) for size in SIZES)
         assert max(np.abs(alone - each).max() for each in others) < ROUNDING
-        # Vectors of different inputs differ by far more, so the comparison means something.
+        # Vectors of different inputs differ by far more, so the comparison would notice mixed-up rows.
         assert np.abs(alone - alone[[1, *range(63)]]).max() > 100 * ROUNDING

@@ -1,4 +1,4 @@
-"""Tests that `import emocap_pretrain` is cheap: it is executed at each start of a command and of a rank."""
+"""Tests that `import emocap_pretrain` is fast, because each start of a command and of a rank executes it."""
 
 import subprocess
 import sys

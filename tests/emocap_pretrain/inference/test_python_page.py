@@ -1,4 +1,4 @@
-"""Tests docs/python.md: its code is executed from top to bottom, with a run and pictures of the names that it uses."""
+"""Tests docs/python.md: its code is executed from top to bottom, with a run and images under the names that it uses."""
 
 import re
 from pathlib import Path

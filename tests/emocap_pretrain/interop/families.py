@@ -1,7 +1,7 @@
-"""Writes small models with random weights as open_clip and transformers publish theirs, for the tests of `model.from`.
+"""Writes small models with random weights in the formats of open_clip and transformers, for the tests of `model.from`.
 
-`FAMILIES` has one function for each way in which models are published. It writes a model into a folder and returns a
-`Foreign`, which computes the vectors of the written model with the library that has written it.
+`FAMILIES` has one function for each format. It writes a model into a folder and returns a `Foreign`, which computes the
+vectors of this model with the library that has written it.
 """
 
 import importlib
@@ -65,16 +65,16 @@ HF_TEXT = {
 
 @dataclass(frozen=True, kw_only=True)
 class Foreign:
-    """A written model, and what its own library computes with it.
+    """Holds a written model, and the functions by which its own library computes its vectors.
 
     Attributes:
-        path: What `model.from` names.
-        image: Returns the pooled vectors and those of the patches for normalized images.
-        text: Returns the vectors of token ids, which are padded with `pad` to all positions.
+        path: The value of `model.from`.
+        image: Computes the pooled vectors and the vectors of the patches from normalized images.
+        text: Computes the vectors of token ids, which are padded with `pad` to all positions.
         statistics: Mean and standard deviation with which images are normalized.
         scale: The logarithm of the learned scale.
         bias: The learned bias; None if there is none.
-        activation: What the user says about a file that does not say it.
+        activation: The setting that the user must add for a file that does not contain the activation.
         at: Returns the same model for images of another size; None if the library cannot resize the embeddings.
         pixels: Side of the images of the model.
         positions: Number of tokens that the text tower reads.
@@ -93,7 +93,7 @@ class Foreign:
     at: Callable[[int], "Foreign"] | None = field(default=None, repr=False)
 
     def images(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the pooled vectors and those of the patches for images with values of 8 bits."""
+        """Returns the pooled vectors and the vectors of the patches of 8-bit images."""
         mean, std = (torch.tensor(each).view(1, 3, 1, 1) for each in self.statistics)
         return self.image((values / 255 - mean) / std)
 
@@ -103,7 +103,7 @@ class Foreign:
 
 
 def spread(model: Any, seed: int = 0) -> Any:
-    """Draws weights that are large enough to show a wrong activation or a wrong norm."""
+    """Draws random weights, large enough that a wrong activation or a wrong norm changes the vectors visibly."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         if name in ("logit_scale", "logit_bias"):
@@ -157,7 +157,7 @@ def _of_open_clip(path: Path, config: dict[str, Any], model: Any, **facts: Any) 
 
 
 def _config(**changes: Any) -> dict[str, Any]:
-    """Returns a config of open_clip. Entries of the form `vision__KEY` and `text__KEY` change both towers."""
+    """Returns a config of open_clip. Arguments `vision__KEY` and `text__KEY` change the sections of the two towers."""
     config: dict[str, Any] = {"embed_dim": 20, "vision_cfg": dict(VISION), "text_cfg": dict(TEXT)}
     for key, value in changes.items():
         section, _, name = key.rpartition("__")
@@ -166,7 +166,7 @@ def _config(**changes: Any) -> dict[str, Any]:
 
 
 def _bare(folder: Path, *, quick_gelu: bool) -> Foreign:
-    """A checkpoint of open_clip's training program. It does not tell the activation, nor a head width other than 64."""
+    """Writes a checkpoint as open_clip's training does. It contains neither the activation nor the width of a head."""
     config = _config(quick_gelu=quick_gelu, vision__width=64, vision__head_width=64, text__width=64, text__heads=1)
     model = _clip(config)
     wrapped = {f"module.{name}": tensor for name, tensor in model.state_dict().items()}
@@ -176,7 +176,7 @@ def _bare(folder: Path, *, quick_gelu: bool) -> Foreign:
 
 
 def _openai(folder: Path, *, form: str) -> Foreign:
-    """OpenAI's own forms: half precision, QuickGELU, and three numbers of the architecture among the tensors."""
+    """Writes a file as OpenAI does: in half precision, with QuickGELU, and with three sizes stored as tensors."""
     config = _config(quick_gelu=True, vision__head_width=64, text__width=64, text__heads=1)
     model = _clip(config).half()  # The numbers are those that the file can hold.
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -196,7 +196,7 @@ OPENAI_SIZES = {"input_resolution": 24, "context_length": POSITIONS, "vocab_size
 
 
 def save_program(model: Any, path: Path) -> None:
-    """Writes a TorchScript archive as OpenAI has published its models."""
+    """Writes a TorchScript archive, the form in which OpenAI has published its models."""
     for name, size in OPENAI_SIZES.items():
         if hasattr(model, name):
             delattr(model, name)
@@ -212,7 +212,7 @@ def save_program(model: Any, path: Path) -> None:
 
 
 def _long_clip(folder: Path) -> Foreign:
-    """Long-CLIP adds one table for the first 20 positions and another one for the later positions."""
+    """Writes a file of Long-CLIP, which has one table for the first 20 positions and another one for the later ones."""
     kept = 20
     config = _config(quick_gelu=True, vision__head_width=64, text__width=64, text__heads=1, text__context_length=30)
     model = _clip(config)
@@ -226,7 +226,7 @@ def _long_clip(folder: Path) -> Foreign:
 
 
 def _hub_folder(folder: Path, **changes: Any) -> Foreign:
-    """A folder as open_clip's push_to_hf_hub writes it: weights, config and statistics of the images."""
+    """Writes a folder as open_clip's push_to_hf_hub does, with weights, config, and mean and std of the images."""
     config = _config(**changes)
     model = _clip(config)
     model.visual.image_mean, model.visual.image_std = MEAN, STD
@@ -246,7 +246,7 @@ _CONVNEXT = {"timm_model_name": "test_convnext", "timm_pool": "avg", "timm_proj"
 
 
 def vit_tiny_patch8_siglip_24(pretrained: bool = False, **options: Any) -> VisionTransformer:
-    """A SigLIP tower in timm's registry that is small enough for tests."""
+    """Builds a SigLIP tower that is small enough for tests. It is registered in timm."""
     sizes = {"patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2, "mlp_ratio": 2.5, "img_size": 24}
     return timm.create_model("vit_base_patch16_siglip_224", pretrained=pretrained, **(sizes | options))
 

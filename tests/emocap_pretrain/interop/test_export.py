@@ -1,4 +1,4 @@
-"""Tests that an export is what its library loads, and that nothing is left of one that is refused or interrupted."""
+"""Tests that libraries load our exports correctly, and that a refused or interrupted export leaves nothing."""
 
 import json
 import re
@@ -67,7 +67,7 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
 
 
 def trained(config: Config, *, seed: int) -> Restored:
-    """Returns a model with random weights, which are large enough to show a wrong activation."""
+    """Returns a model with random weights, large enough that a wrong activation changes its vectors visibly."""
     tokenizer = Tokenizer.trained_on(CAPTIONS, 300)
     torch.manual_seed(seed)
     model = build_model(config, tokenizer.vocabulary, weights=False).eval()
@@ -221,13 +221,13 @@ def test_the_card_shows_texts_of_strangers_as_code_and_in_one_line(model):
     assert "\n# heading" not in written
     lines = [line for line in written.splitlines() if "<script>" in line]
     assert len(lines) == 5
-    # Outside of code spans nothing of the text is left.
+    # The hostile text appears only in code spans.
     assert all("script" not in "".join(line.split("`")[::2]) for line in lines)
 
 
 @pytest.fixture
 def exported(model: Restored, tmp_path: Path) -> Path:
-    """Returns a folder in our own form, without a comparison."""
+    """Returns a folder of the format `safetensors`, which was not compared."""
     portable.write(model, tmp_path)
     return tmp_path
 
@@ -286,7 +286,7 @@ def test_the_command_offers_every_format():
 
 @pytest.fixture(scope="module")
 def run(tiny: Callable[[Path], Config], tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """A finished run of two steps."""
+    """Returns the config of a finished run of two steps."""
     config = changed(tiny(tmp_path_factory.mktemp("exported")), steps=2)
     stand_alone()
     with pytest.MonkeyPatch.context() as patched:

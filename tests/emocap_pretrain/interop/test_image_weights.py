@@ -1,4 +1,4 @@
-"""Tests the weights of image towers: which files are read, that nothing is missing, and that the vectors are right.
+"""Tests how the weights of image towers are read: from which files, without gaps, and with the right vectors.
 
 The real weights come from two packages. EfficientNet-lite0 is not in requirements.lock, because its licence is unclear.
 """
@@ -69,7 +69,7 @@ def vit_weights(*, classes: int = 0, pixels: int = 32, **options) -> dict[str, t
 
 
 def image_refusal(settings: ImageTowerConfig) -> str:
-    """Returns the error message of the run, which must be that of the dry run."""
+    """Returns the error message of the run, after a check that the dry run gives the same message."""
     messages = []
     for load in (lambda given: load_image_weights(TimmImageTower(given), given), check_image_weights):
         with pytest.raises(ConfigError) as caught:
@@ -152,7 +152,7 @@ def test_the_comparison_does_not_change_torch_or_the_tower(tmp_path):
 
 
 def openai_layout(folder: Path, name: str) -> str:
-    """Saves the weights of an image tower and a text tower under the names of OpenAI's CLIP, and returns the file."""
+    """Saves the weights of an image tower and a text tower under the names of OpenAI's CLIP, and returns the path."""
     import open_clip
 
     model = open_clip.model.CLIP(

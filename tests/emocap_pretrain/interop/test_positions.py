@@ -5,7 +5,7 @@ from emocap_pretrain.interop.positions import KEPT, resized_grid, resized_positi
 
 
 def long_clip(table: Tensor) -> Tensor:
-    """Computes the positions of Long-CLIP from its description: quarters between neighbours, and a line at the end."""
+    """Computes the positions of Long-CLIP by definition: quarter steps between neighbours, and a line at the end."""
     rows = list(table[:KEPT])
     for here, after in zip(table[KEPT:-1], table[KEPT + 1 :], strict=True):
         rows += [here + (after - here) * quarter / 4 for quarter in range(4)]

@@ -1,4 +1,4 @@
-"""Compares the vectors of models that other libraries have written with those that we compute after `model.from`."""
+"""Compares our vectors after `model.from` with those of the libraries that have written the models."""
 
 import pytest
 import torch
@@ -48,7 +48,7 @@ def texts() -> Texts:
 
 
 def assert_equal(ours: Tensor, theirs: Tensor) -> None:
-    """Compares vectors of unit length."""
+    """Checks that vectors are equal after they are scaled to unit length."""
     assert ours.shape == theirs.shape
     torch.testing.assert_close(normalize(ours, dim=-1), normalize(theirs, dim=-1), atol=CLOSE, rtol=0)
 

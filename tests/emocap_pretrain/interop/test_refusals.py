@@ -1,4 +1,4 @@
-"""Damages models of other libraries in every way that a user may meet, and reads the one line that refuses them."""
+"""Damages models of other libraries in many ways, and tests that a message of one line refuses each of them."""
 
 import json
 import pickle
@@ -88,7 +88,7 @@ def test_one_wrong_tensor_is_refused_by_its_name(family, monkeypatch, fault):
 
 
 def rewritten(folder: Path, to: Path, changes: dict[str, Any]) -> Path:
-    """Copies a folder and changes values in its config. A key `a.b` is that of a section."""
+    """Copies a folder and changes values in its config. A key `a.b` is the key `b` in the section `a`."""
     to.mkdir(exist_ok=True)
     for file in folder.iterdir():
         (to / file.name).write_bytes(file.read_bytes())
@@ -158,7 +158,7 @@ def test_a_wrong_value_in_the_config_of_open_clip_is_refused(hub_folder, tmp_pat
 
 
 def refusal_of_any(path: Path) -> str:
-    """Returns the message of a refusal that may also come from the model, whose messages name a setting."""
+    """Returns the message that refuses a model. Unlike in `refusal`, it may name a setting instead of the source."""
     with pytest.raises(ConfigError) as refused:
         compared(open_source(str(path)))
     assert "\n" not in str(refused.value)
@@ -262,7 +262,7 @@ class Archive:
 
 
 def described(*, key: str = "0", count: int = 4, size: str = "(4,)", stride: str = "(1,)", offset: int = 0) -> bytes:
-    """Returns the pickle of a module with one tensor, in the text form of pickles."""
+    """Returns the pickle of a module with one tensor, in the text protocol of pickle."""
 
     def numbers(text: str) -> bytes:
         return b"(" + b"".join(b"I%d\n" % each for each in eval(text)) + b"t"

@@ -30,7 +30,7 @@ def tokenizer() -> Tokenizer:
 
 
 def stored(config: Config, **settings: Any) -> dict[str, Any]:
-    """Returns the stored settings of a config with other values; `__` in a name is a dot of the setting's key."""
+    """Returns the stored settings of a config with some other values; `__` in a name means a dot in the key."""
     tree = copy.deepcopy(config.stored())
     for dotted, value in settings.items():
         *above, last = dotted.split("__")
@@ -247,7 +247,7 @@ for folder in sys.argv[1:]:
 
 
 def test_code_in_the_folder_of_a_pretrained_encoder_is_never_executed(tmp_path):
-    """Tokenizer and tower refuse remote code, even if a user answers every question with yes."""
+    """Tokenizer and tower refuse remote code, even if the user answers every question with yes."""
     mark = tmp_path / "mark"
     for kind in ("bert", "stranger"):
         folder = tmp_path / kind

@@ -14,7 +14,7 @@ from emocap_pretrain.run_folder.folder import RunFolder
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Returns a folder in the layout of timm, with a tower that has other statistics than timm's."""
+    """Returns a folder in the layout of timm. The mean and std of its tower differ from those of timm's registry."""
     options = {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
     model = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=32, **options)
     statistics = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]}

@@ -1,4 +1,4 @@
-"""Starts from weights as a user does: through the config, the table of what was loaded, and `emocap_pretrain.load`."""
+"""Tests `model.from` as a user sees it: through the config, the table of loaded tensors, and `emocap_pretrain.load`."""
 
 import json
 import re
@@ -35,7 +35,7 @@ WORDS = ["<pad>", "</s>", "a", "face", "happy", "sad", "END"]
 
 
 def with_tokenizer(folder: Path, **config: Any) -> Path:
-    """Adds a tokenizer of a few words to a folder of a model."""
+    """Adds a tokenizer with a few words to the folder of a model."""
     fast = FastTokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="a"))
     fast.pre_tokenizer = pre_tokenizers.Whitespace()
     fast.save(str(folder / "tokenizer.json"))

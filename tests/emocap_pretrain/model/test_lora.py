@@ -31,7 +31,7 @@ def pair(config: Config, **changes: object) -> TowerPair:
 
 
 def adapted(config: Config, **lora: object) -> TowerPair:
-    """Returns a model with adapters in both towers, whose B is not zero, so that the adapters have an effect."""
+    """Returns a model with adapters in both towers. Their matrices B are not zero, so the adapters have an effect."""
     model = pair(config, image__lora={"rank": 3, **lora}, text__lora={"rank": 2, **lora})
     with torch.no_grad():
         for name, parameter in model.named_parameters():

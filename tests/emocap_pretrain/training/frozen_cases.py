@@ -1,4 +1,4 @@
-"""Lists models of which a part is frozen, for tests of training."""
+"""Lists configs of models that are partly frozen, for tests of training."""
 
 from typing import Any
 
@@ -21,9 +21,9 @@ _NOTHING = {"model__image__freeze": "all", "model__text__freeze": "all", "model_
 
 
 def frozen_config(config: Config, case: str) -> Config:
-    """Returns the config with an image tower of two blocks, and with the frozen parts of a case of `CASES`.
+    """Returns the config with an image tower of two blocks, and with the parts frozen that `CASES` gives for `case`.
 
-    The case "nothing" trains nothing.
+    With the case "nothing", no part of the model is trained.
     """
     options = {**config.model.image.options, "depth": 2}
     changes = CASES.get(case, _NOTHING)
@@ -31,6 +31,6 @@ def frozen_config(config: Config, case: str) -> Config:
 
 
 def frozen_names(config: Config) -> set[str]:
-    """Returns the names, in a checkpoint, of the parameters that the model of this config does not train."""
+    """Returns the names of the frozen parameters of the model of this config, as a checkpoint has them."""
     weights = build_model(config, VOCABULARY).state_dict(keep_vars=True)
     return {name for name, each in weights.items() if not each.requires_grad}

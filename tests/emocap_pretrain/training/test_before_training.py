@@ -46,7 +46,7 @@ def new_run(tiny_config: Config, tmp_path: Path) -> Callable[..., Config]:
 
 @pytest.fixture
 def evaluations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Counts the evaluations: the list gets an entry for each."""
+    """Returns a list that gets an entry for each evaluation."""
     found: list[int] = []
     evaluate = tasks.evaluate
 
@@ -86,7 +86,7 @@ def require_equal_training(config: Config, other: Config) -> None:
 
 
 class Killed(BaseException):
-    """Ends an attempt as a signal does: no handler of the product catches it."""
+    """Ends an attempt as abruptly as a signal, because no handler of the product catches this exception."""
 
 
 def kill(*_: object, **_others: object) -> None:
@@ -195,7 +195,7 @@ def test_only_a_run_that_starts_from_weights_is_evaluated_before_training_by_def
 
 
 def written_tower(config: Config, path: Path) -> str:
-    """Writes the random weights of the config's image tower, and returns the path of the file."""
+    """Writes random weights for the image tower of the config, and returns the path of the file."""
     torch.manual_seed(7)
     tower = TimmImageTower(config.model.image)
     save_file(tower.backbone.state_dict(), path)

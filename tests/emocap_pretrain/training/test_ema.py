@@ -1,4 +1,4 @@
-"""Tests the moving average of the weights: its values at every stage of ZeRO, that it resumes, and that it is read."""
+"""Tests the moving average of the weights: its values at every stage of ZeRO, how it resumes, and how it is read."""
 
 from functools import partial
 from pathlib import Path
@@ -38,7 +38,7 @@ def config(tiny_config: Config) -> Config:
 
 
 def walk(world: RankGroup, engine: Engine, config: Config, root: Path) -> dict[str, Any]:
-    """Makes the steps that are left, writes a snapshot after each, and returns the layout of the snapshots."""
+    """Makes the remaining steps, writes a snapshot after each one, and returns the layout of the snapshots."""
     for step in range(engine.step, config.steps):
         forward = engine.forward(batch_of(config, step, rows_of(world.rank, world.world_size, config.global_batch)))
         factor = torch.inf if step == INFINITE else 1.0
@@ -56,7 +56,7 @@ def write(engine: Engine, folder: Path) -> None:
 
 
 def begun(world: RankGroup, config: Config, stages: list[int], root: Path) -> dict[int, dict[str, Any]]:
-    """Trains from the same weights at each stage, and returns the layouts by stage."""
+    """Trains from the same initial weights at each stage, and returns the layout of the snapshots by stage."""
     layouts: dict[int, dict[str, Any]] = {}
     for stage in stages:
         engine = engine_at(config, world, stage, seed=0)
@@ -67,7 +67,7 @@ def begun(world: RankGroup, config: Config, stages: list[int], root: Path) -> di
 
 
 def resumed(world: RankGroup, config: Config, stage: int, source: Path, layout: dict[str, Any], root: Path) -> None:
-    """Resumes from the snapshot of every step of another job, and trains to the end each time."""
+    """Resumes from each snapshot of another job, and trains to the last step each time."""
     config = changed(config, engine__zero_stage=stage)
     for step in range(STEPS):
         torch.manual_seed(100 + world.rank)
@@ -90,7 +90,7 @@ def equal(left: Weights, right: Weights) -> bool:
 
 
 def expected(root: Path) -> Weights:
-    """Returns the average that the definition gives for the weights in the snapshots of a job."""
+    """Returns the average by its definition, computed from the weights in the snapshots of a job."""
     average, updates = load_file(root / "0" / WEIGHTS), 0
     for step in range(STEPS):
         if step not in {DISCARDED, INFINITE}:

@@ -1,4 +1,4 @@
-"""Tests the moving average of the model as the guide of mining."""
+"""Tests mining with the vectors of the averaged model."""
 
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ def config(tiny_config: Config) -> Config:
 
 
 def losses_of(world: RankGroup, engine: Engine, config: Config) -> list[tuple[float, float]]:
-    """Makes the steps that are left, and returns the loss and the number of positives of each."""
+    """Makes the remaining steps, and returns the loss and the number of positives of each step."""
     found: list[tuple[float, float]] = []
     for step in range(engine.step, config.steps):
         rows = rows_of(world.rank, world.world_size, config.global_batch)
@@ -50,7 +50,7 @@ def averages_of(engine: Engine) -> dict[str, Tensor]:
 
 
 def guided(world: RankGroup, config: Config, stages: list[int], root: Path) -> dict[int, Any]:
-    """Trains at each stage and saves in the middle. Returns the losses, the averages, and those of a resumed engine."""
+    """Trains at each stage, saves in the middle and resumes. Returns the losses and averages of both engines."""
     found: dict[int, Any] = {}
     for stage in stages:
         config = changed(config, engine__zero_stage=stage)

@@ -1,4 +1,4 @@
-"""Tests that frozen parts of the model keep their weights, under every stage of ZeRO and in several passes."""
+"""Tests that frozen parts of the model keep their weights, at every stage of ZeRO and in several passes."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def group() -> None:
 
 
 def begun(config: Config) -> dict[str, Tensor]:
-    """Returns the weights with which `walked` begins."""
+    """Returns the weights before the first step of `walked`."""
     torch.manual_seed(0)
     return build_model(config, VOCABULARY).state_dict()
 
