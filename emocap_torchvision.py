@@ -31,7 +31,7 @@ _libraries: list[object] = []  # The declarations live as long as these objects.
 
 
 class DeclareOperators:
-    """Is a finder of `sys.meta_path` that declares missing operators of torchvision before its code is executed.
+    """Declares missing operators of torchvision before its code is executed, as a finder of `sys.meta_path`.
 
     The other finders find torchvision; this one only wraps the loader that they return. So a process that only asks
     whether torchvision is installed, as transformers does, does not import torch.

@@ -23,7 +23,7 @@ _VIDEO_FIELDS = (pa.field("time_s", pa.float64()), pa.field("frame", pa.int64())
 
 
 def schema_of(fields: Sequence[Field], *, videos: bool) -> Any:
-    """Returns the columns of the output: name, time and frame if there are videos, the scorer's fields, and error."""
+    """Returns the columns of the output: name, for videos time and frame, the fields of the scorer, and error."""
     place = _VIDEO_FIELDS if videos else ()
     return pa.schema([pa.field("name", pa.string()), *place, *fields, pa.field("error", pa.string())])
 

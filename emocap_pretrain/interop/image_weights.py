@@ -72,7 +72,7 @@ def load_image_weights(tower: TimmImageTower, settings: ImageTowerConfig) -> Loa
     """Loads the weights that the settings name into a tower that was built with these settings.
 
     Returns:
-        What became of the weights; None if the settings name no weights.
+        The report; None if the settings name no weights.
 
     Raises:
         ConfigError: If a tensor is missing, superfluous or of another shape. The message has its name.
@@ -113,7 +113,7 @@ def check_image_weights(settings: ImageTowerConfig) -> tuple[str, ...]:
 
 
 def check_teacher(settings: TeacherConfig | None, *, pixels: int) -> tuple[str, ...]:
-    """Compares the weights of a teacher with its tower, as `check_image_weights` does, for images of this size."""
+    """Compares the weights of a teacher with its tower for images of `pixels` pixels (`check_image_weights`)."""
     return check_image_weights(teacher_tower(settings, pixels)) if settings else ()
 
 
@@ -196,7 +196,7 @@ def _image_part(layout: WeightsLayout, tensors: Tensors) -> WeightsLayout:
 def _converted(
     settings: ImageTowerConfig, source: ImageSource | None, *, values: bool
 ) -> tuple[Mapping[str, Tensor], LoadReport]:
-    """Returns the weights in the form of the tower, and the report. With the source None they come from timm's hub."""
+    """Returns the weights in the form of the tower, and the report. If `source` is None, timm's hub is the source."""
     where = f"{settings.key}.pretrained={settings.pretrained}"
     given = None
     if source:

@@ -59,7 +59,7 @@ def start_from(settings: ModelConfig, model: TowerPair) -> LoadReport | None:
     its weights.
 
     Returns:
-        What became of the weights; None if the settings name neither source.
+        The report; None if the settings name neither source.
 
     Raises:
         ConfigError: If the weights do not fit the model.
@@ -79,7 +79,7 @@ class Loaded:
         model: The towers with the weights of the source. The projections of patches and sentences are copies of those
             of images and texts.
         tokenizer: The tokenizer of the source.
-        report: What became of the weights.
+        report: The report of the loading.
     """
 
     settings: ModelConfig

@@ -45,7 +45,7 @@ class Same:
 class Spliced:
     """Our tensor has the first `rows` rows of one tensor of the other model, and the later rows of another one.
 
-    Both tensors of the other model have the shape of ours. It ignores their remaining rows.
+    Both tensors of the other model have the shape of ours. The other model ignores their remaining rows.
     """
 
     rows: int

@@ -31,7 +31,7 @@ def is_frozen(module: nn.Module) -> bool:
 
 
 def _freeze(tower: ImageTower | TextTower, depth: Freeze | None, key: str) -> None:
-    """Freezes the parameters of a tower whose depth (`parameter_depths`) is at most `depth`, or all of them."""
+    """Freezes all parameters of a tower, or those whose depth (`parameter_depths`) is at most `depth`."""
     if depth is None:
         return
     depths = tower.parameter_depths()

@@ -22,7 +22,7 @@ _LONGEST = 300
 
 @dataclass(frozen=True, slots=True)
 class CardFacts:
-    """Holds what the card says about the run and the restored model does not contain.
+    """Holds facts about the run for the card, which the restored model does not contain.
 
     Attributes:
         results: Names and values of the scores in the run's report; empty if this step has no report.

@@ -80,7 +80,7 @@ def write(restored: Restored, folder: Path) -> None:
 
 
 def paths_moved(folder: Path, to: Path) -> None:
-    """Replaces the absolute path `folder` of an export in its config by `to`, the path after it is renamed."""
+    """Replaces the path of the export in its config: `folder` by `to`, the path that it has after it is renamed."""
     path = folder / CONFIG
     config = json.loads(path.read_text(encoding="utf-8"))
     towers = config["model_cfg"]

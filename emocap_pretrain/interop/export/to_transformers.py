@@ -132,9 +132,9 @@ def backbone_weights(image: TimmImageTower) -> dict[str, Tensor]:
 
 
 def _text(restored: Restored, text: TransformersTextTower, config: Any) -> tuple[dict[str, Tensor], str | None]:
-    """Returns the weights of the text tower and its projection, and the text of a new tokenizer.json or None.
+    """Returns the weights of the text tower and its projection, and the text of a new tokenizer.json.
 
-    If tokens get other ids, the tokenizer is new, and `config` is changed.
+    The text is None if no token needs another id. Otherwise the ids in `config` are changed too.
 
     Raises:
         ConfigError: If no pooler of transformers computes the pooling of the tower.

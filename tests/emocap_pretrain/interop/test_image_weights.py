@@ -1,4 +1,4 @@
-"""Tests how the weights of image towers are read: from which files, without gaps, and with the right vectors.
+"""Tests how the weights of image towers are read: from which files, with all tensors, and with the right vectors.
 
 The real weights come from two packages. EfficientNet-lite0 is not in requirements.lock, because its licence is unclear.
 """
