@@ -29,7 +29,7 @@ class RankFailed(ClusterError):  # noqa: N818
 
 
 class WorkerFailed(ClusterError):  # noqa: N818
-    """A worker of `mapping.mapped` failed.
+    """A worker of `mapping.map_items` failed.
 
     Args:
         message: The message for the user.

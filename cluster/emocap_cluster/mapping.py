@@ -94,7 +94,7 @@ def _pickled(error: Exception) -> bytes:
         return cloudpickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
 
 
-def mapped(
+def map_items(
     start: Callable[[], Callable[[Item], Result]],
     items: Iterator[Item],
     resources: WorkerResources,

@@ -16,8 +16,8 @@ import numpy as np
 from emocap_pretrain.bulk.inputs import BulkInput
 from emocap_pretrain.bulk.part_files import PartWriter, name_of, schema_of, writing_to
 from emocap_pretrain.bulk.parts import OutputPart
-from emocap_pretrain.bulk.pictures import Content, Picture, crop_of, in_advance
-from emocap_pretrain.bulk.scorers import Embedding, ModelSource, Prediction, Prompts, Scorer, digest_of
+from emocap_pretrain.bulk.pictures import Content, Picture, crop_of, prefetched
+from emocap_pretrain.bulk.scorers import EmbeddingScorer, ModelSource, PredictionScorer, Prompts, Scorer, digest_of
 from emocap_pretrain.bulk.videos import Sampling
 from emocap_pretrain.errors import CheckpointError, DataError
 from emocap_pretrain.inference.model import BATCH, EmotionModel
@@ -60,9 +60,9 @@ class Computation:
     batch_size: int = BATCH
     sampling: Sampling = Sampling()  # noqa: RUF009 - a frozen value
 
-    def scorer(self, model: EmotionModel) -> Embedding | Prediction:
+    def scorer(self, model: EmotionModel) -> EmbeddingScorer | PredictionScorer:
         """Returns the scorer for the loaded model, which `self.model.load` has returned."""
-        return Embedding(model) if self.prompts is None else Prediction(model, self.prompts)
+        return EmbeddingScorer(model) if self.prompts is None else PredictionScorer(model, self.prompts)
 
     def started(self) -> Callable[[Work], Advance]:
         """Loads the model, and returns the function that computes one part. Each worker of a cluster calls this once.
@@ -97,7 +97,7 @@ class Computation:
             part, picture, content = row
             return part, picture, crop_of(content, scorer.pixels)
 
-        rows = in_advance(pictures, cropped, ahead=2 * self.batch_size)
+        rows = prefetched(pictures, cropped, ahead=2 * self.batch_size)
         for part, found in groupby(rows, lambda row: row[0]):
             with writing_to(Path(self.folder, name_of(part.number))) as path:
                 writer = PartWriter(path, schema)

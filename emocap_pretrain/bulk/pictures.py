@@ -71,7 +71,7 @@ def _pixels(content: Path | LocalFile | bytes) -> Crop:
     return decode_image(content.read() if isinstance(content, LocalFile) else content)
 
 
-def in_advance(items: Iterator[Item], act: Callable[[Item], Item], *, ahead: int) -> Iterator[Item]:
+def prefetched(items: Iterator[Item], act: Callable[[Item], Item], *, ahead: int) -> Iterator[Item]:
     """Yields `act(item)` for each item in order. Threads call `next(items)` and `act` in advance.
 
     A single thread iterates over `items`, so `items` may decode a video or wait for a store. `items` must not yield

@@ -1,4 +1,4 @@
-"""Computes the columns of the output from images: their vectors (`Embedding`), or their scores (`Prediction`)."""
+"""Computes the columns of the output from images: vectors (`EmbeddingScorer`) or scores (`PredictionScorer`)."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -69,7 +69,7 @@ class ModelSource:
         return load(self.source, step=self.step, weights=self.weights, device=self.device, activation=self.activation)
 
 
-class Embedding:
+class EmbeddingScorer:
     """Computes the unit vectors of images."""
 
     def __init__(self, model: EmotionModel) -> None:
@@ -102,7 +102,7 @@ class Prompts:
     sentences: Mapping[str, SentenceColumn]
 
 
-class Prediction:
+class PredictionScorer:
     """Computes the scores of images for classes and for sentences.
 
     `predicted` is the class that fits best, and `confidence` is the score of this class. `p_NAME` is the score of the

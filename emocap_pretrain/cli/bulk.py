@@ -28,7 +28,7 @@ from emocap_pretrain.terminal import console, errors_as_lines
 if TYPE_CHECKING:
     from emocap_pretrain.bulk.compute import Advance, Computation, Work
     from emocap_pretrain.bulk.joining import RowCounts
-    from emocap_pretrain.bulk.scorers import Embedding, ModelSource, Prediction, Prompts
+    from emocap_pretrain.bulk.scorers import EmbeddingScorer, ModelSource, PredictionScorer, Prompts
     from emocap_pretrain.bulk.videos import Sampling
     from emocap_pretrain.inference.model import EmotionModel
 
@@ -243,11 +243,11 @@ def _place(out: Path) -> Path:
 def _on_ray(computation: "Computation", works: "Iterator[Work]", workers: int | None, bar: "BulkBar") -> None:
     """Computes the parts on the workers of a Ray cluster, which write their files into the same folder."""
     from emocap_cluster.cluster import connected
-    from emocap_cluster.mapping import WorkerResources, mapped
+    from emocap_cluster.mapping import WorkerResources, map_items
 
     with connected(run.RANK_ENVIRONMENT | run.chosen(run.OPEN)) as cluster:
         resources = WorkerResources.of(cluster.nodes(), workers=workers, use_gpus=computation.model.device != "cpu")
-        for advance in mapped(computation.started, works, resources, env=run.chosen(run.SECRET)):
+        for advance in map_items(computation.started, works, resources, env=run.chosen(run.SECRET)):
             bar.show(advance)
 
 
@@ -275,11 +275,11 @@ def _state(request: _Request, computation: "Computation", model: "EmotionModel",
     }
 
 
-def _about(state: dict[str, Any], scorer: "Embedding | Prediction") -> dict[str, Any]:
+def _about(state: dict[str, Any], scorer: "EmbeddingScorer | PredictionScorer") -> dict[str, Any]:
     """Returns what is stored with the output: the state, and what each column of sentences is compared with."""
-    from emocap_pretrain.bulk.scorers import Prediction
+    from emocap_pretrain.bulk.scorers import PredictionScorer
 
-    return {**state, **({"aligned_with": scorer.aligned_with} if isinstance(scorer, Prediction) else {})}
+    return {**state, **({"aligned_with": scorer.aligned_with} if isinstance(scorer, PredictionScorer) else {})}
 
 
 class BulkBar(AbstractContextManager["BulkBar"]):

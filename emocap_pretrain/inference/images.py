@@ -37,7 +37,7 @@ def crops(
     ahead: int = 1,
     skip: Callable[[int, DataError], object] | None = None,
 ) -> Iterator[tuple[int, Crop]]:
-    """Yields the crop of each image, with the position of the image in `images`, counted from 0.
+    """Yields the crop of each image, with the index of the image in `images`, counted from 0.
 
     Threads read and decode files in advance. Arrays and images of Pillow are cropped in the calling thread, as soon as
     they are taken from `images`. So `images` may write one image after another into the same array.
@@ -46,11 +46,11 @@ def crops(
         images: The images. They are taken in the calling thread.
         pixels: Side of the crops.
         ahead: Number of images that are taken before their crops are requested.
-        skip: Called with the position of an image that cannot be read, and with the error. The image is then left out.
+        skip: Called with the index of an image that cannot be read, and with the error. The image is then left out.
             If `skip` is None, the error is raised.
 
     Raises:
-        DataError: If an image cannot be read and `skip` is None. The message has the path of the file, or the position
+        DataError: If an image cannot be read and `skip` is None. The message has the path of the file, or the index
             of the image.
     """
 

@@ -50,9 +50,9 @@ ROUNDING = 1e-5
 
 
 class EmbeddedImages(NamedTuple):
-    """Holds the unit vectors of some images, and the positions of these images in the input, counted from 0."""
+    """Holds the unit vectors of some images, and the indices of these images in the input, counted from 0."""
 
-    numbers: list[int]
+    indices: list[int]
     vectors: Float[np.ndarray, "images embedding"]
 
 
@@ -190,12 +190,12 @@ class EmotionModel:
                 rounding of the vectors, but changes no number of a vector by more than `ROUNDING`.
 
         Raises:
-            DataError: If an image cannot be read. The message has the path of the file, or the position of the image.
+            DataError: If an image cannot be read. The message has the path of the file, or the index of the image.
         """
-        found = [batch.vectors for batch in self.image_batches(images, batch_size=batch_size)]
+        found = [batch.vectors for batch in self.embed_image_batches(images, batch_size=batch_size)]
         return self._joined(found)
 
-    def image_batches(
+    def embed_image_batches(
         self,
         images: Iterable[ImageSource],
         *,
@@ -207,7 +207,7 @@ class EmotionModel:
         Args:
             images: The images.
             batch_size: Number of images of one pass of the tower.
-            skip: Called with the position of an image that cannot be read, and with the error. The image is left out,
+            skip: Called with the index of an image that cannot be read, and with the error. The image is left out,
                 and the next one takes its place in the batch. If `skip` is None, the error is raised.
 
         Raises:
@@ -273,7 +273,7 @@ class EmotionModel:
         vectors = torch.from_numpy(self.embed_images(images, batch_size=batch_size))
         return Classification.of(tuple(classes), class_cosines(vectors, columns), self._embedder.model.scale)
 
-    def attention(self, image: ImageSource, sentence: str) -> AttentionMap:
+    def attention_map(self, image: ImageSource, sentence: str) -> AttentionMap:
         """Returns an attention map: which patches of an image a sentence such as "the brows are raised" is about.
 
         The local loss with `scope=batch` pools the patches by these weights (docs/method.md, section 2).

@@ -181,7 +181,7 @@ def _settings_of_timm(tree: Tree, where: str) -> Tree:
 
 
 def _image_part(layout: WeightsLayout, tensors: Tensors) -> WeightsLayout:
-    """Returns the part of a CLIP's layout that belongs to the image tower. All other tensors become constants."""
+    """Returns the part of a CLIP's layout that belongs to the image tower. All other tensors are ignored."""
     own = tuple(rule for rule in layout.rules if all(name.startswith(IMAGE) for name in rule.ours))
     others = {name for rule in layout.rules if rule not in own for name in rule.theirs}
     return replace(
@@ -189,7 +189,7 @@ def _image_part(layout: WeightsLayout, tensors: Tensors) -> WeightsLayout:
         name=f"image tower of {layout.name}",
         settings={"image": layout.settings["image"]},
         rules=own,
-        constants=layout.constants | frozenset(others & tensors.shapes.keys()),
+        ignored=layout.ignored | frozenset(others & tensors.shapes.keys()),
     )
 
 
@@ -203,7 +203,7 @@ def _converted(
         found = translated(source.layout, source.tensors, where, values=values)
         given = {name.removeprefix(IMAGE): tensor for name, tensor in found.items()}
     made = converted(settings, given, written=source.written if source else ())
-    unused = {*made.left_out, *(source.layout.constants if source else ())}
+    unused = {*made.left_out, *(source.layout.ignored if source else ())}
     report = LoadReport(
         source=str(settings.pretrained),
         layout=source.layout.name if source else "weights of timm",

@@ -149,7 +149,7 @@ def load_weights(model: TowerPair, source: Source, *, extend: str = "interpolate
         resized=tuple(resized),
         copied=tuple(f"{name} from {origin}" for name, (_, origin) in started.items()),
         fresh=tuple(name for name in expected if name not in given),
-        left_out=tuple(sorted({*unused, *source.layout.constants})),
+        left_out=tuple(sorted({*unused, *source.layout.ignored})),
         remarks=_on_scale(tensors),
     )
 

@@ -71,7 +71,7 @@ class Transposed:
 
 
 @dataclass(frozen=True, slots=True)
-class Joined:
+class Concatenated:
     """Our tensor has the rows of `count` tensors of the other model, one after another. All have equally many rows."""
 
     count: int
@@ -85,7 +85,7 @@ class Joined:
 
 
 @dataclass(frozen=True, slots=True)
-class Divided:
+class Split:
     """Our tensors have the rows of one tensor of the other model, one after another, in the ratio of `shares`."""
 
     shares: tuple[int, ...]

@@ -26,7 +26,7 @@ def translated(layout: WeightsLayout, tensors: Tensors, where: str, *, values: b
     names = [name for rule in found for name in rule.theirs] if found else list(tensors.shapes)
     if found:
         missing = tuple(sorted(set(names) - tensors.shapes.keys()))
-        unexpected = tuple(sorted(tensors.shapes.keys() - set(names) - layout.constants))
+        unexpected = tuple(sorted(tensors.shapes.keys() - set(names) - layout.ignored))
         Fit(missing, unexpected).require(where, layout.name, "The file is incomplete, or of another model.")
     theirs = tensors.load(names) if values else tensors.placeholders()
     if not found:

@@ -106,7 +106,7 @@ class AveragedModel:
             parameters[name].view(-1).copy_(average)
 
     @torch.no_grad()
-    def follow(self, model: nn.Module, kept: float) -> None:
+    def update(self, model: nn.Module, kept: float) -> None:
         """Updates the average with the weights of the trained model; `kept` is the decay that `update` has returned."""
         trained = {name for name, each in model.named_parameters() if each.requires_grad}
         averages, weights = (

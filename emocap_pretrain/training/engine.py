@@ -202,7 +202,7 @@ class Engine:
             if updated and self._average:
                 kept = ema.update(zero.states(self._engine, self._optimizer), self._average)
                 if self._averaged:
-                    self._averaged.follow(self._engine.module, kept)
+                    self._averaged.update(self._engine.module, kept)
         return {**self._end_step(forward, rate, updated=updated, finite=updated), "gradient_norm": norm}
 
     def discard(self, forward: Forward) -> Metrics:

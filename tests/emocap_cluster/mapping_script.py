@@ -12,7 +12,7 @@ from pathlib import Path
 
 from emocap_cluster.cluster import connected
 from emocap_cluster.errors import WorkerFailed
-from emocap_cluster.mapping import WorkerResources, mapped
+from emocap_cluster.mapping import WorkerResources, map_items
 
 FOLDER = sys.argv[1]
 
@@ -44,11 +44,11 @@ def tell(**facts: object) -> None:
 def main() -> None:
     with connected({}) as cluster:
         two = WorkerResources.of(cluster.nodes(), workers=2, use_gpus=True)
-        tell(name="all", found=sorted(mapped(start, iter(range(12)), two, env={"SECRET": "hidden"})))
-        tell(name="none", found=list(mapped(start, iter(()), two, env={})))
+        tell(name="all", found=sorted(map_items(start, iter(range(12)), two, env={"SECRET": "hidden"})))
+        tell(name="none", found=list(map_items(start, iter(()), two, env={})))
         for name, function in (("wrong item", start), ("no start", fail)):
             try:
-                list(mapped(function, iter((98, 99)), two, env={"SECRET": ""}))
+                list(map_items(function, iter((98, 99)), two, env={"SECRET": ""}))
             except WorkerFailed as error:
                 tell(name=name, said=str(error), cause=type(error.cause).__name__)
 

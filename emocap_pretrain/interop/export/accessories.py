@@ -13,7 +13,7 @@ from emocap_pretrain.interop.restore import Restored
 PREPROCESSOR = "preprocessor_config.json"
 _BICUBIC = 3  # Pillow's number of the filter.
 # The special tokens by their role: those of our own tokenizers, of BERT, and of RoBERTa and CLIP.
-_MARKS = {
+_SPECIAL_TOKENS = {
     "pad_token": (PAD, "[PAD]", "<pad>"),
     "bos_token": (START, "<s>", "<|startoftext|>"),
     "eos_token": (END, "</s>", "<|endoftext|>"),
@@ -46,8 +46,8 @@ def write_tokenizer(restored: Restored, folder: Path, text: str) -> None:
     """
     fast = FastTokenizer.from_str(text)
     found = {
-        name: next((mark for mark in marks if fast.token_to_id(mark) is not None), None)
-        for name, marks in _MARKS.items()
+        name: next((token for token in tokens if fast.token_to_id(token) is not None), None)
+        for name, tokens in _SPECIAL_TOKENS.items()
     }
     length, inputs = restored.model.prompt_length, ["input_ids", "attention_mask"]
     # Without a padding token, the end token pads a text, as in CLIP. Padding is masked, so any token would do.
@@ -63,7 +63,7 @@ def write_tokenizer(restored: Restored, folder: Path, text: str) -> None:
         padding_side="right",
         truncation_side="right",
         model_input_names=inputs,
-        **{**{name: mark for name, mark in found.items() if mark is not None}, "pad_token": pad},
+        **{**{name: token for name, token in found.items() if token is not None}, "pad_token": pad},
     )
     wrapped.save_pretrained(folder)
 

@@ -24,7 +24,7 @@ from emocap_pretrain.interop.export import whole_clip
 from emocap_pretrain.interop.export.accessories import statistics, write_accessories
 from emocap_pretrain.interop.export.formats import ExportFormat
 from emocap_pretrain.interop.export.graphs import numbers_of
-from emocap_pretrain.interop.export.marks import end_token, texts_cut_later
+from emocap_pretrain.interop.export.special_tokens import end_token, texts_cut_later
 from emocap_pretrain.interop.export.to_transformers import (
     backbone_weights,
     image_projection,

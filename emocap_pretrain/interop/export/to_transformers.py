@@ -29,7 +29,7 @@ from emocap_pretrain.interop.export import whole_clip
 from emocap_pretrain.interop.export.accessories import write_accessories
 from emocap_pretrain.interop.export.formats import ExportFormat
 from emocap_pretrain.interop.export.graphs import numbers_of
-from emocap_pretrain.interop.export.marks import LEGACY_END, end_token, swapped, texts_cut_later
+from emocap_pretrain.interop.export.special_tokens import LEGACY_END, end_token, swapped, texts_cut_later
 from emocap_pretrain.interop.restore import Restored
 from emocap_pretrain.model.pair import TowerPair
 from emocap_pretrain.model.timm_image import TimmImageTower

@@ -25,7 +25,7 @@ from emocap_pretrain.interop.layouts.layout import (
     statistics_of,
 )
 from emocap_pretrain.interop.positions import KEPT
-from emocap_pretrain.interop.rules import Divided, Rule, Same, Spliced, Transposed, layers, renamed
+from emocap_pretrain.interop.rules import Rule, Same, Spliced, Split, Transposed, layers, renamed
 from emocap_pretrain.model.weights import Shapes
 
 HEAD_WIDTH = 64
@@ -86,7 +86,7 @@ def describe(shapes: Shapes, config: Mapping[str, Any], *, activation: str | Non
             *scalar("logit_scale", {"logit_scale": (), **shapes}),
             *scalar("logit_bias", shapes),
         ),
-        constants=present((*_OPENAI_SIZES, *_MASKS), shapes),
+        ignored=present((*_OPENAI_SIZES, *_MASKS), shapes),
     )
 
 
@@ -126,7 +126,7 @@ def text_rules(depth: int, prefix: str, *, is_long: bool = False) -> list[Rule]:
         rules += layers(_TEXT_BLOCK, ours, theirs)
         for kind in ("weight", "bias"):
             thirds = tuple(f"{ours}self_attn.{which}_proj.{kind}" for which in "qkv")
-            rules.append(Rule(thirds, (f"{theirs}attn.in_proj_{kind}",), Divided((1, 1, 1))))
+            rules.append(Rule(thirds, (f"{theirs}attn.in_proj_{kind}",), Split((1, 1, 1))))
     return rules
 
 

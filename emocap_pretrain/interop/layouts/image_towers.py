@@ -44,7 +44,7 @@ def _layout(kind: str, name: str, tower: str, rules: Sequence[Rule], shapes: Sha
         # timm knows the mean and standard deviation of the images for both towers.
         settings={"image": {"name": tower}},
         rules=tuple(rules),
-        constants=frozenset(each for each in shapes if each.endswith(unused)),
+        ignored=frozenset(each for each in shapes if each.endswith(unused)),
     )
 
 

@@ -46,7 +46,7 @@ class WeightsLayout:
         settings: The settings of the section `model` that the weights determine, as a tree.
         rules: The rules that translate the tensors of the file into ours. They are empty for weights of timm, whose
             names timm converts, and for those of a run of this project.
-        constants: Names of tensors in the file that are not loaded, such as a mask; for an image tower of a CLIP also
+        ignored: Names of tensors in the file that are not loaded, such as a mask; for an image tower of a CLIP also
             all other parts of the CLIP.
         kind: Which library writes and reads this layout: "openai", "open_clip", "transformers" or "emocap"; for an
             image tower alone "timm", "torchvision" or "efficientnet".
@@ -55,7 +55,7 @@ class WeightsLayout:
     name: str
     settings: Tree
     rules: tuple[Rule, ...]
-    constants: frozenset[str] = frozenset()
+    ignored: frozenset[str] = frozenset()
     kind: str
 
 

@@ -123,7 +123,7 @@ def _with_timm(shapes: Shapes, vision: Tree, text: Tree, where: str) -> WeightsL
         kind="open_clip",
         settings=settings,
         rules=tuple(rules),
-        constants=present(("text.attn_mask",), shapes),
+        ignored=present(("text.attn_mask",), shapes),
     )
 
 

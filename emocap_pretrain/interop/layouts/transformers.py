@@ -29,7 +29,7 @@ from emocap_pretrain.interop.layouts.layout import (
     size_of,
     statistics_of,
 )
-from emocap_pretrain.interop.rules import Divided, Form, Joined, Rule, Same, layers, renamed
+from emocap_pretrain.interop.rules import Concatenated, Form, Rule, Same, Split, layers, renamed
 from emocap_pretrain.model.json_files import read_json
 from emocap_pretrain.model.weights import Shapes
 
@@ -66,7 +66,7 @@ _TEXT_BLOCK = (
     *("layer_norm1", "layer_norm2", "mlp.fc1", "mlp.fc2"),
 )
 # Buffers that older releases of transformers have stored with the weights.
-_CONSTANTS = ("vision_model.embeddings.position_ids", "text_model.embeddings.position_ids")
+_IGNORED = ("vision_model.embeddings.position_ids", "text_model.embeddings.position_ids")
 
 
 def describe(folder: Path, shapes: Shapes, tree: Tree, *, where: str) -> WeightsLayout:
@@ -109,7 +109,7 @@ def describe(folder: Path, shapes: Shapes, tree: Tree, *, where: str) -> Weights
         kind="transformers",
         settings=settings,
         rules=tuple(rules),
-        constants=present(_CONSTANTS, shapes),
+        ignored=present(_IGNORED, shapes),
     )
 
 
@@ -185,7 +185,7 @@ def siglip_rules(depth: int) -> list[Rule]:
         Rule((f"{pooling}latent",), (f"{head}probe",)),
         *(
             # The first third of the rows computes the queries, and the other two thirds compute keys and values.
-            Rule((f"{pooling}q.{kind}", f"{pooling}kv.{kind}"), (f"{head}attention.in_proj_{kind}",), Divided((1, 2)))
+            Rule((f"{pooling}q.{kind}", f"{pooling}kv.{kind}"), (f"{head}attention.in_proj_{kind}",), Split((1, 2)))
             for kind in ("weight", "bias")
         ),
         *layers(same, pooling, head),
@@ -203,13 +203,13 @@ def text_rules(depth: int) -> list[Rule]:
 
 def _blocks(depth: int) -> list[Rule]:
     rules: list[Rule] = []
-    joined: Form = Joined(3)
+    concatenated: Form = Concatenated(3)
     for number in range(depth):
         ours, theirs = f"{IMAGE}blocks.{number}.", f"{_VISION}encoder.layers.{number}."
         rules += layers(_BLOCK, ours, theirs)
         for kind in ("weight", "bias"):
             parts = tuple(f"{theirs}self_attn.{which}_proj.{kind}" for which in "qkv")
-            rules.append(Rule((f"{ours}attn.qkv.{kind}",), parts, joined))
+            rules.append(Rule((f"{ours}attn.qkv.{kind}",), parts, concatenated))
     return rules
 
 

@@ -9,7 +9,7 @@ from emocap_shards.errors import StoreError
 
 from emocap_pretrain.bulk import part_files
 from emocap_pretrain.bulk.inputs import open_input
-from emocap_pretrain.bulk.pictures import in_advance
+from emocap_pretrain.bulk.pictures import prefetched
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
@@ -81,7 +81,7 @@ def test_a_full_disk_is_one_line_and_leaves_only_complete_parts(tmp_path, monkey
     assert sorted(bytes_of(parts)) == ["part-000000.parquet", "part-000001.parquet"]
 
 
-def test_items_are_taken_and_worked_on_in_order_and_a_bounded_number_in_advance():
+def test_items_are_taken_and_worked_on_in_order_and_a_bounded_number_prefetched():
     taken = []
 
     def items():
@@ -89,7 +89,7 @@ def test_items_are_taken_and_worked_on_in_order_and_a_bounded_number_in_advance(
             taken.append(number)
             yield number
 
-    found = in_advance(items(), lambda number: -number, ahead=5)
+    found = prefetched(items(), lambda number: -number, ahead=5)
     assert [next(found) for _ in range(3)] == [0, -1, -2]
     assert len(taken) < 20
     assert list(found) == [-number for number in range(3, 1000)]
@@ -101,4 +101,4 @@ def test_an_error_of_the_input_ends_the_computation():
         raise StoreError("the store is unreachable.")
 
     with pytest.raises(StoreError, match="unreachable"):
-        list(in_advance(items(), lambda number: number, ahead=5))
+        list(prefetched(items(), lambda number: number, ahead=5))

@@ -8,7 +8,7 @@ import torch
 
 import emocap_pretrain as emocap
 from emocap_pretrain.bulk.compute import Computation
-from emocap_pretrain.bulk.scorers import Embedding, ModelSource, Prediction, Prompts, digest_of
+from emocap_pretrain.bulk.scorers import EmbeddingScorer, ModelSource, PredictionScorer, Prompts, digest_of
 from emocap_pretrain.bulk.sentences import SentenceColumn
 from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.errors import CheckpointError, ConfigError
@@ -28,12 +28,12 @@ def crops():
 
 
 def test_a_vector_is_that_of_the_python_interface(model, crops):
-    found = Embedding(model).columns(crops)["embedding"]
+    found = EmbeddingScorer(model).columns(crops)["embedding"]
     assert (found == model.embed_images(crops)).all()
 
 
 def test_the_scores_of_classes_are_those_of_the_python_interface(model, crops):
-    found = Prediction(model, PROMPTS).columns(crops)
+    found = PredictionScorer(model, PROMPTS).columns(crops)
     expected = model.classify(crops, CLASSES)
     assert np.stack([found[f"p_{name}"] for name in CLASSES], 1) == pytest.approx(expected.probabilities, abs=1e-6)
     assert found["predicted"] == expected.best
@@ -41,43 +41,43 @@ def test_the_scores_of_classes_are_those_of_the_python_interface(model, crops):
 
 
 def test_the_fields_are_the_columns_in_their_order(model, crops):
-    for scorer in (Embedding(model), Prediction(model, PROMPTS)):
+    for scorer in (EmbeddingScorer(model), PredictionScorer(model, PROMPTS)):
         assert [field.name for field in scorer.fields] == list(scorer.columns(crops))
 
 
 def test_a_sentence_of_an_image_is_scored_by_its_cosine(model, crops):
-    found = Prediction(model, PROMPTS).columns(crops)["s_happy"]
+    found = PredictionScorer(model, PROMPTS).columns(crops)["s_happy"]
     assert found == pytest.approx(model.embed_images(crops) @ model.embed_texts(["a happy face"])[0], abs=1e-6)
 
 
 def test_a_local_sentence_is_scored_by_its_attention_over_the_patches(model, crops):
-    maps = [[model.attention(crop, sentence) for sentence in BROWS] for crop in crops]
+    maps = [[model.attention_map(crop, sentence) for sentence in BROWS] for crop in crops]
     expected = [np.mean([(each.weights * each.cosines).sum() for each in row]) for row in maps]
-    assert Prediction(model, PROMPTS).columns(crops)["s_brows"] == pytest.approx(expected, abs=1e-6)
+    assert PredictionScorer(model, PROMPTS).columns(crops)["s_brows"] == pytest.approx(expected, abs=1e-6)
 
 
 def test_an_image_of_one_colour_has_the_local_score_0_if_such_patches_are_left_out(model, crops, monkeypatch):
     monkeypatch.setattr(model, "_local", replace(model.local, contrast=8))
     grey = np.full((16, 16, 3), 90, np.uint8)
-    found = Prediction(model, PROMPTS).columns([grey, crops[0]])["s_brows"]
+    found = PredictionScorer(model, PROMPTS).columns([grey, crops[0]])["s_brows"]
     assert found[0] == 0
     assert abs(found[1]) > 1e-4
 
 
 def test_without_a_local_loss_the_sentences_are_compared_with_images(run_without_local_url, crops):
     model = emocap.load(run_without_local_url, device="cpu")
-    scorer = Prediction(model, PROMPTS)
+    scorer = PredictionScorer(model, PROMPTS)
     assert scorer.aligned_with == {"brows": "image", "happy": "image"}
     cosines = model.embed_images(crops) @ model.embed_texts(list(BROWS)).T
     assert scorer.columns(crops)["s_brows"] == pytest.approx(cosines.mean(1), abs=1e-6)
     patches = {"brows": SentenceColumn(sentences=BROWS, aligned_with="patches")}
     with pytest.raises(ConfigError, match=r"brows: the model was trained without local sentences"):
-        Prediction(model, Prompts(PROMPTS.templates, CLASSES, patches))
+        PredictionScorer(model, Prompts(PROMPTS.templates, CLASSES, patches))
 
 
 def test_a_single_class_is_refused(model):
     with pytest.raises(ConfigError, match="at least two classes"):
-        Prediction(model, Prompts(PROMPTS.templates, {"joy": ("joy",)}, {}))
+        PredictionScorer(model, Prompts(PROMPTS.templates, {"joy": ("joy",)}, {}))
 
 
 def test_the_digest_depends_on_every_weight(run_url):
@@ -103,5 +103,5 @@ def test_a_worker_refuses_another_model_than_the_one_of_the_command(run_url, tmp
 def test_a_model_that_was_not_trained_with_patches_is_compared_with_images_by_default(model, monkeypatch):
     monkeypatch.setattr(model, "_local", replace(model.local, is_trained=False))
     patches = {"eyes": SentenceColumn(sentences=BROWS, aligned_with="patches")}
-    scorer = Prediction(model, Prompts(PROMPTS.templates, CLASSES, {**SENTENCES, **patches}))
+    scorer = PredictionScorer(model, Prompts(PROMPTS.templates, CLASSES, {**SENTENCES, **patches}))
     assert scorer.aligned_with == {"brows": "image", "happy": "image", "eyes": "patches"}

@@ -119,10 +119,10 @@ def test_an_iterable_is_consumed_batch_by_batch(model):
             taken.append(number)
             yield a_picture()
 
-    batches = model.image_batches(pictures(), batch_size=4)
-    assert next(batches).numbers == [0, 1, 2, 3]
+    batches = model.embed_image_batches(pictures(), batch_size=4)
+    assert next(batches).indices == [0, 1, 2, 3]
     assert len(taken) <= 3 * 4
-    assert next(batches).numbers == [4, 5, 6, 7]
+    assert next(batches).indices == [4, 5, 6, 7]
 
 
 def test_an_unreadable_image_ends_the_call_with_its_name(model, tmp_path):
@@ -164,7 +164,7 @@ def test_unreadable_images_can_be_skipped_and_recorded(model, tmp_path):
     pictures = [a_picture() for _ in range(5)]
     missing = tmp_path / "x.jpg"
     skipped: list[tuple[int, str]] = []
-    batches = model.image_batches(
+    batches = model.embed_image_batches(
         [missing, *pictures[:3], missing, *pictures[3:]],
         batch_size=2,
         skip=lambda number, error: skipped.append((number, str(error))),
@@ -184,7 +184,7 @@ def test_a_single_image_or_text_in_place_of_a_list_is_refused(model, single):
     with pytest.raises(DataError, match="text 1 has the type NoneType instead of str"):
         model.embed_texts(["a face", None])
     with pytest.raises(DataError, match="text 0 has the type list instead of str"):
-        model.attention(a_picture(), ["a face"])
+        model.attention_map(a_picture(), ["a face"])
     with pytest.raises(ConfigError, match="must be at least 1"):
         model.embed_images([], batch_size=0)
 
@@ -246,7 +246,7 @@ def test_wrong_classes_and_templates_are_refused_in_one_line(model, prompts, tem
 
 def test_the_map_is_the_softmax_of_sharp_cosines_on_the_grid_of_patches(run, model):
     picture, sentence = a_picture(), "the brows are drawn together"
-    found = model.attention(picture, sentence)
+    found = model.attention_map(picture, sentence)
     restored = restore(run.url)
     crop = center_crop(picture, 16)
     with torch.inference_mode():
@@ -271,10 +271,10 @@ def test_patches_of_one_colour_have_no_weight_if_the_run_left_them_out(tiny_conf
     picture = a_picture(16, 16)
     picture[:8] = 127
     model = emocap.load(config.url, device="cpu")
-    weights = model.attention(picture, "a face").weights
+    weights = model.attention_map(picture, "a face").weights
     assert (weights[0] == 0).all()
     assert weights.sum() == pytest.approx(1)
-    empty = model.attention(np.zeros((16, 16, 3), np.uint8), "a face")
+    empty = model.attention_map(np.zeros((16, 16, 3), np.uint8), "a face")
     assert (empty.resized() == 0).all()
 
 
@@ -282,7 +282,7 @@ def test_there_is_no_map_of_a_model_that_was_trained_without_patches(tiny_config
     config = changed(tiny_config, objective__local=0)
     forged(config, Tokenizer.trained_on(["a face"], 300))
     with pytest.raises(ConfigError, match=r"objective\.local=0"):
-        emocap.load(config.url, device="cpu").attention(a_picture(), "a face")
+        emocap.load(config.url, device="cpu").attention_map(a_picture(), "a face")
 
 
 def test_there_is_no_map_of_patches_that_are_not_a_square(run, model, monkeypatch):
@@ -294,7 +294,7 @@ def test_there_is_no_map_of_patches_that_are_not_a_square(run, model, monkeypatc
 
     monkeypatch.setattr(type(model._embedder.model.image), "encode_image", three)
     with pytest.raises(ConfigError, match="3 patches, which are not a square grid"):
-        model.attention(a_picture(), "a face")
+        model.attention_map(a_picture(), "a face")
 
 
 def test_a_run_is_loaded_by_path_and_step(run, monkeypatch):
@@ -331,7 +331,7 @@ def test_several_threads_may_use_one_model(model):
 
     def work(number: int) -> tuple[Any, Any]:
         kind = number % 3
-        return model.embed_texts(texts[kind]), model.attention(picture, sentences[kind]).weights
+        return model.embed_texts(texts[kind]), model.attention_map(picture, sentences[kind]).weights
 
     alone = [work(number) for number in range(3)]
     with ThreadPoolExecutor(4) as pool:

@@ -69,7 +69,7 @@ def refusal(path: Path, activation: str | None = None) -> str:
 @pytest.mark.parametrize("fault", ["missing", "renamed", "transposed", "extra"])
 def test_one_wrong_tensor_is_refused_by_its_name(family, monkeypatch, fault):
     shapes = open_tensors(family.path, "").shapes
-    fixed = open_source(str(family.path), activation=family.activation).layout.constants
+    fixed = open_source(str(family.path), activation=family.activation).layout.ignored
     names = sorted(shapes.keys() - OPTIONAL - fixed)
     for name in names[:: 1 + len(names) // 8]:
         changed = dict(shapes)

@@ -150,7 +150,7 @@ def test_a_model_of_another_library_is_used_from_python(clip):
     assert model.embed_images(pictures).shape == (2, 20)
     assert model.embed_texts(["a happy face", "sad"]).shape == (2, 20)
     assert model.classify(pictures, ["happy", "sad"]).probabilities.shape == (2, 2)
-    assert model.attention(pictures[1], "a face").weights.shape == (3, 3)
+    assert model.attention_map(pictures[1], "a face").weights.shape == (3, 3)
     assert model.step is None
 
 

@@ -65,12 +65,12 @@ def swapped(tokenizer: Tokenizer, one: int, other: int) -> str:
     added = {ids.get(token["id"], token["id"]): token for token in tree["added_tokens"]}
     # In the order of their ids, in which transformers adds them again.
     tree["added_tokens"] = [{**token, "id": number} for number, token in sorted(added.items())]
-    for mark in _marks(tree.get("post_processor")):
-        mark["ids"] = [ids.get(number, number) for number in mark["ids"]]
+    for token in _template_tokens(tree.get("post_processor")):
+        token["ids"] = [ids.get(number, number) for number in token["ids"]]
     return json.dumps(tree, ensure_ascii=False)
 
 
-def _marks(post_processor: Any) -> list[dict[str, Any]]:
+def _template_tokens(post_processor: Any) -> list[dict[str, Any]]:
     """Returns the special tokens that a template adds to each text; empty without a template."""
     if not isinstance(post_processor, dict) or post_processor.get("type") != "TemplateProcessing":
         return []
