@@ -27,7 +27,7 @@ from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 from typer.core import TyperCommand, TyperGroup, TyperOption
 from typer.exceptions import TyperException
@@ -177,20 +177,28 @@ def columns() -> tuple[ProgressColumn, ...]:
     return (
         BarColumn(bar_width=16),
         TextColumn("{task.description}", markup=False),
-        TimeRemainingColumn(compact=True),
-        TextColumn("left"),
+        _TimeLeft(compact=True),
     )
+
+
+class _TimeLeft(TimeRemainingColumn):
+    """Shows the remaining time, and nothing while it is unknown."""
+
+    def render(self, task: Task) -> Text:
+        return Text() if task.time_remaining is None else super().render(task).append(" left")
 
 
 class Screen:
     """Prints lines and the progress of a run. Other output of the process appears above the bar.
+
+    Before the first step, which may take minutes, a moving bar shows that the ranks start.
 
     It implements the protocol `ProgressDisplay` of `emocap_cluster.supervise`, which calls its methods.
     """
 
     def __init__(self, bar: Progress | None) -> None:
         self._bar = bar
-        self._task: TaskID | None = None
+        self._task = bar.add_task("before the first step", total=None) if bar else None
         self._pace = Pace()
 
     def say(self, line: str) -> None:
@@ -204,8 +212,9 @@ class Screen:
             if line:
                 self.say(line)
             return
-        # After a restart from an older checkpoint the bar begins anew. Otherwise its remaining time would be wrong.
-        if self._task is None or self._pace.went_back(step):
+        # At the first step, and after a restart from an older checkpoint, the bar begins anew. Otherwise its remaining
+        # time would be wrong.
+        if self._task is None or self._pace.seen < 0 or self._pace.went_back(step):
             if self._task is not None:
                 self._bar.remove_task(self._task)
             self._task = self._bar.add_task("", total=steps, completed=step)

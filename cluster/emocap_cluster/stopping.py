@@ -44,7 +44,7 @@ def stop_signals(tell: Callable[[str], None]) -> Generator[StopFlag]:
         if again and number == signal.SIGINT:
             raise KeyboardInterrupt
         if not stop.asked.is_set():
-            tell(f"{signal.Signals(number).name}: the ranks save and stop{_at_once(number)}.")
+            tell(_announcement(number))
         stop.asked.set()
 
     before = {number: signal.signal(number, take) for number in STOP_SIGNALS}
@@ -55,5 +55,7 @@ def stop_signals(tell: Callable[[str], None]) -> Generator[StopFlag]:
             signal.signal(number, handler)
 
 
-def _at_once(number: int) -> str:
-    return "; Ctrl-C again ends them without saving" if number == signal.SIGINT else ""
+def _announcement(number: int) -> str:
+    if number == signal.SIGINT:
+        return "Ctrl-C: the ranks save and stop; another Ctrl-C ends them without saving."
+    return f"{signal.Signals(number).name}: the ranks save and stop."

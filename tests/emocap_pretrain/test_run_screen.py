@@ -52,6 +52,25 @@ def test_in_a_terminal_one_line_moves_and_fits_80_columns() -> None:
     assert len(bar.tasks) == 1
 
 
+def test_in_a_terminal_a_bar_moves_already_before_the_first_step() -> None:
+    out = io.StringIO()
+    console = Terminal(file=out, force_terminal=True, width=80)
+    with Progress(*terminal.columns(), console=console) as bar:
+        Screen(bar)
+        bar.refresh()
+    assert "before the first step" in out.getvalue()
+
+
+def test_the_remaining_time_is_not_shown_while_it_is_unknown() -> None:
+    out = io.StringIO()
+    console = Terminal(file=out, force_terminal=True, width=80)
+    with Progress(*terminal.columns(), console=console) as bar:
+        Screen(bar).beat(5, 10, "loss 4.1")
+        bar.refresh()
+    assert "step 5/10" in out.getvalue()
+    assert "left" not in out.getvalue()
+
+
 def test_in_a_log_there_are_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.StringIO()
     monkeypatch.setattr(terminal, "console", Terminal(file=out, force_terminal=False, soft_wrap=True))
