@@ -97,7 +97,6 @@ class Tokenizer:
                 raise ConfigError(f"model.text.tokenizer={folder_or_name}: {_first_line(error)}") from error
         from transformers import AutoTokenizer
 
-        where = f"model.text.tokenizer={folder_or_name}"
         try:
             found: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
             # Without files, transformers returns a tokenizer that knows only its special tokens.
@@ -105,7 +104,7 @@ class Tokenizer:
                 raise ValueError("no vocabulary")
             return cls(found.backend_tokenizer)
         except (AttributeError, ImportError, OSError, ValueError) as error:
-            raise ConfigError(f"{where}: no tokenizer.json there, none from the hub ({_first_line(error)}).") from error
+            raise ConfigError(f"model.text.tokenizer={folder_or_name}: {_missing(source, error)}") from error
 
     def to_json(self) -> str:
         """Returns the text of a tokenizer.json."""
@@ -172,6 +171,19 @@ def byte_pair_tokenizer(merges: Sequence[Sequence[str]]) -> Tokenizer:
     vocabulary = {piece: number for number, piece in enumerate([*pieces, "<|startoftext|>", "<|endoftext|>"])}
     pairs: Any = [tuple(merge) for merge in merges]  # transformers declares another type than it takes.
     return Tokenizer(CLIPTokenizer(vocab=vocabulary, merges=pairs).backend_tokenizer)
+
+
+def _missing(source: str, error: Exception) -> str:
+    """Returns why no tokenizer was found, and what the user can do."""
+    if Path(source).is_dir():
+        return (
+            "the folder has no tokenizer.json and no other tokenizer: save the tokenizer of the model into it, or set "
+            "model.text.tokenizer to a folder that has one."
+        )
+    return (
+        f"there is no such folder, and the hub did not send a tokenizer of this name ({_first_line(error)}): set "
+        "model.text.tokenizer to a folder with a tokenizer.json."
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -116,8 +116,16 @@ def test_a_pretrained_tokenizer_is_read_from_its_folder_without_its_own_padding(
 
 
 def test_a_folder_without_a_tokenizer_is_refused_in_one_line(tmp_path):
-    with pytest.raises(ConfigError, match=r"^model\.text\.tokenizer=.*no tokenizer\.json there") as caught:
+    with pytest.raises(ConfigError, match=r"^model\.text\.tokenizer=.*: the folder has no tokenizer\.json") as caught:
         Tokenizer.load(str(tmp_path))
+    assert "\n" not in str(caught.value)
+    assert "save the tokenizer of the model into it" in str(caught.value)
+
+
+def test_a_name_without_a_folder_and_without_the_hub_is_refused_in_one_line(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ConfigError, match=r"no such folder, and the hub did not send a tokenizer") as caught:
+        Tokenizer.load("nobody/no-such-tokenizer")
     assert "\n" not in str(caught.value)
 
 
