@@ -19,6 +19,7 @@ from typing import Any, cast
 from emocap_shards.mask import masked
 from emocap_shards.printable import printable
 
+HUB_CLIENT = "huggingface_hub.utils._http"
 OURS = ("emocap_pretrain", "emocap_shards", "emocap_cluster")
 
 
@@ -55,6 +56,9 @@ def show_logs(level: int = logging.INFO) -> None:
             handler.setFormatter(ShownLines("%(message)s"))
     for package in OURS:
         logging.getLogger(package).setLevel(level)
+    # Without a network, the client of the hub logs two lines for each of its retries. The error after the last one
+    # becomes one line of ours.
+    logging.getLogger(HUB_CLIENT).setLevel(logging.ERROR)
 
 
 def guard_tracebacks() -> None:
