@@ -170,7 +170,10 @@ def _sentence(problem: Any, origin: Origin) -> str:
     dotted = ".".join(map(str, keys))
     place = origin.place(keys)
     if problem["type"] == "extra_forbidden":
-        return f"{place}: unknown key {dotted}{did_you_mean(str(keys[-1]), _names(keys[:-1]))}"
+        name, colon, value = str(keys[-1]).partition(":")
+        if colon and value:  # `{rank:8}` is the key "rank:8" in YAML.
+            return f"{place}: unknown key {dotted}; write a space after the colon: {name}: {value}"
+        return f"{place}: unknown key {dotted}{did_you_mean(name, _names(keys[:-1]))}"
     if problem["type"] == "missing":
         return f"{place}: {dotted} is required{_described(keys)}."
     if problem["type"] == "value_error":  # Raised by a validator of ours, whose text is a whole sentence.

@@ -88,6 +88,11 @@ def test_keys_of_a_section_that_may_be_null_are_known():
     assert "unknown key objective.mining.threshhold; did you mean threshold?" in message
 
 
+def test_a_missing_space_after_a_colon_is_named():
+    message = refusal(TEXT, "model.image.lora={rank:8}")
+    assert message == "command line: unknown key model.image.lora.rank:8; write a space after the colon: rank: 8"
+
+
 def test_the_weight_of_a_part_has_only_the_name_of_the_part():
     message = refusal(TEXT + "objective: {globl: 1}\n")
     assert message == "cfg.yaml:7: unknown key objective.globl; did you mean global?"
