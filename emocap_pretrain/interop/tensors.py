@@ -116,8 +116,12 @@ def _open_torch(path: Path, where: str) -> Tensors:
             "alone, or as .safetensors."
         ) from error
     except Exception as error:  # A damaged pickle or archive raises errors of nearly every class in both libraries.
-        first = (str(error) or repr(error)).splitlines()[0]
-        raise ConfigError(f"{where}: the file cannot be read as weights of torch ({first}).") from error
+        # Many of these errors are no sentence, such as KeyError(101) for a text file.
+        first = str(error).partition("\n")[0]
+        why = f" ({first})" if " " in first else ""
+        raise ConfigError(
+            f"{where}: the file is not readable as weights of torch; it is damaged, incomplete or of another kind{why}."
+        ) from error
     tensors = _state_dict(tree)
     if not tensors:
         raise ConfigError(f"{where}: there is no state dict in the file.")

@@ -219,6 +219,15 @@ def test_a_file_of_torch_with_code_is_refused_and_its_code_is_not_executed(tmp_p
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize("content", [b"hello, I am no weights\n", b""])
+def test_a_file_of_another_kind_is_refused_with_a_reason_in_words(tmp_path, content):
+    (tmp_path / "weights.pth").write_bytes(content)
+    message = image_refusal(tower_settings(str(tmp_path / "weights.pth")))
+    assert message.endswith(
+        "/weights.pth: the file is not readable as weights of torch; it is damaged, incomplete or of another kind."
+    )
+
+
 def test_a_source_that_does_not_exist_is_refused(tmp_path):
     for path in (tmp_path / "absent.safetensors", tmp_path / "folder"):
         message = image_refusal(tower_settings(str(path)))
