@@ -205,6 +205,14 @@ def _weights(config: Config, found: Findings) -> None:
         found.notes.extend(check_image_weights(config.model.image) + check_text_weights(config.model.text))
     else:
         found.tables.append(check_source(config.model, config.objective).table())
+    text = config.model.text
+    own = "from" if config.model.from_ is not None else text.pretrained
+    if own is not None and text.tokenizer == "data":
+        found.notes.append(
+            "model.text.tokenizer=data: a tokenizer that is trained on the captions numbers its tokens anew, so the "
+            "pretrained embeddings of tokens belong to other words; the weights were trained with "
+            f"model.text.tokenizer={own}."
+        )
 
 
 def _datasets(config: Config, found: Findings) -> list[Manifest]:

