@@ -176,12 +176,20 @@ def parsed_classes(text: str) -> Any:
 
 
 def lines_of(path: Path) -> list[str]:
-    """Returns the lines of the file of `--prompts` that are not empty, without white space at their ends."""
+    """Returns the lines of the file of `--prompts` that are not empty, without white space at their ends.
+
+    Raises:
+        ConfigError: If the file cannot be read, is not UTF-8 text, or has no such line.
+    """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--prompts {path}: the file cannot be read as UTF-8 text: {error}") from error
-    return [line.strip() for line in lines if line.strip()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except OSError as error:
+        raise ConfigError(f"--prompts {path}: the file cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--prompts {path}: the file is not UTF-8 text ({error}): save it as UTF-8.") from error
+    if not any(lines):
+        raise ConfigError(f"--prompts {path}: the file has no prompt: write one on each line, such as 'a {{}} face'.")
+    return [line for line in lines if line]
 
 
 def _shares(text: str | None) -> tuple[float, ...]:

@@ -116,6 +116,8 @@ def test_the_command_line_names_tasks_label_classes_and_prompts(run: Config, fac
         (["--classes", ","], r"evaluation\.classes=\{\}: it must not be empty"),
         (["--classes", "{no: x}"], r"YAML reads a class as False"),
         (["--prompts", "missing.txt"], r"--prompts missing\.txt: the file cannot be read"),
+        (["--prompts", "{empty}"], r"--prompts .*empty\.txt: the file has no prompt: write one on each line"),
+        (["--prompts", "{latin}"], r"--prompts .*latin\.txt: the file is not UTF-8 text .*: save it as UTF-8\."),
         (["--prompts", "{wrong}"], r"command line: evaluation\.templates\.0: 'no place' has no \{\}"),
         (["--task", "retrievel"], r"there is no task 'retrievel'; did you mean retrieval\?"),
     ],
@@ -123,10 +125,10 @@ def test_the_command_line_names_tasks_label_classes_and_prompts(run: Config, fac
 def test_a_wrong_option_is_one_line_and_no_result(
     run: Config, faces: str, tmp_path: Path, options: list[str], message: str
 ) -> None:
-    wrong = tmp_path / "wrong.txt"
-    wrong.write_text("no place\n", encoding="utf-8")
-    words = [option.replace("{wrong}", str(wrong)) for option in options]
-    told = refused(run.url, "--data", faces, *words)
+    for name, content in {"wrong": b"no place\n", "empty": b" \n", "latin": b"caf\xe9 {}\n"}.items():
+        (tmp_path / f"{name}.txt").write_bytes(content)
+        options = [option.replace(f"{{{name}}}", str(tmp_path / f"{name}.txt")) for option in options]
+    told = refused(run.url, "--data", faces, *options)
     assert re.search(message, told)
     assert len(told.strip().splitlines()) == 1
 

@@ -5,12 +5,17 @@ is interrupted or refused leaves nothing at the destination, and an earlier expo
 complete.
 """
 
+import errno
+import os
 import shutil
 import uuid
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from emocap_shards.errors import StoreError
+from safetensors import SafetensorError
 
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.interop.export import verify
@@ -21,6 +26,7 @@ from emocap_pretrain.interop.export.probes import probes_of
 from emocap_pretrain.interop.restore import Restored
 
 # The packages whose versions may change the vectors of a model.
+_SPARE_BYTES = 1 << 20  # A disk with less free space is full: torch's error does not say so.
 _PACKAGES = ("emocap-pretrain", "torch", "timm", "transformers", "tokenizers")
 
 
@@ -46,10 +52,11 @@ def export(
     Raises:
         ConfigError: If a library is not installed, the destination is not free, the format cannot hold the model, or
             the export differs from the model by more than `verify.BOUND`.
+        StoreError: If the files cannot be written, for example because the disk is full.
     """
     verify.require_library(kind)
     require_free(folder, force=force)
-    with _renamed(folder) as partial:
+    with _renamed(folder) as partial, _disk_errors(folder, partial):
         say(f"writing the model for {kind.name}")
         kind.write(restored, partial)
         say(f"comparing it in a fresh process with {kind.library}")
@@ -87,6 +94,26 @@ def require_free(folder: Path, *, force: bool) -> None:
         raise ConfigError(f"{folder} is not empty and holds no export: give another --out.")
     if not force:
         raise ConfigError(f"{folder} holds an export already: give another --out, or replace it with --force.")
+
+
+@contextmanager
+def _disk_errors(folder: Path, partial: Path) -> Generator[None]:
+    """Turns an error of the block into a `StoreError` if the files cannot be written into `partial`.
+
+    safetensors reports a full disk by an error class of its own, and torch by a `RuntimeError` that does not name the
+    reason. So a `RuntimeError` counts if the disk has no space left.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        said = error.strerror if isinstance(error, OSError) else str(error).partition("\n")[0]
+        full = shutil.disk_usage(partial).free < _SPARE_BYTES or os.strerror(errno.ENOSPC) in str(error)
+        if isinstance(error, RuntimeError) and not full:
+            raise
+        why, cure = (os.strerror(errno.ENOSPC), "free some space") if full else (said or error, "correct this")
+        raise StoreError(
+            f"--out {folder}: the export cannot be written ({why}): {cure}, and start the same command again."
+        ) from error
 
 
 @contextmanager

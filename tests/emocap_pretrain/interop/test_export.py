@@ -1,5 +1,6 @@
 """Tests that libraries load our exports correctly, and that a refused or interrupted export leaves nothing."""
 
+import errno
 import json
 import re
 import shutil
@@ -10,7 +11,9 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
+from emocap_shards.errors import StoreError
 from pretrain_fakes import FakeRuntime, changed, stand_alone
+from safetensors import SafetensorError
 from typer.testing import CliRunner, Result
 
 import emocap_pretrain as emocap
@@ -174,6 +177,28 @@ def test_an_interrupted_export_leaves_nothing(model, tmp_path, end):
 
     with pytest.raises(end):
         export(model, broken("torch", write), tmp_path / "out", facts=FACTS)
+    assert nothing_is_left(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("error", "free", "line"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), 0, "(No space left on device): free some space"),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), 1 << 30, "(No space left on device): "),
+        (RuntimeError("unexpected pos 64 vs 0"), 0, "(No space left on device): free some space, and start the same"),
+        (OSError(errno.EIO, "Input/output error"), 1 << 30, "(Input/output error): correct this"),
+        (RuntimeError("unexpected pos 64 vs 0"), 1 << 30, None),
+    ],
+)
+def test_a_disk_that_takes_no_files_is_one_line_and_nothing_is_left(model, tmp_path, monkeypatch, error, free, line):
+    def write(_: Restored, folder: Path) -> None:
+        (folder / "half").write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1 << 40, 0, free))
+    with pytest.raises(StoreError if line else RuntimeError) as caught:
+        export(model, broken("torch", write), tmp_path / "out", facts=FACTS)
+    assert (line or "unexpected pos") in str(caught.value)
     assert nothing_is_left(tmp_path / "out")
 
 
