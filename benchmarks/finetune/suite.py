@@ -9,7 +9,7 @@ from benchmarks.harness.record import Measurement
 from benchmarks.harness.suite import Command, Report, Suite
 from emocap_pretrain.errors import EmocapError
 
-from . import compare
+from . import compare, tables
 
 RECIPES = REPOSITORY / "launch" / "recipes"
 
@@ -50,7 +50,8 @@ SUITE = Suite(
             rounds=None,
         ),
     },
-    reports=(Report(name="finetune", whats=(compare.PROMPTED, compare.PROBED)),),
+    reports=(Report(name="finetune", whats=(compare.PROMPTED, compare.PROBED), markdown=tables.markdown),),
+    page="one-gpu.md",
     errors=(EmocapError,),
     note=lambda line: f"; WAR {line.more['war']:.3f}" if line.more else "",
 )

@@ -10,9 +10,10 @@ import yaml
 from emocap_shards.writer import write_shards
 from tiny_run import tiny
 
-from benchmarks.finetune import compare, scores, trainings
+from benchmarks.finetune import compare, scores, tables, trainings
 from benchmarks.finetune.suite import SUITE
 from benchmarks.harness import record
+from benchmarks.harness.machine import occasion
 from benchmarks.harness.suite import run
 from emocap_pretrain.captions.rendered.dataset import records
 
@@ -36,6 +37,22 @@ def test_the_regularization_of_a_probe_is_chosen_on_valid_and_scored_on_test() -
     # The chosen probe is bad on the split test, which shows that the split valid alone decides.
     reverse = scores.Features(split(0.1).values, [*labels[1:], labels[0]])
     assert scores.probe(split(0.1), split(0.1), reverse)[0].war < 0.05
+
+
+def test_a_table_has_one_row_for_each_recipe_with_the_spread_of_its_seeds() -> None:
+    about = occasion()
+
+    def line(what: str, seed: int, uar: float) -> record.Measurement:
+        more = {"war": uar + 0.1, "steps": 509}
+        setting = {"split": "test", "minutes": 10, "seed": seed}
+        return record.measured(
+            about, [uar], what=what, contender="small", setting=setting, unit="UAR", more=more, versions={}
+        )
+
+    lines = [line(what, seed, 0.4 + 0.02 * seed) for what in (compare.PROMPTED, compare.PROBED) for seed in (0, 1)]
+    row = tables.markdown(lines).splitlines()[2]
+    uar, war = "41.0 (40.0 to 42.0)", "51.0 (50.0 to 52.0)"
+    assert row == f"| small | 10 | 509 | 2 | {uar} | {war} | {uar} | {war} |"
 
 
 @pytest.fixture
