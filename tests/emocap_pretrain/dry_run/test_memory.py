@@ -2,7 +2,7 @@ import json
 import os
 import subprocess
 import sys
-from functools import partial
+from functools import cache
 from pathlib import Path
 
 import psutil
@@ -15,7 +15,17 @@ from emocap_pretrain.config.schema import Config
 from emocap_pretrain.dry_run.memory import LOSS_BLOCKS, MemoryEstimate, estimate
 
 ROOT = Path(__file__).parents[3]
-estimated = partial(estimate, on_gpu=False)
+
+
+def estimated(given: Config, ranks: int) -> MemoryEstimate:
+    return _estimated(given.model_dump_json(), ranks)
+
+
+@cache
+def _estimated(given: str, ranks: int) -> MemoryEstimate:
+    """Traces the model of a config, which takes about a second. Several tests estimate the same config."""
+    return estimate(Config.model_validate_json(given), ranks, on_gpu=False)
+
 
 # One step of the real model, loss and optimizer. What the libraries allocate for themselves at their first call is
 # spent before the reading by a step of one row; Linux then forgets its high-water mark.
