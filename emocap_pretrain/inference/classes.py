@@ -128,4 +128,6 @@ def _valid(kind: TypeAdapter[Value], value: object, what: str) -> Value:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"{what}{f' ({place})' if place else ''}: {first['msg'].removeprefix('Value error, ')}") from error
+        raise ConfigError(
+            f"{what}{f' ({place})' if place else ''}: {first['msg'].removeprefix('Value error, ')}"
+        ) from error

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -29,17 +30,19 @@ def with_average(weights: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
         CheckpointError: If the files cannot be read, do not fit the weights, or lack a part of the average.
     """
     found: dict[str, Tensor] = {}
-    missing: dict[str, int] = {}
+    missing: dict[str, Tensor] = {}  # True for each element of the flattened parameter that no slice has given.
     try:
         for name, offset, values in _slices(folder):
             if name not in found:
-                found[name], missing[name] = weights[name].clone(), weights[name].numel()
-            missing[name] -= values.numel()
+                found[name] = weights[name].clone()
+                missing[name] = torch.ones(weights[name].numel(), dtype=torch.bool)
             found[name].view(-1).narrow(0, offset, values.numel()).copy_(values)
+            missing[name].narrow(0, offset, values.numel()).fill_(False)
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"the moving average in the checkpoint's engine files cannot be read: {error}") from error
-    if not found or any(missing.values()):
-        name = next((name for name, count in missing.items() if count), "it")
+    incomplete = [name for name, elements in missing.items() if elements.any()]
+    if incomplete or not found:
+        name = incomplete[0] if incomplete else "it"
         raise CheckpointError(
             f"the checkpoint's engine files do not hold the whole moving average: {name} is incomplete."
         )

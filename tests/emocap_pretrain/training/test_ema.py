@@ -1,5 +1,6 @@
 """Tests the moving average of the weights: its values at every stage of ZeRO, how it resumes, and how it is read."""
 
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -152,7 +153,11 @@ def test_an_engine_file_that_is_missing_or_of_another_model_is_refused(config: C
         with_average({name: each for name, each in weights.items() if name != "to_image.weight"}, folder)
     with pytest.raises(CheckpointError, match="cannot be read"):
         with_average(weights | {"to_image.weight": weights["to_image.weight"][:1].clone()}, folder)
-    (folder / "engine" / "rank-00001.safetensors").unlink()
+    first, second = (folder / "engine" / f"rank-0000{rank}.safetensors" for rank in (0, 1))
+    shutil.copyfile(first, second)  # The slices of a rank twice are as many elements as those of both ranks.
+    with pytest.raises(CheckpointError, match="do not hold the whole moving average"):
+        with_average(weights, folder)
+    second.unlink()
     with pytest.raises(CheckpointError, match="do not hold the whole moving average") as caught:
         with_average(weights, folder)
     assert "\n" not in str(caught.value)
