@@ -10,7 +10,7 @@ from .compare import PROBED, PROMPTED
 
 
 def markdown(lines: Sequence[Measurement]) -> str:
-    """Returns the table of the recalls: the mean over the seeds, and the lowest and the highest seed behind it."""
+    """Returns the table of the recalls: the mean over the seeds, then their range in brackets."""
     columns = ["", "minutes", "steps", "seeds", "prompts, UAR", "prompts, WAR", "probe, UAR", "probe, WAR"]
     return table(columns, (_row(those) for those in grouped(lines, _training).values()))
 
