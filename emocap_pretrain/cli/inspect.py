@@ -79,10 +79,10 @@ def _cut(url: str, config: Config) -> tuple[str, dict[str, Any]]:
         A line with the counts for the terminal, and the counts as JSON values.
     """
     from emocap_pretrain.data.datasets import cut_captions, train_tokenizer
-    from emocap_pretrain.interop.source import tokenizer_of
+    from emocap_pretrain.interop.starting_point import StartingPoint
 
     text = config.model.text
-    tokenizer = tokenizer_of(config.model, lambda: train_tokenizer(config.data, text.vocabulary))
+    tokenizer = StartingPoint(config.model).tokenizer(lambda: train_tokenizer(config.data, text.vocabulary))
     samples, cut = cut_captions([MixtureDatasetConfig(url=url)], tokenizer, text.lengths)
     line = f"Texts that {config.name} cuts, of the first {samples:,} samples: {', '.join(map(str, cut))}."
     return line, {"samples": samples, "parts": [asdict(each) for each in cut]}

@@ -28,7 +28,7 @@ from emocap_pretrain.config.schema import Config
 from emocap_pretrain.data.batch import Batch, Texts
 from emocap_pretrain.data.parts import active_parts
 from emocap_pretrain.data.patch_mask import patches_along_a_side
-from emocap_pretrain.interop.source import text_architecture_of, vocabulary_of
+from emocap_pretrain.interop.starting_point import StartingPoint
 from emocap_pretrain.model.pair import Embeddings, TowerPair
 from emocap_pretrain.model.teacher import Teacher
 from emocap_pretrain.training.ema import with_average
@@ -153,16 +153,8 @@ def estimate(config: Config, ranks: int, *, on_gpu: bool, shortest: bool = False
 
 
 def empty_model(config: Config) -> TowerPair:
-    """Returns the model on the device "meta", so that it needs almost no memory."""
-    with torch.device("meta"):
-        return TowerPair.of(
-            config.model,
-            config.objective,
-            vocabulary_of(config.model),
-            precision=config.engine.precision,
-            weights=False,
-            text_architecture=text_architecture_of(config.model),
-        )
+    """Returns the model of a new run on the device "meta", so that it needs almost no memory."""
+    return StartingPoint(config.model).empty_model(config.objective, config.engine.precision)
 
 
 @dataclass(frozen=True, slots=True)

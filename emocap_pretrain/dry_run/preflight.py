@@ -32,7 +32,7 @@ from emocap_pretrain.dry_run.memory import MemoryEstimate, empty_model, estimate
 from emocap_pretrain.errors import ConfigError, EmocapError
 from emocap_pretrain.evaluation import tasks
 from emocap_pretrain.interop.image_weights import check_image_weights, check_teacher
-from emocap_pretrain.interop.load import check_source
+from emocap_pretrain.interop.starting_point import StartingPoint
 from emocap_pretrain.model.transformers_text import check_text_weights
 from emocap_pretrain.run_folder.folder import RunFolder
 from emocap_pretrain.training.objective import Objective, notes_on_unread
@@ -201,10 +201,10 @@ def _writable(folder: Path) -> None:
 
 def _weights(config: Config, found: Findings) -> None:
     """Compares the pretrained weights with the model, and adds remarks for the user on them."""
-    if config.model.from_ is None:
-        found.notes.extend(check_image_weights(config.model.image) + check_text_weights(config.model.text))
+    if report := StartingPoint(config.model).check(config.objective):
+        found.tables.append(report.table())
     else:
-        found.tables.append(check_source(config.model, config.objective).table())
+        found.notes.extend(check_image_weights(config.model.image) + check_text_weights(config.model.text))
     text = config.model.text
     own = "from" if config.model.from_ is not None else text.pretrained
     if own is not None and text.tokenizer == "data":

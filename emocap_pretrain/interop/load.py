@@ -19,16 +19,14 @@ from emocap_pretrain.config.model import ModelConfig
 from emocap_pretrain.config.objective import ObjectiveConfig
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.errors import ConfigError
-from emocap_pretrain.interop.image_weights import load_image_weights
 from emocap_pretrain.interop.layouts.layout import IMAGE, TEXT
 from emocap_pretrain.interop.positions import resized_grid, resized_positions
 from emocap_pretrain.interop.report import LoadReport
-from emocap_pretrain.interop.source import Source, open_source, source_of, vocabulary_of
+from emocap_pretrain.interop.source import Source, open_source
 from emocap_pretrain.interop.tensors import Tensors
 from emocap_pretrain.interop.translation import translated
 from emocap_pretrain.model.lora import is_of_adapter
 from emocap_pretrain.model.pair import MAX_SCALE, TowerPair
-from emocap_pretrain.model.timm_image import TimmImageTower
 from emocap_pretrain.model.weights import Fit, shapes_of
 
 IMAGE_POSITIONS, TEXT_POSITIONS = f"{IMAGE}pos_embed", f"{TEXT}embeddings.position_embedding.weight"
@@ -36,38 +34,6 @@ IMAGE_POSITIONS, TEXT_POSITIONS = f"{IMAGE}pos_embed", f"{TEXT}embeddings.positi
 _COPIES = {"to_patch.weight": "to_image.weight", "to_sentence.weight": "to_text.weight"}
 _OWN = (*_COPIES, "local_logit_scale", "logit_bias")
 LARGEST_EXPONENT = 100.0  # Far above any learned scale; the exponential of a larger one could overflow.
-
-
-def check_source(settings: ModelConfig, objective: ObjectiveConfig) -> LoadReport:
-    """Compares the weights that `model.from` names with the model, by names and shapes, before a run starts.
-
-    Raises:
-        ConfigError: As `load_weights` does.
-        CheckpointError: If the source is a run whose checkpoint cannot be read.
-    """
-    source = source_of(settings)
-    vocabulary = vocabulary_of(settings)
-    with torch.device("meta"):
-        model = TowerPair.of(settings, objective, vocabulary, weights=False, text_architecture=source.text_architecture)
-    return load_weights(model, source, extend=settings.text.extend_positions, values=False)
-
-
-def start_from(settings: ModelConfig, model: TowerPair) -> LoadReport | None:
-    """Loads the weights with which a new model begins. The model was built with these settings.
-
-    The weights come from `model.from` or from `model.image.pretrained`. A pretrained text tower was already built with
-    its weights.
-
-    Returns:
-        The report; None if the settings name neither source.
-
-    Raises:
-        ConfigError: If the weights do not fit the model.
-        CheckpointError: If the source is a run whose checkpoint cannot be read.
-    """
-    if settings.from_ is None:
-        return load_image_weights(model.image, settings.image) if isinstance(model.image, TimmImageTower) else None
-    return load_weights(model, source_of(settings), extend=settings.text.extend_positions)
 
 
 @dataclass(frozen=True, slots=True)

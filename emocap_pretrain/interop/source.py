@@ -24,7 +24,7 @@ from emocap_pretrain.checkpoint.manifest import committed
 from emocap_pretrain.config.load import from_stored
 from emocap_pretrain.config.location import RUN_PREFIX, located
 from emocap_pretrain.config.model import ModelConfig
-from emocap_pretrain.data.tokenizer import Tokenizer, Vocabulary
+from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.interop.layouts import clip, open_clip, transformers
 from emocap_pretrain.interop.layouts.layout import Tree, WeightsLayout
@@ -113,55 +113,6 @@ def source_of(model: ModelConfig) -> Source:
     architecture = model.text.architecture
     activation = architecture.activation if "activation" in architecture.model_fields_set else None
     return open_source(str(model.from_), activation=activation)
-
-
-def tokenizer_of(model: ModelConfig, train: Callable[[], Tokenizer]) -> Tokenizer:
-    """Returns the tokenizer of a new run. `train` trains one on the captions, if `model.text.tokenizer` is "data".
-
-    Raises:
-        ConfigError: If the tokenizer cannot be read.
-        CheckpointError: If the source of weights is a run whose checkpoint cannot be read.
-    """
-    return train() if model.text.tokenizer == "data" else _read_tokenizer(model)
-
-
-def vocabulary_of(model: ModelConfig) -> Vocabulary:
-    """Returns the size and the padding id of the tokenizer of a new run, also if it is still to be trained.
-
-    A tokenizer that will be trained on the captions has at most `model.text.vocabulary` tokens, and this size is
-    returned.
-    """
-    if model.text.tokenizer == "data":
-        return Vocabulary(model.text.vocabulary, 0)
-    return _read_tokenizer(model).vocabulary
-
-
-def text_architecture_of(model: ModelConfig) -> dict[str, Any] | None:
-    """Returns the description of a text tower that the settings alone cannot build; None if they can.
-
-    Only a run whose text tower was pretrained has such a description.
-
-    Raises:
-        ConfigError: If the source of weights cannot be read.
-        CheckpointError: If the source is a run without such a checkpoint.
-    """
-    found = source_of(model).text_architecture if model.from_ is not None else None
-    return dict(found) if found else None
-
-
-def parent_of(model: ModelConfig) -> Parent | None:
-    """Returns the checkpoint with whose weights a new run begins; None if they do not come from a run.
-
-    Raises:
-        ConfigError: If the source of weights cannot be read.
-        CheckpointError: If the source is a run without such a checkpoint.
-    """
-    return source_of(model).parent if model.from_ is not None else None
-
-
-def _read_tokenizer(model: ModelConfig) -> Tokenizer:
-    named = model.text.tokenizer
-    return source_of(model).read_tokenizer() if named == "from" else Tokenizer.load(named)
 
 
 def _folder(name: str, folder: Path, where: str) -> Source:

@@ -153,7 +153,7 @@ class TowerPair(nn.Module):
             precision: "bf16" runs towers and projections under autocast.
             weights: Whether the weights of a pretrained text tower are loaded. False is for a model that takes its
                 weights from a checkpoint. The weights of the image tower are random in any case;
-                `interop.load.start_from` loads them.
+                `StartingPoint.load_into` loads them.
             text_architecture: The result of `TextTower.recorded` that is stored in a checkpoint. If it is given, a
                 pretrained text tower is built from it, and the source of its pretrained weights is not opened.
 

@@ -38,8 +38,7 @@ from emocap_pretrain.data.loader import LoadedBatch, batches, shared_memory_free
 from emocap_pretrain.data.quarantine import Quarantine
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.errors import CheckpointError, RolledBack, Superseded, TrainingError
-from emocap_pretrain.interop.load import start_from
-from emocap_pretrain.interop.source import parent_of, text_architecture_of, tokenizer_of
+from emocap_pretrain.interop.starting_point import StartingPoint
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.run_folder import unsent
 from emocap_pretrain.run_folder.attempts import Attempt
@@ -290,8 +289,10 @@ def open_session(config: Config, world: RankGroup, attempt: Attempt, opening: Ra
                 _require_same_data(found.checkpoint, state, config, data_digest, world)
                 guard.load(asdict(state.guard))
                 rows = _unsent_rows(found.folder / UNSENT_FILE) if world.is_main else []
-            tokenizer = _open_tokenizer(config, opening, found.folder if found else None)
-            engine, weights = _open_engine(config, world, opening, tokenizer, found)
+            # Only a new run needs the source of its first weights. Rank 0 alone opens it, when it is first needed.
+            starting_point = StartingPoint(config.model)
+            tokenizer = _open_tokenizer(config, opening, starting_point, found.folder if found else None)
+            engine, weights = _open_engine(config, world, opening, tokenizer, starting_point, found)
         # The data continue at the checkpoint's cursor, on any number of ranks and loader processes.
         start = Cursor.from_json(state.cursor) if state else Cursor()
         stream = open_stream(config.data, world.info, start, global_batch=config.global_batch, seed=config.seed)
@@ -306,7 +307,7 @@ def open_session(config: Config, world: RankGroup, attempt: Attempt, opening: Ra
         # The tracker comes last, so that a run that cannot start for another reason creates no run in MLflow.
         checkpoint = found.checkpoint if found else None
         # A run that has begun has its parent in `run.json`, and the parent's checkpoint may be deleted.
-        parent = None if found else opening.run_on_main(lambda: parent_of(config.model))
+        parent = None if found else opening.run_on_main(lambda: starting_point.parent)
         tracker = open_tracker(config, opening, attempt, run_id, stream, tokenizer, checkpoint, rows, parent)
         if weights:
             opening.run_on_main(lambda: store.put(WEIGHTS_REPORT, weights.encode()))
@@ -363,16 +364,19 @@ def _files_needed(config: Config, world: RankGroup) -> Callable[[Checkpoint, str
 
 
 def _open_engine(
-    config: Config, world: RankGroup, opening: RankGroup, tokenizer: Tokenizer, found: Resumed | None
+    config: Config,
+    world: RankGroup,
+    opening: RankGroup,
+    tokenizer: Tokenizer,
+    start: StartingPoint,
+    found: Resumed | None,
 ) -> tuple[Engine, str]:
     """Returns the engine, and for a new run with `model.from` the table that says what became of the weights."""
     # All ranks draw the same first weights. The engine broadcasts those of rank 0 in any case, so rank 0 alone reads
     # the weights of a checkpoint (decision 16), of `model.from` or of `model.image.pretrained`.
     torch.manual_seed(config.seed)
     architecture = (
-        state_of(found.checkpoint).text_architecture
-        if found
-        else opening.run_on_main(lambda: text_architecture_of(config.model))
+        state_of(found.checkpoint).text_architecture if found else opening.run_on_main(lambda: start.text_architecture)
     )
     is_first = found is None and config.model.from_ is None
     model = build_model(config, tokenizer.vocabulary, weights=is_first, text_architecture=architecture)
@@ -380,7 +384,7 @@ def _open_engine(
         for note in model.notes:
             log.warning("%s", note)
     if found is None:
-        report = opening.run_on_main(lambda: start_from(config.model, model))
+        report = opening.run_on_main(lambda: start.load_into(model))
         # The checks before the start have printed what they could compare: all but the weights of a hub.
         if report and world.is_main and config.model.image.pretrained == "hub":
             log.info("%s", "\n".join(report.lines()))
@@ -401,11 +405,11 @@ def _require_same_data(
         log.info("resuming from step %d, saved by %d ranks", found.step, found.ranks)
 
 
-def _open_tokenizer(config: Config, world: RankGroup, saved: Path | None) -> Tokenizer:
+def _open_tokenizer(config: Config, world: RankGroup, start: StartingPoint, saved: Path | None) -> Tokenizer:
     if saved:
         return Tokenizer.from_json((saved / TOKENIZER).read_text(encoding="utf-8"))
 
     def read() -> str:
-        return tokenizer_of(config.model, lambda: train_tokenizer(config.data, config.model.text.vocabulary)).to_json()
+        return start.tokenizer(lambda: train_tokenizer(config.data, config.model.text.vocabulary)).to_json()
 
     return Tokenizer.from_json(world.run_on_main(read))

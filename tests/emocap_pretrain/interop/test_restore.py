@@ -16,8 +16,8 @@ from pretrain_fakes import changed, forged
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.errors import CheckpointError, ConfigError
-from emocap_pretrain.interop.load import start_from
 from emocap_pretrain.interop.restore import restore
+from emocap_pretrain.interop.starting_point import StartingPoint
 from emocap_pretrain.model.pair import TowerPair
 from emocap_pretrain.training.build import build_model
 
@@ -193,7 +193,7 @@ def test_a_new_run_with_adapters_begins_with_the_merged_weights_of_another_one(t
     forged(config, tokenizer, config.stored(), model)
     further = changed(config, model__from=f"run:{config.url}", model__text__tokenizer="from")
     begun = build_model(further, tokenizer.vocabulary, weights=False)
-    start_from(further.model, begun)
+    StartingPoint(further.model).load_into(begun)
     images = torch.randint(256, (2, 3, 16, 16), dtype=torch.uint8)
     with torch.inference_mode():
         found, wanted = (each.eval().embed_images(images) for each in (begun, model))

@@ -21,11 +21,14 @@ import emocap_torchvision
 from emocap_pretrain.config.load import load
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import CheckpointError, ConfigError
-from emocap_pretrain.interop.load import check_source, load_source
+from emocap_pretrain.interop import starting_point
+from emocap_pretrain.interop.load import load_source
 from emocap_pretrain.interop.report import COLUMNS
 from emocap_pretrain.interop.settings import completed
-from emocap_pretrain.interop.source import clip_tokenizer, is_foreign, open_source
+from emocap_pretrain.interop.source import clip_tokenizer, is_foreign, open_source, source_of
+from emocap_pretrain.interop.starting_point import StartingPoint
 from emocap_pretrain.run_folder.folder import RunFolder
+from emocap_pretrain.training.build import build_model
 
 emocap_torchvision.install()
 import open_clip.tokenizer  # noqa: E402 - after emocap_torchvision
@@ -63,7 +66,7 @@ def test_the_weights_give_every_setting_that_the_user_leaves_out(clip, tmp_path)
     assert (model.embedding, model.image.pixels, model.text.tokenizer) == (20, 40, "from")
     assert model.text.architecture.tokens == HF_TEXT["vocab_size"]
     assert model.text.lengths.by_part == {"global": 16, "local": 16, "summary": 16}
-    table = check_source(model, completed(config_from(tmp_path, clip)).objective).table()
+    table = StartingPoint(model).check(completed(config_from(tmp_path, clip)).objective).table()
     assert "missing      0" in table
 
 
@@ -95,7 +98,7 @@ def test_a_run_continues_after_its_source_was_deleted_also_by_a_relative_path(cl
 def test_settings_that_contradict_the_weights_are_refused(clip, tmp_path, setting, expected):
     def start() -> None:
         config = completed(config_from(tmp_path, clip, setting))
-        check_source(config.model, config.objective)
+        StartingPoint(config.model).check(config.objective)
 
     with pytest.raises(ConfigError) as refused:
         start()
@@ -107,8 +110,19 @@ def test_more_positions_are_made_in_the_way_that_the_user_chooses(clip, tmp_path
     tables = {}
     for how in ("interpolate", "stretch"):
         config = completed(config_from(tmp_path, clip, *more, f"model.text.extend_positions={how}"))
-        tables[how] = check_source(config.model, config.objective)
+        tables[how] = StartingPoint(config.model).check(config.objective)
         assert "position_embedding.weight [16, 48] to [60, 48]" in " ".join(tables[how].resized)
+
+
+def test_a_starting_point_opens_its_source_once(clip, tmp_path, monkeypatch):
+    config = completed(config_from(tmp_path, clip))
+    opened = []
+    monkeypatch.setattr(starting_point, "source_of", lambda model: opened.append(model) or source_of(model))
+    start = StartingPoint(config.model)
+    model = build_model(config, start.tokenizer(train=list).vocabulary, text_architecture=start.text_architecture)
+    assert start.load_into(model) == start.check(config.objective)
+    assert start.parent is None
+    assert opened == [config.model]
 
 
 # The table

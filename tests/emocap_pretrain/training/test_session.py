@@ -19,6 +19,7 @@ from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import CheckpointError, ConfigError
 from emocap_pretrain.interop.restore import restore
 from emocap_pretrain.interop.settings import completed
+from emocap_pretrain.interop.starting_point import StartingPoint
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.ranks.info import Rank
 from emocap_pretrain.run_folder.attempts import Attempt
@@ -93,7 +94,7 @@ def test_a_warm_start_is_a_new_run_with_its_parent_in_the_folder_and_in_mlflow_a
     ):
         warm = changed(config, url=str(tmp_path / name))
         store = open_store(warm.url)
-        monkeypatch.setattr("emocap_pretrain.training.session.parent_of", lambda _, found=recorded: found)
+        monkeypatch.setattr(StartingPoint, "parent", recorded)
         session = begun(warm)
         kept(session, Cursor(), Progress())
         ended(session)
