@@ -1,4 +1,5 @@
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -18,13 +19,21 @@ settings.load_profile("pretrain")
 FACES, PIXELS = 24, 32
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
+@contextmanager
+def _one_thread() -> Iterator[None]:
     # The tensors here are tiny: a second thread only spins.
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    with _one_thread():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -45,6 +54,16 @@ def tiny(faces: str, new_mlflow: Callable[[Path], str]) -> Callable[[Path], Conf
 def tiny_config(tiny: Callable[[Path], Config], tmp_path: Path) -> Config:
     """Returns the config of a run that takes seconds and writes everything into `tmp_path`."""
     return tiny(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def finished_run(tiny: Callable[[Path], Config], tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """Returns the config of a finished run of two steps with two tasks. Tests must not change its folder."""
+    from pretrain_fakes import changed, finished  # Most tests need no training code.
+
+    tasks = ["zero_shot", "retrieval"]
+    with _one_thread():  # The fixture of the module begins after this one.
+        return finished(changed(tiny(tmp_path_factory.mktemp("finished")), steps=2, evaluation__tasks=tasks))
 
 
 def _tiny(faces: str, new_mlflow: Callable[[Path], str], tmp_path: Path) -> Config:

@@ -26,6 +26,7 @@ from emocap_pretrain.model.pair import TowerPair
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.ranks.info import Rank
 from emocap_pretrain.training.build import build_model
+from emocap_pretrain.training.loop import pretrain
 from emocap_pretrain.training.objective import Objective
 
 
@@ -132,6 +133,13 @@ def changed(config: Config, **changes: Any) -> Config:
             node = node[name]
         node[last] = value
     return Config.model_validate(tree)
+
+
+def finished(config: Config) -> Config:
+    """Trains a run on this process alone to its end, and returns its config."""
+    stand_alone()
+    pretrain(config, FakeRuntime())
+    return config
 
 
 def aged(store: Store, path: str, age_s: float) -> None:

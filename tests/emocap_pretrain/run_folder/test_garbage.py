@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from emocap_shards.store import open_store
-from pretrain_fakes import FakeRuntime, changed, stand_alone
+from pretrain_fakes import FakeRuntime, changed, finished
 from typer.testing import CliRunner
 
 from emocap_pretrain.cli import requests as requesting
@@ -98,9 +98,7 @@ GARBAGE: dict[str, Callable[[Path], object]] = {
 def made(tiny: Callable[[Path], Config], tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path]:
     """Returns a finished run with every kind of document that a run can have, and a copy of its folder."""
     root = tmp_path_factory.mktemp("garbage")
-    config = changed(tiny(root), steps=2, evaluation__url=None, data__error_budget=5)
-    stand_alone()
-    pretrain(config, FakeRuntime())
+    config = finished(changed(tiny(root), steps=2, evaluation__url=None, data__error_budget=5))
     store = open_store(config.url)
     Attempt(store, 1).record_failure(Failure(1, "host", 2, "ValueError", "no pixels"))
     Guard(config.health).remember(store, 9, "a spike")

@@ -31,10 +31,9 @@ ALONE = RankGroup(Rank(), "cpu", None)
 
 
 @pytest.fixture
-def config(tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+def config(tiny_config: Config) -> Config:
     stand_alone()
     torch.set_num_threads(1)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tiny_config
 
 
