@@ -151,7 +151,7 @@ def test_a_scale_above_the_bound_is_said_with_both_numbers(tmp_path):
     model.save_pretrained(tmp_path)
     found = load_source(str(with_tokenizer(tmp_path)), key="model.from")
     (remark,) = found.report.remarks
-    assert remark.startswith("the learned scale of these weights is 117.1. The model computes with its bound, 100,")
+    assert remark.startswith("the learned scale of these weights is 117.1. The model uses its upper bound 100 until")
     assert found.model.scale == pytest.approx(100.0)
 
 
