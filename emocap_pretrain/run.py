@@ -33,7 +33,7 @@ from emocap_pretrain.logs import conceal, guard_tracebacks, show_logs, shown
 from emocap_pretrain.ranks.runtime import EnvRuntime, Runtime, launched
 from emocap_pretrain.record import RunRecord
 from emocap_pretrain.run_folder.folder import RunFolder
-from emocap_pretrain.run_folder.report import Report
+from emocap_pretrain.run_folder.report import Report, on_ranks
 from emocap_pretrain.terminal import (
     INTERRUPTED,
     STOPPED,
@@ -306,7 +306,7 @@ def _print_history(history: "JobHistory") -> None:
         return
     again = len(history.attempts) - 1
     times = "without a restart" if not again else f"with {again} restart{'s' if again > 1 else ''}:"
-    console.print(f"{duration(last.ended_s)} on {last.ranks} ranks, {times}")
+    console.print(f"{duration(last.ended_s)} {on_ranks(last.ranks)}, {times}")
     for attempt in history.attempts[:-1]:
         ended = attempt.ended
         why = str(ended.cause) if ended.cause else WHY[ended.how.value]

@@ -119,6 +119,11 @@ def _fits(result: TaskResult, settings: dict[str, Any]) -> bool:
     return result.url == settings["url"] and same_classes
 
 
+def on_ranks(ranks: int) -> str:
+    """Returns the number of ranks for a message, such as "on 2 ranks"."""
+    return f"on {ranks} rank{'s' if ranks != 1 else ''}"
+
+
 def _decisive(settings: dict[str, Any]) -> dict[str, Any]:
     """Returns the evaluation settings on which the results of a checkpoint depend.
 
@@ -130,12 +135,12 @@ def _decisive(settings: dict[str, Any]) -> dict[str, Any]:
 def _rows(report: Report) -> list[tuple[str, str]]:
     before = {result.task: result for result in report.before_training}
     rows = [
-        ("steps", f"{report.step} on {report.ranks} ranks"),
+        ("steps", f"{report.step} {on_ranks(report.ranks)}"),
         ("training time", f"{report.seconds:.0f} s, {report.samples_per_s:.0f} samples/s"),
         ("last loss", "not finite" if report.loss is None else f"{report.loss:.3f}"),
     ]
     return [
-        *(rows if report.step else [("steps", f"0 on {report.ranks} ranks, the model before training")]),
+        *(rows if report.step else [("steps", f"0 {on_ranks(report.ranks)}, the model before training")]),
         *([("scores", "before training → after training")] if before else []),
         *(row for result in report.results for row in result.rows(before.get(result.task))),
         *other_weights_rows(report.other_weights),

@@ -59,6 +59,7 @@ def test_the_table_shows_speed_ranks_loss_and_folder():
     text = shown(REPORT)
     for part in ("Run tiny", "240 on 2 ranks", "61 s, 375 samples/s", "2.500", "/runs/tiny"):
         assert part in text
+    assert "240 on 1 rank " in shown(dataclasses.replace(REPORT, ranks=1))
 
 
 def test_the_table_of_a_run_without_evaluation_has_no_scores():
