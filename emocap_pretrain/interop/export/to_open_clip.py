@@ -243,8 +243,8 @@ _NO_PLACE = """\
 open_clip cannot hold the projections of patches and of local sentences, nor the scale of their scores; the formats \
 onnx, torch and safetensors can."""
 _OTHER_PIXELS = """\
-open_clip resizes an image before it crops the square, so its pixels of an image that is not square differ from ours, \
-and it cleans texts (curly quotes, HTML entities, repeated blanks) before it splits them."""
+open_clip resizes an image before it crops the square, so its pixels of an image that is not square differ from ours \
+(the difference `photo`), and it cleans texts (curly quotes, HTML entities, repeated blanks) before it splits them."""
 _PATHS = f"""\
 {CONFIG} names this folder by its absolute path, because open_clip finds the descriptions of the towers only by such \
 a path. After you have moved the folder, change the path in that file."""
