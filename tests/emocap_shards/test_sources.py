@@ -370,6 +370,7 @@ def test_labels_alone_are_refused_with_a_way_to_pack_them(faces, tmp_path):
         ("", "the image's cell is empty"),
         ("x" * 9000 + ".png", "(9,006 characters) cannot be read (File name too long)"),
         ("../" * 30 + "a/x.png", "such as with --image-root /"),
+        ("/no/such/folder/x.png", "such as with --image-root /no/such/folder"),
     ],
 )
 def test_a_cell_that_names_no_image_here_is_said_in_a_short_line(faces, value, told):

@@ -55,7 +55,10 @@ class LocalFile:
         for real in found:
             if real.startswith(self.root.rstrip("/") + "/"):
                 return real
-        common = os.path.commonpath((self.root, os.path.dirname(found[-1])))  # noqa: PTH120
+        folder = os.path.dirname(found[-1])  # noqa: PTH120
+        common = os.path.commonpath((self.root, folder))
+        if common == "/" and self.path.startswith("/"):  # An absolute path does not need the folder of the table.
+            common = folder
         cure = f"it leads out of {self.root}; if you trust it, allow its folder, such as with --image-root {common}"
         raise RecordError(f"the file {short(self.path)} is refused: {cure}")
 
