@@ -321,7 +321,7 @@ def _loaded(kind: Any, name: str, *source: str | None, **loading: Any) -> tuple[
 
 @contextmanager
 def quiet() -> Generator[None]:
-    """Prevents transformers from printing progress bars and tables of parameter names within the block.
+    """Prevents transformers from printing progress bars, remarks and tables of parameter names within the block.
 
     `Fit.require` reports missing and unexpected names in one line instead.
     """

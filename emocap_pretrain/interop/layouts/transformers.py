@@ -31,6 +31,7 @@ from emocap_pretrain.interop.layouts.layout import (
 )
 from emocap_pretrain.interop.rules import Concatenated, Form, Rule, Same, Split, layers, renamed
 from emocap_pretrain.model.json_files import read_json
+from emocap_pretrain.model.transformers_text import quiet
 from emocap_pretrain.model.weights import Shapes
 
 emocap_torchvision.install()
@@ -132,7 +133,8 @@ def _config(tree: Tree, where: str) -> Any:
             plain[name] = _tower(tree[name], name, where)
     try:
         # Only these classes are built, so a config cannot choose code that is executed.
-        return _CONFIGS[kind].from_dict(plain)
+        with quiet():  # For a published SigLIP, transformers remarks that its own default tokens do not exist there.
+            return _CONFIGS[kind].from_dict(plain)
     except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise ConfigError(f"{where}: config.json is wrong: {_one_line(error)}.") from error
     except StrictDataclassError as error:

@@ -1,8 +1,10 @@
 """Tests `model.from` as a user sees it: through the config, the table of loaded tensors, and `emocap_pretrain.load`."""
 
 import json
+import logging
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +246,22 @@ def test_a_tokenizer_that_transformers_has_saved_gives_its_tokens(tmp_path):
     for text in CAPTIONS[:3]:
         ids = tokenizer.encode([text], 500)
         assert ids.ids[0][ids.mask[0]].tolist() == saved(text)["input_ids"]
+
+
+def test_the_default_tokens_of_transformers_are_no_remark_on_a_siglip(tmp_path, monkeypatch):
+    folder = FAMILIES["siglip-cut-pixels"](tmp_path).path
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["vocab_size"] = 100
+    for name in ("bos_token_id", "eos_token_id"):  # The published config.json of SigLIP has neither.
+        config["text_config"].pop(name, None)
+    (folder / "config.json").write_text(json.dumps(config))
+    remarks: list[str] = []
+    # The logger of transformers passes no records on, so `caplog` would see none.
+    monkeypatch.setattr(logging.getLogger("transformers"), "handlers", [handler := logging.Handler()])
+    monkeypatch.setattr(handler, "emit", lambda record: remarks.append(record.getMessage()))
+    with suppress(ConfigError):  # The weights have another number of tokens.
+        open_source(str(folder))
+    assert remarks == []
 
 
 @pytest.mark.parametrize("token", ["</s>", {"content": "</s>", "lstrip": False}])
