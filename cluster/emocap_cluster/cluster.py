@@ -192,8 +192,8 @@ def _ray(trouble: str, *, env: Mapping[str, str], **settings: Any) -> Generator[
     """
     try:
         ray.init(runtime_env={"env_vars": dict(env)}, logging_level=logging.WARNING, **settings)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise NoCluster(f"{trouble}: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # On a busy host Ray gives up its own start with a plain Exception.
+        raise NoCluster(f"{trouble}: {(str(error) or repr(error)).splitlines()[0]}") from error
     try:
         yield
     finally:
