@@ -108,6 +108,7 @@ class TransformersTextTower(nn.Module):
         self.width: int = self.backbone.config.hidden_size
         self.positions: int = self.backbone.config.max_position_embeddings
         _check(settings, self.backbone.config, vocabulary.size)
+        self.notes += _note_on_tokenizer(settings, self.backbone.config, vocabulary.size)
 
     def recorded(self) -> dict[str, Any] | None:
         """Returns the config of a pretrained encoder as a JSON value; None for an encoder that was not pretrained.
@@ -402,3 +403,19 @@ def _check(settings: TextTowerConfig, config: Any, vocabulary: int) -> None:
             f"model.text.tokenizer knows {vocabulary} tokens, but the encoder has embeddings for {config.vocab_size}; "
             "use the tokenizer of the same folder."
         )
+
+
+def _note_on_tokenizer(settings: TextTowerConfig, config: Any, vocabulary: int) -> tuple[str, ...]:
+    """Returns a remark if a tokenizer that the user has named leaves most of the token embeddings unused.
+
+    Some models have a few more embeddings than tokens, so that their number is a multiple of 64. If more than half are
+    unused, the tokenizer is probably that of another model. A tokenizer that is trained on the data always has its own
+    numbers (`dry_run/preflight.py` has a remark on it).
+    """
+    if settings.tokenizer == "data" or 2 * vocabulary >= config.vocab_size:
+        return ()
+    note = (
+        f"model.text.tokenizer={settings.tokenizer} knows {vocabulary} tokens, and the encoder has embeddings for "
+        f"{config.vocab_size}: is it the tokenizer of these weights?"
+    )
+    return (note,)

@@ -125,6 +125,15 @@ def test_a_larger_vocabulary_than_the_encoder_has_is_refused():
         TransformersTextTower(settings, Vocabulary(30523, 0), weights=False)
 
 
+@pytest.mark.parametrize(
+    ("tokenizer", "size", "remarks"), [("other", 15_260, 1), ("other", 15_261, 0), ("data", 100, 0)]
+)
+def test_a_tokenizer_that_leaves_most_embeddings_unused_is_noted(tokenizer, size, remarks):
+    settings = TextTowerConfig.model_validate({"pretrained": MINILM, "tokenizer": tokenizer})
+    notes = TransformersTextTower(settings, Vocabulary(size, 0), weights=False).notes
+    assert [note.partition(",")[0] for note in notes] == [f"model.text.tokenizer=other knows {size} tokens"] * remarks
+
+
 def test_a_folder_without_an_encoder_is_refused_in_one_line(tmp_path):
     settings = TextTowerConfig.model_validate({"pretrained": str(tmp_path)})
     with pytest.raises(ConfigError, match=r"^model\.text\.pretrained=.*no encoder with safetensors") as caught:
