@@ -27,10 +27,11 @@ from emocap_shards.writing.sources.folder import OTHER_IMAGES
 
 from emocap_pretrain.bulk import videos
 from emocap_pretrain.bulk.parts import VIDEO_WEIGHT
-from emocap_pretrain.bulk.pictures import UNREADABLE, Picture, unreadable
+from emocap_pretrain.bulk.pictures import UNREADABLE, Picture
 from emocap_pretrain.bulk.videos import Sampling
 from emocap_pretrain.data.transform import center_crop
 from emocap_pretrain.errors import ConfigError, DataError
+from emocap_pretrain.inference.images import reason
 
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 _IMAGES = frozenset(f".{suffix}" for suffix in (*FORMATS, *OTHER_IMAGES))
@@ -121,7 +122,7 @@ class FileInput:
                 share = frame.share
                 yield Picture(name, center_crop(frame.pixels, pixels), weight, frame.time_s, frame.number)
         except UNREADABLE as error:
-            yield Picture(name, unreadable(error), (1 - share) * VIDEO_WEIGHT)
+            yield Picture(name, DataError(reason(error)), (1 - share) * VIDEO_WEIGHT)
 
 
 @dataclass(frozen=True, slots=True)

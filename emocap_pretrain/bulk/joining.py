@@ -175,7 +175,7 @@ def _array_type(parts: PartTables, field: Field) -> tuple[np.dtype[Any], tuple[i
         return np.dtype(np.float32), (_size(field),)
     if pa.types.is_string(field.type):
         lengths = (pc.max(pc.utf8_length(table[field.name])).as_py() or 0 for table in parts.tables([field.name]))
-        return np.dtype(f"<U{max(1, *lengths, 0)}"), ()
+        return np.dtype(f"<U{max([1, *lengths])}"), ()
     return np.dtype(field.type.to_pandas_dtype()), ()
 
 

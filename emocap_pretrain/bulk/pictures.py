@@ -16,7 +16,7 @@ from emocap_shards.writing.row import LocalFile
 from emocap_pretrain.data.transform import center_crop
 from emocap_pretrain.errors import DataError
 from emocap_pretrain.inference.embedder import Crop
-from emocap_pretrain.inference.images import READERS, pixels_of
+from emocap_pretrain.inference.images import READERS, pixels_of, reason
 
 Item = TypeVar("Item")
 
@@ -56,13 +56,7 @@ def crop_of(content: Content, pixels: int) -> Crop | DataError:
     try:
         return center_crop(_pixels(content), pixels)
     except UNREADABLE as error:
-        return unreadable(error)
-
-
-def unreadable(error: Exception) -> DataError:
-    """Returns an error whose message is the reason why an image or video cannot be read, without its path."""
-    said = error.strerror if isinstance(error, OSError) else None
-    return DataError(said or str(error))
+        return DataError(reason(error))
 
 
 def _pixels(content: Path | LocalFile | bytes) -> Crop:

@@ -24,8 +24,8 @@ Field: TypeAlias = Any
 Columns: TypeAlias = Mapping[str, Sequence[Any] | np.ndarray[Any, Any]]
 """The values of each field for some images: a list, or an array with a row for each image."""
 
-
 SIZE = b"size"
+"""Key in the metadata of a field of vectors: the number of numbers of a vector."""
 
 
 def vector_field(name: str, size: int) -> Field:

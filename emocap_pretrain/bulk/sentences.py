@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, TypeAdapter
 
 from emocap_pretrain.config.fields import Section, Words
 from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.inference.classes import validated
 
 FACS = Path(__file__).with_name("facs.yaml")
 _MOST_BYTES = 1 << 20
@@ -55,12 +56,7 @@ def read_sentences(path: Path) -> dict[str, SentenceColumn]:
             tree = yaml.load(file.read(_MOST_BYTES), Loader=_Loader)  # noqa: S506 - a subclass of the safe loader
     except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"--sentences {path}: the file cannot be read: {' '.join(str(error).split())}") from error
-    try:
-        return _FILE.validate_python(tree)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"--sentences {path}{f' ({place})' if place else ''}: {first['msg']}") from error
+    return validated(_FILE, tree, f"--sentences {path}")
 
 
 class _Loader(yaml.SafeLoader):

@@ -17,12 +17,10 @@ from emocap_shards.writing.packing import described
 from tqdm import tqdm
 
 from emocap_pretrain import run
-from emocap_pretrain.cli.evaluate import lines_of, parsed_classes
-from emocap_pretrain.cli.options import Debug
+from emocap_pretrain.cli.options import ChosenWeights, Debug, Device, PromptFile, Step, lines_of, parsed_classes
 from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.logs import show_logs
-from emocap_pretrain.run_folder.results import Weights
 from emocap_pretrain.terminal import console, errors_as_lines
 
 if TYPE_CHECKING:
@@ -41,17 +39,9 @@ Out = Annotated[Path, typer.Option(help="The new file: .parquet, .csv or .npz.")
 Format = Annotated[
     Literal["parquet", "csv", "npz"] | None, typer.Option("--format", help="Format; default by the suffix of --out.")
 ]
-Step = Annotated[int | None, typer.Option(help="Step of the checkpoint; default the newest one.")]
-ChosenWeights = Annotated[
-    Weights | None,
-    typer.Option("--weights", help="Weights of the step, or their average; default ema if it exists."),
-]
 ChosenActivation = Annotated[
     Literal["quick_gelu", "gelu", "gelu_tanh"] | None,
     typer.Option("--activation", help="Activation of a file of another library that does not say it."),
-]
-Device = Annotated[
-    Literal["auto", "cpu", "cuda"], typer.Option(help="Device of the model; auto is cuda where there is a GPU.")
 ]
 Batch = Annotated[int, typer.Option(help="Images of one pass of the tower.", min=1)]
 Image = Annotated[str, typer.Option(help="Column of a table with the paths of images or videos.")]
@@ -130,9 +120,7 @@ def predict_command(  # noqa: PLR0913, PLR0917 - one argument for each option
         str | None,
         typer.Option(help="joy,fear or, with words for the prompts, {joy: delight, fear: panic}; default FER+'s."),
     ] = None,
-    prompts: Annotated[
-        Path | None, typer.Option(help="File of prompts, one on each line, with {} in place of the words of a class.")
-    ] = None,
+    prompts: PromptFile = None,
     sentences: Annotated[
         str, typer.Option(metavar="FILE", help="YAML file of sentences to score; facs: those of FACS; none.")
     ] = "facs",

@@ -7,18 +7,25 @@ is used in place of the checkpoint's config. Settings on the command line take p
 """
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 from emocap_shards.mask import MASK
 
 from emocap_pretrain.cli import tables
-from emocap_pretrain.cli.options import Debug
+from emocap_pretrain.cli.options import (
+    ChosenWeights,
+    Debug,
+    Device,
+    OwnConfig,
+    PromptFile,
+    Step,
+    lines_of,
+    parsed_classes,
+)
 from emocap_pretrain.cli.reach import need_answer
 from emocap_pretrain.config.load import unresolved, with_section
 from emocap_pretrain.config.schema import ClusterConfig, Config, EvaluationConfig, TrackingConfig
@@ -50,6 +57,35 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
+class _Request:
+    """Holds what is evaluated.
+
+    Attributes:
+        run_url: The folder or URL of the run.
+        own: The config of the user; None takes that of the checkpoint, which is not trusted.
+        step: Step of the checkpoint; None is the newest one.
+        weights: The weights of the step, or their moving average; None is the average if the run has it.
+        interpolate: The share of an interpolation that is evaluated in place of the trained weights.
+        shares: The shares of interpolations that are evaluated besides.
+        changes: The evaluation settings of the command line by their names.
+        may_read: Whether the dataset may be read that the config names.
+    """
+
+    run_url: str
+    own: Config | None
+    step: int | None
+    weights: Weights | None
+    interpolate: float | None
+    shares: tuple[float, ...]
+    changes: dict[str, Any]
+    may_read: bool
+
+    def __post_init__(self) -> None:
+        if self.shares and self.interpolate is not None:
+            raise ConfigError("--curve evaluates interpolations with several shares, --interpolate with one: give one.")
+
+
+@dataclass(frozen=True, slots=True)
 class _Evaluated:
     """Holds the model of the run at `run_url` with its results, and the results of interpolations of its weights."""
 
@@ -72,14 +108,9 @@ def command(  # noqa: PLR0913, PLR0917 - one argument for each option
     stored_data: Annotated[
         bool, typer.Option("--stored-data", help="Evaluate on the dataset that the checkpoint's config names.")
     ] = False,
-    config: Annotated[
-        Path | None, typer.Option(help="The run's YAML file, if you trust it more than the checkpoint.")
-    ] = None,
-    step: Annotated[int | None, typer.Option(help="Step of the checkpoint; default the newest one.")] = None,
-    weights: Annotated[
-        Weights | None,
-        typer.Option(help="Weights of the step, or their moving average; default ema if the run has it."),
-    ] = None,
+    config: OwnConfig = None,
+    step: Step = None,
+    weights: ChosenWeights = None,
     interpolate: Annotated[
         float | None,
         typer.Option(min=0, max=1, help="Evaluate (1 - A) * start + A * trained weights.", metavar="A"),
@@ -96,12 +127,8 @@ def command(  # noqa: PLR0913, PLR0917 - one argument for each option
     classes: Annotated[
         str | None, typer.Option(help="joy,fear or, with words for the prompts, {joy: delight, fear: panic}.")
     ] = None,
-    prompts: Annotated[
-        Path | None, typer.Option(help="File of prompts, one on each line, with {} in place of the words of a class.")
-    ] = None,
-    device: Annotated[
-        Literal["auto", "cpu", "cuda"], typer.Option(help="Device of the model; auto is cuda where there is a GPU.")
-    ] = "auto",
+    prompts: PromptFile = None,
+    device: Device = "auto",
     tracking: Annotated[
         str | None, typer.Option(metavar="URI", help="Log the results to this MLflow server, as a child of the run.")
     ] = None,
@@ -120,19 +147,22 @@ def command(  # noqa: PLR0913, PLR0917 - one argument for each option
         if run_url is None:
             raise ConfigError("give the folder or URL of a run, or --list.")
         own = load_config(config) if config else None
-        changes = _changes(data, task, label, classes, prompts)
-        may_read = stored_data or own is not None
-        shares = _shares(curve)
-        if shares and interpolate is not None:
-            raise ConfigError("--curve evaluates interpolations with several shares, --interpolate with one: give one.")
-        read = partial(_restored, run_url, own, step=step, weights=weights, interpolate=interpolate)
-        evaluated = _evaluated(run_url, read, own, changes, shares=shares, may_read=may_read, device=device)
-        if evaluated:
+        request = _Request(
+            run_url,
+            own,
+            step,
+            weights,
+            interpolate,
+            shares=_shares(curve),
+            changes=_changes(data, task, label, classes, prompts),
+            may_read=stored_data or own is not None,
+        )
+        if evaluated := _evaluated(request, device):
             _show(evaluated, as_json=as_json)
-        if evaluated and picture:
-            _draw(evaluated, picture)
-        if evaluated and tracking:
-            _track(evaluated, _tracking(tracking, own))
+            if picture:
+                _draw(evaluated, picture)
+            if tracking:
+                _track(evaluated, _tracking(tracking, own))
         if launched():  # Several ranks may have talked through gloo, whose threads can abort Python's shutdown.
             leave(0)
 
@@ -161,37 +191,6 @@ def _changes(
     return {name: value for name, value in given.items() if value is not None}
 
 
-def parsed_classes(text: str) -> Any:
-    """Returns the classes with the words that describe them in prompts.
-
-    `text` is a list of classes such as `joy,fear`, whose names are also their words, or a YAML mapping of classes to
-    words such as `{joy: delight, fear: panic}`.
-    """
-    if not text.lstrip().startswith("{"):
-        return {name: name for name in map(str.strip, text.split(",")) if name}
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--classes {text}: not valid YAML: {' '.join(str(error).split())}") from error
-
-
-def lines_of(path: Path) -> list[str]:
-    """Returns the lines of the file of `--prompts` that are not empty, without white space at their ends.
-
-    Raises:
-        ConfigError: If the file cannot be read, is not UTF-8 text, or has no such line.
-    """
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except OSError as error:
-        raise ConfigError(f"--prompts {path}: the file cannot be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"--prompts {path}: the file is not UTF-8 text ({error}): save it as UTF-8.") from error
-    if not any(lines):
-        raise ConfigError(f"--prompts {path}: the file has no prompt: write one on each line, such as 'a {{}} face'.")
-    return [line for line in lines if line]
-
-
 def _shares(text: str | None) -> tuple[float, ...]:
     try:
         return EvaluationConfig.model_validate({"interpolate": text.split(",") if text else ()}).interpolate
@@ -199,34 +198,15 @@ def _shares(text: str | None) -> tuple[float, ...]:
         raise ConfigError(f"--curve {text}: give numbers from 0 to 1 with commas between them.") from error
 
 
-def _restored(run_url: str, own: Config | None, **options: Any) -> "Restored":
-    from emocap_pretrain.interop.restore import restore
-
-    need_answer(run_url, RUN_FILE)
-    return restore(run_url, config=own, **options)
-
-
-def _evaluated(
-    run_url: str,
-    read: "Callable[[], Restored]",
-    own: Config | None,
-    changes: dict[str, Any],
-    *,
-    shares: tuple[float, ...],
-    may_read: bool,
-    device: str,
-) -> "_Evaluated | None":
-    """Restores the model by `read`, runs the tasks, and returns the model and the results.
+def _evaluated(request: _Request, device: str) -> _Evaluated | None:
+    """Restores the model, runs the tasks, and returns the model and the results.
 
     If a launcher has started several ranks, this function is a collective. Ranks other than 0 get None, so that the
-    results are printed once. `own` is the config of the user, if any; `_with_settings` explains `changes` and
-    `may_read`. With `shares`, interpolations are evaluated too.
+    results are printed once.
     """
     import torch
 
-    from emocap_pretrain.evaluation import tasks
     from emocap_pretrain.evaluation.other_weights import curve
-    from emocap_pretrain.interop.restore import restore_start
     from emocap_pretrain.ranks.join import joined
     from emocap_pretrain.training.conclusion import evaluated
 
@@ -234,26 +214,34 @@ def _evaluated(
         raise ConfigError("--device cuda: there is no GPU on this host; leave the option out, or give cpu.")
     # An evaluation has nothing to save, so signals end it as usual.
     runtime = EnvRuntime.from_environment(device, listen=False)
-    with joined(own.cluster if own else ClusterConfig(), runtime) as world:
+    with joined(request.own.cluster if request.own else ClusterConfig(), runtime) as world:
         everyone = world.patient("evaluation")
-
         # Only rank 0 reads the checkpoint. An error there, such as a wrong option, is raised on all ranks.
-        def prepared() -> "tuple[Restored, dict[str, Tensor]]":
-            restored = read()
-            start = restore_start(run_url, config=own).state_dict() if shares else {}
-            # A stranger may have written the config in a checkpoint.
-            stored_batch = restored.config.evaluation.batch
-            bounded = changes if own else {**changes, "batch": min(stored_batch, LARGEST_BATCH)}
-            restored = replace(restored, config=_with_settings(restored.config, bounded, may_read=may_read))
-            # A wrong label or class is reported before the model reads the first image.
-            for note in tasks.prepare(restored.config.evaluation, seconds=tasks.PREPARE_S):
-                log.warning("%s", note)
-            return restored, start
-
-        restored, start = everyone.run_on_main(prepared)
+        restored, start = everyone.run_on_main(partial(_prepared, request))
         results = evaluated(restored, everyone, world.device)
-        other_weights = curve(restored, start, shares, everyone)
-        return _Evaluated(run_url, restored, results, other_weights) if world.is_main else None
+        other_weights = curve(restored, start, request.shares, everyone)
+        return _Evaluated(request.run_url, restored, results, other_weights) if world.is_main else None
+
+
+def _prepared(request: _Request) -> "tuple[Restored, dict[str, Tensor]]":
+    """Returns the model with the settings of its evaluation, and the weights of its start if they are needed.
+
+    A wrong label or class is reported here, before the model reads the first image.
+    """
+    from emocap_pretrain.evaluation import tasks
+    from emocap_pretrain.interop.restore import restore, restore_start
+
+    run_url, own = request.run_url, request.own
+    need_answer(run_url, RUN_FILE)
+    restored = restore(run_url, step=request.step, config=own, weights=request.weights, interpolate=request.interpolate)
+    start = restore_start(run_url, config=own).state_dict() if request.shares else {}
+    # A stranger may have written the config in a checkpoint.
+    stored_batch = restored.config.evaluation.batch
+    bounded = request.changes if own else {**request.changes, "batch": min(stored_batch, LARGEST_BATCH)}
+    config = _with_settings(restored.config, bounded, may_read=request.may_read)
+    for note in tasks.prepare(config.evaluation, seconds=tasks.PREPARE_S):
+        log.warning("%s", note)
+    return replace(restored, config=config), start
 
 
 def _with_settings(config: Config, changes: dict[str, Any], *, may_read: bool) -> Config:

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from emocap_pretrain.cli import tables
-from emocap_pretrain.cli.options import Debug
+from emocap_pretrain.cli.options import ChosenWeights, Debug, OwnConfig, Step
 from emocap_pretrain.cli.reach import need_answer, open_soon
 from emocap_pretrain.interop.settings import load_config
 from emocap_pretrain.run_folder import storage
 from emocap_pretrain.run_folder.documents import REPORT, RUN, RunDocument
 from emocap_pretrain.run_folder.folder import REPORT_FILE, RUN_FILE
 from emocap_pretrain.run_folder.report import Report
-from emocap_pretrain.run_folder.results import TaskResult, Weights
+from emocap_pretrain.run_folder.results import TaskResult
 from emocap_pretrain.terminal import console, errors_as_lines, say_json
 
 if TYPE_CHECKING:
@@ -36,14 +36,9 @@ def command(
     out: Annotated[
         Path | None, typer.Option(help="Folder of the export; default NAME-step-N-FORMAT in this folder.")
     ] = None,
-    step: Annotated[int | None, typer.Option(help="Step of the checkpoint; default the newest one.")] = None,
-    weights: Annotated[
-        Weights | None,
-        typer.Option(help="Weights of the step, or their moving average; default ema if the run has it."),
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="The run's YAML file, if you trust it more than the checkpoint.")
-    ] = None,
+    step: Step = None,
+    weights: ChosenWeights = None,
+    config: OwnConfig = None,
     data_license: Annotated[str, typer.Option(help="Licence of the training data, for the model card.")] = "",
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier export in the folder.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

@@ -1,4 +1,4 @@
-"""Defines the option `--debug`, and the options of the packing commands.
+"""Defines options that several commands have: `--debug`, those of a trained model, and those of the packing commands.
 
 Each constant such as `Debug` is an annotated type for an argument of a command. Typer reads the flag, the help text and
 the bounds of an option from this annotation.
@@ -7,12 +7,16 @@ the bounds of an option from this annotation.
 import os
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
+import yaml
 from emocap_shards.writing.packing import DUPLICATES
 from emocap_shards.writing.prepare import EXTENSIONS
 from pydantic import ByteSize, TypeAdapter, ValidationError
+
+from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.run_folder.results import Weights
 
 # The cores that this process may use, which in a container or a job step may be fewer than those of the host.
 DEFAULT_PROCESSES = min(32, len(os.sched_getaffinity(0)))
@@ -33,7 +37,54 @@ def byte_size(text: str) -> int:
         raise typer.BadParameter(f"{text!r} is not a size; write it like 256MB or 1GiB.") from error
 
 
+def parsed_classes(text: str) -> Any:
+    """Returns the classes with the words that describe them in prompts.
+
+    `text` is a list of classes such as `joy,fear`, whose names are also their words, or a YAML mapping of classes to
+    words such as `{joy: delight, fear: panic}`.
+    """
+    if not text.lstrip().startswith("{"):
+        return {name: name for name in map(str.strip, text.split(",")) if name}
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--classes {text}: not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def lines_of(path: Path) -> list[str]:
+    """Returns the lines of the file of `--prompts` that are not empty, without white space at their ends.
+
+    Raises:
+        ConfigError: If the file cannot be read, is not UTF-8 text, or has no such line.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except OSError as error:
+        raise ConfigError(f"--prompts {path}: the file cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--prompts {path}: the file is not UTF-8 text ({error}): save it as UTF-8.") from error
+    if not any(lines):
+        raise ConfigError(f"--prompts {path}: the file has no prompt: write one on each line, such as 'a {{}} face'.")
+    return [line for line in lines if line]
+
+
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+
+# Options of the commands that use a trained model.
+Step = Annotated[int | None, typer.Option(help="Step of the checkpoint; default the newest one.")]
+ChosenWeights = Annotated[
+    Weights | None,
+    typer.Option("--weights", help="Weights of the step, or their moving average; default ema if the run has it."),
+]
+OwnConfig = Annotated[Path | None, typer.Option(help="The run's YAML file, if you trust it more than the checkpoint.")]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda"], typer.Option(help="Device of the model; auto is cuda where there is a GPU.")
+]
+PromptFile = Annotated[
+    Path | None, typer.Option(help="File of prompts, one on each line, with {} in place of the words of a class.")
+]
+
+# Options of the packing commands.
 ShardLimit = Annotated[int | None, typer.Option("--shard-samples", help="Samples in a shard (1000).", min=1)]
 ShardBytes = Annotated[
     int | None, typer.Option(parser=byte_size, metavar="SIZE", help="Bytes in a shard, such as 256MB.")

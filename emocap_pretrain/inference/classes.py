@@ -80,7 +80,7 @@ def words_of_classes(prompts: Sequence[str] | Mapping[str, str | Sequence[str]])
         if repeated := sorted(name for name in set(prompts) if list(prompts).count(name) > 1):
             raise ConfigError(f"the class {repeated[0]!r} is given twice.")
         prompts = {name: (name,) for name in prompts}
-    return _valid(_CLASSES, prompts, "the classes")
+    return validated(_CLASSES, prompts, "the classes")
 
 
 def checked_templates(templates: Sequence[str]) -> tuple[str, ...]:
@@ -91,7 +91,7 @@ def checked_templates(templates: Sequence[str]) -> tuple[str, ...]:
     """
     if not templates or isinstance(templates, str):
         raise ConfigError(f"the templates are {templates!r}: give a list of at least one text with {{}}.")
-    return _valid(_TEMPLATES, tuple(templates), "the templates")
+    return validated(_TEMPLATES, tuple(templates), "the templates")
 
 
 def prompts_of(templates: Sequence[str], classes: Mapping[str, Sequence[str]]) -> list[str]:
@@ -122,7 +122,12 @@ def class_cosines(
     return (images @ classes).mean(0)
 
 
-def _valid(kind: TypeAdapter[Value], value: object, what: str) -> Value:
+def validated(kind: TypeAdapter[Value], value: object, what: str) -> Value:
+    """Returns the value as pydantic converts it to a type. The first words of an error message are `what`.
+
+    Raises:
+        ConfigError: If the value is not of the type. The message names the first place where it is wrong.
+    """
     try:
         return kind.validate_python(value)
     except ValidationError as error:

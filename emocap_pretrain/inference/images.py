@@ -76,7 +76,7 @@ def _cropped(number: int, image: ImageSource, pixels: int) -> Crop | DataError:
     try:
         return center_crop(pixels_of(image), pixels)
     except (ImageError, OSError, ValueError) as error:  # A path with a zero byte is a ValueError.
-        failure = DataError(f"{_name(image, number)}: {_reason(error)}")
+        failure = DataError(f"{_name(image, number)}: {reason(error)}.")
         failure.__cause__ = error
         return failure
 
@@ -124,6 +124,7 @@ def _name(image: ImageSource, number: int) -> str:
     return os.fspath(image) if _is_file(image) else f"image {number}"
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """Returns why an image or video cannot be read, without its path, which the message of an `OSError` contains."""
     said = error.strerror if isinstance(error, OSError) else None
-    return f"{said or error}."
+    return said or str(error)

@@ -10,7 +10,6 @@ A source also determines settings of the tower, such as its name. `settings.py` 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -166,7 +165,7 @@ def _settings_of_timm(tree: Tree, where: str) -> Tree:
     if not TIMM_NAME.fullmatch(name):
         raise ConfigError(f"{where}: architecture={name[:60]!r} is not the name of a model in timm.")
     try:
-        found: Mapping[str, Any] = {
+        found: Tree = {
             "name": name,
             "pixels": size_of({"input_size": known["input_size"][-1]}, "input_size", None, where),
             "options": {key: value for key, value in options.items() if key not in _NO_OPTIONS},
@@ -177,7 +176,7 @@ def _settings_of_timm(tree: Tree, where: str) -> Tree:
         raise ConfigError(f"{where}: {CONFIG_FILE} cannot be read ({error!r}).") from error
     if not is_plain(found["options"]):
         raise ConfigError(f"{where}: model_args contains a text that is not a short name.")
-    return dict(found)
+    return found
 
 
 def _image_part(layout: WeightsLayout, tensors: Tensors) -> WeightsLayout:

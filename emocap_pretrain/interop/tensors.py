@@ -25,11 +25,14 @@ SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 # Training programs store the weights under one of these keys, beside the state of the optimizer.
 _CONTAINERS = ("state_dict", "model_state_dict", "model")
 _WRAPPER = "module."  # The prefix that DistributedDataParallel gives to every name.
-_WEIGHTS_FILES = {
-    # The files of transformers, then those of open_clip. If a folder has several of them, the first one is read.
-    "transformers": ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"),
-    "open_clip": ("open_clip_model.safetensors", "open_clip_pytorch_model.bin"),
-}
+# The files of transformers, then those of open_clip. If a folder has several of them, the first one is read.
+_WEIGHTS_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +77,13 @@ def open_tensors(path: Path, where: str) -> Tensors:
 
 
 def _open_folder(folder: Path, where: str) -> Tensors:
-    for names in _WEIGHTS_FILES.values():
-        for name in names:
-            if not (folder / name).is_file():
-                continue
-            if name.endswith(".index.json"):
-                return _open_safetensors(files_of_index(folder / name, where), where)
-            return open_tensors(folder / name, where)
-    known = ", ".join(name for names in _WEIGHTS_FILES.values() for name in names)
-    raise ConfigError(f"{where}: there are no weights in this folder; it needs one of {known}.")
+    path = next((folder / name for name in _WEIGHTS_FILES if (folder / name).is_file()), None)
+    if path is None:
+        known = ", ".join(_WEIGHTS_FILES)
+        raise ConfigError(f"{where}: there are no weights in this folder; it needs one of {known}.")
+    if path.suffix == ".json":
+        return _open_safetensors(files_of_index(path, where), where)
+    return open_tensors(path, where)
 
 
 def _open_safetensors(paths: list[Path], where: str) -> Tensors:

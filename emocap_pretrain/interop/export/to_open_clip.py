@@ -85,10 +85,8 @@ def paths_moved(folder: Path, to: Path) -> None:
     config = json.loads(path.read_text(encoding="utf-8"))
     towers = config["model_cfg"]
     for section, key in (("vision_cfg", "timm_model_name"), ("text_cfg", "hf_model_name")):
-        named = towers[section].get(key, "")
-        towers[section][key] = named.replace(str(folder), str(to))
-        if not named:
-            del towers[section][key]
+        if named := towers[section].get(key):
+            towers[section][key] = named.replace(str(folder), str(to))
     path.write_text(json.dumps(config, indent=1), encoding="utf-8")
 
 
@@ -105,16 +103,13 @@ def _image(restored: Restored, image: TimmImageTower, folder: Path) -> tuple[dic
         )
     if _is_native(restored):
         return _clip_image(restored, image)
-    name = architecture = image.backbone.default_cfg["architecture"]
+    name = image.backbone.default_cfg["architecture"]
     if not _is_named(image):
         (folder / IMAGE_FOLDER).mkdir()
-        statistics_of_timm = {
-            name: value
-            for name, value in image.backbone.default_cfg.items()
-            if name not in _SOURCES and value is not None
+        kept = {
+            key: value for key, value in image.backbone.default_cfg.items() if key not in _SOURCES and value is not None
         }
-        arguments = model_arguments(image)
-        described = {"architecture": architecture, "model_args": arguments, "pretrained_cfg": statistics_of_timm}
+        described = {"architecture": name, "model_args": model_arguments(image), "pretrained_cfg": kept}
         (folder / IMAGE_FOLDER / "config.json").write_text(json.dumps(described, indent=1), encoding="utf-8")
         name = f"local-dir:{folder / IMAGE_FOLDER}"
     weights = {f"visual.trunk.{name}": each for name, each in backbone_weights(image).items()}
@@ -177,11 +172,10 @@ def _text(restored: Restored, text: TransformersTextTower, folder: Path) -> tupl
             "export to onnx, torch or safetensors."
         )
     config.save_pretrained(folder / TEXT_FOLDER)
-    unused = "pooler."
     weights = {
         f"text.transformer.{name}": each
         for name, each in text.backbone.state_dict().items()
-        if not name.startswith(unused)
+        if not name.startswith("pooler.")
     }
     weights["text.proj.weight"] = restored.model.to_text.weight
     return {

@@ -30,8 +30,12 @@ from emocap_pretrain.model.weights import Shapes
 
 HEAD_WIDTH = 64
 # Our names of the modules of a block, by those of OpenAI.
-_IMAGE_BLOCK = {"ln_1": "norm1", "ln_2": "norm2", "attn.out_proj": "attn.proj", "mlp.c_fc": "mlp.fc1"} | {
-    "mlp.c_proj": "mlp.fc2"
+_IMAGE_BLOCK = {
+    "ln_1": "norm1",
+    "ln_2": "norm2",
+    "attn.out_proj": "attn.proj",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
 }
 _TEXT_BLOCK = {
     "ln_1": "layer_norm1",
@@ -73,7 +77,7 @@ def describe(shapes: Shapes, config: Mapping[str, Any], *, activation: str | Non
         )
     prefix = "text." if any(name.startswith("text.transformer.") for name in shapes) else ""
     image = _image(shapes, config.get("vision_cfg") or {}, activation, where)
-    text = _text(shapes, config.get("text_cfg") or {}, prefix, activation, where)
+    text = text_transformer(shapes, config.get("text_cfg") or {}, prefix, activation, where)
     embedding = shape_of(shapes, f"{prefix}text_projection", 2, where)[1]
     return WeightsLayout(
         name="CLIP in the layout of OpenAI and open_clip",
@@ -158,7 +162,21 @@ def _image(shapes: Shapes, config: Mapping[str, Any], activation: str, where: st
     )
 
 
-def _text(shapes: Shapes, config: Mapping[str, Any], prefix: str, activation: str, where: str) -> TextTransformer:
+def text_transformer(
+    shapes: Shapes, config: Mapping[str, Any], prefix: str, activation: str, where: str
+) -> TextTransformer:
+    """Returns the sizes of the text transformer, as those of a CLIP.
+
+    Args:
+        shapes: The shapes of all tensors by name.
+        config: The entry `text_cfg` of open_clip's config; empty if there is none.
+        prefix: First part of the names, "text." or empty.
+        activation: The activation.
+        where: First words of an error message: the setting and its value.
+
+    Raises:
+        ConfigError: If the sizes cannot be read from the tensors.
+    """
     (width,) = shape_of(shapes, f"{prefix}ln_final.weight", 1, where)
     positions = shape_of(shapes, f"{prefix}positional_embedding", 2, where)[0]
     tokens = shape_of(shapes, f"{prefix}token_embedding.weight", 2, where)[0]
@@ -172,11 +190,11 @@ def _text(shapes: Shapes, config: Mapping[str, Any], prefix: str, activation: st
         mlp_width=shape_of(shapes, f"{prefix}transformer.resblocks.0.mlp.c_fc.bias", 1, where)[0],
         activation=activation,
         norm_eps=1e-5,
-        end_id=end_token(config, tokens, where),
+        end_id=_end_token(config, tokens, where),
     )
 
 
-def end_token(config: Mapping[str, Any], tokens: int, where: str) -> int:
+def _end_token(config: Mapping[str, Any], tokens: int, where: str) -> int:
     """Returns the id of the token at which the text tower pools a text.
 
     OpenAI and open_clip take the vector of the largest id, which is the end token of CLIP's vocabulary. With

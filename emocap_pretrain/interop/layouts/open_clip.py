@@ -5,6 +5,7 @@ open_clip's own vision transformer, this module checks the config, and `clip.py`
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from emocap_pretrain.interop.layouts.layout import (
     TextTransformer,
     Tree,
     WeightsLayout,
-    count_layers,
     present,
     scalar,
     shape_of,
@@ -149,9 +149,6 @@ def _image(vision: Tree, where: str) -> Tree:
 
 
 def _text(shapes: Shapes, config: Tree, where: str) -> TextTransformer:
-    (width,) = shape_of(shapes, "text.ln_final.weight", 1, where)
-    positions = shape_of(shapes, "text.positional_embedding", 2, where)[0]
-    tokens = shape_of(shapes, "text.token_embedding.weight", 2, where)[0]
     # In open_clip's SigLIP each token attends to all tokens, and the last position is pooled. In its other models each
     # token attends to earlier tokens only.
     reads = (bool(config.get("no_causal_mask")), config.get("pool_type", "argmax"))
@@ -159,30 +156,20 @@ def _text(shapes: Shapes, config: Tree, where: str) -> TextTransformer:
     if not isinstance(reads[1], str) or reads not in families:
         raise ConfigError(f"{where}: no_causal_mask={reads[0]} with pool_type={reads[1]!r} cannot be read.")
     family = families[reads]
-    is_tanh, eps = _activation_and_eps(config, where)
-    return TextTransformer(
-        family=family,
-        width=width,
-        layers=count_layers(shapes, "text.transformer.resblocks."),
-        heads=size_of(config, "heads", max(1, width // clip.HEAD_WIDTH), where),
-        positions=positions,
-        tokens=tokens,
-        mlp_width=shape_of(shapes, "text.transformer.resblocks.0.mlp.c_fc.bias", 1, where)[0],
-        activation="gelu_tanh" if is_tanh else "gelu",
-        norm_eps=eps,
-        end_id=clip.end_token(config, tokens, where) if family == "clip" else None,
-    )
+    activation, eps = _activation_and_eps(config, where)
+    found = clip.text_transformer(shapes, config, "text.", activation, where)
+    return replace(found, family=family, norm_eps=eps, end_id=found.end_id if family == "clip" else None)
 
 
-def _activation_and_eps(config: Tree, where: str) -> tuple[bool, float]:
-    """Returns whether the text tower approximates GELU by tanh, and the epsilon of its layer norms."""
+def _activation_and_eps(config: Tree, where: str) -> tuple[str, float]:
+    """Returns the activation of the text tower, and the epsilon of its layer norms."""
     activation, norm = config.get("act_kwargs") or {}, config.get("norm_kwargs") or {}
     eps = norm.get("eps", 1e-5) if isinstance(norm, dict) else None
     if activation not in ({}, {"approximate": "tanh"}, {"approximate": "none"}):
         raise ConfigError(f"{where}: text_cfg.act_kwargs={str(activation)[:60]} cannot be read.")
     if not isinstance(eps, float) or norm.keys() > {"eps"}:
         raise ConfigError(f"{where}: text_cfg.norm_kwargs={str(norm)[:60]} cannot be read.")
-    return activation == {"approximate": "tanh"}, eps
+    return "gelu_tanh" if activation == {"approximate": "tanh"} else "gelu", eps
 
 
 def _require(config: Tree, needs: Mapping[str, Any], section: str, where: str) -> None:

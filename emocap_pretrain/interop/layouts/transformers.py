@@ -29,7 +29,7 @@ from emocap_pretrain.interop.layouts.layout import (
     size_of,
     statistics_of,
 )
-from emocap_pretrain.interop.rules import Concatenated, Form, Rule, Same, Split, layers, renamed
+from emocap_pretrain.interop.rules import Concatenated, Rule, Same, Split, layers, renamed
 from emocap_pretrain.model.json_files import read_json
 from emocap_pretrain.model.transformers_text import quiet
 from emocap_pretrain.model.weights import Shapes
@@ -41,18 +41,32 @@ _CONFIGS: Mapping[str, Any] = {"clip": CLIPConfig, "metaclip_2": MetaClip2Config
 _ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
 _STATISTICS = ("image_mean", "image_std")
 _IMAGE_EPS = {"clip": 1e-5, "siglip": 1e-6}  # Epsilon of the layer norms in timm's towers.
-# The keys of a section that describe its tower. Other keys, such as the dtype, are not needed.
-_TOWER_KEYS = frozenset(
-    {
-        *("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size", "image_size", "patch_size"),
-        *("num_channels", "vocab_size", "max_position_embeddings", "hidden_act", "layer_norm_eps", "eos_token_id"),
-        *("pad_token_id", "vision_use_head"),
-    }
-)
 # Older releases of transformers have written each section twice.
 _SECTIONS = ("vision_config", "text_config", "vision_config_dict", "text_config_dict")
 # transformers divides by some of these sizes without a check.
 _SIZES = ("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size", "image_size", "patch_size")
+# The keys of a section that describe its tower. Other keys, such as the dtype, are not needed.
+_TOWER_KEYS = {
+    *_SIZES,
+    "num_channels",
+    "vocab_size",
+    "max_position_embeddings",
+    "hidden_act",
+    "layer_norm_eps",
+    "eos_token_id",
+    "pad_token_id",
+    "vision_use_head",
+}
+# What transformers raises for a config with wrong values.
+_WRONG_VALUES = (
+    ArithmeticError,
+    AttributeError,
+    KeyError,
+    RecursionError,
+    StrictDataclassError,
+    TypeError,
+    ValueError,
+)
 _POSITIONS = "embeddings.position_embedding.weight"
 _VISION, _TEXT = "vision_model.", "text_model."
 _BLOCK = {
@@ -64,7 +78,10 @@ _BLOCK = {
 }
 _TEXT_BLOCK = (
     *(f"self_attn.{which}_proj" for which in ("q", "k", "v", "out")),
-    *("layer_norm1", "layer_norm2", "mlp.fc1", "mlp.fc2"),
+    "layer_norm1",
+    "layer_norm2",
+    "mlp.fc1",
+    "mlp.fc2",
 )
 # Buffers that older releases of transformers have stored with the weights.
 _IGNORED = ("vision_model.embeddings.position_ids", "text_model.embeddings.position_ids")
@@ -135,9 +152,7 @@ def _config(tree: Tree, where: str) -> Any:
         # Only these classes are built, so a config cannot choose code that is executed.
         with quiet():  # For a published SigLIP, transformers remarks that its own default tokens do not exist there.
             return _CONFIGS[kind].from_dict(plain)
-    except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
-        raise ConfigError(f"{where}: config.json is wrong: {_one_line(error)}.") from error
-    except StrictDataclassError as error:
+    except _WRONG_VALUES as error:
         raise ConfigError(f"{where}: config.json is wrong: {_one_line(error)}.") from error
 
 
@@ -198,20 +213,19 @@ def siglip_rules(depth: int) -> list[Rule]:
 def text_rules(depth: int) -> list[Rule]:
     """Returns the rules for the text transformer. CLIPModel and SiglipModel have the same names for its modules."""
     modules = [f"encoder.layers.{number}.{module}" for number in range(depth) for module in _TEXT_BLOCK]
-    tables = ("embeddings.token_embedding.weight", "embeddings.position_embedding.weight")
+    tables = ("embeddings.token_embedding.weight", _POSITIONS)
     both = {module: module for module in (*modules, "final_layer_norm")}
     return [*layers(both, TEXT, _TEXT), *renamed({table: table for table in tables}, TEXT, _TEXT)]
 
 
 def _blocks(depth: int) -> list[Rule]:
     rules: list[Rule] = []
-    concatenated: Form = Concatenated(3)
     for number in range(depth):
         ours, theirs = f"{IMAGE}blocks.{number}.", f"{_VISION}encoder.layers.{number}."
         rules += layers(_BLOCK, ours, theirs)
         for kind in ("weight", "bias"):
             parts = tuple(f"{theirs}self_attn.{which}_proj.{kind}" for which in "qkv")
-            rules.append(Rule((f"{ours}attn.qkv.{kind}",), parts, concatenated))
+            rules.append(Rule((f"{ours}attn.qkv.{kind}",), parts, Concatenated(3)))
     return rules
 
 
