@@ -272,7 +272,7 @@ def test_our_own_form_is_loaded_from_python_and_has_one_step(model, exported):
     with torch.inference_mode():
         ours = model.model.embed_texts(model.tokenizer.encode(["a happy face"], model.model.prompt_length))
     assert torch.equal(torch.from_numpy(loaded.embed_texts(["a happy face"])), ours)
-    with pytest.raises(ConfigError, match="is an export, which has one step and one kind"):
+    with pytest.raises(ConfigError, match="is an export, which has only one step and one kind"):
         emocap.load(exported, step=3)
 
 
