@@ -437,9 +437,14 @@ def _experiment(client: MlflowClient, tracked: TrackedRun) -> str:
 
 def _client(settings: TrackingConfig) -> MlflowClient:
     uri = settings.uri
-    # These loggers report the migrations of a new database, and each repeated request of an outage.
-    for name in ("alembic", "mlflow.store.db", "urllib3.connectionpool"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    # These loggers report the migrations of a new database, and each repeated request of an outage. That of the
+    # database also prints the traceback of each error of SQLAlchemy before MLflow raises the error.
+    for name, level in (
+        ("alembic", logging.ERROR),
+        ("mlflow.store.db", logging.CRITICAL),
+        ("urllib3.connectionpool", logging.ERROR),
+    ):
+        logging.getLogger(name).setLevel(level)
     if uri.startswith("sqlite:///"):  # MLflow does not create the folder of an SQLite file.
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -607,8 +607,12 @@ with errors_as_lines(debug=False):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("limit_bytes", [0, 200_000])
-def test_a_full_disk_of_the_tracker_is_one_line_at_the_start(tiny_config: Config, limit_bytes: int) -> None:
+@pytest.mark.parametrize(("limit_bytes", "is_new"), [(0, True), (200_000, True), (0, False), (200_000, False)])
+def test_a_full_disk_of_the_tracker_is_one_line_at_the_start(
+    tiny_config: Config, tmp_path: Path, limit_bytes: int, is_new: bool
+) -> None:
+    if is_new:
+        (tmp_path / "mlflow.db").unlink()
     command = [sys.executable, "-c", FULL, tiny_config.model_dump_json(), str(limit_bytes)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
     (line,) = done.stderr.splitlines()
