@@ -199,7 +199,7 @@ def _folder(folder: Path) -> FileInput:
 
 
 def _table(path: Path, image: str, image_root: Path | None) -> FileInput:
-    # `open_source` requires a column of captions. The column of paths stands in for it, and no caption is used.
+    # `open_source` requires a column of captions. The column of paths is given as one, and no caption is read.
     columns = TableColumns(image=image, global_=image, local="", summary="", further=(), key="")
     entries: list[Entry] = []
     root = os.path.realpath(image_root or path.parent)

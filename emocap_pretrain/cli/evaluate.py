@@ -147,16 +147,9 @@ def command(  # noqa: PLR0913, PLR0917 - one argument for each option
         if run_url is None:
             raise ConfigError("give the folder or URL of a run, or --list.")
         own = load_config(config) if config else None
-        request = _Request(
-            run_url,
-            own,
-            step,
-            weights,
-            interpolate,
-            shares=_shares(curve),
-            changes=_changes(data, task, label, classes, prompts),
-            may_read=stored_data or own is not None,
-        )
+        changes = _changes(data, task, label, classes, prompts)
+        may_read = stored_data or own is not None
+        request = _Request(run_url, own, step, weights, interpolate, _shares(curve), changes, may_read)
         if evaluated := _evaluated(request, device):
             _show(evaluated, as_json=as_json)
             if picture:

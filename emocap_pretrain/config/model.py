@@ -38,8 +38,8 @@ class TowerConfig(Section):
 
     freeze: Freeze | None = Field(
         default=None,
-        description="What is not trained: all is the whole tower, and a number N the embeddings and the first N "
-        "layers; null trains everything.",
+        description="What is not trained: all is the whole tower, and a number N the embeddings and the first N blocks "
+        "or layers; null trains everything.",
     )
     lora: LoraConfig | None = Field(
         default=None, description="Adapters that are trained while the tower's own weights are frozen."
@@ -77,11 +77,6 @@ class ImageTowerConfig(TowerConfig):
     )
     std: tuple[Deviation, Deviation, Deviation] | None = Field(
         default=None, description="Standard deviations by which the tower divides; default timm's for the model."
-    )
-    freeze: Freeze | None = Field(
-        default=None,
-        description="What is not trained: all is the whole tower (locked-image tuning), and a number N the embeddings "
-        "and the first N blocks; null trains everything.",
     )
 
 

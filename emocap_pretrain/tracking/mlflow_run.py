@@ -439,11 +439,8 @@ def _client(settings: TrackingConfig) -> MlflowClient:
     uri = settings.uri
     # These loggers report the migrations of a new database, and each repeated request of an outage. That of the
     # database also prints the traceback of each error of SQLAlchemy before MLflow raises the error.
-    for name, level in (
-        ("alembic", logging.ERROR),
-        ("mlflow.store.db", logging.CRITICAL),
-        ("urllib3.connectionpool", logging.ERROR),
-    ):
+    levels = {"alembic": logging.ERROR, "mlflow.store.db": logging.CRITICAL, "urllib3.connectionpool": logging.ERROR}
+    for name, level in levels.items():
         logging.getLogger(name).setLevel(level)
     if uri.startswith("sqlite:///"):  # MLflow does not create the folder of an SQLite file.
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
