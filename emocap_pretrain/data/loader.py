@@ -296,8 +296,8 @@ def batches(
     )
     try:
         # `iter` starts the processes. `_raise_errors` is a generator, so its body runs only when a batch is requested.
-        with _signals_blocked():
-            return _raise_errors(iter(loader))
+        with _signals_blocked(), _sigchld_handler_kept():
+            return _raise_errors(iter(loader), processes=workers)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
@@ -318,8 +318,26 @@ def _signals_blocked() -> Generator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _raise_errors(results: Iterator[LoadedBatch | EmocapError | ShardsError]) -> Generator[LoadedBatch]:
-    """Yields the batches and raises the errors among the results.
+@contextmanager
+def _sigchld_handler_kept() -> Generator[None]:
+    """Puts back the handler of SIGCHLD when the `with` block ends.
+
+    `iter` of a DataLoader sets a handler that raises an error when a loader process ends, in whatever line the main
+    thread executes at that moment, which may be the writing of a checkpoint. Without the handler, DataLoader notices an
+    ended process when it waits for a batch, within 5 seconds.
+    """
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGCHLD) is not before:
+            signal.signal(signal.SIGCHLD, before)
+
+
+def _raise_errors(
+    results: Iterator[LoadedBatch | EmocapError | ShardsError], *, processes: int
+) -> Generator[LoadedBatch]:
+    """Yields the batches and raises the errors among the results, which `processes` loader processes make.
 
     The loader processes end when this generator ends or is closed.
     """
@@ -328,8 +346,8 @@ def _raise_errors(results: Iterator[LoadedBatch | EmocapError | ShardsError]) ->
             if isinstance(result, Exception):
                 raise result
             yield result
-    except RuntimeError as error:  # torch has no error class of its own for a process that has ended.
-        if not str(error).startswith("DataLoader worker"):
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        if not processes or not _is_of_ended_process(error):
             raise
         raise TrainingError(
             f"a loader process of {socket.gethostname()} has ended ({str(error).strip()}): if the system killed it "
@@ -339,6 +357,18 @@ def _raise_errors(results: Iterator[LoadedBatch | EmocapError | ShardsError]) ->
         # DataLoader ends its processes when its iterator is deleted; the traceback of an error keeps this frame alive.
         # Loader processes ignore SIGTERM, so nothing else would end them, and this process would wait for them.
         del results
+
+
+def _is_of_ended_process(error: Exception) -> bool:
+    """Returns whether the error that a DataLoader raised says that one of its processes, or its thread, has ended.
+
+    torch has no error class of its own for this. An ended process closes its connections before its parent can see that
+    it has ended, so reading a batch from it may fail first. An error that was raised in a loader process begins with
+    "Caught".
+    """
+    if isinstance(error, RuntimeError):
+        return str(error).startswith(("DataLoader worker", "Pin memory thread"))
+    return not str(error).startswith("Caught")
 
 
 def _init_worker(_: int, *, known: tuple[str, ...] = ()) -> None:

@@ -1,12 +1,14 @@
+import contextlib
 import dataclasses
 import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import psutil
@@ -22,7 +24,14 @@ from pretrain_fakes import tensors_of
 from emocap_pretrain.captions.rendered.dataset import records
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.data.batch import Batch
-from emocap_pretrain.data.loader import Collate, LoadedBatch, batches, shrink_to_fit, shrink_to_fit_and_warn
+from emocap_pretrain.data.loader import (
+    Collate,
+    LoadedBatch,
+    _raise_errors,
+    batches,
+    shrink_to_fit,
+    shrink_to_fit_and_warn,
+)
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.data.transform import augment
 from emocap_pretrain.errors import ConfigError, TrainingError
@@ -50,6 +59,11 @@ def take(config: Config, stream: Stream, count: int, **changes) -> list[LoadedBa
         stream, build_collate(config, TOKENIZER), workers=config.data.workers, prefetch=config.data.prefetch
     )
     return list(itertools.islice(loader, count))
+
+
+def raising(error: Exception) -> Iterator[LoadedBatch]:
+    raise error
+    yield  # Makes the function a generator.
 
 
 def prepared(collate: Collate, samples: Sequence[Sample]) -> Batch:
@@ -164,6 +178,38 @@ def test_a_loader_process_that_is_killed_is_a_line(tiny_config, stream):
             child.kill()
     with pytest.raises(TrainingError, match=r"a loader process of .* has ended .*data.workers"):
         list(itertools.islice(running, 100))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"),
+        RuntimeError("Pin memory thread exited unexpectedly"),
+        ConnectionRefusedError(111, "Connection refused"),
+        EOFError(),
+    ],
+)
+def test_a_connection_that_an_ending_loader_process_closes_is_the_same_line(error):
+    with pytest.raises(TrainingError, match=r"a loader process of .* has ended .*data.workers"):
+        next(_raise_errors(raising(error), processes=1))
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_an_error_within_loading_stays_as_it_is(processes):
+    for error in [
+        RuntimeError("Caught RuntimeError in DataLoader worker process 0."),
+        ConnectionResetError("Caught ConnectionResetError in DataLoader worker process 0."),
+    ]:
+        with pytest.raises(type(error), match="Caught"):
+            next(_raise_errors(raising(error), processes=processes))
+    with pytest.raises(ConnectionRefusedError):
+        next(_raise_errors(raising(ConnectionRefusedError(111, "Connection refused")), processes=0))
+
+
+def test_an_ended_loader_process_raises_no_error_outside_of_loading(tiny_config, stream):
+    before = signal.getsignal(signal.SIGCHLD)
+    with contextlib.closing(batches(stream, build_collate(tiny_config, TOKENIZER), workers=1)):
+        assert signal.getsignal(signal.SIGCHLD) is before
 
 
 def test_resuming_from_any_cursor_gives_the_same_next_batches(tiny_config, stream):
