@@ -402,7 +402,7 @@ def _require_same_data(
     if state.data_digest != data_digest:
         raise CheckpointError(foreign_data(config.data, config.url))
     if world.is_main:
-        log.info("resuming from step %d, saved by %d ranks", found.step, found.ranks)
+        log.info("resuming from step %d, saved by %d rank%s", found.step, found.ranks, "s" * (found.ranks != 1))
 
 
 def _open_tokenizer(config: Config, world: RankGroup, start: StartingPoint, saved: Path | None) -> Tokenizer:

@@ -528,6 +528,15 @@ def test_a_folder_without_images_is_refused_with_what_it_holds(tmp_path):
         packed(tmp_path, f"memory://{uuid.uuid4().hex}")
 
 
+def test_a_source_whose_every_row_is_bad_is_refused_with_the_first_reason(tmp_path):
+    folder = folder_of(tmp_path / "in", 3)
+    for each in folder.glob("*.json"):
+        each.unlink()
+    expected = r"there is no record to write .* Every row is bad \(3 in all\); the first: .*0000\.json is missing"
+    with pytest.raises(RecordError, match=expected):
+        packed(folder, f"memory://{uuid.uuid4().hex}", skip_bad=5)
+
+
 def test_a_picture_of_a_phone_with_a_second_one_inside_is_packed_as_a_jpeg(tmp_path):
     file = tmp_path / "faces" / "a.jpg"
     file.parent.mkdir()

@@ -165,8 +165,7 @@ def pack(
         _write(results, ledger, writer, reporter)
     shards = [*(entry.shard for entry in finished), *writer.done]
     if not shards:
-        others = f" It holds {described(left)}." if (left := _left_out(source)) else ""
-        raise RecordError(f"there is no record to write to {url}; check the source.{others}")
+        raise RecordError(_nothing_to_write(str(url), ledger.skipped, _left_out(source)))
     # Everything else is stored before the manifest, with which the dataset begins to exist for readers. After a crash
     # from here on, the same command finds all shards finished, or a dataset with a journal that it deletes.
     _refuse_another_pack(store, journal, shards)
@@ -175,6 +174,15 @@ def pack(
     manifest.write(store)
     _clear(journal)
     return Packed(manifest, tuple(ledger.skipped), tuple(ledger.duplicates), len(finished), _left_out(source))
+
+
+def _nothing_to_write(url: str, skipped: Sequence[BadRow], left_out: Mapping[str, int]) -> str:
+    """Returns why no shard could be written. No `skipped.json` is written then, so the message names the first bad
+    row with its reason.
+    """
+    rows = f" Every row is bad ({len(skipped):,} in all); the first: {skipped[0]}." if skipped else ""
+    others = f" It holds {described(left_out)}." if left_out else ""
+    return f"there is no record to write to {url}; check the source.{rows}{others}"
 
 
 def described(left_out: Mapping[str, int]) -> str:
