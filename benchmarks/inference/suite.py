@@ -29,7 +29,7 @@ def _throughput_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _throughput(options: argparse.Namespace, about: Occasion) -> Iterator[Measurement]:
-    size = throughput.Size(options.tower, options.pixels, options.batch, options.images)
+    size = throughput.ThroughputSize(options.tower, options.pixels, options.batch, options.images)
     return throughput.measure(size, options.device, options.rounds, about)
 
 

@@ -32,7 +32,7 @@ LARGER = 1.25
 
 
 @dataclass(frozen=True, slots=True)
-class Size:
+class ThroughputSize:
     """Holds the sizes of a measurement.
 
     Attributes:
@@ -48,7 +48,7 @@ class Size:
     images: int
 
 
-def measure(size: Size, device: str, rounds: int, occasion: Occasion) -> Iterator[Measurement]:
+def measure(size: ThroughputSize, device: str, rounds: int, occasion: Occasion) -> Iterator[Measurement]:
     """Yields the images per second of the bare tower, and of the model from arrays and from JPEG files."""
     pair = _pair(size).to(device)
     model = EmotionModel(Embedder(pair, _tokenizer()))
@@ -104,7 +104,7 @@ def _tokenizer() -> Tokenizer:
     return Tokenizer.trained_on(["a happy face"], 300)
 
 
-def _pair(size: Size) -> TowerPair:
+def _pair(size: ThroughputSize) -> TowerPair:
     torch.manual_seed(0)
     image = TimmImageTower(ImageTowerConfig(name=size.tower, pixels=size.pixels))
     # No text is embedded here.

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from emocap_pretrain.bulk.sentences import SentenceColumn
+from emocap_pretrain.bulk.sentences import SentenceColumnConfig
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.inference.classes import Classification, class_cosines, class_embeddings
 from emocap_pretrain.inference.embedder import Crop
@@ -51,7 +51,7 @@ class Scorer(Protocol):
         ...
 
     def columns(self, crops: Sequence[Crop]) -> Columns:
-        """Returns the fields of the images of one batch."""
+        """Returns the values of each field for the images of one batch."""
         ...
 
 
@@ -99,7 +99,7 @@ class Prompts:
 
     templates: tuple[str, ...]
     classes: Mapping[str, tuple[str, ...]]
-    sentences: Mapping[str, SentenceColumn]
+    sentences: Mapping[str, SentenceColumnConfig]
 
 
 class PredictionScorer:
@@ -181,7 +181,7 @@ def digest_of(model: EmotionModel) -> str:
     return digest.hexdigest()
 
 
-def _aligned(key: str, column: SentenceColumn, model: EmotionModel) -> str:
+def _aligned(key: str, column: SentenceColumnConfig, model: EmotionModel) -> str:
     if column.aligned_with == "patches" and model.local is None:
         cure = "leave aligned_with out, or write aligned_with: image"
         raise ConfigError(f"{key}: the model was trained without local sentences (objective.local=0): {cure}.")

@@ -25,7 +25,7 @@ FACS = Path(__file__).with_name("facs.yaml")
 _MOST_BYTES = 1 << 20
 
 
-class SentenceColumn(Section):
+class SentenceColumnConfig(Section):
     """Describes one column of scores: the mean score of an image with some sentences.
 
     `aligned_with` says whether the sentences are compared with the pooled vector of an image, or with its patches as in
@@ -37,15 +37,15 @@ class SentenceColumn(Section):
 
 
 def _as_section(value: Any) -> Any:
-    return value if isinstance(value, Mapping | SentenceColumn) else {"sentences": value}
+    return value if isinstance(value, Mapping | SentenceColumnConfig) else {"sentences": value}
 
 
 _Key = Annotated[str, BeforeValidator(str), Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,59}$")]
-SentenceFile = dict[_Key, Annotated[SentenceColumn, BeforeValidator(_as_section)]]
-_FILE: TypeAdapter[dict[str, SentenceColumn]] = TypeAdapter(Annotated[SentenceFile, Field(min_length=1)])
+SentenceFile = dict[_Key, Annotated[SentenceColumnConfig, BeforeValidator(_as_section)]]
+_FILE: TypeAdapter[dict[str, SentenceColumnConfig]] = TypeAdapter(Annotated[SentenceFile, Field(min_length=1)])
 
 
-def read_sentences(path: Path) -> dict[str, SentenceColumn]:
+def read_sentences(path: Path) -> dict[str, SentenceColumnConfig]:
     """Returns the sentences of a file by their keys, in the order of the file.
 
     Raises:

@@ -24,7 +24,7 @@ from torch.nn.functional import interpolate
 
 from emocap_pretrain.config.location import RUN_PREFIX
 from emocap_pretrain.config.objective import ObjectiveConfig
-from emocap_pretrain.config.schema import Config, EvaluationConfig
+from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.data.patch_mask import patches_with_contrast
 from emocap_pretrain.errors import ConfigError, DataError
 from emocap_pretrain.inference.classes import (
@@ -73,13 +73,17 @@ class LocalAlignment:
     is_trained: bool = True
 
     @classmethod
-    def of(cls, config: Config) -> "LocalAlignment | None":
-        """Returns the settings of the local loss of a run; None if the run was trained without it."""
-        objective = config.objective
+    def of(cls, objective: ObjectiveConfig, length: int) -> "LocalAlignment | None":
+        """Returns how a run compares patches with sentences; None if it was trained without the local loss.
+
+        Args:
+            objective: The objective of the run.
+            length: Largest number of tokens of a sentence.
+        """
         if not objective.local:
             return None
         mask = objective.patch_mask
-        return cls(objective.sharpness, config.model.text.lengths.local, mask.contrast if mask else None)
+        return cls(objective.sharpness, length, mask.contrast if mask else None)
 
     def kept(self, crops: Sequence[Crop], patches: int) -> Bool[Tensor, "crops patches"] | None:
         """Returns True for each patch that takes part in the comparison; None if all patches do."""
@@ -318,7 +322,9 @@ def load(
         return _foreign(name, place, activation)
     restored = _restored(name, step, weights)
     embedder = Embedder(restored.model.to(place), restored.tokenizer)
-    return EmotionModel(embedder, local=LocalAlignment.of(restored.config), step=restored.step)
+    settings = restored.config
+    local = LocalAlignment.of(settings.objective, settings.model.text.lengths.local)
+    return EmotionModel(embedder, local=local, step=restored.step)
 
 
 def _restored(name: str, step: int | None, weights: Weights | None) -> Restored:

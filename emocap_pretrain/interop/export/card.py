@@ -11,7 +11,6 @@ from typing import Any, cast
 from emocap_shards.printable import printable
 from torch import nn
 
-from emocap_pretrain.config.schema import Config
 from emocap_pretrain.interop.export.formats import ExportFormat
 from emocap_pretrain.interop.restore import Restored
 from emocap_pretrain.run_folder.results import WEIGHTS_TITLES
@@ -66,7 +65,7 @@ def card(
         _tokens(restored),
         *(f"- {line}" for line in kind.lacks(restored)),
         "## Training data",
-        _table(("Part", "Value"), _data(config, restored.data_digest, facts.data_license)),
+        _table(("Part", "Value"), _data(config.stored()["data"], restored.data_digest, facts.data_license)),
         "## Results",
         _results(facts.results),
         _USE_AND_LIMITS,
@@ -99,8 +98,8 @@ def _parameters(module: nn.Module) -> str:
     return f"{sum(each.numel() for each in module.parameters()):,} parameters"
 
 
-def _data(config: Config, digest: str, licence: str) -> list[tuple[str, object]]:
-    stored = config.stored()["data"]
+def _data(stored: Mapping[str, Any], digest: str, licence: str) -> list[tuple[str, object]]:
+    """Returns the rows about the training data. `stored` is the section `data` of `Config.stored`."""
     addresses = [each["url"] for each in stored["mix"]] or [stored["url"]]
     return [
         *(("dataset", last_parts(address)) for address in addresses),

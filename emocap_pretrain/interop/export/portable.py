@@ -18,7 +18,6 @@ from emocap_shards.store import open_store
 from safetensors.torch import save_file
 
 from emocap_pretrain.checkpoint.layout import WEIGHTS
-from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.interop.export.accessories import write_accessories
 from emocap_pretrain.interop.export.formats import ExportFormat
@@ -61,7 +60,7 @@ def write(restored: Restored, folder: Path) -> None:
     (folder / "tokenizer.json").write_text(restored.tokenizer.to_json(), encoding="utf-8")
     save_file(restored.model.state_dict(), folder / WEIGHTS, metadata={"format": "pt"})
     document = PortableDocument(
-        _public(restored.config),
+        _public(restored.config.stored()),
         restored.step,
         restored.run_id,
         restored.data_digest,
@@ -102,13 +101,13 @@ def is_portable(folder: str | Path) -> bool:
     return (Path(folder) / DOCUMENT).is_file()
 
 
-def _public(config: Config) -> dict[str, Any]:
-    """Returns the stored settings that build the model, with placeholders for all other settings that are required.
+def _public(stored: dict[str, Any]) -> dict[str, Any]:
+    """Returns the settings that build the model, with placeholders for all other settings that are required.
 
     The sources of weights and of the tokenizer are not opened when the export is read. Only the last component of their
-    paths is kept, because a path may name a folder of the user.
+    paths is kept, because a path may name a folder of the user. `stored` is the result of `Config.stored`; the function
+    changes it.
     """
-    stored = config.stored()
     model = stored["model"]
     sources = ((model, "from"), (model["image"], "pretrained"), (model["text"], "pretrained"))
     for section, name in (*sources, (model["text"], "tokenizer")):

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from emocap_pretrain.config.model import PartLengthsConfig
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.interop.rules import Rule, Same
 from emocap_pretrain.model.weights import Shapes
@@ -34,7 +35,6 @@ _TIMM_SIGLIP = {
     (768, 12, 12, 32): "vit_base_patch32_siglip_256",
     (1024, 24, 16, 16): "vit_large_patch16_siglip_256",
 }
-_DEFAULT_LENGTHS = {"global": 48, "local": 40, "summary": 77}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,7 +166,7 @@ class TextTransformer:
             "pad_id": self.pad_id,
             "tokenizer": "from",
             # The defaults of the lengths may exceed the positions of these weights.
-            "lengths": {name: min(length, self.positions) for name, length in _DEFAULT_LENGTHS.items()},
+            "lengths": {name: min(length, self.positions) for name, length in PartLengthsConfig().by_part.items()},
         }
 
 

@@ -9,15 +9,15 @@ import torch
 import emocap_pretrain as emocap
 from emocap_pretrain.bulk.compute import Computation
 from emocap_pretrain.bulk.scorers import EmbeddingScorer, ModelSource, PredictionScorer, Prompts, digest_of
-from emocap_pretrain.bulk.sentences import SentenceColumn
+from emocap_pretrain.bulk.sentences import SentenceColumnConfig
 from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.errors import CheckpointError, ConfigError
 
 CLASSES = {"joy": ("joy", "delight"), "fear": ("fear",), "calm": ("calm",)}
 BROWS = ("the brows are drawn together", "the brows are raised")
 SENTENCES = {
-    "brows": SentenceColumn(sentences=BROWS),
-    "happy": SentenceColumn(sentences=("a happy face",), aligned_with="image"),
+    "brows": SentenceColumnConfig(sentences=BROWS),
+    "happy": SentenceColumnConfig(sentences=("a happy face",), aligned_with="image"),
 }
 PROMPTS = Prompts(EvaluationConfig().templates, CLASSES, SENTENCES)
 
@@ -70,7 +70,7 @@ def test_without_a_local_loss_the_sentences_are_compared_with_images(run_without
     assert scorer.aligned_with == {"brows": "image", "happy": "image"}
     cosines = model.embed_images(crops) @ model.embed_texts(list(BROWS)).T
     assert scorer.columns(crops)["s_brows"] == pytest.approx(cosines.mean(1), abs=1e-6)
-    patches = {"brows": SentenceColumn(sentences=BROWS, aligned_with="patches")}
+    patches = {"brows": SentenceColumnConfig(sentences=BROWS, aligned_with="patches")}
     with pytest.raises(ConfigError, match=r"brows: the model was trained without local sentences"):
         PredictionScorer(model, Prompts(PROMPTS.templates, CLASSES, patches))
 
@@ -102,6 +102,6 @@ def test_a_worker_refuses_another_model_than_the_one_of_the_command(run_url, tmp
 
 def test_a_model_that_was_not_trained_with_patches_is_compared_with_images_by_default(model, monkeypatch):
     monkeypatch.setattr(model, "_local", replace(model.local, is_trained=False))
-    patches = {"eyes": SentenceColumn(sentences=BROWS, aligned_with="patches")}
+    patches = {"eyes": SentenceColumnConfig(sentences=BROWS, aligned_with="patches")}
     scorer = PredictionScorer(model, Prompts(PROMPTS.templates, CLASSES, {**SENTENCES, **patches}))
     assert scorer.aligned_with == {"brows": "image", "happy": "image", "eyes": "patches"}

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from emocap_pretrain.bulk.sentences import FACS, SentenceColumn, read_sentences
+from emocap_pretrain.bulk.sentences import FACS, SentenceColumnConfig, read_sentences
 from emocap_pretrain.captions.grammar.action_units import ACTION_UNITS
 from emocap_pretrain.captions.grammar.looks import LOOKS
 from emocap_pretrain.errors import ConfigError
@@ -41,10 +41,10 @@ def test_a_value_is_a_sentence_a_list_or_a_mapping(tmp_path):
     file = tmp_path / "s.yaml"
     file.write_text("a: One.\nb: [One., Two.]\nc: {sentences: Three., aligned_with: image}\n12: Four.\n")
     assert read_sentences(file) == {
-        "a": SentenceColumn(sentences=("One.",)),
-        "b": SentenceColumn(sentences=("One.", "Two.")),
-        "c": SentenceColumn(sentences=("Three.",), aligned_with="image"),
-        "12": SentenceColumn(sentences=("Four.",)),
+        "a": SentenceColumnConfig(sentences=("One.",)),
+        "b": SentenceColumnConfig(sentences=("One.", "Two.")),
+        "c": SentenceColumnConfig(sentences=("Three.",), aligned_with="image"),
+        "12": SentenceColumnConfig(sentences=("Four.",)),
     }
 
 
