@@ -205,7 +205,7 @@ class Screen:
         """Prints a line."""
         console.print(line)
 
-    def beat(self, step: int, steps: int, note: str) -> None:
+    def show_progress(self, step: int, steps: int, note: str) -> None:
         """Shows that `step` of `steps` steps are done, with a note such as the loss."""
         if self._bar is None:
             line = self._pace.line(step, steps, note, time.monotonic())

@@ -72,7 +72,7 @@ class Progress:
     def say(self, line: str) -> None:
         pass
 
-    def beat(self, step: int, steps: int, note: str) -> None:
+    def show_progress(self, step: int, steps: int, note: str) -> None:
         pass
 
 

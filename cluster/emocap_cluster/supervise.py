@@ -61,12 +61,12 @@ class SupervisedRun(Protocol):
 class ProgressDisplay(Protocol):
     """Shows lines and progress to the user.
 
-    The signal handler also calls `say`. This call may interrupt another call of `say` or `beat` in the main thread.
+    The signal handler also calls `say`. This may interrupt a call of `say` or `show_progress` in the main thread.
     """
 
     def say(self, line: str) -> None: ...
 
-    def beat(self, step: int, steps: int, note: str) -> None: ...
+    def show_progress(self, step: int, steps: int, note: str) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +222,7 @@ class _Supervisor:
             state = (self._cluster.state() or state).merged_with(state)
             if state.report and state.report != shown:
                 shown = state.report
-                self._screen.beat(shown.step, shown.steps, shown.note)
+                self._screen.show_progress(shown.step, shown.steps, shown.note)
             if self._now_s() - looked_s >= NODES_S:
                 nodes, looked_s = self._cluster.nodes(), self._now_s()
             # The first reason is kept. If the user asks after that, `run` makes no further attempt.

@@ -96,7 +96,7 @@ Processes = Annotated[int, typer.Option(help="Worker processes.", min=1)]
 # Options of `pack` that name the columns of a table.
 _column = partial(typer.Option, rich_help_panel="Columns of a table, members of a tar")
 Image = Annotated[str, _column(help="Path or bytes of the image.")]
-Whole = Annotated[str, _column("--global", help="Global part; a list is several captions.")]
+Global = Annotated[str, _column("--global", help="Global part; a list is several captions.")]
 Local = Annotated[str, _column(help="Local sentences: a list, or text split by |.")]
 Summary = Annotated[str, _column(help="Summary.")]
 Further = Annotated[list[str] | None, _column(help="Other captions of the image; can be repeated.")]

@@ -30,7 +30,7 @@ def pack_command(  # noqa: PLR0913, PLR0917 - one argument for each option
     source: Annotated[str, typer.Argument(help="The source: a folder, a table, tar files or a dataset.")],
     out: Annotated[str, typer.Argument(help="Folder or URL of the new dataset.")],
     image: options.Image = "image",
-    whole: options.Whole = "global",
+    global_: options.Global = "global",
     local: options.Local = "local",
     summary: options.Summary = "summary",
     further: options.Further = None,
@@ -57,7 +57,7 @@ def pack_command(  # noqa: PLR0913, PLR0917 - one argument for each option
     """
     with errors_as_lines(debug=debug):
         others = tuple(further or STANDARD.further)
-        columns = TableColumns(image, whole, local, summary, others, key, tuple(label or ()))
+        columns = TableColumns(image, global_, local, summary, others, key, tuple(label or ()))
         search = find_duplicates or drop_duplicates
         pack_options = PackConfig(
             size=_shard_size(shard_samples, shard_bytes),

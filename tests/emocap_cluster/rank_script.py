@@ -72,8 +72,8 @@ class Lines:
     def say(self, line: str) -> None:
         self.said.append(line)
 
-    def beat(self, *beat: object) -> None:
-        self.beats.append(list(beat))
+    def show_progress(self, *progress: object) -> None:
+        self.beats.append(list(progress))
 
 
 def run(

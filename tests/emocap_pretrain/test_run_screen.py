@@ -45,7 +45,7 @@ def test_in_a_terminal_one_line_moves_and_fits_80_columns() -> None:
     with Progress(*terminal.columns(), console=console) as bar:
         shown = Screen(bar)
         for step in (5, 20, 10):
-            shown.beat(step, 10_000, "loss 4.1234 · 123456 samples/s")
+            shown.show_progress(step, 10_000, "loss 4.1234 · 123456 samples/s")
         bar.refresh()
     last = out.getvalue().rstrip().rpartition("\r")[2]
     assert "step 10/10000 · loss 4.1234 · 123456 samples/s" in last
@@ -65,7 +65,7 @@ def test_the_remaining_time_is_not_shown_while_it_is_unknown() -> None:
     out = io.StringIO()
     console = Terminal(file=out, force_terminal=True, width=80)
     with Progress(*terminal.columns(), console=console) as bar:
-        Screen(bar).beat(5, 10, "loss 4.1")
+        Screen(bar).show_progress(5, 10, "loss 4.1")
         bar.refresh()
     assert "step 5/10" in out.getvalue()
     assert "left" not in out.getvalue()
@@ -76,5 +76,5 @@ def test_in_a_log_there_are_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(terminal, "console", Terminal(file=out, force_terminal=False, soft_wrap=True))
     with screen() as shown:
         shown.say("a line with [brackets]")
-        shown.beat(1, 2, "loss 1.0")
+        shown.show_progress(1, 2, "loss 1.0")
     assert out.getvalue() == "a line with [brackets]\nstep 1/2 · loss 1.0\n"
