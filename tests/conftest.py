@@ -84,14 +84,14 @@ def new_mlflow(blank_mlflow: Path) -> Callable[[Path], str]:
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalS3]:
-    """One real S3 server (SeaweedFS) for the session, or for each process of pytest-xdist."""
+    """Runs one real S3 server (SeaweedFS) for the session; with pytest-xdist, one for each process."""
     with LocalS3(tmp_path_factory.mktemp("s3")) as server:
         yield server
 
 
 @pytest.fixture
 def s3(s3_server: LocalS3, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A fresh URL on the real server; the environment reaches it and has nothing of the person's own AWS set-up."""
+    """Returns a new URL on the real S3 server. The environment has its credentials, and no AWS settings of the user."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     for name, value in s3_server.environment().items():

@@ -43,7 +43,7 @@ class Finding:
 
 
 class Checker:
-    """The word list of `words.toml` as compiled patterns."""
+    """Holds the word list of `prose_words.toml` as compiled patterns."""
 
     def __init__(self, rules: dict[str, Any]) -> None:
         self._rules = [

@@ -66,9 +66,9 @@ class _Request:
         step: Step of the checkpoint; None is the newest one.
         weights: The weights of the step, or their moving average; None is the average if the run has it.
         interpolate: The share of an interpolation that is evaluated in place of the trained weights.
-        shares: The shares of interpolations that are evaluated besides.
+        shares: The shares of further interpolations, which are evaluated as well.
         changes: The evaluation settings of the command line by their names.
-        may_read: Whether the dataset may be read that the config names.
+        may_read: Whether the command may read the dataset that the config names.
     """
 
     run_url: str

@@ -58,8 +58,8 @@ class Migration:
 
     Args:
         renamed: The new key of each renamed setting or section, by its old key.
-        dropped: A value for each removed setting, by the key of the setting. With this value, earlier versions behaved
-            as this version always does. Stored settings with any other value are refused.
+        dropped: For each removed setting, by its key, the one value that is still accepted in stored settings: with it,
+            earlier versions behaved as this version always does. Any other value is refused.
     """
 
     renamed: Mapping[str, str] = field(default_factory=dict[str, str])

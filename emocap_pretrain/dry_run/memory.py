@@ -251,10 +251,10 @@ def _traced(
 def _flops(model: TowerPair, teacher: Teacher | None, batch: Batch, *, unrecorded: int) -> int:
     """Returns the FLOP of the towers' forward and backward passes and of the teacher's forward pass for `batch`.
 
-    `unrecorded` is the number of forward passes without gradients: one if representations are cached, and one of an
-    averaged model. The teacher runs once, because the loss, which calls it, is computed once. This function runs
-    separately from the trace of the memory, because the counter of FLOP keeps tensors alive. The FLOP are proportional
-    to the rows, so a batch of one row suffices.
+    `unrecorded` is the number of forward passes without gradients: one if representations are cached, and one more if
+    mining uses the averaged model. The teacher runs once, because the loss, which calls it, is computed once. This
+    function runs separately from the trace of the memory, because the counter of FLOP keeps tensors alive. The FLOP are
+    proportional to the rows, so a batch of one row suffices.
     """
     with FlopCounterMode(display=False) as counter:
         with torch.no_grad():

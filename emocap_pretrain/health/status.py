@@ -104,7 +104,7 @@ class StatusThread:
     def _log_errors(self, problem: str, act: Callable[[], None]) -> None:
         """Calls `act`, and catches its errors, so that no error ends this thread.
 
-        It stores the message of the error `Superseded` in `superseded`, and logs any other error after `problem`.
+        The message of a `Superseded` is stored in `superseded`. Any other error is logged as `problem: message`.
         """
         try:
             act()

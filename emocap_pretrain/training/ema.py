@@ -107,7 +107,7 @@ class AveragedModel:
 
     @torch.no_grad()
     def update(self, model: nn.Module, kept: float) -> None:
-        """Updates the average with the weights of the trained model; `kept` is the decay that `update` has returned."""
+        """Updates the average with the weights of the trained model; `kept` is the decay from the function `update`."""
         trained = {name for name, each in model.named_parameters() if each.requires_grad}
         averages, weights = (
             tuple(each for name, each in which.named_parameters() if name in trained) for which in (self._model, model)

@@ -78,7 +78,7 @@ def test_a_measured_line_says_its_ratio():
 
 
 class Place:
-    """A fake site that starts no run. A step takes 0.3 s under Ray, else 0.1 s, and step 0 is logged at second 5."""
+    """Imitates a site without a run. A step takes 0.3 s under Ray, otherwise 0.1 s; step 0 is logged at second 5."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -38,7 +38,7 @@ def record_run(path: Path, subject: Subject, chosen: list[Contender], sizes: lis
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Records of the global loss: chunked and dense measured, liger skipped."""
+    """Returns the records of the global loss: `chunked` and `dense` are measured, and `liger` is skipped."""
     chosen = [
         contender
         for contender in GLOBAL.contenders
@@ -50,7 +50,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def local_records(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Records of the local loss: ours, dense ones and a bound measured, fused skipped; sentences vary."""
+    """Returns records of the local loss at two numbers of sentences; `fused` is skipped, the others are measured."""
     names = ("fused", "chunked", "dense", "blockwise")
     chosen = [each for each in REGION.contenders if each.name in names and each.variant.mining is None]
     path = tmp_path_factory.mktemp("benchmarks") / "region.jsonl"

@@ -30,7 +30,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(work: Path) -> Pythons:
-    """Returns an environment of peers that does not exist."""
+    """Returns the Python environments of the suite, without the one in which other libraries would be installed."""
     return Pythons.of(work / "none", work / "hosts.log")
 
 

@@ -37,7 +37,7 @@ def testbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Testbed]:
 
 @pytest.fixture(scope="session")
 def unbroken(testbed: Testbed) -> Unbroken:
-    """The unbroken run with which every drill is compared, whatever its launcher."""
+    """Returns the undisturbed run with which the drills of all launchers are compared."""
     run = testbed.new_run("unbroken")
     succeed(srun(testbed, run))
     return Unbroken.of(run)
@@ -45,7 +45,7 @@ def unbroken(testbed: Testbed) -> Unbroken:
 
 @pytest.fixture(scope="module")
 def running(testbed: Testbed, unbroken: Unbroken) -> Iterator[RayCluster]:
-    """Starts Ray before the first drill of a module, after `unbroken`, whose hosts must be empty."""
+    """Starts Ray before the first drill of a module. `unbroken` runs first, because it needs hosts without Ray."""
     with ray_cluster(testbed) as cluster:
         yield cluster
 

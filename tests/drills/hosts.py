@@ -2,13 +2,15 @@
 
     with Hosts(3, folder) as hosts:
         hosts.run(1, ["hostname"], env).wait()
-        hosts.cut(2)                                    # packets are lost; nobody hears a reset
-        hosts.power_off(3)                              # all of its processes at once, and its /tmp
+        hosts.cut(2)                                    # all packets are lost, so no connection is reset
+        hosts.power_off(3)                              # its processes end at once, and its /tmp is lost
 
-Hosts `node1`, `node2`, ... have the addresses 10.231.N.1, .2, ... on a bridge, N being free on this machine; the
-process that made them is at .254 and is called `outside`. They see the same file system except for /tmp, which is their
-own, empty, and lost with the power; `folder` is seen by all of them at the same path. There is no way to the internet.
-All of it ends with this process, also when that is killed; what such an end leaves of the lines, the next one removes.
+The hosts `node1`, `node2`, ... have the addresses 10.231.N.1, 10.231.N.2, ... on a bridge. N is a number that is free
+on this machine. The process that made the hosts has the address 10.231.N.254 and is called `outside`. All hosts see the
+file system of this machine, except for /tmp: each host has an empty /tmp of its own, which is lost when the host is
+switched off. All hosts see `folder` at the same path. They cannot reach the internet.
+
+The hosts end with this process, also if it is killed. After a kill the bridge can remain; the next `Hosts` removes it.
 """
 
 import os
@@ -59,7 +61,8 @@ def missing() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A command on a host; `log` holds all that it printed. The program itself has another pid than `entry`."""
+    """Holds a command that runs on a host. Its output is in `log`. `entry` is the process that entered the host; the
+    program is a child of it."""
 
     entry: subprocess.Popen[bytes]
     log: Path
@@ -72,14 +75,14 @@ class Process:
         return self.log.read_text(errors="replace")
 
     def send(self, number: int) -> None:
-        """A signal for the program; it does not matter if that has ended."""
+        """Sends a signal to the program. If the program has ended, nothing happens."""
         with suppress(psutil.NoSuchProcess):
             for program in psutil.Process(self.entry.pid).children():
                 program.send_signal(number)
 
 
 class Hosts:
-    """A context manager; hosts are known by their number, from 1."""
+    """Makes the hosts when its context is entered, and removes them at its end. Hosts are numbered from 1."""
 
     def __init__(self, count: int, folder: Path) -> None:
         self.folder = folder
@@ -119,11 +122,11 @@ class Hosts:
 
     @property
     def outside(self) -> str:
-        """The address of this process, for servers that the hosts use."""
+        """Returns the address at which the hosts reach servers of this process."""
         return self.address(OUTSIDE)
 
     def power_on(self, number: int) -> None:
-        """A host that is off; its /tmp is empty."""
+        """Switches on a host that is off. Its /tmp is empty."""
         env = {
             "PATH": os.environ["PATH"],
             "NAME": self.name(number),
@@ -147,7 +150,7 @@ class Hosts:
         _ip(*inside, within=("nsenter", f"--target={init}", "--net"))
 
     def power_off(self, number: int) -> None:
-        """Switches a host off: first its network, then its processes, so that they cannot say goodbye."""
+        """Switches a host off. Its network is cut before its processes are killed, so other hosts get no reset."""
         process = self._on.pop(number)
         self.cut(number)
         with suppress(ProcessLookupError, IndexError):
@@ -180,7 +183,7 @@ class Hosts:
         return Process(entry, log)
 
     def processes(self, number: int, words: str = "") -> list[psutil.Process]:
-        """Returns the processes of a host, oldest first; only those with `words` in their command line, if given."""
+        """Returns a host's processes, oldest first. With `words`, only those with these words in their command line."""
         place = Path(f"/proc/{self._init(number)}/ns/pid").readlink()
         found: list[psutil.Process] = []
         for process in psutil.process_iter():
@@ -212,7 +215,7 @@ def _child(pid: int) -> int:
 
 
 def _claimed() -> int:
-    """The number of a bridge that is now ours; making one is what makes it ours."""
+    """Makes a bridge with a number that is free, and returns the number. The system lets only one process make it."""
     for net in range(1, 255):
         name = f"{PREFIX}{net}"
         if _ip(f"link add {name} type bridge", may_fail=True):

@@ -1,4 +1,4 @@
-"""The launchers that need no cluster: torchrun, srun (its variables) and deepspeed over ssh."""
+"""Starts runs under launchers that need no cluster: torchrun, deepspeed over ssh, and the variables that srun sets."""
 
 import shlex
 import subprocess
@@ -41,7 +41,7 @@ def srun(testbed: Testbed, run: Run, *, on: Sequence[int] = (1, 2, 3), job: int 
 
 
 def torchrun(testbed: Testbed, run: Run, *, on: Sequence[int] = (1, 2, 3), under: Sequence[str] = ()) -> list[Process]:
-    """An agent on each of these hosts, which has one rank; `under` is a wrapper around each."""
+    """Starts torchrun with one rank on each of these hosts. `under` is a command that starts each torchrun."""
     agents: list[Process] = []
     for rank, number in enumerate(on):
         command = ["torchrun", "--nnodes", str(len(on)), "--node-rank", str(rank), "--nproc-per-node", "1"]
@@ -51,7 +51,7 @@ def torchrun(testbed: Testbed, run: Run, *, on: Sequence[int] = (1, 2, 3), under
 
 
 def deepspeed(testbed: Testbed, run: Run) -> Process:
-    """The launcher on node1, which reaches all hosts, itself too, by pdsh and ssh."""
+    """Starts deepspeed on node1. It starts a rank on every host, including node1, through pdsh and ssh."""
     hostfile = testbed.folder / "hostfile"
     hostfile.write_text("".join(f"{testbed.hosts.name(number)} slots=1\n" for number in testbed.hosts.numbers))
     command = ["deepspeed", "--hostfile", str(hostfile), "--num_nodes", str(HOSTS), "--num_gpus", "1"]
@@ -60,7 +60,7 @@ def deepspeed(testbed: Testbed, run: Run) -> Process:
 
 
 def ssh_servers(testbed: Testbed, on: Sequence[int] = (1, 2, 3)) -> None:
-    """An ssh server on each of these hosts, and an `ssh` in PATH that is let in without a question."""
+    """Starts an ssh server on each of these hosts, and puts an `ssh` into PATH that logs in without a question."""
     folder = testbed.folder
     for name in ("key", "host_key"):
         if not (folder / name).exists():
@@ -82,7 +82,7 @@ def ssh_servers(testbed: Testbed, on: Sequence[int] = (1, 2, 3)) -> None:
 
 
 def _server_config(folder: Path, env: Mapping[str, str]) -> str:
-    """The host sets the environment of a session, as an administrator would."""
+    """Returns the configuration of the ssh server. It sets the environment of a session, as an administrator would."""
     given = " ".join(f'"{name}={value}"' for name, value in env.items())
     return (
         f"HostKey {folder}/host_key\nAuthorizedKeysFile {folder}/key.pub\nPermitRootLogin prohibit-password\n"
@@ -94,7 +94,7 @@ def codes(processes: Sequence[Process], limit_s: float = LIMIT_S) -> list[int]:
     """Waits until all have ended and returns their exit codes.
 
     Raises:
-        AssertionError: If one still runs; with the last lines of all.
+        AssertionError: If a process still runs after `limit_s`. The message has the last lines of all processes.
     """
     try:
         return [process.wait(limit_s) for process in processes]

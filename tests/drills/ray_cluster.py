@@ -31,7 +31,7 @@ RANK = "ray::RayTrainWorker"  # What Ray calls the process of a rank.
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A `ray job submit` that follows its job; what it prints is what a user sees."""
+    """Holds a `ray job submit`, which waits for its job and prints the job's output, as a user sees it."""
 
     name: str
     process: subprocess.Popen[bytes]
@@ -42,10 +42,10 @@ class Job:
         return self.log.read_text(errors="replace")
 
     def wait(self, limit_s: float = LIMIT_S) -> int:
-        """The exit code.
+        """Waits until the command ends, and returns its exit code.
 
         Raises:
-            AssertionError: If the job takes longer; with what it has printed.
+            AssertionError: If it takes longer than `limit_s`. The message has the output so far.
         """
         try:
             return self.process.wait(limit_s)
@@ -65,7 +65,7 @@ class Job:
 
 @dataclass(slots=True)
 class RayCluster:
-    """The testbed's hosts as one cluster of 1 CPU each."""
+    """Runs Ray on the hosts of the testbed: one cluster, in which each host has one CPU."""
 
     testbed: Testbed
     raylets: dict[int, Process] = field(default_factory=dict[int, Process])

@@ -1,4 +1,4 @@
-"""The hosts themselves: what the drills take for granted."""
+"""Tests the hosts of the drills: whatever a drill assumes about them."""
 
 import os
 import signal

@@ -45,7 +45,7 @@ def test_after_the_loss_of_a_host_the_job_continues_with_fewer_ranks(
 
 
 def next_step_s(run: Run, job: Job) -> float:
-    """Measures the time from now until a second start has done a new step."""
+    """Returns the seconds from now until the second attempt has done a new step."""
     began, before = time.monotonic(), run.step
     assert before < STEPS
     until("second attempt", lambda: len(run.attempts()) == 2, hint=lambda: job.text)

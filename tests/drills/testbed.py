@@ -42,7 +42,7 @@ Curve = list[tuple[int, float]]
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run of a drill, which a launcher starts."""
+    """Describes a run of a drill. A launcher starts it."""
 
     name: str
     config: Path
@@ -67,12 +67,12 @@ class Run:
 
     @property
     def step(self) -> int:
-        """The newest that MLflow has heard of."""
+        """Returns the newest step that MLflow has received."""
         return max((step for step, _ in self.curve()), default=0)
 
     @property
     def saved(self) -> int:
-        """The step of the newest checkpoint."""
+        """Returns the step of the newest checkpoint; 0 if there is none."""
         return max((each.step for each in committed(self.store)), default=0)
 
     @property
@@ -92,7 +92,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Unbroken:
-    """A run that nothing disturbed, on all hosts."""
+    """Holds the curve and the last cursor of an undisturbed run on all hosts."""
 
     curve: Curve
     cursor: Any
@@ -108,8 +108,9 @@ class Unbroken:
         """Asserts that a run has the same curve as the unbroken one, each step once, and has read the same samples.
 
         Args:
-            run: One that is done.
-            same_ranks: Whether all of it was done by as many ranks: then equal means to the bit.
+            run: A finished run.
+            same_ranks: Whether every attempt had as many ranks as the undisturbed run. If so, the losses must be equal
+                to the bit.
         """
         curve = run.curve()
         assert [step for step, _ in curve] == [step for step, _ in self.curve]
@@ -135,12 +136,13 @@ class Testbed:
     def new_run(
         self, name: str, *, fault: Mapping[str, Any] | None = None, cluster: Mapping[str, Any] | None = None
     ) -> Run:
-        """A config of its own, and what is to happen in its ranks.
+        """Writes the config of a new run, and the fault that its ranks will have.
 
         Args:
             name: Name of the run.
-            fault: See faults/sitecustomize.py; at least steps take 0.1 s longer, so that there is time to interfere.
-            cluster: Settings of that section.
+            fault: The fault, as faults/sitecustomize.py reads it. In any case steps take longer, by 0.1 s if it
+                does not say otherwise, so that there is time to interfere.
+            cluster: Settings of the section `cluster`.
         """
         folder = self.folder / name
         folder.mkdir()
@@ -192,7 +194,7 @@ def laid_out(folder: Path) -> Generator[Testbed]:
 
 
 def _environment(folder: Path, s3: LocalS3) -> dict[str, str]:
-    """Returns the environment of every process on the hosts, which contains nothing of this process unseen."""
+    """Returns the environment of every process on the hosts. It inherits nothing from this process's environment."""
     return {
         "PATH": f"{folder}/bin:{BIN}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "HOME": "/tmp",
@@ -211,7 +213,7 @@ def _environment(folder: Path, s3: LocalS3) -> dict[str, str]:
 
 
 def until(what: str, ready: Callable[[], object], limit_s: float = LIMIT_S, hint: Callable[[], str] = str) -> float:
-    """Waits for a condition and returns the seconds that it took; `hint` is shown if it fails."""
+    """Waits until `ready` returns True, and returns the seconds of waiting. A failure shows the text from `hint`."""
     began = time.monotonic()
     while not ready():
         assert time.monotonic() - began < limit_s, f"no {what} in {limit_s:g} s\n{hint()}"
@@ -220,5 +222,5 @@ def until(what: str, ready: Callable[[], object], limit_s: float = LIMIT_S, hint
 
 
 def shown(processes: list[Process]) -> str:
-    """The last words of some processes."""
+    """Returns the exit codes and the end of the output of some processes."""
     return "\n".join(f"--- {process.log.name}: {process.entry.poll()}\n{process.text[-3000:]}" for process in processes)

@@ -1,4 +1,4 @@
-"""A real MLflow server that can be killed and brought back, and what it remembers of a run."""
+"""Runs a real MLflow server that can be killed and started again, and reads the metrics of a run from it."""
 
 import json
 import os
@@ -16,7 +16,7 @@ START_LIMIT_S = 120.0
 
 
 class MlflowServer:
-    """A server on one address with sqlite and local artifacts below `folder`; a context manager."""
+    """Runs a server at one address, with SQLite and artifacts below `folder`, while its context is open."""
 
     def __init__(self, folder: Path, host: str, port: int = 5000) -> None:
         self.folder = folder
@@ -51,7 +51,7 @@ class MlflowServer:
             time.sleep(0.1)
 
     def kill(self) -> None:
-        """Kills it as a power cut would, with the processes that it has started; the database remains."""
+        """Kills the server and the processes that it has started, as a power cut would. The database remains."""
         if self._process is not None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()

@@ -85,7 +85,10 @@ def contrastive(
 
 
 def _guides(guide: str, v: Tensor, u: Tensor) -> tuple[Table, Table]:
-    """Returns the similarities by which image anchors and text anchors mine; v are image and u text features."""
+    """Returns the similarities by which image anchors mine, and those by which text anchors mine.
+
+    v are the features of the images, and u those of the texts.
+    """
     if guide == "joint":
         return cosines(v, u), cosines(u, v)
     vv, uu = cosines(v, v), cosines(u, u)
@@ -101,7 +104,10 @@ def _mean_loss(
     objective: str = "infonce",
     teacher: Tensor | None = None,
 ) -> Tensor:
-    """Returns the mean loss of the anchors, one for each row of `lines`, with known and mined candidates for each."""
+    """Returns the mean loss of the anchors. Each row of `lines` has the scores of an anchor with all candidates.
+
+    `known` holds the known positives of each anchor, and `mine` the candidates that are mined for it.
+    """
     losses: list[Tensor] = []
     for anchor, line in enumerate(lines):
         positive = sorted(known[anchor] | mine[anchor] if attract else known[anchor])

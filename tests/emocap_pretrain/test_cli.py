@@ -42,7 +42,7 @@ class Done:
 
 
 def emocap(*arguments: str | Path, columns: int = 200) -> Done:
-    """The command line in a process of its own."""
+    """Runs the command line in a new process."""
     command = [sys.executable, "-m", "emocap_pretrain.cli", *map(str, arguments)]
     env = {**os.environ, "COLUMNS": str(columns)}
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120, env=env)
@@ -50,7 +50,7 @@ def emocap(*arguments: str | Path, columns: int = 200) -> Done:
 
 
 def here(*arguments: str | Path) -> Done:
-    """The command line in this process, which is quicker."""
+    """Runs the command line in this process, which is faster."""
     done = CliRunner().invoke(app, [*map(str, arguments)])
     return Done(done.exit_code, done.stdout, done.stderr)
 

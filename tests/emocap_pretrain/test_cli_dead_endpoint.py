@@ -39,7 +39,7 @@ def no_aws(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def dead() -> Iterator[int]:
-    """A port that nobody listens at; bound, so that no other process takes it."""
+    """Yields a port on which no process listens. It is bound, so that no other process can use it."""
     with closing(socket.socket()) as holder:
         holder.bind(("127.0.0.1", 0))
         yield holder.getsockname()[1]
@@ -47,7 +47,7 @@ def dead() -> Iterator[int]:
 
 @pytest.fixture
 def silent() -> Iterator[int]:
-    """A server that takes connections and never answers."""
+    """Yields the port of a server that accepts connections and never answers."""
     held = list[socket.socket]()
     with closing(socket.create_server(("127.0.0.1", 0))) as listener:
 

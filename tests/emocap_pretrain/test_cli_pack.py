@@ -23,7 +23,7 @@ class Done:
 
 @pytest.fixture
 def emocap(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
-    """The command line in this process."""
+    """Returns a function that runs the command line in this process."""
     monkeypatch.setenv("COLUMNS", "80")
 
     def run(*arguments: str | Path) -> Done:

@@ -1,4 +1,4 @@
-"""Helpers of the cache tests: they count the requested ranges, and list the files of a cache's folder."""
+"""Helps the tests of the cache: counts the requested ranges, and lists the files of a cache's folder."""
 
 import time
 from pathlib import Path
@@ -22,7 +22,7 @@ class Fetch:
 
 
 class Counted:
-    """A store of a dataset that counts requested ranges and claims to be remote."""
+    """Forwards calls to a store, counts the bytes of the requested ranges, and claims to be remote."""
 
     def __init__(self, url):
         self.store, self.url, self.bytes = open_store(url), url, 0

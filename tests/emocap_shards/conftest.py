@@ -20,7 +20,7 @@ def fresh_budgets() -> None:
 
 @pytest.fixture
 def faulty_s3(s3: str, s3_server: LocalS3, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    """A proxy in front of the server of `s3`, through which the environment now leads; `inject` makes requests fail."""
+    """Runs a proxy in front of the server of `s3`, and sets it as the endpoint. Its `inject` makes requests fail."""
     with FaultProxy(s3_server.ports["s3"]) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         yield proxy

@@ -1,4 +1,4 @@
-"""Sources for the tests of packing: the faces of `shard_cases` as files and tables."""
+"""Writes the faces of `shard_cases` as files and tables, as sources for the tests of packing."""
 
 import json
 import uuid
@@ -32,7 +32,7 @@ def write_lines(path, rows):
 
 
 def table_of(folder: Path, count: int) -> Path:
-    """Images 0.png to N.png, and faces.jsonl that names them."""
+    """Writes `count` images 0.png, 1.png, ... and the table faces.jsonl, which names them; returns the table."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
         (folder / f"{number}.png").write_bytes(encode(number))
@@ -40,7 +40,7 @@ def table_of(folder: Path, count: int) -> Path:
 
 
 def folder_of(folder: Path, count: int) -> Path:
-    """Images 0000.png to N.png, each with its annotation."""
+    """Writes `count` images 0000.png, 0001.png, ... each with its annotation; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
         (folder / f"{number:04d}.png").write_bytes(encode(number))
@@ -61,7 +61,7 @@ def bad_rows(source, columns=STANDARD, **options) -> list[str]:
 
 
 class _WithOneGoodRow:
-    """A dataset needs a sample, and a source of bad rows has none."""
+    """Adds one good row to a source of bad rows, because a dataset must have a sample."""
 
     total = None
 

@@ -1,4 +1,4 @@
-"""Small datasets for the tests of this folder."""
+"""Makes small datasets for the tests of this folder."""
 
 import io
 

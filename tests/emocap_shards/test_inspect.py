@@ -1,4 +1,4 @@
-"""Counting is right, in bounded memory, whatever the data says."""
+"""Tests that counts are right and that memory is bounded, for any content of a dataset."""
 
 import json
 import random

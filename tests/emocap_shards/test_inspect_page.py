@@ -1,4 +1,4 @@
-"""The page needs nothing from elsewhere, runs nothing, and shows data as data."""
+"""Tests that the page loads nothing from other addresses, executes nothing, and shows texts of a dataset as text."""
 
 import base64
 import hashlib
@@ -20,7 +20,7 @@ EVIL = "\"><script>alert(1)</script><img src=x onerror=alert(2)>{{ 12345 * 67 }}
 
 
 class Elements(HTMLParser):
-    """Every start tag with its attributes, every text, and which tags were left open."""
+    """Collects every start tag with its attributes, every text, and the tags that are not closed."""
 
     def __init__(self, text):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Numbers are said as a person reads them."""
+"""Tests that numbers are written in the form in which a person reads them."""
 
 import pytest
 from emocap_shards.inspecting.wording import size

@@ -37,7 +37,7 @@ EVERYTHING = {
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory):
-    """A table of 150 rows, every ninth of which cannot be read and every tenth of which repeats another."""
+    """Returns a table of 180 rows: 30 of them repeat the image of another row, and the image of seven is missing."""
     folder = tmp_path_factory.mktemp("mixed")
     table_of(folder, 150)
     rows = [table_row(number, image=f"{number - number % 10}.png", key=f"k{number}") for number in range(0, 150, 5)]
@@ -48,7 +48,7 @@ def mixed(tmp_path_factory):
 
 
 def test_the_bytes_do_not_depend_on_the_number_of_processes(mixed, tmp_path):
-    """Order, re-encoding, dropped duplicates and skipped rows included."""
+    """The options include re-encoding and near-duplicates, so rows are dropped and skipped."""
     source, options = open_source(mixed), PackConfig(ShardSize(30), **EVERYTHING)
     alone = pack(source, tmp_path / "1", options)
     assert pack(source, tmp_path / "3", options, processes=3) == alone
@@ -152,7 +152,7 @@ def test_progress_counts_rows_samples_and_what_is_stored(tmp_path):
 
 
 def photo(seed, size=(96, 64)):
-    """A picture with the spectrum of photographs, amplitudes falling as 1 / frequency."""
+    """Returns a picture with the spectrum of photographs: the amplitudes fall as 1 / frequency."""
     height, width = size[::-1]
     noise = np.fft.rfft2(np.random.default_rng(seed).standard_normal((height, width)))
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
@@ -250,7 +250,7 @@ def test_an_even_image_has_a_hash():
 
 @pytest.mark.parametrize("bits", [0, 7, MAX_BITS])
 def test_the_bands_find_what_comparing_with_each_finds(bits):
-    """Hashes near to each other, so that all distances around the limit occur."""
+    """The hashes are close to each other, so that all distances around the limit occur."""
     chance = random.Random(bits)
     centre = chance.getrandbits(256)
     hashes = [

@@ -1,4 +1,4 @@
-"""A pack that is interrupted, at any point, and started again."""
+"""Tests a pack that is interrupted at any point and started again."""
 
 import os
 import signal
@@ -30,11 +30,11 @@ OPTIONS = PackConfig(
 
 
 class _PlugPulled(BaseException):
-    """Not an error of ours, and no Exception: nothing may catch it."""
+    """Imitates a power cut: it is not an `Exception`, so no handler of the product catches it."""
 
 
 class _Unplugged:
-    """A source whose rows end in an interruption before row `after`."""
+    """Yields the rows of a source before row `after`, and then raises `_PlugPulled`."""
 
     total = None
 
@@ -50,7 +50,7 @@ class _Unplugged:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """Forty rows, some of them bad, some duplicates, some with a key that is taken."""
+    """Returns a source of forty rows, some of which are bad, duplicates, or have the key of another row."""
     table = table_of(tmp_path_factory.mktemp("source"), 40)
     changes = {3: {"image": "9.html"}, 9: {"image": "8.png", "key": "again"}, 12: {"key": "1"}, 13: {"image": 7}}
     return open_source(write_lines(table, [table_row(number, **changes.get(number, {})) for number in range(40)]))
@@ -79,7 +79,7 @@ def test_interrupted_at_any_row_and_started_again_the_bytes_are_the_same(source,
 
 @pytest.mark.parametrize("fatal", range(1, 19, 2))
 def test_every_write_to_the_store_may_be_the_last_one(source, unbroken, tmp_path, monkeypatch, fatal):
-    """Index, journal, reports: the write with this number fails, and the next run resumes."""
+    """The write number `fatal` fails, of an index, the journal or a report. The next run resumes."""
     put, calls = FolderStore.put, []
 
     def failing(store, path, data):
@@ -131,7 +131,7 @@ def test_a_journal_that_cannot_be_cleared_is_a_warning(source, tmp_path, monkeyp
 
 
 def test_of_two_packs_that_write_different_shards_none_is_published(tmp_path):
-    """The second begins before the first has finished a shard, and later replaces its first ones."""
+    """The second pack begins before the first one has a shard. Later its shards replace two of the first pack."""
     started, go_on = threading.Event(), threading.Event()
 
     def others():
@@ -164,7 +164,7 @@ def _pull_the_plug(*_):
 
 @pytest.fixture
 def half(tmp_path):
-    """A table of twelve rows and an unfinished pack of it."""
+    """Makes a table of twelve rows and an unfinished pack of it; returns the table."""
     table = table_of(tmp_path / "in", 12)
     with pytest.raises(_PlugPulled):
         pack(_Unplugged(open_source(table), 9), tmp_path / "out", PackConfig(ShardSize(2)))
@@ -253,7 +253,7 @@ if __name__ == "__main__":
 
 
 def kill_once_there(script, table, out, *, shards, processes):
-    """Runs the script and kills it with SIGKILL when so many shards are finished; the names of its children."""
+    """Runs the script, kills it with SIGKILL when `shards` shards are finished, and returns the ids of its children."""
     env = {**os.environ, "TMPDIR": str(script.parent)}
     run = subprocess.Popen([sys.executable, script, table, out, str(processes)], env=env)
     store = open_store(out)
@@ -291,7 +291,7 @@ def test_killed_with_its_workers_running_it_resumes_and_leaves_none_of_them(scri
 
 
 def files_of_dataset(folder):
-    """Without the hidden part that a store was killed at."""
+    """Returns the files without hidden ones, which a killed store leaves."""
     return {name: data for name, data in files_of(folder).items() if not name.rsplit("/")[-1].startswith(".")}
 
 

@@ -41,11 +41,11 @@ def taken(budget):
 
 
 class DeniedError(PermissionError):
-    """An error that is not repeated."""
+    """Is an error after which a request is not retried."""
 
 
 class ResetError(ConnectionResetError):
-    """An error that is repeated until the deadline."""
+    """Is an error after which a request is retried until the deadline."""
 
 
 @pytest.mark.parametrize("kind", [DeniedError, ResetError])

@@ -1,4 +1,4 @@
-"""The source that docs/extend/source.md adds: its code is taken from the page, and `pack` reads with it."""
+"""Tests the code of docs/extend/source.md: `pack` reads with the source of the page."""
 
 import json
 import re
@@ -30,7 +30,7 @@ def snippets() -> list[str]:
 
 @pytest.fixture
 def choice_of_the_page() -> ModuleType:
-    """A copy of choice.py in which `_local` has the branch of the page."""
+    """Returns a copy of choice.py in which `_local` has the branch of the page."""
     source, branch = snippets()
     module = ModuleType("choice_of_the_page")
     exec(source, module.__dict__)
@@ -43,7 +43,7 @@ def choice_of_the_page() -> ModuleType:
 
 @pytest.fixture
 def document(tmp_path: Path) -> Path:
-    """Images in a folder of their own; image N has the captions "N first" and, where N is even, "N second"."""
+    """Writes images and a document. Image N has the caption "N first"; if N is even, it has "N second" too."""
     (tmp_path / "train").mkdir()
     for number in range(IMAGES):
         (tmp_path / "train" / f"{number:04d}.png").write_bytes(encode(number))

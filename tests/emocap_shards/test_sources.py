@@ -23,13 +23,13 @@ from shard_cases import encode, record, records
 
 @pytest.fixture
 def faces(tmp_path):
-    """A folder with three images, 0.png to 2.png, and faces.jsonl."""
+    """Returns a folder with three images, 0.png to 2.png, and faces.jsonl."""
     table_of(tmp_path, 3)
     return tmp_path
 
 
 def read_back(url):
-    """(image, captions, labels) of each sample."""
+    """Returns (image, captions, labels) of each sample."""
     return [(sample.image, *load_annotation(sample.annotation)) for sample in samples_of(url)]
 
 
@@ -268,7 +268,7 @@ def test_a_bad_row_of_a_table_is_named_and_the_next_one_is_read(faces, row, reas
     ("row", "line"), [('1.png,"Glad.', 3), (f'1.png,"{"x" * 200_000}', 3), ('1.png,"two\nlines"\n2.png,"Glad.', 5)]
 )
 def test_a_quote_that_is_never_closed_is_no_single_bad_row(faces, row, line):
-    """Otherwise all rows after it would be lost too."""
+    """If it counted as one bad row, all rows after it would be lost silently."""
     (faces / "t.csv").write_text(f"image,global\n0.png,x\n{row}\n" + "2.png,y\n" * 5)
     with pytest.raises(RecordError, match=rf"t\.csv:{line}: a quote that opens here is not closed.*correct this row"):
         bad_rows(faces / "t.csv")
@@ -470,7 +470,7 @@ def test_a_file_of_many_gigabytes_is_not_loaded(tmp_path):
 
 
 def bomb(side):
-    """A PNG of side x side pixels, all black, in a few hundred kilobytes at most."""
+    """Returns a PNG whose header claims `side` x `side` pixels, in a few hundred kilobytes at most."""
     rows = zlib.compress(bytes(side // 8 + 1) * 64)
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)), (b"IDAT", rows), (b"IEND", b"")]
     body = (
@@ -605,7 +605,7 @@ def test_a_parquet_file_that_is_none_is_named(tmp_path):
 
 
 def test_a_small_parquet_file_of_one_large_value_is_read_row_by_row(tmp_path):
-    """Sixty-four rows of it together would be a gigabyte."""
+    """If 64 rows were read at once, as for other files, they would need a gigabyte."""
     table = pa.table({"image": [bytes(1 << 24)] * 64, "global": ["x"] * 64})
     pq.write_table(table, tmp_path / "x.parquet", compression="zstd", dictionary_pagesize_limit=1 << 26)
     assert (tmp_path / "x.parquet").stat().st_size < 10_000

@@ -1,4 +1,4 @@
-"""Everything in a table can be read back; everything in a dataset survives unpacking and packing."""
+"""Tests that everything in a table can be read back, and that unpacking and packing keep everything in a dataset."""
 
 import csv
 import json
@@ -40,7 +40,7 @@ COLUMNS = TableColumns(labels=("mood", "valence"))
 
 
 def captions_of(source):
-    """(captions, labels) of each row."""
+    """Returns (captions, labels) of each row."""
     rows = list(open_source(source, COLUMNS).rows())
     assert not [row for row in rows if isinstance(row, BadRow)]
     return [load_annotation(row.annotation) for row in rows]
@@ -76,7 +76,7 @@ def as_cell(parts):
 @settings(max_examples=60)
 @given(st.lists(whole_rows, min_size=1, max_size=5), st.sampled_from([("csv", ","), ("tsv", "\t")]))
 def test_a_delimited_table_says_what_was_written(rows, kind):
-    """Cells are text: a label that reads as a number is one, an empty one is none, and "|" parts sentences."""
+    """A label that looks like a number is read as one, an empty cell is no label, and "|" separates sentences."""
     suffix, delimiter = kind
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f"t.{suffix}")

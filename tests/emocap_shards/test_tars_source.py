@@ -25,7 +25,7 @@ def tar_of(path, members, mode="w"):
 
 
 def foreign(path, numbers):
-    """A tar as other tools write it: an image, its caption as text, its class as a number."""
+    """Writes a tar as other tools do: each sample has an image, its caption as text, and its class as a number."""
     members = []
     for number in numbers:
         members += [
@@ -70,7 +70,7 @@ def test_tars_of_other_compressions_are_read(tmp_path, kind):
 
 
 def img2dataset(folder, numbers):
-    """A tar as img2dataset writes it: the JSON has a caption as text, and fields that are no labels."""
+    """Writes a tar as img2dataset does: the JSON has a caption as text, and fields that are not labels."""
     members = []
     for number in numbers:
         fields = {"caption": f"Face {number}.", "url": "http://e.invalid/0", "status": "success", "width": 8}
@@ -259,7 +259,7 @@ def test_a_tar_that_is_none_or_not_there_is_told(tmp_path):
 
 
 def test_members_that_nobody_asked_for_are_not_read(tmp_path, monkeypatch):
-    """Ten of them would fill the memory, each below the limit of a member."""
+    """Each of the ten members is below the limit of a sample, but together they exceed it."""
     monkeypatch.setattr(tars, "_MAX_SAMPLE_BYTES", 2000)
     bulk = [(f"a.bulk{number}", bytes(1500)) for number in range(10)]
     members = [("a.png", encode(0)), ("a.json", CAPTION), *bulk]

@@ -110,7 +110,7 @@ def test_without_a_dataset_nothing_is_made(tmp_path):
 
 @pytest.mark.parametrize("key", ["../evil", "a.b", "/etc/x", "a/b"])
 def test_a_key_that_is_no_safe_name_is_refused(tmp_path, monkeypatch, key):
-    """Our writer makes no such key; a forged dataset may."""
+    """Our writer refuses such a key, but a forged dataset can have it."""
     with monkeypatch.context() as patch:
         patch.setattr(prepare, "check_key", lambda _: None)
         write_shards([record(0), replace(record(1), key=key)], tmp_path / "forged")

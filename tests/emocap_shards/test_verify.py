@@ -1,4 +1,4 @@
-"""Each kind of damage is found, named, counted, and told what helps."""
+"""Tests that each kind of damage is found, named and counted, and that the report says what to do."""
 
 import json
 import shutil

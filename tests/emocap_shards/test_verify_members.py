@@ -1,4 +1,4 @@
-"""Samples that were packed wrong are found although every digest is right."""
+"""Tests that wrong samples are found, although every digest is right because they were packed so."""
 
 import pytest
 from emocap_shards.inspecting.faults import FaultKind

@@ -1,4 +1,4 @@
-"""A verification uses ranges and processes, reports progress, and meets stores that fail."""
+"""Tests that `verify` reads ranges in several processes, reports progress, and handles stores that fail."""
 
 import hashlib
 import json
@@ -85,7 +85,7 @@ def test_reads_that_differ_are_blamed_on_the_way(folder, monkeypatch):
 
 
 def read_wrongly(monkeypatch, times):
-    """Makes the first `times` readings of an index wrong, each in another way."""
+    """Makes the first `times` reads of an index return wrong bytes, each time other ones."""
     honest, readings = FolderStore.read, []
 
     def read(self, path, **limits):

@@ -1,4 +1,4 @@
-"""Helpers of the verification tests: ways to break a file, and a short view of a result."""
+"""Helps the tests of `verify`: functions that damage a file, and a short form of a result."""
 
 from pathlib import Path
 

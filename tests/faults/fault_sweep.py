@@ -1,13 +1,15 @@
-"""A fault at every operation of a store: before it is carried out and after, as an error and as SIGKILL.
+"""Injects a fault at every operation of a store: an error or SIGKILL, before or after the operation is executed.
 
     for fault in sweep(operations_of(act)):
         struck(act, fault, (StoreError,))
 
-An act is a function of a `Counter`, through which its operations pass. It is run once to count them, and then once
-for each fault in a forked child. What the child leaves is what the next attempt finds.
+An act is a function whose store operations a `Counter` counts; the counter is its argument. The act is run once
+without a fault, to count its operations. Then it is run once for each fault, in a forked child. The test looks at the
+state that the child leaves, which is the state that the next attempt of a run would find.
 
-On S3 (`sweep_far`) an error strikes in this process, and SIGKILL only after what changes the store: a child needs a
-second for a client of its own, and a read leaves nothing.
+The tests on S3 use `sweep_far`, which yields fewer faults, because each child needs a second to make a client. SIGKILL
+is injected only after operations that change the store, because a killed read changes nothing. Errors need no child
+(`forks=False`).
 """
 
 import os
@@ -44,7 +46,11 @@ ENDED, FAILED, FELL = 0, 7, 70  # exit codes of a child: the act returned, raise
 
 @dataclass(frozen=True)
 class Fault:
-    """A fault at the operation of this number, counted from 0; `after` carries it out and loses its answer."""
+    """Describes a fault at operation number `at`, counted from 0.
+
+    With `after`, the operation is executed, but its answer is lost. Otherwise it is not executed. `kills` selects
+    SIGKILL instead of an error.
+    """
 
     at: int
     after: bool
@@ -61,7 +67,7 @@ class Fault:
 
 @dataclass
 class Counter:
-    """Counts operations of all threads, and strikes at one of them."""
+    """Counts the operations of all threads, and injects the fault at one of them."""
 
     fault: Fault | None = None
     error: type[Exception] = StoreError
@@ -88,7 +94,7 @@ class Counter:
 
 @dataclass
 class CountedStore:
-    """A store whose operations pass through a counter; `far` hides that it is a folder."""
+    """Forwards calls to a store, and counts its operations. With `far`, a folder claims to be a remote store."""
 
     store: Store
     counter: Counter
@@ -104,7 +110,7 @@ class CountedStore:
 
 
 def operations_of(act: Callable[[Counter], object]) -> list[str]:
-    """The names of the operations of an undisturbed act, in order."""
+    """Returns the names of the operations of an act without a fault, in order."""
     counter = Counter()
     act(counter)
     return counter.names
@@ -124,7 +130,7 @@ def sweep_far(operations: Sequence[str]) -> Iterator[Fault]:
 
 
 def emptied(url: str) -> str:
-    """The same place again, empty: a client for another URL costs half a second."""
+    """Deletes all objects at a URL, and returns the URL. A client for another URL would cost half a second."""
     store = open_store(url)
     for entry in store.list():
         store.delete(entry.path)
@@ -139,10 +145,11 @@ def struck(
     error: type[Exception] = StoreError,
     forks: bool = True,
 ) -> Literal["killed", "failed", "ended"]:
-    """Runs the act with this fault in a forked child, or, where it does not kill, in this process.
+    """Runs the act with this fault in a forked child; with `forks=False`, an error is injected in this process.
 
     Returns:
-        How it ended; "ended" where an error was none of its concern, or the operation never came.
+        How the act ended: "killed"; "failed" with one of the `expected` errors; or "ended" without an error, because it
+        handled the error, or because it did not reach the operation.
     """
     if not forks and not fault.kills:
         try:
@@ -164,7 +171,10 @@ def struck(
 
 
 def _exit_with(act: Callable[[Counter], object], counter: Counter, expected: tuple[type[Exception], ...]) -> None:
-    """Ends this forked process, whose parent's threads and handlers are none of its own."""
+    """Runs the act, and ends this forked process with an exit code that says how the act ended.
+
+    `os._exit` is used because exit handlers and threads belong to the parent process.
+    """
     try:
         act(counter)
         code = ENDED

@@ -1,4 +1,4 @@
-"""A fault at every operation of a reader with a cache: of the store, and of the cache's disk."""
+"""Injects a fault at every operation of a reader with a cache, on the store and on the cache's disk."""
 
 import io
 import os
@@ -51,7 +51,7 @@ def read(url: str, cache: str, counter: Counter) -> None:
 
 
 def read_from_a_bad_disk(url: str, cache: str, counter: Counter) -> None:
-    """Reads as `read`; the counter counts the operations on the cache's disk instead."""
+    """Reads as `read` does, but the counter counts the operations on the cache's disk."""
     with pytest.MonkeyPatch.context() as patch:
         for name in OF_THE_DISK:
             patch.setattr(os, name, counter.wrapped(name, getattr(os, name)))
@@ -59,7 +59,7 @@ def read_from_a_bad_disk(url: str, cache: str, counter: Counter) -> None:
 
 
 def check(url: str, cache: str, fault: object) -> None:
-    """The next reader gets every byte, and fills the cache so that the one after it asks for nothing."""
+    """Checks that the next reader gets every byte and fills the cache, so that the reader after it requests nothing."""
     read(url, cache, Counter())
     assert "read_ranges" not in operations_of(partial(read, url, cache)), str(fault)
     with CacheLedger(Path(cache), ROOM_BYTES).opened() as ledger:

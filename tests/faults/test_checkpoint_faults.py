@@ -1,4 +1,4 @@
-"""A fault at every store operation of an attempt: begin, resume, save, delete old checkpoints."""
+"""Injects a fault at every store operation of an attempt: begin, resume, save, delete old checkpoints."""
 
 import shutil
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def write(step: int, folder: Path) -> None:
 
 
 def resumed_step(store: Store) -> int:
-    """The step that an attempt continues from; every byte of it is right."""
+    """Returns the step that an attempt would resume from; asserts that every byte of its checkpoint is right."""
     with resumable(store, ALONE, lambda *_: True) as found:
         if found is None:
             return 0
@@ -48,7 +48,7 @@ def resumed_step(store: Store) -> int:
 
 
 def attempt(store: Store, until: int = STEPS) -> None:
-    """Does what a run does: resumes from the newest checkpoint, saves every `EVERY` steps, keeps one checkpoint."""
+    """Resumes from the newest checkpoint, saves every `EVERY` steps and keeps one checkpoint, as a run does."""
     own = Attempt.begin(store)
     step = resumed_step(store)
     saver = Saver(store, ALONE, run_attempt=own, retention=Retention(1), newest=step)

@@ -1,4 +1,4 @@
-"""A fault at every store operation of a pack, which is then called again."""
+"""Injects a fault at every store operation of a pack, and then calls `pack` again."""
 
 import io
 import json

@@ -1,4 +1,7 @@
-"""A fault at every store operation of an attempt whose rows the tracker takes late: each is sent, and counts once."""
+"""Injects a fault at every store operation of an attempt whose tracker accepts rows late.
+
+Each row must be sent, and must count once.
+"""
 
 import json
 from collections.abc import Callable, Sequence
@@ -29,7 +32,7 @@ MOMENT_S = 30.0
 
 
 class Tracker:
-    """Keeps rows in a file, as a server does that outlives the run; `up` says whether it takes any."""
+    """Keeps rows in a file, as a server does that runs longer than the attempt. Without `up`, it refuses all rows."""
 
     def __init__(self, path: Path, *, up: bool) -> None:
         self._path, self._up = path, up
@@ -41,7 +44,7 @@ class Tracker:
             file.writelines(json.dumps(each) + "\n" for each in rows)
 
     def series(self) -> dict[int, set[float]]:
-        """The values of each step."""
+        """Returns the losses that the tracker has for each step."""
         found: dict[int, set[float]] = {}
         for line in self._path.read_text().splitlines() if self._path.exists() else []:
             each: Row = json.loads(line)
@@ -50,7 +53,7 @@ class Tracker:
 
 
 def attempt(store: Store, tracker: Tracker, *, wait_s: float) -> None:
-    """An attempt of a run, as far as rows are concerned, in the order in which a run does it."""
+    """Does with rows what an attempt of a run does, in the same order."""
     if store.exists(REPORT):
         deliver(store, tracker)
         return

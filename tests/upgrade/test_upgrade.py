@@ -1,4 +1,4 @@
-"""The runs that earlier releases wrote are resumed, evaluated, listed and pruned by this version."""
+"""Tests that this version resumes, evaluates, lists and prunes the runs that earlier releases have written."""
 
 import json
 import sqlite3
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module", params=RELEASES)
 def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The runs of a release in a folder of their own, also for MLflow."""
+    """Unpacks the runs of a release and its MLflow database into a new folder, and returns the folder."""
     folder = tmp_path_factory.mktemp("upgrade")
     with tarfile.open(HERE / f"{request.param}.tar.xz") as archive:
         archive.extractall(folder, filter="data")

@@ -195,7 +195,7 @@ LINEUPS: Mapping[str, tuple[Sequence[Way[Any]], Callable[[Path], list[Any]]]] = 
 
 
 def main(lineup: str, folder: Path, rounds: int) -> None:
-    """Prints the results of all decoders or all resizers, as `lineup` says, at all image sizes as JSON."""
+    """Prints JSON with the results of the group `lineup` ("decoders" or "resizers") at all image sizes."""
     torch.set_num_threads(1)
     ways, load = LINEUPS[lineup]
     answers: list[dict[str, Any]] = []

@@ -282,8 +282,9 @@ class Canvas:
         return (left, top, right, bottom) if left < right and top < bottom else None
 
     def _count(self, window: tuple[int, int, int, int], soft_px: float) -> Image.Image:
-        """Returns the coverage of each pixel in the box `window` by the shape on the fine sheet, and clears the sheet.
+        """Returns how much of each pixel the shape covers, in the box `window`, and clears the fine sheet.
 
+        The fine sheet is the image on which the shape is drawn, with `FINE` x `FINE` sub-pixels for each pixel.
         `soft_px` is the radius of the blur of the coverage, in pixels.
         """
         left, top, right, bottom = (FINE * edge for edge in window)

@@ -178,8 +178,8 @@ class ContrastiveBatch:
         This is a collective, because the lists of text anchors are gathered: all ranks must call it.
 
         Args:
-            nearest: Returns the candidates that are mined for each local anchor, [local, at most top_k]. Its argument
-                says what is compared: (modality of the anchor, modality of the candidate) for each similarity.
+            nearest: Returns the mined candidates of each local anchor, [local, at most top_k]. Its argument lists the
+                similarities that decide: (modality of the anchor, modality of the candidate) of each.
         """
         if self.mining is None or self.mining.top_k is None:
             return None

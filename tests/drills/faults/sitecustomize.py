@@ -1,7 +1,8 @@
 """Injects the faults of a drill into ranks: Python imports this module if its folder is on PYTHONPATH.
 
-`$EMOCAP_DRILL/fault.json` says what is to happen as training begins, `{"pace_s": 0.1, "do": "raise", "rank": 1,
-"step": 7, "times": 1}`: every step takes `pace_s` longer, and at that step that rank acts, in so many starts of it.
+The file `$EMOCAP_DRILL/fault.json` describes the fault, for example `{"pace_s": 0.1, "do": "raise", "rank": 1,
+"step": 7, "times": 1}`. Every step takes `pace_s` seconds longer. At the step `step`, the rank `rank` executes the act
+`do`, at most `times` times in all attempts of the run together.
 """
 
 import importlib.abc
@@ -21,7 +22,7 @@ ROOM_BYTES = 64 << 20
 
 
 class Trap(importlib.abc.MetaPathFinder):
-    """Waits for the engine to be imported, and changes how a step begins."""
+    """Replaces the forward pass of the engine, when the engine is imported, by one with faults."""
 
     def find_spec(self, fullname: str, *_: object) -> ModuleSpec | None:
         if fullname != ENGINE:
@@ -56,7 +57,7 @@ def ordered() -> dict[str, Any]:
 
 
 def once_more(order: dict[str, Any]) -> bool:
-    """Returns whether this act is still within `times`; each act leaves a file."""
+    """Returns whether the act may be executed again. Each act leaves a file, by which the acts are counted."""
     for number in range(order.get("times", 1)):
         try:
             (folder() / f"fault-{order['name']}-{number}").open("x").close()

@@ -1,4 +1,4 @@
-"""Captions of both kinds under the rules of the parts that read them: mirroring, and the prompts of the recipes."""
+"""Tests that captions of rendered faces and of FER+ can be mirrored, and that they fit the prompts of the recipes."""
 
 import re
 from collections.abc import Iterator

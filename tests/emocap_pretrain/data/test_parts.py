@@ -1,4 +1,4 @@
-"""A caption part is one `Part`, a weight and a length: everything that iterates over parts then knows it."""
+"""Tests docs/extend/part.md: a new part needs only a `Part`, a weight and a length; all other code handles it."""
 
 import json
 import os

@@ -14,7 +14,7 @@ def picture(height: int = 24, width: int = 24) -> np.ndarray:
 
 
 def augment(*arguments, **settings) -> np.ndarray:
-    """The pixels alone."""
+    """Returns the pixels of the augmented image, and not whether it is mirrored."""
     return augmented(*arguments, **settings)[0]
 
 
@@ -76,7 +76,7 @@ def test_the_centre_is_cut_out_of_the_longer_side():
 
 
 def test_crops_reach_down_to_the_smallest_share_and_every_border():
-    """A ramp of 0 to 200 along the side tells where a crop began and ended."""
+    """The pixels of the image rise from 0 to 200 along the side, so their values say where a crop begins and ends."""
     ramp = np.broadcast_to(np.arange(201, dtype=np.uint8)[None, :, None], (201, 201, 3))
     cuts = [augment(ramp, 201, crop=0.5, flip=0, key=(0, 0, sample))[0, :, 0] for sample in range(300)]
     first, last = (np.array([int(cut[place]) for cut in cuts]) for place in (0, -1))

@@ -23,7 +23,7 @@ def estimated(given: Config, ranks: int) -> MemoryEstimate:
 
 @cache
 def _estimated(given: str, ranks: int) -> MemoryEstimate:
-    """Traces the model of a config, which takes about a second. Several tests estimate the same config."""
+    """Returns the estimate for a config. It is cached, because tests share configs and an estimate takes a second."""
     return estimate(Config.model_validate_json(given), ranks, on_gpu=False)
 
 

@@ -65,7 +65,7 @@ HF_TEXT = {
 
 @dataclass(frozen=True, kw_only=True)
 class Foreign:
-    """Holds a written model, and the functions by which its own library computes its vectors.
+    """Holds a model that another library has written, and functions that compute its vectors with that library.
 
     Attributes:
         path: The value of `model.from`.

@@ -140,7 +140,10 @@ def test_rows_that_a_server_missed_at_the_end_are_sent_by_the_next_attempt(
 
 
 def wait_until_sent(tracker: MlflowTracker) -> bool:
-    """Flushes until all rows have arrived. One flush does not wait while the spool believes the server unreachable."""
+    """Flushes until all rows have arrived, and returns whether they have.
+
+    One flush is not enough, because it does not wait after the server was unreachable.
+    """
     deadline = time.monotonic() + 60
     while not tracker.flush(5) and time.monotonic() < deadline:
         time.sleep(0.1)

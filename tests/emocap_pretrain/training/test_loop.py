@@ -80,7 +80,7 @@ def saved(config: Config) -> list[Checkpoint]:
 
 
 class Crash(Exception):  # noqa: N818
-    """An exception that no handler of the product catches."""
+    """Is an exception that no handler of the product catches."""
 
 
 def crash(*_: object, **_others: object) -> None:

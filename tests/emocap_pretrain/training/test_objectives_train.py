@@ -1,4 +1,4 @@
-"""Tests that each objective trains that the tiny recipe shows in a comment."""
+"""Tests that the objectives in the comments of the tiny recipe train."""
 
 import math
 import re

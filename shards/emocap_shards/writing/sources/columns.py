@@ -203,9 +203,9 @@ def _own_key(image: bytes | LocalFile, value: object, images: ImageFolders) -> s
 def _labels(values: Mapping[str, Any], columns: TableColumns) -> dict[str, Any]:
     """Returns the labels that have a value. Booleans become 1 and 0.
 
-    In a label column, a float without a fraction becomes an integer, such as 0.0 becomes 0. This is needed because many
-    programs store a column of integers as floats if some values are missing. The members of an object "labels" are not
-    converted, so that an annotation from a shard keeps its bytes.
+    In a label column, a float without a fraction becomes an integer; for example, 0.0 becomes 0. This is needed because
+    many programs store a column of integers as floats if some values are missing. The members of an object "labels" are
+    not converted, so that an annotation from a shard keeps its bytes.
     """
     given = values.get("labels")
     if columns.labels:
