@@ -24,7 +24,12 @@ from emocap_cluster.security import LOOPBACK, check_token, make_token, on_loopba
 
 VITAL = ("gcs_server", "raylet")  # A cluster of one host ends with either of these processes.
 BOARD_ANSWER_S = 5.0
+# Ray starts the board's process with the first attempt. On 2 cores at a load of 12 this took longer than 25 s.
+BOARD_START_S = 300.0
+BOARD_SLOW_S = 30.0  # A healthy start takes less, so that it prints no line about the board.
 BOARD_TRIES = 5
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +65,22 @@ class Cluster:
         """Clears the board before an attempt, because a stop request of the previous attempt would end the new one.
 
         Raises:
-            NoCluster: If the board does not answer.
+            NoCluster: If the board does not answer within `BOARD_START_S`, or if the job's own Ray ends before that.
         """
+        waits = round(BOARD_START_S / BOARD_ANSWER_S)
         failed: Exception | None = None
         for _ in range(BOARD_TRIES):
+            begun = self.board.begin.remote()
+            while waits and not self.gone() and not ray.wait([begun], timeout=BOARD_ANSWER_S)[0]:
+                waits -= 1
+                if waits == round((BOARD_START_S - BOARD_SLOW_S) / BOARD_ANSWER_S):
+                    _log.warning("Ray has started no process for the job's board yet; is this host busy? Waiting.")
             try:
-                ray.get(self.board.begin.remote(), timeout=BOARD_ANSWER_S)
-            except (RayActorError, TimeoutError) as error:  # Ray restarts its process, which is then empty.
+                ray.get(begun, timeout=0)
+            except TimeoutError as error:
+                failed = error
+                break
+            except RayActorError as error:  # Ray restarts its process, which is then empty.
                 failed = error
                 continue
             return
