@@ -64,7 +64,7 @@ def profile_command(
             finally:  # A request that was not served must not be served later, when no command waits for it.
                 requests.mark_served(store, requests.Requests(profile=request))
             if began.steps is None:
-                raise TrainingError(f"no profile: {began.refused}; repeat the command afterwards.")
+                raise TrainingError(f"no profile: {began.refused}.")
             first, last = began.steps
             bar.set_description(f"recording steps {first} to {last}")
             bar.total = len(began.traces)

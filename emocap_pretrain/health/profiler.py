@@ -53,14 +53,13 @@ class Profiler:
     def start(self, request: ProfileRequest, step: int) -> None:
         """Begins to record the requested number of steps, from step `step` + 1 on.
 
-        If a recording is in progress, the request is refused.
+        If a recording is in progress, or if the request names a rank that the run does not have, it is refused.
         """
         # All ranks know the steps of the recording, also those that do not record, so all refuse the same requests.
-        if step < self._last_step:
-            refused = f"steps {self._first_step} to {self._last_step} are being recorded"
+        if refused := self._refusal(request, step):
             self._store_answer(request, ProfileAnswer(refused=refused))
             return
-        ranks = [each for each in request.ranks or range(self._world_size) if each < self._world_size]
+        ranks = request.ranks or range(self._world_size)
         self._first_step, self._last_step = step + 1, step + request.steps
         traces = tuple(trace_path(self._first_step, rank) for rank in ranks)
         self._store_answer(request, ProfileAnswer((self._first_step, self._last_step), traces))
@@ -79,6 +78,16 @@ class Profiler:
         # The thread works in order: once an empty task at the end of its queue is done, all uploads are.
         self._log_errors(lambda: self._thread.submit(lambda: None).result(wait_s))
         self._thread.close()
+
+    def _refusal(self, request: ProfileRequest, step: int) -> str:
+        """Returns why a request that comes after `step` is refused; an empty text if it is accepted."""
+        if step < self._last_step:
+            steps = f"{self._first_step} to {self._last_step}"
+            return f"steps {steps} are being recorded; repeat the command after these steps"
+        # A command that asked only for ranks that do not exist would otherwise succeed without a trace.
+        if missing := [rank for rank in request.ranks or () if rank >= self._world_size]:
+            return f"rank {missing[0]} does not exist; the run has ranks 0 to {self._world_size - 1}"
+        return ""
 
     def _start(self) -> None:
         activities = [ProfilerActivity.CPU]

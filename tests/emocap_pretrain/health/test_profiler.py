@@ -57,7 +57,21 @@ def test_a_second_request_during_a_recording_is_refused(store: Store) -> None:
     profiler.start(ProfileRequest("b2", steps=3), 6)
     profiler.close(30)
     answer = storage.read(store, "profiles/b2.json", PROFILE_ANSWER)
-    assert answer == ProfileAnswer(refused="steps 6 to 8 are being recorded")
+    refused = "steps 6 to 8 are being recorded; repeat the command after these steps"
+    assert answer == ProfileAnswer(refused=refused)
+
+
+@pytest.mark.parametrize("ranks", [(7,), (0, 7)])
+def test_a_request_for_a_rank_that_does_not_exist_is_refused(store: Store, ranks: tuple[int, ...]) -> None:
+    profiler = Profiler(store, rank=0, world_size=2)
+    profiler.start(ProfileRequest("a1", steps=3, ranks=ranks), 5)
+    assert not profiler.recording
+    profiler.start(ProfileRequest("b2", steps=3, ranks=(1,)), 5)
+    profiler.close(30)
+    answer = storage.read(store, "profiles/a1.json", PROFILE_ANSWER)
+    assert answer == ProfileAnswer(refused="rank 7 does not exist; the run has ranks 0 to 1")
+    accepted = storage.read(store, "profiles/b2.json", PROFILE_ANSWER)
+    assert accepted == ProfileAnswer((6, 8), (trace_path(6, 1),))
 
 
 def test_an_error_of_the_profiler_is_a_warning(
