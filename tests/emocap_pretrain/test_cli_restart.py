@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 from emocap_cluster import relaunch as relaunching
-from emocap_shards.store import open_store
+from emocap_shards.store import Store, open_store
 from typer.testing import CliRunner
 
 from emocap_pretrain.cli import restart as restarting
@@ -17,7 +17,7 @@ from emocap_pretrain.cli.app import app
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.run_folder import requests
 from emocap_pretrain.run_folder.attempts import Attempt
-from emocap_pretrain.run_folder.documents import Failure
+from emocap_pretrain.run_folder.documents import ENDED, Failure, Status
 
 
 @pytest.fixture
@@ -156,3 +156,29 @@ def test_the_torchrun_of_another_node_waits_until_the_attempt_has_ended(
     done = restart("--max-restarts", "0", "--", str(torchrun), "--nnodes", "2", "--node-rank", "1", recipe)
     assert done.exit_code == 3
     assert list(alive) == [], "it asks until the attempt has ended"
+
+
+@pytest.mark.parametrize("ahead_s", [-7200.0, 7200.0])
+def test_the_clock_of_the_host_of_a_living_attempt_does_not_change_how_long_restart_waits(
+    recipe: str, tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead_s: float
+) -> None:
+    monkeypatch.setattr(relaunching, "CHECK_S", 0.05)
+    monkeypatch.setattr(restarting, "TORCHRUN_ENDS_S", 0.0)
+    attempt = Attempt.begin(open_store(tiny_config.url))
+    attempt.write_status(Status(at=time.time() + ahead_s, state="training", step=7))
+    seen: list[bool] = []
+
+    def lives(store: Store) -> bool:
+        seen.append(judged(store))
+        if len(seen) == 2:
+            attempt.write_status(Status(at=time.time() + ahead_s, state=ENDED, how="failed", step=7))
+        return seen[-1]
+
+    judged = restarting.lives
+    monkeypatch.setattr(restarting, "lives", lives)
+    torchrun = tmp_path / "torchrun"
+    torchrun.write_text("#!/bin/sh\nexit 3\n")
+    torchrun.chmod(0o700)
+    done = restart("--max-restarts", "0", "--", str(torchrun), "--nnodes", "2", "--node-rank", "1", recipe)
+    assert done.exit_code == 3
+    assert seen == [True, True, False]
