@@ -86,7 +86,7 @@ class Profiler:
             return f"steps {steps} are being recorded; repeat the command after these steps"
         # A command that asked only for ranks that do not exist would otherwise succeed without a trace.
         if missing := [rank for rank in request.ranks or () if rank >= self._world_size]:
-            return f"rank {missing[0]} does not exist; the run has ranks 0 to {self._world_size - 1}"
+            return f"rank {missing[0]} does not exist; the last rank of the run is {self._world_size - 1}"
         return ""
 
     def _start(self) -> None:

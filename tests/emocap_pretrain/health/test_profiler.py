@@ -69,7 +69,7 @@ def test_a_request_for_a_rank_that_does_not_exist_is_refused(store: Store, ranks
     profiler.start(ProfileRequest("b2", steps=3, ranks=(1,)), 5)
     profiler.close(30)
     answer = storage.read(store, "profiles/a1.json", PROFILE_ANSWER)
-    assert answer == ProfileAnswer(refused="rank 7 does not exist; the run has ranks 0 to 1")
+    assert answer == ProfileAnswer(refused="rank 7 does not exist; the last rank of the run is 1")
     accepted = storage.read(store, "profiles/b2.json", PROFILE_ANSWER)
     assert accepted == ProfileAnswer((6, 8), (trace_path(6, 1),))
 
