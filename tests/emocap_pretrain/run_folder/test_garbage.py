@@ -1,5 +1,6 @@
 """Puts garbage into one file of a run's folder at a time; each command must succeed or print one line of error."""
 
+import gzip
 import json
 import os
 import re
@@ -8,20 +9,26 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from emocap_shards.store import open_store
 from pretrain_fakes import FakeRuntime, changed, finished
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
+from emocap_pretrain.checkpoint.layout import manifest_of, replaced_manifest_of
 from emocap_pretrain.cli import requests as requesting
 from emocap_pretrain.cli.app import app
 from emocap_pretrain.config.schema import Config
-from emocap_pretrain.run_folder import attempts, requests, state, storage, unsent
+from emocap_pretrain.model.timm_image import TimmImageTower
+from emocap_pretrain.run_folder import attempts, documents, requests, state, storage, unsent
 from emocap_pretrain.run_folder.attempts import Attempt
 from emocap_pretrain.run_folder.documents import (
+    ATTEMPT,
     PROFILE_ANSWER,
     QUARANTINE,
+    AttemptDocument,
     Failure,
     ProfileAnswer,
     ProfileRequest,
@@ -29,26 +36,35 @@ from emocap_pretrain.run_folder.documents import (
     QuarantinedSample,
     Status,
 )
+from emocap_pretrain.run_folder.folder import RunFolder
+from emocap_pretrain.run_folder.storage import DocumentKind, Unreadable
 from emocap_pretrain.terminal import errors_as_lines
 from emocap_pretrain.tracking.spool import row
 from emocap_pretrain.training.guard import Guard
 from emocap_pretrain.training.loop import pretrain
 
-DOCUMENTS = (
-    "run.json",
-    "report.json",
-    "skipped.json",
-    "quarantine.json",
-    "unsent.json",
-    "attempts/N/attempt.json",
-    "attempts/N/status.json",
-    "attempts/N/failed-N.json",
-    "requests/stop.json",
-    "requests/profile-ab.json",
-    "profiles/ab.json",
-)
+# The kind of each document of a run; None for a file that no program reads as a document.
+DOCUMENTS: dict[str, DocumentKind[Any] | None] = {
+    "run.json": documents.RUN,
+    "before_training.json": documents.BEFORE_TRAINING,
+    "report.json": documents.REPORT,
+    "skipped.json": documents.SKIPPED,
+    "quarantine.json": documents.QUARANTINE,
+    "unsent.json": documents.UNSENT,
+    "attempts/N/attempt.json": documents.ATTEMPT,
+    "attempts/N/status.json": documents.STATUS,
+    "attempts/N/failed-N.json": documents.FAILURE,
+    "starts/N/start.json": documents.ATTEMPT,
+    "requests/stop.json": documents.STOP_REQUEST,
+    "requests/profile-ab.json": documents.PROFILE_REQUEST,
+    "requests/refused-stop.json": None,
+    "profiles/ab.json": documents.PROFILE_ANSWER,
+    "profiles/step-N-rank-N.json.gz": None,
+    "weights.txt": None,
+}
 OF_CHECKPOINTS = (
     "checkpoints/step-N/manifest.json",
+    "checkpoints/step-N/REPLACED",
     "checkpoints/step-N/ATTEMPT/model.safetensors",
     "checkpoints/step-N/ATTEMPT/tokenizer.json",
     "checkpoints/step-N/ATTEMPT/unsent.json",
@@ -93,12 +109,20 @@ GARBAGE: dict[str, Callable[[Path], object]] = {
     "a copy": _copied,
 }
 
+# Where each case trains or evaluates, only these are tried.
+FEW = ("wrong types", "a folder", "a pipe")
+
 
 @pytest.fixture(scope="module")
 def made(tiny: Callable[[Path], Config], tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path]:
-    """Returns a finished run with every kind of document that a run can have, and a copy of its folder."""
+    """Returns a finished run with every kind of file that a run can have, and a copy of its folder.
+
+    The run starts from weights, so it has a table of them, and results from before its first step.
+    """
     root = tmp_path_factory.mktemp("garbage")
-    config = finished(changed(tiny(root), steps=2, evaluation__url=None, data__error_budget=5))
+    weights, config = root / "weights.safetensors", tiny(root)
+    save_file(dict(TimmImageTower(config.model.image).backbone.state_dict()), weights)
+    config = finished(changed(config, steps=2, model__image__pretrained=str(weights), data__error_budget=5))
     store = open_store(config.url)
     Attempt(store, 1).record_failure(Failure(1, "host", 2, "ValueError", "no pixels"))
     Guard(config.health).remember(store, 9, "a spike")
@@ -108,7 +132,13 @@ def made(tiny: Callable[[Path], Config], tmp_path_factory: pytest.TempPathFactor
     unsent.write_or_warn(store, [row("metrics", 1, {"loss": 1.0})], number=1)
     requests.ask_to_stop(store)
     requests.ask_for_profile(store, ProfileRequest("ab", 1))
-    storage.write(store, "profiles/ab.json", PROFILE_ANSWER, ProfileAnswer((1, 1), ("profiles/none.gz",)))
+    trace = "profiles/step-00000001-rank-00000.json.gz"
+    storage.write(store, "profiles/ab.json", PROFILE_ANSWER, ProfileAnswer((1, 1), (trace,)))
+    store.put(trace, gzip.compress(b"{}"))
+    # Files of rarer events: a refused request, a manifest that a new save has replaced, an attempt of version 0.1.0.
+    store.put("requests/refused-stop.json", b"stop")
+    store.put(replaced_manifest_of(2, "0" * 64), store.read(manifest_of(2)))
+    store.put("starts/00001/start.json", ATTEMPT.dump(AttemptDocument(1, 1.0, 1)))
     kept = root / "kept"
     shutil.copytree(config.url, kept)
     return config, kept
@@ -129,9 +159,24 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(requesting, "EVERY_S", 0.01)
 
 
+@pytest.fixture
+def slept_s(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Returns a list that gets the seconds of every sleep. They do not depend on how busy the machine is."""
+    seconds: list[float] = []
+    sleep = time.sleep
+
+    def recorded(pause_s: float) -> None:
+        seconds.append(pause_s)
+        sleep(pause_s)
+
+    monkeypatch.setattr(time, "sleep", recorded)
+    return seconds
+
+
 def kind_of(path: str) -> str:
     path = re.sub(r"/0\d+-[0-9a-f]{32}/", "/ATTEMPT/", path)
     path = re.sub(r"/engine/.*", "/engine/FILE", path)
+    path = re.sub(r"/replaced-[0-9a-f]{16}\.json", "/REPLACED", path)
     return re.sub(r"(?<=[/-])\d{5,}", "N", path)
 
 
@@ -142,6 +187,20 @@ def files(config: Config) -> dict[str, Path]:
 
 def test_every_kind_of_file_has_a_case(run: Config) -> None:
     assert files(run).keys() == {*DOCUMENTS, *OF_CHECKPOINTS}
+
+
+def test_every_kind_of_document_has_a_case() -> None:
+    kinds = [each for each in vars(documents).values() if isinstance(each, DocumentKind)]
+    assert {id(each) for each in kinds} == {id(each) for each in DOCUMENTS.values() if each}
+
+
+@pytest.mark.parametrize("path", [path for path, kind in DOCUMENTS.items() if kind])
+def test_every_case_is_a_document_of_its_kind(run: Config, path: str) -> None:
+    kind = DOCUMENTS[path]
+    assert kind
+    assert not isinstance(
+        storage.read(open_store(run.url), str(files(run)[path].relative_to(run.url)), kind), Unreadable
+    )
 
 
 def output_of(*words: str) -> str:
@@ -156,13 +215,15 @@ def output_of(*words: str) -> str:
 
 
 @pytest.mark.parametrize("name", [*DOCUMENTS, *OF_CHECKPOINTS])
-def test_commands_that_read_a_run_succeed_or_print_one_line_of_error(run: Config, name: str) -> None:
+def test_commands_that_read_a_run_succeed_or_print_one_line_of_error(
+    run: Config, name: str, slept_s: list[float]
+) -> None:
     url = run.url
     for garbage, harm in GARBAGE.items():
         shutil.rmtree(url)
         shutil.copytree(Path(url).parent / "kept", url)
         harm(files(run)[name])
-        began_s = time.monotonic()
+        slept_s.clear()
         assert output_of("status", url), garbage
         output_of("status", url, "--json")
         output_of("stop", url, "--no-wait")
@@ -170,33 +231,36 @@ def test_commands_that_read_a_run_succeed_or_print_one_line_of_error(run: Config
         output_of("checkpoints", "list", url)
         output_of("checkpoints", "verify", url)
         output_of("checkpoints", "prune", url, "--keep-last", "1")
-        assert time.monotonic() - began_s < 60, f"{garbage} delayed a command"
+        assert sum(slept_s) < 60, f"{garbage} made a command wait"
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("steps", [2, 3])
 @pytest.mark.parametrize("name", [*DOCUMENTS, *OF_CHECKPOINTS])
-@pytest.mark.parametrize("garbage", ["wrong types", "a folder", "a pipe"])
-def test_a_new_attempt_succeeds_or_prints_one_line_of_error(
-    run: Config, name: str, garbage: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("garbage", FEW)
+def test_a_start_of_the_finished_run_and_a_new_attempt_succeed_or_print_one_line_of_error(
+    run: Config, name: str, garbage: str, steps: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     GARBAGE[garbage](files(run)[name])
     with suppress(SystemExit), errors_as_lines(debug=False):
-        pretrain(changed(run, steps=3), FakeRuntime())
+        pretrain(changed(run, steps=steps), FakeRuntime())
     printed = capsys.readouterr().err
     if "error: " in printed:
         assert len(printed.partition("error: ")[2].strip().splitlines()) == 1, printed
-    else:
+    elif steps == 3:
         store = open_store(run.url)
         status = attempts.status(store, attempts.newest(store))
         assert isinstance(status, Status)
         assert status.how in {"done", "stopped"}  # There is a stop request, unless the garbage has replaced it.
+    else:
+        assert RunFolder(open_store(run.url)).report(steps)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", OF_CHECKPOINTS)
+@pytest.mark.parametrize("name", [*DOCUMENTS, *OF_CHECKPOINTS])
 def test_an_evaluation_succeeds_or_prints_one_line_of_error(run: Config, name: str, faces: str) -> None:
-    for garbage, harm in GARBAGE.items():
+    for garbage in GARBAGE if name in OF_CHECKPOINTS else FEW:
         shutil.rmtree(run.url)
         shutil.copytree(Path(run.url).parent / "kept", run.url)
-        harm(files(run)[name])
+        GARBAGE[garbage](files(run)[name])
         assert output_of("evaluate", run.url, "--data", faces), garbage
