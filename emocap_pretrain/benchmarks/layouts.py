@@ -1,0 +1,193 @@
+"""Describes how a copy of a benchmark lies on a disk, as data.
+
+Every layout has `codes`: what the files write for a class (a number, a folder's name, two letters), and the name of the
+class. A code that is neither in `codes` nor in `left_out` is an error, because a wrong class order would otherwise pass
+unseen. Paths are relative to the folder that the user gives. `{split}`, `{fold}` and the names of columns or of groups
+of a pattern may occur in them, and `{stem}` is a file's name without its suffix.
+"""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from emocap_pretrain.benchmarks.sources import Source, Text
+from emocap_pretrain.config.fields import Section
+
+Code = Annotated[str, Field(min_length=1, max_length=80)]
+Column = Annotated[int, Field(ge=0)] | Text
+"""The number of a column, counted from 0, or its name in the header."""
+
+
+class _Layout(Section):
+    """Holds what all layouts have.
+
+    Attributes:
+        about: The layout in a few words, for messages.
+        source: Where it was read.
+        codes: The names of classes by their codes in the files. Empty if the files hold no classes.
+        left_out: Codes of items that do not belong to the benchmark, such as "8" for "no face", with the reason.
+        frames: The frames of a video that is a folder: a pattern of their names, such as "*.jpg". None if an item is
+            one file.
+    """
+
+    about: Text
+    source: Source
+    codes: dict[Code, Text] = Field(default={})
+    left_out: dict[Code, Text] = Field(default={})
+    frames: Text | None = None
+
+
+class ClassFolders(_Layout):
+    """The class is the name of a folder: `folders[split]/CLASS/FILE`.
+
+    Attributes:
+        folders: The folder of each split. Split and fold may occur in the path.
+        files: The pattern of the names of files, such as "*.png"; of folders if `frames` is set.
+    """
+
+    kind: Literal["class_folders"] = "class_folders"
+    folders: Annotated[dict[Text, Text], Field(min_length=1)]
+    files: Text = "*"
+
+
+class Table(_Layout):
+    """The items of a split are the rows of a text file.
+
+    Attributes:
+        files: The file of each split. Several splits may share a file if `split_column` is set.
+        separator: The text between columns; a single space matches any number of spaces and tabs.
+        header: Whether the first row has the names of the columns.
+        encoding: Encoding of the file.
+        columns: The columns by the names under which `media` and the label use them. `class` is the column of a class,
+            `caption` that of a caption, and the names of a target of numbers are those of numbers.
+        media: Path of the image or video, made of columns, such as "Image/aligned/{stem}_aligned.jpg". `{stem}` is
+            column `file` without its suffix.
+        split_column: The name of a column that says the split of a row; with `split_values` by split.
+        split_values: The beginning of the split column's values, by split.
+        group: The name of the column that says the person or the clip, for folds and intervals.
+    """
+
+    kind: Literal["table"] = "table"
+    files: Annotated[dict[Text, Text], Field(min_length=1)]
+    separator: Annotated[str, Field(min_length=1, max_length=4)] = ","
+    header: bool = False
+    encoding: Literal["utf-8", "gb18030"] = "utf-8"
+    columns: Annotated[dict[Text, Column], Field(min_length=1)]
+    media: Text
+    split_column: Text | None = None
+    split_values: dict[Text, Text] = Field(default={})
+    group: Text | None = None
+
+
+class FileNames(_Layout):
+    """The label is a part of the path of each file.
+
+    Attributes:
+        files: Pattern of the paths, such as "Actor_*/*.mp4".
+        pattern: Regular expression of the path below the folder, with the groups `class` and, if there are folds,
+            `person`.
+        folds: The persons of the test split of each fold, by number; empty if there are no folds.
+    """
+
+    kind: Literal["file_names"] = "file_names"
+    files: Text
+    pattern: Text
+    folds: tuple[tuple[Text, ...], ...] = ()
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, pattern: str) -> str:
+        re.compile(pattern)
+        return pattern
+
+
+class FrameLabels(_Layout):
+    """Every frame of a video has a label, in one text file for each video.
+
+    Attributes:
+        files: Pattern of the annotation files of each split.
+        header: The first row, or None if there is none.
+        names: The names of the numbers in each row, or `class`.
+        first: Number of the frame of the first row.
+        media: Path of a frame, made of `{video}` and `{frame}`, such as "cropped_aligned/{video}/{frame:05d}.jpg".
+    """
+
+    kind: Literal["frame_labels"] = "frame_labels"
+    files: Annotated[dict[Text, Text], Field(min_length=1)]
+    form: Literal["rows", "afew_va"] = "rows"
+    header: Text | None = None
+    names: tuple[Text, ...]
+    first: Annotated[int, Field(ge=0)] = 1
+    media: Text
+
+
+class Arrays(_Layout):
+    """Each image has its labels in `.npy` files beside it.
+
+    Attributes:
+        media: Pattern of the images of each split.
+        arrays: Path of the array of each label, made of `{stem}` and the split's folder, by `class` or a number's name.
+    """
+
+    kind: Literal["arrays"] = "arrays"
+    media: Annotated[dict[Text, Text], Field(min_length=1)]
+    arrays: Annotated[dict[Text, Text], Field(min_length=1)]
+
+
+class Records(_Layout):
+    """The items of a split are the records of a JSON file: a list of objects.
+
+    Attributes:
+        files: The file of each split.
+        media: Path of the image, made of keys of a record.
+        keys: The keys of a record by what they hold: `class`, `units`, `caption`, `question`, `options`, `answer`.
+            A dot enters an object.
+    """
+
+    kind: Literal["records"] = "records"
+    files: Annotated[dict[Text, Text], Field(min_length=1)]
+    media: Text
+    keys: Annotated[dict[Text, Text], Field(min_length=1)]
+
+
+class PixelTable(_Layout):
+    """The pixels of each image are a column of a CSV file, as in FER2013, with the votes of FER+ in a second file.
+
+    Attributes:
+        file: The CSV file with the columns `pixels` and `Usage`.
+        usages: The value of `Usage` by split.
+        votes: The CSV file with the votes; None takes the column `emotion` as the class.
+        rule: How votes become a class: `majority` needs more than half of the votes, `most` takes the largest number.
+        side: Side of the images in pixels.
+    """
+
+    kind: Literal["pixel_table"] = "pixel_table"
+    file: Text
+    usages: Annotated[dict[Text, Text], Field(min_length=1)]
+    votes: Text | None = None
+    rule: Literal["majority", "most"] | None = None
+    side: Annotated[int, Field(ge=8)] = 48
+
+
+class Sequences(_Layout):
+    """Sequences of frames whose last frames show the expression, as in CK+: one annotation file for each sequence.
+
+    Attributes:
+        files: Pattern of the annotation files, each with one number.
+        media: Folder of the frames, made of the groups of `pattern`.
+        pattern: Regular expression of the path of an annotation file, with the groups that `media` uses, and `person`.
+        last: Number of frames at the end of a sequence that are items.
+    """
+
+    kind: Literal["sequences"] = "sequences"
+    files: Text
+    pattern: Text
+    media: Text
+    last: Annotated[int, Field(ge=1)] = 1
+
+
+Layout = Annotated[
+    ClassFolders | Table | FileNames | FrameLabels | Arrays | Records | PixelTable | Sequences,
+    Field(discriminator="kind"),
+]

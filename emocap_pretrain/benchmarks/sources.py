@@ -1,0 +1,57 @@
+"""Says where a fact on a card of a benchmark was read.
+
+Public code disagrees about the same benchmark: the numbers of its classes, the sizes of its splits, the images that are
+left out. So every fact on a card names its source, and a fact without a source is unknown. Nothing is asserted about an
+unknown fact: it is printed as unchecked.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from emocap_pretrain.config.fields import Section
+
+Text = Annotated[str, Field(min_length=1, max_length=2000)]
+
+
+class CodeSource(Section):
+    """A file of a public repository at one commit."""
+
+    repository: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]+/[A-Za-z0-9._-]+$")]
+    path: Text
+    commit: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+
+    def __str__(self) -> str:
+        return f"read in {self.repository}:{self.path} at {self.commit[:7]}"
+
+
+class ThreadSource(Section):
+    """A public thread in which somebody reports the fact, such as an issue of a repository."""
+
+    thread: Text
+
+    def __str__(self) -> str:
+        return f"told in {self.thread}"
+
+
+class DocumentSource(Section):
+    """A paper, or the documentation of the benchmark. `read` says whether it was read for this card, or quoted."""
+
+    document: Text
+    read: Literal["itself", "quoted"]
+
+    def __str__(self) -> str:
+        return f"{'read' if self.read == 'itself' else 'quoted'} from {self.document}"
+
+
+class ContentSource(Section):
+    """Was counted in the files themselves. `content` names the files."""
+
+    content: Text
+
+    def __str__(self) -> str:
+        return f"counted in {self.content}"
+
+
+Source = Literal["unknown"] | CodeSource | ThreadSource | DocumentSource | ContentSource
+"""`unknown` says that no source was found. Then the fact is not used to judge a copy."""
