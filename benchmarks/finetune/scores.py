@@ -8,17 +8,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from emocap_pretrain.config.schema import EvaluationConfig
-from emocap_pretrain.evaluation.task import Share
-from emocap_pretrain.evaluation.zero_shot import ZeroShot
+from emocap_pretrain.evaluation import tasks
+from emocap_pretrain.evaluation.examples import PackedSource
+from emocap_pretrain.evaluation.features import Extraction, joined
+from emocap_pretrain.evaluation.zero_shot import ZeroShot, labelled
 from emocap_pretrain.inference.embedder import Embedder
+from emocap_pretrain.ranks.group import RankGroup
+from emocap_pretrain.ranks.info import Rank
 
 LABEL = "emotion"
+ALONE = RankGroup(Rank(), "cpu", None)
 CHOICES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # Inverse strengths of the regularization; the first one regularizes most.
 
 
@@ -37,7 +41,7 @@ class Recalls:
 
 
 @dataclass(frozen=True, slots=True)
-class Features:
+class LabelledFeatures:
     """Holds the labels of the labelled faces of a split, and their pooled features from the image tower."""
 
     values: Float[np.ndarray, "faces width"]
@@ -46,25 +50,20 @@ class Features:
 
 def prompted(embedder: Embedder, settings: EvaluationConfig) -> Recalls:
     """Returns the recalls of classification by prompts. `settings` names the split, the classes and the templates."""
-    task = ZeroShot(settings)
-    scores = task.result(embedder, list(task.run(embedder, Share()))).metrics()
-    return Recalls(scores["zero_shot/uar"], scores["zero_shot/war"])
+    chosen = settings.model_copy(update={"tasks": (ZeroShot.name,)})
+    (result,) = tasks.evaluate(chosen, embedder, ALONE, url="")
+    return Recalls(result.metrics()["zero_shot/uar"], result.metrics()["zero_shot/war"])
 
 
-def features(embedder: Embedder, url: str, *, batch: int = 64) -> Features:
+def features(embedder: Embedder, url: str, *, batch: int = 64) -> LabelledFeatures:
     """Returns the features of the labelled faces of a split; they are not projected into the shared space."""
-    values, labels = [], []
-    for samples in Share().batches(url, batch, embedder.cropped):
-        labelled = [sample for sample in samples if sample.labels.get(LABEL, "") != ""]
-        if labelled:
-            images = torch.from_numpy(np.stack([sample.image.transpose(2, 0, 1) for sample in labelled]))
-            with torch.inference_mode():
-                values.append(embedder.model.image.encode_image(images)[0].float().numpy())
-            labels += [str(sample.labels[LABEL]) for sample in labelled]
-    return Features(np.concatenate(values), labels)
+    batches = Extraction(embedder, batch).collect(PackedSource(url), ALONE)
+    found = joined(batches or [], url)
+    rows, labels = labelled(found, LABEL)
+    return LabelledFeatures(found.pooled[rows].numpy(), labels)
 
 
-def probe(train: Features, valid: Features, test: Features) -> tuple[Recalls, float]:
+def probe(train: LabelledFeatures, valid: LabelledFeatures, test: LabelledFeatures) -> tuple[Recalls, float]:
     """Returns the recalls of the probe on the split `test`, and the inverse strength that was chosen on `valid`."""
     scaler = StandardScaler().fit(train.values)
     # Every class counts the same, because UAR is the mean over classes and neutral faces are a third of FER+. Each fit

@@ -7,7 +7,6 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -170,15 +169,8 @@ class PredictionScorer:
 
 
 def digest_of(model: EmotionModel) -> str:
-    """Returns a SHA-256 digest of all that affects a model's vectors: weights, structure, tokenizer, settings."""
-    pair = model.embedder.model
-    digest = hashlib.sha256(f"{model.local} {pair} {model.embedder.tokenizer.to_json()}".encode())
-    # The mean and standard deviation of the colours are not persistent buffers, so the state dict lacks them.
-    tensors = [*pair.named_parameters(), *pair.named_buffers()]
-    for name, tensor in sorted(tensors, key=lambda each: each[0]):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    """Returns a SHA-256 digest of all that affects a model's vectors and scores."""
+    return hashlib.sha256(f"{model.local} {model.embedder.digest()}".encode()).hexdigest()
 
 
 def _aligned(key: str, column: SentenceColumnConfig, model: EmotionModel) -> str:

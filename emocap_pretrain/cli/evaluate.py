@@ -105,6 +105,11 @@ class _Evaluated:
 def command(  # noqa: PLR0913, PLR0917 - one argument for each option
     run_url: Annotated[str | None, typer.Argument(help="Folder or URL of a run.")] = None,
     data: Annotated[str | None, typer.Option(help="Dataset to evaluate on.")] = None,
+    train: Annotated[str | None, typer.Option(help="Dataset on which probes are trained.", metavar="URL")] = None,
+    valid: Annotated[str | None, typer.Option(help="Dataset on which choices are made.", metavar="URL")] = None,
+    cache: Annotated[
+        str | None, typer.Option(help="Folder or URL that keeps computed vectors between evaluations.", metavar="URL")
+    ] = None,
     stored_data: Annotated[
         bool, typer.Option("--stored-data", help="Evaluate on the dataset that the checkpoint's config names.")
     ] = False,
@@ -148,6 +153,8 @@ def command(  # noqa: PLR0913, PLR0917 - one argument for each option
             raise ConfigError("give the folder or URL of a run, or --list.")
         own = load_config(config) if config else None
         changes = _changes(data, task, label, classes, prompts)
+        further = {"train_url": train, "valid_url": valid, "cache": cache}
+        changes |= {name: value for name, value in further.items() if value is not None}
         may_read = stored_data or own is not None
         request = _Request(run_url, own, step, weights, interpolate, _shares(curve), changes, may_read)
         if evaluated := _evaluated(request, device):
@@ -249,6 +256,9 @@ def _with_settings(config: Config, changes: dict[str, Any], *, may_read: bool) -
             `${...}` or a masked secret.
     """
     settings = config.evaluation
+    if not may_read:
+        # These settings may name other stores. They are used only if the user has named them, or allowed all of them.
+        changes = {"train_url": None, "valid_url": None, "cache": None, **changes}
     if "url" not in changes:
         if settings.url is None:
             raise ConfigError("the run has no evaluation.url: give a dataset with --data URL.")

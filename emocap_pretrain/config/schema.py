@@ -204,6 +204,15 @@ class EvaluationConfig(Section):
     """Configures the evaluation of the trained model: the dataset, the tasks and their prompts."""
 
     url: Location | None = Field(default=None, description="Packed dataset; null skips the evaluation.")
+    train_url: Location | None = Field(
+        default=None, description="Packed dataset on which probes are trained; only tasks with a probe need it."
+    )
+    valid_url: Location | None = Field(
+        default=None, description="Packed dataset on which choices are made, such as the regularization of a probe."
+    )
+    cache: Location | None = Field(
+        default=None, description="Folder or URL that keeps computed vectors between evaluations; null computes all."
+    )
     tasks: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
         default=None, description="Tasks by name (see `emocap evaluate --list`); null runs the default ones."
     )

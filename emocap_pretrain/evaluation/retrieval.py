@@ -6,41 +6,35 @@ first, so that a model that maps everything to one vector scores 0.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
-from emocap_shards.manifest import read_manifest
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from emocap_pretrain.config.schema import EvaluationConfig
+from emocap_pretrain.data.parts import PROMPT_PART, Part
 from emocap_pretrain.errors import ConfigError
-from emocap_pretrain.evaluation.task import Share
+from emocap_pretrain.evaluation.examples import Source
+from emocap_pretrain.evaluation.features import Features
+from emocap_pretrain.evaluation.task import SplitName
 from emocap_pretrain.inference.embedder import Embedder
 from emocap_pretrain.run_folder.results import Baseline, Score, TaskResult
 
 NEAREST = (1, 5, 10)  # The k of the reported recalls. Their scores' names contain them, so they are a stored format.
-ROWS = 1024  # Number of queries whose cosines with all candidates are in memory at the same time.
-
-
-@dataclass(frozen=True, slots=True)
-class RetrievalBatch:
-    """Holds the global captions of a batch's samples, and the vectors of their images and captions."""
-
-    captions: tuple[str, ...]
-    images: Float[Tensor, "samples embedding"]
-    texts: Float[Tensor, "samples embedding"]
+ENTRIES = 1 << 25  # Number of cosines that are in memory at the same time, 256 MiB in float64.
 
 
 @dataclass(frozen=True, slots=True)
 class Retrieval:
     """Implements the retrieval task. Its dataset needs no labels; its captions must not occur in the training data.
 
-    Only the global caption of a sample is used. Two directions are measured. From image to text, each face is a query,
-    and the distinct captions are the candidates. From text to image, each distinct caption is a query, and the faces
-    are the candidates.
+    Only the global sentences of the captions are used. Two directions are measured. From image to text, each face is a
+    query, and the distinct sentences are the candidates; if a face has several captions, the sentence of each is a
+    right answer. From text to image, each distinct sentence is a query, and the faces are the candidates.
     """
 
     settings: EvaluationConfig
@@ -49,46 +43,49 @@ class Retrieval:
         tuple(f"recall_at_{count}_{direction}" for count in (1, 5, 10))
         for direction in ("image_to_text", "text_to_image")
     )
+    splits: ClassVar[tuple[SplitName, ...]] = ("test",)
+    parts: ClassVar[tuple[Part, ...]] = (PROMPT_PART,)
     about: ClassVar[str] = "finds the global caption of each face and a face of each caption; recall at 1, 5, 10"
 
     def prompts(self) -> Sequence[str]:
         return ()
 
-    def prepare(self, *, seconds: float | None = None) -> Sequence[str]:  # noqa: ARG002 - it reads the manifest alone
-        if read_manifest(str(self.settings.url)).samples < 2:
+    def prepare(self, sources: Mapping[SplitName, Source], *, seconds: float | None = None) -> Sequence[str]:  # noqa: ARG002 - it reads no sample
+        if len(sources["test"]) < 2:
             raise ConfigError(
                 f"evaluation.url={self.settings.url} has one sample, and retrieval needs others to choose from: "
                 "give a larger dataset, or leave retrieval out of evaluation.tasks."
             )
         return ()
 
-    def run(self, embedder: Embedder, share: Share) -> Iterator[RetrievalBatch]:
-        for samples in share.batches(str(self.settings.url), self.settings.batch, embedder.cropped):
-            captions = tuple(sample.caption.global_ for sample in samples)
-            yield RetrievalBatch(captions, embedder.images(samples), embedder.texts(captions))
-
-    def result(self, embedder: Embedder, parts: Sequence[RetrievalBatch]) -> TaskResult:  # noqa: ARG002 - the parts hold all vectors
+    def result(self, embedder: Embedder, features: Mapping[SplitName, Features]) -> TaskResult:  # noqa: ARG002 - the features hold all vectors
+        test = features["test"]
+        part = test.parts.get(PROMPT_PART.name)
+        if part is None:
+            raise ConfigError(f"retrieval needs captions, and {self.settings.url} has none.")
         # Number the distinct captions in the order in which they first occur.
-        captions = [caption for part in parts for caption in part.captions]
-        first: dict[str, int] = {}  # The first row of each caption.
-        for row, caption in enumerate(captions):
-            first.setdefault(caption, row)
+        first: dict[str, int] = {}  # The first text of each caption.
+        for number, caption in enumerate(part.texts):
+            first.setdefault(caption, number)
         numbers = {caption: number for number, caption in enumerate(first)}
-        caption_of = torch.tensor([numbers[caption] for caption in captions])
+        # The pairs of a face and one of its captions, each once.
+        caption_of = torch.tensor([numbers[caption] for caption in part.texts])
+        pairs = torch.stack([part.owner, caption_of], dim=1).unique(dim=0)
         # Products in float64, so that the order of two candidates does not depend on rounding.
-        images = torch.cat([part.images for part in parts]).double()
-        # A caption that occurs several times has about the same vector each time; that of its first row counts.
-        texts = torch.cat([part.texts for part in parts]).double()[list(first.values())]
-        each = torch.arange(len(first))
-        to_text = wrong_before(images, texts, query=caption_of, candidate=each)
-        to_image = wrong_before(texts, images, query=each, candidate=caption_of)
-        faces = torch.bincount(caption_of)
+        with_caption = pairs[:, 0].unique()
+        images = test.images.double()
+        # A caption that occurs several times has about the same vector each time; that of its first text counts.
+        texts = part.vectors.double()[list(first.values())]
+        to_text = wrong_before(images, texts, pairs)[with_caption]
+        to_image = wrong_before(texts, images, pairs.flip(1))
+        right_texts = torch.bincount(pairs[:, 0], minlength=len(test))[with_caption]
+        right_images = torch.bincount(pairs[:, 1], minlength=len(first))
         return TaskResult(
             task=self.name,
-            samples=len(captions),
+            samples=len(with_caption),
             scores=(
-                *_scores("image_to_text", "face to caption", to_text, torch.ones_like(caption_of), len(first)),
-                *_scores("text_to_image", "caption to face", to_image, faces, len(captions)),
+                *_scores("image_to_text", "face to caption", to_text, right_texts, len(first)),
+                *_scores("text_to_image", "caption to face", to_image, right_images, len(test)),
             ),
         )
 
@@ -96,27 +93,30 @@ class Retrieval:
 def wrong_before(
     queries: Float[Tensor, "queries embedding"],
     candidates: Float[Tensor, "candidates embedding"],
-    *,
-    query: Int[Tensor, " queries"],
-    candidate: Int[Tensor, " candidates"],
+    right: Int[Tensor, "pairs 2"],
 ) -> Int[Tensor, " queries"]:
     """Counts, for each query, the wrong candidates that are at least as similar to it as its best right candidate.
 
     If the candidates were sorted by their cosine with the query, with wrong ones first where cosines are equal, a right
     one would be among the first k exactly if the count is below k. So the counts give the recall at every k without
-    sorting.
+    sorting, and one more than the count is the rank. For a query without a right candidate the count is the number of
+    candidates.
+
+    At most `ENTRIES` cosines are in memory at the same time, or those of one query.
 
     Args:
         queries: Unit vectors.
         candidates: Unit vectors.
-        query: An identifier for each query. The right candidates of a query are those with the same identifier in
-            `candidate`. Each query must have at least one.
-        candidate: An identifier for each candidate.
+        right: The pairs of a query and a right candidate, by their rows.
     """
     counts: list[Tensor] = []
-    for rows, numbers in zip(queries.split(ROWS), query.split(ROWS), strict=True):
-        cosines = rows @ candidates.T
-        is_right = numbers[:, None] == candidate
+    step = max(1, ENTRIES // len(candidates))
+    right = right[right[:, 0].argsort(stable=True)]
+    for start in range(0, len(queries), step):
+        cosines = queries[start : start + step] @ candidates.T
+        first, last = (int(torch.searchsorted(right[:, 0].contiguous(), at)) for at in (start, start + step))
+        is_right = torch.zeros_like(cosines, dtype=torch.bool)
+        is_right[right[first:last, 0] - start, right[first:last, 1]] = True
         best = cosines.masked_fill(~is_right, -math.inf).amax(1, keepdim=True)
         # "Not less" rather than "greater or equal": a wrong candidate whose cosine is NaN counts as coming before. So a
         # model with broken weights has a recall of 0 and not of 1.
@@ -144,7 +144,8 @@ def _scores(
         recall = int((before < k).sum()) / len(before)
         baseline = Baseline("chance", chance / len(before))
         scores.append(Score(f"recall_at_{k}_{name}", f"{title}, recall at {k}", recall, baseline))
-    return scores
+    rank = float(np.median(before.numpy())) + 1
+    return [*scores, Score(f"median_rank_{name}", f"{title}, median rank", rank, is_share=False)]
 
 
 def chance_recall(k: int, right: int, candidates: int) -> float:

@@ -5,9 +5,11 @@ training loop, the commands and the tracker call the functions of this module. T
 types (`run_folder/results.py`), so the callers need no code for a single task.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
+
+from emocap_shards.store import open_store
 
 from emocap_pretrain.checkpoint.manifest import Checkpoint
 from emocap_pretrain.config.explain import did_you_mean
@@ -18,15 +20,20 @@ from emocap_pretrain.data.datasets import CutTexts
 from emocap_pretrain.data.parts import PROMPT_PART
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.evaluation.examples import PackedSource, Source
+from emocap_pretrain.evaluation.feature_cache import FeatureCache
+from emocap_pretrain.evaluation.features import BatchFeatures, Extraction, Features, joined
 from emocap_pretrain.evaluation.retrieval import Retrieval
-from emocap_pretrain.evaluation.task import Task, run_task
+from emocap_pretrain.evaluation.task import SplitName, Task
 from emocap_pretrain.evaluation.zero_shot import ZeroShot
 from emocap_pretrain.inference.embedder import Embedder
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.run_folder.results import TaskResult
 
+Value = TypeVar("Value")
+
 # The order is that of `emocap evaluate --list` and of the charts in the tracker.
-TASKS: tuple[type[Task[Any]], ...] = (ZeroShot, Retrieval)
+TASKS: tuple[type[Task], ...] = (ZeroShot, Retrieval)
 DEFAULT = (ZeroShot,)  # The tasks if the settings name none.
 PREPARE_S = 20.0  # Seconds for which each task may read before a start. The ranks read the rest before the first step.
 
@@ -36,7 +43,7 @@ def charts() -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(f"{task.name}/{score}" for score in chart) for task in TASKS for chart in task.charts)
 
 
-def tasks_of(settings: EvaluationConfig) -> list[Task[Any]]:
+def tasks_of(settings: EvaluationConfig) -> list[Task]:
     """Returns the tasks that the settings name, constructed with these settings; the default tasks if they name none.
 
     Raises:
@@ -67,7 +74,37 @@ def prepare(settings: EvaluationConfig, *, seconds: float | None = None) -> list
         ShardsError: If the data cannot be read.
     """
     tasks = tasks_of(settings)
-    return [note for task in tasks for note in task.prepare(seconds=seconds)] if settings.url else []
+    sources = sources_of(settings, tasks) if settings.url else {}
+    return [note for task in tasks if sources for note in task.prepare(_of(task, sources), seconds=seconds)]
+
+
+def sources_of(settings: EvaluationConfig, tasks: Sequence[Task]) -> dict[SplitName, Source]:
+    """Returns the sources of all splits that the tasks need, by the name of the split.
+
+    Raises:
+        ConfigError: If a task needs a split for which the settings name no dataset.
+    """
+    urls: dict[SplitName, str | None] = {
+        "test": settings.url,
+        "train": settings.train_url,
+        "valid": settings.valid_url,
+    }
+    found: dict[SplitName, Source] = {}
+    for task in tasks:
+        for split in task.splits:
+            url = urls[split]
+            if url is None:
+                key = "url" if split == "test" else f"{split}_url"
+                raise ConfigError(
+                    f"evaluation.{key}: {task.name} needs the split {split!r}; give its dataset, or leave {task.name} "
+                    "out of evaluation.tasks."
+                )
+            found[split] = PackedSource(url)
+    return found
+
+
+def _of(task: Task, splits: Mapping[SplitName, Value]) -> dict[SplitName, Value]:
+    return {name: splits[name] for name in task.splits}
 
 
 def were_prepared(checkpoint: Checkpoint | None, evaluation: Mapping[str, Any]) -> bool:
@@ -86,18 +123,42 @@ def were_prepared(checkpoint: Checkpoint | None, evaluation: Mapping[str, Any]) 
 
 
 def evaluate(settings: EvaluationConfig, embedder: Embedder, world: RankGroup, *, url: str) -> tuple[TaskResult, ...]:
-    """Runs the tasks that the settings name, one after the other, and returns the results on every rank.
+    """Runs the tasks that the settings name, and returns their results on every rank. This is a collective.
 
-    All ranks must call this function. The results do not depend on the number of ranks: if the devices and the number
-    of threads are the same, all bits of the results are the same.
+    All ranks compute vectors, and rank 0 computes the scores. The results do not depend on the number of ranks: if the
+    devices and the number of threads are the same, all bits of the results are the same. A rank without batches waits
+    for the others, so `world` should be a group with a long timeout (`RankGroup.patient`).
+
+    If the work fails on a rank, that rank raises its own error, and each other rank one of the errors below.
 
     Args:
-        settings: The dataset, the tasks and their settings.
+        settings: The datasets, the tasks and their settings.
         embedder: The trained model, on this rank's device.
         world: The ranks among which the data are divided.
         url: Address of the dataset without secrets, for the results.
+
+    Raises:
+        ConfigError: If the error of the failed rank is a `ConfigError`. The message is the same.
+        LostContact: If the failed rank has raised any other error.
     """
-    return tuple(replace(run_task(task, embedder, world), url=url) for task in tasks_of(settings))
+    tasks = tasks_of(settings)
+    sources = sources_of(settings, tasks)
+    parts = tuple(dict.fromkeys(part for task in tasks for part in task.parts))
+    cache = FeatureCache(open_store(settings.cache), embedder.digest()) if settings.cache else None
+    extraction = Extraction(embedder, settings.batch, (), cache)
+    # The order of the splits is the same on all ranks.
+    collected: dict[SplitName, list[BatchFeatures] | None] = {
+        split: (replace(extraction, parts=parts) if split == "test" else extraction).collect(source, world)
+        for split, source in sources.items()
+    }
+
+    def results() -> tuple[TaskResult, ...]:
+        features: dict[SplitName, Features] = {
+            split: joined(batches, sources[split].address) for split, batches in collected.items() if batches
+        }
+        return tuple(replace(task.result(embedder, _of(task, features)), url=url) for task in tasks)
+
+    return world.run_on_main(results)
 
 
 def cut_prompts(settings: EvaluationConfig, tokenizer: Tokenizer, lengths: PartLengthsConfig) -> list[CutTexts]:

@@ -8,33 +8,21 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import torch
-from emocap_shards.inspecting.label_values import LabelValues, label_values
-from jaxtyping import Float
-from torch import Tensor
+from emocap_shards.inspecting.label_values import LabelValues
 
 from emocap_pretrain.config.fields import label_text
 from emocap_pretrain.config.schema import EvaluationConfig
+from emocap_pretrain.data.parts import Part
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.evaluation.confusion import Confusion
-from emocap_pretrain.evaluation.task import Share
+from emocap_pretrain.evaluation.examples import Source
+from emocap_pretrain.evaluation.features import Features
+from emocap_pretrain.evaluation.task import SplitName
 from emocap_pretrain.inference.classes import class_cosines, class_embeddings, prompts_of
 from emocap_pretrain.inference.embedder import Embedder
 from emocap_pretrain.run_folder.results import TaskResult
 
 SHOWN = 8  # Number of names of classes or labels that an error message lists.
-
-
-@dataclass(frozen=True, slots=True)
-class LabelledImages:
-    """Holds the labels and the image vectors of those samples of a batch that have a label.
-
-    `embeddings` is None if no sample of the batch has a label. Each label is the name of a class, as `label_text`
-    formats it.
-    """
-
-    labels: tuple[str, ...] = ()
-    embeddings: Float[Tensor, "samples embedding"] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,37 +32,31 @@ class ZeroShot:
     settings: EvaluationConfig
     name: ClassVar[str] = "zero_shot"
     charts: ClassVar[tuple[tuple[str, ...], ...]] = (("uar",), ("war",))
+    splits: ClassVar[tuple[SplitName, ...]] = ("test",)
+    parts: ClassVar[tuple[Part, ...]] = ()
     about: ClassVar[str] = "names the class of each face by prompts; UAR, WAR, recall by class (needs a label)"
 
     def prompts(self) -> Sequence[str]:
         return prompts_of(self.settings.templates, self.settings.classes or {})
 
-    def prepare(self, *, seconds: float | None = None) -> Sequence[str]:
+    def prepare(self, sources: Mapping[SplitName, Source], *, seconds: float | None = None) -> Sequence[str]:
         """Checks that the labels of the dataset are among the classes, and returns notes for the user.
 
         It checks all labels, or only those that it can read within `seconds` seconds.
         """
         settings = self.settings
-        found = label_values(str(settings.url), settings.label, seconds=seconds)
+        found = sources["test"].label_values(settings.label, seconds=seconds)
         # A reading that was cut off before it found a label says nothing about the dataset, so nothing is compared.
         if found.values or found.complete:
             classes_of(settings, map(label_text, found.values), found.names)
         return list(_notes(settings, found, seconds))
 
-    def run(self, embedder: Embedder, share: Share) -> Iterator[LabelledImages]:
-        label = self.settings.label
-        for samples in share.batches(str(self.settings.url), self.settings.batch, embedder.cropped):
-            labelled = [sample for sample in samples if sample.labels.get(label, "") != ""]
-            labels = tuple(label_text(sample.labels[label]) for sample in labelled)
-            yield LabelledImages(labels, embedder.images(labelled)) if labelled else LabelledImages()
-
-    def result(self, embedder: Embedder, parts: Sequence[LabelledImages]) -> TaskResult:
-        truth = [label for part in parts for label in part.labels]
-        classes = classes_of(self.settings, truth)
-        # `classes_of` raises an error if no sample has a label, so there is something to concatenate.
-        embeddings = torch.cat([part.embeddings for part in parts if part.embeddings is not None])
+    def result(self, embedder: Embedder, features: Mapping[SplitName, Features]) -> TaskResult:
+        rows, truth = labelled(features["test"], self.settings.label)
+        names = dict.fromkeys(name for labels in features["test"].labels for name in labels)
+        classes = classes_of(self.settings, truth, tuple(names))
         columns = class_embeddings(embedder, self.settings.templates, classes)
-        predicted = class_cosines(embeddings, columns).argmax(1).numpy()
+        predicted = class_cosines(features["test"].images[rows], columns).argmax(1).numpy()
         numbers = {name: number for number, name in enumerate(classes)}
         confusion = Confusion.of(tuple(classes), np.array([numbers[label] for label in truth]), predicted)
         return TaskResult(
@@ -84,6 +66,15 @@ class ZeroShot:
             class_values=(confusion.recalls("zero-shot"),),
             confusion_matrices=(confusion.matrix("Zero-shot"),),
         )
+
+
+def labelled(features: Features, label: str) -> tuple[list[int], list[str]]:
+    """Returns the rows of the examples that have a label, and the names of their classes as `label_text` formats them.
+
+    An example whose label is missing or empty is left out.
+    """
+    rows = [row for row, labels in enumerate(features.labels) if labels.get(label, "") != ""]
+    return rows, [label_text(features.labels[row][label]) for row in rows]
 
 
 def classes_of(

@@ -5,6 +5,7 @@ the sample is decoded. When a batch is complete, it computes the vectors with `E
 `EmotionModel` in `model.py` cuts any number of images and texts into such batches.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
@@ -52,6 +53,14 @@ class Embedder:
         with torch.inference_mode():
             return self.model.embed_images(self._on_device(crops)).float().cpu()
 
+    def crops_and_pooled(
+        self, crops: Sequence[Crop]
+    ) -> tuple[Float[Tensor, "crops embedding"], Float[Tensor, "crops width"]]:
+        """Returns the result of `crops`, and the vectors of the image tower before the projection, in one pass."""
+        with torch.inference_mode():
+            vectors, pooled = self.model.embed_images_and_pooled(self._on_device(crops))
+            return vectors.float().cpu(), pooled.float().cpu()
+
     def patches(self, crops: Sequence[Crop]) -> Float[Tensor, "crops patches embedding"]:
         """Returns the unit vectors of the patches of crops, in one pass of the tower."""
         with torch.inference_mode():
@@ -82,6 +91,16 @@ class Embedder:
         tokens = self.tokenizer.encode(texts, length)
         with torch.inference_mode():
             return self.model.embed_sentences(tokens.to(self._device)).float().cpu()
+
+    def digest(self) -> str:
+        """Returns a SHA-256 digest of all that affects the vectors: weights, structure and tokenizer."""
+        digest = hashlib.sha256(f"{self.model} {self.model.pixels} {self.tokenizer.to_json()}".encode())
+        # The mean and standard deviation of the colours are not persistent buffers, so the state dict lacks them.
+        tensors = [*self.model.named_parameters(), *self.model.named_buffers()]
+        for name, tensor in sorted(tensors, key=lambda each: each[0]):
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
     def _on_device(self, crops: Sequence[Crop]) -> UInt8[Tensor, "crops 3 pixels pixels"]:
         return torch.from_numpy(np.stack([crop.transpose(2, 0, 1) for crop in crops])).to(self._device)

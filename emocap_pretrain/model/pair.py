@@ -243,6 +243,13 @@ class TowerPair(nn.Module):
         """
         return functional.normalize(self.to_image(self.image.encode_image(images)[0]), dim=-1)
 
+    def embed_images_and_pooled(
+        self, images: Tensor
+    ) -> tuple[Float[Tensor, "batch embedding"], Float[Tensor, "batch width"]]:
+        """Returns the result of `embed_images`, and the pooled vectors before the projection, in one pass."""
+        pooled = self.image.encode_image(images)[0]
+        return functional.normalize(self.to_image(pooled), dim=-1), pooled
+
     def embed_images_and_patches(
         self, images: Tensor
     ) -> tuple[Float[Tensor, "batch embedding"], Float[Tensor, "batch patches embedding"]]:

@@ -164,6 +164,25 @@ class RankGroup:
         return [each.value for each in outcomes]
 
     @collective
+    def collect_on_main(self, act: Callable[[], Value]) -> list[Value] | None:
+        """Runs `act` on every rank. Returns all values in the order of the ranks on rank 0, and None on the others.
+
+        The values of all ranks must fit into the memory of rank 0 only. If `act` fails on some rank, every rank raises
+        an error by the rules of `run_on_all`.
+
+        Args:
+            act: A function that every rank calls. Its values are sent to rank 0 as pickles.
+        """
+        outcome, error = _tried(act)
+        for rank, each in enumerate(self.gather(replace(outcome, value=None))):
+            _raise_failure(each, rank, error, None)
+        if self.process_group is None:
+            return [outcome.value]
+        values: list[Any] | None = [None] * self.world_size if self.is_main else None
+        dist.gather_object(outcome.value, values, dst=0, group=self.process_group)
+        return values
+
+    @collective
     def broadcast_from_main(self, value: Any) -> Any:
         """Returns rank 0's `value` on every rank. It is sent as a pickle. The `value` of other ranks is ignored."""
         if self.process_group is None:

@@ -5,10 +5,9 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import cli_calls
 import pytest
@@ -18,9 +17,11 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 from pretrain_fakes import changed
 
+from emocap_pretrain.cli.evaluate import _with_settings
 from emocap_pretrain.config.schema import Config
-from emocap_pretrain.evaluation.task import Share
-from emocap_pretrain.evaluation.zero_shot import ZeroShot
+from emocap_pretrain.evaluation.examples import Source
+from emocap_pretrain.evaluation.features import BatchFeatures, Extraction
+from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.run_folder.folder import RunFolder
 from emocap_pretrain.run_folder.report import Report
 
@@ -120,10 +121,10 @@ def test_a_wrong_option_is_one_line_and_no_result(
 def test_classes_that_do_not_fit_the_data_are_refused_before_a_model_reads_an_image(
     run: Config, faces: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run_task(*_: object) -> None:
-        pytest.fail("the task runs")
+    def collect(*_: object) -> None:
+        pytest.fail("the model reads images")
 
-    monkeypatch.setattr(ZeroShot, "run", run_task)
+    monkeypatch.setattr(Extraction, "collect", collect)
     assert "evaluation.classes" in refused(run.url, "--data", faces, "--task", "zero_shot", "--classes", "joy,fear")
 
 
@@ -207,16 +208,27 @@ def test_the_user_s_config_gives_the_experiment_and_its_secrets_are_not_logged(
     assert (logged.data.params["evaluation.url"], logged.data.params["evaluation.templates"]) == (faces, "['{}']")
 
 
+def test_only_the_user_names_other_stores_than_that_of_the_data(run: Config, faces: str) -> None:
+    """A stranger's checkpoint may name a cache or a training split; neither is read or written without permission."""
+    hostile = changed(run, evaluation__cache="s3://stranger/cache", evaluation__train_url="s3://stranger/faces")
+    settings = _with_settings(hostile, {"url": faces}, may_read=False).evaluation
+    assert (settings.url, settings.cache, settings.train_url) == (faces, None, None)
+    named = _with_settings(hostile, {"url": faces, "cache": "own"}, may_read=False).evaluation
+    assert (named.cache, named.train_url) == ("own", None)
+    allowed = _with_settings(hostile, {"url": faces}, may_read=True).evaluation
+    assert (allowed.cache, allowed.train_url) == ("s3://stranger/cache", "s3://stranger/faces")
+
+
 def test_only_the_batch_size_of_a_stored_config_is_bounded(
     run: Config, faces: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batches, sizes = Share.batches, list[int]()
+    collect, sizes = Extraction.collect, list[int]()
 
-    def noted(share: Share, url: str, size: int, each: Callable[[Any], Any]) -> Iterator[list[Any]]:
-        sizes.append(size)
-        return batches(share, url, size, each)
+    def noted(extraction: Extraction, source: Source, world: RankGroup) -> list[BatchFeatures] | None:
+        sizes.append(extraction.batch)
+        return collect(extraction, source, world)
 
-    monkeypatch.setattr(Share, "batches", noted)
+    monkeypatch.setattr(Extraction, "collect", noted)
     monkeypatch.setattr("emocap_pretrain.cli.evaluate.LARGEST_BATCH", 5)
     file = tmp_path / "own.yaml"
     file.write_text(yaml.safe_dump(run.stored()), encoding="utf-8")

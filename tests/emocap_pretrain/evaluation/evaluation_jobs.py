@@ -1,21 +1,25 @@
-# ruff: noqa: ARG002 - the methods have the form of the protocol
 """Defines the jobs of the ranks in the tests of evaluation. The processes of the ranks import this module."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import torch
+from emocap_shards.inspecting.label_values import LabelValues
 from pretrain_fakes import FakeRuntime
+from torch import Tensor
 
-from emocap_pretrain.config.schema import Config, EvaluationConfig
+from emocap_pretrain.config.schema import Config
 from emocap_pretrain.data.tokenizer import Tokenizer
-from emocap_pretrain.errors import ConfigError, DataError
+from emocap_pretrain.errors import DataError
 from emocap_pretrain.evaluation import tasks
-from emocap_pretrain.evaluation.task import Share, run_task
-from emocap_pretrain.inference.embedder import Embedder
+from emocap_pretrain.evaluation.examples import Example, LeftOut
+from emocap_pretrain.evaluation.features import Extraction
+from emocap_pretrain.inference.embedder import Crop, Embedder
 from emocap_pretrain.ranks.group import RankGroup
-from emocap_pretrain.run_folder.results import Score, TaskResult
+from emocap_pretrain.run_folder.results import TaskResult
 from emocap_pretrain.training.build import build_model
 from emocap_pretrain.training.loop import pretrain
 
@@ -34,59 +38,71 @@ def evaluate(world: RankGroup, config: Config) -> tuple[TaskResult, ...]:
     return tasks.evaluate(config.evaluation, embedder_of(config), world.patient("evaluation"), url="faces")
 
 
+def evaluation_error(world: RankGroup, config: Config) -> str:
+    """Returns the class and message of the error that this rank raises."""
+    try:
+        evaluate(world, config)
+    except Exception as error:  # noqa: BLE001 - the test looks at it
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
 def train(world: RankGroup, config: Config) -> None:
     """Trains as one of several ranks."""
     pretrain(config, FakeRuntime(rank_info=world.info))
 
 
 @dataclass(frozen=True)
-class Failing:
-    """Is a task that raises an error on the rank and at the point that `evaluation.label` names."""
+class Numbered:
+    """Is a source of numbers, which raises an error for the number `wrong`."""
 
-    settings: EvaluationConfig
-    name: ClassVar[str] = "failing"
-    about: ClassVar[str] = "fails"
+    samples: int
+    wrong: int | None = None
+    error: type[Exception] = DataError
+    address: str = "numbers"
+    images_each: int = 1
+    may_have_gaps: bool = False
 
-    def prompts(self) -> Sequence[str]:
-        return ()
+    def __len__(self) -> int:
+        return self.samples
 
-    def prepare(self, *, seconds: float | None = None) -> Sequence[str]:
-        return ()
+    def examples(self, numbers: range) -> Sequence[Example | LeftOut]:
+        if self.wrong in numbers:
+            raise self.error("the data do not fit")
+        return [Example(str(number), NumberContent(number)) for number in numbers]
 
-    def run(self, embedder: Embedder, share: Share) -> Iterator[int]:
-        yield share.rank
-        if self.settings.label == f"wrong on {share.rank}":
-            raise ConfigError("the data do not fit")
-        if self.settings.label == f"damaged on {share.rank}":
-            raise DataError("a shard is damaged")
-
-    def result(self, embedder: Embedder, parts: Sequence[int]) -> TaskResult:
-        if self.settings.label == "no result":
-            raise ZeroDivisionError
-        return TaskResult(self.name, len(parts), (Score("sum", "sum", float(sum(parts)), is_share=False),))
+    def label_values(self, name: str, *, seconds: float | None = None) -> LabelValues:
+        raise NotImplementedError
 
 
-def fail(world: RankGroup, label: str) -> tuple[str, str]:
-    """Returns the class and message of the error that this rank raises, or its sum if it raises none."""
-    no_model: Any = None
+@dataclass(frozen=True)
+class NumberContent:
+    """Is an image of one colour, which is the number."""
+
+    number: int
+
+    def digest(self) -> bytes:
+        return str(self.number).encode()
+
+    def crops(self, pixels: int) -> Sequence[Crop]:
+        return (np.full((pixels, pixels, 3), self.number, np.uint8),)
+
+
+class NumberEmbedder:
+    """Returns the number of each image as its vector."""
+
+    model = SimpleNamespace(pixels=2)
+
+    def crops_and_pooled(self, crops: Sequence[Crop]) -> tuple[Tensor, Tensor]:
+        vectors = torch.tensor([[float(crop[0, 0, 0]), 1.0] for crop in crops])
+        return vectors, vectors
+
+
+def collect(world: RankGroup, source: Numbered) -> tuple[list[list[str]] | None, str]:
+    """Returns the keys of each batch that arrives at this rank, or the class and message of the error it raises."""
+    embedder: Any = NumberEmbedder()
     try:
-        found = run_task(Failing(EvaluationConfig(label=label)), no_model, world)
+        found = Extraction(embedder, batch=2).collect(source, world)
     except Exception as error:  # noqa: BLE001 - the test looks at it
-        return type(error).__name__, str(error)
-    return "sum", str(found.metrics()["failing/sum"])
-
-
-def parts_in_order(world: RankGroup, batches: int) -> list[int]:
-    """Returns the batch of each part that arrives, where rank r makes the parts of batches r, r + world_size, ..."""
-
-    @dataclass(frozen=True)
-    class Numbers(Failing):
-        def run(self, embedder: Embedder, share: Share) -> Iterator[int]:
-            yield from range(share.rank, batches, share.world_size)
-
-        def result(self, embedder: Embedder, parts: Sequence[int]) -> TaskResult:
-            named = tuple(Score(f"part_{at}", "part", float(number)) for at, number in enumerate(parts))
-            return TaskResult(self.name, len(parts), named)
-
-    no_model: Any = None
-    return [int(score.value) for score in run_task(Numbers(EvaluationConfig()), no_model, world).scores]
+        return None, f"{type(error).__name__}: {error}"
+    return None if found is None else [list(each.keys) for each in found], ""

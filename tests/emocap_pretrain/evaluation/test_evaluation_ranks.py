@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 from emocap_shards.store import open_store
-from evaluation_jobs import evaluate, fail, parts_in_order, train
+from evaluation_jobs import Numbered, collect, evaluate, evaluation_error, train
 from gloo_ranks import on_gloo
 from pretrain_fakes import changed, finished
 
 from emocap_pretrain.config.schema import Config
+from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.ranks.info import Rank
 from emocap_pretrain.run_folder.folder import RunFolder
@@ -34,21 +35,24 @@ def test_any_number_of_ranks_gives_the_results_of_one_to_the_bit(config: Config,
     assert on_gloo(ranks, evaluate, config) == [wanted] * ranks
 
 
-@pytest.mark.parametrize("batches", [0, 1, 4, 5])
-def test_the_parts_arrive_in_the_order_of_the_batches(batches: int) -> None:
-    assert on_gloo(3, parts_in_order, batches) == [list(range(batches))] * 3
+@pytest.mark.parametrize("samples", [1, 2, 7, 9])
+def test_the_batches_arrive_at_rank_0_in_the_order_of_the_data(samples: int) -> None:
+    """With one or two samples, only rank 0 has a batch."""
+    batches = [[str(number) for number in range(at, min(at + 2, samples))] for at in range(0, samples, 2)]
+    assert on_gloo(3, collect, Numbered(samples)) == [(batches, ""), (None, ""), (None, "")]
 
 
 def test_a_rank_that_fails_ends_all_ranks_with_its_message_and_none_waits() -> None:
-    assert on_gloo(3, fail, "nobody") == [("sum", "3.0")] * 3
-    told = ("LostContact", "rank 1 failed: a shard is damaged")
-    assert on_gloo(3, fail, "damaged on 1") == [told, ("DataError", "a shard is damaged"), told]
-    wrong = ("ConfigError", "the data do not fit")
-    assert on_gloo(2, fail, "wrong on 1") == [wrong, wrong]
-    assert on_gloo(2, fail, "no result") == [
-        ("ZeroDivisionError", ""),
-        ("LostContact", "rank 0 failed: ZeroDivisionError"),
-    ]
+    told = (None, "LostContact: rank 1 failed: the data do not fit")
+    assert on_gloo(3, collect, Numbered(9, wrong=2)) == [told, (None, "DataError: the data do not fit"), told]
+    wrong = (None, "ConfigError: the data do not fit")
+    assert on_gloo(2, collect, Numbered(9, wrong=2, error=ConfigError)) == [wrong, wrong]
+
+
+def test_a_task_that_fails_on_rank_0_ends_all_ranks(config: Config) -> None:
+    lacking = changed(config, evaluation__label="mood")
+    where = f"no sample of {config.evaluation.url} has this label; its samples have the labels emotion"
+    assert on_gloo(2, evaluation_error, lacking) == [f"ConfigError: evaluation.label=mood: {where}."] * 2
 
 
 def report(config: Config) -> Report:

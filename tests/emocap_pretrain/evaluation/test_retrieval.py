@@ -17,7 +17,9 @@ from torch.nn.functional import normalize
 
 from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.errors import ConfigError
-from emocap_pretrain.evaluation.retrieval import NEAREST, Retrieval, RetrievalBatch, chance_recall, wrong_before
+from emocap_pretrain.evaluation.examples import PackedSource
+from emocap_pretrain.evaluation.features import Features, PartFeatures
+from emocap_pretrain.evaluation.retrieval import NEAREST, Retrieval, chance_recall, wrong_before
 from emocap_pretrain.evaluation.task import Task
 from emocap_pretrain.run_folder.results import TaskResult
 
@@ -48,30 +50,33 @@ def naive(captions: Sequence[str], images: np.ndarray, texts: np.ndarray) -> dic
     }
 
 
-def result_of(captions: Sequence[str], images: np.ndarray, texts: np.ndarray, batch: int) -> TaskResult:
-    parts = [
-        RetrievalBatch(
-            tuple(captions[start : start + batch]),
-            torch.from_numpy(images[start : start + batch]),
-            torch.from_numpy(texts[start : start + batch]),
-        )
-        for start in range(0, len(captions), batch)
-    ]
-    return TASK.result(NO_MODEL, parts)
+def result_of(captions: Sequence[str | Sequence[str]], images: np.ndarray, texts: np.ndarray) -> TaskResult:
+    """Returns the result. `captions` has the caption of each image, or several; `texts` the vector of each caption."""
+    each = [(caption,) if isinstance(caption, str) else tuple(caption) for caption in captions]
+    flat = tuple(caption for some in each for caption in some)
+    owner = torch.tensor([row for row, some in enumerate(each) for _ in some])
+    features = Features(
+        keys=tuple(map(str, range(len(each)))),
+        images=torch.from_numpy(images),
+        pooled=torch.from_numpy(images),
+        labels=({},) * len(each),
+        parts={"global": PartFeatures(flat, torch.from_numpy(texts), owner)},
+    )
+    return TASK.result(NO_MODEL, {"test": features})
 
 
 def scores(result: TaskResult) -> dict[str, float]:
-    return {score.name: score.value for score in result.scores}
+    return {score.name: score.value for score in result.scores if score.name.startswith("recall")}
 
 
-@given(st.integers(1, 25), st.integers(1, 8), st.integers(1, 9), st.integers(0, 2**31))
-def test_recall_is_that_of_sorting_all_candidates_in_float64(samples: int, different: int, batch: int, seed: int):
+@given(st.integers(1, 25), st.integers(1, 8), st.integers(0, 2**31))
+def test_recall_is_that_of_sorting_all_candidates_in_float64(samples: int, different: int, seed: int):
     random = np.random.default_rng(seed)
     captions = [f"caption {number}" for number in random.integers(0, different, samples)]
     # Few whole numbers as vectors, so that many cosines are equal.
     images, texts = (random.integers(-1, 2, (samples, 3)).astype(np.float32) for _ in range(2))
     wanted = naive(captions, images.astype(float), texts.astype(float))
-    assert scores(result_of(captions, images, texts, batch)) == wanted
+    assert scores(result_of(captions, images, texts)) == wanted
 
 
 def test_vectors_of_a_tower_give_the_same_in_many_dimensions():
@@ -79,7 +84,7 @@ def test_vectors_of_a_tower_give_the_same_in_many_dimensions():
     images, texts = (normalize(torch.randn(300, 64), dim=1).numpy() for _ in range(2))
     texts = normalize(torch.from_numpy(texts + images), dim=1).numpy()
     captions = [f"caption {number // 2}" for number in range(300)]
-    found = result_of(captions, images, texts, 64)
+    found = result_of(captions, images, texts)
     assert scores(found) == naive(captions, images.astype(float), texts.astype(float))
     recall = found.metrics()
     assert 0.1 < recall["retrieval/recall_at_1_image_to_text"] < recall["retrieval/recall_at_10_image_to_text"] <= 1
@@ -90,22 +95,42 @@ def test_more_queries_than_are_held_at_once_give_the_same(monkeypatch: pytest.Mo
     torch.manual_seed(0)
     images, texts = (normalize(torch.randn(40, 8), dim=1).numpy() for _ in range(2))
     captions = [f"caption {number}" for number in range(40)]
-    whole = result_of(captions, images, texts, 40)
-    monkeypatch.setattr("emocap_pretrain.evaluation.retrieval.ROWS", 7)
-    assert result_of(captions, images, texts, 40) == whole
+    whole = result_of(captions, images, texts)
+    monkeypatch.setattr("emocap_pretrain.evaluation.retrieval.ENTRIES", 7 * 40)
+    assert result_of(captions, images, texts) == whole
 
 
 @pytest.mark.parametrize("value", [1.0, 0.0, float("nan")])
 def test_a_model_that_maps_everything_to_one_vector_finds_nothing(value: float):
     vectors = np.full((30, 4), value, dtype=np.float32)
-    found = result_of([f"caption {number}" for number in range(30)], vectors, vectors, 8)
+    found = result_of([f"caption {number}" for number in range(30)], vectors, vectors)
     assert set(scores(found).values()) == {0.0}
 
 
 def test_a_caption_of_many_faces_counts_once_and_each_of_them_is_right():
     images = torch.eye(3)[[0, 0, 1, 2]]
-    before = wrong_before(torch.eye(3), images, query=torch.arange(3), candidate=torch.tensor([0, 0, 1, 1]))
-    assert before.tolist()[:2] == [0, 0]
+    right = torch.tensor([[0, 0], [0, 1], [1, 2], [1, 3]])
+    assert wrong_before(torch.eye(3), images, right).tolist() == [0, 0, 4]
+
+
+def test_each_caption_of_a_face_is_a_right_answer():
+    """The second caption of the first face is closest to it, and its first caption is farthest from it."""
+    images = np.eye(3, dtype=np.float32)[:2]
+    texts = np.array([[0, 0, 1], [1, 0, 0], [0, 1, 0]], dtype=np.float32)
+    found = result_of([("a smile", "joy"), "anger"], images, texts)
+    values = {score.name: score.value for score in found.scores}
+    assert values["recall_at_1_image_to_text"] == 1
+    assert values["recall_at_1_text_to_image"] == pytest.approx(2 / 3)
+    assert values["median_rank_image_to_text"] == 1
+    # "a smile" is as far from both faces; the wrong one counts as first.
+    assert values["median_rank_text_to_image"] == 1
+
+
+def test_the_median_rank_is_that_of_the_best_right_answers():
+    images = np.eye(4, dtype=np.float32)
+    texts = np.eye(4, dtype=np.float32)[[1, 0, 2, 3]]  # The first two captions are exchanged.
+    found = {score.name: score.value for score in result_of(["a", "b", "c", "d"], images, texts).scores}
+    assert found["median_rank_image_to_text"] == found["median_rank_text_to_image"] == 2.5
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 10), st.integers(0, 2**31))
@@ -130,7 +155,7 @@ def test_each_score_has_the_recall_of_a_random_order():
     images, texts = (normalize(torch.randn(20, 8), dim=1).numpy() for _ in range(2))
     captions = [f"caption {number // 4}" for number in range(20)]  # Five captions of four faces.
     chances = {
-        score.name: score.baseline.value for score in result_of(captions, images, texts, 20).scores if score.baseline
+        score.name: score.baseline.value for score in result_of(captions, images, texts).scores if score.baseline
     }
     assert chances["recall_at_1_image_to_text"] == pytest.approx(1 / 5)
     assert chances["recall_at_5_image_to_text"] == pytest.approx(1)
@@ -143,7 +168,7 @@ def test_a_dataset_of_one_sample_is_refused_before_training(tmp_path: Path):
     Image.new("RGB", (8, 8)).save(file, "PNG")
     write_shards([Record("k", file.getvalue(), "png", Caption("c", (), ""))], str(tmp_path))
     with pytest.raises(ConfigError, match=r"^evaluation\.url=.* has one sample, and retrieval needs others"):
-        Retrieval(EvaluationConfig(url=str(tmp_path))).prepare()
+        Retrieval(EvaluationConfig(url=str(tmp_path))).prepare({"test": PackedSource(str(tmp_path))})
 
 
 def test_retrieval_needs_no_label_and_has_no_prompts():

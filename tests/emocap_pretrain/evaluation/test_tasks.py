@@ -1,6 +1,5 @@
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 from pretrain_fakes import changed
@@ -8,14 +7,14 @@ from pretrain_fakes import changed
 from emocap_pretrain.checkpoint.manifest import Checkpoint
 from emocap_pretrain.config.schema import Config, EvaluationConfig
 from emocap_pretrain.errors import ConfigError
-from emocap_pretrain.evaluation.task import Share, Task
+from emocap_pretrain.evaluation.task import Task
 from emocap_pretrain.evaluation.tasks import DEFAULT, TASKS, prepare, tasks_of, were_prepared
 
 PACKAGE = Path(__file__).parents[3] / "emocap_pretrain"
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_every_task_has_a_unique_name_that_mlflow_accepts_and_a_description(task: type[Task[Any]]) -> None:
+def test_every_task_has_a_unique_name_that_mlflow_accepts_and_a_description(task: type[Task]) -> None:
     assert re.fullmatch(r"[a-z0-9_]+", task.name)
     assert [each.name for each in TASKS].count(task.name) == 1
     assert len(task.about.splitlines()) == 1
@@ -62,16 +61,6 @@ def test_a_checkpoint_with_the_same_settings_was_prepared_also_if_it_knew_fewer_
     assert not were_prepared(older, changed(tiny_config, evaluation__tasks=["retrieval"]).stored()["evaluation"])
     for odd in (None, Checkpoint(1, "a", (), {}), Checkpoint(1, "a", (), {"config": {"evaluation": 3}})):
         assert not were_prepared(odd, settings)
-
-
-def test_shares_are_whole_batches_in_turn_and_together_the_dataset(faces: str) -> None:
-    def keys(share: Share) -> list[list[str]]:
-        return [[sample.key for sample in batch] for batch in share.batches(faces, 7, lambda sample: sample)]
-
-    whole = keys(Share())
-    assert [len(batch) for batch in whole] == [7, 7, 7, 3]
-    assert [keys(Share(rank, 3)) for rank in range(3)] == [whole[0::3], whole[1::3], whole[2::3]]
-    assert keys(Share(5, 6)) == []
 
 
 def test_only_the_list_of_tasks_and_the_reader_of_old_reports_name_a_task() -> None:

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.errors import ConfigError
-from emocap_pretrain.evaluation.task import run_task
-from emocap_pretrain.evaluation.zero_shot import ZeroShot
+from emocap_pretrain.evaluation import tasks
 from emocap_pretrain.inference.embedder import Embedder
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.ranks.info import Rank
@@ -50,10 +49,11 @@ class ColourModel:
     prompt_length: int = 5
     logit_scale: Tensor = field(default_factory=lambda: torch.zeros(1))
 
-    def embed_images(self, images: Tensor) -> Tensor:
+    def embed_images_and_pooled(self, images: Tensor) -> tuple[Tensor, Tensor]:
         assert images.dtype == torch.uint8
         assert images.shape[1:] == (3, 8, 8)
-        return torch.nn.functional.normalize(images.float().mean((2, 3)), dim=-1)
+        means = images.float().mean((2, 3))
+        return torch.nn.functional.normalize(means, dim=-1), means
 
     def embed_texts(self, tokens: Any) -> Tensor:
         rows = [sum(np.array(value) for word, value in self.meaning.items() if word in text) for text in tokens.texts]
@@ -62,7 +62,7 @@ class ColourModel:
 
 def classify(settings: EvaluationConfig, model: Any = None, tokenizer: Any = None) -> ConfusionMatrix:
     embedder = Embedder(model or ColourModel(), tokenizer or FakeTokenizer())
-    result = run_task(ZeroShot(settings), embedder, RankGroup(Rank(), "cpu", None))
+    (result,) = tasks.evaluate(settings, embedder, RankGroup(Rank(), "cpu", None), url="faces")
     (matrix,) = result.confusion_matrices
     return matrix
 

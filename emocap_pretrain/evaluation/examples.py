@@ -1,0 +1,147 @@
+"""Defines the examples that an evaluation reads, and the source from which they come.
+
+An example is an image or a video with its labels and captions. Its content is decoded only if its vectors are not known
+yet, because decoding a benchmark takes longer than scoring it.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from emocap_shards.annotation import load_annotation
+from emocap_shards.decode import decode_image
+from emocap_shards.inspecting.label_values import LabelValues, label_values
+from emocap_shards.library import Library
+from emocap_shards.mask import masked_url
+from emocap_shards.sample import Caption, Encoded
+
+from emocap_pretrain.data.transform import center_crop
+from emocap_pretrain.inference.embedder import Crop
+
+
+class Content(Protocol):
+    """The encoded image or video of an example."""
+
+    def digest(self) -> bytes:
+        """Returns a digest of everything that decides the crops: the encoded bytes, and the chosen part of them."""
+        ...
+
+    def crops(self, pixels: int) -> Sequence[Crop]:
+        """Decodes the content and returns its crops: one of an image, one of each chosen frame of a video.
+
+        Raises:
+            DataError, ImageError, OSError, ValueError: If it cannot be decoded.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Example:
+    """An image or video before it is decoded, with what is known about it.
+
+    Attributes:
+        key: A name that is unique within the source.
+        content: The encoded image or video.
+        labels: Texts and numbers by their names.
+        captions: The captions of the image, each of which is a right one; empty if there is none.
+        group: The person or the clip to which the example belongs; None if it is unknown.
+    """
+
+    key: str
+    content: Content
+    labels: Mapping[str, str | float] = field(default_factory=dict[str, str | float])
+    captions: tuple[Caption, ...] = ()
+    group: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """An example that has no vector, and the reason. `kind` is a few words, by which such examples are counted."""
+
+    key: str
+    kind: str
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Provides the examples of one split. Every rank opens the same source, and asks for its own part.
+
+    Attributes:
+        address: Where the examples are, without secrets, for reports.
+        images_each: Number of crops of an example; above 1 for videos.
+        may_have_gaps: Whether examples may be left out. Otherwise one that cannot be decoded ends the evaluation.
+    """
+
+    @property
+    def address(self) -> str: ...
+    @property
+    def images_each(self) -> int: ...
+    @property
+    def may_have_gaps(self) -> bool: ...
+
+    def __len__(self) -> int:
+        """Returns the number of examples, those that may be left out included."""
+        ...
+
+    def examples(self, numbers: range) -> Sequence[Example | LeftOut]:
+        """Returns the examples with the given numbers, counted from 0, in this order."""
+        ...
+
+    def label_values(self, name: str, *, seconds: float | None = None) -> LabelValues:
+        """Counts the values of the label `name`. Reading stops after `seconds`; None reads everything."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedImage:
+    """The encoded bytes of an image."""
+
+    data: bytes = field(repr=False)
+
+    def digest(self) -> bytes:
+        return hashlib.blake2b(self.data, digest_size=32).digest()
+
+    def crops(self, pixels: int) -> Sequence[Crop]:
+        return (center_crop(decode_image(self.data), pixels),)
+
+
+@dataclass(frozen=True)
+class PackedSource:
+    """Reads the samples of a packed dataset in the order of its manifest."""
+
+    url: str = field(repr=False)  # It may hold a password.
+    images_each: int = 1
+    may_have_gaps: bool = False
+
+    @property
+    def address(self) -> str:
+        return masked_url(self.url)
+
+    def __len__(self) -> int:
+        return sum(self._library.samples)
+
+    def examples(self, numbers: range) -> Sequence[Example | LeftOut]:
+        """Returns samples of the dataset.
+
+        Raises:
+            DamagedSample: If a sample is damaged.
+            DamagedShard, StoreError: If a shard cannot be read.
+        """
+        return [_example(sample) for sample in self._library.fetch(np.asarray(numbers), direct=True)]
+
+    def label_values(self, name: str, *, seconds: float | None = None) -> LabelValues:
+        return label_values(self.url, name, seconds=seconds)
+
+    @cached_property
+    def _library(self) -> Library:
+        return Library.open(self.url)
+
+
+def _example(sample: Encoded | Exception) -> Example:
+    if isinstance(sample, Exception):
+        raise sample
+    captions, labels = load_annotation(sample.annotation)
+    return Example(sample.key, EncodedImage(sample.image), labels, captions)

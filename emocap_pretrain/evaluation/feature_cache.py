@@ -1,0 +1,68 @@
+"""Keeps the vectors of batches between evaluations, by a digest of everything that decides them.
+
+A batch is found again if the model, the contents of its examples and the texts are the same, wherever the files lie.
+A batch is kept or computed as a whole, because the last bits of a vector may depend on the size of its batch. So the
+results are the same with an empty cache, with a full one, and with the one that an interrupted evaluation has left.
+"""
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from emocap_shards.errors import NotFound, StoreError
+from emocap_shards.store import Store
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+FORM = "features-1"
+_MOST_BYTES = 1 << 30
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureCache:
+    """Keeps arrays in a store. Several processes may share it.
+
+    Attributes:
+        store: The store.
+        model: A digest of the model and of what it does with an image (`Embedder.digest`).
+    """
+
+    store: Store
+    model: str
+
+    def path(self, contents: Sequence[bytes], texts: Sequence[str]) -> str:
+        """Returns where the vectors of a batch are.
+
+        Args:
+            contents: The digests of the examples' contents.
+            texts: The texts of all parts, each with the name of its part.
+        """
+        digest = hashlib.blake2b(f"{FORM} {self.model} {len(contents)} {len(texts)}".encode(), digest_size=32)
+        for content in contents:
+            digest.update(len(content).to_bytes(4, "little") + content)
+        for text in texts:
+            encoded = text.encode(errors="surrogatepass")
+            digest.update(len(encoded).to_bytes(4, "little") + encoded)
+        name = digest.hexdigest()
+        return f"{name[:2]}/{name[2:]}.safetensors"
+
+    def read(self, path: str) -> Mapping[str, np.ndarray] | None:
+        """Returns the arrays at a path; None if there are none, or if they cannot be read."""
+        try:
+            return load(self.store.read(path, limit_bytes=_MOST_BYTES))
+        except (NotFound, SafetensorError):
+            return None
+        except StoreError as error:
+            _log.warning("the cache of features is not read: %s", error)
+            return None
+
+    def write(self, path: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Stores arrays. If this fails, a warning is logged: the evaluation continues without the cache."""
+        try:
+            self.store.put(path, save(dict(arrays)))
+        except (StoreError, OSError) as error:
+            _log.warning("the cache of features is not written: %s", error)

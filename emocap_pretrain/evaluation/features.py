@@ -1,0 +1,282 @@
+"""Computes the vectors of a split on all ranks, once for all tasks.
+
+Each rank computes every `world_size`-th batch. The examples of a batch do not depend on the number of ranks, because
+the last bits of a vector may depend on the size of its batch. So any number of ranks gives the same vectors, bit for
+bit.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain, zip_longest
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from emocap_shards.background import in_order
+from emocap_shards.errors import ImageError
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from emocap_pretrain.data.parts import Part
+from emocap_pretrain.errors import DataError
+from emocap_pretrain.evaluation.examples import Example, LeftOut, Source
+from emocap_pretrain.evaluation.feature_cache import FeatureCache
+from emocap_pretrain.inference.embedder import Crop, Embedder
+from emocap_pretrain.inference.images import READERS, reason
+from emocap_pretrain.ranks.group import RankGroup
+
+Kept = TypeVar("Kept")
+
+AHEAD = 2  # Batches that are read and decoded before the model needs them.
+_UNREADABLE = (DataError, ImageError, OSError, ValueError)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PartFeatures:
+    """Holds the texts of one caption part with their vectors, in the order of the examples.
+
+    `owner` is the row of the example to which a text belongs. An example may have several texts, or none.
+    """
+
+    texts: tuple[str, ...]
+    vectors: Float[Tensor, "texts embedding"]
+    owner: Int[Tensor, " texts"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Features:
+    """Holds the vectors of the examples of a split, on the CPU in float32, and what is known about each example.
+
+    Attributes:
+        keys: The names of the examples.
+        images: The unit vectors in the space that images and texts share. That of a video is the mean of the unit
+            vectors of its frames, scaled to unit length.
+        pooled: The vectors of the image tower before the projection, on which probes are trained. That of a video is
+            the mean over its frames.
+        labels: The labels of each example.
+        groups: The person or clip of each example; None if it is unknown.
+        parts: The texts of the captions, by the name of their caption part.
+        left_out: The examples without vectors, with reasons.
+    """
+
+    keys: tuple[str, ...]
+    images: Float[Tensor, "examples embedding"]
+    pooled: Float[Tensor, "examples width"]
+    labels: tuple[Mapping[str, str | float], ...]
+    groups: tuple[str | None, ...] = ()
+    parts: Mapping[str, PartFeatures] = field(default_factory=dict[str, PartFeatures])
+    left_out: tuple[LeftOut, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+class _Text(NamedTuple):
+    """One text of a batch: the name of its part, the row of its example among the examples of the batch, the text."""
+
+    part: str
+    row: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Loaded:
+    """Holds a batch before the model has seen it.
+
+    Attributes:
+        examples: The examples of the batch.
+        left_out: The examples of the batch that have no content.
+        path: Where the arrays of the batch are cached; empty without a cache.
+        arrays: The arrays of the cache; None if the model must compute them.
+        crops: The crops of each example, or why it cannot be decoded; empty if the arrays were cached.
+    """
+
+    examples: Sequence[Example]
+    left_out: Sequence[LeftOut]
+    path: str
+    arrays: Mapping[str, np.ndarray] | None
+    crops: Sequence[Sequence[Crop] | DataError]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BatchFeatures:
+    """Holds what a rank sends of one batch.
+
+    Attributes:
+        keys: The names of the examples.
+        labels: Their labels.
+        groups: Their persons or clips.
+        texts: The texts of their captions.
+        left_out: The examples of the batch that have no content, and those that cannot be decoded.
+        arrays: `decoded` says of each example whether it could be decoded. `images` and `pooled` have a row for each
+            example that could. `texts` has a row for each text.
+    """
+
+    keys: Sequence[str]
+    labels: Sequence[Mapping[str, str | float]]
+    groups: Sequence[str | None]
+    texts: Sequence[_Text]
+    left_out: Sequence[LeftOut]
+    arrays: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True, slots=True)
+class Extraction:
+    """Computes vectors with one model.
+
+    Attributes:
+        embedder: The model, on this rank's device.
+        batch: Number of images of a batch.
+        parts: The caption parts whose texts are encoded.
+        cache: Keeps the vectors; None computes all of them.
+    """
+
+    embedder: Embedder
+    batch: int
+    parts: Sequence[Part] = ()
+    cache: FeatureCache | None = None
+
+    def collect(self, source: Source, world: RankGroup) -> list[BatchFeatures] | None:
+        """Returns all batches in order on rank 0, and None on the other ranks. This is a collective.
+
+        Raises:
+            DataError: If an example cannot be decoded, and the source may have no gaps.
+            ConfigError, LostContact: If another rank has failed (`RankGroup.run_on_all`).
+        """
+        shares = world.collect_on_main(lambda: list(self._share(source, world)))
+        return None if shares is None else in_turn(shares)
+
+    def _share(self, source: Source, world: RankGroup) -> Iterator[BatchFeatures]:
+        each = max(1, self.batch // source.images_each)
+        ranges = [range(first, min(first + each, len(source))) for first in range(0, len(source), each)]
+        # One thread waits for the store and looks into the cache; the others decode.
+        with ThreadPoolExecutor(1, "emocap-batches") as loader, ThreadPoolExecutor(READERS, "emocap-read") as readers:
+            load = partial(self._loaded, source, readers)
+            for loaded in in_order(loader, load, ranges[world.rank :: world.world_size], ahead=AHEAD):
+                yield self._computed(loaded)
+
+    def _loaded(self, source: Source, readers: Executor, numbers: range) -> _Loaded:
+        found = source.examples(numbers)
+        examples = [each for each in found if isinstance(each, Example)]
+        left_out = [each for each in found if isinstance(each, LeftOut)]
+        path, arrays = "", None
+        if self.cache:
+            contents = [each.content.digest() for each in examples]
+            path = self.cache.path(contents, [f"{part}: {text}" for part, _, text in self._texts(examples)])
+            arrays = self.cache.read(path)
+        crops = list(readers.map(self._crops, examples)) if arrays is None else []
+        if not source.may_have_gaps and (failed := [each for each in crops if isinstance(each, DataError)]):
+            raise failed[0]
+        return _Loaded(examples, left_out, path, arrays, crops)
+
+    def _crops(self, example: Example) -> Sequence[Crop] | DataError:
+        try:
+            return example.content.crops(self.embedder.model.pixels)
+        except _UNREADABLE as error:
+            return DataError(f"{example.key}: {reason(error)}.")
+
+    def _texts(self, examples: Sequence[Example]) -> list[_Text]:
+        return [
+            _Text(part.name, row, text)
+            for part in self.parts
+            for row, example in enumerate(examples)
+            for caption in example.captions
+            for text in part.texts(caption)
+        ]
+
+    def _computed(self, loaded: _Loaded) -> BatchFeatures:
+        texts = self._texts(loaded.examples)
+        arrays = loaded.arrays
+        if arrays is None:
+            arrays = self._arrays(loaded.crops, texts)
+            if self.cache:
+                self.cache.write(loaded.path, arrays)
+        decoded = arrays["decoded"]
+        failed = [each.key for each, is_decoded in zip(loaded.examples, decoded, strict=True) if not is_decoded]
+        return BatchFeatures(
+            keys=[each.key for each in loaded.examples],
+            labels=[each.labels for each in loaded.examples],
+            groups=[each.group for each in loaded.examples],
+            texts=texts,
+            left_out=[*loaded.left_out, *(LeftOut(key, "cannot be decoded") for key in failed)],
+            arrays=arrays,
+        )
+
+    def _arrays(self, crops: Sequence[Sequence[Crop] | DataError], texts: Sequence[_Text]) -> dict[str, np.ndarray]:
+        decoded = [each for each in crops if not isinstance(each, DataError)]
+        flat = list(chain.from_iterable(decoded))
+        # A video with many frames is passed through the tower in parts of `batch` frames.
+        parts = [self.embedder.crops_and_pooled(flat[at : at + self.batch]) for at in range(0, len(flat), self.batch)]
+        arrays = {"decoded": np.array([not isinstance(each, DataError) for each in crops], dtype=np.bool_)}
+        for name, found in zip(("images", "pooled"), zip(*parts, strict=True), strict=False):
+            means = [each.mean(0) for each in torch.cat(found).split([len(each) for each in decoded])]
+            arrays[name] = torch.stack(means).numpy()
+        if "images" in arrays:
+            arrays["images"] = normalize(torch.from_numpy(arrays["images"]), dim=1).numpy()
+        words = [each.text for each in texts]
+        vectors = [self.embedder.texts(words[at : at + self.batch]) for at in range(0, len(words), self.batch)]
+        if vectors:
+            arrays["texts"] = torch.cat(vectors).numpy()
+        return arrays
+
+
+def joined(batches: Sequence[BatchFeatures], address: str) -> Features:
+    """Joins batches in their order.
+
+    Raises:
+        DataError: If no example has a vector.
+    """
+    decoded = np.concatenate([each.arrays["decoded"] for each in batches])
+    left_out = tuple(chain.from_iterable(each.left_out for each in batches))
+    if not decoded.any():
+        first = f"; the first is {left_out[0].key} ({left_out[0].kind})" if left_out else ""
+        raise DataError(f"{address} has no example that can be read{first}.")
+
+    def kept(values: Iterator[Kept]) -> tuple[Kept, ...]:
+        return tuple(value for value, is_decoded in zip(values, decoded, strict=True) if is_decoded)
+
+    return Features(
+        keys=kept(chain.from_iterable(each.keys for each in batches)),
+        images=_rows(batches, "images"),
+        pooled=_rows(batches, "pooled"),
+        labels=kept(chain.from_iterable(each.labels for each in batches)),
+        groups=kept(chain.from_iterable(each.groups for each in batches)),
+        parts=_parts(batches, decoded),
+        left_out=left_out,
+    )
+
+
+def _rows(batches: Sequence[BatchFeatures], name: str) -> Tensor:
+    # A batch of which nothing could be decoded has no array.
+    return torch.from_numpy(np.concatenate([each.arrays[name] for each in batches if name in each.arrays]))
+
+
+def _parts(batches: Sequence[BatchFeatures], decoded: np.ndarray) -> dict[str, PartFeatures]:
+    rows = np.cumsum(decoded) - 1  # The row in `Features` of each example that was decoded.
+    found: dict[str, tuple[list[str], list[np.ndarray], list[int]]] = {}
+    first = 0
+    for batch in batches:
+        for text, vector in zip(batch.texts, batch.arrays.get("texts", ()), strict=True):
+            if decoded[first + text.row]:
+                texts, vectors, owners = found.setdefault(text.part, ([], [], []))
+                texts.append(text.text)
+                vectors.append(vector)
+                owners.append(int(rows[first + text.row]))
+        first += len(batch.keys)
+    return {
+        name: PartFeatures(tuple(texts), torch.from_numpy(np.stack(vectors)), torch.tensor(owners))
+        for name, (texts, vectors, owners) in found.items()
+    }
+
+
+def in_turn(shares: Sequence[Sequence[Kept]]) -> list[Kept]:
+    """Returns the batches in order: `shares[r]` has those with the numbers r, r + ranks, r + 2 * ranks, ...
+
+    >>> in_turn([["batch 0", "batch 2"], ["batch 1"]])
+    ['batch 0', 'batch 1', 'batch 2']
+    """
+    rounds = zip_longest(*shares)
+    return [batch for each in rounds for batch in each if batch is not None]
