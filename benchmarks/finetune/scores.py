@@ -14,9 +14,10 @@ from sklearn.preprocessing import StandardScaler
 
 from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.evaluation import tasks
+from emocap_pretrain.evaluation.classification import labelled
 from emocap_pretrain.evaluation.examples import PackedSource
 from emocap_pretrain.evaluation.features import Extraction, joined
-from emocap_pretrain.evaluation.zero_shot import ZeroShot, labelled
+from emocap_pretrain.evaluation.zero_shot import ZeroShot
 from emocap_pretrain.inference.embedder import Embedder
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.ranks.info import Rank

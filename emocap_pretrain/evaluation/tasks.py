@@ -23,6 +23,9 @@ from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.evaluation.examples import PackedSource, Source
 from emocap_pretrain.evaluation.feature_cache import FeatureCache
 from emocap_pretrain.evaluation.features import BatchFeatures, Extraction, Features, joined
+from emocap_pretrain.evaluation.few_shot import FewShot
+from emocap_pretrain.evaluation.linear_probe import LinearProbe
+from emocap_pretrain.evaluation.nearest import Nearest
 from emocap_pretrain.evaluation.retrieval import Retrieval
 from emocap_pretrain.evaluation.task import SplitName, Task
 from emocap_pretrain.evaluation.zero_shot import ZeroShot
@@ -33,7 +36,7 @@ from emocap_pretrain.run_folder.results import TaskResult
 Value = TypeVar("Value")
 
 # The order is that of `emocap evaluate --list` and of the charts in the tracker.
-TASKS: tuple[type[Task], ...] = (ZeroShot, Retrieval)
+TASKS: tuple[type[Task], ...] = (ZeroShot, Retrieval, LinearProbe, FewShot, Nearest)
 DEFAULT = (ZeroShot,)  # The tasks if the settings name none.
 PREPARE_S = 20.0  # Seconds for which each task may read before a start. The ranks read the rest before the first step.
 

@@ -3,26 +3,25 @@
 `inference/classes.py` makes the prompts and computes the cosines.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import numpy as np
 from emocap_shards.inspecting.label_values import LabelValues
+from jaxtyping import Float
+from torch import Tensor
 
 from emocap_pretrain.config.fields import label_text
 from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.data.parts import Part
-from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.evaluation.classification import LabelledRows, classes_of, classes_of_features, scored
 from emocap_pretrain.evaluation.confusion import Confusion
 from emocap_pretrain.evaluation.examples import Source
 from emocap_pretrain.evaluation.features import Features
 from emocap_pretrain.evaluation.task import SplitName
 from emocap_pretrain.inference.classes import class_cosines, class_embeddings, prompts_of
 from emocap_pretrain.inference.embedder import Embedder
-from emocap_pretrain.run_folder.results import TaskResult
-
-SHOWN = 8  # Number of names of classes or labels that an error message lists.
+from emocap_pretrain.run_folder.results import Score, TaskResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,59 +51,30 @@ class ZeroShot:
         return list(_notes(settings, found, seconds))
 
     def result(self, embedder: Embedder, features: Mapping[SplitName, Features]) -> TaskResult:
-        rows, truth = labelled(features["test"], self.settings.label)
-        names = dict.fromkeys(name for labels in features["test"].labels for name in labels)
-        classes = classes_of(self.settings, truth, tuple(names))
+        test = features["test"]
+        classes = classes_of_features(self.settings, test)
+        found = LabelledRows.of(test, self.settings.label, tuple(classes))
         columns = class_embeddings(embedder, self.settings.templates, classes)
-        predicted = class_cosines(features["test"].images[rows], columns).argmax(1).numpy()
-        numbers = {name: number for number, name in enumerate(classes)}
-        confusion = Confusion.of(tuple(classes), np.array([numbers[label] for label in truth]), predicted)
-        return TaskResult(
-            task=self.name,
-            samples=len(truth),
-            scores=confusion.scores("zero-shot"),
-            class_values=(confusion.recalls("zero-shot"),),
-            confusion_matrices=(confusion.matrix("Zero-shot"),),
-        )
+        images = test.images[found.rows]
+        result = scored(self.name, "zero-shot", found, class_cosines(images, columns).argmax(1).numpy())
+        return replace(result, scores=(*result.scores, *self._by_template(found, images, columns)))
 
+    def _by_template(
+        self,
+        found: LabelledRows,
+        images: Float[Tensor, "images embedding"],
+        columns: Float[Tensor, "templates embedding classes"],
+    ) -> Iterator[Score]:
+        """Yields the lowest and the highest UAR of a single template, if there are several.
 
-def labelled(features: Features, label: str) -> tuple[list[int], list[str]]:
-    """Returns the rows of the examples that have a label, and the names of their classes as `label_text` formats them.
-
-    An example whose label is missing or empty is left out.
-    """
-    rows = [row for row, labels in enumerate(features.labels) if labels.get(label, "") != ""]
-    return rows, [label_text(features.labels[row][label]) for row in rows]
-
-
-def classes_of(
-    settings: EvaluationConfig, labels: Iterable[str], names: Sequence[str] = ()
-) -> Mapping[str, Sequence[str]]:
-    """Returns the words of each class in prompts, in the order of the classes.
-
-    Args:
-        settings: If the setting `classes` is given, it is returned. Otherwise each distinct value in `labels` is a
-            class, and the value is the only word of this class.
-        labels: The values of the label `evaluation.label` in the samples, such as "happy", as `label_text` formats
-            them.
-        names: Names of the labels that the dataset has, such as "emotion" and "valence". The error message lists them
-            if `labels` is empty.
-
-    Raises:
-        ConfigError: If `labels` is empty, or if the setting `classes` is given and lacks a value in `labels`.
-    """
-    found = sorted(set(labels))
-    if not found:
-        there = f"; its samples have the labels {_listed(names)}" if names else "; its samples have no labels"
-        raise ConfigError(f"evaluation.label={settings.label}: no sample of {settings.url} has this label{there}.")
-    classes = settings.classes or {name: (name,) for name in found}
-    unknown = [name for name in found if name not in classes]
-    if unknown:
-        raise ConfigError(
-            f"evaluation.classes lacks {_listed(unknown)}, which samples of {settings.url} have as their label "
-            f"{settings.label!r}; the classes are {_listed(tuple(classes))}."
-        )
-    return classes
+        They say how much the choice of the template alone changes the score.
+        """
+        if len(self.settings.templates) < 2:
+            return
+        predicted = ((images @ column).argmax(1).numpy() for column in columns)
+        uars = [Confusion.of(found.classes, found.truth, each).uar for each in predicted]
+        yield Score("uar_lowest_template", "zero-shot UAR, worst template", min(uars))
+        yield Score("uar_highest_template", "zero-shot UAR, best template", max(uars))
 
 
 def _notes(settings: EvaluationConfig, found: LabelValues, seconds: float | None) -> Iterator[str]:
@@ -122,9 +92,3 @@ def _notes(settings: EvaluationConfig, found: LabelValues, seconds: float | None
 
 def _is_number(value: str | float) -> bool:
     return not isinstance(value, str) or value.replace(".", "", 1).isdecimal()
-
-
-def _listed(names: Sequence[str]) -> str:
-    """Returns a text with the first few names, and with the number of the other names if there are more."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(name if len(name) <= 40 else f"{name[:37]}..." for name in names[:SHOWN]) + more

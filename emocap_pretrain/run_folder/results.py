@@ -8,7 +8,7 @@ code for individual tasks (decision 25). `report.json` stores the values, and la
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -53,13 +53,14 @@ class Score:
         value: The number.
         baseline: The score that needs no model, for comparison; None if there is none.
         is_share: Whether the number is a fraction in [0, 1], which is shown in per cent.
+        interval: The bounds of a 95 % confidence interval; None if there is none.
 
     Raises:
         ValueError: If the name has characters that MLflow refuses, or the value is not finite.
 
     Example:
-        Score("uar", "UAR", 0.411, Baseline("chance", 0.125, "8 classes")).text()
-        # "41.1%  (chance 12.5%: 8 classes)"
+        Score("uar", "UAR", 0.411, Baseline("chance", 0.125, "8 classes"), interval=(0.37, 0.452)).text()
+        # "41.1% [37.0, 45.2]  (chance 12.5%: 8 classes)"
     """
 
     name: str
@@ -67,6 +68,7 @@ class Score:
     value: Finite
     baseline: Baseline | None = None
     is_share: bool = True
+    interval: tuple[Finite, Finite] | None = None
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -74,12 +76,19 @@ class Score:
         if not math.isfinite(self.value):
             raise ValueError(f"the score {self.name} is {self.value}, which is not a finite number")
 
+    def within(self, bounds: tuple[float, float]) -> "Score":
+        """Returns the score with the bounds of its confidence interval; without one if a bound is not finite."""
+        return replace(self, interval=bounds if all(map(math.isfinite, bounds)) else None)
+
     def text(self, before_training: float | None = None) -> str:
-        """Returns the number as the terminal shows it, followed by its baseline.
+        """Returns the number as the terminal shows it, followed by its interval and its baseline.
 
         With the value of the same score before training, the text begins with this value and an arrow.
         """
         number = _number(self.value, is_share=self.is_share)
+        if self.interval:
+            low, high = (_number(bound, is_share=self.is_share).removesuffix("%") for bound in self.interval)
+            number = f"{number} [{low}, {high}]"
         if before_training is not None:
             number = f"{_number(before_training, is_share=self.is_share)} → {number}"
         return f"{number}  {self.baseline.text(is_share=self.is_share)}" if self.baseline else number

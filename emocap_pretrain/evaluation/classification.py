@@ -1,0 +1,148 @@
+"""Scores predicted classes: what all tasks that predict one class for each example report in the same way."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+from sklearn.metrics import f1_score
+
+from emocap_pretrain.config.fields import label_text
+from emocap_pretrain.config.schema import EvaluationConfig
+from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.evaluation.confusion import Confusion
+from emocap_pretrain.evaluation.examples import Source
+from emocap_pretrain.evaluation.features import Features
+from emocap_pretrain.evaluation.intervals import bootstrap, mean_recalls, shares
+from emocap_pretrain.run_folder.results import Score, TaskResult
+
+SHOWN = 8  # Number of names of classes or labels that an error message lists.
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LabelledRows:
+    """Holds the rows of `Features` that have a label.
+
+    Attributes:
+        rows: The rows.
+        truth: The number of the class of each of these rows.
+        classes: The names of the classes.
+        groups: The person or clip of each of these rows; None if it is unknown.
+    """
+
+    rows: Int[np.ndarray, " labelled"]
+    truth: Int[np.ndarray, " labelled"]
+    classes: tuple[str, ...]
+    groups: tuple[str | None, ...]
+
+    @classmethod
+    def of(cls, features: Features, label: str, classes: Sequence[str]) -> "LabelledRows":
+        """Finds the rows that have the label. A row whose label is missing or empty is left out.
+
+        Raises:
+            ConfigError: If a label is not the name of a class.
+        """
+        rows, names = labelled(features, label)
+        numbers = {name: number for number, name in enumerate(classes)}
+        if unknown := sorted({name for name in names if name not in numbers}):
+            raise ConfigError(f"label {label!r}: {listed(unknown)} is not among the classes {listed(classes)}.")
+        truth = np.array([numbers[name] for name in names], dtype=np.int64)
+        groups = tuple(features.groups[row] if features.groups else None for row in rows)
+        return cls(np.array(rows, dtype=np.int64), truth, tuple(classes), groups)
+
+    def pooled(self, features: Features) -> Float[np.ndarray, "labelled width"]:
+        """Returns the vectors of these rows before the projection, in float64."""
+        return features.pooled[self.rows].double().numpy()
+
+
+def labelled(features: Features, label: str) -> tuple[list[int], list[str]]:
+    """Returns the rows of the examples that have a label, and the names of their classes as `label_text` formats them.
+
+    An example whose label is missing or empty is left out.
+    """
+    rows = [row for row, labels in enumerate(features.labels) if labels.get(label, "") != ""]
+    return rows, [label_text(features.labels[row][label]) for row in rows]
+
+
+def scored(task: str, title: str, found: LabelledRows, predicted: np.ndarray) -> TaskResult:
+    """Returns UAR, WAR and macro-F1 with their intervals, the recall of each class, and the confusion matrix.
+
+    Args:
+        task: The name of the task.
+        title: The first words of the titles of scores.
+        found: The true classes.
+        predicted: The number of the predicted class of each row.
+    """
+    confusion = Confusion.of(found.classes, found.truth, predicted)
+    is_right = predicted == found.truth
+    uar, war = confusion.scores(title)
+    occurring = np.unique(found.truth)
+    f1 = float(f1_score(found.truth, predicted, labels=occurring, average="macro"))
+    return TaskResult(
+        task=task,
+        samples=len(found.truth),
+        scores=(
+            uar.within(bootstrap(mean_recalls(found.truth, is_right, len(found.classes)), found.groups)),
+            war.within(bootstrap(shares(is_right), found.groups)),
+            Score("macro_f1", f"{title} macro-F1", f1),
+        ),
+        class_values=(confusion.recalls(title),),
+        confusion_matrices=(confusion.matrix(title[:1].upper() + title[1:]),),
+    )
+
+
+def classes_of(
+    settings: EvaluationConfig, labels: Iterable[str], names: Sequence[str] = (), *, url: str | None = None
+) -> Mapping[str, Sequence[str]]:
+    """Returns the words of each class in prompts, in the order of the classes.
+
+    Args:
+        settings: If the setting `classes` is given, it is returned. Otherwise each distinct value in `labels` is a
+            class, and the value is the only word of this class.
+        labels: The values of the label `evaluation.label` in the samples, such as "happy", as `label_text` formats
+            them.
+        names: Names of the labels that the dataset has, such as "emotion" and "valence". The error message lists them
+            if `labels` is empty.
+        url: The dataset; by default `evaluation.url`.
+
+    Raises:
+        ConfigError: If `labels` is empty, or if the setting `classes` is given and lacks a value in `labels`.
+    """
+    where = url or settings.url
+    found = sorted(set(labels))
+    if not found:
+        there = f"; its samples have the labels {listed(names)}" if names else "; its samples have no labels"
+        raise ConfigError(f"evaluation.label={settings.label}: no sample of {where} has this label{there}.")
+    classes = settings.classes or {name: (name,) for name in found}
+    unknown = [name for name in found if name not in classes]
+    if unknown:
+        raise ConfigError(
+            f"evaluation.classes lacks {listed(unknown)}, which samples of {where} have as their label "
+            f"{settings.label!r}; the classes are {listed(tuple(classes))}."
+        )
+    return classes
+
+
+def classes_of_features(settings: EvaluationConfig, features: Features) -> Mapping[str, Sequence[str]]:
+    """Returns the words of each class, as `classes_of` finds them for the labels of a split."""
+    names = tuple(dict.fromkeys(name for labels in features.labels for name in labels))
+    return classes_of(settings, labelled(features, settings.label)[1], names)
+
+
+def check_labels(settings: EvaluationConfig, sources: Iterable[Source], seconds: float | None) -> None:
+    """Compares the labels of every split with the classes, as far as they can be read within `seconds` seconds.
+
+    Raises:
+        ConfigError: If a split has no labels, or a label without a class.
+    """
+    for source in sources:
+        found = source.label_values(settings.label, seconds=seconds)
+        # A reading that was cut off before it found a label says nothing about the dataset, so nothing is compared.
+        if found.values or found.complete:
+            classes_of(settings, map(label_text, found.values), found.names, url=source.address)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Returns a text with the first few names, and with the number of the other names if there are more."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(name if len(name) <= 40 else f"{name[:37]}..." for name in names[:SHOWN]) + more

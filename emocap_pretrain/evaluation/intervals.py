@@ -1,0 +1,86 @@
+"""Computes confidence intervals by the bootstrap: scores of many samples that are drawn with replacement.
+
+If examples belong to persons or clips, whole persons or clips are drawn, because the examples of one person are alike:
+drawing single examples would make the intervals too narrow. The draws have a fixed seed, so the same predictions always
+have the same intervals.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+DRAWS = 1000
+LEVEL = 0.95
+_SEED = 0
+_ENTRIES = 1 << 22  # Number of weights that are in memory at the same time, 32 MiB.
+
+Weights = Float[np.ndarray, "draws examples"]
+"""How often each example occurs in each draw."""
+
+
+def bootstrap(
+    scores: Callable[[Weights], Float[np.ndarray, " draws"]], groups: Sequence[str | None]
+) -> tuple[float, float]:
+    """Returns the lower and the upper bound of the interval that contains `LEVEL` of the scores of the draws.
+
+    Args:
+        scores: Computes the score of each draw. A score that a draw does not have is NaN, and is left out.
+        groups: The person or clip of each example. An example with None is a group of its own.
+
+    Returns:
+        The percentiles; NaN if no draw has a score.
+    """
+    found = np.concatenate([scores(weights) for weights in draws(groups)])
+    found = found[np.isfinite(found)]
+    if not found.size:
+        return float("nan"), float("nan")
+    low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def draws(groups: Sequence[str | None]) -> Iterator[Weights]:
+    """Yields the weights of all draws, in blocks of bounded size."""
+    numbers: dict[object, int] = {}
+    # An example without a group gets a key that no other example has.
+    of_group = np.array(
+        [numbers.setdefault(row if group is None else group, len(numbers)) for row, group in enumerate(groups)]
+    )
+    random, count = np.random.default_rng(_SEED), len(numbers)
+    step = max(1, _ENTRIES // max(1, len(groups)))
+    for start in range(0, DRAWS, step):
+        size = min(step, DRAWS - start)
+        drawn = random.multinomial(count, np.full(count, 1 / count), size=size)
+        yield drawn[:, of_group].astype(np.float64)
+
+
+def mean_recalls(
+    truth: np.ndarray, is_right: np.ndarray, classes: int
+) -> Callable[[Weights], Float[np.ndarray, " draws"]]:
+    """Returns a function that computes the unweighted average recall (UAR) of each draw.
+
+    Classes that do not occur in a draw are left out of its mean, as they are in the score itself.
+
+    Args:
+        truth: The number of the true class of each example.
+        is_right: Whether the class of each example was predicted.
+        classes: The number of classes.
+    """
+    members = np.eye(classes)[truth]
+
+    def scores(weights: Weights) -> Float[np.ndarray, " draws"]:
+        samples = weights @ members
+        hits = weights @ (members * is_right[:, None])
+        with np.errstate(invalid="ignore"):
+            return np.nanmean(hits / samples, axis=1)
+
+    return scores
+
+
+def shares(is_right: np.ndarray) -> Callable[[Weights], Float[np.ndarray, " draws"]]:
+    """Returns a function that computes the share of right examples of each draw (the accuracy, WAR)."""
+
+    def scores(weights: Weights) -> Float[np.ndarray, " draws"]:
+        return weights @ is_right / weights.sum(1)
+
+    return scores

@@ -1,0 +1,61 @@
+"""Trains a probe: a logistic regression on the vectors of an image tower, whose weights stay as they are."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from emocap_pretrain.evaluation.confusion import Confusion
+
+INVERSE_STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # The first one regularizes most.
+ITERATIONS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Holds a trained probe, with the inverse strength of its regularization (scikit-learn's C)."""
+
+    scaler: StandardScaler
+    regression: LogisticRegression
+    inverse_strength: float
+
+    def predicted(self, vectors: Float[np.ndarray, "examples width"]) -> Int[np.ndarray, " examples"]:
+        """Returns the number of the class of each vector."""
+        return np.asarray(self.regression.predict(self.scaler.transform(vectors)))
+
+
+def fitted(
+    train: tuple[Float[np.ndarray, "train width"], Int[np.ndarray, " train"]],
+    valid: tuple[Float[np.ndarray, "valid width"], Int[np.ndarray, " valid"]],
+    classes: Sequence[str],
+    inverse_strengths: Sequence[float] = INVERSE_STRENGTHS,
+) -> Probe:
+    """Trains a probe with each strength, and returns the one with the highest UAR on the split `valid`.
+
+    If several are equal, the one with the strongest regularization is returned. Every class has the same weight,
+    because UAR is the mean over the classes.
+
+    Args:
+        train: Vectors, and the numbers of their classes.
+        valid: Vectors, and the numbers of their classes.
+        classes: The names of the classes.
+        inverse_strengths: The inverse strengths of the regularization, in ascending order.
+    """
+    scaler = StandardScaler().fit(train[0])
+    vectors, choices = scaler.transform(train[0]), scaler.transform(valid[0])
+    best: tuple[float, Probe] | None = None
+    start: LogisticRegression | None = None
+    for strength in inverse_strengths:
+        regression = LogisticRegression(C=strength, class_weight="balanced", max_iter=ITERATIONS, warm_start=True)
+        if start is not None:
+            # Begin at the result of the stronger regularization, which saves most iterations.
+            regression.coef_, regression.intercept_, regression.classes_ = start.coef_, start.intercept_, start.classes_
+        start = regression.fit(vectors, train[1])
+        uar = Confusion.of(tuple(classes), valid[1], np.asarray(regression.predict(choices))).uar
+        if best is None or uar > best[0]:
+            best = uar, Probe(scaler, regression, strength)
+    assert best is not None
+    return best[1]

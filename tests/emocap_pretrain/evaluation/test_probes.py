@@ -1,0 +1,150 @@
+"""Tests the tasks that train on vectors: against scikit-learn's own classes, and for what they must not look at."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score, f1_score
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import StandardScaler
+
+from emocap_pretrain.config.schema import EvaluationConfig
+from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.evaluation.features import Features
+from emocap_pretrain.evaluation.few_shot import DRAWS, SHOTS, FewShot, drawn
+from emocap_pretrain.evaluation.linear_probe import LinearProbe
+from emocap_pretrain.evaluation.nearest import NEIGHBOURS, Nearest
+from emocap_pretrain.evaluation.probe import INVERSE_STRENGTHS
+from emocap_pretrain.evaluation.task import SplitName
+from emocap_pretrain.run_folder.results import TaskResult
+
+NAMES = ("anger", "fear", "joy")
+NO_MODEL: Any = None
+SETTINGS = EvaluationConfig(url="faces")
+
+
+def split(samples: int, seed: int, *, spread: float = 1.0, unlabelled: int = 0) -> Features:
+    """Returns vectors of three overlapping clusters of unequal size, and some examples without a label."""
+    random = np.random.default_rng(seed)
+    truth = random.choice(3, samples, p=[0.6, 0.3, 0.1])
+    truth[:3] = [0, 1, 2]
+    centres = np.random.default_rng(0).normal(size=(3, 8))
+    pooled = centres[truth] + spread * random.normal(size=(samples, 8))
+    labels = [{"emotion": NAMES[each]} for each in truth]
+    for row in range(unlabelled):
+        labels[-1 - row] = {}
+    vectors = torch.from_numpy(pooled.astype(np.float32))
+    return Features(tuple(map(str, range(samples))), vectors, vectors, tuple(labels))
+
+
+@pytest.fixture
+def features() -> dict[SplitName, Features]:
+    return {"train": split(300, 1, unlabelled=4), "valid": split(120, 2), "test": split(150, 3, unlabelled=5)}
+
+
+def arrays(found: Features) -> tuple[np.ndarray, np.ndarray]:
+    rows = [row for row, labels in enumerate(found.labels) if labels]
+    truth = np.array([NAMES.index(str(found.labels[row]["emotion"])) for row in rows])
+    return found.pooled.double().numpy()[rows], truth
+
+
+def scores(result: TaskResult) -> dict[str, float]:
+    return {score.name: score.value for score in result.scores}
+
+
+def test_a_probe_is_the_regression_of_scikit_learn_with_the_best_strength_on_the_validation_split(features) -> None:
+    (train, train_truth), (valid, valid_truth), (test, test_truth) = map(arrays, features.values())
+    scaler = StandardScaler().fit(train)
+
+    def regression(strength: float) -> LogisticRegression:
+        found = LogisticRegression(C=strength, class_weight="balanced", max_iter=10_000, tol=1e-8)
+        return found.fit(scaler.transform(train), train_truth)
+
+    def uar(strength: float) -> float:
+        return balanced_accuracy_score(valid_truth, regression(strength).predict(scaler.transform(valid)))
+
+    best = max(INVERSE_STRENGTHS, key=lambda strength: (round(uar(strength), 9), -strength))
+    predicted = regression(best).predict(scaler.transform(test))
+    result = LinearProbe(SETTINGS).result(NO_MODEL, features)
+    found = scores(result)
+    assert found["inverse_strength"] == best
+    assert found["uar"] == pytest.approx(balanced_accuracy_score(test_truth, predicted), abs=1e-9)
+    assert found["war"] == pytest.approx((predicted == test_truth).mean(), abs=1e-9)
+    assert found["macro_f1"] == pytest.approx(f1_score(test_truth, predicted, average="macro"), abs=1e-9)
+    assert result.samples == 145
+    (low, high) = result.scores[0].interval or (0, 0)
+    assert low < found["uar"] < high
+
+
+def test_neighbours_vote_as_those_of_scikit_learn(features) -> None:
+    (train, train_truth), (valid, valid_truth), (test, test_truth) = map(arrays, features.values())
+
+    def predicted(count: int, vectors: np.ndarray) -> np.ndarray:
+        index = KNeighborsClassifier(count, metric="cosine", algorithm="brute", weights=lambda each: 1 - each)
+        return index.fit(train, train_truth).predict(vectors)
+
+    uars = {count: balanced_accuracy_score(valid_truth, predicted(count, valid)) for count in NEIGHBOURS}
+    best = max(uars, key=lambda count: (round(uars[count], 9), count))
+    found = scores(Nearest(SETTINGS).result(NO_MODEL, features))
+    assert found["neighbours"] == best
+    assert found["uar"] == pytest.approx(balanced_accuracy_score(test_truth, predicted(best, test)), abs=1e-9)
+
+
+def test_more_neighbours_than_training_examples_are_not_asked_for(features) -> None:
+    features["train"] = split(6, 1)
+    assert scores(Nearest(SETTINGS).result(NO_MODEL, features))["neighbours"] <= 5
+
+
+def test_few_examples_are_better_than_chance_and_more_are_better_than_few(features) -> None:
+    result = FewShot(SETTINGS).result(NO_MODEL, features)
+    found = scores(result)
+    assert 1 / 3 < found["uar_1"] < found["uar_16"]
+    assert set(found) == {f"uar_{shots}{end}" for shots in SHOTS for end in ("", "_deviation")}
+    assert all(found[f"uar_{shots}_deviation"] > 0 for shots in SHOTS)
+    assert result.scores == FewShot(SETTINGS).result(NO_MODEL, features).scores
+    assert DRAWS == 5
+
+
+def test_a_draw_has_the_same_number_of_each_class_and_no_example_twice() -> None:
+    truth = np.array([0] * 9 + [1] * 3 + [2] * 7)
+    found = drawn(truth, 4, np.random.default_rng(0))
+    assert np.bincount(truth[found]).tolist() == [4, 3, 4]
+    assert len(set(found.tolist())) == len(found)
+    others = drawn(truth, 4, np.random.default_rng(1))
+    assert found.tolist() != others.tolist()
+
+
+@pytest.mark.parametrize("task", [LinearProbe, FewShot, Nearest])
+def test_the_labels_of_the_test_split_decide_nothing(task: Any, features) -> None:
+    """With exchanged labels of the split `test`, the same choices are made and the same classes predicted."""
+
+    def predictions(result: TaskResult) -> Any:
+        return [np.array(each.counts).sum(0).tolist() for each in result.confusion_matrices]
+
+    def choices(result: TaskResult) -> list[float]:
+        return [score.value for score in result.scores if score.name in {"inverse_strength", "neighbours"}]
+
+    before = task(SETTINGS).result(NO_MODEL, features)
+    test = features["test"]
+    turned = tuple(test.labels[::-1])[5:] + ({},) * 5
+    features["test"] = Features(test.keys, test.images, test.pooled, turned)
+    after = task(SETTINGS).result(NO_MODEL, features)
+    assert predictions(after) == predictions(before)
+    assert choices(after) == choices(before)
+
+
+def test_a_class_of_the_test_split_that_training_lacks_is_named(features) -> None:
+    test = features["test"]
+    labels: Sequence[dict[str, str]] = [{"emotion": "contempt"}, *test.labels[1:]]
+    features["test"] = Features(test.keys, test.images, test.pooled, tuple(labels))
+    with pytest.raises(ConfigError, match="'emotion': contempt is not among the classes anger, fear, joy"):
+        LinearProbe(SETTINGS).result(NO_MODEL, features)
+
+
+def test_a_class_without_examples_is_named(features) -> None:
+    settings = EvaluationConfig(url="faces", classes={name: (name,) for name in (*NAMES, "pride")})
+    with pytest.raises(ConfigError, match=r"evaluation\.train_url: the dataset has no example of the class 'pride'"):
+        FewShot(settings).result(NO_MODEL, features)
