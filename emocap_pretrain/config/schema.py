@@ -222,6 +222,9 @@ class EvaluationConfig(Section):
         description="Words of each class in prompts, a text or a list, by its label; default each label of the "
         "dataset, by its own name.",
     )
+    numbers: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+        default=("valence", "arousal"), description="Names of the labels with numbers that a probe predicts."
+    )
     templates: tuple[Template, ...] = Field(
         default=("a face with an expression of {}.", "a photo of a face showing {}.", "this person feels {}."),
         min_length=1,

@@ -27,6 +27,7 @@ from emocap_pretrain.evaluation.few_shot import FewShot
 from emocap_pretrain.evaluation.linear_probe import LinearProbe
 from emocap_pretrain.evaluation.nearest import Nearest
 from emocap_pretrain.evaluation.retrieval import Retrieval
+from emocap_pretrain.evaluation.ridge_regression import RidgeRegression
 from emocap_pretrain.evaluation.task import SplitName, Task
 from emocap_pretrain.evaluation.zero_shot import ZeroShot
 from emocap_pretrain.inference.embedder import Embedder
@@ -36,7 +37,7 @@ from emocap_pretrain.run_folder.results import TaskResult
 Value = TypeVar("Value")
 
 # The order is that of `emocap evaluate --list` and of the charts in the tracker.
-TASKS: tuple[type[Task], ...] = (ZeroShot, Retrieval, LinearProbe, FewShot, Nearest)
+TASKS: tuple[type[Task], ...] = (ZeroShot, Retrieval, LinearProbe, FewShot, Nearest, RidgeRegression)
 DEFAULT = (ZeroShot,)  # The tasks if the settings name none.
 PREPARE_S = 20.0  # Seconds for which each task may read before a start. The ranks read the rest before the first step.
 
