@@ -125,7 +125,8 @@ def classes_of(
 
 def classes_of_features(settings: EvaluationConfig, features: Features) -> Mapping[str, Sequence[str]]:
     """Returns the words of each class, as `classes_of` finds them for the labels of a split."""
-    names = tuple(dict.fromkeys(name for labels in features.labels for name in labels))
+    kinds = {name: not isinstance(value, str) for labels in features.labels for name, value in labels.items()}
+    names = sorted(kinds, key=kinds.__getitem__)  # Labels with texts come first, as in `LabelValues`.
     return classes_of(settings, labelled(features, settings.label)[1], names)
 
 

@@ -78,11 +78,9 @@ def package(tmp_path: Path) -> Path:
     tasks = copy / "evaluation" / "tasks.py"
     text, replaced = re.subn(r"^TASKS: .*\n", lambda _: entry, tasks.read_text(), flags=re.MULTILINE)
     assert replaced == 1
-    tasks.write_text(
-        text.replace(
-            "from emocap_pretrain.evaluation.retrieval", f"{IMPORT}from emocap_pretrain.evaluation.retrieval", 1
-        )
-    )
+    first = "from emocap_pretrain.evaluation.examples"
+    assert first in text
+    tasks.write_text(text.replace(first, IMPORT + first, 1))
     return copy.parent
 
 
