@@ -3,7 +3,12 @@
 Every layout has `codes`: what the files write for a class (a number, a folder's name, two letters), and the name of the
 class. A code that is neither in `codes` nor in `left_out` is an error, because a wrong class order would otherwise pass
 unseen. Paths are relative to the folder that the user gives. `{split}`, `{fold}` and the names of columns or of groups
-of a pattern may occur in them, and `{stem}` is a file's name without its suffix.
+of a pattern may occur in them, and `{stem}` is a file's name without its suffix. `{name:05d}` writes a whole number
+with at least five digits.
+
+Two codes are equal if they differ only in case, in underscores, hyphens and blanks between words, or in the way in
+which a whole number is written ("7", "07", "7.0000000e+00"). Hidden files, whose names begin with a dot, belong to no
+layout. The names of files and folders are compared with patterns without regard to case.
 """
 
 import re
@@ -19,6 +24,15 @@ Column = Annotated[int, Field(ge=0)] | Text
 """The number of a column, counted from 0, or its name in the header."""
 
 
+VoteRule = Literal["majority", "most"]
+"""How the votes for an image become one class.
+
+`majority` ignores single votes, and the class needs more than half of the votes that remain. `most` takes the class
+with the largest number of votes, and the first one of several. With both rules, the image is left out if "unknown" or
+"not a face" wins.
+"""
+
+
 class _Layout(Section):
     """Holds what all layouts have.
 
@@ -26,7 +40,9 @@ class _Layout(Section):
         about: The layout in a few words, for messages.
         source: Where it was read.
         codes: The names of classes by their codes in the files. Empty if the files hold no classes.
-        left_out: Codes of items that do not belong to the benchmark, such as "8" for "no face", with the reason.
+        codes_source: Where the codes were read, if this was not where the layout was read.
+        left_out: Codes of items that do not belong to the benchmark, such as "8" for "no face", with the reason. For
+            action units, the units that are not scored.
         frames: The frames of a video that is a folder: a pattern of their names, such as "*.jpg". None if an item is
             one file.
     """
@@ -34,6 +50,7 @@ class _Layout(Section):
     about: Text
     source: Source
     codes: dict[Code, Text] = Field(default={})
+    codes_source: Source | None = None
     left_out: dict[Code, Text] = Field(default={})
     frames: Text | None = None
 
@@ -56,13 +73,19 @@ class Table(_Layout):
 
     Attributes:
         files: The file of each split. Several splits may share a file if `split_column` is set.
-        separator: The text between columns; a single space matches any number of spaces and tabs.
+        separator: The text between columns; a single space matches any number of spaces and tabs. Cells of a table
+            with commas may be quoted.
         header: Whether the first row has the names of the columns.
         encoding: Encoding of the file.
         columns: The columns by the names under which `media` and the label use them. `class` is the column of a class,
             `caption` that of a caption, and the names of a target of numbers are those of numbers.
         media: Path of the image or video, made of columns, such as "Image/aligned/{stem}_aligned.jpg". `{stem}` is
-            column `file` without its suffix.
+            column `file` without its suffix, and `{folder}` is the folder of the table.
+        box: How columns give the rectangle of a face, in pixels; None if the item is the whole image. `corners` uses
+            the columns `left`, `top`, `right` and `bottom`, and `size` uses `left`, `top`, `width` and `height`.
+        votes: The names of columns with the numbers of votes for each class, which take the place of `class`. They are
+            codes of classes.
+        rule: How votes become a class (`VoteRule`).
         split_column: The name of a column that says the split of a row; with `split_values` by split.
         split_values: The beginning of the split column's values, by split.
         group: The name of the column that says the person or the clip, for folds and intervals.
@@ -75,6 +98,9 @@ class Table(_Layout):
     encoding: Literal["utf-8", "gb18030"] = "utf-8"
     columns: Annotated[dict[Text, Column], Field(min_length=1)]
     media: Text
+    box: Literal["corners", "size"] | None = None
+    votes: tuple[Text, ...] = ()
+    rule: VoteRule | None = None
     split_column: Text | None = None
     split_values: dict[Text, Text] = Field(default={})
     group: Text | None = None
@@ -123,31 +149,40 @@ class FrameLabels(_Layout):
 
 
 class Arrays(_Layout):
-    """Each image has its labels in `.npy` files beside it.
+    """Each image has its labels in `.npy` files of one value each.
 
     Attributes:
-        media: Pattern of the images of each split.
-        arrays: Path of the array of each label, made of `{stem}` and the split's folder, by `class` or a number's name.
+        folders: The folder of each split.
+        media: Path of an image in the split's folder, made of `{stem}`, such as "images/{stem}.jpg".
+        arrays: Path of the array of each label in the split's folder, made of `{stem}`, by `class` or a number's name.
     """
 
     kind: Literal["arrays"] = "arrays"
-    media: Annotated[dict[Text, Text], Field(min_length=1)]
-    arrays: Annotated[dict[Text, Text], Field(min_length=1)]
+    folders: Annotated[dict[Text, Text], Field(min_length=1)]
+    media: Annotated[Text, Field(pattern=r"\{stem\}")]
+    arrays: Annotated[dict[Text, Annotated[Text, Field(pattern=r"\{stem\}")]], Field(min_length=1)]
 
 
 class Records(_Layout):
-    """The items of a split are the records of a JSON file: a list of objects.
+    """The items of a split are the records of JSON files.
 
     Attributes:
-        files: The file of each split.
-        media: Path of the image, made of keys of a record.
+        files: The files of each split.
+        under: The key of the document under which the records lie; None if the document itself is the records. The
+            records are a list of objects, or the values of an object.
+        media: Path of the image, made of keys of a record, such as "{image.path}".
+        prefix: The beginning of the paths in the records that the user's folder already contains.
         keys: The keys of a record by what they hold: `class`, `units`, `caption`, `question`, `options`, `answer`.
-            A dot enters an object.
+            A dot enters an object, and a number is a position in a list.
+        one_of: The key of a list of images. A record with several images is left out. None if there is no such list.
     """
 
     kind: Literal["records"] = "records"
-    files: Annotated[dict[Text, Text], Field(min_length=1)]
+    files: Annotated[dict[Text, Annotated[tuple[Text, ...], Field(min_length=1)]], Field(min_length=1)]
+    under: Text | None = None
     media: Text
+    prefix: str = ""
+    one_of: Text | None = None
     keys: Annotated[dict[Text, Text], Field(min_length=1)]
 
 
@@ -157,8 +192,9 @@ class PixelTable(_Layout):
     Attributes:
         file: The CSV file with the columns `pixels` and `Usage`.
         usages: The value of `Usage` by split.
-        votes: The CSV file with the votes; None takes the column `emotion` as the class.
-        rule: How votes become a class: `majority` needs more than half of the votes, `most` takes the largest number.
+        votes: The CSV file with the votes, row by row in the same order; None takes the column `emotion` as the class.
+            Its columns are codes of classes.
+        rule: How votes become a class (`VoteRule`).
         side: Side of the images in pixels.
     """
 
@@ -166,7 +202,7 @@ class PixelTable(_Layout):
     file: Text
     usages: Annotated[dict[Text, Text], Field(min_length=1)]
     votes: Text | None = None
-    rule: Literal["majority", "most"] | None = None
+    rule: VoteRule | None = None
     side: Annotated[int, Field(ge=8)] = 48
 
 
@@ -177,7 +213,8 @@ class Sequences(_Layout):
         files: Pattern of the annotation files, each with one number.
         media: Folder of the frames, made of the groups of `pattern`.
         pattern: Regular expression of the path of an annotation file, with the groups that `media` uses, and `person`.
-        last: Number of frames at the end of a sequence that are items.
+        last: Number of frames at the end of a sequence that are items. `frames` is the pattern of their names. There
+            is no official split, so each split of the card has all of them.
     """
 
     kind: Literal["sequences"] = "sequences"

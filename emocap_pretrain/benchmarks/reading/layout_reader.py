@@ -40,6 +40,6 @@ class LayoutReader(Protocol):
             fold: Number of the fold, from 1; None if the benchmark has none.
 
         Raises:
-            DataError: If a file of labels cannot be read.
+            DataError: If the copy lacks the split, or if a file of labels is missing or cannot be read.
         """
         ...

@@ -1,0 +1,208 @@
+"""Finds the files of a user's copy, and never leaves its folder.
+
+The paths come from tables and records that somebody else has written. So an absolute path, a path with ".." and a link
+that leads out of the folder are refused, and only regular files count as images: a named pipe would block the reader
+without end.
+"""
+
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+
+from emocap_pretrain.benchmarks.item import FrameFiles, Media, VideoFile
+from emocap_pretrain.benchmarks.reading.layout_reader import Problem
+from emocap_pretrain.errors import DataError
+
+VIDEOS = frozenset({".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
+FIELD = re.compile(r"\{([A-Za-z_][\w.]*)(?::0([1-9])d)?\}")
+"""A field of a template: its name, and the number of digits or None."""
+
+_DIGITS = re.compile(r"(\d+)")
+
+
+class BadPath(ValueError):  # noqa: N818 - it becomes a `Problem`
+    """A value does not fit into the template of a path. The text says why."""
+
+
+def filled(template: str, values: Mapping[str, str]) -> str:
+    """Returns a template with the values in place of its fields.
+
+    >>> filled("{split}/{clip:05d}.jpg", {"split": "test", "clip": "7"})
+    'test/00007.jpg'
+
+    Raises:
+        BadPath: If a field has no value, or if a field with a number of digits has a value that is not a whole number.
+    """
+
+    def value(field: re.Match[str]) -> str:
+        if field[1] not in values:
+            raise BadPath(f"no {field[1]}")
+        text = values[field[1]]
+        if field[2] is None:
+            return text
+        if re.fullmatch(r"[0-9]{1,18}", text.strip()) is None:
+            raise BadPath(f"{field[1]} is not a whole number")
+        return text.strip().zfill(int(field[2]))
+
+    return FIELD.sub(value, template)
+
+
+def fixed_folder(template: str) -> str:
+    """Returns the folders at the beginning of a template or pattern that have neither fields nor wildcards."""
+    parts: list[str] = []
+    for part in PurePosixPath(template).parts[:-1]:
+        if set(part) & set("{*?["):
+            break
+        parts.append(part)
+    return "/".join(parts)
+
+
+def is_contained(path: str) -> bool:
+    """Returns whether a relative path stays in its folder as far as its text says."""
+    parsed = PurePosixPath(path)
+    return bool(parsed.parts) and not parsed.is_absolute() and ".." not in parsed.parts and "\0" not in path
+
+
+def in_order(name: str) -> tuple[tuple[int, int, str], ...]:
+    """Returns the sort key of a name, in which numbers count as numbers: "frame9" is before "frame10"."""
+    parts = _DIGITS.split(name)
+    return tuple((1, int(part), part) if place % 2 else (0, 0, part) for place, part in enumerate(parts))
+
+
+class Tree:
+    """Holds the folder of a copy. All paths are relative to it, and use "/"."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._real = os.path.realpath(root)
+        # The folders of a benchmark are few, so that most files cost one call of the system.
+        self._contains = lru_cache(maxsize=4096)(self._contains_folder)
+
+    def exists(self, path: str) -> bool:
+        """Returns whether a file or folder lies at the path, within the copy."""
+        return path in {"", "."} or not isinstance(self._mode(path, "missing"), Problem)
+
+    def folder(self, path: str) -> Path:
+        """Returns the place of a folder.
+
+        Raises:
+            DataError: If it is missing, if it is not a folder, or if it lies out of the copy.
+        """
+        if not self.exists(path):
+            raise DataError(f"{self.root / path} is missing, or leads out of {self.root}.")
+        if not (self.root / path).is_dir():
+            raise DataError(f"{self.root / path} is not a folder.")
+        return self.root / path
+
+    def labels(self, path: str) -> Path:
+        """Returns the place of a file of labels.
+
+        Raises:
+            DataError: If it is missing, if it is not a regular file, or if it lies out of the copy.
+        """
+        found = self.file(path, missing="missing file")
+        if isinstance(found, Problem):
+            raise DataError(f"{self.root / path} cannot be read: {found.kind}.")
+        return found
+
+    def file(self, path: str, *, missing: str = "missing image") -> Path | Problem:
+        """Returns the place of a regular file, or the problem of this kind or another."""
+        mode = self._mode(path, missing)
+        if isinstance(mode, Problem):
+            return mode
+        return self.root / path if stat.S_ISREG(mode) else Problem("not a regular file", path)
+
+    def media(self, path: str, frames: str | None) -> Media | Problem:
+        """Returns the image, the video file, or the frames of a folder, or the problem.
+
+        Args:
+            path: The file, or the folder of the frames.
+            frames: Pattern of the names of frames; None if the path is one file.
+        """
+        if frames is None:
+            found = self.file(path)
+            if isinstance(found, Path) and found.suffix.lower() in VIDEOS:
+                return VideoFile(found)
+            return found
+        paths = self.frames(path, frames)
+        return paths if isinstance(paths, Problem) else FrameFiles(paths)
+
+    def frames(self, path: str, pattern: str) -> tuple[Path, ...] | Problem:
+        """Returns the frames in a folder in the order of time, or the problem. There is at least one frame."""
+        mode = self._mode(path, "missing folder of frames")
+        if isinstance(mode, Problem):
+            return mode
+        if not stat.S_ISDIR(mode):
+            return Problem("not a folder of frames", path)
+        found: list[Path] = []
+        for name in self.names(path, pattern):
+            frame = self.file(f"{path}/{name}")
+            if isinstance(frame, Problem):
+                return frame
+            found.append(frame)
+        return tuple(found) if found else Problem("no frames", path)
+
+    def names(self, path: str, pattern: str = "*") -> list[str]:
+        """Returns the names in a folder that match a pattern, in order, without hidden ones.
+
+        Raises:
+            DataError: If the folder cannot be listed.
+        """
+        try:
+            found = [name for name in os.listdir(self.root / path) if _matches(name, pattern)]  # noqa: PTH208 - fast
+        except OSError as error:
+            raise DataError(f"{self.root / path} cannot be listed: {error.strerror}.") from error
+        return sorted(found, key=in_order)
+
+    def matches(self, path: str, pattern: str) -> bool:
+        """Returns whether the last part of a path matches a pattern."""
+        return _matches(PurePosixPath(path).name, pattern)
+
+    def glob(self, pattern: str) -> Iterator[str]:
+        """Yields the paths that match a pattern such as "Emotion/*/*.txt", in order. Links out of the copy are passed.
+
+        Each part of the pattern matches the name of one folder or file.
+        """
+        yield from self._glob("", PurePosixPath(pattern).parts)
+
+    def _glob(self, folder: str, parts: tuple[str, ...]) -> Iterator[str]:
+        place = self.root / folder
+        if not self.exists(folder) or not place.is_dir():
+            return
+        for name in self.names(folder, parts[0]):
+            path = f"{folder}/{name}" if folder else name
+            if len(parts) == 1:
+                yield path
+            else:
+                yield from self._glob(path, parts[1:])
+
+    def _mode(self, path: str, missing: str) -> int | Problem:
+        if not is_contained(path):
+            return Problem("path leads out of the folder", path)
+        try:
+            mode = (self.root / path).stat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            return Problem(missing, path)
+        except (OSError, ValueError) as error:  # Too long, not permitted, or not a name on this system.
+            return Problem(f"unreadable path ({getattr(error, 'strerror', None) or 'not a name'})", path)
+        return mode if self._is_inside(path) else Problem("path leads out of the folder", path)
+
+    def _is_inside(self, path: str) -> bool:
+        place = self.root / path
+        if place.is_symlink():
+            return self._has(os.path.realpath(place))
+        return self._contains(str(PurePosixPath(path).parent))
+
+    def _contains_folder(self, path: str) -> bool:
+        return self._has(os.path.realpath(self.root / path))
+
+    def _has(self, real: str) -> bool:
+        return real == self._real or real.startswith(self._real.rstrip("/") + "/")
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return not name.startswith(".") and fnmatchcase(name.lower(), pattern.lower())
