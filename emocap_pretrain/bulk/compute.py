@@ -18,7 +18,7 @@ from emocap_pretrain.bulk.part_files import PartWriter, name_of, schema_of, writ
 from emocap_pretrain.bulk.parts import OutputPart
 from emocap_pretrain.bulk.pictures import Content, Picture, crop_of, prefetched
 from emocap_pretrain.bulk.scorers import EmbeddingScorer, ModelSource, PredictionScorer, Prompts, Scorer, digest_of
-from emocap_pretrain.bulk.videos import Sampling
+from emocap_pretrain.data.videos import Sampling
 from emocap_pretrain.errors import CheckpointError, DataError
 from emocap_pretrain.inference.model import BATCH, EmotionModel
 

@@ -25,11 +25,11 @@ from emocap_shards.writing.sources.choice import open_source
 from emocap_shards.writing.sources.columns import TableColumns
 from emocap_shards.writing.sources.folder import OTHER_IMAGES
 
-from emocap_pretrain.bulk import videos
 from emocap_pretrain.bulk.parts import VIDEO_WEIGHT
 from emocap_pretrain.bulk.pictures import UNREADABLE, Picture
-from emocap_pretrain.bulk.videos import Sampling
+from emocap_pretrain.data import videos
 from emocap_pretrain.data.transform import center_crop
+from emocap_pretrain.data.videos import Sampling
 from emocap_pretrain.errors import ConfigError, DataError
 from emocap_pretrain.inference.images import reason
 

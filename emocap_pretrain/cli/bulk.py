@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from emocap_pretrain.bulk.compute import Advance, Computation, Work
     from emocap_pretrain.bulk.joining import RowCounts
     from emocap_pretrain.bulk.scorers import EmbeddingScorer, ModelSource, PredictionScorer, Prompts
-    from emocap_pretrain.bulk.videos import Sampling
+    from emocap_pretrain.data.videos import Sampling
     from emocap_pretrain.inference.model import EmotionModel
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A run, an export, or a model of another library.")]
@@ -176,7 +176,7 @@ def _run(request: _Request, verb: str, prompts: "Prompts | None") -> None:
     from emocap_pretrain.bulk.inputs import open_input
     from emocap_pretrain.bulk.parts import cut
     from emocap_pretrain.bulk.scorers import digest_of
-    from emocap_pretrain.bulk.videos import need_av
+    from emocap_pretrain.data.videos import need_av
 
     out = _place(request.out)
     kind = joining.format_of(out, request.kind)
@@ -240,7 +240,7 @@ def _on_ray(computation: "Computation", works: "Iterator[Work]", workers: int | 
 
 
 def _sampling(request: _Request) -> "Sampling":
-    from emocap_pretrain.bulk.videos import Sampling
+    from emocap_pretrain.data.videos import Sampling
 
     if request.fps is not None and request.every is not None:
         raise ConfigError("--fps and --every both choose the frames of a video: give one of them.")

@@ -9,10 +9,10 @@ from bulk_fakes import an_image, computed, rows_of
 
 from emocap_pretrain.bulk.inputs import open_input
 from emocap_pretrain.bulk.parts import VIDEO_WEIGHT
-from emocap_pretrain.bulk.videos import Sampling, frames
+from emocap_pretrain.data.videos import Sampling, count, frames, numbered
 from emocap_pretrain.errors import ConfigError, DataError
 
-CODECS = {".mp4": "libx264", ".mkv": "libx264", ".mov": "mpeg4", ".avi": "mpeg4", ".webm": "libvpx-vp9"}
+CODECS = {".mp4": "libx264", ".mkv": "libx264", ".mov": "mpeg4", ".avi": "mpeg4", ".webm": "libvpx-vp9", ".flv": "flv"}
 
 
 def a_video(path: Path, *, count: int = 40, rate: int = 10) -> Path:
@@ -54,6 +54,20 @@ def test_the_sampling_chooses_the_frames(tmp_path, sampling, numbers):
 def test_a_sampling_that_chooses_nothing_is_refused(wrong):
     with pytest.raises(ConfigError, match="must be"):
         Sampling(**wrong)
+
+
+@pytest.mark.parametrize("suffix", CODECS)
+def test_frames_are_counted_by_decoding_and_read_by_their_numbers(tmp_path, suffix):
+    path = a_video(tmp_path / f"a{suffix}")
+    assert count(path) == 40
+    found = list(numbered(path, (39, 3, 3, 20)))
+    assert [frame.number for frame in found] == [3, 20, 39]
+    assert [frame.pixels.mean() for frame in found] == pytest.approx([18, 120, 234], abs=6)
+
+
+def test_a_frame_after_the_end_of_a_video_is_an_error(tmp_path):
+    with pytest.raises(DataError, match="the video has no frame 40"):
+        list(numbered(a_video(tmp_path / "a.mp4"), (3, 40, 50)))
 
 
 def test_a_frame_is_turned_upright(tmp_path):
@@ -159,7 +173,7 @@ def test_a_long_video_is_not_kept_in_memory(tmp_path):
 
 
 def test_videos_without_pyav_are_refused_with_the_extra(monkeypatch):
-    from emocap_pretrain.bulk import videos
+    from emocap_pretrain.data import videos
 
     monkeypatch.setattr(videos, "find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=r"pip install 'emocap-pretrain\[video\]'"):

@@ -3,11 +3,12 @@
 This is the only module that imports PyAV (`av`). PyAV itself has a BSD licence, but its wheels contain FFmpeg with
 libraries under the GPL. Therefore it is not a dependency of the package, but the extra `video`.
 
-A video may come from a stranger. FFmpeg opens only the file itself, as one of three containers: a playlist that names
+A video may come from a stranger. FFmpeg opens only the file itself, as one of four containers: a playlist that names
 other files or URLs is refused.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,8 +20,8 @@ from jaxtyping import UInt8
 
 from emocap_pretrain.errors import ConfigError, DataError
 
-SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"})
-_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": "mov,matroska,webm,avi"}
+SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv"})
+_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": "mov,matroska,webm,avi,flv"}
 _MISSING_S = 1.0  # A video that ends this much earlier than its header says counts as cut off.
 
 
@@ -75,13 +76,42 @@ def frames(path: str | Path, sampling: Sampling) -> Iterator[Frame]:
         DataError: If the file is not a video that can be read. If only a part of it is damaged or missing, the error is
             raised after the last frame that can be decoded.
     """
+    with _opened(path) as reading:
+        yield from reading.frames(sampling)
+
+
+def count(path: str | Path) -> int:
+    """Returns how many frames of a video can be decoded, which is the number that `numbered` counts.
+
+    The number in the header is not used: it is absent in some containers and wrong in others. Every frame is decoded,
+    but only one at a time is in memory.
+
+    Raises:
+        DataError: If the file is not a video that can be read, or if a part of it is damaged or missing.
+    """
+    with _opened(path) as reading:
+        return reading.count()
+
+
+def numbered(path: str | Path, numbers: Collection[int]) -> Iterator[Frame]:
+    """Yields the frames with these numbers, counted from 0, in the order of time. The frames after them are not read.
+
+    Raises:
+        DataError: If the file is not a video that can be read, or ends before the last of these frames.
+    """
+    with _opened(path) as reading:
+        yield from reading.numbered(frozenset(numbers))
+
+
+@contextmanager
+def _opened(path: str | Path) -> "Generator[_Reading]":
     import av
     from av.error import FFmpegError
 
     try:
         # With this prefix FFmpeg treats every name as that of a file, also a name that looks like a URL.
         with av.open(f"file:{Path(path).absolute()}", container_options=_OPTIONS) as container:
-            yield from _Reading(container).frames(sampling)
+            yield _Reading(container)
     except (FFmpegError, OSError, ValueError) as error:
         raise DataError(f"the video cannot be decoded ({getattr(error, 'strerror', None) or error})") from error
 
@@ -94,6 +124,37 @@ class _Reading:
     ends_s: float = 0.0
 
     def frames(self, sampling: Sampling) -> Iterator[Frame]:
+        stream = self._stream()
+        duration, tick, number = self._duration_s(stream), 0, -1
+        for number, frame in enumerate(self._decoded(stream)):
+            time_s = self._time_s(frame, number, stream)
+            is_chosen = time_s * sampling.fps >= tick - 1e-6 if sampling.every is None else number % sampling.every == 0
+            if is_chosen:
+                tick = int(time_s * sampling.fps + 1e-6) + 1
+                yield self._frame(frame, number, time_s, duration)
+        self._check_end(number + 1, duration)
+
+    def count(self) -> int:
+        stream = self._stream()
+        number = -1
+        for number, frame in enumerate(self._decoded(stream)):
+            self._time_s(frame, number, stream)
+        self._check_end(number + 1, self._duration_s(stream))
+        return number + 1
+
+    def numbered(self, numbers: frozenset[int]) -> Iterator[Frame]:
+        stream = self._stream()
+        duration, missing = self._duration_s(stream), set(numbers)
+        for number, frame in enumerate(self._decoded(stream)):
+            time_s = self._time_s(frame, number, stream)
+            if number in missing:
+                missing.discard(number)
+                yield self._frame(frame, number, time_s, duration)
+            if not missing:
+                return
+        raise DataError(f"the video has no frame {min(missing)}")
+
+    def _stream(self) -> Any:
         if not self.container.streams.video:
             raise DataError("the file has no video, only sound or other data")
         stream = self.container.streams.video[0]
@@ -101,15 +162,10 @@ class _Reading:
         context = stream.codec_context
         if context.width * context.height > MAX_PIXELS:
             raise DataError(f"the video is {context.width} x {context.height}, more than {MAX_PIXELS} pixels")
-        duration, tick, number = self._duration_s(stream), 0, -1
-        for number, frame in enumerate(self._decoded(stream)):
-            time_s = self._time_s(frame, number, stream)
-            is_chosen = time_s * sampling.fps >= tick - 1e-6 if sampling.every is None else number % sampling.every == 0
-            if is_chosen:
-                tick = int(time_s * sampling.fps + 1e-6) + 1
-                share = min(1.0, time_s / duration) if duration else 0.0
-                yield Frame(number, time_s, _upright(frame), share)
-        self._check_end(number + 1, duration)
+        return stream
+
+    def _frame(self, frame: Any, number: int, time_s: float, duration: float | None) -> Frame:
+        return Frame(number, time_s, _upright(frame), min(1.0, time_s / duration) if duration else 0.0)
 
     def _decoded(self, stream: Any) -> Iterator[Any]:
         from av.error import InvalidDataError
