@@ -129,23 +129,34 @@ class FileNames(_Layout):
 
 
 class FrameLabels(_Layout):
-    """Every frame of a video has a label, in one text file for each video.
+    """Every frame of a video has a label, in one file of labels for each video.
 
     Attributes:
-        files: Pattern of the annotation files of each split.
-        header: The first row, or None if there is none.
-        names: The names of the numbers in each row, or `class`.
+        files: Pattern of the files of labels of each split.
+        form: `rows` has one row of comma-separated values for each frame. `afew_va` is a JSON document whose object
+            `frames` has the labels by the name of the frame.
+        header: The first row, or None if there is none. A file with another first row is an error, because its labels
+            may have another order.
+        names: The names of the values of a frame: those of numbers, `class`, or action units such as "AU12".
+        invalid: What the files write for a frame without a label, such as "-1". If one value of a frame is of this
+            kind, the frame is left out.
         first: Number of the frame of the first row.
-        media: Path of a frame, made of `{video}` and `{frame}`, such as "cropped_aligned/{video}/{frame:05d}.jpg".
+        media: Path of a frame, made of `{video}` (the name of the file of labels without its suffix), `{frame}` and, in
+            the form `afew_va`, `{folder}` (the folder of the file of labels), such as
+            "cropped_aligned/{video}/{frame:05d}.jpg".
+        folds: Number of folds, over which the videos are distributed in turn, in the order of their names; None if
+            there are none. This is for a benchmark whose publications do not say the folds.
     """
 
     kind: Literal["frame_labels"] = "frame_labels"
     files: Annotated[dict[Text, Text], Field(min_length=1)]
     form: Literal["rows", "afew_va"] = "rows"
     header: Text | None = None
-    names: tuple[Text, ...]
+    names: Annotated[tuple[Text, ...], Field(min_length=1)]
+    invalid: tuple[Code, ...] = ()
     first: Annotated[int, Field(ge=0)] = 1
     media: Text
+    folds: Annotated[int, Field(ge=2)] | None = None
 
 
 class Arrays(_Layout):
