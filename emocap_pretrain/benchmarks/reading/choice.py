@@ -8,6 +8,8 @@ from emocap_pretrain.benchmarks.card import Card, Target
 from emocap_pretrain.benchmarks.layouts import Layout
 from emocap_pretrain.benchmarks.reading.arrays import ArraysReader
 from emocap_pretrain.benchmarks.reading.class_folders import ClassFoldersReader
+from emocap_pretrain.benchmarks.reading.file_names import FileNamesReader
+from emocap_pretrain.benchmarks.reading.frame_labels import FrameLabelsReader
 from emocap_pretrain.benchmarks.reading.layout_reader import LayoutReader
 from emocap_pretrain.benchmarks.reading.pixel_table import PixelTableReader
 from emocap_pretrain.benchmarks.reading.records import RecordsReader
@@ -16,7 +18,7 @@ from emocap_pretrain.benchmarks.reading.table import TableReader
 from emocap_pretrain.errors import ConfigError
 
 
-def reader_of(layout: Layout, target: Target) -> LayoutReader:
+def reader_of(layout: Layout, target: Target) -> LayoutReader:  # noqa: PLR0911 - one for each kind
     """Returns what reads the copies of a layout."""
     match layout:
         case layouts.ClassFolders():
@@ -27,6 +29,10 @@ def reader_of(layout: Layout, target: Target) -> LayoutReader:
             return RecordsReader(layout, target)
         case layouts.PixelTable():
             return PixelTableReader(layout, target)
+        case layouts.FileNames():
+            return FileNamesReader(layout, target)
+        case layouts.FrameLabels():
+            return FrameLabelsReader(layout, target)
         case layouts.Arrays():
             return ArraysReader(layout, target)
         case layouts.Sequences():

@@ -34,16 +34,21 @@ class FrameLabelsReader:
             raise ConfigError(f"The action units of the card are not those of the layout: {', '.join(layout.names)}.")
 
     def fits(self, root: Path) -> str | None:
-        """See `LayoutReader`. The first row of the first file must also be the header of the layout."""
+        """See `LayoutReader`. The first row of a file of labels must also be the header of the layout."""
         tree = Tree(root)
+        folder = fixed_folder(self._layout.media)
+        if folder and not tree.exists(folder):
+            return folder
+        missing = None
         for pattern in self._layout.files.values():
             first = next(tree.glob(pattern), None)
             if first is None:
-                return pattern
-            if self._layout.form == "rows" and self._header_problem(tree.labels(first)):
+                missing = missing or pattern
+            elif self._layout.form == "rows" and self._header_problem(tree.labels(first)):
                 return f"{first} with the first row {self._layout.header}"
-        folder = fixed_folder(self._layout.media)
-        return folder if folder and not tree.exists(folder) else None
+            else:
+                return None
+        return missing
 
     def items(self, root: Path, split: str, fold: int | None) -> Iterator[Item | Problem]:
         """See `LayoutReader`."""
