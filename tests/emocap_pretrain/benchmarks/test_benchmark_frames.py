@@ -58,7 +58,7 @@ def test_a_folder_gives_the_same_frames_as_a_file(tmp_path, count):
 
 
 def test_the_frames_of_a_long_video_are_not_held_in_memory(tmp_path, monkeypatch):
-    path = a_video_file(tmp_path / "long.mp4", count=2_000)
+    path = a_video_file(tmp_path / "long.avi", count=600)
     held: list[weakref.ref[np.ndarray]] = []
     converted, most = 0, 0
     upright = videos._upright  # pyright: ignore[reportPrivateUsage]
