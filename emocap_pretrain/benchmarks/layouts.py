@@ -81,6 +81,8 @@ class Table(_Layout):
             `caption` that of a caption, and the names of a target of numbers are those of numbers.
         media: Path of the image or video, made of columns, such as "Image/aligned/{stem}_aligned.jpg". `{stem}` is
             column `file` without its suffix, and `{folder}` is the folder of the table.
+        after: The folder in the paths of column `file` after which they are relative to the user's copy, such as
+            "faces/". Everything up to its last occurrence is dropped, because it is a place on somebody else's disk.
         box: How columns give the rectangle of a face, in pixels; None if the item is the whole image. `corners` uses
             the columns `left`, `top`, `right` and `bottom`, and `size` uses `left`, `top`, `width` and `height`.
         votes: The names of columns with the numbers of votes for each class, which take the place of `class`. They are
@@ -98,6 +100,7 @@ class Table(_Layout):
     encoding: Literal["utf-8", "gb18030"] = "utf-8"
     columns: Annotated[dict[Text, Column], Field(min_length=1)]
     media: Text
+    after: Text | None = None
     box: Literal["corners", "size"] | None = None
     votes: tuple[Text, ...] = ()
     rule: VoteRule | None = None

@@ -62,8 +62,13 @@ class TableReader:
         labels = self._row_labels(cells, place)
         if isinstance(labels, Problem):
             return labels
+        file = cells.get("file", "")
+        if self._layout.after is not None:
+            _, is_there, file = file.rpartition(self._layout.after)
+            if not is_there:
+                return Problem(f"the path has no folder {self._layout.after}", place)
         try:
-            path = filled(self._layout.media, {**cells, "stem": _stem(cells.get("file", ""))})
+            path = filled(self._layout.media, {**cells, "file": file, "stem": _stem(file)})
         except BadPath as error:
             return Problem(f"the path of the image cannot be made ({error})", place)
         found = tree.media(path, self._layout.frames)

@@ -73,7 +73,7 @@ def test_another_order_of_classes_in_the_header_is_an_error(tmp_path):
     assert "with the first row Neutral,Anger" in (FrameLabelsReader(a_layout(), EXPRESSIONS).fits(tmp_path) or "")
 
 
-def test_numbers_are_read_and_minus_5_is_no_number(tmp_path):
+def test_numbers_are_read_and_minus_5_means_that_there_is_none(tmp_path):
     a_frame_folder(tmp_path / "images/a", ["00001.jpg", "00002.jpg", "00003.jpg", "00004.jpg", "00005.jpg"])
     a_text(tmp_path / "labels/a.txt", "valence,arousal\n0.25,-0.5\n-5,-5\n-5.0,0.1\n0.3\n2,0\n")
     layout = a_layout(header="valence,arousal", names=("valence", "arousal"), invalid=("-5",), codes={})
