@@ -1,6 +1,7 @@
 """Reads copies in which each image has its labels in `.npy` files."""
 
 import io
+import math
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -85,9 +86,24 @@ def _value(tree: Tree, path: str) -> str | Problem:
     if isinstance(found, Problem):
         return found
     try:
-        array = np.load(io.BytesIO(texts.small(found, LARGEST_ARRAY)), allow_pickle=False)
-    except (DataError, ValueError, EOFError) as error:
+        value = _only_value(io.BytesIO(texts.small(found, LARGEST_ARRAY)))
+    except (DataError, ValueError) as error:
         return Problem("unreadable label", f"{path}: {error}")
-    if not isinstance(array, np.ndarray) or array.size != 1 or array.dtype.kind not in "iufU":
-        return Problem("unreadable label", f"{path}: not one number or text")
-    return str(array.reshape(-1)[0])
+    return Problem("unreadable label", f"{path}: not one number or text") if value is None else value
+
+
+def _only_value(file: io.BytesIO) -> str | None:
+    """Returns the value of an array that has one number or text, or None.
+
+    The header is examined first, because numpy would reserve the memory that it states, and would open archives.
+    """
+    version = np.lib.format.read_magic(file)
+    if version not in {(1, 0), (2, 0)}:
+        return None
+    is_first = version == (1, 0)
+    shape, _, kind = (
+        np.lib.format.read_array_header_1_0(file) if is_first else np.lib.format.read_array_header_2_0(file)
+    )
+    if math.prod(shape) != 1 or kind.kind not in "iufU":
+        return None
+    return str(np.frombuffer(file.read(kind.itemsize), kind)[0])

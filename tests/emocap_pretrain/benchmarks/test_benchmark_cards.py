@@ -1,0 +1,71 @@
+"""Every card can be read, and every layout on it has a reader that reads a tiny copy without a problem."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from benchmark_trees import build, label, read
+
+from emocap_pretrain.benchmarks import catalogue
+from emocap_pretrain.benchmarks.card import Card, ClassTarget
+from emocap_pretrain.benchmarks.layouts import Layout
+from emocap_pretrain.benchmarks.reading.choice import fitting, reader_of
+from emocap_pretrain.benchmarks.reading.labels import plain
+
+LAYOUTS = [
+    pytest.param(card, layout, id=f"{card.name}-{number}")
+    for card in map(catalogue.card, catalogue.names())
+    for number, layout in enumerate(card.layouts)
+]
+
+
+@pytest.mark.parametrize("name", catalogue.names())
+def test_a_card_has_the_name_of_its_file(name: str) -> None:
+    assert catalogue.card(name).name == name
+
+
+@pytest.mark.parametrize("name", catalogue.names())
+def test_the_classes_of_a_card_are_distinct_in_every_spelling(name: str) -> None:
+    target = catalogue.card(name).target
+    if isinstance(target, ClassTarget):
+        assert len({plain(each) for each in target.classes}) == len(target.classes)
+        words = [word for each in target.classes.values() for word in each]
+        assert len({plain(word) for word in words}) == len(words)
+
+
+@pytest.mark.parametrize("name", catalogue.names())
+def test_the_sizes_of_classes_add_up_to_that_of_their_split(name: str) -> None:
+    for split in catalogue.card(name).splits.values():
+        if split.by_class:
+            assert sum(split.by_class.values()) == split.samples
+
+
+@pytest.mark.parametrize("name", catalogue.names())
+def test_the_layouts_of_a_card_have_different_descriptions(name: str) -> None:
+    abouts = [layout.about for layout in catalogue.card(name).layouts]
+    assert len(set(abouts)) == len(abouts)
+
+
+@pytest.mark.parametrize(("card", "layout"), LAYOUTS)
+def test_every_class_has_a_code_in_every_layout(card: Card, layout: Layout) -> None:
+    if isinstance(card.target, ClassTarget):
+        assert set(layout.codes.values()) == set(card.target.classes)
+
+
+@pytest.mark.parametrize(("card", "layout"), LAYOUTS)
+def test_a_tiny_copy_of_every_layout_is_read_without_a_problem(card: Card, layout: Layout, tmp_path: Path) -> None:
+    expected = build(card, layout, tmp_path)
+    reader = reader_of(layout, card.target)
+    assert reader.fits(tmp_path) is None
+    assert set(expected) == set(card.splits)
+    for split in card.splits:
+        items, problems = read(reader, tmp_path, split)
+        assert problems == []
+        assert Counter(map(label, items)) == expected[split]
+        assert len({item.key for item in items}) == len(items)
+
+
+@pytest.mark.parametrize(("card", "layout"), LAYOUTS)
+def test_the_layout_of_a_copy_is_recognized(card: Card, layout: Layout, tmp_path: Path) -> None:
+    build(card, layout, tmp_path)
+    assert fitting(card, tmp_path)[0] == layout
