@@ -25,7 +25,7 @@ Column = Annotated[int, Field(ge=0)] | Text
 
 
 VoteRule = Literal["majority", "most"]
-"""How the votes for an image become one class.
+"""The rule by which the votes for an image become one class.
 
 `majority` ignores single votes, and the class needs more than half of the votes that remain. `most` takes the class
 with the largest number of votes, and the first one of several. With both rules, the image is left out if "unknown" or

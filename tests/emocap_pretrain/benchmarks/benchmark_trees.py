@@ -25,7 +25,7 @@ from emocap_pretrain.benchmarks.layouts import (
 from emocap_pretrain.benchmarks.reading.layout_reader import LayoutReader, Problem
 
 Expected = dict[str, Counter[Any]]
-"""How often each label occurs in each split."""
+"""Number of items by label, for each split."""
 
 # One file for each class, by the name of the card. Paths that follow a regular expression cannot be made up from it.
 FILE_NAMES = {
