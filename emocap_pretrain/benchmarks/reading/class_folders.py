@@ -36,7 +36,10 @@ class ClassFoldersReader:
         tree.folder(folder)
         for code in tree.names(folder):
             path = joined(folder, code)
-            if not tree.exists(path) or not (root / path).is_dir():
+            if not tree.exists(path):
+                yield Problem("path leads out of the folder", path)
+                continue
+            if not (root / path).is_dir():
                 yield Problem("left out: its name does not fit the layout", path)
                 continue
             labels = self._labels.labels(values_of(split, fold) | {"class": code}, path)

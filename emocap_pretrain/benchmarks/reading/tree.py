@@ -163,15 +163,18 @@ class Tree:
         return _matches(PurePosixPath(path).name, pattern)
 
     def glob(self, pattern: str) -> Iterator[str]:
-        """Yields the paths that match a pattern such as "Emotion/*/*.txt", in order. Links out of the copy are passed.
+        """Yields the paths that match a pattern such as "Emotion/*/*.txt", in order.
 
-        Each part of the pattern matches the name of one folder or file.
+        Each part of the pattern matches the name of one folder or file. A folder that is a link out of the copy is not
+        entered: it is yielded itself, so that `file` reports it.
         """
         yield from self._glob("", PurePosixPath(pattern).parts)
 
     def _glob(self, folder: str, parts: tuple[str, ...]) -> Iterator[str]:
-        place = self.root / folder
-        if not self.exists(folder) or not place.is_dir():
+        if not os.path.isdir(self.root / folder):  # noqa: PTH112 - it raises nothing
+            return
+        if not self.exists(folder):
+            yield folder
             return
         for name in self.names(folder, parts[0]):
             path = f"{folder}/{name}" if folder else name

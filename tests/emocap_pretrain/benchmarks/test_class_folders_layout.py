@@ -1,5 +1,6 @@
 """Copies whose folders are classes: every file is an item or a problem."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,19 @@ def test_files_that_are_not_images_are_reported_and_hidden_ones_are_not(tmp_path
     assert [item.key for item in items] == ["test/1/a.JPG"]
     assert [each.place for each in problems] == ["test/1/notes.txt", "test/read me.txt"]
     assert {each.kind for each in problems} == {"left out: its name does not fit the layout"}
+
+
+def test_a_folder_that_is_a_link_out_of_the_copy_is_not_entered(tmp_path: Path) -> None:
+    image(tmp_path / "elsewhere/a.jpg")
+    (tmp_path / "copy/test").mkdir(parents=True)
+    (tmp_path / "copy/test/1").symlink_to(tmp_path / "elsewhere")
+    assert read(reader(), tmp_path / "copy", "test") == ([], [Problem("path leads out of the folder", "test/1")])
+
+
+def test_a_pipe_is_not_opened(tmp_path: Path) -> None:
+    image(tmp_path / "test/1/a.jpg")
+    os.mkfifo(tmp_path / "test/1/b.jpg")
+    assert read(reader(), tmp_path, "test")[1] == [Problem("not a regular file", "test/1/b.jpg")]
 
 
 def test_a_folder_of_frames_is_a_video_in_the_order_of_time(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Copies whose items are the rows of text files."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -118,7 +119,7 @@ def test_numbers_that_are_invalid_out_of_range_or_not_numbers_are_reported(tmp_p
 
 
 def test_several_faces_of_one_image_have_keys_of_their_own(tmp_path: Path) -> None:
-    rows = "a b.jpg 0 1 2 9 8 99.5 3\n".replace("a b", "ab") + "ab.jpg 1 5 5 5 8 60.0 6\nab.jpg 2 0 0 4 4 60 0\n"
+    rows = "ab.jpg 0 1 2 9 8 99.5 3\nab.jpg 1 5 5 5 8 60.0 6\nab.jpg 2 0 0 4 4 60 0\n"
     text(tmp_path / "label/label.lst", rows)
     image(tmp_path / "image/origin/ab.jpg")
     items, problems = read(fitting(catalogue.card("expw"), tmp_path)[1], tmp_path, "all")
@@ -181,14 +182,15 @@ def test_a_line_without_an_end_does_not_fill_the_memory(tmp_path: Path, monkeypa
         read(captions(), tmp_path, "test", 1)
 
 
-def test_a_table_is_streamed(tmp_path: Path) -> None:
-    text(
-        tmp_path / "set_1/test.txt",
-        "1.mp4\tA face.\n" * 5000 + "\udcff".encode("utf-8", "surrogatepass").decode("latin-1"),
-    )
+def test_a_table_is_streamed_so_that_an_error_at_its_end_comes_after_the_first_rows(tmp_path: Path) -> None:
+    text(tmp_path / "set_1/test.txt", "1.mp4\tA face.\n" * 5000)
+    with (tmp_path / "set_1/test.txt").open("ab") as file:
+        file.write(b"\xff\n")
     text(tmp_path / "clips/1.mp4", "")
-    first = next(captions().items(tmp_path, "test", 1))
-    assert not isinstance(first, Problem)
+    items = captions().items(tmp_path, "test", 1)
+    assert not isinstance(next(items), Problem)
+    with pytest.raises(DataError, match="is not utf-8 text after line"):
+        list(items)
 
 
 def test_quotes_of_a_csv_file_that_do_not_match_are_an_error(tmp_path: Path) -> None:
@@ -217,6 +219,13 @@ def test_the_folders_of_fer_plus_follow_the_rule_of_their_card(card: str, winner
     kinds = [problem.kind for problem in problems]
     assert kinds[-2:] == ["left out: no face", "votes are not whole numbers"]
     assert len(kinds) + len(winners) == 5
+
+
+def test_a_pipe_in_place_of_the_table_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "set_1").mkdir()
+    os.mkfifo(tmp_path / "set_1/test.txt")
+    with pytest.raises(DataError, match=r"test\.txt cannot be read: not a regular file"):
+        read(captions(), tmp_path, "test", 1)
 
 
 def test_a_label_file_that_is_missing_is_an_error(tmp_path: Path) -> None:
