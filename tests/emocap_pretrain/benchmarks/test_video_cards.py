@@ -75,7 +75,7 @@ DFEW_LISTS = "EmoLabel_DataSplit/test(single-labeled)"
     ("media", "list_name", "text"),
     [
         ("Clip/jpg_256", f"{DFEW_LISTS}/set_2.csv", "video_name,label\n1,1\n00012,7\n13,8\n"),
-        ("Clip/clip_224x224_16f", f"{DFEW_LISTS}/test_set_2.csv", "video_name,label\n00001,1\n00012,7\n13,8\n"),
+        ("Clip/clip_224x224_16f", f"{DFEW_LISTS}/test_set_2.csv", "video_name,label\n00001,0\n00012,6\n13,7\n"),
         ("Clip/clip_224x224_16f", f"{DFEW_LISTS}/set_2.csv", "video_name,label\n1,1\n12,7\n13,8\n"),
         (
             "DFEW_Frame_Face",
