@@ -10,8 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from emocap_pretrain.benchmarks.layouts import Layout
-from emocap_pretrain.benchmarks.sources import Source, Text
-from emocap_pretrain.config.fields import Section
+from emocap_pretrain.benchmarks.sources import CardSection, FactSource, Text
 
 VERSION = 1
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]+(_[a-z0-9]+)*$", max_length=40)]
@@ -19,7 +18,7 @@ ClassName = Annotated[str, Field(min_length=1, max_length=80)]
 Size = Annotated[int, Field(ge=0)]
 
 
-class ClassTarget(Section):
+class ClassTarget(CardSection):
     """One class for each item, such as an expression.
 
     Attributes:
@@ -32,7 +31,7 @@ class ClassTarget(Section):
     kind: Literal["class"] = "class"
     classes: Annotated[dict[ClassName, Annotated[tuple[Text, ...], Field(min_length=1)]], Field(min_length=2)]
     parts: dict[ClassName, tuple[ClassName, ...]] = Field(default={})
-    source: Source
+    source: FactSource
 
     @model_validator(mode="after")
     def _parts_are_of_classes(self) -> "ClassTarget":
@@ -41,7 +40,7 @@ class ClassTarget(Section):
         return self
 
 
-class NumbersTarget(Section):
+class NumbersTarget(CardSection):
     """Several numbers for each item, such as valence and arousal.
 
     Attributes:
@@ -59,26 +58,26 @@ class NumbersTarget(Section):
     highest: float
     divisor: Annotated[float, Field(gt=0)] = 1.0
     invalid: tuple[float, ...] = ()
-    source: Source
+    source: FactSource
 
 
-class UnitsTarget(Section):
+class UnitsTarget(CardSection):
     """Action units of FACS, each of which an item shows or does not show. `source` says where the list was read."""
 
     kind: Literal["units"] = "units"
     units: Annotated[tuple[Annotated[int, Field(ge=1, le=99)], ...], Field(min_length=1)]
-    source: Source
+    source: FactSource
 
 
-class CaptionTarget(Section):
+class CaptionTarget(CardSection):
     """A caption for each item. `source` says where the form of the captions was read."""
 
     kind: Literal["caption"] = "caption"
     language: Text
-    source: Source
+    source: FactSource
 
 
-class QuestionTarget(Section):
+class QuestionTarget(CardSection):
     """A question with several answers for each item, one of which is right.
 
     Attributes:
@@ -89,7 +88,7 @@ class QuestionTarget(Section):
 
     kind: Literal["question"] = "question"
     right: Annotated[int, Field(ge=0)] | None = None
-    source: Source
+    source: FactSource
 
 
 Target = Annotated[
@@ -97,7 +96,7 @@ Target = Annotated[
 ]
 
 
-class Split(Section):
+class SplitFacts(CardSection):
     """Describes one split of a benchmark.
 
     Attributes:
@@ -108,17 +107,17 @@ class Split(Section):
 
     samples: Size | tuple[Size, ...] | None = None
     by_class: dict[ClassName, Size] = Field(default={})
-    source: Source
+    source: FactSource
 
 
-class Trap(Section):
+class Trap(CardSection):
     """A known mistake that changes scores, in one or two sentences, and where it was read."""
 
     text: Text
-    source: Source
+    source: FactSource
 
 
-class Published(Section):
+class Published(CardSection):
     """A published score of another model. It is shown beside the user's scores, and never mixed with them.
 
     Attributes:
@@ -135,10 +134,10 @@ class Published(Section):
     value: float
     protocol: Text
     exact: bool = True
-    source: Source
+    source: FactSource
 
 
-class Card(Section):
+class Card(CardSection):
     """Describes a benchmark.
 
     Attributes:
@@ -167,11 +166,11 @@ class Card(Section):
     about: Text
     media: Literal["image", "video"]
     target: Target
-    splits: Annotated[dict[Name, Split], Field(min_length=1)]
+    splits: Annotated[dict[Name, SplitFacts], Field(min_length=1)]
     scored: Name
     folds: Annotated[int, Field(ge=2)] | None = None
     scores: Annotated[tuple[Name, ...], Field(min_length=1)]
-    scores_source: Source
+    scores_source: FactSource
     layouts: Annotated[tuple[Layout, ...], Field(min_length=1)]
     licence: Text
     obtain: Text

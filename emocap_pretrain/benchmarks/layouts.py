@@ -16,8 +16,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from emocap_pretrain.benchmarks.sources import Source, Text
-from emocap_pretrain.config.fields import Section
+from emocap_pretrain.benchmarks.sources import CardSection, FactSource, Text
 
 Code = Annotated[str, Field(min_length=1, max_length=80)]
 Column = Annotated[int, Field(ge=0)] | Text
@@ -33,7 +32,7 @@ with the largest number of votes, and the first one of several. With both rules,
 """
 
 
-class _Layout(Section):
+class _Layout(CardSection):
     """Holds what all layouts have.
 
     Attributes:
@@ -48,9 +47,9 @@ class _Layout(Section):
     """
 
     about: Text
-    source: Source
+    source: FactSource
     codes: dict[Code, Text] = Field(default={})
-    codes_source: Source | None = None
+    codes_source: FactSource | None = None
     left_out: dict[Code, Text] = Field(default={})
     frames: Text | None = None
 
@@ -59,7 +58,7 @@ class ClassFolders(_Layout):
     """The class is the name of a folder: `folders[split]/CLASS/FILE`.
 
     Attributes:
-        folders: The folder of each split. Split and fold may occur in the path.
+        folders: The folder of each split. SplitFacts and fold may occur in the path.
         files: The pattern of the names of files, such as "*.png"; of folders if `frames` is set.
     """
 

@@ -11,10 +11,15 @@ from pydantic import Field
 
 from emocap_pretrain.config.fields import Section
 
+
+class CardSection(Section):
+    """Is the base class of all parts of a card. A card is not a setting: users do not write it."""
+
+
 Text = Annotated[str, Field(min_length=1, max_length=2000)]
 
 
-class CodeSource(Section):
+class CodeSource(CardSection):
     """A file of a public repository at one commit."""
 
     repository: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]+/[A-Za-z0-9._-]+$")]
@@ -25,7 +30,7 @@ class CodeSource(Section):
         return f"read in {self.repository}:{self.path} at {self.commit[:7]}"
 
 
-class ThreadSource(Section):
+class ThreadSource(CardSection):
     """A public thread in which somebody reports the fact, such as an issue of a repository."""
 
     thread: Text
@@ -34,7 +39,7 @@ class ThreadSource(Section):
         return f"told in {self.thread}"
 
 
-class DocumentSource(Section):
+class DocumentSource(CardSection):
     """A paper, or the documentation of the benchmark. `read` says whether it was read for this card, or quoted."""
 
     document: Text
@@ -44,7 +49,7 @@ class DocumentSource(Section):
         return f"{'read' if self.read == 'itself' else 'quoted'} from {self.document}"
 
 
-class ContentSource(Section):
+class ContentSource(CardSection):
     """Was counted in the files themselves. `content` names the files."""
 
     content: Text
@@ -53,5 +58,5 @@ class ContentSource(Section):
         return f"counted in {self.content}"
 
 
-Source = Literal["unknown"] | CodeSource | ThreadSource | DocumentSource | ContentSource
+FactSource = Literal["unknown"] | CodeSource | ThreadSource | DocumentSource | ContentSource
 """`unknown` says that no source was found. Then the fact is not used to judge a copy."""

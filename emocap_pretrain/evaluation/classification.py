@@ -11,7 +11,7 @@ from emocap_pretrain.config.fields import label_text
 from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.evaluation.confusion import Confusion
-from emocap_pretrain.evaluation.examples import Source
+from emocap_pretrain.evaluation.examples import ExampleSource
 from emocap_pretrain.evaluation.features import Features
 from emocap_pretrain.evaluation.intervals import bootstrap, mean_recalls, shares
 from emocap_pretrain.run_folder.results import Score, TaskResult
@@ -130,7 +130,7 @@ def classes_of_features(settings: EvaluationConfig, features: Features) -> Mappi
     return classes_of(settings, labelled(features, settings.label)[1], names)
 
 
-def check_labels(settings: EvaluationConfig, sources: Iterable[Source], seconds: float | None) -> None:
+def check_labels(settings: EvaluationConfig, sources: Iterable[ExampleSource], seconds: float | None) -> None:
     """Compares the labels of every split with the classes, as far as they can be read within `seconds` seconds.
 
     Raises:

@@ -66,7 +66,7 @@ class LeftOut:
 
 
 @runtime_checkable
-class Source(Protocol):
+class ExampleSource(Protocol):
     """Provides the examples of one split. Every rank opens the same source, and asks for its own part.
 
     Attributes:

@@ -22,7 +22,7 @@ from torch.nn.functional import normalize
 
 from emocap_pretrain.data.parts import Part
 from emocap_pretrain.errors import DataError
-from emocap_pretrain.evaluation.examples import Example, LeftOut, Source
+from emocap_pretrain.evaluation.examples import Example, ExampleSource, LeftOut
 from emocap_pretrain.evaluation.feature_cache import FeatureCache
 from emocap_pretrain.inference.embedder import Crop, Embedder
 from emocap_pretrain.inference.images import READERS, reason
@@ -139,7 +139,7 @@ class Extraction:
     parts: Sequence[Part] = ()
     cache: FeatureCache | None = None
 
-    def collect(self, source: Source, world: RankGroup) -> list[BatchFeatures] | None:
+    def collect(self, source: ExampleSource, world: RankGroup) -> list[BatchFeatures] | None:
         """Returns all batches in order on rank 0, and None on the other ranks. This is a collective.
 
         Raises:
@@ -149,7 +149,7 @@ class Extraction:
         shares = world.collect_on_main(lambda: list(self._share(source, world)))
         return None if shares is None else in_turn(shares)
 
-    def _share(self, source: Source, world: RankGroup) -> Iterator[BatchFeatures]:
+    def _share(self, source: ExampleSource, world: RankGroup) -> Iterator[BatchFeatures]:
         each = max(1, self.batch // source.images_each)
         ranges = [range(first, min(first + each, len(source))) for first in range(0, len(source), each)]
         # One thread waits for the store and looks into the cache; the others decode.
@@ -158,7 +158,7 @@ class Extraction:
             for loaded in in_order(loader, load, ranges[world.rank :: world.world_size], ahead=AHEAD):
                 yield self._computed(loaded)
 
-    def _loaded(self, source: Source, readers: Executor, numbers: range) -> _Loaded:
+    def _loaded(self, source: ExampleSource, readers: Executor, numbers: range) -> _Loaded:
         found = source.examples(numbers)
         examples = [each for each in found if isinstance(each, Example)]
         left_out = [each for each in found if isinstance(each, LeftOut)]

@@ -17,7 +17,7 @@ from emocap_pretrain.data.parts import Part
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.evaluation.classification import LabelledRows, check_labels, classes_of_features
 from emocap_pretrain.evaluation.confusion import Confusion
-from emocap_pretrain.evaluation.examples import Source
+from emocap_pretrain.evaluation.examples import ExampleSource
 from emocap_pretrain.evaluation.features import Features
 from emocap_pretrain.evaluation.probe import fitted
 from emocap_pretrain.evaluation.task import SplitName
@@ -43,7 +43,7 @@ class FewShot:
     def prompts(self) -> Sequence[str]:
         return ()
 
-    def prepare(self, sources: Mapping[SplitName, Source], *, seconds: float | None = None) -> Sequence[str]:
+    def prepare(self, sources: Mapping[SplitName, ExampleSource], *, seconds: float | None = None) -> Sequence[str]:
         check_labels(self.settings, sources.values(), seconds)
         return ()
 

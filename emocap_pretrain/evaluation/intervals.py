@@ -16,7 +16,7 @@ _SEED = 0
 _ENTRIES = 1 << 22  # Number of weights that are in memory at the same time, 32 MiB.
 
 Weights = Float[np.ndarray, "draws examples"]
-"""How often each example occurs in each draw."""
+"""The number of times that each example occurs in each draw."""
 
 
 def bootstrap(

@@ -16,7 +16,7 @@ from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.data.parts import Part
 from emocap_pretrain.evaluation.classification import LabelledRows, check_labels, classes_of_features, scored
 from emocap_pretrain.evaluation.confusion import Confusion
-from emocap_pretrain.evaluation.examples import Source
+from emocap_pretrain.evaluation.examples import ExampleSource
 from emocap_pretrain.evaluation.features import Features
 from emocap_pretrain.evaluation.task import SplitName
 from emocap_pretrain.inference.embedder import Embedder
@@ -39,7 +39,7 @@ class Nearest:
     def prompts(self) -> Sequence[str]:
         return ()
 
-    def prepare(self, sources: Mapping[SplitName, Source], *, seconds: float | None = None) -> Sequence[str]:
+    def prepare(self, sources: Mapping[SplitName, ExampleSource], *, seconds: float | None = None) -> Sequence[str]:
         check_labels(self.settings, sources.values(), seconds)
         return ()
 

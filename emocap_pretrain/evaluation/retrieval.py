@@ -18,7 +18,7 @@ from torch import Tensor
 from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.data.parts import PROMPT_PART, Part
 from emocap_pretrain.errors import ConfigError
-from emocap_pretrain.evaluation.examples import Source
+from emocap_pretrain.evaluation.examples import ExampleSource
 from emocap_pretrain.evaluation.features import Features
 from emocap_pretrain.evaluation.task import SplitName
 from emocap_pretrain.inference.embedder import Embedder
@@ -50,7 +50,7 @@ class Retrieval:
     def prompts(self) -> Sequence[str]:
         return ()
 
-    def prepare(self, sources: Mapping[SplitName, Source], *, seconds: float | None = None) -> Sequence[str]:  # noqa: ARG002 - it reads no sample
+    def prepare(self, sources: Mapping[SplitName, ExampleSource], *, seconds: float | None = None) -> Sequence[str]:  # noqa: ARG002 - it reads no sample
         if len(sources["test"]) < 2:
             raise ConfigError(
                 f"evaluation.url={self.settings.url} has one sample, and retrieval needs others to choose from: "

@@ -20,7 +20,7 @@ from torchmetrics.functional.regression import concordance_corrcoef, mean_square
 from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.data.parts import Part
 from emocap_pretrain.errors import ConfigError
-from emocap_pretrain.evaluation.examples import Source
+from emocap_pretrain.evaluation.examples import ExampleSource
 from emocap_pretrain.evaluation.features import Features
 from emocap_pretrain.evaluation.task import SplitName
 from emocap_pretrain.inference.embedder import Embedder
@@ -43,7 +43,7 @@ class RidgeRegression:
     def prompts(self) -> Sequence[str]:
         return ()
 
-    def prepare(self, sources: Mapping[SplitName, Source], *, seconds: float | None = None) -> Sequence[str]:
+    def prepare(self, sources: Mapping[SplitName, ExampleSource], *, seconds: float | None = None) -> Sequence[str]:
         for source in sources.values():
             for name in self.settings.numbers:
                 found = source.label_values(name, seconds=seconds)

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.data.parts import Part
-from emocap_pretrain.evaluation.examples import Source
+from emocap_pretrain.evaluation.examples import ExampleSource
 from emocap_pretrain.evaluation.features import Features
 from emocap_pretrain.inference.embedder import Embedder
 from emocap_pretrain.run_folder.results import TaskResult
@@ -51,7 +51,7 @@ class Task(Protocol):
         """
         ...
 
-    def prepare(self, sources: Mapping[SplitName, Source], *, seconds: float | None = None) -> Sequence[str]:
+    def prepare(self, sources: Mapping[SplitName, ExampleSource], *, seconds: float | None = None) -> Sequence[str]:
         """Checks that the settings fit the data, before training and on one rank.
 
         Args:

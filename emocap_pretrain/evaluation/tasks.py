@@ -20,7 +20,7 @@ from emocap_pretrain.data.datasets import CutTexts
 from emocap_pretrain.data.parts import PROMPT_PART
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.errors import ConfigError
-from emocap_pretrain.evaluation.examples import PackedSource, Source
+from emocap_pretrain.evaluation.examples import ExampleSource, PackedSource
 from emocap_pretrain.evaluation.feature_cache import FeatureCache
 from emocap_pretrain.evaluation.features import BatchFeatures, Extraction, Features, joined
 from emocap_pretrain.evaluation.few_shot import FewShot
@@ -82,7 +82,7 @@ def prepare(settings: EvaluationConfig, *, seconds: float | None = None) -> list
     return [note for task in tasks if sources for note in task.prepare(_of(task, sources), seconds=seconds)]
 
 
-def sources_of(settings: EvaluationConfig, tasks: Sequence[Task]) -> dict[SplitName, Source]:
+def sources_of(settings: EvaluationConfig, tasks: Sequence[Task]) -> dict[SplitName, ExampleSource]:
     """Returns the sources of all splits that the tasks need, by the name of the split.
 
     Raises:
@@ -93,7 +93,7 @@ def sources_of(settings: EvaluationConfig, tasks: Sequence[Task]) -> dict[SplitN
         "train": settings.train_url,
         "valid": settings.valid_url,
     }
-    found: dict[SplitName, Source] = {}
+    found: dict[SplitName, ExampleSource] = {}
     for task in tasks:
         for split in task.splits:
             url = urls[split]

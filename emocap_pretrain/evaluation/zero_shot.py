@@ -16,7 +16,7 @@ from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.data.parts import Part
 from emocap_pretrain.evaluation.classification import LabelledRows, classes_of, classes_of_features, scored
 from emocap_pretrain.evaluation.confusion import Confusion
-from emocap_pretrain.evaluation.examples import Source
+from emocap_pretrain.evaluation.examples import ExampleSource
 from emocap_pretrain.evaluation.features import Features
 from emocap_pretrain.evaluation.task import SplitName
 from emocap_pretrain.inference.classes import class_cosines, class_embeddings, prompts_of
@@ -38,7 +38,7 @@ class ZeroShot:
     def prompts(self) -> Sequence[str]:
         return prompts_of(self.settings.templates, self.settings.classes or {})
 
-    def prepare(self, sources: Mapping[SplitName, Source], *, seconds: float | None = None) -> Sequence[str]:
+    def prepare(self, sources: Mapping[SplitName, ExampleSource], *, seconds: float | None = None) -> Sequence[str]:
         """Checks that the labels of the dataset are among the classes, and returns notes for the user.
 
         It checks all labels, or only those that it can read within `seconds` seconds.

@@ -27,15 +27,15 @@ def test_the_regularization_of_a_probe_is_chosen_on_valid_and_scored_on_test() -
     random = np.random.default_rng(0)
     labels = [["joy", "fear"][number % 2] for number in range(80)]
 
-    def split(noise: float) -> scores.Features:
+    def split(noise: float) -> scores.LabelledFeatures:
         centers = np.array([[1.0, 0.0] if label == "joy" else [0.0, 1.0] for label in labels])
-        return scores.Features(centers + noise * random.normal(size=centers.shape), labels)
+        return scores.LabelledFeatures(centers + noise * random.normal(size=centers.shape), labels)
 
     recalls, strength = scores.probe(split(0.1), split(0.1), split(0.1))
     assert recalls.war > 0.95
     assert strength in scores.CHOICES
     # The chosen probe is bad on the split test, which shows that the split valid alone decides.
-    reverse = scores.Features(split(0.1).values, [*labels[1:], labels[0]])
+    reverse = scores.LabelledFeatures(split(0.1).values, [*labels[1:], labels[0]])
     assert scores.probe(split(0.1), split(0.1), reverse)[0].war < 0.05
 
 

@@ -19,7 +19,7 @@ from pretrain_fakes import changed
 
 from emocap_pretrain.cli.evaluate import _with_settings
 from emocap_pretrain.config.schema import Config
-from emocap_pretrain.evaluation.examples import Source
+from emocap_pretrain.evaluation.examples import ExampleSource
 from emocap_pretrain.evaluation.features import BatchFeatures, Extraction
 from emocap_pretrain.evaluation.tasks import TASKS
 from emocap_pretrain.ranks.group import RankGroup
@@ -226,7 +226,7 @@ def test_only_the_batch_size_of_a_stored_config_is_bounded(
 ) -> None:
     collect, sizes = Extraction.collect, list[int]()
 
-    def noted(extraction: Extraction, source: Source, world: RankGroup) -> list[BatchFeatures] | None:
+    def noted(extraction: Extraction, source: ExampleSource, world: RankGroup) -> list[BatchFeatures] | None:
         sizes.append(extraction.batch)
         return collect(extraction, source, world)
 

@@ -37,7 +37,7 @@ def test_any_number_of_ranks_gives_the_results_of_one_to_the_bit(config: Config,
 
 @pytest.mark.parametrize("samples", [1, 2, 7, 9])
 def test_the_batches_arrive_at_rank_0_in_the_order_of_the_data(samples: int) -> None:
-    """With one or two samples, only rank 0 has a batch."""
+    """Only rank 0 has a batch if there are one or two samples."""
     batches = [[str(number) for number in range(at, min(at + 2, samples))] for at in range(0, samples, 2)]
     assert on_gloo(3, collect, Numbered(samples)) == [(batches, ""), (None, ""), (None, "")]
 

@@ -119,7 +119,7 @@ def test_a_draw_has_the_same_number_of_each_class_and_no_example_twice() -> None
 
 @pytest.mark.parametrize("task", [LinearProbe, FewShot, Nearest])
 def test_the_labels_of_the_test_split_decide_nothing(task: Any, features) -> None:
-    """With exchanged labels of the split `test`, the same choices are made and the same classes predicted."""
+    """The same choices are made and the same classes are predicted if the labels of the split `test` are exchanged."""
 
     def predictions(result: TaskResult) -> Any:
         return [np.array(each.counts).sum(0).tolist() for each in result.confusion_matrices]

@@ -100,7 +100,7 @@ def test_a_constant_prediction_has_no_correlation() -> None:
     assert found["valence_sagr"] == pytest.approx(2 / 3)
 
 
-def test_labels_that_are_no_numbers_are_refused_before_training(faces: str) -> None:
+def test_labels_with_texts_are_refused_before_training(faces: str) -> None:
     source = PackedSource(faces)
     for name, there in (("emotion", "the value "), ("mood", "no value of this label")):
         settings = EvaluationConfig(url=faces, numbers=(name,))
