@@ -18,7 +18,6 @@ from emocap_shards.background import in_order
 from emocap_shards.errors import ImageError
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from emocap_pretrain.data.parts import Part
 from emocap_pretrain.errors import DataError
@@ -52,8 +51,8 @@ class Features:
 
     Attributes:
         keys: The names of the examples.
-        images: The unit vectors in the space that images and texts share. That of a video is the mean of the unit
-            vectors of its frames, scaled to unit length.
+        images: The unit vectors in the space that images and texts share. That of a video is the projection of its
+            pooled vector, which is the mean of the projections of its frames, scaled to unit length, as in Exp-CLIP.
         pooled: The vectors of the image tower before the projection, on which probes are trained. That of a video is
             the mean over its frames.
         labels: The labels of each example.
@@ -211,15 +210,20 @@ class Extraction:
         # A video with many frames is passed through the tower in parts of `batch` frames.
         parts = [self.embedder.crops_and_pooled(flat[at : at + self.batch]) for at in range(0, len(flat), self.batch)]
         arrays = {"decoded": np.array([not isinstance(each, DataError) for each in crops], dtype=np.bool_)}
-        for name, found in zip(("images", "pooled"), zip(*parts, strict=True), strict=False):
-            means = [each.mean(0) for each in torch.cat(found).split([len(each) for each in decoded])]
-            arrays[name] = torch.stack(means).numpy()
-        if "images" in arrays:
-            arrays["images"] = normalize(torch.from_numpy(arrays["images"]), dim=1).numpy()
+        if parts:
+            vectors, pooled = (
+                torch.cat(each).split([len(each) for each in decoded]) for each in zip(*parts, strict=True)
+            )
+            means = torch.stack([each.mean(0) for each in pooled])
+            arrays["pooled"] = means.numpy()
+            if len(flat) == len(decoded):
+                arrays["images"] = vectors.numpy()
+            else:
+                arrays["images"] = self.embedder.projected(means).numpy()
         words = [each.text for each in texts]
-        vectors = [self.embedder.texts(words[at : at + self.batch]) for at in range(0, len(words), self.batch)]
-        if vectors:
-            arrays["texts"] = torch.cat(vectors).numpy()
+        of_texts = [self.embedder.texts(words[at : at + self.batch]) for at in range(0, len(words), self.batch)]
+        if of_texts:
+            arrays["texts"] = torch.cat(of_texts).numpy()
         return arrays
 
 

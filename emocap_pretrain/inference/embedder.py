@@ -15,6 +15,7 @@ import torch
 from emocap_shards.sample import Sample
 from jaxtyping import Float, UInt8
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.data.transform import center_crop
@@ -60,6 +61,11 @@ class Embedder:
         with torch.inference_mode():
             vectors, pooled = self.model.embed_images_and_pooled(self._on_device(crops))
             return vectors.float().cpu(), pooled.float().cpu()
+
+    def projected(self, pooled: Float[Tensor, "vectors width"]) -> Float[Tensor, "vectors embedding"]:
+        """Returns the unit vectors that belong to vectors of the image tower, such as the means over frames."""
+        with torch.inference_mode():
+            return normalize(self.model.to_image(pooled.to(self._device)), dim=-1).float().cpu()
 
     def patches(self, crops: Sequence[Crop]) -> Float[Tensor, "crops patches embedding"]:
         """Returns the unit vectors of the patches of crops, in one pass of the tower."""

@@ -152,13 +152,15 @@ def test_a_cache_that_cannot_be_written_is_a_warning(
     assert "the cache of features is not written" in caplog.text
 
 
-def test_a_video_has_the_mean_of_the_vectors_of_its_frames(embedder: Embedder) -> None:
+def test_a_video_has_the_mean_of_the_projections_of_its_frames(embedder: Embedder) -> None:
     contents: list[Content] = [Frames([0, 90, 250]), Frames([17])]
     source = Listed([Example(str(number), content) for number, content in enumerate(contents)], images_each=3)
     found = features(source, Extraction(embedder, 4))
     crops = [crop for content in contents for crop in content.crops(embedder.model.pixels)]
-    vectors, pooled = embedder.crops_and_pooled(crops)
-    mean = torch.stack([vectors[:3].mean(0), vectors[3]])
+    _, pooled = embedder.crops_and_pooled(crops)
+    with torch.inference_mode():
+        projected = embedder.model.to_image(pooled)
+    mean = torch.stack([projected[:3].mean(0), projected[3]])
     torch.testing.assert_close(found.images, mean / mean.norm(dim=1, keepdim=True), rtol=0, atol=1e-6)
     torch.testing.assert_close(found.pooled, torch.stack([pooled[:3].mean(0), pooled[3]]), rtol=0, atol=1e-6)
 
