@@ -211,10 +211,8 @@ class Extraction:
         parts = [self.embedder.crops_and_pooled(flat[at : at + self.batch]) for at in range(0, len(flat), self.batch)]
         arrays = {"decoded": np.array([not isinstance(each, DataError) for each in crops], dtype=np.bool_)}
         if parts:
-            vectors, pooled = (
-                torch.cat(each).split([len(each) for each in decoded]) for each in zip(*parts, strict=True)
-            )
-            means = torch.stack([each.mean(0) for each in pooled])
+            vectors, pooled = (torch.cat(each) for each in zip(*parts, strict=True))
+            means = torch.stack([each.mean(0) for each in pooled.split([len(each) for each in decoded])])
             arrays["pooled"] = means.numpy()
             if len(flat) == len(decoded):
                 arrays["images"] = vectors.numpy()
