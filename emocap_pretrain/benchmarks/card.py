@@ -136,6 +136,10 @@ class Published(CardSection):
     exact: bool = True
     source: FactSource
 
+    def value_text(self) -> str:
+        """Returns the score as text, with "about" if it was read off a figure."""
+        return f"{self.value:g}" if self.exact else f"about {self.value:g}"
+
 
 class Card(CardSection):
     """Describes a benchmark.

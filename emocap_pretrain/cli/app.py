@@ -9,6 +9,7 @@ import typer
 
 from emocap_pretrain import run
 from emocap_pretrain.cli import (
+    benchmarks,
     bulk,
     checkpoints,
     evaluate,
@@ -51,6 +52,7 @@ for name, function in {
 }.items():
     app.command(name, cls=Command)(function)
 app.add_typer(checkpoints.app, name="checkpoints")
+app.add_typer(benchmarks.app, name="benchmarks")
 
 
 def main() -> None:
