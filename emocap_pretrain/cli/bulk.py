@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
+from emocap_shards.inspecting.wording import counted
 from emocap_shards.writing.packing import described
 from tqdm import tqdm
 
@@ -299,13 +300,13 @@ class BulkBar(AbstractContextManager["BulkBar"]):
     def show(self, advance: "Advance") -> None:
         self.pictures += advance.pictures
         self.errors += advance.errors
-        failed = f", {self.errors:,} errors" if self.errors else ""
-        self._bar.set_postfix_str(f"{self.pictures:,} images{failed}", refresh=False)
+        failed = f", {counted(self.errors, 'error')}" if self.errors else ""
+        self._bar.set_postfix_str(f"{counted(self.pictures, 'image')}{failed}", refresh=False)
         self._bar.update(advance.weight)
 
 
 def _summarise(out: Path, counts: "RowCounts", bar: BulkBar, *, resumed: bool) -> None:
-    parts = [f"{counts.rows:,} row" + ("s" if counts.rows != 1 else "")]
+    parts = [counted(counts.rows, "row")]
     if resumed:
         parts.append(f"{counts.rows - bar.pictures:,} of them from an earlier start")
     if counts.errors:

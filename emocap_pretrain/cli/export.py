@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from emocap_shards.inspecting.wording import counted
 
 from emocap_pretrain.cli import tables
 from emocap_pretrain.cli.options import ChosenWeights, Debug, OwnConfig, Step
@@ -91,7 +92,7 @@ def _scores(result: TaskResult) -> list[tuple[str, str]]:
     from emocap_pretrain.interop.export.card import last_parts
 
     scores = [(score.title, score.text()) for score in result.scores]
-    return [*scores, ("evaluated on", f"{result.samples:,} samples of {last_parts(result.url)}")]
+    return [*scores, ("evaluated on", f"{counted(result.samples, 'sample')} of {last_parts(result.url)}")]
 
 
 def _nothing(_line: str) -> None:

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 from emocap_shards.errors import ManifestError, StoreError
 from emocap_shards.inspecting.summary import LOOK_AT, SECONDS, Summary, summarise
+from emocap_shards.inspecting.wording import counted
 from emocap_shards.manifest import MANIFEST
 from tqdm import tqdm
 
@@ -84,7 +85,7 @@ def _cut(url: str, config: Config) -> tuple[str, dict[str, Any]]:
     text = config.model.text
     tokenizer = StartingPoint(config.model).tokenizer(lambda: train_tokenizer(config.data, text.vocabulary))
     samples, cut = cut_captions([MixtureDatasetConfig(url=url)], tokenizer, text.lengths)
-    line = f"Texts that {config.name} cuts, of the first {samples:,} samples: {', '.join(map(str, cut))}."
+    line = f"Texts that {config.name} cuts, of the first {counted(samples, 'sample')}: {', '.join(map(str, cut))}."
     return line, {"samples": samples, "parts": [asdict(each) for each in cut]}
 
 

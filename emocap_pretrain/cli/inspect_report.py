@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable, Mapping
 from emocap_shards.inspecting.counters import Counts, Spread
 from emocap_shards.inspecting.faces import SheetFace
 from emocap_shards.inspecting.summary import Summary
-from emocap_shards.inspecting.wording import number, percent, share_once, share_repeated, size
+from emocap_shards.inspecting.wording import counted, number, percent, share_once, share_repeated, size
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from emocap_pretrain.cli.tables import bar, grid, plain, shards, sparkline
+from emocap_pretrain.cli.tables import bar, grid, plain, sparkline
 from emocap_pretrain.terminal import console
 
 # The most values of a label, words of a part, example faces and numeric labels that are printed.
@@ -48,9 +48,12 @@ def _stock(summary: Summary) -> RenderableType:
     stock = summary.stock
     lines = Text(f"{plain(stock.url)}\n", style="bold")
     samples, sizes = stock.samples_per_shard, stock.bytes_per_shard
-    lines.append(f"{stock.samples:,} samples in {shards(stock.shards)}, {size(stock.bytes)}", style="not bold")
+    lines.append(
+        f"{counted(stock.samples, 'sample')} in {counted(stock.shards, 'shard')}, {size(stock.bytes)}", style="not bold"
+    )
     lines.append(" (exact, from the manifest)\n", style="dim not bold")
-    each = f"a shard has {_range(samples)} samples, {size(sizes.least)} to {size(sizes.most)}"
+    noun = "sample" if samples.most == 1 else "samples"
+    each = f"a shard has {_range(samples)} {noun}, {_range(sizes, size)}"
     lines.append(f"{each}\ndigest {stock.digest[:16]}", style="not bold")
     return lines
 
@@ -59,7 +62,7 @@ def _looked(summary: Summary) -> RenderableType:
     looked = summary.looked
     whole = looked.samples == summary.stock.samples
     share = "every one of them" if whole else f"{percent(looked.samples, summary.stock.samples)} of them, spread evenly"
-    lines = Text(f"What follows comes from {looked.samples:,} samples, {share} ({looked.seconds:.1f} s).")
+    lines = Text(f"What follows comes from {counted(looked.samples, 'sample')}, {share} ({looked.seconds:.1f} s).")
     if looked.out_of_time:
         lines.append(
             f"\nThe time was up before all {looked.asked:,} were read; --seconds allows more time.", style="yellow"
@@ -125,7 +128,7 @@ def _balance(name: str, counts: Counts) -> RenderableType:
     ]
     hidden = counts.distinct - len(shown)
     more = f", the {len(shown)} most frequent" if hidden else ""
-    return grid(f"Label {plain(name, 30)}: {_floor(counts)}{counts.distinct:,} values{more}", _BALANCE, rows)
+    return grid(f"Label {plain(name, 30)}: {_floor(counts)}{counted(counts.distinct, 'value')}{more}", _BALANCE, rows)
 
 
 _BALANCE = ("value", "samples", "share", "")
@@ -158,10 +161,10 @@ def _spread(spread: Spread, form: Callable[[float], str] = number) -> tuple[str,
     return *map(form, (spread.least, spread.mean, spread.most)), sparkline(spread.bins)
 
 
-def _range(spread: Spread) -> str:
+def _range(spread: Spread, form: Callable[[float], str] = number) -> str:
     if spread.least == spread.most:
-        return number(spread.least)
-    return f"{number(spread.least)} to {number(spread.most)}"
+        return form(spread.least)
+    return f"{form(spread.least)} to {form(spread.most)}"
 
 
 def _floor(counts: Counts) -> str:

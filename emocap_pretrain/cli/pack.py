@@ -11,6 +11,7 @@ from typing import Annotated, NoReturn, cast
 
 import typer
 from emocap_shards.errors import RecordError
+from emocap_shards.inspecting.wording import counted
 from emocap_shards.manifest import read_manifest
 from emocap_shards.writing.duplicates import DuplicateConfig
 from emocap_shards.writing.packing import DUPLICATES, SKIPPED, PackConfig, Packed, PackProgress, described, pack
@@ -22,7 +23,7 @@ from emocap_shards.writing.sources.columns import STANDARD, TableColumns
 from emocap_shards.writing.unpack import unpack
 from tqdm import tqdm
 
-from emocap_pretrain.cli import options, tables
+from emocap_pretrain.cli import options
 from emocap_pretrain.terminal import console, errors_as_lines
 
 
@@ -107,7 +108,7 @@ def unpack_command(
         for damage in unpacked.damaged:
             console.print(str(damage))
         left_out = f", {len(unpacked.damaged)} damaged ones left out" if unpacked.damaged else ""
-        console.print(f"{folder}: {unpacked.samples:,} samples{left_out}.")
+        console.print(f"{folder}: {counted(unpacked.samples, 'sample')}{left_out}.")
 
 
 def _step(bar: "tqdm[NoReturn]") -> None:
@@ -176,18 +177,17 @@ def _summarise(url: str, packed: Packed, bar: Bar, *, dropped: bool = False) -> 
     `dropped` says whether duplicates were dropped, and not only listed.
     """
     manifest = packed.manifest
-    parts = [
-        f"{manifest.samples:,} samples in {tables.shards(len(manifest.shards))}, {manifest.total_bytes / 1e6:,.1f} MB"
-    ]
+    stock = f"{counted(manifest.samples, 'sample')} in {counted(len(manifest.shards), 'shard')}"
+    parts = [stock, f"{manifest.total_bytes / 1e6:,.1f} MB"]
     if packed.resumed:
         parts.append(f"{packed.resumed} of them from an earlier run")
     if bar.rows > 100:  # The rate of fewer rows says little.
         parts.append(f"{bar.rows / max(bar.seconds, 1e-3):,.0f} samples/s")
     if packed.skipped:
-        parts.append(f"{len(packed.skipped)} bad rows in {SKIPPED}")
+        parts.append(f"{counted(len(packed.skipped), 'bad row')} in {SKIPPED}")
     if packed.duplicates:
         verb = "dropped, see" if dropped else "in"
-        parts.append(f"{len(packed.duplicates)} duplicates {verb} {DUPLICATES}")
+        parts.append(f"{counted(len(packed.duplicates), 'duplicate')} {verb} {DUPLICATES}")
     if packed.left_out:
         parts.append(f"left out {described(packed.left_out)}")
     console.print(f"{url}: {', '.join(parts)}.")

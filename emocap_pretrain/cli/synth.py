@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 from emocap_shards.errors import ManifestError
+from emocap_shards.inspecting.wording import counted
 from emocap_shards.manifest import read_manifest
 from emocap_shards.sample import Record
 from emocap_shards.store import open_store
@@ -18,7 +19,6 @@ from emocap_shards.writer import write_shards
 from tqdm import tqdm
 
 from emocap_pretrain.captions.rendered.dataset import record
-from emocap_pretrain.cli import tables
 from emocap_pretrain.cli.options import Debug
 from emocap_pretrain.terminal import console, errors_as_lines
 
@@ -45,8 +45,8 @@ def command(
                 faces = _rendered(range(first, first + count), seed, pixels)
                 faces = tqdm(faces, f"rendering {name}", count, unit="face", disable=None)
                 manifest = write_shards(faces, url, samples_per_shard=samples_per_shard)
-                size = f"{tables.shards(len(manifest.shards))}, {manifest.total_bytes / 1e6:.1f} MB"
-                console.print(f"{url}: {manifest.samples} samples in {size}.")
+                size = f"{counted(len(manifest.shards), 'shard')}, {manifest.total_bytes / 1e6:.1f} MB"
+                console.print(f"{url}: {counted(manifest.samples, 'sample')} in {size}.")
 
 
 def _exists(url: str, samples: int) -> bool:
@@ -61,9 +61,10 @@ def _exists(url: str, samples: int) -> bool:
     found = read_manifest(store).samples
     if found != samples:
         raise ManifestError(
-            f"{url} contains a dataset of {found} samples, not {samples}; delete it or choose another place."
+            f"{url} contains a dataset of {counted(found, 'sample')}, not {samples:,}; delete it or choose another "
+            "place."
         )
-    console.print(f"{url}: {samples} samples exist already.")
+    console.print(f"{url}: a dataset of {counted(samples, 'sample')} exists already.")
     return True
 
 

@@ -46,11 +46,6 @@ def grid(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, l
     return Group(Text(shown(title), style="bold"), drawn)
 
 
-def shards(number: int) -> str:
-    """Returns the number with its noun, such as "1 shard" or "1,024 shards"."""
-    return f"{number:,} shard" + ("s" if number != 1 else "")
-
-
 def plain(text: str, most: int | None = None) -> str:
     """Returns a text as one line that is safe on a terminal, without secrets and control characters.
 

@@ -11,14 +11,13 @@ from emocap_shards.errors import ManifestError, StoreError
 from emocap_shards.inspecting.faults import Fault
 from emocap_shards.inspecting.shard_pool import VerifyProgress
 from emocap_shards.inspecting.verify import Verification, verify
-from emocap_shards.inspecting.wording import percent, size
+from emocap_shards.inspecting.wording import counted, percent, size
 from emocap_shards.manifest import MANIFEST
 from tqdm import tqdm
 
 from emocap_pretrain.cli.options import Debug
 from emocap_pretrain.cli.reach import need_answer
 from emocap_pretrain.cli.tables import grid, plain
-from emocap_pretrain.cli.tables import shards as in_words
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.terminal import FAILED, console, errors_as_lines, say_json
 
@@ -71,9 +70,9 @@ def _verdict(url: str, *, quick: bool, processes: int | None, show: int) -> Veri
 def _conclude(verdict: Verification, show: int) -> None:
     faults = sum(verdict.kinds.values())
     if faults > show:
-        further = f"{faults - show:,} further fault" + ("s" if faults - show > 1 else "")
+        further = counted(faults - show, "further fault")
         console.print(f"{further} not printed; --show prints more, --json up to 10,000.")
-    looked = f"{verdict.samples:,} samples in {in_words(verdict.shards)}, {size(verdict.bytes)}"
+    looked = f"{counted(verdict.samples, 'sample')} in {counted(verdict.shards, 'shard')}, {size(verdict.bytes)}"
     how = "sizes and indexes only" if verdict.quick else "every byte read"
     if verdict.whole:
         console.print(f"Intact: {looked}, {how}, {verdict.seconds:.1f} s.")
@@ -81,5 +80,7 @@ def _conclude(verdict: Verification, show: int) -> None:
     rows = [(str(kind), f"{count:,}") for kind, count in verdict.kinds.items()]
     console.print(grid("Damage by kind", ("kind", "faults"), rows), soft_wrap=False)
     least = "at least " if verdict.quick else ""
-    lost = f"{least}{verdict.lost:,} of {verdict.samples:,} samples are lost ({percent(verdict.lost, verdict.samples)})"
+    stock, share = counted(verdict.samples, "sample"), percent(verdict.lost, verdict.samples)
+    verb = "is" if verdict.lost == 1 else "are"
+    lost = f"{least}{verdict.lost:,} of {stock} {verb} lost ({share})"
     console.print(f"Damaged: {lost}; {looked}, {how}, {verdict.seconds:.1f} s.")

@@ -27,7 +27,7 @@ from typing import NamedTuple
 import torch
 from emocap_shards.cursor import Cursor
 from emocap_shards.errors import DamagedSample, ShardsError
-from emocap_shards.inspecting.wording import size
+from emocap_shards.inspecting.wording import counted, size
 from emocap_shards.mask import remember, secrets
 from emocap_shards.sample import Sample
 from emocap_shards.stream import Stream
@@ -216,7 +216,7 @@ def shrink_to_fit(data: DataConfig, *, each_bytes: int, ranks: int, free_bytes: 
         if workers == 0 or ranks * (workers * prefetch + 1) * each_bytes <= free_bytes:
             return data.model_copy(update={"workers": workers, "prefetch": prefetch})
     raise ConfigError(
-        f"{SHM} of {socket.gethostname()} has {size(free_bytes)} free, and {ranks} ranks need "
+        f"{SHM} of {socket.gethostname()} has {size(free_bytes)} free, but {counted(ranks, 'rank')} would need "
         f"{size(2 * ranks * each_bytes)} for the smallest loader (2 batches of {size(each_bytes)} each): {SHM_ADVICE}."
     )
 

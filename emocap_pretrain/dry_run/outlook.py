@@ -7,6 +7,8 @@
 import math
 from dataclasses import dataclass
 
+from emocap_shards.inspecting.wording import counted
+
 from emocap_pretrain.dry_run.fabric import FABRICS, Fabric
 from emocap_pretrain.dry_run.failures import FailureModel, daly, goodput
 from emocap_pretrain.dry_run.step import Speed, StepTime, breaks_at, efficiency, step_time
@@ -140,13 +142,13 @@ class Outlook:
 
     def _save_every(self, step_s: float | None) -> str:
         best_s = daly(self.failure_model)
-        steps = f", {max(1, round(best_s / step_s)):,} steps" if step_s else ""
+        steps = f", {counted(max(1, round(best_s / step_s)), 'step')}" if step_s else ""
         return f"best every {duration(best_s)}{steps}, if a save stalls {duration(self.failure_model.stall_s)}"
 
     def _goodput(self, step_s: float) -> str:
         share = goodput(self.failure_model, self.every_steps * step_s)
         commit, restart = duration(self.failure_model.commit_s), duration(RESTART_S)
-        return f"{share:.2%} saving every {self.every_steps:,} steps; commit {commit}, restart {restart}"
+        return f"{share:.2%} saving every {counted(self.every_steps, 'step')}; commit {commit}, restart {restart}"
 
 
 def duration(seconds: float) -> str:

@@ -12,6 +12,7 @@ import yaml
 from emocap_kernels.backend import BackendChoice
 from emocap_kernels.errors import NotSupportedError
 from emocap_shards.errors import ShardsError
+from emocap_shards.inspecting.wording import counted
 from emocap_shards.manifest import Manifest, read_manifest
 
 from emocap_pretrain.config.batch_split import BatchSplit, batch_split
@@ -81,12 +82,12 @@ class RunPlan:
     def _split(self) -> list[tuple[str, str]]:
         device = "GPU" if self.on_gpu else "CPU process"
         return [
-            ("devices", f"{self.ranks} ranks, one {device} each"),
-            ("batch", f"global {self.config.global_batch} over {self.ranks} ranks, {self._passes()}"),
+            ("devices", f"{counted(self.ranks, 'rank')}, one {device} each"),
+            ("batch", f"global {self.config.global_batch} over {counted(self.ranks, 'rank')}, {self._passes()}"),
         ]
 
     def _passes(self) -> str:
-        rows, passes = f"{self.split.rows} rows each", self.split.passes
+        rows, passes = f"{counted(self.split.rows, 'row')} each", self.split.passes
         return f"{rows} in {passes} passes, representations cached" if passes > 1 else f"{rows} in one pass"
 
     def _losses(self) -> list[tuple[str, str]]:
@@ -152,10 +153,13 @@ class RunPlan:
         return [
             *(("data", _described(manifest)) for manifest in self.manifests),
             *self._mixture(),
-            ("each rank", f"about {samples // self.ranks:,} samples in an epoch"),
-            ("shuffle", f"{window:,} samples together"),
+            ("each rank", f"about {counted(samples // self.ranks, 'sample')} in an epoch"),
+            ("shuffle", f"{counted(window, 'sample')} together"),
             ("windows", self._windows(samples, window)),
-            ("length", f"{self.config.steps:,} steps, {epochs:.1f} epochs" if epochs else "0 steps, no training"),
+            (
+                "length",
+                f"{counted(self.config.steps, 'step')}, {epochs:.1f} epochs" if epochs else "0 steps, no training",
+            ),
         ]
 
     def _windows(self, samples: int, window: int) -> str:
@@ -174,8 +178,8 @@ class RunPlan:
 
 
 def _described(manifest: Manifest) -> str:
-    shards = f"{len(manifest.shards)} shard" + ("s" if len(manifest.shards) > 1 else "")
-    return f"{manifest.samples:,} samples in {shards}, {manifest.total_bytes / 1e6:,.0f} MB"
+    stock = f"{counted(manifest.samples, 'sample')} in {counted(len(manifest.shards), 'shard')}"
+    return f"{stock}, {manifest.total_bytes / 1e6:,.0f} MB"
 
 
 def _manifests(config: Config) -> tuple[Manifest, ...]:

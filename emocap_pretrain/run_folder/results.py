@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
+from emocap_shards.inspecting.wording import counted
 from pydantic import Field
 
 # Types of fields. pydantic checks their bounds when a document is read, and not when a value is made in code.
@@ -144,7 +145,7 @@ class TaskResult:
         """
         before = {score.name: score.value for score in before_training.scores} if before_training else {}
         scores = [(score.title, score.text(before.get(score.name))) for score in self.scores]
-        return [*scores, ("evaluated on", f"{self.samples} samples of {self.url}")]
+        return [*scores, ("evaluated on", f"{counted(self.samples, 'sample')} of {self.url}")]
 
 
 @dataclass(frozen=True, slots=True)

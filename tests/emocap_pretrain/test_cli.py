@@ -92,7 +92,7 @@ def test_synth_renders_two_datasets_and_keeps_those_that_exist(tmp_path: Path) -
     before = read_manifest(tmp_path / "faces" / "train").digest
     again = emocap(*command)
     assert again.code == 0
-    assert again.out.count("exist already") == 2
+    assert again.out.count("exists already") == 2
     assert read_manifest(tmp_path / "faces" / "train").digest == before
     other = emocap(*command[:3], "5", *command[4:])
     assert other.code != 0
@@ -196,7 +196,7 @@ def test_verify_ends_with_0_for_a_whole_dataset_and_1_for_a_damaged_one(packed: 
     damaged = here("verify", packed)
     assert damaged.code == 1
     assert damaged.out.startswith(shard.name)
-    assert "1 of 3 samples are lost" in damaged.out
+    assert "1 of 3 samples is lost" in damaged.out
     assert "Traceback" not in damaged.err
     quick = here("verify", packed, "--quick", "--json")
     assert quick.code == 0
@@ -274,7 +274,7 @@ def test_a_dry_run_prints_config_and_plan_and_starts_nothing(tiny_config: Config
     done = emocap("pretrain", path, "steps=77", "--dry-run", "--full")
     assert done.code == 0, done.err
     assert "steps: 77" in done.out
-    assert re.search(r"global 8 over 1 ranks, 8 rows each in one pass", done.out)
+    assert re.search(r"global 8 over 1 rank, 8 rows each in one pass", done.out)
     assert not Path(tiny_config.url).exists()
 
 

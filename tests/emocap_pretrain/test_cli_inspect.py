@@ -53,6 +53,28 @@ def test_a_title_is_one_line_also_above_a_narrow_table(
     assert capsys.readouterr().out.splitlines()[0].rstrip() == "A title that is wider"
 
 
+def test_one_sample_is_not_counted_in_the_plural_by_any_command(tmp_path: Path) -> None:
+    def said(*arguments: str) -> str:
+        done = CliRunner().invoke(app, list(arguments))
+        assert done.exit_code == 0, done.stderr
+        return done.stdout
+
+    made = said("synth", str(tmp_path), "--train", "1", "--test", "0", "--pixels", "16")
+    again = said("synth", str(tmp_path), "--train", "1", "--test", "0", "--pixels", "16")
+    faces = str(tmp_path / "train")
+    unpacked = said("unpack", faces, str(tmp_path / "pairs"))
+    packed = said("pack", str(tmp_path / "pairs"), str(tmp_path / "packed"))
+    looked = said("inspect", faces)
+    assert "train: 1 sample in 1 shard, " in made
+    assert "train: a dataset of 1 sample exists already." in again
+    assert unpacked.endswith("pairs: 1 sample.\n")
+    assert "packed: 1 sample in 1 shard, " in packed
+    assert "1 sample in 1 shard, " in looked
+    assert "a shard has 1 sample, " in looked
+    assert "What follows comes from 1 sample, every one of them" in looked
+    assert "Intact: 1 sample in 1 shard, " in said("verify", faces)
+
+
 def test_a_page_that_cannot_be_written_is_refused_before_anything_is_read(
     packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

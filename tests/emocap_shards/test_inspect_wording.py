@@ -1,7 +1,7 @@
 """Tests that numbers are written in the form in which a person reads them."""
 
 import pytest
-from emocap_shards.inspecting.wording import size
+from emocap_shards.inspecting.wording import counted, size
 
 
 @pytest.mark.parametrize(
@@ -18,3 +18,8 @@ from emocap_shards.inspecting.wording import size
 )
 def test_sizes_are_plain_numbers(number_bytes, text):
     assert size(number_bytes) == text
+
+
+@pytest.mark.parametrize(("number", "text"), [(0, "0 shards"), (1, "1 shard"), (1024, "1,024 shards")])
+def test_a_noun_has_the_number_of_its_count(number, text):
+    assert counted(number, "shard") == text

@@ -10,6 +10,15 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if value == int(value) or abs(value) >= 1000 else f"{value:.3g}"
 
 
+def counted(number: int, noun: str) -> str:
+    """Returns a number and its noun, with an "s" unless the number is 1.
+
+    >>> counted(1, "sample"), counted(1024, "sample")
+    ('1 sample', '1,024 samples')
+    """
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 def percent(part: float, whole: float) -> str:
     """Formats `part / whole` in percent.
 

@@ -144,7 +144,7 @@ def test_loader_processes_are_as_many_as_shared_memory_has_room_for(tiny_config)
     assert [found(room) for room in (9, 8, 5, 4, 3, 2)] == [(4, 2), (4, 1), (4, 1), (3, 1), (2, 1), (1, 1)]
     assert found(18, ranks=2) == (4, 2)
     assert found(17, ranks=2) == (4, 1)
-    with pytest.raises(ConfigError, match=r"1 kB free, and 1 ranks need 2 kB .*--shm-size=8g.*data.workers=0"):
+    with pytest.raises(ConfigError, match=r"1 kB free, but 1 rank would need 2 kB .*--shm-size=8g.*data.workers=0"):
         found(1)
     alone = data.model_copy(update={"workers": 0})
     assert shrink_to_fit(alone, each_bytes=1000, ranks=8, free_bytes=0) == alone

@@ -21,6 +21,13 @@ def test_the_plan_names_devices_and_the_split_of_the_batch(tiny_config):
     assert rows(tiny_config, 4)["batch"] == "global 8 over 4 ranks, 2 rows each in one pass"
 
 
+def test_the_plan_of_one_rank_that_trains_one_step_has_no_plural(tiny_config):
+    found = rows(changed(tiny_config, steps=1, global_batch=1), 1)
+    assert found["devices"] == "1 rank, one CPU process each"
+    assert found["batch"] == "global 1 over 1 rank, 1 row each in one pass"
+    assert found["length"].startswith("1 step, ")
+
+
 def test_the_plan_names_the_data_and_how_often_it_is_seen(tiny_config):
     found = rows(tiny_config, 2)
     assert found["data"].startswith("24 samples in 4 shards")

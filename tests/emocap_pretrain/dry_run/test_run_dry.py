@@ -83,7 +83,7 @@ def test_a_model_that_cannot_be_built_ends_a_dry_run_with_code_2(recipe, overrid
 def test_everything_that_keeps_a_run_from_starting_is_a_line_each_after_the_plan(recipe, tmp_path):
     done = run(recipe, "data.url=nowhere", "evaluation.label=mood", "global_batch=1", "cluster.ranks=1", "--dry-run")
     assert done.exit_code == 2
-    assert "global 1 over 1 ranks" in done.stdout
+    assert "global 1 over 1 rank," in done.stdout
     lines = done.stderr.splitlines()
     assert [line.partition("this will not run: ")[2].partition(":")[0] for line in lines] == [
         "data.url",
