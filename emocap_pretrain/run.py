@@ -218,7 +218,7 @@ def _check(config: Config, devices: "Devices | None", *, prepare_tasks: bool, pr
         found = Findings()
         found.collect(lambda: evaluation(config.evaluation, found, prepare_tasks=prepare_tasks))
     else:
-        found = preflight(config, devices, prepare_tasks=prepare_tasks)
+        found = preflight(config, devices, prepare_tasks=prepare_tasks, note_steps=False)
     found.refuse()
     if print_notes:
         for line in (*(f"note: {note}" for note in found.notes), *found.table_lines()):

@@ -178,6 +178,19 @@ def newest(store: Store) -> Checkpoint | None:
     return None
 
 
+def newest_complete(store: Store) -> Checkpoint | None:
+    """Returns the newest checkpoint that has all its files, with the sizes in its manifest; None if there is none.
+
+    Other checkpoints are skipped without a warning, as in `newest`. The files are listed but not read.
+    """
+    for folder in step_folders(store):
+        with suppress(CheckpointError):
+            checkpoint, lost = check_sizes(store, folder)
+            if checkpoint and not lost:
+                return checkpoint
+    return None
+
+
 def read_listed(store: Store, folder: StepFolder) -> Checkpoint | None:
     """Reads the checkpoint of a listed step with `read`. The result is None if its manifest is not listed or too large.
 

@@ -20,10 +20,11 @@ from typing import TypeVar
 import psutil
 import torch
 from emocap_shards.errors import ManifestError, ShardsError
+from emocap_shards.inspecting.wording import counted
 from emocap_shards.manifest import MANIFEST, Manifest, read_manifest
 from emocap_shards.store import open_store
 
-from emocap_pretrain.checkpoint.manifest import Checkpoint, newest
+from emocap_pretrain.checkpoint.manifest import Checkpoint, newest, newest_complete
 from emocap_pretrain.config.batch_split import batch_split
 from emocap_pretrain.config.schema import Config, EvaluationConfig
 from emocap_pretrain.data.datasets import digest_of, foreign_data
@@ -36,7 +37,8 @@ from emocap_pretrain.interop.starting_point import StartingPoint
 from emocap_pretrain.model.transformers_text import check_text_weights
 from emocap_pretrain.run_folder.folder import RunFolder
 from emocap_pretrain.training.objective import Objective, notes_on_unread
-from emocap_pretrain.training.optimizer import learning_rate, optimizer_of, parameter_groups
+from emocap_pretrain.training.optimizer import optimizer_of, parameter_groups
+from emocap_pretrain.training.other_steps import note_on_other_steps
 
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # The limit of a container's memory in bytes, or "max" (cgroup 2).
 Value = TypeVar("Value")
@@ -111,6 +113,7 @@ def preflight(
     devices: Devices | None = None,
     *,
     prepare_tasks: bool = True,
+    note_steps: bool = True,
     known: MemoryEstimate | None = None,
 ) -> Findings:
     """Checks everything that this run needs to start.
@@ -121,6 +124,9 @@ def preflight(
             checked.
         prepare_tasks: Whether each evaluation task checks its settings against its data, for at most `PREPARE_S`
             seconds. The tasks skip this if the newest checkpoint of the run has the same evaluation settings.
+        note_steps: Whether a note says how another number of steps changes the learning rate of a run that resumes. The
+            note is about the newest checkpoint that has all its files. A start does not ask for it: its session reads
+            the files, may have to skip that checkpoint, and logs the note about the checkpoint that it resumes from.
         known: The estimate of a rank's memory, if the caller has it already.
 
     Returns:
@@ -138,7 +144,7 @@ def preflight(
         found.collect(lambda: batch_split(config.global_batch, config.micro_batch, ranks=devices.ranks))
     found.collect(lambda: optimizer_of(config.optimizer, config.engine.zero_stage))
     if checkpoint:
-        _resumes(config, checkpoint, manifests, found)
+        _resumes(config, checkpoint, manifests, found, note_steps=note_steps)
     else:
         found.collect(lambda: _weights(config, found))
     # A checkpoint has the weights of the towers, but not those of a teacher.
@@ -174,7 +180,8 @@ def _of_run(config: Config, found: Findings) -> Checkpoint | None:
     """Checks that the run can use its folder, and returns the newest checkpoint in it.
 
     The folder must not belong to a run with other settings, and a local folder must be writable. The result is None if
-    there is no checkpoint, or if a problem was found.
+    there is no checkpoint, or if a problem was found. A checkpoint that lacks files is returned only if no
+    other one is left.
     """
 
     def check() -> Checkpoint | None:
@@ -182,7 +189,7 @@ def _of_run(config: Config, found: Findings) -> Checkpoint | None:
         if store.is_near:
             _writable(Path(config.url.removeprefix("file://")))
         RunFolder(store).run_id(config)
-        return newest(store)
+        return newest_complete(store) or newest(store)
 
     return found.collect(check)
 
@@ -269,39 +276,13 @@ def _contrast(config: Config, manifests: Sequence[Manifest], found: Findings) ->
         )
 
 
-def _resumes(config: Config, checkpoint: Checkpoint, manifests: Sequence[Manifest], found: Findings) -> None:
+def _resumes(
+    config: Config, checkpoint: Checkpoint, manifests: Sequence[Manifest], found: Findings, *, note_steps: bool
+) -> None:
     if manifests and checkpoint.state.get("data_digest") != digest_of(manifests):
         found.add(foreign_data(config.data, config.url))
-    stored = checkpoint.state.get("config")
-    before = stored.get("steps") if isinstance(stored, dict) else None
-    # Before the first step, there is no learning rate that changes.
-    if checkpoint.step and isinstance(before, int) and before != config.steps and not found.problems:
-        found.notes.append(_other_steps(config, checkpoint.step, before))
-
-
-def _other_steps(config: Config, done: int, before: int) -> str:
-    """Describes how the learning rate changes because a resumed run has another number of steps than before.
-
-    Args:
-        config: The config of the resumed run.
-        done: Number of steps that are done.
-        before: The setting `steps` with which the newest checkpoint was saved.
-    """
-    head, rate = f"steps was {before:,} until step {done:,} and is {config.steps:,} now", config.optimizer
-    if done >= config.steps:
-        return f"{head}: there is no step left to train."
-    now = f"{learning_rate(rate, done, config.steps):.3g}"
-    end = f"{learning_rate(rate, config.steps - 1, config.steps):.3g}"
-    if done >= before:
-        ended = f"{learning_rate(rate, before - 1, before):.3g}"
-        return (
-            f"{head}: the learning rate had ended its cosine at {ended} in step {before:,}; it returns to {now} in "
-            f"step {done + 1:,} and falls to {end} in step {config.steps:,}."
-        )
-    was = f"{learning_rate(rate, done, before):.3g}"
-    return (
-        f"{head}: the learning rate of step {done + 1:,} is {now} instead of {was}, and falls to {end} at the new end."
-    )
+    note = note_on_other_steps(config, checkpoint) if note_steps and not found.problems else None
+    found.notes.extend([note] if note else [])
 
 
 def _model(config: Config, devices: Devices | None, known: MemoryEstimate | None, found: Findings) -> None:
@@ -326,7 +307,7 @@ def _memory(config: Config, devices: Devices, needed: MemoryEstimate, found: Fin
     # How long captions are is known only from the data. So a run is refused only if the lower bound does not fit. For a
     # ViT-B/16 on 32 ranks the bounds were 14.5 and 38.7 GiB.
     least = _estimate(config, devices, shortest=True)
-    device = "a GPU" if devices.on_gpu else f"each of {devices.per_host} ranks on this host"
+    device = "a GPU" if devices.on_gpu else f"each of {counted(devices.per_host, 'rank')} on this host"
     has = f"and {device} has {_gib(available)} GiB"
     if least.total <= available:
         found.notes.append(

@@ -16,6 +16,7 @@ import torch
 from emocap_shards.background import Background
 from emocap_shards.cursor import Cursor
 from emocap_shards.errors import StoreError
+from emocap_shards.inspecting.wording import counted
 from emocap_shards.store import Store
 
 from emocap_pretrain.checkpoint.layout import ENGINE, TOKENIZER, WEIGHTS
@@ -49,6 +50,7 @@ from emocap_pretrain.tracking.tracker import RunStatus, Tracker
 from emocap_pretrain.training.build import build_collate, build_engine, build_model
 from emocap_pretrain.training.engine import Engine
 from emocap_pretrain.training.guard import Guard, Verdict
+from emocap_pretrain.training.other_steps import note_on_other_steps
 from emocap_pretrain.training.run_tracker import open_tracker
 from emocap_pretrain.training.snapshot import fill
 from emocap_pretrain.training.state_layout import Layout
@@ -402,7 +404,9 @@ def _require_same_data(
     if state.data_digest != data_digest:
         raise CheckpointError(foreign_data(config.data, config.url))
     if world.is_main:
-        log.info("resuming from step %d, saved by %d rank%s", found.step, found.ranks, "s" * (found.ranks != 1))
+        log.info("resuming from step %d, saved by %s", found.step, counted(found.ranks, "rank"))
+        if note := note_on_other_steps(config, found):
+            log.warning("%s", note)
 
 
 def _open_tokenizer(config: Config, world: RankGroup, start: StartingPoint, saved: Path | None) -> Tokenizer:

@@ -12,6 +12,7 @@ from PIL import Image
 from pretrain_fakes import changed, finished
 
 from emocap_pretrain.captions.rendered.dataset import records
+from emocap_pretrain.checkpoint.layout import WEIGHTS
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.dry_run import preflight as checks
 from emocap_pretrain.dry_run.preflight import Devices, Findings, preflight
@@ -296,3 +297,16 @@ def test_a_checkpoint_that_cannot_be_read_is_not_a_problem_before_the_resume(tra
         seen = found(config)
         assert not seen.problems
         assert seen.notes[0].startswith("steps was 4 until step 2 and is 6 now")
+
+
+def test_the_note_on_another_number_of_steps_is_about_the_newest_checkpoint_that_has_all_its_files(
+    trained: Callable[..., Config],
+) -> None:
+    config = trained(4, steps=6)
+    assert not preflight(config, note_steps=False).notes
+    assert found(config).notes[0].startswith("steps was 4 until step 4 ")
+    store = open_store(config.url)
+    for folder, told in (("step-00000004", 2), ("step-00000002", 4)):  # If no checkpoint has its files, the newest one.
+        (weights,) = (each.path for each in store.list(f"checkpoints/{folder}") if each.path.endswith(WEIGHTS))
+        store.delete(weights)
+        assert found(config).notes[0].startswith(f"steps was 4 until step {told} ")

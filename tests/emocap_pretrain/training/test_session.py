@@ -187,6 +187,24 @@ def test_a_saved_session_opens_where_it_was_left(config: Config) -> None:
     assert all(weight.equal(weights[name]) for name, weight in weights_of(again).items())
 
 
+def test_the_note_on_another_number_of_steps_is_about_the_checkpoint_that_is_intact(
+    config: Config, caplog: pytest.LogCaptureFixture
+) -> None:
+    session = begun(config)
+    for _ in range(2):
+        kept(session, stepped(session, 2), Progress())
+    ended(session)
+    store = open_store(config.url)
+    newest, former = committed(store)
+    assert (newest.step, former.step) == (4, 2)
+    path = f"{newest.folder}/{WEIGHTS}"
+    store.put(path, store.read(path)[::-1])  # The size stays, so only the digest tells.
+    ended(begun(changed(config, steps=8)))
+    skipped, note = caplog.messages[-2:]
+    assert skipped.startswith("the checkpoint of step 4 in ")
+    assert note.startswith("steps was 4 until step 2 and is 8 now: the learning rate of step 3 is ")
+
+
 def test_a_checkpoint_says_whose_it_is_and_restores_without_its_run(config: Config) -> None:
     session = begun(config)
     checkpoint = kept(session, stepped(session, 1), Progress(2.5, {"loss": 0.5}))

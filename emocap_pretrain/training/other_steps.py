@@ -1,0 +1,37 @@
+"""Says how the learning rate changes when a run resumes with another number of steps than before."""
+
+from emocap_pretrain.checkpoint.manifest import Checkpoint
+from emocap_pretrain.config.schema import Config
+from emocap_pretrain.training.optimizer import learning_rate
+
+
+def note_on_other_steps(config: Config, checkpoint: Checkpoint) -> str | None:
+    """Describes how the learning rate changes because the run has another number of steps than before.
+
+    Args:
+        config: The config of the resumed run.
+        checkpoint: The checkpoint from which the run resumes. Its config has the former setting `steps`.
+
+    Returns:
+        One line. It is None if the number of steps is the same, or if the checkpoint was saved before the first step,
+        because there was no learning rate yet.
+    """
+    stored, done = checkpoint.state.get("config"), checkpoint.step
+    before = stored.get("steps") if isinstance(stored, dict) else None
+    if not done or not isinstance(before, int) or before == config.steps:
+        return None
+    head, rate = f"steps was {before:,} until step {done:,} and is {config.steps:,} now", config.optimizer
+    if done >= config.steps:
+        return f"{head}: there is no step left to train."
+    now = f"{learning_rate(rate, done, config.steps):.3g}"
+    end = f"{learning_rate(rate, config.steps - 1, config.steps):.3g}"
+    if done >= before:
+        ended = f"{learning_rate(rate, before - 1, before):.3g}"
+        return (
+            f"{head}: the learning rate had ended its cosine at {ended} in step {before:,}; it returns to {now} in "
+            f"step {done + 1:,} and falls to {end} in step {config.steps:,}."
+        )
+    was = f"{learning_rate(rate, done, before):.3g}"
+    return (
+        f"{head}: the learning rate of step {done + 1:,} is {now} instead of {was}, and falls to {end} at the new end."
+    )
