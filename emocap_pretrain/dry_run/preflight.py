@@ -281,7 +281,9 @@ def _resumes(
 ) -> None:
     if manifests and checkpoint.state.get("data_digest") != digest_of(manifests):
         found.add(foreign_data(config.data, config.url))
-    note = note_on_other_steps(config, checkpoint) if note_steps and not found.problems else None
+    note = (
+        note_on_other_steps(config.optimizer, config.steps, checkpoint) if note_steps and not found.problems else None
+    )
     found.notes.extend([note] if note else [])
 
 

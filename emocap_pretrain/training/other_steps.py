@@ -1,15 +1,16 @@
 """Says how the learning rate changes when a run resumes with another number of steps than before."""
 
 from emocap_pretrain.checkpoint.manifest import Checkpoint
-from emocap_pretrain.config.schema import Config
+from emocap_pretrain.config.optimizer import OptimizerConfig
 from emocap_pretrain.training.optimizer import learning_rate
 
 
-def note_on_other_steps(config: Config, checkpoint: Checkpoint) -> str | None:
+def note_on_other_steps(rate: OptimizerConfig, steps: int, checkpoint: Checkpoint) -> str | None:
     """Describes how the learning rate changes because the run has another number of steps than before.
 
     Args:
-        config: The config of the resumed run.
+        rate: The optimizer settings of the resumed run, which have the learning rates.
+        steps: Its number of steps.
         checkpoint: The checkpoint from which the run resumes. Its config has the former setting `steps`.
 
     Returns:
@@ -18,18 +19,18 @@ def note_on_other_steps(config: Config, checkpoint: Checkpoint) -> str | None:
     """
     stored, done = checkpoint.state.get("config"), checkpoint.step
     before = stored.get("steps") if isinstance(stored, dict) else None
-    if not done or not isinstance(before, int) or before == config.steps:
+    if not done or not isinstance(before, int) or before == steps:
         return None
-    head, rate = f"steps was {before:,} until step {done:,} and is {config.steps:,} now", config.optimizer
-    if done >= config.steps:
+    head = f"steps was {before:,} until step {done:,} and is {steps:,} now"
+    if done >= steps:
         return f"{head}: there is no step left to train."
-    now = f"{learning_rate(rate, done, config.steps):.3g}"
-    end = f"{learning_rate(rate, config.steps - 1, config.steps):.3g}"
+    now = f"{learning_rate(rate, done, steps):.3g}"
+    end = f"{learning_rate(rate, steps - 1, steps):.3g}"
     if done >= before:
         ended = f"{learning_rate(rate, before - 1, before):.3g}"
         return (
             f"{head}: the learning rate had ended its cosine at {ended} in step {before:,}; it returns to {now} in "
-            f"step {done + 1:,} and falls to {end} in step {config.steps:,}."
+            f"step {done + 1:,} and falls to {end} in step {steps:,}."
         )
     was = f"{learning_rate(rate, done, before):.3g}"
     return (

@@ -405,7 +405,7 @@ def _require_same_data(
         raise CheckpointError(foreign_data(config.data, config.url))
     if world.is_main:
         log.info("resuming from step %d, saved by %s", found.step, counted(found.ranks, "rank"))
-        if note := note_on_other_steps(config, found):
+        if note := note_on_other_steps(config.optimizer, config.steps, found):
             log.warning("%s", note)
 
 
