@@ -13,6 +13,7 @@ from emocap_pretrain.benchmarks.layouts import Layout
 from emocap_pretrain.benchmarks.sources import CardSection, FactSource, Text
 
 VERSION = 1
+TargetKind = Literal["class", "numbers", "units", "caption", "question"]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]+(_[a-z0-9]+)*$", max_length=40)]
 ClassName = Annotated[str, Field(min_length=1, max_length=80)]
 Size = Annotated[int, Field(ge=0)]

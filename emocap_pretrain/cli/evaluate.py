@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from emocap_pretrain.interop.restore import Restored
+    from emocap_pretrain.ranks.group import RankGroup
 
 LARGEST_BATCH = 1024  # Limits the batch size that a stored config can request.
 RESULTS_FILE = "results.json"
@@ -69,6 +70,7 @@ class _Request:
         shares: The shares of further interpolations, which are evaluated as well.
         changes: The evaluation settings of the command line by their names.
         may_read: Whether the command may read the dataset that the config names.
+        copies: Copies of benchmarks, as the command line names them. If there are any, no other dataset is read.
     """
 
     run_url: str
@@ -79,6 +81,7 @@ class _Request:
     shares: tuple[float, ...]
     changes: dict[str, Any]
     may_read: bool
+    copies: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.shares and self.interpolate is not None:
@@ -105,6 +108,10 @@ class _Evaluated:
 def command(  # noqa: PLR0913, PLR0917 - one argument for each option
     run_url: Annotated[str | None, typer.Argument(help="Folder or URL of a run.")] = None,
     data: Annotated[str | None, typer.Option(help="Dataset to evaluate on.")] = None,
+    benchmark: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FOLDER", help="Copy of a benchmark (emocap benchmarks list); can be repeated."),
+    ] = None,
     train: Annotated[str | None, typer.Option(help="Dataset on which probes are trained.", metavar="URL")] = None,
     valid: Annotated[str | None, typer.Option(help="Dataset on which choices are made.", metavar="URL")] = None,
     cache: Annotated[
@@ -156,7 +163,10 @@ def command(  # noqa: PLR0913, PLR0917 - one argument for each option
         further = {"train_url": train, "valid_url": valid, "cache": cache}
         changes |= {name: value for name, value in further.items() if value is not None}
         may_read = stored_data or own is not None
-        request = _Request(run_url, own, step, weights, interpolate, _shares(curve), changes, may_read)
+        copies = tuple(benchmark or ())
+        if copies and (data or stored_data or train or valid or curve or picture):
+            raise ConfigError("--benchmark has its own splits: leave out --data, --train, --valid, --curve, --picture.")
+        request = _Request(run_url, own, step, weights, interpolate, _shares(curve), changes, may_read, copies)
         if evaluated := _evaluated(request, device):
             _show(evaluated, as_json=as_json)
             if picture:
@@ -218,9 +228,26 @@ def _evaluated(request: _Request, device: str) -> _Evaluated | None:
         everyone = world.patient("evaluation")
         # Only rank 0 reads the checkpoint. An error there, such as a wrong option, is raised on all ranks.
         restored, start = everyone.run_on_main(partial(_prepared, request))
-        results = evaluated(restored, everyone, world.device)
+        if request.copies:
+            results = _on_benchmarks(request, restored, everyone, world.device)
+        else:
+            results = evaluated(restored, everyone, world.device)
         other_weights = curve(restored, start, request.shares, everyone)
         return _Evaluated(request.run_url, restored, results, other_weights) if world.is_main else None
+
+
+def _on_benchmarks(
+    request: _Request, restored: "Restored", everyone: "RankGroup", device: str
+) -> tuple[TaskResult, ...]:
+    """Returns the results on all copies of benchmarks, on every rank. This is a collective."""
+    from emocap_pretrain.evaluation import on_benchmarks
+    from emocap_pretrain.inference.embedder import Embedder
+
+    embedder = Embedder(restored.model.to(device), restored.tokenizer)
+    results: list[TaskResult] = []
+    for copy in map(on_benchmarks.BenchmarkCopy.parsed, request.copies):
+        results += on_benchmarks.evaluate(copy, restored.config.evaluation, embedder, everyone)
+    return tuple(results)
 
 
 def _prepared(request: _Request) -> "tuple[Restored, dict[str, Tensor]]":
@@ -228,7 +255,7 @@ def _prepared(request: _Request) -> "tuple[Restored, dict[str, Tensor]]":
 
     A wrong label or class is reported here, before the model reads the first image.
     """
-    from emocap_pretrain.evaluation import tasks
+    from emocap_pretrain.evaluation import on_benchmarks, tasks
     from emocap_pretrain.interop.restore import restore, restore_start
 
     run_url, own = request.run_url, request.own
@@ -238,6 +265,13 @@ def _prepared(request: _Request) -> "tuple[Restored, dict[str, Tensor]]":
     # A stranger may have written the config in a checkpoint.
     stored_batch = restored.config.evaluation.batch
     bounded = request.changes if own else {**request.changes, "batch": min(stored_batch, LARGEST_BATCH)}
+    if request.copies:
+        copies = [on_benchmarks.BenchmarkCopy.parsed(text) for text in request.copies]
+        # Tasks that a stored config names are for its own dataset.
+        chosen = {"tasks": None, "train_url": None, "valid_url": None, "cache": None, **bounded}
+        config = with_section(restored.config, "evaluation", chosen)
+        on_benchmarks.prepare(copies, config.evaluation)
+        return replace(restored, config=config), start
     config = _with_settings(restored.config, bounded, may_read=request.may_read)
     for note in tasks.prepare(config.evaluation, seconds=tasks.PREPARE_S):
         log.warning("%s", note)
@@ -289,18 +323,21 @@ def _show(evaluated: _Evaluated, *, as_json: bool) -> None:
     if as_json:
         say_json(_tree(evaluated))
         return
-    rows = [
-        *(row for result in evaluated.results for row in result.rows()),
-        *other_weights_rows(evaluated.other_weights),
-    ]
-    console.print(tables.table(f"Step {evaluated.restored.step} of {evaluated.run_url}{evaluated.weights}", rows))
-    for values in (each for result in evaluated.results for each in result.class_values):
+    title = f"Step {evaluated.restored.step} of {evaluated.run_url}{evaluated.weights}"
+    # One table for each dataset: a packed one, or each benchmark.
+    for url in dict.fromkeys(result.url for result in evaluated.results):
+        of_url = [result for result in evaluated.results if result.url == url]
+        rows = [*(row for result in of_url for row in result.rows()), *other_weights_rows(evaluated.other_weights)]
+        console.print(tables.table(title, rows))
+    by_class = [(result, each) for result in evaluated.results for each in result.class_values]
+    for result, values in by_class:
+        where = f", {result.benchmark}" if result.benchmark else ""
         rows = zip(values.classes, values.samples, values.values, strict=True)
         cells = [
             (name, f"{samples:,}", "" if value is None else f"{value:.1%}", tables.bar(value or 0.0))
             for name, samples, value in rows
         ]
-        console.print(tables.grid(f"{values.title} by class", ("class", "samples", values.name, ""), cells))
+        console.print(tables.grid(f"{values.title} by class{where}", ("class", "samples", values.name, ""), cells))
 
 
 def _tree(evaluated: _Evaluated) -> dict[str, Any]:

@@ -5,6 +5,7 @@ the last bits of a vector may depend on the size of its batch. So any number of 
 bit.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -71,6 +72,14 @@ class Features:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def reasons(self) -> tuple[tuple[str, int], ...]:
+        """Returns the number of examples that are left out by the reason, the most frequent one first."""
+        return tuple(Counter(each.kind for each in self.left_out).most_common())
+
+    def why(self) -> str:
+        """Returns the reasons with their numbers as text."""
+        return ", ".join(f"{count:,} x {reason}" for reason, count in self.reasons())
 
 
 class _Text(NamedTuple):
@@ -163,7 +172,7 @@ class Extraction:
         left_out = [each for each in found if isinstance(each, LeftOut)]
         path, arrays = "", None
         if self.cache:
-            contents = [each.content.digest() for each in examples]
+            contents = [_digest(each) for each in examples]
             path = self.cache.path(contents, [f"{part}: {text}" for part, _, text in self._texts(examples)])
             arrays = self.cache.read(path)
         crops = list(readers.map(self._crops, examples)) if arrays is None else []
@@ -223,6 +232,14 @@ class Extraction:
         if of_texts:
             arrays["texts"] = torch.cat(of_texts).numpy()
         return arrays
+
+
+def _digest(example: Example) -> bytes:
+    """Returns the digest of a content. One that cannot be read has the same digest as any other such content."""
+    try:
+        return example.content.digest()
+    except _UNREADABLE:
+        return b"unreadable"
 
 
 def joined(batches: Sequence[BatchFeatures], address: str) -> Features:

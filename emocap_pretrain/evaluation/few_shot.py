@@ -12,6 +12,7 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Int
 
+from emocap_pretrain.benchmarks.card import TargetKind
 from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.data.parts import Part
 from emocap_pretrain.errors import ConfigError
@@ -37,6 +38,7 @@ class FewShot:
     name: ClassVar[str] = "few_shot"
     charts: ClassVar[tuple[tuple[str, ...], ...]] = (tuple(f"uar_{shots}" for shots in SHOTS),)
     splits: ClassVar[tuple[SplitName, ...]] = ("train", "valid", "test")
+    targets: ClassVar[tuple[TargetKind, ...]] = ("class",)
     parts: ClassVar[tuple[Part, ...]] = ()
     about: ClassVar[str] = f"trains probes on {', '.join(map(str, SHOTS))} examples of each class (needs a label)"
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from emocap_pretrain.benchmarks.card import TargetKind
 from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.data.parts import Part
 from emocap_pretrain.evaluation.classification import LabelledRows, check_labels, classes_of_features, scored
@@ -27,6 +28,7 @@ class LinearProbe:
     name: ClassVar[str] = "linear_probe"
     charts: ClassVar[tuple[tuple[str, ...], ...]] = (("uar",),)
     splits: ClassVar[tuple[SplitName, ...]] = ("train", "valid", "test")
+    targets: ClassVar[tuple[TargetKind, ...]] = ("class",)
     parts: ClassVar[tuple[Part, ...]] = ()
     about: ClassVar[str] = "trains a logistic regression on the image tower; UAR, WAR, recall by class (needs a label)"
 

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from sklearn.neighbors import NearestNeighbors
 
+from emocap_pretrain.benchmarks.card import TargetKind
 from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.data.parts import Part
 from emocap_pretrain.evaluation.classification import LabelledRows, check_labels, classes_of_features, scored
@@ -33,6 +34,7 @@ class Nearest:
     name: ClassVar[str] = "nearest_neighbours"
     charts: ClassVar[tuple[tuple[str, ...], ...]] = (("uar",),)
     splits: ClassVar[tuple[SplitName, ...]] = ("train", "valid", "test")
+    targets: ClassVar[tuple[TargetKind, ...]] = ("class",)
     parts: ClassVar[tuple[Part, ...]] = ()
     about: ClassVar[str] = "takes the class of the most similar training images; UAR, WAR (needs a label)"
 

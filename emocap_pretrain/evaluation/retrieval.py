@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from emocap_pretrain.benchmarks.card import TargetKind
 from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.data.parts import PROMPT_PART, Part
 from emocap_pretrain.errors import ConfigError
@@ -44,6 +45,7 @@ class Retrieval:
         for direction in ("image_to_text", "text_to_image")
     )
     splits: ClassVar[tuple[SplitName, ...]] = ("test",)
+    targets: ClassVar[tuple[TargetKind, ...]] = ("caption",)
     parts: ClassVar[tuple[Part, ...]] = (PROMPT_PART,)
     about: ClassVar[str] = "finds the global caption of each face and a face of each caption; recall at 1, 5, 10"
 

@@ -17,6 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torchmetrics.functional.regression import concordance_corrcoef, mean_squared_error, pearson_corrcoef
 
+from emocap_pretrain.benchmarks.card import TargetKind
 from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.data.parts import Part
 from emocap_pretrain.errors import ConfigError
@@ -37,6 +38,7 @@ class RidgeRegression:
     name: ClassVar[str] = "ridge_regression"
     charts: ClassVar[tuple[tuple[str, ...], ...]] = (("ccc",),)
     splits: ClassVar[tuple[SplitName, ...]] = ("train", "valid", "test")
+    targets: ClassVar[tuple[TargetKind, ...]] = ("numbers",)
     parts: ClassVar[tuple[Part, ...]] = ()
     about: ClassVar[str] = "predicts numbers such as valence and arousal; CCC, PCC, RMSE, SAGR (needs such labels)"
 

@@ -8,6 +8,7 @@ tasks. docs/extend/task.md shows a whole task.
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
+from emocap_pretrain.benchmarks.card import TargetKind
 from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.data.parts import Part
 from emocap_pretrain.evaluation.examples import ExampleSource
@@ -38,6 +39,9 @@ class Task(Protocol):
 
     splits: ClassVar[tuple[SplitName, ...]]
     """The splits whose vectors the task needs. `test` is always among them."""
+
+    targets: ClassVar[tuple[TargetKind, ...]]
+    """The kinds of targets of a benchmark that the task can score; empty if it cannot score benchmarks."""
 
     parts: ClassVar[tuple[Part, ...]]
     """The caption parts of the split `test` whose texts are encoded; empty if the task needs no captions."""

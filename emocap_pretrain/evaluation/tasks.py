@@ -5,6 +5,7 @@ training loop, the commands and the tracker call the functions of this module. T
 types (`run_folder/results.py`), so the callers need no code for a single task.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -35,6 +36,8 @@ from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.run_folder.results import TaskResult
 
 Value = TypeVar("Value")
+
+_log = logging.getLogger(__name__)
 
 # The order is that of `emocap evaluate --list` and of the charts in the tracker.
 TASKS: tuple[type[Task], ...] = (ZeroShot, Retrieval, LinearProbe, FewShot, Nearest, RidgeRegression)
@@ -146,21 +149,49 @@ def evaluate(settings: EvaluationConfig, embedder: Embedder, world: RankGroup, *
         LostContact: If the failed rank has raised any other error.
     """
     tasks = tasks_of(settings)
-    sources = sources_of(settings, tasks)
+    results = run(tasks, settings, sources_of(settings, tasks), embedder, world)
+    return tuple(replace(each, url=url) for each in results)
+
+
+def run(
+    tasks: Sequence[Task],
+    settings: EvaluationConfig,
+    sources: Mapping[SplitName, ExampleSource],
+    embedder: Embedder,
+    world: RankGroup,
+) -> tuple[TaskResult, ...]:
+    """Runs tasks on the given sources, and returns their results on every rank. This is a collective.
+
+    Args:
+        tasks: The tasks. All ranks must pass equal ones.
+        settings: The size of a batch, and the cache.
+        sources: The examples of every split that a task needs; others are not read.
+        embedder: The trained model, on this rank's device.
+        world: The ranks among which the data are divided.
+
+    Raises:
+        ConfigError, LostContact: As `evaluate` does.
+    """
     parts = tuple(dict.fromkeys(part for task in tasks for part in task.parts))
+    needed = {split for task in tasks for split in task.splits}
     cache = FeatureCache(open_store(settings.cache), embedder.digest()) if settings.cache else None
     extraction = Extraction(embedder, settings.batch, (), cache)
     # The order of the splits is the same on all ranks.
     collected: dict[SplitName, list[BatchFeatures] | None] = {
         split: (replace(extraction, parts=parts) if split == "test" else extraction).collect(source, world)
         for split, source in sources.items()
+        if split in needed
     }
 
     def results() -> tuple[TaskResult, ...]:
         features: dict[SplitName, Features] = {
             split: joined(batches, sources[split].address) for split, batches in collected.items() if batches
         }
-        return tuple(replace(task.result(embedder, _of(task, features)), url=url) for task in tasks)
+        for split, each in features.items():
+            if each.left_out and split != "test":  # Those of the scored split are part of the results.
+                _log.warning("%s: %d examples are left out: %s", sources[split].address, len(each.left_out), each.why())
+        left_out = features["test"].reasons()
+        return tuple(replace(task.result(embedder, _of(task, features)), left_out=left_out) for task in tasks)
 
     return world.run_on_main(results)
 

@@ -11,6 +11,7 @@ from emocap_shards.inspecting.label_values import LabelValues
 from jaxtyping import Float
 from torch import Tensor
 
+from emocap_pretrain.benchmarks.card import TargetKind
 from emocap_pretrain.config.fields import label_text
 from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.data.parts import Part
@@ -32,6 +33,7 @@ class ZeroShot:
     name: ClassVar[str] = "zero_shot"
     charts: ClassVar[tuple[tuple[str, ...], ...]] = (("uar",), ("war",))
     splits: ClassVar[tuple[SplitName, ...]] = ("test",)
+    targets: ClassVar[tuple[TargetKind, ...]] = ("class",)
     parts: ClassVar[tuple[Part, ...]] = ()
     about: ClassVar[str] = "names the class of each face by prompts; UAR, WAR, recall by class (needs a label)"
 

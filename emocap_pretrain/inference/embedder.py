@@ -6,6 +6,7 @@ the sample is decoded. When a batch is complete, it computes the vectors with `E
 """
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
@@ -100,7 +101,9 @@ class Embedder:
 
     def digest(self) -> str:
         """Returns a SHA-256 digest of all that affects the vectors: weights, structure and tokenizer."""
-        digest = hashlib.sha256(f"{self.model} {self.model.pixels} {self.tokenizer.to_json()}".encode())
+        tokenizer = json.loads(self.tokenizer.to_json())
+        tokenizer.pop("truncation", None)  # That of the last text; every call sets its own.
+        digest = hashlib.sha256(f"{self.model} {self.model.pixels} {json.dumps(tokenizer)}".encode())
         # The mean and standard deviation of the colours are not persistent buffers, so the state dict lacks them.
         tensors = [*self.model.named_parameters(), *self.model.named_buffers()]
         for name, tensor in sorted(tensors, key=lambda each: each[0]):

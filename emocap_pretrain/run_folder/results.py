@@ -124,7 +124,12 @@ class ConfusionMatrix:
 
 @dataclass(frozen=True, slots=True)
 class TaskResult:
-    """Holds the results of one task, measured on `samples` samples of the dataset at `url`."""
+    """Holds the results of one task, measured on `samples` samples of the dataset at `url`.
+
+    Attributes:
+        benchmark: The name of the benchmark, if the dataset is a copy of one; otherwise empty.
+        left_out: Number of samples that have no result, by the reason.
+    """
 
     task: str
     samples: Count
@@ -132,10 +137,13 @@ class TaskResult:
     class_values: tuple[ClassValues, ...] = ()
     confusion_matrices: tuple[ConfusionMatrix, ...] = ()
     url: str = ""
+    benchmark: str = ""
+    left_out: tuple[tuple[str, Count], ...] = ()
 
     def metrics(self) -> dict[str, float]:
-        """Returns the values of the scores by their names in MLflow, such as `TASK/uar` for the score `uar`."""
-        return {f"{self.task}/{score.name}": score.value for score in self.scores}
+        """Returns the values of the scores by their names in MLflow: `TASK/uar` or `BENCHMARK/TASK/uar` for `uar`."""
+        prefix = f"{self.benchmark}/{self.task}" if self.benchmark else self.task
+        return {f"{prefix}/{score.name}": score.value for score in self.scores}
 
     def rows(self, before_training: "TaskResult | None" = None) -> list[tuple[str, str]]:
         """Returns the rows of a table: first each score with its baseline, then the dataset.
@@ -145,7 +153,8 @@ class TaskResult:
         """
         before = {score.name: score.value for score in before_training.scores} if before_training else {}
         scores = [(score.title, score.text(before.get(score.name))) for score in self.scores]
-        return [*scores, ("evaluated on", f"{counted(self.samples, 'sample')} of {self.url}")]
+        left_out = [("left out", f"{count:,} x {reason}") for reason, count in self.left_out]
+        return [*scores, ("evaluated on", f"{counted(self.samples, 'sample')} of {self.url}"), *left_out]
 
 
 @dataclass(frozen=True, slots=True)

@@ -206,3 +206,9 @@ def test_texts_that_differ_only_in_their_parts_are_cached_apart(tmp_path: Path) 
         )
     ]
     assert len(set(paths)) == len(paths)
+
+
+def test_the_digest_of_a_model_does_not_change_with_its_use(embedder: Embedder) -> None:
+    before = embedder.digest()
+    embedder.texts(["a smile"])
+    assert embedder.digest() == before

@@ -1,0 +1,190 @@
+"""Provides the examples of a benchmark from a user's copy, in the layout in which it lies on the disk.
+
+The labels of an example are those of its card's target: `class` is the name of the class, numbers have their own names,
+and action unit 12 is `AU12`, with the values 0 and 1.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from emocap_shards.inspecting.label_values import LabelValues
+from emocap_shards.local_files import open_regular
+from emocap_shards.sample import Caption
+
+from emocap_pretrain.benchmarks.card import Card, ClassTarget, NumbersTarget
+from emocap_pretrain.benchmarks.frames import SEGMENTS, middles, pictures
+from emocap_pretrain.benchmarks.item import Crop as Rectangle
+from emocap_pretrain.benchmarks.item import FrameFiles, Item, Media, VideoFile
+from emocap_pretrain.benchmarks.reading.choice import fitting
+from emocap_pretrain.benchmarks.reading.layout_reader import Problem
+from emocap_pretrain.config.schema import EvaluationConfig
+from emocap_pretrain.data.transform import center_crop
+from emocap_pretrain.errors import DataError
+from emocap_pretrain.evaluation.examples import Example, ExampleSource, LeftOut
+from emocap_pretrain.evaluation.task import SplitName
+from emocap_pretrain.inference.embedder import Crop
+
+CLASS = "class"  # The name of the label with the class.
+TRAIN = "train"  # The split of a card from which probes learn.
+VALID = ("valid", "val", "validation")  # The splits of a card on which choices are made, unless it is the scored one.
+_HELD_OUT = 10  # One in so many examples, or persons, is held out of training if the card has no split for choices.
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MediaContent:
+    """The image or video of an item."""
+
+    media: Media
+
+    def digest(self) -> bytes:
+        """Returns a digest of the bytes of all files that are read, and of what is chosen of them."""
+        digest = hashlib.blake2b(digest_size=32)
+        match self.media:
+            case FrameFiles(paths):
+                chosen = middles(len(paths))
+                digest.update(f"frames {chosen}".encode())
+                for number in dict.fromkeys(chosen):
+                    _add_file(digest, paths[number])
+            case VideoFile(path):
+                digest.update(f"segments {SEGMENTS}".encode())
+                _add_file(digest, path)
+            case Rectangle(path, left, top, right, bottom):
+                digest.update(f"rectangle {left} {top} {right} {bottom}".encode())
+                _add_file(digest, path)
+            case Path() as path:
+                _add_file(digest, path)
+            case pixels:
+                digest.update(f"grey {pixels.shape}".encode() + np.ascontiguousarray(pixels).tobytes())
+        return digest.digest()
+
+    def crops(self, pixels: int) -> Sequence[Crop]:
+        """Returns the crop of an image, or of each chosen frame of a video.
+
+        Raises:
+            DataError: If the medium cannot be decoded.
+        """
+        return [center_crop(each, pixels) for each in pictures(self.media)]
+
+
+@dataclass(frozen=True)
+class BenchmarkSource:
+    """Provides one split of a copy.
+
+    Attributes:
+        card: The benchmark.
+        root: The folder of the copy.
+        split: The split by its name on the card.
+        fold: Number of the fold, from 1; None if the benchmark has none.
+        part: Whether all examples are provided, or only those that are held out of training for choices, or only the
+            others. Whole persons are held out if the layout names them.
+    """
+
+    card: Card
+    root: Path
+    split: str
+    fold: int | None = None
+    part: Literal["all", "held out", "others"] = "all"
+    may_have_gaps: bool = True
+
+    @property
+    def images_each(self) -> int:
+        return SEGMENTS if self.card.media == "video" else 1
+
+    @property
+    def address(self) -> str:
+        fold = f", fold {self.fold}" if self.fold else ""
+        part = "" if self.part == "all" else f", {self.part}"
+        return f"{self.card.name}, {self.split}{fold}{part}"
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def examples(self, numbers: range) -> Sequence[Example | LeftOut]:
+        """Returns items of the copy. An item whose medium cannot be read is left out when it is decoded."""
+        return [_example(self._items[number]) for number in numbers]
+
+    def label_values(self, name: str, *, seconds: float | None = None) -> LabelValues:  # noqa: ARG002 - all labels are in memory
+        labels = [_labels(item) for item in self._items if isinstance(item, Item)]
+        values = Counter(each[name] for each in labels if name in each)
+        names = tuple(dict.fromkeys(key for each in labels for key in each))
+        return LabelValues(values, names, len(self), len(self))
+
+    @cached_property
+    def _items(self) -> tuple[Item | Problem, ...]:
+        _, reader = fitting(self.card, self.root)
+        found = reader.items(self.root, self.split, self.fold)
+        if self.part == "all":
+            return tuple(found)
+        return tuple(item for item in found if _is_held_out(item) == (self.part == "held out"))
+
+
+def sources_of(card: Card, root: Path, fold: int | None = None) -> dict[SplitName, ExampleSource]:
+    """Returns the sources of a copy: that of the scored split, and those to learn from and to choose on.
+
+    A card without a split for choices has one in ten training examples, or persons, held out. A card without a split
+    for training has only the scored split.
+    """
+    found: dict[SplitName, ExampleSource] = {"test": BenchmarkSource(card, root, card.scored, fold)}
+    if TRAIN not in card.splits:
+        return found
+    choices = [name for name in VALID if name in card.splits and name != card.scored]
+    if choices:
+        found["train"] = BenchmarkSource(card, root, TRAIN, fold)
+        found["valid"] = BenchmarkSource(card, root, choices[0], fold)
+    else:
+        found["train"] = BenchmarkSource(card, root, TRAIN, fold, "others")
+        found["valid"] = BenchmarkSource(card, root, TRAIN, fold, "held out")
+    return found
+
+
+def settings_of(settings: EvaluationConfig, card: Card) -> EvaluationConfig:
+    """Returns the settings with the labels of a card in place of those of a packed dataset."""
+    changes: dict[str, object] = {"label": CLASS}
+    if isinstance(card.target, ClassTarget):
+        changes["classes"] = dict(card.target.classes)
+    if isinstance(card.target, NumbersTarget):
+        changes["numbers"] = card.target.names
+    return settings.model_copy(update=changes)
+
+
+def _example(item: Item | Problem) -> Example | LeftOut:
+    if isinstance(item, Problem):
+        return LeftOut(item.place, item.kind)
+    caption = () if item.caption is None else (Caption(item.caption, (), ""),)
+    content = MediaContent(item.media)
+    missing = _missing(item.media)
+    if missing:
+        return LeftOut(item.key, missing)
+    return Example(item.key, content, _labels(item), caption, item.group)
+
+
+def _missing(media: Media) -> str | None:
+    return "video without frames" if isinstance(media, FrameFiles) and not media.paths else None
+
+
+def _labels(item: Item) -> dict[str, str | float]:
+    labels: dict[str, str | float] = {name: float(value) for name, value in item.numbers.items()}
+    labels |= {f"AU{unit}": float(is_shown) for unit, is_shown in item.units.items()}
+    return labels if item.class_name is None else labels | {CLASS: item.class_name}
+
+
+def _is_held_out(item: Item | Problem) -> bool:
+    name = item.place if isinstance(item, Problem) else item.group or item.key
+    digest = hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little") % _HELD_OUT == 0
+
+
+def _add_file(digest: "hashlib.blake2b", path: Path) -> None:
+    try:
+        with open(open_regular(path), "rb") as file:  # noqa: PTH123 - a descriptor
+            while block := file.read(_BLOCK):
+                digest.update(block)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error

@@ -1,0 +1,223 @@
+"""Tests evaluations on tiny copies of benchmarks, with a model with random weights."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from benchmark_trees import build
+from cli_calls import called
+from evaluation_jobs import embedder_of
+from PIL import Image
+from video_trees import a_frame_folder, a_text, a_video_file
+
+from emocap_pretrain.benchmarks import catalogue
+from emocap_pretrain.benchmarks.card import Card, ClassTarget
+from emocap_pretrain.benchmarks.item import Crop as Rectangle
+from emocap_pretrain.benchmarks.item import FrameFiles
+from emocap_pretrain.config.schema import Config, EvaluationConfig
+from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.evaluation.benchmark_source import BenchmarkSource, MediaContent, sources_of
+from emocap_pretrain.evaluation.on_benchmarks import BenchmarkCopy, evaluate, mean_of_folds
+from emocap_pretrain.inference.embedder import Embedder
+from emocap_pretrain.ranks.group import RankGroup
+from emocap_pretrain.ranks.info import Rank
+from emocap_pretrain.run_folder.results import Baseline, ConfusionMatrix, Score, TaskResult
+
+ALONE = RankGroup(Rank(), "cpu", None)
+PROMPTS = EvaluationConfig(tasks=("zero_shot",))
+BY_HAND = {"afew", "afew_va", "crema_d", "dfew", "enterface05", "ferv39k", "mafw", "mafw_captions", "mafw_compound"}
+BY_HAND |= {"aff_wild2_expression", "aff_wild2_units", "aff_wild2_va", "ravdess"}
+IMAGES = [name for name in catalogue.names() if name not in BY_HAND]
+CODES = {"surprise": 1, "fear": 2, "disgust": 3, "happiness": 4, "sadness": 5, "anger": 6, "neutral": 7}
+
+
+@pytest.fixture
+def embedder(tiny_config: Config) -> Embedder:
+    return embedder_of(tiny_config)
+
+
+def raf_db(root: Path, each: int, *, missing: int = 0) -> BenchmarkCopy:
+    """Writes a copy of RAF-DB with `each` images of every class in both splits; the first `missing` are not there."""
+    folder, lines, written = root / "Image" / "aligned", list[str](), 0
+    folder.mkdir(parents=True)
+    for split in ("train", "test"):
+        for number, (name, place) in enumerate((name, place) for name in CODES for place in range(each)):
+            stem = f"{split}_{number:05d}"
+            lines.append(f"{stem}.jpg {CODES[name]}\n")
+            written += split == "test"
+            if split == "train" or written > missing:
+                Image.new("RGB", (9, 9), (40 * CODES[name] - 30, 3 * place, 128)).save(folder / f"{stem}_aligned.jpg")
+    a_text(root / "EmoLabel" / "list_patition_label.txt", "".join(lines))
+    return BenchmarkCopy(catalogue.card("raf_db"), root)
+
+
+def metrics(results: tuple[TaskResult, ...]) -> dict[str, float]:
+    return {name: value for result in results for name, value in result.metrics().items()}
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_a_model_is_scored_on_a_tiny_copy_of_every_image_benchmark(
+    name: str, embedder: Embedder, tmp_path: Path
+) -> None:
+    card = catalogue.card(name)
+    expected = build(card, card.layouts[0], tmp_path)
+    copy = BenchmarkCopy(card, tmp_path)
+    if not isinstance(card.target, ClassTarget):
+        with pytest.raises(ConfigError, match=f"benchmark {name}: none of the tasks can be run"):
+            evaluate(copy, PROMPTS, embedder, ALONE)
+        return
+    (result,) = evaluate(copy, PROMPTS, embedder, ALONE)
+    assert result.samples == expected[card.scored].total()
+    assert result.benchmark == name
+    (recall,) = result.class_values
+    assert dict(zip(recall.classes, recall.samples, strict=True)) == {
+        each: expected[card.scored][each] for each in card.target.classes
+    }
+
+
+def video_copies(root: Path) -> Mapping[str, tuple[str, int]]:
+    """Writes copies of three benchmarks with videos, and returns the number of test clips of all folds of each."""
+    for actor in range(1, 25):
+        emotion = 1 + actor % 8
+        a_video_file(root / "ravdess" / f"Actor_{actor:02d}" / f"01-01-{emotion:02d}-01-01-01-{actor:02d}.mp4", 3)
+    for fold in range(1, 6):
+        for split in ("train", "test"):
+            rows = "".join(f"{number},{number}\n" for number in range(1, 8))
+            a_text(
+                root / "dfew" / f"EmoLabel_DataSplit/{split}(single-labeled)/set_{fold}.csv",
+                f"video_name,label\n{rows}",
+            )
+    for number in range(1, 8):
+        a_frame_folder(root / "dfew" / f"Clip/jpg_256/{number:05d}", [f"{frame}.jpg" for frame in range(1, 4)])
+    return {"ravdess": ("ravdess", 24), "dfew": ("dfew", 35)}
+
+
+def test_videos_are_scored_fold_after_fold(embedder: Embedder, tmp_path: Path) -> None:
+    for name, (folder, clips) in video_copies(tmp_path).items():
+        (result,) = evaluate(BenchmarkCopy(catalogue.card(name), tmp_path / folder), PROMPTS, embedder, ALONE)
+        assert result.samples == clips
+        assert np.sum(result.confusion_matrices[0].counts) == clips
+        assert {score.baseline.note for score in result.scores if score.baseline} == {
+            f"mean of {catalogue.card(name).folds} folds"
+        }
+
+
+def test_every_task_for_classes_runs_on_a_copy_with_a_training_split(embedder: Embedder, tmp_path: Path) -> None:
+    results = evaluate(raf_db(tmp_path, 40), EvaluationConfig(), embedder, ALONE)
+    assert [result.task for result in results] == ["zero_shot", "linear_probe", "few_shot", "nearest_neighbours"]
+    # Each class has a colour of its own, so neighbours and probes find it with random weights too.
+    assert metrics(results)["raf_db/nearest_neighbours/uar"] > 0.5
+    assert metrics(results)["raf_db/linear_probe/uar"] > 0.5
+
+
+def test_missing_images_are_counted_with_their_reason(embedder: Embedder, tmp_path: Path) -> None:
+    copy = raf_db(tmp_path, 2, missing=3)
+    (tmp_path / "Image" / "aligned" / "test_00004_aligned.jpg").write_bytes(b"no image")
+    (result,) = evaluate(copy, PROMPTS, embedder, ALONE)
+    assert result.samples == 10
+    assert dict(result.left_out) == {"missing image": 3, "cannot be decoded": 1}
+    assert ("left out", "3 x missing image") in result.rows()
+
+
+def test_a_cache_gives_the_same_scores_without_decoding(
+    embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = raf_db(tmp_path / "copy", 2)
+    settings = PROMPTS.model_copy(update={"cache": str(tmp_path / "cache")})
+    first = evaluate(copy, settings, embedder, ALONE)
+    monkeypatch.setattr(MediaContent, "crops", lambda *_: pytest.fail("an image is decoded"))
+    assert evaluate(copy, settings, embedder, ALONE) == first
+
+
+def test_whole_persons_are_held_out_of_training(tmp_path: Path) -> None:
+    video_copies(tmp_path)
+    card = catalogue.card("ravdess")
+    sources = sources_of(card, tmp_path / "ravdess", 1)
+    groups = {
+        split: {example.group for example in source.examples(range(len(source)))}  # pyright: ignore[reportAttributeAccessIssue]
+        for split, source in sources.items()
+    }
+    assert not groups["train"] & groups["valid"]
+    assert not (groups["train"] | groups["valid"]) & groups["test"]
+    whole = BenchmarkSource(card, tmp_path / "ravdess", "train", 1)
+    assert len(sources["train"]) + len(sources["valid"]) == len(whole)
+
+
+def test_the_digest_of_a_medium_changes_with_what_is_read(tmp_path: Path) -> None:
+    frames = a_frame_folder(tmp_path / "frames", [f"{number}.png" for number in range(20)])
+    paths = tuple(frames / f"{number}.png" for number in range(20))
+    image = paths[3]
+    media: list[Any] = [
+        image,
+        paths[4],
+        Rectangle(image, 0, 0, 4, 4),
+        Rectangle(image, 0, 0, 4, 5),
+        FrameFiles(paths),
+        FrameFiles(paths[:18]),
+        np.zeros((4, 4), np.uint8),
+        np.zeros((2, 8), np.uint8),
+    ]
+    assert len({MediaContent(each).digest() for each in media}) == len(media)
+    before = MediaContent(FrameFiles(paths)).digest()
+    (frames / "0.png").write_bytes(paths[5].read_bytes())  # The middle of the first segment.
+    assert MediaContent(FrameFiles(paths)).digest() != before
+
+
+def test_the_mean_over_folds_is_that_of_their_scores() -> None:
+    def fold(value: float, counts: tuple[tuple[int, ...], ...]) -> TaskResult:
+        score = Score("uar", "UAR", value, Baseline("chance", value / 2), interval=(0.0, 1.0))
+        matrix = ConfusionMatrix("confusion", "Confusion", ("a", "b"), counts)
+        return TaskResult("task", 5, (score,), confusion_matrices=(matrix,), left_out=(("missing image", 2),))
+
+    first = fold(0.2, ((1, 2), (0, 2)))
+    found = mean_of_folds([first, fold(0.4, ((3, 0), (1, 1)))])
+    (score,) = found.scores
+    assert score.value == pytest.approx(0.3)
+    assert score.interval is None
+    assert score.baseline == Baseline("chance", pytest.approx(0.15), "mean of 2 folds")  # pyright: ignore[reportArgumentType]
+    assert found.samples == 10
+    assert found.confusion_matrices[0].counts == ((4, 2), (1, 3))
+    assert found.left_out == (("missing image", 4),)
+    assert mean_of_folds([first]) == first
+
+
+def test_a_class_without_a_test_example_has_no_recall(embedder: Embedder, tmp_path: Path) -> None:
+    copy = raf_db(tmp_path, 2)
+    file = tmp_path / "EmoLabel" / "list_patition_label.txt"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(line for line in lines if not (line.startswith("test") and line.endswith("2\n"))))
+    (result,) = evaluate(copy, PROMPTS, embedder, ALONE)
+    assert dict(zip(result.class_values[0].classes, result.class_values[0].values, strict=True))["fear"] is None
+    assert result.scores[0].baseline == Baseline("chance", pytest.approx(1 / 6), "6 classes")  # pyright: ignore[reportArgumentType]
+
+
+def test_the_command_evaluates_copies_and_refuses_other_folders(finished_run: Config, tmp_path: Path) -> None:
+    raf_db(tmp_path / "raf", 2)
+    words = ("evaluate", finished_run.url, "--device", "cpu", "--benchmark")
+    done = called(*words, f"raf_db={tmp_path / 'raf'}", "--task", "zero_shot", "--json")
+    assert done.exit_code == 0, done.output
+    (result,) = json.loads(done.stdout)["results"]
+    assert (result["benchmark"], result["samples"], result["url"]) == ("raf_db", 14, "raf_db, test")
+    for copy, message in {
+        f"sfew={tmp_path / 'raf'}": "is not a copy of SFEW 2.0",
+        "raf=/tmp": "there is no benchmark 'raf'",
+        "raf_db": "give NAME=FOLDER",
+    }.items():
+        done = called(*words, copy)
+        assert done.exit_code == 2
+        assert message in done.stderr
+    done = called(*words, f"raf_db={tmp_path / 'raf'}", "--data", "faces")
+    assert "has its own splits" in done.stderr
+
+
+def test_a_benchmark_is_evaluated_with_the_classes_of_its_card(embedder: Embedder, tmp_path: Path) -> None:
+    """The classes of a config are for its own dataset."""
+    own = PROMPTS.model_copy(update={"label": "mood", "classes": {"glad": ("glad",)}})
+    (result,) = evaluate(raf_db(tmp_path, 1), own, embedder, ALONE)
+    assert result.class_values[0].classes == tuple(CODES)
+    card: Card = catalogue.card("raf_db")
+    assert replace(result, scores=()).benchmark == card.name
