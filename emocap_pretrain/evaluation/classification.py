@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
-from sklearn.metrics import f1_score
 
 from emocap_pretrain.config.fields import label_text
 from emocap_pretrain.config.schema import EvaluationConfig
@@ -73,6 +72,8 @@ def scored(task: str, title: str, found: LabelledRows, predicted: np.ndarray) ->
         found: The true classes.
         predicted: The number of the predicted class of each row.
     """
+    from sklearn.metrics import f1_score  # It takes a second, and only rank 0 needs it.
+
     confusion = Confusion.of(found.classes, found.truth, predicted)
     is_right = predicted == found.truth
     uar, war = confusion.scores(title)

@@ -36,7 +36,10 @@ class FewShot:
 
     settings: EvaluationConfig
     name: ClassVar[str] = "few_shot"
-    charts: ClassVar[tuple[tuple[str, ...], ...]] = (tuple(f"uar_{shots}" for shots in SHOTS),)
+    charts: ClassVar[tuple[tuple[str, ...], ...]] = (
+        tuple(f"uar_{shots}" for shots in SHOTS),
+        tuple(f"uar_{shots}_deviation" for shots in SHOTS),
+    )
     splits: ClassVar[tuple[SplitName, ...]] = ("train", "valid", "test")
     targets: ClassVar[tuple[TargetKind, ...]] = ("class",)
     parts: ClassVar[tuple[Part, ...]] = ()

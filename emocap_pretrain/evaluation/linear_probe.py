@@ -26,7 +26,7 @@ class LinearProbe:
 
     settings: EvaluationConfig
     name: ClassVar[str] = "linear_probe"
-    charts: ClassVar[tuple[tuple[str, ...], ...]] = (("uar",),)
+    charts: ClassVar[tuple[tuple[str, ...], ...]] = (("uar",), ("war",), ("macro_f1",), ("inverse_strength",))
     splits: ClassVar[tuple[SplitName, ...]] = ("train", "valid", "test")
     targets: ClassVar[tuple[TargetKind, ...]] = ("class",)
     parts: ClassVar[tuple[Part, ...]] = ()

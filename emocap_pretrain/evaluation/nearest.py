@@ -6,11 +6,13 @@ neighbours votes for its class with its cosine as the weight. The number k is ch
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from jaxtyping import Float, Int
-from sklearn.neighbors import NearestNeighbors
+
+if TYPE_CHECKING:
+    from sklearn.neighbors import NearestNeighbors
 
 from emocap_pretrain.benchmarks.card import TargetKind
 from emocap_pretrain.config.schema import EvaluationConfig
@@ -32,7 +34,7 @@ class Nearest:
 
     settings: EvaluationConfig
     name: ClassVar[str] = "nearest_neighbours"
-    charts: ClassVar[tuple[tuple[str, ...], ...]] = (("uar",),)
+    charts: ClassVar[tuple[tuple[str, ...], ...]] = (("uar",), ("war",), ("macro_f1",), ("neighbours",))
     splits: ClassVar[tuple[SplitName, ...]] = ("train", "valid", "test")
     targets: ClassVar[tuple[TargetKind, ...]] = ("class",)
     parts: ClassVar[tuple[Part, ...]] = ()
@@ -46,6 +48,8 @@ class Nearest:
         return ()
 
     def result(self, embedder: Embedder, features: Mapping[SplitName, Features]) -> TaskResult:  # noqa: ARG002 - there are no prompts
+        from sklearn.neighbors import NearestNeighbors
+
         classes = tuple(classes_of_features(self.settings, features["train"]))
         train, valid, test = (LabelledRows.of(features[each], self.settings.label, classes) for each in self.splits)
         index = NearestNeighbors(n_neighbors=min(NEIGHBOURS[-1], len(train.truth)), metric="cosine", algorithm="brute")
@@ -60,7 +64,7 @@ class Nearest:
 
 
 def votes_of(
-    index: NearestNeighbors,
+    index: "NearestNeighbors",
     train: LabelledRows,
     vectors: Float[np.ndarray, "examples width"],
     classes: int,

@@ -1,14 +1,21 @@
-"""Trains a probe: a logistic regression on the vectors of an image tower, whose weights stay as they are."""
+"""Trains a probe: a logistic regression on the vectors of an image tower, whose weights stay as they are.
+
+scikit-learn and torchmetrics are imported within functions here and in the tasks, because their imports take seconds
+and only rank 0 needs them.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float, Int
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 
 from emocap_pretrain.evaluation.confusion import Confusion
+
+if TYPE_CHECKING:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
 
 INVERSE_STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # The first one regularizes most.
 ITERATIONS = 1000
@@ -18,8 +25,8 @@ ITERATIONS = 1000
 class Probe:
     """Holds a trained probe, with the inverse strength of its regularization (scikit-learn's C)."""
 
-    scaler: StandardScaler
-    regression: LogisticRegression
+    scaler: "StandardScaler"
+    regression: "LogisticRegression"
     inverse_strength: float
 
     def predicted(self, vectors: Float[np.ndarray, "examples width"]) -> Int[np.ndarray, " examples"]:
@@ -44,6 +51,9 @@ def fitted(
         classes: The names of the classes.
         inverse_strengths: The inverse strengths of the regularization, in ascending order.
     """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
     scaler = StandardScaler().fit(train[0])
     vectors, choices = scaler.transform(train[0]), scaler.transform(valid[0])
     best: tuple[float, Probe] | None = None

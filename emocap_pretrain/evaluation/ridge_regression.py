@@ -12,10 +12,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 from jaxtyping import Float
-from sklearn.linear_model import Ridge
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
-from torchmetrics.functional.regression import concordance_corrcoef, mean_squared_error, pearson_corrcoef
 
 from emocap_pretrain.benchmarks.card import TargetKind
 from emocap_pretrain.config.schema import EvaluationConfig
@@ -36,7 +33,7 @@ class RidgeRegression:
 
     settings: EvaluationConfig
     name: ClassVar[str] = "ridge_regression"
-    charts: ClassVar[tuple[tuple[str, ...], ...]] = (("ccc",),)
+    charts: ClassVar[tuple[tuple[str, ...], ...]] = (("ccc",), ("strength",))
     splits: ClassVar[tuple[SplitName, ...]] = ("train", "valid", "test")
     targets: ClassVar[tuple[TargetKind, ...]] = ("numbers",)
     parts: ClassVar[tuple[Part, ...]] = ()
@@ -59,6 +56,9 @@ class RidgeRegression:
         return ()
 
     def result(self, embedder: Embedder, features: Mapping[SplitName, Features]) -> TaskResult:  # noqa: ARG002 - there are no prompts
+        from sklearn.linear_model import Ridge
+        from sklearn.preprocessing import StandardScaler
+
         names = self.settings.numbers
         data = {split: numbers_of(features[split], names) for split in self.splits}
         for split, (_, truth) in data.items():
@@ -111,6 +111,8 @@ def scores_of(
         mean: The mean of each number in the training split. RMSE and SAGR are shown beside those of predicting it.
         names: The names of the numbers.
     """
+    from torchmetrics.functional.regression import concordance_corrcoef, pearson_corrcoef
+
     found = [Score("ccc", "ridge regression, mean CCC", mean_ccc(predicted, truth), is_share=False)]
     for column, name in enumerate(names):
         ours, theirs = torch.from_numpy(predicted[:, column]), torch.from_numpy(truth[:, column])
@@ -128,12 +130,16 @@ def scores_of(
 
 def mean_ccc(predicted: Float[np.ndarray, "examples numbers"], truth: Float[np.ndarray, "examples numbers"]) -> float:
     """Returns the mean over the numbers of the concordance correlation coefficient."""
+    from torchmetrics.functional.regression import concordance_corrcoef
+
     columns = zip(torch.from_numpy(predicted).T, torch.from_numpy(truth).T, strict=True)
     return float(np.mean([_finite(concordance_corrcoef(ours, theirs)) for ours, theirs in columns]))
 
 
 def rmse(predicted: Float[Tensor, " examples"], truth: Float[Tensor, " examples"]) -> float:
     """Returns the root of the mean squared error."""
+    from torchmetrics.functional.regression import mean_squared_error
+
     return float(mean_squared_error(predicted, truth, squared=False))
 
 

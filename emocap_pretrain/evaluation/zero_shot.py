@@ -31,7 +31,11 @@ class ZeroShot:
 
     settings: EvaluationConfig
     name: ClassVar[str] = "zero_shot"
-    charts: ClassVar[tuple[tuple[str, ...], ...]] = (("uar",), ("war",))
+    charts: ClassVar[tuple[tuple[str, ...], ...]] = (
+        ("uar", "uar_lowest_template", "uar_highest_template"),
+        ("war",),
+        ("macro_f1",),
+    )
     splits: ClassVar[tuple[SplitName, ...]] = ("test",)
     targets: ClassVar[tuple[TargetKind, ...]] = ("class",)
     parts: ClassVar[tuple[Part, ...]] = ()

@@ -36,6 +36,14 @@ def one_thread() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def own_linear() -> Iterator[None]:
+    """Puts back torch's `linear`, which DeepSpeed replaces at stage 3 and which `torch.jit.trace` needs afterwards."""
+    before = torch.nn.functional.linear
+    yield
+    torch.nn.functional.linear = before
+
+
 @pytest.fixture(scope="session")
 def faces(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Returns the folder of a packed dataset of 24 synthetic faces at 32 pixels, in four shards."""

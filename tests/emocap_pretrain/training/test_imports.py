@@ -4,7 +4,8 @@ import sys
 PROGRAM = """
 import sys
 import emocap_pretrain.training.loop
-print([name for name in ("mlflow", "matplotlib", "pandas", "deepspeed") if name in sys.modules])
+names = ("mlflow", "matplotlib", "pandas", "deepspeed", "sklearn", "torchmetrics")
+print([name for name in names if name in sys.modules])
 """
 
 
