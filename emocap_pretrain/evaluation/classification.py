@@ -39,9 +39,11 @@ class LabelledRows:
         """Finds the rows that have the label. A row whose label is missing or empty is left out.
 
         Raises:
-            ConfigError: If a label is not the name of a class.
+            ConfigError: If no row has the label, or a label is not the name of a class.
         """
         rows, names = labelled(features, label)
+        if not rows:
+            raise ConfigError(f"label {label!r}: none of the {len(features):,} examples of a split has it.")
         numbers = {name: number for number, name in enumerate(classes)}
         if unknown := sorted({name for name in names if name not in numbers}):
             raise ConfigError(f"label {label!r}: {listed(unknown)} is not among the classes {listed(classes)}.")

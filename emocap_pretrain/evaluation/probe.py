@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, Int
 
+from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.evaluation.confusion import Confusion
 
 if TYPE_CHECKING:
@@ -50,7 +51,12 @@ def fitted(
         valid: Vectors, and the numbers of their classes.
         classes: The names of the classes.
         inverse_strengths: The inverse strengths of the regularization, in ascending order.
+
+    Raises:
+        ConfigError: If the training examples belong to a single class.
     """
+    if len(np.unique(train[1])) < 2:
+        raise ConfigError("a probe needs training examples of at least two classes; all have the same class.")
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 

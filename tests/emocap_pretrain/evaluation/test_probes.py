@@ -144,7 +144,27 @@ def test_a_class_of_the_test_split_that_training_lacks_is_named(features) -> Non
         LinearProbe(SETTINGS).result(NO_MODEL, features)
 
 
-def test_a_class_without_examples_is_named(features) -> None:
+def test_a_class_that_training_or_choices_lack_does_not_end_the_evaluation(features) -> None:
     settings = EvaluationConfig(url="faces", classes={name: (name,) for name in (*NAMES, "pride")})
-    with pytest.raises(ConfigError, match=r"evaluation\.train_url: the dataset has no example of the class 'pride'"):
-        FewShot(settings).result(NO_MODEL, features)
+    valid = features["valid"]
+    labels = tuple({} if each.get("emotion") == "joy" else each for each in valid.labels)
+    features["valid"] = Features(valid.keys, valid.images, valid.pooled, labels)
+    for task in (FewShot, LinearProbe, Nearest):
+        assert scores(task(settings).result(NO_MODEL, features))
+
+
+def test_training_on_a_single_class_is_refused(features) -> None:
+    train = features["train"]
+    labels = ({"emotion": "joy"},) * len(train)
+    features["train"] = Features(train.keys, train.images, train.pooled, labels)
+    settings = EvaluationConfig(url="faces", classes={name: (name,) for name in NAMES})
+    with pytest.raises(ConfigError, match="training examples of at least two classes"):
+        LinearProbe(settings).result(NO_MODEL, features)
+
+
+@pytest.mark.parametrize("task", [LinearProbe, FewShot, Nearest])
+def test_a_split_without_labels_is_refused(task: Any, features) -> None:
+    valid = features["valid"]
+    features["valid"] = Features(valid.keys, valid.images, valid.pooled, ({},) * len(valid))
+    with pytest.raises(ConfigError, match="label 'emotion': none of the 120 examples of a split has it"):
+        task(SETTINGS).result(NO_MODEL, features)
