@@ -21,7 +21,6 @@ from emocap_pretrain.cli.options import (
     Debug,
     Device,
     OwnConfig,
-    PromptFile,
     Step,
     lines_of,
     parsed_classes,
@@ -134,12 +133,19 @@ def command(  # noqa: PLR0913, PLR0917 - one argument for each option
     task: Annotated[
         list[str] | None, typer.Option(help="A task to run; can be repeated; default those of the config.")
     ] = None,
-    list_tasks: Annotated[bool, typer.Option("--list", help="List the tasks; run none.")] = False,
+    list_tasks: Annotated[bool, typer.Option("--list", help="List the tasks and sets of prompts; run none.")] = False,
     label: Annotated[str | None, typer.Option(help="Name of the label that holds a sample's class.")] = None,
     classes: Annotated[
         str | None, typer.Option(help="joy,fear or, with words for the prompts, {joy: delight, fear: panic}.")
     ] = None,
-    prompts: PromptFile = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SET|FILE",
+            help="A set of prompts by name (--list), a file with one template on each line, or a YAML file with the "
+            "prompts of each class.",
+        ),
+    ] = None,
     device: Device = "auto",
     tracking: Annotated[
         str | None, typer.Option(metavar="URI", help="Log the results to this MLflow server, as a child of the run.")
@@ -178,6 +184,7 @@ def command(  # noqa: PLR0913, PLR0917 - one argument for each option
 
 
 def _list_tasks(*, as_json: bool) -> None:
+    from emocap_pretrain.evaluation import prompt_set
     from emocap_pretrain.evaluation.tasks import DEFAULT, TASKS
 
     if as_json:
@@ -185,10 +192,12 @@ def _list_tasks(*, as_json: bool) -> None:
         return
     rows = [(task.name, "default" if task in DEFAULT else "", task.about) for task in TASKS]
     console.print(tables.grid("Evaluation tasks", ("name", "runs by", "what it does"), rows, left=3))
+    sets = [(name, prompt_set.shipped(name).about) for name in prompt_set.names()]
+    console.print(tables.grid("Sets of prompts", ("name", "what it has"), sets, left=2))
 
 
 def _changes(
-    data: str | None, task: list[str] | None, label: str | None, classes: str | None, prompts: Path | None
+    data: str | None, task: list[str] | None, label: str | None, classes: str | None, prompts: str | None
 ) -> dict[str, Any]:
     """Returns the evaluation settings that the command line sets, as a mapping from their names to their values."""
     given = {
@@ -196,9 +205,22 @@ def _changes(
         "tasks": task or None,
         "label": label,
         "classes": None if classes is None else parsed_classes(classes),
-        "templates": None if prompts is None else lines_of(prompts),
     }
-    return {name: value for name, value in given.items() if value is not None}
+    found = {name: value for name, value in given.items() if value is not None}
+    return found if prompts is None else found | _prompts(prompts)
+
+
+def _prompts(prompts: str) -> dict[str, Any]:
+    """Returns the settings for a set of prompts, for a file of templates, or for a file with the prompts of classes."""
+    from emocap_pretrain.evaluation import prompt_set
+
+    if prompts in prompt_set.names():
+        return {"prompts": prompts}
+    if prompts.endswith((".yaml", ".yml")):
+        return {"prompts": None, "classes": prompt_set.own_prompts(Path(prompts)), "templates": ["{}"]}
+    if not Path(prompts).exists():
+        raise ConfigError(f"--prompts {prompts}: there is no such file, and no set of prompts of this name.")
+    return {"prompts": None, "templates": lines_of(Path(prompts))}
 
 
 def _shares(text: str | None) -> tuple[float, ...]:

@@ -225,6 +225,9 @@ class EvaluationConfig(Section):
     numbers: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
         default=("valence", "arousal"), description="Names of the labels with numbers that a probe predicts."
     )
+    prompts: Annotated[str, Field(max_length=80)] | None = Field(
+        default=None, description="A set of prompts by its name (see `emocap evaluate --list`), in place of templates."
+    )
     templates: tuple[Template, ...] = Field(
         default=("a face with an expression of {}.", "a photo of a face showing {}.", "this person feels {}."),
         min_length=1,

@@ -25,7 +25,7 @@ from emocap_pretrain.benchmarks.reading.choice import fitting
 from emocap_pretrain.benchmarks.reading.layout_reader import Problem
 from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.data.transform import center_crop
-from emocap_pretrain.errors import DataError
+from emocap_pretrain.errors import ConfigError, DataError
 from emocap_pretrain.evaluation.examples import Example, ExampleSource, LeftOut
 from emocap_pretrain.evaluation.task import SplitName
 from emocap_pretrain.inference.embedder import Crop
@@ -145,10 +145,24 @@ def sources_of(card: Card, root: Path, fold: int | None = None) -> dict[SplitNam
 
 
 def settings_of(settings: EvaluationConfig, card: Card) -> EvaluationConfig:
-    """Returns the settings with the labels of a card in place of those of a packed dataset."""
+    """Returns the settings with the labels of a card in place of those of a packed dataset.
+
+    If the settings name the same classes as the card, their words or prompts are kept.
+
+    Raises:
+        ConfigError: If the settings have whole prompts for other classes than those of the card.
+    """
     changes: dict[str, object] = {"label": CLASS}
     if isinstance(card.target, ClassTarget):
-        changes["classes"] = dict(card.target.classes)
+        own, classes = settings.classes or {}, card.target.classes
+        if set(own) != set(classes):
+            if own and settings.templates == ("{}",) and not settings.prompts:
+                raise ConfigError(
+                    f"the prompts are for the classes {', '.join(own)}, and benchmark {card.name} has the classes "
+                    f"{', '.join(classes)}."
+                )
+            own = dict(classes)
+        changes["classes"] = {name: own[name] for name in classes}
     if isinstance(card.target, NumbersTarget):
         changes["numbers"] = card.target.names
     return settings.model_copy(update=changes)

@@ -19,6 +19,7 @@ from emocap_pretrain.evaluation.classification import LabelledRows, classes_of, 
 from emocap_pretrain.evaluation.confusion import Confusion
 from emocap_pretrain.evaluation.examples import ExampleSource
 from emocap_pretrain.evaluation.features import Features
+from emocap_pretrain.evaluation.prompt_set import expanded
 from emocap_pretrain.evaluation.task import SplitName
 from emocap_pretrain.inference.classes import class_cosines, class_embeddings, prompts_of
 from emocap_pretrain.inference.embedder import Embedder
@@ -42,7 +43,7 @@ class ZeroShot:
     about: ClassVar[str] = "names the class of each face by prompts; UAR, WAR, recall by class (needs a label)"
 
     def prompts(self) -> Sequence[str]:
-        return prompts_of(self.settings.templates, self.settings.classes or {})
+        return prompts_of(*expanded(self.settings, self.settings.classes or {}))
 
     def prepare(self, sources: Mapping[SplitName, ExampleSource], *, seconds: float | None = None) -> Sequence[str]:
         """Checks that the labels of the dataset are among the classes, and returns notes for the user.
@@ -60,7 +61,7 @@ class ZeroShot:
         test = features["test"]
         classes = classes_of_features(self.settings, test)
         found = LabelledRows.of(test, self.settings.label, tuple(classes))
-        columns = class_embeddings(embedder, self.settings.templates, classes)
+        columns = class_embeddings(embedder, *expanded(self.settings, classes))
         images = test.images[found.rows]
         result = scored(self.name, "zero-shot", found, class_cosines(images, columns).argmax(1).numpy())
         return replace(result, scores=(*result.scores, *self._by_template(found, images, columns)))
@@ -75,7 +76,7 @@ class ZeroShot:
 
         They say how much the choice of the template alone changes the score.
         """
-        if len(self.settings.templates) < 2:
+        if len(columns) < 2:
             return
         predicted = ((images @ column).argmax(1).numpy() for column in columns)
         uars = [Confusion.of(found.classes, found.truth, each).uar for each in predicted]

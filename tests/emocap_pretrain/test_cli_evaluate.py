@@ -102,7 +102,7 @@ def test_the_command_line_names_tasks_label_classes_and_prompts(run: Config, fac
         (["--classes", "{joy: ["], r"--classes .*not valid YAML"),
         (["--classes", ","], r"evaluation\.classes=\{\}: it must not be empty"),
         (["--classes", "{no: x}"], r"YAML reads a class as False"),
-        (["--prompts", "missing.txt"], r"--prompts missing\.txt: the file cannot be read"),
+        (["--prompts", "missing.txt"], r"--prompts missing\.txt: there is no such file"),
         (["--prompts", "{empty}"], r"--prompts .*empty\.txt: the file has no prompt: write one on each line"),
         (["--prompts", "{latin}"], r"--prompts .*latin\.txt: the file is not UTF-8 text .*: save it as UTF-8\."),
         (["--prompts", "{wrong}"], r"command line: evaluation\.templates\.0: 'no place' has no \{\}"),
