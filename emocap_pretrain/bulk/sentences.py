@@ -7,7 +7,7 @@ mapping with `sentences` and `aligned_with`:
     open_mouth: [The mouth is open., The lips are parted.]
     smiling: {sentences: a person who smiles, aligned_with: image}
 
-`facs.yaml` in this folder is the default file. It has the action units of the grammar of captions.
+`inference/facs.yaml` is the default file. It has the action units of the grammar of captions.
 """
 
 from collections.abc import Mapping
@@ -19,9 +19,10 @@ from pydantic import BeforeValidator, Field, TypeAdapter
 
 from emocap_pretrain.config.fields import Section, Words
 from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.inference import classes
 from emocap_pretrain.inference.classes import validated
 
-FACS = Path(__file__).with_name("facs.yaml")
+FACS = Path(classes.__file__).with_name("facs.yaml")
 _MOST_BYTES = 1 << 20
 
 

@@ -30,6 +30,7 @@ from emocap_pretrain.evaluation.nearest import Nearest
 from emocap_pretrain.evaluation.retrieval import Retrieval
 from emocap_pretrain.evaluation.ridge_regression import RidgeRegression
 from emocap_pretrain.evaluation.task import SplitName, Task
+from emocap_pretrain.evaluation.unit_detection import UnitDetection
 from emocap_pretrain.evaluation.zero_shot import ZeroShot
 from emocap_pretrain.inference.embedder import Embedder
 from emocap_pretrain.ranks.group import RankGroup
@@ -40,7 +41,7 @@ Value = TypeVar("Value")
 _log = logging.getLogger(__name__)
 
 # The order is that of `emocap evaluate --list` and of the charts in the tracker.
-TASKS: tuple[type[Task], ...] = (ZeroShot, Retrieval, LinearProbe, FewShot, Nearest, RidgeRegression)
+TASKS: tuple[type[Task], ...] = (ZeroShot, Retrieval, LinearProbe, FewShot, Nearest, RidgeRegression, UnitDetection)
 DEFAULT = (ZeroShot,)  # The tasks if the settings name none.
 PREPARE_S = 20.0  # Seconds for which each task may read before a start. The ranks read the rest before the first step.
 

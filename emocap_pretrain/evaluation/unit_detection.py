@@ -1,0 +1,128 @@
+"""Detects action units by prompts: a unit is shown if the prompts of its presence are closer to the image.
+
+Each unit has some prompts that say that it is shown, and equally many that say that it is not. The score of an image is
+the mean cosine with the former minus that with the latter. F1 takes a unit as shown if its score is above 0, and AUC is
+the area under the curve of all thresholds.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import yaml
+from jaxtyping import Float
+
+from emocap_pretrain.benchmarks.card import TargetKind
+from emocap_pretrain.config.schema import EvaluationConfig
+from emocap_pretrain.data.parts import Part
+from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.evaluation.classification import listed
+from emocap_pretrain.evaluation.examples import ExampleSource
+from emocap_pretrain.evaluation.features import Features
+from emocap_pretrain.evaluation.task import SplitName
+from emocap_pretrain.inference import embedder as vectors
+from emocap_pretrain.inference.embedder import Embedder
+from emocap_pretrain.run_folder.results import Baseline, ClassValues, Score, TaskResult
+
+PRESENT = Path(vectors.__file__).with_name("facs.yaml")
+ABSENT = Path(__file__).with_name("absent_units.yaml")
+
+
+@dataclass(frozen=True, slots=True)
+class UnitDetection:
+    """Implements the task. The labels are named `AU12` and so on; 0 means that a unit is not shown."""
+
+    settings: EvaluationConfig
+    name: ClassVar[str] = "unit_detection"
+    charts: ClassVar[tuple[tuple[str, ...], ...]] = (("f1",), ("auc",))
+    splits: ClassVar[tuple[SplitName, ...]] = ("test",)
+    targets: ClassVar[tuple[TargetKind, ...]] = ("units",)
+    parts: ClassVar[tuple[Part, ...]] = ()
+    about: ClassVar[str] = "finds action units by prompts; mean F1 and AUC (needs labels such as AU12)"
+
+    def prompts(self) -> Sequence[str]:
+        return [text for each in sentences().values() for texts in each for text in texts]
+
+    def prepare(self, sources: Mapping[SplitName, ExampleSource], *, seconds: float | None = None) -> Sequence[str]:
+        """Checks that the dataset has a label of an action unit that has prompts. It looks at one label only."""
+        names = sources["test"].label_values(next(iter(sentences())), seconds=seconds).names
+        known = [name for name in names if name in sentences()]
+        if names and not known:
+            raise ConfigError(
+                f"the samples of {sources['test'].address} have no label such as AU12; their labels are "
+                f"{listed(names)}."
+            )
+        unknown = [name for name in names if name.startswith("AU") and name not in sentences()]
+        return [f"action units without prompts are left out: {listed(unknown)}."] if unknown else []
+
+    def result(self, embedder: Embedder, features: Mapping[SplitName, Features]) -> TaskResult:
+        test = features["test"]
+        units = [unit for unit in sentences() if any(unit in labels for labels in test.labels)]
+        if not units:
+            raise ConfigError(f"no sample of {self.settings.url} has a label of an action unit, such as AU12.")
+        found = {unit: detected(embedder, test, unit) for unit in units}
+        f1 = {unit: each.f1 for unit, each in found.items() if each.f1 is not None}
+        auc = {unit: each.auc for unit, each in found.items() if each.auc is not None}
+        always = [2 * each.share / (1 + each.share) for each in found.values() if each.f1 is not None]
+        scores = [
+            Score("f1", "action units, mean F1", _mean(f1.values()), Baseline("always shown", _mean(always))),
+            Score("auc", "action units, mean AUC", _mean(auc.values()), Baseline("chance", 0.5)),
+        ]
+        samples = tuple(round(each.share * each.samples) for each in found.values())
+        values = tuple(each.f1 for each in found.values())
+        return TaskResult(
+            task=self.name,
+            samples=len(test),
+            scores=tuple(scores),
+            class_values=(ClassValues("f1", "action units, F1", tuple(units), values, samples),),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """Holds how well one unit is found.
+
+    Attributes:
+        samples: Number of examples that have the label.
+        share: Share of them that show the unit.
+        f1: F1 of the examples that show the unit; None if none does.
+        auc: Area under the curve; None if all or no examples show the unit.
+    """
+
+    samples: int
+    share: float
+    f1: float | None
+    auc: float | None
+
+
+def detected(embedder: Embedder, features: Features, unit: str) -> Detection:
+    """Scores one unit on the examples that have its label."""
+    from sklearn.metrics import f1_score, roc_auc_score
+
+    rows = [row for row, labels in enumerate(features.labels) if unit in labels]
+    truth = np.array([float(features.labels[row][unit]) > 0 for row in rows])
+    scores = unit_scores(embedder, features, unit)[rows]
+    f1 = float(f1_score(truth, scores > 0)) if truth.any() else None
+    auc = float(roc_auc_score(truth, scores)) if 0 < truth.sum() < len(truth) else None
+    return Detection(len(rows), float(truth.mean()), f1, auc)
+
+
+def unit_scores(embedder: Embedder, features: Features, unit: str) -> Float[np.ndarray, " examples"]:
+    """Returns the mean cosine with the prompts of the presence of a unit, minus that with those of its absence."""
+    present, absent = (embedder.texts(texts).mean(0) for texts in sentences()[unit])
+    return (features.images @ (present - absent)).double().numpy()
+
+
+@cache
+def sentences() -> Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Returns the prompts of presence and of absence by the name of the unit, such as AU12."""
+    present, absent = (yaml.safe_load(path.read_text(encoding="utf-8")) for path in (PRESENT, ABSENT))
+    return {unit: (tuple(present[unit]), tuple(absent[unit])) for unit in present if unit in absent}
+
+
+def _mean(values: Iterable[float]) -> float:
+    found = list(values)
+    return float(np.mean(found)) if found else 0.0
