@@ -176,7 +176,7 @@ def _example(item: Item | Problem) -> Example | LeftOut:
     missing = _missing(item.media)
     if missing:
         return LeftOut(item.key, missing)
-    return Example(item.key, content, _labels(item), caption, item.group)
+    return Example(item.key, content, _labels(item), caption, item.group, item.question)
 
 
 def _missing(media: Media) -> str | None:

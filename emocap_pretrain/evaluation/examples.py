@@ -18,6 +18,7 @@ from emocap_shards.library import Library
 from emocap_shards.mask import masked_url
 from emocap_shards.sample import Caption, Encoded
 
+from emocap_pretrain.benchmarks.item import Question
 from emocap_pretrain.data.transform import center_crop
 from emocap_pretrain.inference.embedder import Crop
 
@@ -48,6 +49,7 @@ class Example:
         labels: Texts and numbers by their names.
         captions: The captions of the image, each of which is a right one; empty if there is none.
         group: The person or the clip to which the example belongs; None if it is unknown.
+        question: A question about the image with its answers; None if there is none.
     """
 
     key: str
@@ -55,6 +57,7 @@ class Example:
     labels: Mapping[str, str | float] = field(default_factory=dict[str, str | float])
     captions: tuple[Caption, ...] = ()
     group: str | None = None
+    question: Question | None = None
 
 
 @dataclass(frozen=True, slots=True)

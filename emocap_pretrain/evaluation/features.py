@@ -20,6 +20,7 @@ from emocap_shards.errors import ImageError
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from emocap_pretrain.benchmarks.item import Question
 from emocap_pretrain.data.parts import Part
 from emocap_pretrain.errors import DataError
 from emocap_pretrain.evaluation.examples import Example, ExampleSource, LeftOut
@@ -58,6 +59,7 @@ class Features:
             the mean over its frames.
         labels: The labels of each example.
         groups: The person or clip of each example; None if it is unknown.
+        questions: The question of each example; None if it has none.
         parts: The texts of the captions, by the name of their caption part.
         left_out: The examples without vectors, with reasons.
     """
@@ -67,6 +69,7 @@ class Features:
     pooled: Float[Tensor, "examples width"]
     labels: tuple[Mapping[str, str | float], ...]
     groups: tuple[str | None, ...] = ()
+    questions: tuple[Question | None, ...] = ()
     parts: Mapping[str, PartFeatures] = field(default_factory=dict[str, PartFeatures])
     left_out: tuple[LeftOut, ...] = ()
 
@@ -117,6 +120,7 @@ class BatchFeatures:
         keys: The names of the examples.
         labels: Their labels.
         groups: Their persons or clips.
+        questions: Their questions.
         texts: The texts of their captions.
         left_out: The examples of the batch that have no content, and those that cannot be decoded.
         arrays: `decoded` says of each example whether it could be decoded. `images` and `pooled` have a row for each
@@ -126,6 +130,7 @@ class BatchFeatures:
     keys: Sequence[str]
     labels: Sequence[Mapping[str, str | float]]
     groups: Sequence[str | None]
+    questions: Sequence[Question | None]
     texts: Sequence[_Text]
     left_out: Sequence[LeftOut]
     arrays: Mapping[str, np.ndarray]
@@ -208,6 +213,7 @@ class Extraction:
             keys=[each.key for each in loaded.examples],
             labels=[each.labels for each in loaded.examples],
             groups=[each.group for each in loaded.examples],
+            questions=[each.question for each in loaded.examples],
             texts=texts,
             left_out=[*loaded.left_out, *(LeftOut(key, "cannot be decoded") for key in failed)],
             arrays=arrays,
@@ -263,6 +269,7 @@ def joined(batches: Sequence[BatchFeatures], address: str) -> Features:
         pooled=_rows(batches, "pooled"),
         labels=kept(chain.from_iterable(each.labels for each in batches)),
         groups=kept(chain.from_iterable(each.groups for each in batches)),
+        questions=kept(chain.from_iterable(each.questions for each in batches)),
         parts=_parts(batches, decoded),
         left_out=left_out,
     )

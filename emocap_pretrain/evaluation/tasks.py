@@ -21,6 +21,7 @@ from emocap_pretrain.data.datasets import CutTexts
 from emocap_pretrain.data.parts import PROMPT_PART
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.evaluation.choice import Choice
 from emocap_pretrain.evaluation.examples import ExampleSource, PackedSource
 from emocap_pretrain.evaluation.feature_cache import FeatureCache
 from emocap_pretrain.evaluation.features import BatchFeatures, Extraction, Features, joined
@@ -41,7 +42,16 @@ Value = TypeVar("Value")
 _log = logging.getLogger(__name__)
 
 # The order is that of `emocap evaluate --list` and of the charts in the tracker.
-TASKS: tuple[type[Task], ...] = (ZeroShot, Retrieval, LinearProbe, FewShot, Nearest, RidgeRegression, UnitDetection)
+TASKS: tuple[type[Task], ...] = (
+    ZeroShot,
+    Retrieval,
+    LinearProbe,
+    FewShot,
+    Nearest,
+    RidgeRegression,
+    UnitDetection,
+    Choice,
+)
 DEFAULT = (ZeroShot,)  # The tasks if the settings name none.
 PREPARE_S = 20.0  # Seconds for which each task may read before a start. The ranks read the rest before the first step.
 

@@ -76,9 +76,9 @@ def package(tmp_path: Path) -> Path:
     shutil.copytree(ROOT / "emocap_pretrain", copy, ignore=shutil.ignore_patterns("__pycache__"))
     (copy / "evaluation" / "alignment.py").write_text(task)
     tasks = copy / "evaluation" / "tasks.py"
-    text, replaced = re.subn(r"^TASKS: .*\n", lambda _: entry, tasks.read_text(), flags=re.MULTILINE)
+    text, replaced = re.subn(r"^TASKS: .*?^\)\n", lambda _: entry, tasks.read_text(), flags=re.MULTILINE | re.DOTALL)
     assert replaced == 1
-    first = "from emocap_pretrain.evaluation.examples"
+    first = "from emocap_pretrain.evaluation."  # The first one in alphabetical order.
     assert first in text
     tasks.write_text(text.replace(first, IMPORT + first, 1))
     return copy.parent

@@ -1,0 +1,91 @@
+"""Answers multiple-choice questions about images: the answer is chosen whose prompts are closest to the image.
+
+The text of a question is not used, because a model of image and text vectors cannot read it together with the image. So
+only questions whose answers describe the image, such as expressions, can be answered. The answers are shuffled before
+they are compared. In some benchmarks the right answer always comes first, and with equal cosines the first answer wins.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from emocap_pretrain.benchmarks.card import TargetKind
+from emocap_pretrain.benchmarks.item import Question
+from emocap_pretrain.config.schema import EvaluationConfig
+from emocap_pretrain.data.parts import Part
+from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.evaluation.examples import ExampleSource
+from emocap_pretrain.evaluation.features import Features
+from emocap_pretrain.evaluation.intervals import bootstrap, shares
+from emocap_pretrain.evaluation.prompt_set import expanded
+from emocap_pretrain.evaluation.task import SplitName
+from emocap_pretrain.inference.classes import class_embeddings
+from emocap_pretrain.inference.embedder import Embedder
+from emocap_pretrain.run_folder.results import Baseline, Score, TaskResult
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Implements the task. Only benchmarks have questions; packed datasets have none."""
+
+    settings: EvaluationConfig
+    name: ClassVar[str] = "multiple_choice"
+    charts: ClassVar[tuple[tuple[str, ...], ...]] = (("accuracy",),)
+    splits: ClassVar[tuple[SplitName, ...]] = ("test",)
+    targets: ClassVar[tuple[TargetKind, ...]] = ("question",)
+    parts: ClassVar[tuple[Part, ...]] = ()
+    about: ClassVar[str] = "chooses the answer of a question by prompts; accuracy (only for benchmarks)"
+
+    def prompts(self) -> Sequence[str]:
+        return ()
+
+    def prepare(self, sources: Mapping[SplitName, ExampleSource], *, seconds: float | None = None) -> Sequence[str]:  # noqa: ARG002 - `result` finds out
+        return ()
+
+    def result(self, embedder: Embedder, features: Mapping[SplitName, Features]) -> TaskResult:
+        test = features["test"]
+        asked = [(row, question) for row, question in enumerate(test.questions) if question is not None]
+        if not asked:
+            raise ConfigError("multiple_choice needs questions, which only benchmarks have: leave it out.")
+        answers = dict.fromkeys(answer for _, question in asked for answer in question.answers)
+        templates, words = expanded(self.settings, {answer: (answer.rstrip(".").lower(),) for answer in answers})
+        columns = class_embeddings(embedder, templates, words).mean(0)
+        place = {answer: number for number, answer in enumerate(answers)}
+        is_right = np.array(
+            [
+                chosen(test.images[row], columns, question, place, test.keys[row]) == question.right
+                for row, question in asked
+            ]
+        )
+        chance = float(np.mean([1 / len(question.answers) for _, question in asked]))
+        accuracy = Score("accuracy", "questions, accuracy", float(is_right.mean()), Baseline("chance", chance))
+        groups = [test.groups[row] if test.groups else None for row, _ in asked]
+        return TaskResult(self.name, len(asked), (accuracy.within(bootstrap(shares(is_right), groups)),))
+
+
+def chosen(
+    image: Float[Tensor, " embedding"],
+    columns: Float[Tensor, "embedding answers"],
+    question: Question,
+    place: Mapping[str, int],
+    key: str,
+) -> int:
+    """Returns the position in the question of the answer that is chosen.
+
+    Args:
+        image: The unit vector of the image.
+        columns: The mean vector of the prompts of each answer.
+        question: The question.
+        place: The column of each answer.
+        key: The name of the example, which decides the order of the answers.
+    """
+    seed = int.from_bytes(hashlib.blake2b(key.encode(errors="surrogatepass"), digest_size=8).digest(), "little")
+    order = np.random.default_rng(seed).permutation(len(question.answers))
+    cosines = image @ columns[:, [place[question.answers[number]] for number in order]]
+    return int(order[int(torch.argmax(cosines))])
