@@ -9,14 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 
 from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.evaluation import tasks
 from emocap_pretrain.evaluation.classification import labelled
 from emocap_pretrain.evaluation.examples import PackedSource
 from emocap_pretrain.evaluation.features import Extraction, joined
+from emocap_pretrain.evaluation.probe import fitted
 from emocap_pretrain.evaluation.zero_shot import ZeroShot
 from emocap_pretrain.inference.embedder import Embedder
 from emocap_pretrain.ranks.group import RankGroup
@@ -66,14 +65,9 @@ def features(embedder: Embedder, url: str, *, batch: int = 64) -> LabelledFeatur
 
 def probe(train: LabelledFeatures, valid: LabelledFeatures, test: LabelledFeatures) -> tuple[Recalls, float]:
     """Returns the recalls of the probe on the split `test`, and the inverse strength that was chosen on `valid`."""
-    scaler = StandardScaler().fit(train.values)
-    # Every class counts the same, because UAR is the mean over classes and neutral faces are a third of FER+. Each fit
-    # begins at the result of the one before it, which was regularized more strongly; this saves most iterations.
-    regression = LogisticRegression(class_weight="balanced", max_iter=1000, warm_start=True)
-    best, chosen, predicted = -1.0, CHOICES[0], np.array([])
-    for choice in CHOICES:
-        regression.set_params(C=choice).fit(scaler.transform(train.values), train.labels)
-        uar = Recalls.of(valid.labels, list(regression.predict(scaler.transform(valid.values)))).uar
-        if uar > best:
-            best, chosen, predicted = uar, choice, regression.predict(scaler.transform(test.values))
-    return Recalls.of(test.labels, list(predicted)), chosen
+    names = sorted(set(train.labels))
+    numbers = {name: number for number, name in enumerate(names)}
+    fit, choose = ((each.values, np.array([numbers[label] for label in each.labels])) for each in (train, valid))
+    probe = fitted(fit, choose, CHOICES)
+    predicted = [names[number] for number in probe.predicted(test.values)]
+    return Recalls.of(test.labels, predicted), probe.inverse_strength

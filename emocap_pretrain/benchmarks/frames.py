@@ -1,6 +1,6 @@
 """Reads the pixels of an item: one picture of an image, and one frame of each segment of a video.
 
-A video is divided into segments of equal length, and the middle frame of each stands for the segment. This is the
+A video is divided into segments of equal length, and the middle frame of each segment is read. This is the
 protocol of Exp-CLIP (`data_loader/video_dataloader.py` of zengqunzhao/Exp-CLIP at 411b9b4), with which the published
 scores on videos were computed. Only one frame is in memory at a time, whether the video is a file or a folder.
 """

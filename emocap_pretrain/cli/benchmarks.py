@@ -56,14 +56,7 @@ def show_command(
             console.print(tables.grid("Known mistakes", ("what", "source"), traps, left=2))
         if found.published:
             scores = [
-                (
-                    each.model,
-                    each.score,
-                    f"{each.value:g}" if each.exact else f"about {each.value:g}",
-                    each.protocol,
-                    str(each.source),
-                )
-                for each in found.published
+                (each.model, each.score, each.value_text(), each.protocol, str(each.source)) for each in found.published
             ]
             columns = ("model", "score", "value", "protocol", "source")
             console.print(tables.grid("Published scores", columns, scores, left=5))

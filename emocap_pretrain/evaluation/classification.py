@@ -2,17 +2,21 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from emocap_pretrain.benchmarks.card import TargetKind
 from emocap_pretrain.config.fields import label_text
 from emocap_pretrain.config.schema import EvaluationConfig
+from emocap_pretrain.data.parts import Part
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.evaluation.confusion import Confusion
 from emocap_pretrain.evaluation.examples import ExampleSource
 from emocap_pretrain.evaluation.features import Features
 from emocap_pretrain.evaluation.intervals import bootstrap, mean_recalls, shares
+from emocap_pretrain.evaluation.task import SplitName
 from emocap_pretrain.run_folder.results import Score, TaskResult
 
 SHOWN = 8  # Number of names of classes or labels that an error message lists.
@@ -51,9 +55,63 @@ class LabelledRows:
         groups = tuple(features.groups[row] if features.groups else None for row in rows)
         return cls(np.array(rows, dtype=np.int64), truth, tuple(classes), groups)
 
-    def pooled(self, features: Features) -> Float[np.ndarray, "labelled width"]:
-        """Returns the vectors of these rows before the projection, in float64."""
-        return features.pooled[self.rows].double().numpy()
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LabelledVectors:
+    """Holds the labelled rows of a split with their vectors before the projection."""
+
+    rows: LabelledRows
+    vectors: Float[np.ndarray, "labelled width"]
+
+    @property
+    def truth(self) -> Int[np.ndarray, " labelled"]:
+        """Returns the number of the class of each vector."""
+        return self.rows.truth
+
+
+@dataclass(frozen=True, slots=True)
+class LearnsClasses:
+    """Is the base of the tasks that learn classes from the vectors of the image tower. They use no prompts.
+
+    The classes are those of the split `train`, if the settings name none; they may be more than those of `test`.
+    """
+
+    settings: EvaluationConfig
+    splits: ClassVar[tuple[SplitName, ...]] = ("train", "valid", "test")
+    targets: ClassVar[tuple[TargetKind, ...]] = ("class",)
+    parts: ClassVar[tuple[Part, ...]] = ()
+
+    def prompts(self) -> Sequence[str]:
+        return ()
+
+    def prepare(self, sources: Mapping[SplitName, ExampleSource], *, seconds: float | None = None) -> Sequence[str]:
+        """Compares the labels of every split with the classes, as far as they can be read within `seconds` seconds.
+
+        Raises:
+            ConfigError: If a split has no labels, or a label without a class.
+        """
+        for source in sources.values():
+            found = source.label_values(self.settings.label, seconds=seconds)
+            # A reading that was cut off before it found a label says nothing about the dataset.
+            if found.values or found.complete:
+                classes_of(self.settings, map(label_text, found.values), found.names, url=source.address)
+        return ()
+
+    def labelled(
+        self, features: Mapping[SplitName, Features]
+    ) -> tuple[LabelledVectors, LabelledVectors, LabelledVectors]:
+        """Returns the labelled vectors of the splits `train`, `valid` and `test`.
+
+        Raises:
+            ConfigError: If a split has no labels, or a label that is not a class.
+        """
+        classes = tuple(classes_of_features(self.settings, features["train"]))
+        rows = [LabelledRows.of(features[split], self.settings.label, classes) for split in self.splits]
+        train, valid, test = (
+            LabelledVectors(found, features[split].pooled[found.rows].double().numpy())
+            for split, found in zip(self.splits, rows, strict=True)
+        )
+        return train, valid, test
 
 
 def labelled(features: Features, label: str) -> tuple[list[int], list[str]]:
@@ -131,19 +189,6 @@ def classes_of_features(settings: EvaluationConfig, features: Features) -> Mappi
     kinds = {name: not isinstance(value, str) for labels in features.labels for name, value in labels.items()}
     names = sorted(kinds, key=kinds.__getitem__)  # Labels with texts come first, as in `LabelValues`.
     return classes_of(settings, labelled(features, settings.label)[1], names)
-
-
-def check_labels(settings: EvaluationConfig, sources: Iterable[ExampleSource], seconds: float | None) -> None:
-    """Compares the labels of every split with the classes, as far as they can be read within `seconds` seconds.
-
-    Raises:
-        ConfigError: If a split has no labels, or a label without a class.
-    """
-    for source in sources:
-        found = source.label_values(settings.label, seconds=seconds)
-        # A reading that was cut off before it found a label says nothing about the dataset, so nothing is compared.
-        if found.values or found.complete:
-            classes_of(settings, map(label_text, found.values), found.names, url=source.address)
 
 
 def listed(names: Sequence[str]) -> str:

@@ -11,63 +11,47 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from jaxtyping import Float, Int
 
-if TYPE_CHECKING:
-    from sklearn.neighbors import NearestNeighbors
-
-from emocap_pretrain.benchmarks.card import TargetKind
-from emocap_pretrain.config.schema import EvaluationConfig
-from emocap_pretrain.data.parts import Part
-from emocap_pretrain.evaluation.classification import LabelledRows, check_labels, classes_of_features, scored
+from emocap_pretrain.evaluation.classification import LabelledVectors, LearnsClasses, scored
 from emocap_pretrain.evaluation.confusion import Confusion
-from emocap_pretrain.evaluation.examples import ExampleSource
 from emocap_pretrain.evaluation.features import Features
 from emocap_pretrain.evaluation.task import SplitName
 from emocap_pretrain.inference.embedder import Embedder
 from emocap_pretrain.run_folder.results import Score, TaskResult
 
+if TYPE_CHECKING:
+    from sklearn.neighbors import NearestNeighbors
+
 NEIGHBOURS = (1, 5, 10, 20, 50, 100, 200)
 
 
 @dataclass(frozen=True, slots=True)
-class Nearest:
+class Nearest(LearnsClasses):
     """Implements the task. It needs a label in all three splits."""
 
-    settings: EvaluationConfig
     name: ClassVar[str] = "nearest_neighbours"
     charts: ClassVar[tuple[tuple[str, ...], ...]] = (("uar",), ("war",), ("macro_f1",), ("neighbours",))
-    splits: ClassVar[tuple[SplitName, ...]] = ("train", "valid", "test")
-    targets: ClassVar[tuple[TargetKind, ...]] = ("class",)
-    parts: ClassVar[tuple[Part, ...]] = ()
     about: ClassVar[str] = "takes the class of the most similar training images; UAR, WAR (needs a label)"
-
-    def prompts(self) -> Sequence[str]:
-        return ()
-
-    def prepare(self, sources: Mapping[SplitName, ExampleSource], *, seconds: float | None = None) -> Sequence[str]:
-        check_labels(self.settings, sources.values(), seconds)
-        return ()
 
     def result(self, embedder: Embedder, features: Mapping[SplitName, Features]) -> TaskResult:  # noqa: ARG002 - there are no prompts
         from sklearn.neighbors import NearestNeighbors
 
-        classes = tuple(classes_of_features(self.settings, features["train"]))
-        train, valid, test = (LabelledRows.of(features[each], self.settings.label, classes) for each in self.splits)
+        train, valid, test = self.labelled(features)
+        classes = test.rows.classes
         index = NearestNeighbors(n_neighbors=min(NEIGHBOURS[-1], len(train.truth)), metric="cosine", algorithm="brute")
-        index.fit(train.pooled(features["train"]))
-        votes = votes_of(index, train, valid.pooled(features["valid"]), len(classes))
+        index.fit(train.vectors)
+        votes = votes_of(index, train, valid.vectors)
         uars = {count: Confusion.of(classes, valid.truth, each).uar for count, each in votes.items()}
         chosen = max(uars, key=lambda count: (uars[count], count))
-        predicted = votes_of(index, train, test.pooled(features["test"]), len(classes), (chosen,))[chosen]
-        result = scored(self.name, "nearest neighbours", test, predicted)
+        predicted = votes_of(index, train, test.vectors, (chosen,))[chosen]
+        result = scored(self.name, "nearest neighbours", test.rows, predicted)
         count = Score("neighbours", "nearest neighbours, chosen k", float(chosen), is_share=False)
         return replace(result, scores=(*result.scores, count))
 
 
 def votes_of(
     index: "NearestNeighbors",
-    train: LabelledRows,
+    train: LabelledVectors,
     vectors: Float[np.ndarray, "examples width"],
-    classes: int,
     counts: Sequence[int] = NEIGHBOURS,
 ) -> dict[int, Int[np.ndarray, " examples"]]:
     """Returns the predicted class of each vector, by the number of neighbours that vote.
@@ -80,7 +64,7 @@ def votes_of(
     for count in counts:
         if count > rows.shape[1]:
             break
-        votes = np.zeros((len(vectors), classes))
+        votes = np.zeros((len(vectors), len(train.rows.classes)))
         places = np.arange(len(vectors))[:, None]
         np.add.at(votes, (places, train.truth[rows[:, :count]]), weights[:, :count])
         found[count] = votes.argmax(1)

@@ -4,6 +4,7 @@ scikit-learn and torchmetrics are imported within functions here and in the task
 and only rank 0 needs them.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -38,7 +39,6 @@ class Probe:
 def fitted(
     train: tuple[Float[np.ndarray, "train width"], Int[np.ndarray, " train"]],
     valid: tuple[Float[np.ndarray, "valid width"], Int[np.ndarray, " valid"]],
-    classes: Sequence[str],
     inverse_strengths: Sequence[float] = INVERSE_STRENGTHS,
 ) -> Probe:
     """Trains a probe with each strength, and returns the one with the highest UAR on the split `valid`.
@@ -49,7 +49,6 @@ def fitted(
     Args:
         train: Vectors, and the numbers of their classes.
         valid: Vectors, and the numbers of their classes.
-        classes: The names of the classes.
         inverse_strengths: The inverse strengths of the regularization, in ascending order.
 
     Raises:
@@ -62,16 +61,15 @@ def fitted(
 
     scaler = StandardScaler().fit(train[0])
     vectors, choices = scaler.transform(train[0]), scaler.transform(valid[0])
-    best: tuple[float, Probe] | None = None
-    start: LogisticRegression | None = None
+    numbers = range(max(train[1].max(), valid[1].max()) + 1)
+    # Each fit begins at the result of the stronger regularization before it, which saves most iterations.
+    regression = LogisticRegression(class_weight="balanced", max_iter=ITERATIONS, warm_start=True)
+    best, found = -1.0, None
     for strength in inverse_strengths:
-        regression = LogisticRegression(C=strength, class_weight="balanced", max_iter=ITERATIONS, warm_start=True)
-        if start is not None:
-            # Begin at the result of the stronger regularization, which saves most iterations.
-            regression.coef_, regression.intercept_, regression.classes_ = start.coef_, start.intercept_, start.classes_
-        start = regression.fit(vectors, train[1])
-        uar = Confusion.of(tuple(classes), valid[1], np.asarray(regression.predict(choices))).uar
-        if best is None or uar > best[0]:
-            best = uar, Probe(scaler, regression, strength)
-    assert best is not None
-    return best[1]
+        regression.set_params(C=strength).fit(vectors, train[1])
+        predicted = np.asarray(regression.predict(choices))
+        uar = Confusion.of(tuple(map(str, numbers)), valid[1], predicted).uar
+        if uar > best:
+            best, found = uar, Probe(scaler, copy.deepcopy(regression), strength)
+    assert found is not None
+    return found

@@ -1,4 +1,4 @@
-"""Tests which frames of a video stand for it, and that a long video needs no more memory than a short one."""
+"""Tests which frames of a video are read, and that a long video needs no more memory than a short one."""
 
 import weakref
 from pathlib import Path
