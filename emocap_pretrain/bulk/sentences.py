@@ -14,16 +14,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BeforeValidator, Field, TypeAdapter
 
 from emocap_pretrain.config.fields import Section, Words
-from emocap_pretrain.errors import ConfigError
-from emocap_pretrain.inference import classes
+from emocap_pretrain.config.user_yaml import read_yaml
 from emocap_pretrain.inference.classes import validated
-
-FACS = Path(classes.__file__).with_name("facs.yaml")
-_MOST_BYTES = 1 << 20
 
 
 class SentenceColumnConfig(Section):
@@ -52,19 +47,4 @@ def read_sentences(path: Path) -> dict[str, SentenceColumnConfig]:
     Raises:
         ConfigError: If the file cannot be read, or does not have the form above.
     """
-    try:
-        with path.open("rb") as file:
-            tree = yaml.load(file.read(_MOST_BYTES), Loader=_Loader)  # noqa: S506 - a subclass of the safe loader
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"--sentences {path}: the file cannot be read: {' '.join(str(error).split())}") from error
-    return validated(_FILE, tree, f"--sentences {path}")
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses a mapping in which a key is repeated. PyYAML alone would silently use the last value."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        if repeated := [key for key in keys if keys.count(key) > 1]:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {repeated[0]!r} is given twice")
-        return super().construct_mapping(node, deep)
+    return validated(_FILE, read_yaml(path, "--sentences"), f"--sentences {path}")

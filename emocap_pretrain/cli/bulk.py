@@ -157,9 +157,10 @@ def predict_command(  # noqa: PLR0913, PLR0917 - one argument for each option
 
 def _prompts(classes: str | None, prompts: Path | None, sentences: str) -> "Prompts":
     from emocap_pretrain.bulk.scorers import Prompts
-    from emocap_pretrain.bulk.sentences import FACS, read_sentences
+    from emocap_pretrain.bulk.sentences import read_sentences
     from emocap_pretrain.captions.grammar.emotions import EMOTIONS
     from emocap_pretrain.inference.classes import checked_templates, words_of_classes
+    from emocap_pretrain.inference.facs import FACS
 
     templates = EvaluationConfig().templates if prompts is None else lines_of(prompts)
     file = FACS if sentences == "facs" else Path(sentences)

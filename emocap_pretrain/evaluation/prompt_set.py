@@ -7,7 +7,7 @@ take the place of a template: published code is not always regular, and its scor
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import yaml
 from pydantic import Field, TypeAdapter
@@ -16,11 +16,11 @@ from emocap_pretrain.benchmarks.sources import FactSource, Text
 from emocap_pretrain.config.explain import did_you_mean
 from emocap_pretrain.config.fields import Section, Template, Words
 from emocap_pretrain.config.schema import EvaluationConfig
+from emocap_pretrain.config.user_yaml import read_yaml
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.inference.classes import validated
 
 SETS = Path(__file__).with_name("prompt_sets")
-_MOST_BYTES = 1 << 20
 
 
 class PromptSetConfig(Section):
@@ -91,9 +91,4 @@ def own_prompts(path: Path) -> dict[str, tuple[str, ...]]:
     Raises:
         ConfigError: If the file cannot be read, or has another form.
     """
-    try:
-        with path.open("rb") as file:
-            tree: Any = yaml.safe_load(file.read(_MOST_BYTES))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"--prompts {path}: the file cannot be read: {' '.join(str(error).split())}.") from error
-    return validated(_OWN, tree, f"--prompts {path}")
+    return validated(_OWN, read_yaml(path, "--prompts"), f"--prompts {path}")

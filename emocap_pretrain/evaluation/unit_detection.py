@@ -23,11 +23,10 @@ from emocap_pretrain.evaluation.classification import listed
 from emocap_pretrain.evaluation.examples import ExampleSource
 from emocap_pretrain.evaluation.features import Features
 from emocap_pretrain.evaluation.task import SplitName
-from emocap_pretrain.inference import embedder as vectors
 from emocap_pretrain.inference.embedder import Embedder
+from emocap_pretrain.inference.facs import FACS
 from emocap_pretrain.run_folder.results import Baseline, ClassValues, Score, TaskResult
 
-PRESENT = Path(vectors.__file__).with_name("facs.yaml")
 ABSENT = Path(__file__).with_name("absent_units.yaml")
 
 
@@ -119,7 +118,7 @@ def unit_scores(embedder: Embedder, features: Features, unit: str) -> Float[np.n
 @cache
 def sentences() -> Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]:
     """Returns the prompts of presence and of absence by the name of the unit, such as AU12."""
-    present, absent = (yaml.safe_load(path.read_text(encoding="utf-8")) for path in (PRESENT, ABSENT))
+    present, absent = (yaml.safe_load(path.read_text(encoding="utf-8")) for path in (FACS, ABSENT))
     return {unit: (tuple(present[unit]), tuple(absent[unit])) for unit in present if unit in absent}
 
 

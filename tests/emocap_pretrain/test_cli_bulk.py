@@ -17,11 +17,12 @@ from pretrain_fakes import forged
 from typer.testing import CliRunner
 
 from emocap_pretrain.bulk import joining
-from emocap_pretrain.bulk.sentences import FACS, read_sentences
+from emocap_pretrain.bulk.sentences import read_sentences
 from emocap_pretrain.captions.grammar.emotions import EMOTIONS
 from emocap_pretrain.cli.app import app
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.data.tokenizer import Tokenizer
+from emocap_pretrain.inference.facs import FACS
 
 
 @pytest.fixture

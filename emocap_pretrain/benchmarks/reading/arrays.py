@@ -13,7 +13,7 @@ from emocap_pretrain.benchmarks.layouts import Arrays
 from emocap_pretrain.benchmarks.reading import texts
 from emocap_pretrain.benchmarks.reading.labels import Codes, LabelReader, Value
 from emocap_pretrain.benchmarks.reading.layout_reader import Problem
-from emocap_pretrain.benchmarks.reading.split_paths import first_missing, joined, split_path
+from emocap_pretrain.benchmarks.reading.split_paths import first_missing, joined, lack_of_copy, split_path
 from emocap_pretrain.benchmarks.reading.tree import Tree, fixed_folder, in_order
 from emocap_pretrain.errors import DataError
 
@@ -30,15 +30,11 @@ class ArraysReader:
 
     def fits(self, root: Path) -> str | None:
         tree = Tree(root)
-        missing = None
-        for split in self._layout.folders:
-            folder = split_path(self._layout.folders, split, 1)
-            paths = (fixed_folder(joined(folder, each)) for each in (self._layout.media, *self._layout.arrays.values()))
-            lacking = first_missing(tree, paths)
-            if lacking is None:
-                return None
-            missing = missing or lacking
-        return missing
+        return lack_of_copy(first_missing(tree, self._paths(split)) for split in self._layout.folders)
+
+    def _paths(self, split: str) -> Iterator[str]:
+        folder = split_path(self._layout.folders, split, 1)
+        return (fixed_folder(joined(folder, each)) for each in (self._layout.media, *self._layout.arrays.values()))
 
     def items(self, root: Path, split: str, fold: int | None) -> Iterator[Item | Problem]:
         tree = Tree(root)

@@ -8,7 +8,7 @@ from emocap_pretrain.benchmarks.item import Item
 from emocap_pretrain.benchmarks.layouts import ClassFolders
 from emocap_pretrain.benchmarks.reading.labels import Codes, LabelReader, Labels, plain
 from emocap_pretrain.benchmarks.reading.layout_reader import Problem
-from emocap_pretrain.benchmarks.reading.split_paths import first_missing, joined, split_path, values_of
+from emocap_pretrain.benchmarks.reading.split_paths import first_missing, joined, lack_of_copy, split_path, values_of
 from emocap_pretrain.benchmarks.reading.tree import Tree
 
 
@@ -21,14 +21,8 @@ class ClassFoldersReader:
 
     def fits(self, root: Path) -> str | None:
         tree = Tree(root)
-        missing = None
-        for split in self._layout.folders:
-            folder = split_path(self._layout.folders, split, 1)
-            lacking = first_missing(tree, [folder]) or self._lacks_classes(tree, folder)
-            if lacking is None:
-                return None
-            missing = missing or lacking
-        return missing
+        folders = [split_path(self._layout.folders, split, 1) for split in self._layout.folders]
+        return lack_of_copy(first_missing(tree, [each]) or self._lacks_classes(tree, each) for each in folders)
 
     def items(self, root: Path, split: str, fold: int | None) -> Iterator[Item | Problem]:
         tree = Tree(root)

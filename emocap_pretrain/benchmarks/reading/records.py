@@ -10,7 +10,7 @@ from emocap_pretrain.benchmarks.layouts import Records
 from emocap_pretrain.benchmarks.reading import texts
 from emocap_pretrain.benchmarks.reading.labels import Codes, LabelReader, Value
 from emocap_pretrain.benchmarks.reading.layout_reader import Problem
-from emocap_pretrain.benchmarks.reading.split_paths import first_missing, split_paths, values_of
+from emocap_pretrain.benchmarks.reading.split_paths import first_missing, lack_of_copy, split_paths, values_of
 from emocap_pretrain.benchmarks.reading.tree import FIELD, BadPath, Tree, filled, fixed_folder
 from emocap_pretrain.errors import DataError
 
@@ -24,14 +24,11 @@ class RecordsReader:
 
     def fits(self, root: Path) -> str | None:
         tree = Tree(root)
-        missing = None
-        for split in self._layout.files:
-            images = fixed_folder(self._layout.media.replace("{split}", split))
-            lacking = first_missing(tree, [*split_paths(self._layout.files, split, 1), images])
-            if lacking is None:
-                return None
-            missing = missing or lacking
-        return missing
+        return lack_of_copy(first_missing(tree, self._paths(split)) for split in self._layout.files)
+
+    def _paths(self, split: str) -> list[str]:
+        images = fixed_folder(self._layout.media.replace("{split}", split))
+        return [*split_paths(self._layout.files, split, 1), images]
 
     def items(self, root: Path, split: str, fold: int | None) -> Iterator[Item | Problem]:
         tree = Tree(root)

@@ -39,3 +39,17 @@ def joined(folder: str, name: str) -> str:
 def first_missing(tree: Tree, paths: Iterable[str]) -> str | None:
     """Returns the first of the paths that does not exist, or None."""
     return next((path for path in paths if not tree.exists(path)), None)
+
+
+def lack_of_copy(lacks: Iterable[str | None]) -> str | None:
+    """Returns None if at least one split lacks nothing, so that a copy of some splits fits; otherwise the first lack.
+
+    Args:
+        lacks: For each split, the first path that is missing, or None.
+    """
+    first = None
+    for lack in lacks:
+        if lack is None:
+            return None
+        first = first or lack
+    return first

@@ -10,7 +10,7 @@ from emocap_pretrain.benchmarks.layouts import Table
 from emocap_pretrain.benchmarks.reading import texts
 from emocap_pretrain.benchmarks.reading.labels import Codes, LabelReader, Labels, vote_labels
 from emocap_pretrain.benchmarks.reading.layout_reader import Problem
-from emocap_pretrain.benchmarks.reading.split_paths import first_missing, split_path, values_of
+from emocap_pretrain.benchmarks.reading.split_paths import first_missing, lack_of_copy, split_path, values_of
 from emocap_pretrain.benchmarks.reading.tree import BadPath, Tree, filled, fixed_folder
 from emocap_pretrain.errors import DataError
 
@@ -31,15 +31,11 @@ class TableReader:
 
     def fits(self, root: Path) -> str | None:
         tree = Tree(root)
-        missing = None
-        for split in self._layout.files:
-            file = split_path(self._layout.files, split, 1)
-            images = fixed_folder(self._layout.media.replace("{folder}", str(PurePosixPath(file).parent)))
-            lacking = first_missing(tree, [file, images])
-            if lacking is None:
-                return None
-            missing = missing or lacking
-        return missing
+        return lack_of_copy(first_missing(tree, self._paths(split)) for split in self._layout.files)
+
+    def _paths(self, split: str) -> list[str]:
+        file = split_path(self._layout.files, split, 1)
+        return [file, fixed_folder(self._layout.media.replace("{folder}", str(PurePosixPath(file).parent)))]
 
     def items(self, root: Path, split: str, fold: int | None) -> Iterator[Item | Problem]:
         tree = Tree(root)

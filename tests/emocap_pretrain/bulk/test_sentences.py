@@ -4,10 +4,11 @@ import re
 
 import pytest
 
-from emocap_pretrain.bulk.sentences import FACS, SentenceColumnConfig, read_sentences
+from emocap_pretrain.bulk.sentences import SentenceColumnConfig, read_sentences
 from emocap_pretrain.captions.grammar.action_units import ACTION_UNITS
 from emocap_pretrain.captions.grammar.looks import LOOKS
 from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.inference.facs import FACS
 
 
 def test_the_default_file_has_each_action_unit_of_the_grammar_in_its_words():
