@@ -7,6 +7,7 @@ is used in place of the checkpoint's config. Settings on the command line take p
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -47,6 +48,7 @@ from emocap_pretrain.terminal import console, errors_as_lines, say_json
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from emocap_pretrain.evaluation.on_benchmarks import BenchmarkCopy
     from emocap_pretrain.interop.restore import Restored
     from emocap_pretrain.ranks.group import RankGroup
 
@@ -54,6 +56,52 @@ LARGEST_BATCH = 1024  # Limits the batch size that a stored config can request.
 RESULTS_FILE = "results.json"
 
 log = logging.getLogger(__name__)
+
+# The options of this command alone.
+Data = Annotated[str | None, typer.Option(help="Dataset to evaluate on.")]
+Benchmarks = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=FOLDER", help="Copy of a benchmark (emocap benchmarks list); can be repeated."),
+]
+Train = Annotated[str | None, typer.Option(help="Dataset on which probes are trained.", metavar="URL")]
+Valid = Annotated[str | None, typer.Option(help="Dataset on which choices are made.", metavar="URL")]
+CacheUrl = Annotated[
+    str | None, typer.Option(help="Folder or URL that keeps computed vectors between evaluations.", metavar="URL")
+]
+StoredData = Annotated[
+    bool, typer.Option("--stored-data", help="Evaluate on the dataset that the checkpoint's config names.")
+]
+Interpolate = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, help="Evaluate (1 - A) * start + A * trained weights.", metavar="A"),
+]
+CurveShares = Annotated[
+    str | None,
+    typer.Option(metavar="A,A,...", help="Also show the main scores of interpolations with these shares."),
+]
+TaskNames = Annotated[
+    list[str] | None, typer.Option(help="A task to run; can be repeated; default those of the config.")
+]
+ListTasks = Annotated[bool, typer.Option("--list", help="List the tasks and sets of prompts; run none.")]
+Label = Annotated[str | None, typer.Option(help="Name of the label that holds a sample's class.")]
+ClassWords = Annotated[
+    str | None, typer.Option(help="joy,fear or, with words for the prompts, {joy: delight, fear: panic}.")
+]
+Prompts = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SET|FILE",
+        help="A set of prompts by name (--list), a file with one template on each line, or a YAML file with the "
+        "prompts of each class.",
+    ),
+]
+Tracking = Annotated[
+    str | None, typer.Option(metavar="URI", help="Log the results to this MLflow server, as a child of the run.")
+]
+Picture = Annotated[
+    Path | None, typer.Option(help="Write the confusion matrix, or with --curve the curve, to this PNG.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print everything as JSON.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +117,7 @@ class _Request:
         shares: The shares of further interpolations, which are evaluated as well.
         changes: The evaluation settings of the command line by their names.
         may_read: Whether the command may read the dataset that the config names.
-        copies: Copies of benchmarks, as the command line names them. If there are any, no other dataset is read.
+        copies: Copies of benchmarks. If there are any, no other dataset is read.
     """
 
     run_url: str
@@ -80,7 +128,7 @@ class _Request:
     shares: tuple[float, ...]
     changes: dict[str, Any]
     may_read: bool
-    copies: tuple[str, ...] = ()
+    copies: "tuple[BenchmarkCopy, ...]" = ()
 
     def __post_init__(self) -> None:
         if self.shares and self.interpolate is not None:
@@ -106,54 +154,26 @@ class _Evaluated:
 
 def command(  # noqa: PLR0913, PLR0917 - one argument for each option
     run_url: Annotated[str | None, typer.Argument(help="Folder or URL of a run.")] = None,
-    data: Annotated[str | None, typer.Option(help="Dataset to evaluate on.")] = None,
-    benchmark: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=FOLDER", help="Copy of a benchmark (emocap benchmarks list); can be repeated."),
-    ] = None,
-    train: Annotated[str | None, typer.Option(help="Dataset on which probes are trained.", metavar="URL")] = None,
-    valid: Annotated[str | None, typer.Option(help="Dataset on which choices are made.", metavar="URL")] = None,
-    cache: Annotated[
-        str | None, typer.Option(help="Folder or URL that keeps computed vectors between evaluations.", metavar="URL")
-    ] = None,
-    stored_data: Annotated[
-        bool, typer.Option("--stored-data", help="Evaluate on the dataset that the checkpoint's config names.")
-    ] = False,
+    data: Data = None,
+    benchmark: Benchmarks = None,
+    train: Train = None,
+    valid: Valid = None,
+    cache: CacheUrl = None,
+    stored_data: StoredData = False,
     config: OwnConfig = None,
     step: Step = None,
     weights: ChosenWeights = None,
-    interpolate: Annotated[
-        float | None,
-        typer.Option(min=0, max=1, help="Evaluate (1 - A) * start + A * trained weights.", metavar="A"),
-    ] = None,
-    curve: Annotated[
-        str | None,
-        typer.Option(metavar="A,A,...", help="Also show the main scores of interpolations with these shares."),
-    ] = None,
-    task: Annotated[
-        list[str] | None, typer.Option(help="A task to run; can be repeated; default those of the config.")
-    ] = None,
-    list_tasks: Annotated[bool, typer.Option("--list", help="List the tasks and sets of prompts; run none.")] = False,
-    label: Annotated[str | None, typer.Option(help="Name of the label that holds a sample's class.")] = None,
-    classes: Annotated[
-        str | None, typer.Option(help="joy,fear or, with words for the prompts, {joy: delight, fear: panic}.")
-    ] = None,
-    prompts: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SET|FILE",
-            help="A set of prompts by name (--list), a file with one template on each line, or a YAML file with the "
-            "prompts of each class.",
-        ),
-    ] = None,
+    interpolate: Interpolate = None,
+    curve: CurveShares = None,
+    task: TaskNames = None,
+    list_tasks: ListTasks = False,
+    label: Label = None,
+    classes: ClassWords = None,
+    prompts: Prompts = None,
     device: Device = "auto",
-    tracking: Annotated[
-        str | None, typer.Option(metavar="URI", help="Log the results to this MLflow server, as a child of the run.")
-    ] = None,
-    picture: Annotated[
-        Path | None, typer.Option(help="Write the confusion matrix, or with --curve the curve, to this PNG.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    tracking: Tracking = None,
+    picture: Picture = None,
+    as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Evaluate a checkpoint of a run, on one device or, under torchrun or srun, on all ranks."""
@@ -165,13 +185,17 @@ def command(  # noqa: PLR0913, PLR0917 - one argument for each option
         if run_url is None:
             raise ConfigError("give the folder or URL of a run, or --list.")
         own = load_config(config) if config else None
-        changes = _changes(data, task, label, classes, prompts)
-        further = {"train_url": train, "valid_url": valid, "cache": cache}
-        changes |= {name: value for name, value in further.items() if value is not None}
+        named = {
+            "url": data,
+            "train_url": train,
+            "valid_url": valid,
+            "cache": cache,
+            "tasks": task or None,
+            "label": label,
+        }
+        changes = _changes(named, classes, prompts)
         may_read = stored_data or own is not None
-        copies = tuple(benchmark or ())
-        if copies and (data or stored_data or train or valid or curve or picture):
-            raise ConfigError("--benchmark has its own splits: leave out --data, --train, --valid, --curve, --picture.")
+        copies = _copies(benchmark or (), alone=not (data or stored_data or train or valid or curve or picture))
         request = _Request(run_url, own, step, weights, interpolate, _shares(curve), changes, may_read, copies)
         if evaluated := _evaluated(request, device):
             _show(evaluated, as_json=as_json)
@@ -196,18 +220,29 @@ def _list_tasks(*, as_json: bool) -> None:
     console.print(tables.grid("Sets of prompts", ("name", "what it has"), sets, left=2))
 
 
-def _changes(
-    data: str | None, task: list[str] | None, label: str | None, classes: str | None, prompts: str | None
-) -> dict[str, Any]:
-    """Returns the evaluation settings that the command line sets, as a mapping from their names to their values."""
-    given = {
-        "url": data,
-        "tasks": task or None,
-        "label": label,
-        "classes": None if classes is None else parsed_classes(classes),
-    }
-    found = {name: value for name, value in given.items() if value is not None}
+def _changes(named: dict[str, Any], classes: str | None, prompts: str | None) -> dict[str, Any]:
+    """Returns the evaluation settings that the command line sets, as a mapping from their names to their values.
+
+    Args:
+        named: The settings whose options have their values; one that is not given is None.
+        classes: The option `--classes`.
+        prompts: The option `--prompts`.
+    """
+    found = {name: value for name, value in named.items() if value is not None}
+    if classes is not None:
+        found["classes"] = parsed_classes(classes)
     return found if prompts is None else found | _prompts(prompts)
+
+
+def _copies(texts: Sequence[str], *, alone: bool) -> "tuple[BenchmarkCopy, ...]":
+    """Returns the copies that `--benchmark` names. `alone` says that no option chooses another dataset or a picture."""
+    if not texts:
+        return ()
+    if not alone:
+        raise ConfigError("--benchmark has its own splits: leave out --data, --train, --valid, --curve, --picture.")
+    from emocap_pretrain.evaluation.on_benchmarks import BenchmarkCopy
+
+    return tuple(map(BenchmarkCopy.parsed, texts))
 
 
 def _prompts(prompts: str) -> dict[str, Any]:
@@ -266,10 +301,7 @@ def _on_benchmarks(
     from emocap_pretrain.inference.embedder import Embedder
 
     embedder = Embedder(restored.model.to(device), restored.tokenizer)
-    results: list[TaskResult] = []
-    for copy in map(on_benchmarks.BenchmarkCopy.parsed, request.copies):
-        results += on_benchmarks.evaluate(copy, restored.config.evaluation, embedder, everyone)
-    return tuple(results)
+    return on_benchmarks.evaluate(request.copies, restored.config.evaluation, embedder, everyone)
 
 
 def _prepared(request: _Request) -> "tuple[Restored, dict[str, Tensor]]":
@@ -288,11 +320,10 @@ def _prepared(request: _Request) -> "tuple[Restored, dict[str, Tensor]]":
     stored_batch = restored.config.evaluation.batch
     bounded = request.changes if own else {**request.changes, "batch": min(stored_batch, LARGEST_BATCH)}
     if request.copies:
-        copies = [on_benchmarks.BenchmarkCopy.parsed(text) for text in request.copies]
-        # Tasks that a stored config names are for its own dataset.
-        chosen = {"tasks": None, "train_url": None, "valid_url": None, "cache": None, **bounded}
-        config = with_section(restored.config, "evaluation", chosen)
-        on_benchmarks.prepare(copies, config.evaluation)
+        # Tasks that a config names are for its own dataset, and a stranger may have named the cache.
+        of_stranger = {} if request.may_read else {"cache": None}
+        config = with_section(restored.config, "evaluation", {"tasks": None, **of_stranger, **bounded})
+        on_benchmarks.prepare(request.copies, config.evaluation)
         return replace(restored, config=config), start
     config = _with_settings(restored.config, bounded, may_read=request.may_read)
     for note in tasks.prepare(config.evaluation, seconds=tasks.PREPARE_S):

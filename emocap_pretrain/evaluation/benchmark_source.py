@@ -21,8 +21,7 @@ from emocap_pretrain.benchmarks.card import Card, ClassTarget, NumbersTarget
 from emocap_pretrain.benchmarks.frames import SEGMENTS, middles, pictures
 from emocap_pretrain.benchmarks.item import Crop as Rectangle
 from emocap_pretrain.benchmarks.item import FrameFiles, Item, Media, VideoFile
-from emocap_pretrain.benchmarks.reading.choice import fitting
-from emocap_pretrain.benchmarks.reading.layout_reader import Problem
+from emocap_pretrain.benchmarks.reading.layout_reader import LayoutReader, Problem
 from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.data.transform import center_crop
 from emocap_pretrain.errors import ConfigError, DataError
@@ -35,6 +34,8 @@ TRAIN = "train"  # The split of a card from which probes learn.
 VALID = ("valid", "val", "validation")  # The splits of a card on which choices are made, unless it is the scored one.
 _HELD_OUT = 10  # One in so many examples, or persons, is held out of training if the card has no split for choices.
 _BLOCK = 1 << 20
+
+Part = Literal["all", "held out", "others"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,6 +81,7 @@ class BenchmarkSource:
     Attributes:
         card: The benchmark.
         root: The folder of the copy.
+        reader: The reader of the copy's layout (`reading.choice.fitting`).
         split: The split by its name on the card.
         fold: Number of the fold, from 1; None if the benchmark has none.
         part: Whether all examples are provided, or only those that are held out of training for choices, or only the
@@ -88,9 +90,10 @@ class BenchmarkSource:
 
     card: Card
     root: Path
+    reader: LayoutReader
     split: str
     fold: int | None = None
-    part: Literal["all", "held out", "others"] = "all"
+    part: Part = "all"
     may_have_gaps: bool = True
 
     @property
@@ -118,30 +121,31 @@ class BenchmarkSource:
 
     @cached_property
     def _items(self) -> tuple[Item | Problem, ...]:
-        _, reader = fitting(self.card, self.root)
-        found = reader.items(self.root, self.split, self.fold)
+        found = self.reader.items(self.root, self.split, self.fold)
         if self.part == "all":
             return tuple(found)
         return tuple(item for item in found if _is_held_out(item) == (self.part == "held out"))
 
 
-def sources_of(card: Card, root: Path, fold: int | None = None) -> dict[SplitName, ExampleSource]:
-    """Returns the sources of a copy: that of the scored split, and those to learn from and to choose on.
+def splits_of(card: Card) -> dict[SplitName, tuple[str, Part]]:
+    """Returns the split of a card, and the part of it, that each split of an evaluation is.
 
     A card without a split for choices has one in ten training examples, or persons, held out. A card without a split
     for training has only the scored split.
     """
-    found: dict[SplitName, ExampleSource] = {"test": BenchmarkSource(card, root, card.scored, fold)}
-    if TRAIN not in card.splits:
-        return found
-    choices = [name for name in VALID if name in card.splits and name != card.scored]
-    if choices:
-        found["train"] = BenchmarkSource(card, root, TRAIN, fold)
-        found["valid"] = BenchmarkSource(card, root, choices[0], fold)
-    else:
-        found["train"] = BenchmarkSource(card, root, TRAIN, fold, "others")
-        found["valid"] = BenchmarkSource(card, root, TRAIN, fold, "held out")
+    found: dict[SplitName, tuple[str, Part]] = {"test": (card.scored, "all")}
+    if TRAIN in card.splits:
+        choices = [name for name in VALID if name in card.splits and name != card.scored]
+        found["train"] = (TRAIN, "all" if choices else "others")
+        found["valid"] = (choices[0], "all") if choices else (TRAIN, "held out")
     return found
+
+
+def sources_of(card: Card, root: Path, reader: LayoutReader, fold: int | None = None) -> dict[SplitName, ExampleSource]:
+    """Returns the source of each split that the card has for an evaluation (`splits_of`)."""
+    return {
+        name: BenchmarkSource(card, root, reader, split, fold, part) for name, (split, part) in splits_of(card).items()
+    }
 
 
 def settings_of(settings: EvaluationConfig, card: Card) -> EvaluationConfig:

@@ -100,6 +100,7 @@ class _Loaded:
     Attributes:
         examples: The examples of the batch.
         left_out: The examples of the batch that have no content.
+        texts: The texts of the examples.
         path: Where the arrays of the batch are cached; empty without a cache.
         arrays: The arrays of the cache; None if the model must compute them.
         crops: The crops of each example, or why it cannot be decoded; empty if the arrays were cached.
@@ -107,6 +108,7 @@ class _Loaded:
 
     examples: Sequence[Example]
     left_out: Sequence[LeftOut]
+    texts: Sequence[_Text]
     path: str
     arrays: Mapping[str, np.ndarray] | None
     crops: Sequence[Sequence[Crop] | DataError]
@@ -175,15 +177,16 @@ class Extraction:
         found = source.examples(numbers)
         examples = [each for each in found if isinstance(each, Example)]
         left_out = [each for each in found if isinstance(each, LeftOut)]
+        texts = self._texts(examples)
         path, arrays = "", None
         if self.cache:
             contents = [_digest(each) for each in examples]
-            path = self.cache.path(contents, [f"{part}: {text}" for part, _, text in self._texts(examples)])
+            path = self.cache.path(contents, [f"{part}: {text}" for part, _, text in texts])
             arrays = self.cache.read(path)
         crops = list(readers.map(self._crops, examples)) if arrays is None else []
         if not source.may_have_gaps and (failed := [each for each in crops if isinstance(each, DataError)]):
             raise failed[0]
-        return _Loaded(examples, left_out, path, arrays, crops)
+        return _Loaded(examples, left_out, texts, path, arrays, crops)
 
     def _crops(self, example: Example) -> Sequence[Crop] | DataError:
         try:
@@ -201,10 +204,9 @@ class Extraction:
         ]
 
     def _computed(self, loaded: _Loaded) -> BatchFeatures:
-        texts = self._texts(loaded.examples)
         arrays = loaded.arrays
         if arrays is None:
-            arrays = self._arrays(loaded.crops, texts)
+            arrays = self._arrays(loaded.crops, loaded.texts)
             if self.cache:
                 self.cache.write(loaded.path, arrays)
         decoded = arrays["decoded"]
@@ -214,7 +216,7 @@ class Extraction:
             labels=[each.labels for each in loaded.examples],
             groups=[each.group for each in loaded.examples],
             questions=[each.question for each in loaded.examples],
-            texts=texts,
+            texts=loaded.texts,
             left_out=[*loaded.left_out, *(LeftOut(key, "cannot be decoded") for key in failed)],
             arrays=arrays,
         )
@@ -282,20 +284,19 @@ def _rows(batches: Sequence[BatchFeatures], name: str) -> Tensor:
 
 def _parts(batches: Sequence[BatchFeatures], decoded: np.ndarray) -> dict[str, PartFeatures]:
     rows = np.cumsum(decoded) - 1  # The row in `Features` of each example that was decoded.
-    found: dict[str, tuple[list[str], list[np.ndarray], list[int]]] = {}
-    first = 0
-    for batch in batches:
-        for text, vector in zip(batch.texts, batch.arrays.get("texts", ()), strict=True):
-            if decoded[first + text.row]:
-                texts, vectors, owners = found.setdefault(text.part, ([], [], []))
-                texts.append(text.text)
-                vectors.append(vector)
-                owners.append(int(rows[first + text.row]))
-        first += len(batch.keys)
-    return {
-        name: PartFeatures(tuple(texts), torch.from_numpy(np.stack(vectors)), torch.tensor(owners))
-        for name, (texts, vectors, owners) in found.items()
-    }
+    firsts = np.cumsum([0, *(len(batch.keys) for batch in batches)])
+    texts = [text for batch in batches for text in batch.texts]
+    if not texts:
+        return {}
+    owners = np.array([first + text.row for first, batch in zip(firsts, batches, strict=False) for text in batch.texts])
+    vectors = _rows(batches, "texts")
+    found: dict[str, PartFeatures] = {}
+    for name in dict.fromkeys(text.part for text in texts):
+        places = [place for place, text in enumerate(texts) if text.part == name and decoded[owners[place]]]
+        if places:
+            kept = tuple(texts[place].text for place in places)
+            found[name] = PartFeatures(kept, vectors[places], torch.from_numpy(rows[owners[places]]))
+    return found
 
 
 def in_turn(shares: Sequence[Sequence[Kept]]) -> list[Kept]:

@@ -14,7 +14,8 @@ from emocap_pretrain.benchmarks.reading.choice import fitting
 from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.evaluation import tasks
-from emocap_pretrain.evaluation.benchmark_source import settings_of, sources_of
+from emocap_pretrain.evaluation.benchmark_source import settings_of, sources_of, splits_of
+from emocap_pretrain.evaluation.features import Extraction
 from emocap_pretrain.evaluation.task import Task
 from emocap_pretrain.inference.embedder import Embedder
 from emocap_pretrain.ranks.group import RankGroup
@@ -60,7 +61,7 @@ def tasks_of(settings: EvaluationConfig, about: Card) -> list[Task]:
     Raises:
         ConfigError: If the settings name no task that the benchmark allows.
     """
-    splits = set(sources_of(about, Path()))
+    splits = set(splits_of(about))
     every = tuple(each.name for each in tasks.TASKS)
     named = settings if settings.tasks else settings.model_copy(update={"tasks": every})
     found = [task for task in tasks.tasks_of(named) if about.target.kind in task.targets and set(task.splits) <= splits]
@@ -73,29 +74,37 @@ def tasks_of(settings: EvaluationConfig, about: Card) -> list[Task]:
 
 
 def evaluate(
-    copy: BenchmarkCopy, settings: EvaluationConfig, embedder: Embedder, world: RankGroup
+    copies: Sequence[BenchmarkCopy], settings: EvaluationConfig, embedder: Embedder, world: RankGroup
 ) -> tuple[TaskResult, ...]:
-    """Runs all tasks that a benchmark allows, and returns their results on every rank. This is a collective.
+    """Runs all tasks that each benchmark allows, and returns their results on every rank. This is a collective.
 
-    If the benchmark has folds, each score is the mean over the folds, as publications report it.
+    If a benchmark has folds, each score is the mean over the folds, as publications report it.
 
     Args:
-        copy: The copy, which every rank reads.
-        settings: The prompts and the tasks; the labels are those of the card.
+        copies: The copies, which every rank reads.
+        settings: The prompts and the tasks; the labels are those of the cards.
         embedder: The trained model, on this rank's device.
         world: The ranks among which the data are divided.
 
     Raises:
-        ConfigError: If no layout of the card fits the copy, or no task can be run.
+        ConfigError: If no layout of a card fits its copy, or no task can be run.
         LostContact: If another rank has failed.
     """
+    extraction = tasks.extraction(settings, embedder)
+    return tuple(result for copy in copies for result in _on_copy(copy, settings, extraction, world))
+
+
+def _on_copy(
+    copy: BenchmarkCopy, settings: EvaluationConfig, extraction: Extraction, world: RankGroup
+) -> list[TaskResult]:
     about = copy.card
-    of_card = settings_of(settings, about)
-    chosen = tasks_of(of_card, about)
+    chosen = tasks_of(settings_of(settings, about), about)
+    # Every rank looks at the copy; one on which it is missing or differs must not leave the others waiting.
+    reader = world.run_on_all(lambda: fitting(about, copy.root)[1])[world.rank]
     folds = [None] if about.folds is None else list(range(1, about.folds + 1))
-    found = [tasks.run(chosen, of_card, sources_of(about, copy.root, fold), embedder, world) for fold in folds]
+    found = [tasks.run(chosen, sources_of(about, copy.root, reader, fold), extraction, world) for fold in folds]
     means = [mean_of_folds(of_task) for of_task in zip(*found, strict=True)]
-    return tuple(replace(each, url=f"{about.name}, {about.scored}", benchmark=about.name) for each in means)
+    return [replace(each, url=f"{about.name}, {about.scored}", benchmark=about.name) for each in means]
 
 
 def mean_of_folds(results: Sequence[TaskResult]) -> TaskResult:

@@ -160,24 +160,25 @@ def evaluate(settings: EvaluationConfig, embedder: Embedder, world: RankGroup, *
         LostContact: If the failed rank has raised any other error.
     """
     tasks = tasks_of(settings)
-    results = run(tasks, settings, sources_of(settings, tasks), embedder, world)
+    results = run(tasks, sources_of(settings, tasks), extraction(settings, embedder), world)
     return tuple(replace(each, url=url) for each in results)
 
 
+def extraction(settings: EvaluationConfig, embedder: Embedder) -> Extraction:
+    """Returns what computes the vectors of splits. With a cache, it reads all weights of the model for their digest."""
+    cache = FeatureCache(open_store(settings.cache), embedder.digest()) if settings.cache else None
+    return Extraction(embedder, settings.batch, (), cache)
+
+
 def run(
-    tasks: Sequence[Task],
-    settings: EvaluationConfig,
-    sources: Mapping[SplitName, ExampleSource],
-    embedder: Embedder,
-    world: RankGroup,
+    tasks: Sequence[Task], sources: Mapping[SplitName, ExampleSource], extraction: Extraction, world: RankGroup
 ) -> tuple[TaskResult, ...]:
     """Runs tasks on the given sources, and returns their results on every rank. This is a collective.
 
     Args:
         tasks: The tasks. All ranks must pass equal ones.
-        settings: The size of a batch, and the cache.
         sources: The examples of every split that a task needs; others are not read.
-        embedder: The trained model, on this rank's device.
+        extraction: Computes vectors with the trained model, on this rank's device.
         world: The ranks among which the data are divided.
 
     Raises:
@@ -185,8 +186,6 @@ def run(
     """
     parts = tuple(dict.fromkeys(part for task in tasks for part in task.parts))
     needed = {split for task in tasks for split in task.splits}
-    cache = FeatureCache(open_store(settings.cache), embedder.digest()) if settings.cache else None
-    extraction = Extraction(embedder, settings.batch, (), cache)
     # The order of the splits is the same on all ranks.
     collected: dict[SplitName, list[BatchFeatures] | None] = {
         split: (replace(extraction, parts=parts) if split == "test" else extraction).collect(source, world)
@@ -202,7 +201,9 @@ def run(
             if each.left_out and split != "test":  # Those of the scored split are part of the results.
                 _log.warning("%s: %d examples are left out: %s", sources[split].address, len(each.left_out), each.why())
         left_out = features["test"].reasons()
-        return tuple(replace(task.result(embedder, _of(task, features)), left_out=left_out) for task in tasks)
+        return tuple(
+            replace(task.result(extraction.embedder, _of(task, features)), left_out=left_out) for task in tasks
+        )
 
     return world.run_on_main(results)
 

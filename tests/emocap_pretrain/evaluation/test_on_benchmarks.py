@@ -18,10 +18,12 @@ from emocap_pretrain.benchmarks import catalogue
 from emocap_pretrain.benchmarks.card import Card, ClassTarget
 from emocap_pretrain.benchmarks.item import Crop as Rectangle
 from emocap_pretrain.benchmarks.item import FrameFiles
+from emocap_pretrain.benchmarks.reading.choice import fitting
 from emocap_pretrain.config.schema import Config, EvaluationConfig
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.evaluation.benchmark_source import BenchmarkSource, MediaContent, sources_of
-from emocap_pretrain.evaluation.on_benchmarks import BenchmarkCopy, evaluate, mean_of_folds
+from emocap_pretrain.evaluation.on_benchmarks import BenchmarkCopy, mean_of_folds
+from emocap_pretrain.evaluation.on_benchmarks import evaluate as evaluate_all
 from emocap_pretrain.inference.embedder import Embedder
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.ranks.info import Rank
@@ -53,6 +55,12 @@ def raf_db(root: Path, each: int, *, missing: int = 0) -> BenchmarkCopy:
                 Image.new("RGB", (9, 9), (40 * CODES[name] - 30, 3 * place, 128)).save(folder / f"{stem}_aligned.jpg")
     a_text(root / "EmoLabel" / "list_patition_label.txt", "".join(lines))
     return BenchmarkCopy(catalogue.card("raf_db"), root)
+
+
+def evaluate(
+    copy: BenchmarkCopy, settings: EvaluationConfig, embedder: Embedder, world: RankGroup
+) -> tuple[TaskResult, ...]:
+    return evaluate_all([copy], settings, embedder, world)
 
 
 def metrics(results: tuple[TaskResult, ...]) -> dict[str, float]:
@@ -136,14 +144,15 @@ def test_a_cache_gives_the_same_scores_without_decoding(
 def test_whole_persons_are_held_out_of_training(tmp_path: Path) -> None:
     video_copies(tmp_path)
     card = catalogue.card("ravdess")
-    sources = sources_of(card, tmp_path / "ravdess", 1)
+    _, reader = fitting(card, tmp_path / "ravdess")
+    sources = sources_of(card, tmp_path / "ravdess", reader, 1)
     groups = {
         split: {example.group for example in source.examples(range(len(source)))}  # pyright: ignore[reportAttributeAccessIssue]
         for split, source in sources.items()
     }
     assert not groups["train"] & groups["valid"]
     assert not (groups["train"] | groups["valid"]) & groups["test"]
-    whole = BenchmarkSource(card, tmp_path / "ravdess", "train", 1)
+    whole = BenchmarkSource(card, tmp_path / "ravdess", reader, "train", 1)
     assert len(sources["train"]) + len(sources["valid"]) == len(whole)
 
 

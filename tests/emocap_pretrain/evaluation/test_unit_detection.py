@@ -100,7 +100,7 @@ def test_a_model_is_scored_on_a_tiny_copy_of_a_benchmark_of_action_units(tiny_co
     card = catalogue.card("faba_au")
     build(card, card.layouts[0], tmp_path)
     (result,) = evaluate(
-        BenchmarkCopy(card, tmp_path), EvaluationConfig(), embedder_of(tiny_config), RankGroup(Rank(), "cpu", None)
+        [BenchmarkCopy(card, tmp_path)], EvaluationConfig(), embedder_of(tiny_config), RankGroup(Rank(), "cpu", None)
     )
     assert (result.task, result.benchmark) == ("unit_detection", "faba_au")
     assert dict(zip(result.class_values[0].classes, result.class_values[0].samples, strict=True))["AU12"] == 1
