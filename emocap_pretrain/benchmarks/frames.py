@@ -18,7 +18,7 @@ from emocap_shards.local_files import open_regular
 from jaxtyping import UInt8
 from PIL import Image
 
-from emocap_pretrain.benchmarks.item import Crop, FrameFiles, Media, VideoFile
+from emocap_pretrain.benchmarks.item import CroppedImage, FrameFiles, Media, VideoFile
 from emocap_pretrain.data import videos
 from emocap_pretrain.errors import DataError
 
@@ -58,7 +58,7 @@ def pictures(media: Media, segments: int = SEGMENTS) -> Iterator[UInt8[np.ndarra
             yield from _of_file(path, segments)
         case FrameFiles(paths):
             yield from _of_files(paths, segments)
-        case Crop():
+        case CroppedImage():
             yield _crop(media)
         case Path():
             yield _image(media)
@@ -85,7 +85,7 @@ def _of_files(paths: tuple[Path, ...], segments: int) -> Iterator[UInt8[np.ndarr
             yield pixels
 
 
-def _crop(crop: Crop) -> UInt8[np.ndarray, "height width 3"]:
+def _crop(crop: CroppedImage) -> UInt8[np.ndarray, "height width 3"]:
     """Returns the part of the rectangle that lies in the image. Detectors often return rectangles that exceed it."""
     pixels = _image(crop.path)
     height, width = pixels.shape[:2]

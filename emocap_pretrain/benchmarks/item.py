@@ -24,7 +24,7 @@ class VideoFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Crop:
+class CroppedImage:
     """A rectangle of an image file in pixels, from `left` and `top` (inclusive) to `right` and `bottom` (exclusive)."""
 
     path: Path
@@ -34,7 +34,7 @@ class Crop:
     bottom: int
 
 
-Media: TypeAlias = Path | Crop | FrameFiles | VideoFile | UInt8[np.ndarray, "height width"]
+Media: TypeAlias = Path | CroppedImage | FrameFiles | VideoFile | UInt8[np.ndarray, "height width"]
 """An image file, a rectangle of one, a video, or the pixels of a grey image that a table contains."""
 
 

@@ -334,8 +334,8 @@ def _prepared(request: _Request) -> "tuple[Restored, dict[str, Tensor]]":
 def _with_settings(config: Config, changes: dict[str, Any], *, may_read: bool) -> Config:
     """Returns the config with the evaluation settings from the command line (`changes`).
 
-    `may_read` says whether the dataset that `config` names may be read. It
-    is True if the user has allowed this, or has given the config.
+    `may_read` says whether the dataset that `config` names may be read. It is True if the user has allowed this, or has
+    given the config.
 
     Raises:
         ConfigError: If a setting is wrong. If `changes` names no dataset, the dataset of `config` is needed. Then the

@@ -19,8 +19,7 @@ from emocap_shards.sample import Caption
 
 from emocap_pretrain.benchmarks.card import Card, ClassTarget, NumbersTarget
 from emocap_pretrain.benchmarks.frames import SEGMENTS, middles, pictures
-from emocap_pretrain.benchmarks.item import Crop as Rectangle
-from emocap_pretrain.benchmarks.item import FrameFiles, Item, Media, VideoFile
+from emocap_pretrain.benchmarks.item import CroppedImage, FrameFiles, Item, Media, VideoFile
 from emocap_pretrain.benchmarks.reading.layout_reader import LayoutReader, Problem
 from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.data.transform import center_crop
@@ -56,7 +55,7 @@ class MediaContent:
             case VideoFile(path):
                 digest.update(f"segments {SEGMENTS}".encode())
                 _add_file(digest, path)
-            case Rectangle(path, left, top, right, bottom):
+            case CroppedImage(path, left, top, right, bottom):
                 digest.update(f"rectangle {left} {top} {right} {bottom}".encode())
                 _add_file(digest, path)
             case Path() as path:

@@ -118,6 +118,9 @@ class PackedSource:
     url: str = field(repr=False)  # It may hold a password.
     images_each: int = 1
     may_have_gaps: bool = False
+    _counts: dict[tuple[str, float | None], LabelValues] = field(
+        default_factory=dict[tuple[str, float | None], LabelValues], repr=False, compare=False
+    )
 
     @property
     def address(self) -> str:
@@ -136,7 +139,10 @@ class PackedSource:
         return [_example(sample) for sample in self._library.fetch(np.asarray(numbers), direct=True)]
 
     def label_values(self, name: str, *, seconds: float | None = None) -> LabelValues:
-        return label_values(self.url, name, seconds=seconds)
+        # Several tasks ask for the same label, and each count reads the annotations of the dataset.
+        if (name, seconds) not in self._counts:
+            self._counts[name, seconds] = label_values(self.url, name, seconds=seconds)
+        return self._counts[name, seconds]
 
     @cached_property
     def _library(self) -> Library:

@@ -80,8 +80,8 @@ class ZeroShot:
             return
         predicted = ((images @ column).argmax(1).numpy() for column in columns)
         uars = [Confusion.of(found.classes, found.truth, each).uar for each in predicted]
-        yield Score("uar_lowest_template", "zero-shot UAR, worst template", min(uars))
-        yield Score("uar_highest_template", "zero-shot UAR, best template", max(uars))
+        yield Score("uar_lowest_template", "zero-shot UAR, worst prompt", min(uars))
+        yield Score("uar_highest_template", "zero-shot UAR, best prompt", max(uars))
 
 
 def _notes(settings: EvaluationConfig, found: LabelValues, seconds: float | None) -> Iterator[str]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from emocap_pretrain.benchmarks.card import Target
-from emocap_pretrain.benchmarks.item import Crop, Item, Media
+from emocap_pretrain.benchmarks.item import CroppedImage, Item, Media
 from emocap_pretrain.benchmarks.layouts import Table
 from emocap_pretrain.benchmarks.reading import texts
 from emocap_pretrain.benchmarks.reading.labels import Codes, LabelReader, Labels, vote_labels
@@ -96,7 +96,7 @@ class TableReader:
             right, bottom = left + right, top + bottom
         # A detector may place a part of the rectangle outside of the image. Only what is left of the image or above it
         # is cut here, because the size of the image is not known before it is decoded.
-        crop = Crop(media, max(left, 0), max(top, 0), right, bottom)
+        crop = CroppedImage(media, max(left, 0), max(top, 0), right, bottom)
         is_empty = crop.right <= crop.left or crop.bottom <= crop.top
         return Problem("the rectangle of the face is empty", place) if is_empty else crop
 

@@ -10,7 +10,7 @@ from video_trees import CODECS, a_frame_folder, a_video_file
 
 from emocap_pretrain.benchmarks import frames
 from emocap_pretrain.benchmarks.frames import middles, pictures
-from emocap_pretrain.benchmarks.item import Crop, FrameFiles, VideoFile
+from emocap_pretrain.benchmarks.item import CroppedImage, FrameFiles, VideoFile
 from emocap_pretrain.data import videos
 from emocap_pretrain.errors import DataError
 
@@ -143,15 +143,15 @@ def _gradient(path: Path) -> Path:
 
 
 def test_a_rectangle_is_cut_out_of_its_image(tmp_path):
-    (found,) = pictures(Crop(_gradient(tmp_path / "a.png"), left=2, top=3, right=5, bottom=5))
+    (found,) = pictures(CroppedImage(_gradient(tmp_path / "a.png"), left=2, top=3, right=5, bottom=5))
     assert found[:, :, 0].tolist() == [[32, 33, 34], [42, 43, 44]]
-    (found,) = pictures(Crop(tmp_path / "a.png", left=-5, top=8, right=2, bottom=40))
+    (found,) = pictures(CroppedImage(tmp_path / "a.png", left=-5, top=8, right=2, bottom=40))
     assert found[:, :, 0].tolist() == [[80, 81], [90, 91]]
 
 
 def test_a_rectangle_out_of_its_image_is_an_error(tmp_path):
     with pytest.raises(DataError, match=r"a\.png: the rectangle \(10, 0, 12, 4\) has no pixels .* 10 x 10"):
-        list(pictures(Crop(_gradient(tmp_path / "a.png"), left=10, top=0, right=12, bottom=4)))
+        list(pictures(CroppedImage(_gradient(tmp_path / "a.png"), left=10, top=0, right=12, bottom=4)))
 
 
 @pytest.mark.parametrize("suffix", ["png", "tiff", "bmp"])

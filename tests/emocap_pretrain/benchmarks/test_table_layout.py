@@ -8,7 +8,7 @@ from benchmark_trees import image, read, text
 
 from emocap_pretrain.benchmarks import catalogue
 from emocap_pretrain.benchmarks.card import CaptionTarget, Card
-from emocap_pretrain.benchmarks.item import Crop
+from emocap_pretrain.benchmarks.item import CroppedImage
 from emocap_pretrain.benchmarks.layouts import Table
 from emocap_pretrain.benchmarks.reading import texts
 from emocap_pretrain.benchmarks.reading.choice import fitting, reader_of
@@ -94,8 +94,8 @@ def test_the_full_release_of_affectnet_is_read_with_quotes_rectangles_and_what_i
     place = "Manually_Annotated_file_lists/validation.csv"
     images = tmp_path / "Manually_Annotated_Images/1"
     assert [(item.class_name, item.media) for item in items] == [
-        ("happiness", Crop(images / "a.jpg", 10, 20, 40, 60)),
-        ("anger", Crop(images / "e.jpg", 0, 0, 2, 3)),
+        ("happiness", CroppedImage(images / "a.jpg", 10, 20, 40, 60)),
+        ("anger", CroppedImage(images / "e.jpg", 0, 0, 2, 3)),
     ]
     assert problems == [
         Problem("the rectangle of the face is not given in pixels", f"{place}:3"),
@@ -127,7 +127,7 @@ def test_several_faces_of_one_image_have_keys_of_their_own(tmp_path: Path) -> No
         ("image/origin/ab.jpg#1", "happiness"),
         ("image/origin/ab.jpg#3", "anger"),
     ]
-    assert items[0].media == Crop(tmp_path / "image/origin/ab.jpg", left=2, top=1, right=9, bottom=8)
+    assert items[0].media == CroppedImage(tmp_path / "image/origin/ab.jpg", left=2, top=1, right=9, bottom=8)
     assert problems == [Problem("the rectangle of the face is empty", "label/label.lst:2")]
 
 

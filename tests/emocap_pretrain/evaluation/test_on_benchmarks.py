@@ -16,8 +16,7 @@ from video_trees import a_frame_folder, a_text, a_video_file
 
 from emocap_pretrain.benchmarks import catalogue
 from emocap_pretrain.benchmarks.card import Card, ClassTarget
-from emocap_pretrain.benchmarks.item import Crop as Rectangle
-from emocap_pretrain.benchmarks.item import FrameFiles
+from emocap_pretrain.benchmarks.item import CroppedImage, FrameFiles
 from emocap_pretrain.benchmarks.reading.choice import fitting
 from emocap_pretrain.config.schema import Config, EvaluationConfig
 from emocap_pretrain.errors import ConfigError
@@ -163,8 +162,8 @@ def test_the_digest_of_a_medium_changes_with_what_is_read(tmp_path: Path) -> Non
     media: list[Any] = [
         image,
         paths[4],
-        Rectangle(image, 0, 0, 4, 4),
-        Rectangle(image, 0, 0, 4, 5),
+        CroppedImage(image, 0, 0, 4, 4),
+        CroppedImage(image, 0, 0, 4, 5),
         FrameFiles(paths),
         FrameFiles(paths[:18]),
         np.zeros((4, 4), np.uint8),
