@@ -173,7 +173,7 @@ def settings_of(settings: EvaluationConfig, card: Card) -> EvaluationConfig:
 
 def _example(item: Item | Problem) -> Example | LeftOut:
     if isinstance(item, Problem):
-        return LeftOut(item.place, item.kind)
+        return LeftOut(item.place, item.kind.removeprefix("left out: "))
     caption = () if item.caption is None else (Caption(item.caption, (), ""),)
     content = MediaContent(item.media)
     missing = _missing(item.media)

@@ -76,9 +76,7 @@ def test_rows_of_a_lost_attempt_are_sent_from_its_checkpoint_without_gaps_or_dup
     for step in range(21, 31):
         lost.log_metrics({"loss": 1 / step}, step)
     lost.log_checkpoint(url(20), 20, "abc")
-    began = time.perf_counter()
-    lost.flush(5)
-    assert time.perf_counter() - began < 60
+    assert not lost.flush(5)  # It returns, although the server is gone.
     checkpointed = json.dumps(lost.unsent())
     for step in range(31, 36):
         lost.log_metrics({"loss": 1 / step}, step)
@@ -123,9 +121,7 @@ def test_rows_that_a_server_missed_at_the_end_are_sent_by_the_next_attempt(
     first.log_scores({"zero_shot/uar": 0.5}, 2)
     first.log_text("report.json", "{}")
     first.log_picture("pictures/confusion.png", picture)
-    began = time.perf_counter()
-    first.finish("FINISHED")
-    assert time.perf_counter() - began < 60
+    first.finish("FINISHED")  # It returns, although the server is gone.
     left = json.loads(json.dumps(first.unsent()))
     server.start()
     assert client.get_run(first.run_id).info.status == "RUNNING"
@@ -144,7 +140,6 @@ def wait_until_sent(tracker: MlflowTracker) -> bool:
 
     One flush is not enough, because it does not wait after the server was unreachable.
     """
-    deadline = time.monotonic() + 60
-    while not tracker.flush(5) and time.monotonic() < deadline:
+    while not tracker.flush(5):  # pytest ends a test that hangs.
         time.sleep(0.1)
     return not tracker.unsent()

@@ -3,7 +3,6 @@ import logging
 import re
 import subprocess
 import sys
-import time
 import traceback
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -288,10 +287,9 @@ def test_a_value_from_the_environment_is_tracked_as_the_text_in_the_file(
 def test_a_server_that_is_unreachable_at_the_start_is_an_error_of_one_line_with_its_url(
     config: Config, uri: str
 ) -> None:
-    began = time.perf_counter()
+    # MLflow itself would try for 8 minutes, and pytest ends a test that hangs after 5.
     with pytest.raises(TrackingError) as caught:
         MlflowTracker.start(tracked_run(changed(config, tracking__uri=uri)), None)
-    assert time.perf_counter() - began < 120  # MLflow itself tries for 8 minutes.
     assert uri in str(caught.value)
     assert "\n" not in str(caught.value)
 
