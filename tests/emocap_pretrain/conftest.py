@@ -1,3 +1,4 @@
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -11,6 +12,7 @@ from tiny_run import tiny as tiny_settings
 
 from emocap_pretrain.captions.rendered.dataset import records
 from emocap_pretrain.config.schema import Config
+from emocap_pretrain.logs import OURS
 
 # A busy machine is slow, which does not count as a failure; pytest-timeout ends what hangs.
 settings.register_profile("pretrain", deadline=None)
@@ -42,6 +44,16 @@ def own_linear() -> Iterator[None]:
     before = torch.nn.functional.linear
     yield
     torch.nn.functional.linear = before
+
+
+@pytest.fixture(autouse=True)
+def own_log_levels() -> Iterator[None]:
+    """Puts back the levels of this project's loggers, which a command that is called in the process changes."""
+    loggers = [logging.getLogger(name) for name in OURS]
+    before = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, before, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")
