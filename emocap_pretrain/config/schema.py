@@ -225,6 +225,13 @@ class EvaluationConfig(Section):
     numbers: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
         default=("valence", "arousal"), description="Names of the labels with numbers that a probe predicts."
     )
+    group: str | None = Field(
+        default=None,
+        description="Name of the label with the person or clip of a sample; confidence intervals draw whole ones.",
+    )
+    by: tuple[str, ...] = Field(
+        default=(), description="Names of labels, such as age; `emocap evaluate` scores their values separately."
+    )
     prompts: Annotated[str, Field(max_length=80)] | None = Field(
         default=None, description="A set of prompts by its name (see `emocap evaluate --list`), in place of templates."
     )

@@ -27,6 +27,7 @@ from emocap_pretrain.evaluation.prompt_set import expanded
 from emocap_pretrain.evaluation.task import SplitName
 from emocap_pretrain.inference.classes import class_embeddings
 from emocap_pretrain.inference.embedder import Embedder
+from emocap_pretrain.run_folder.outcomes import AnswerOutcomes
 from emocap_pretrain.run_folder.results import Baseline, Score, TaskResult
 
 
@@ -66,7 +67,12 @@ class Choice:
         chance = float(np.mean([1 / len(question.answers) for _, question in asked]))
         accuracy = Score("accuracy", "questions, accuracy", float(is_right.mean()), Baseline("chance", chance))
         groups = [test.groups[row] if test.groups else None for row, _ in asked]
-        return TaskResult(self.name, len(asked), (accuracy.within(bootstrap(shares(is_right), groups)),))
+        return TaskResult(
+            self.name,
+            len(asked),
+            (accuracy.within(bootstrap(shares(is_right), groups)),),
+            outcomes=(AnswerOutcomes(tuple(row for row, _ in asked), tuple(is_right.tolist())),),
+        )
 
 
 def chosen(

@@ -17,6 +17,7 @@ from emocap_pretrain.evaluation.examples import ExampleSource
 from emocap_pretrain.evaluation.features import Features
 from emocap_pretrain.evaluation.intervals import bootstrap, mean_recalls, shares
 from emocap_pretrain.evaluation.task import SplitName
+from emocap_pretrain.run_folder.outcomes import ClassOutcomes
 from emocap_pretrain.run_folder.results import Score, TaskResult
 
 SHOWN = 8  # Number of names of classes or labels that an error message lists.
@@ -149,6 +150,11 @@ def scored(task: str, title: str, found: LabelledRows, predicted: np.ndarray) ->
         ),
         class_values=(confusion.recalls(title),),
         confusion_matrices=(confusion.matrix(title[:1].upper() + title[1:]),),
+        outcomes=(
+            ClassOutcomes(
+                tuple(found.rows.tolist()), found.classes, tuple(found.truth.tolist()), tuple(predicted.tolist())
+            ),
+        ),
     )
 
 

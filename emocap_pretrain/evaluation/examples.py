@@ -19,6 +19,7 @@ from emocap_shards.mask import masked_url
 from emocap_shards.sample import Caption, Encoded
 
 from emocap_pretrain.benchmarks.item import Question
+from emocap_pretrain.config.fields import label_text
 from emocap_pretrain.data.transform import center_crop
 from emocap_pretrain.inference.embedder import Crop
 
@@ -113,9 +114,14 @@ class EncodedImage:
 
 @dataclass(frozen=True)
 class PackedSource:
-    """Reads the samples of a packed dataset in the order of its manifest."""
+    """Reads the samples of a packed dataset in the order of its manifest.
+
+    Attributes:
+        group: The label with the person or clip of a sample; None if the dataset has none.
+    """
 
     url: str = field(repr=False)  # It may hold a password.
+    group: str | None = None
     images_each: int = 1
     may_have_gaps: bool = False
     _counts: dict[tuple[str, float | None], LabelValues] = field(
@@ -136,7 +142,7 @@ class PackedSource:
             DamagedSample: If a sample is damaged.
             DamagedShard, StoreError: If a shard cannot be read.
         """
-        return [_example(sample) for sample in self._library.fetch(np.asarray(numbers), direct=True)]
+        return [_example(sample, self.group) for sample in self._library.fetch(np.asarray(numbers), direct=True)]
 
     def label_values(self, name: str, *, seconds: float | None = None) -> LabelValues:
         # Several tasks ask for the same label, and each count reads the annotations of the dataset.
@@ -149,8 +155,11 @@ class PackedSource:
         return Library.open(self.url)
 
 
-def _example(sample: Encoded | Exception) -> Example:
+def _example(sample: Encoded | Exception, group: str | None) -> Example:
     if isinstance(sample, Exception):
         raise sample
     captions, labels = load_annotation(sample.annotation)
-    return Example(sample.key, EncodedImage(sample.image), labels, captions)
+    of_group = labels.get(group, "") if group else ""
+    return Example(
+        sample.key, EncodedImage(sample.image), labels, captions, None if of_group == "" else label_text(of_group)
+    )

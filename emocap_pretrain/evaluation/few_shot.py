@@ -19,7 +19,7 @@ from emocap_pretrain.evaluation.features import Features
 from emocap_pretrain.evaluation.probe import fitted
 from emocap_pretrain.evaluation.task import SplitName
 from emocap_pretrain.inference.embedder import Embedder
-from emocap_pretrain.run_folder.results import Baseline, Score, TaskResult
+from emocap_pretrain.run_folder.results import Baseline, Score, Series, TaskResult
 
 SHOTS = (1, 2, 4, 8, 16)
 MOST_VALID_SHOTS = 4  # The protocol of CoOp: min(shots, 4) examples of each class to choose on.
@@ -61,7 +61,10 @@ class FewShot(LearnsClasses):
                 Score(f"uar_{shots}", title, float(uars.mean()), chance),
                 Score(f"uar_{shots}_deviation", f"{title}, deviation", float(uars.std(ddof=1))),
             ]
-        return TaskResult(self.name, len(test.truth), tuple(scores))
+        values, deviations = (tuple(each.value for each in scores[place::2]) for place in (0, 1))
+        chance = scores[0].baseline.value if scores[0].baseline else None
+        series = Series("uar", "few-shot UAR", "examples of each class", SHOTS, values, deviations, chance)
+        return TaskResult(self.name, len(test.truth), tuple(scores), series=(series,))
 
 
 def drawn(truth: Int[np.ndarray, " examples"], shots: int, random: np.random.Generator) -> Int[np.ndarray, " drawn"]:

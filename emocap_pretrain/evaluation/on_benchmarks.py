@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, chain
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from emocap_pretrain.evaluation.features import Extraction
 from emocap_pretrain.evaluation.task import Task
 from emocap_pretrain.inference.embedder import Embedder
 from emocap_pretrain.ranks.group import RankGroup
+from emocap_pretrain.run_folder.outcomes import Outcomes, Samples, joined
 from emocap_pretrain.run_folder.results import Baseline, ConfusionMatrix, Score, TaskResult
 
 
@@ -127,6 +129,46 @@ def mean_of_folds(results: Sequence[TaskResult]) -> TaskResult:
         class_values=(),
         confusion_matrices=tuple(matrices),
         left_out=tuple(left_out.most_common()),
+        series=(),
+        outcomes=_joined(results),
+        scored_samples=_samples(results),
+        found=results[0].found,
+    )
+
+
+def _samples(results: Sequence[TaskResult]) -> Samples | None:
+    """Returns the samples of all folds, fold after fold."""
+    folds = [each.scored_samples for each in results if each.scored_samples]
+    if len(folds) < len(results):
+        return None
+    groups = tuple(chain.from_iterable(each.groups or (None,) * len(each) for each in folds))
+    return Samples(
+        keys=tuple(chain.from_iterable(each.keys for each in folds)),
+        groups=groups if any(group is not None for group in groups) else (),
+        folds=tuple(number for number, each in enumerate(folds) for _ in each.keys),
+        labels={name: tuple(chain.from_iterable(each.labels[name] for each in folds)) for name in folds[0].labels},
+    )
+
+
+def _joined(results: Sequence[TaskResult]) -> tuple[Outcomes, ...]:
+    """Returns the outcomes of all folds, fold after fold, with the rows of `_samples`.
+
+    Outcomes whose queries are not samples are left out, because nothing says to which fold they belong.
+    """
+    folds = [each.scored_samples for each in results if each.scored_samples]
+    if len(folds) < len(results):
+        return ()
+    firsts = [0, *accumulate(map(len, folds))]
+    found = zip(*(each.outcomes for each in results), strict=True)
+    return tuple(
+        joined(
+            [
+                replace(each, rows=tuple(first + row for row in each.rows))
+                for first, each in zip(firsts, of_folds, strict=False)
+            ]
+        )
+        for of_folds in found
+        if of_folds[0].rows
     )
 
 

@@ -5,8 +5,9 @@ caption is a right answer. If a right and a wrong candidate have equal cosines w
 first, so that a model that maps everything to one vector scores 0.
 """
 
+import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -23,10 +24,16 @@ from emocap_pretrain.evaluation.examples import ExampleSource
 from emocap_pretrain.evaluation.features import Features
 from emocap_pretrain.evaluation.task import SplitName
 from emocap_pretrain.inference.embedder import Embedder
+from emocap_pretrain.run_folder.outcomes import Candidate, FoundExample, RankOutcomes
 from emocap_pretrain.run_folder.results import Baseline, Score, TaskResult
 
 NEAREST = (1, 5, 10)  # The k of the reported recalls. Their scores' names contain them, so they are a stored format.
 ENTRIES = 1 << 25  # Number of cosines that are in memory at the same time, 256 MiB in float64.
+EXAMPLES, CANDIDATES, LONGEST_TEXT = (
+    8,
+    5,
+    1000,
+)  # Of each direction: queries that are shown, their candidates, characters.
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +96,14 @@ class Retrieval:
                 *_scores("image_to_text", "face to caption", to_text, right_texts, len(first)),
                 *_scores("text_to_image", "caption to face", to_image, right_images, len(test)),
             ),
+            outcomes=(
+                RankOutcomes("image_to_text", _ranks(to_text), rows=tuple(with_caption.tolist())),
+                RankOutcomes("text_to_image", _ranks(to_image), keys=tuple(map(_key, first))),
+            ),
+            found=(
+                *_examples(images, texts, pairs, test.keys, tuple(first), is_sample=True),
+                *_examples(texts, images, pairs.flip(1), tuple(first), test.keys, is_sample=False),
+            ),
         )
 
 
@@ -124,6 +139,50 @@ def wrong_before(
         # model with broken weights has a recall of 0 and not of 1.
         counts.append((~(cosines < best) & ~is_right).sum(1))
     return torch.cat(counts)
+
+
+def _ranks(before: Int[Tensor, " queries"]) -> tuple[int, ...]:
+    return tuple((before + 1).tolist())
+
+
+def _key(text: str) -> str:
+    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=12).hexdigest()
+
+
+def _examples(
+    queries: Float[Tensor, "queries embedding"],
+    candidates: Float[Tensor, "candidates embedding"],
+    right: Int[Tensor, "pairs 2"],
+    names: Sequence[str],
+    answers: Sequence[str],
+    *,
+    is_sample: bool,
+) -> Iterator[FoundExample]:
+    """Yields queries that are spread evenly over all queries with an answer, and the candidates closest to them.
+
+    Args:
+        queries: Unit vectors.
+        candidates: Unit vectors.
+        right: The pairs of a query and a right candidate.
+        names: The name of each query.
+        answers: The name of each candidate.
+        is_sample: Whether the queries are samples, and the candidates texts.
+    """
+    answered = right[:, 0].unique()
+    chosen = answered[torch.linspace(0, len(answered) - 1, min(EXAMPLES, len(answered))).round().long()]
+    for query in map(int, chosen):
+        of_query = right[right[:, 0] == query, 1]
+        cosines = candidates @ queries[query]
+        closest = map(int, cosines.topk(min(CANDIDATES, len(candidates))).indices)
+        pairs = torch.stack([torch.zeros_like(of_query), of_query], dim=1)
+        rank = int(wrong_before(queries[query : query + 1], candidates, pairs)) + 1
+        is_right = set(of_query.tolist())
+        found = tuple(Candidate(_cut(answers[each]), each in is_right) for each in closest)
+        yield FoundExample(_cut(names[query]), is_sample, found, rank)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST_TEXT else f"{text[: LONGEST_TEXT - 1]}…"
 
 
 def _scores(

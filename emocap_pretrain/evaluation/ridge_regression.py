@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from emocap_pretrain.benchmarks.card import TargetKind
@@ -22,6 +22,7 @@ from emocap_pretrain.evaluation.examples import ExampleSource
 from emocap_pretrain.evaluation.features import Features
 from emocap_pretrain.evaluation.task import SplitName
 from emocap_pretrain.inference.embedder import Embedder
+from emocap_pretrain.run_folder.outcomes import NumberOutcomes
 from emocap_pretrain.run_folder.results import Baseline, Score, TaskResult
 
 STRENGTHS = (1e6, 1e5, 1e4, 1e3, 1e2, 1e1, 1.0)  # scikit-learn's alpha; the first one regularizes most.
@@ -60,7 +61,8 @@ class RidgeRegression:
         from sklearn.preprocessing import StandardScaler
 
         names = self.settings.numbers
-        data = {split: numbers_of(features[split], names) for split in self.splits}
+        rows = {split: rows_with_numbers(features[split], names) for split in self.splits}
+        data = {split: numbers_of(features[split], names, rows[split]) for split in self.splits}
         for split, (_, truth) in data.items():
             if len(truth) < 2:
                 raise ConfigError(f"evaluation.numbers: the split {split!r} has fewer than two examples with {names}.")
@@ -72,24 +74,34 @@ class RidgeRegression:
             return np.asarray(ridge.predict(scaler.transform(vectors))).reshape(len(vectors), -1)
 
         chosen = max(ridges, key=lambda ridge: mean_ccc(predicted(ridge, valid[0]), valid[1]))
+        found = predicted(chosen, test[0])
+        true_columns, found_columns = (tuple(map(tuple, each.T.tolist())) for each in (test[1], found))
         return TaskResult(
             task=self.name,
             samples=len(test[1]),
             scores=(
-                *scores_of(predicted(chosen, test[0]), test[1], train[1].mean(0), names),
+                *scores_of(found, test[1], train[1].mean(0), names),
                 Score("strength", "ridge regression, chosen strength", float(chosen.alpha), is_share=False),
             ),
+            outcomes=(NumberOutcomes(tuple(rows["test"].tolist()), tuple(names), true_columns, found_columns),),
         )
 
 
+def rows_with_numbers(features: Features, names: Sequence[str]) -> Int[np.ndarray, " rows"]:
+    """Returns the rows of the examples that have all of the numbers."""
+
+    def has_all(labels: Mapping[str, str | float]) -> bool:
+        return all(isinstance(value := labels.get(name), float) and math.isfinite(value) for name in names)
+
+    return np.array([row for row, labels in enumerate(features.labels) if has_all(labels)], dtype=np.int64)
+
+
 def numbers_of(
-    features: Features, names: Sequence[str]
-) -> tuple[Float[np.ndarray, "examples width"], Float[np.ndarray, "examples numbers"]]:
-    """Returns the vectors before the projection, and the numbers, of the examples that have all of the numbers."""
-    values = [[each.get(name, math.nan) for name in names] for each in features.labels]
-    truth = np.array([[each if isinstance(each, float) else math.nan for each in row] for row in values])
-    rows = np.isfinite(truth).all(1)
-    return features.pooled.double().numpy()[rows], truth[rows]
+    features: Features, names: Sequence[str], rows: Int[np.ndarray, " rows"]
+) -> tuple[Float[np.ndarray, "rows width"], Float[np.ndarray, "rows numbers"]]:
+    """Returns the vectors before the projection, and the numbers, of some rows."""
+    truth = np.array([[float(features.labels[row][name]) for name in names] for row in rows]).reshape(-1, len(names))
+    return features.pooled[rows].double().numpy(), truth
 
 
 def scores_of(

@@ -22,6 +22,7 @@ from emocap_pretrain.data.parts import PROMPT_PART
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.evaluation.choice import Choice
+from emocap_pretrain.evaluation.classification import listed
 from emocap_pretrain.evaluation.examples import ExampleSource, PackedSource
 from emocap_pretrain.evaluation.feature_cache import FeatureCache
 from emocap_pretrain.evaluation.features import BatchFeatures, Extraction, Features, joined
@@ -35,6 +36,7 @@ from emocap_pretrain.evaluation.unit_detection import UnitDetection
 from emocap_pretrain.evaluation.zero_shot import ZeroShot
 from emocap_pretrain.inference.embedder import Embedder
 from emocap_pretrain.ranks.group import RankGroup
+from emocap_pretrain.run_folder.outcomes import Samples
 from emocap_pretrain.run_folder.results import TaskResult
 
 Value = TypeVar("Value")
@@ -93,6 +95,7 @@ def prepare(settings: EvaluationConfig, *, seconds: float | None = None) -> list
     """
     tasks = tasks_of(settings)
     sources = sources_of(settings, tasks) if settings.url else {}
+    _check_labels(settings, sources, seconds)
     return [note for task in tasks if sources for note in task.prepare(_of(task, sources), seconds=seconds)]
 
 
@@ -117,8 +120,24 @@ def sources_of(settings: EvaluationConfig, tasks: Sequence[Task]) -> dict[SplitN
                     f"evaluation.{key}: {task.name} needs the split {split!r}; give its dataset, or leave {task.name} "
                     "out of evaluation.tasks."
                 )
-            found[split] = PackedSource(url)
+            found[split] = PackedSource(url, settings.group)
     return found
+
+
+def _check_labels(
+    settings: EvaluationConfig, sources: Mapping[SplitName, ExampleSource], seconds: float | None
+) -> None:
+    """Checks that samples have the labels by which they are grouped and divided."""
+    named = [("group", settings.group), *(("by", name) for name in settings.by)]
+    for key, name in named:
+        if name is None or "test" not in sources:
+            continue
+        found = sources["test"].label_values(name, seconds=seconds)
+        if found.complete and not found.values:
+            raise ConfigError(
+                f"evaluation.{key}={name}: no sample of {sources['test'].address} has this label; its samples have "
+                f"{listed(found.names) if found.names else 'no labels'}."
+            )
 
 
 def _of(task: Task, splits: Mapping[SplitName, Value]) -> dict[SplitName, Value]:
@@ -160,7 +179,7 @@ def evaluate(settings: EvaluationConfig, embedder: Embedder, world: RankGroup, *
         LostContact: If the failed rank has raised any other error.
     """
     tasks = tasks_of(settings)
-    results = run(tasks, sources_of(settings, tasks), extraction(settings, embedder), world)
+    results = run(tasks, sources_of(settings, tasks), extraction(settings, embedder), world, by=settings.by)
     return tuple(replace(each, url=url) for each in results)
 
 
@@ -171,7 +190,12 @@ def extraction(settings: EvaluationConfig, embedder: Embedder) -> Extraction:
 
 
 def run(
-    tasks: Sequence[Task], sources: Mapping[SplitName, ExampleSource], extraction: Extraction, world: RankGroup
+    tasks: Sequence[Task],
+    sources: Mapping[SplitName, ExampleSource],
+    extraction: Extraction,
+    world: RankGroup,
+    *,
+    by: Sequence[str] = (),
 ) -> tuple[TaskResult, ...]:
     """Runs tasks on the given sources, and returns their results on every rank. This is a collective.
 
@@ -180,6 +204,7 @@ def run(
         sources: The examples of every split that a task needs; others are not read.
         extraction: Computes vectors with the trained model, on this rank's device.
         world: The ranks among which the data are divided.
+        by: Labels of the scored samples that the results keep.
 
     Raises:
         ConfigError, LostContact: As `evaluate` does.
@@ -200,12 +225,24 @@ def run(
         for split, each in features.items():
             if each.left_out and split != "test":  # Those of the scored split are part of the results.
                 _log.warning("%s: %d examples are left out: %s", sources[split].address, len(each.left_out), each.why())
-        left_out = features["test"].reasons()
+        left_out, samples = features["test"].reasons(), samples_of(features["test"], by)
+        found = [task.result(extraction.embedder, _of(task, features)) for task in tasks]
         return tuple(
-            replace(task.result(extraction.embedder, _of(task, features)), left_out=left_out) for task in tasks
+            replace(each, left_out=left_out, scored_samples=samples if each.outcomes else None) for each in found
         )
 
     return world.run_on_main(results)
+
+
+def samples_of(features: Features, by: Sequence[str]) -> Samples:
+    """Returns the keys and persons or clips of examples, and those of their labels that `by` names."""
+    groups = features.groups if any(group is not None for group in features.groups) else ()
+    labels = {name: tuple(_label(each.get(name)) for each in features.labels) for name in by}
+    return Samples(features.keys, groups, labels=labels)
+
+
+def _label(value: str | float | None) -> str | float | None:
+    return None if value == "" else value
 
 
 def cut_prompts(settings: EvaluationConfig, tokenizer: Tokenizer, lengths: PartLengthsConfig) -> list[CutTexts]:

@@ -127,9 +127,10 @@ def on_ranks(ranks: int) -> str:
 def _decisive(settings: dict[str, Any]) -> dict[str, Any]:
     """Returns the evaluation settings on which the results of a checkpoint depend.
 
-    Two settings are left out: the number of samples that are embedded at once, and whether step 0 is evaluated too.
+    Three settings are left out: the number of samples that are embedded at once, whether step 0 is evaluated too, and
+    the labels by which samples are divided.
     """
-    return {name: value for name, value in settings.items() if name not in ("batch", "before_training")}
+    return {name: value for name, value in settings.items() if name not in ("batch", "before_training", "by")}
 
 
 def _rows(report: Report) -> list[tuple[str, str]]:

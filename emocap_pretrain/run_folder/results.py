@@ -8,11 +8,13 @@ code for individual tasks (decision 25). `report.json` stores the values, and la
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from emocap_shards.inspecting.wording import counted
 from pydantic import Field
+
+from emocap_pretrain.run_folder.outcomes import FoundExample, Outcomes, Samples
 
 # Types of fields. pydantic checks their bounds when a document is read, and not when a value is made in code.
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -123,12 +125,49 @@ class ConfusionMatrix:
 
 
 @dataclass(frozen=True, slots=True)
+class Series:
+    """Holds a score as a function of a number, such as of the number of training examples.
+
+    Attributes:
+        name: Name among the series of a task.
+        title: Title of the curve.
+        x_title: What `x` counts.
+        x: The numbers, in ascending order.
+        values: The score at each of them, as a fraction.
+        deviations: The standard deviation of each score over repetitions.
+        chance: The score of a model that ignores the image; None if it is unknown.
+
+    Raises:
+        ValueError: If the lengths differ.
+    """
+
+    name: str
+    title: str
+    x_title: str
+    x: tuple[Finite, ...]
+    values: tuple[Share, ...]
+    deviations: tuple[Share, ...]
+    chance: Share | None = None
+
+    def __post_init__(self) -> None:
+        if not len(self.x) == len(self.values) == len(self.deviations):
+            raise ValueError(f"the series {self.name} has columns of different lengths")
+
+
+@dataclass(frozen=True, slots=True)
 class TaskResult:
     """Holds the results of one task, measured on `samples` samples of the dataset at `url`.
 
     Attributes:
         benchmark: The name of the benchmark, if the dataset is a copy of one; otherwise empty.
         left_out: Number of samples that have no result, by the reason.
+        series: Curves, such as over the number of training examples.
+        outcomes: What was found for each sample. Documents do not contain it, and comparisons ignore it.
+        scored_samples: The samples to which the rows of `outcomes` refer; None if there are no outcomes. As `outcomes`.
+        found: Some queries with their closest candidates, for readers. As `outcomes`.
+
+    The spread of a score `s` over several choices, such as over prompts, is given as two further scores, whose names
+    are `s_lowest_WORD` and `s_highest_WORD`.
     """
 
     task: str
@@ -139,6 +178,14 @@ class TaskResult:
     url: str = ""
     benchmark: str = ""
     left_out: tuple[tuple[str, Count], ...] = ()
+    series: tuple[Series, ...] = ()
+    outcomes: Annotated[tuple[Outcomes, ...], Field(exclude=True)] = field(default=(), compare=False, repr=False)
+    scored_samples: Annotated[Samples | None, Field(exclude=True)] = field(default=None, compare=False, repr=False)
+    found: Annotated[tuple[FoundExample, ...], Field(exclude=True)] = field(default=(), compare=False, repr=False)
+
+    def scores_alone(self) -> "TaskResult":
+        """Returns the result without what was found for each sample."""
+        return replace(self, outcomes=(), scored_samples=None, found=())
 
     def metrics(self) -> dict[str, float]:
         """Returns the values of the scores by their names in MLflow: `TASK/uar` or `BENCHMARK/TASK/uar` for `uar`."""
