@@ -26,7 +26,7 @@ LONGEST = (
     "tests/emocap_pretrain/dry_run/test_memory.py",
     "tests/emocap_pretrain/interop/test_export.py",
     "tests/emocap_kernels/test_fused_compiles.py",
-    "tests/emocap_pretrain/training/test_before_training.py",
+    "tests/emocap_pretrain/training/test_interim_evaluation.py",
     "tests/benchmarks/test_kernels_suite.py",
     "tests/benchmarks/test_shards_suite.py",
     "tests/emocap_pretrain/test_cli.py",

@@ -246,6 +246,11 @@ class EvaluationConfig(Section):
         description="Whether a new run also evaluates its model before the first step, so that the report shows what "
         "training has changed; auto does so if the run starts from pretrained weights.",
     )
+    every_checkpoints: Positive | None = Field(
+        default=None,
+        description="During training, every n-th checkpoint is evaluated too: those at multiples of this number times "
+        "checkpoint.every_steps. Training waits meanwhile; null evaluates the last one only.",
+    )
     interpolate: tuple[Fraction, ...] = Field(
         default=(),
         description="Shares a of the trained weights, such as [0, 0.25, 0.5, 0.75, 1]. For each of them the run also "
@@ -349,6 +354,16 @@ class Config(Section):
             return True
         wanted = self.evaluation.before_training
         return self.steps == 0 or wanted == "always" or (wanted == "auto" and starts_from_weights(self.model))
+
+    def evaluates_checkpoint(self, step: int) -> bool:
+        """Returns whether the checkpoint of this step is evaluated during training.
+
+        The checkpoints of step 0 and of the last step are not among them: other settings say what happens there.
+        """
+        every = self.evaluation.every_checkpoints
+        if self.evaluation.url is None or every is None:
+            return False
+        return 0 < step < self.steps and step % (every * self.checkpoint.every_steps) == 0
 
     @property
     def secrets(self) -> tuple[str, ...]:

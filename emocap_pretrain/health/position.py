@@ -8,21 +8,21 @@ import threading
 
 # "before_training" is the evaluation before the first step. A step passes through the phases after it in this order.
 # Ranks in a later phase wait for a rank in an earlier phase. After step N follow "training" (the exchange of its
-# metrics), "saving", and "saved" (the work after a save). In these phases N steps are done, as in the phases of step
-# N + 1 ("data" to "update"), which come later. One case breaks the order: after the last step, "saving" follows
-# "saved". There no rank waits for the training thread of another rank.
+# metrics), "saving", "saved" (the work after a save), and "evaluating". In these phases N steps are done, as in the
+# phases of step N + 1 ("data" to "update"), which come later. One case breaks the order: after the last step, "saving"
+# follows "saved". There no rank waits for the training thread of another rank.
 PHASES = (
     "opening",
     "before_training",
     "training",
     "saving",
     "saved",
+    "evaluating",
     "data",
     "forward",
     "loss",
     "backward",
     "update",
-    "evaluating",
 )
 # These phases may take any time: they build and compile a model, write to a store that is unreachable, or evaluate.
 UNBOUNDED_PHASES = frozenset({"opening", "before_training", "saving", "evaluating"})

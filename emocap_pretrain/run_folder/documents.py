@@ -50,14 +50,19 @@ class RunDocument:
 
 
 @dataclass(frozen=True, slots=True)
-class BeforeTraining:
-    """Holds `before_training.json`, the results of the model before the first step. Rank 0 writes it.
+class StepResults:
+    """Holds the results at one step of a run: `before_training.json` those of step 0, `evaluations/` those of others.
 
-    `evaluation` holds the evaluation settings that led to `results`.
+    Args:
+        results: The results of each evaluation task.
+        evaluation: The evaluation settings that led to `results`.
+        checkpoint: SHA-256 of the manifest of the checkpoint that was evaluated; empty if an earlier version wrote
+            this document.
     """
 
     results: tuple[TaskResult, ...]
     evaluation: dict[str, Any]
+    checkpoint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +265,7 @@ class UnsentDocument:
 
 # Documents without upgrades of their own have schema 1, and their schema 0 (version 0.1.0) had the same fields.
 RUN = DocumentKind(RunDocument)
-BEFORE_TRAINING = DocumentKind(BeforeTraining)
+STEP_RESULTS = DocumentKind(StepResults)
 ATTEMPT = DocumentKind(AttemptDocument)
 FAILURE = DocumentKind(Failure)
 STATUS = DocumentKind(Status, (renamed({"start": "attempt"}),))

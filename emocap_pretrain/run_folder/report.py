@@ -127,10 +127,11 @@ def on_ranks(ranks: int) -> str:
 def _decisive(settings: dict[str, Any]) -> dict[str, Any]:
     """Returns the evaluation settings on which the results of a checkpoint depend.
 
-    Three settings are left out: the number of samples that are embedded at once, whether step 0 is evaluated too, and
-    the labels by which samples are divided.
+    These are left out: the number of samples that are embedded at once, which other steps are evaluated too, and the
+    labels by which samples are divided.
     """
-    return {name: value for name, value in settings.items() if name not in ("batch", "before_training", "by")}
+    others = ("batch", "before_training", "every_checkpoints", "by")
+    return {name: value for name, value in settings.items() if name not in others}
 
 
 def _rows(report: Report) -> list[tuple[str, str]]:

@@ -3,8 +3,8 @@
 `pretrain` joins the ranks, takes a number for the attempt, starts the monitor, and opens a session (`session.py`),
 which holds everything that the loop uses. `_train` is the loop. `_step` makes one step with the engine (`engine.py`)
 and the loss guard (`guard.py`). At logged steps, `_exchange` combines the measurements of all ranks
-(`health/monitor.py`). When the last step is done, `conclusion.py` evaluates the run and writes its report. `_begin`
-evaluates the first weights of a fine-tuning (`before_training.py`).
+(`health/monitor.py`). When the last step is done, `conclusion.py` evaluates the run and writes its report. The first
+weights of a fine-tuning, and every n-th checkpoint, are evaluated too if the settings say so (`interim_evaluation.py`).
 
 In an ordinary step, only the loss and DeepSpeed call collectives. Further collectives are called in steps that are
 logged or saved, and in steps after which the ranks ask one another whether training must stop.
@@ -33,9 +33,9 @@ from emocap_pretrain.ranks.join import joined
 from emocap_pretrain.ranks.runtime import Runtime
 from emocap_pretrain.run_folder.attempts import Attempt
 from emocap_pretrain.tracking.hosts import JobHostMetrics
-from emocap_pretrain.training.before_training import evaluate_first_weights, results_before_training
 from emocap_pretrain.training.conclusion import conclude, conclude_again, evaluate_again, is_done, prepare_tasks
 from emocap_pretrain.training.engine import Metrics, Timed
+from emocap_pretrain.training.interim_evaluation import evaluate_step, results_before_training
 from emocap_pretrain.training.session import Session, open_session
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ def pretrain(config: Config, runtime: Runtime) -> None:
         with ExitStack() as opened, monitor:
             session = opened.enter_context(open_session(config, world, attempt, patient))
             stopping = _begin(session, runtime, monitor, patient)
-            progress = _train(session, runtime, monitor, stopping=stopping)
+            progress = _train(session, runtime, monitor, patient, stopping=stopping)
             # If training was stopped, the block ends here, and the monitor records that the attempt was stopped.
             if session.engine.step >= config.steps:
                 session.guard.require_updates(session.engine.step)
@@ -111,24 +111,43 @@ def pretrain(config: Config, runtime: Runtime) -> None:
 def _begin(session: Session, runtime: Runtime, monitor: Monitor, patient: RankGroup) -> bool:
     """Saves and evaluates the first weights of a new run if its settings ask for it. This is a collective.
 
-    A run without steps has no other checkpoint, so its first weights are saved in any case.
+    A run without steps has no other checkpoint, so its first weights are saved in any case. If a run resumes from a
+    checkpoint that the settings want evaluated, this function evaluates it, because the attempt that saved it may have
+    ended before it was evaluated.
 
     Returns:
         Whether training must stop before the first step.
     """
     config, stopping = session.config, monitor.poll(runtime.should_stop())
-    needed = config.steps == 0 or (config.evaluates_before_training and not stopping)
-    if session.engine.step > 0 or not needed:
+    if session.engine.step > 0:
+        if stopping or not config.evaluates_checkpoint(session.engine.step):
+            return stopping
+        _evaluate(session, runtime, monitor, patient)
+        return monitor.poll(runtime.should_stop())
+    if not (config.steps == 0 or (config.evaluates_before_training and not stopping)):
         return stopping
     monitor.enter("before_training", 0)
     session.save(Cursor(), Progress())
     _report_checkpoints(session.saver.wait(), session, runtime, monitor)
-    evaluate_first_weights(session, patient)
+    evaluate_step(session, patient)
     monitor.restart_meter()
     return monitor.poll(runtime.should_stop())
 
 
-def _train(session: Session, runtime: Runtime, monitor: Monitor, *, stopping: bool) -> Progress:
+def _evaluate(session: Session, runtime: Runtime, monitor: Monitor, patient: RankGroup) -> float:
+    """Evaluates the checkpoint of the current step during training, and returns for how many seconds training waited.
+
+    This is a collective. The evaluation reads the checkpoint from the store, so it is committed first.
+    """
+    began = time.perf_counter()
+    monitor.enter("evaluating", session.engine.step)
+    _report_checkpoints(session.saver.wait(), session, runtime, monitor)
+    evaluate_step(session, patient)
+    monitor.restart_meter()
+    return time.perf_counter() - began
+
+
+def _train(session: Session, runtime: Runtime, monitor: Monitor, patient: RankGroup, *, stopping: bool) -> Progress:
     """Trains until the last step or until a request to stop. The last checkpoint is committed when this returns.
 
     Every rank runs this loop, and its collectives must have the same order on all ranks. So each branch that leads to a
@@ -162,9 +181,11 @@ def _train(session: Session, runtime: Runtime, monitor: Monitor, *, stopping: bo
             _report(session, runtime, progress.row)
         if saves:
             with timed("saving"):
-                session.save(cursor, progress)
+                saved = session.save(cursor, progress)
             # Not "training" again: a phase has one place in the order by which the failure detector compares ranks.
             monitor.enter("saved", engine.step)
+            if saved and not stopping and config.evaluates_checkpoint(engine.step):
+                began += _evaluate(session, runtime, monitor, patient)  # An evaluation is not time of training.
         # The sweep counts checkpoints of earlier steps as good, because this step was made from their weights.
         if logs:
             _report_checkpoints(session.saver.finished(), session, runtime, monitor)

@@ -102,7 +102,7 @@ class Session:
     quarantine: Quarantine
     before: Progress
 
-    def save(self, cursor: Cursor, progress: Progress) -> None:
+    def save(self, cursor: Cursor, progress: Progress) -> bool:
         """Begins to save a checkpoint of the current step, in the background. This is a collective.
 
         `Saver.finished` returns the checkpoint once it is committed. Nothing is saved if no update was made since the
@@ -111,13 +111,16 @@ class Session:
         Args:
             cursor: The position in the data at which the next step begins.
             progress: The time of training so far and the newest metrics, which the checkpoint stores.
+
+        Returns:
+            Whether a checkpoint is saved.
         """
         # The last step whose update was made is equal on all ranks, so all of them return here. The first weights of
         # a run are saved as step 0 or not at all.
         step = self.engine.step
         updated = step - self.guard.streak(step)
         if updated <= self.saver.newest or updated == 0 < step:
-            return
+            return False
         # First the previous snapshot must be released, because the next one uses the same memory.
         self.saver.wait_for_previous()
         snapshot = self.engine.snapshot()
@@ -144,6 +147,7 @@ class Session:
                 (folder / UNSENT_FILE).write_bytes(unsent.dump(self.tracker.unsent()))
 
         self.saver.save(step, state, write, snapshot.release)
+        return True
 
     def sweep(self, *, ended: bool = False) -> None:
         """Begins to delete old checkpoints. Does nothing if the last update was left out.

@@ -46,7 +46,8 @@ from emocap_pretrain.training.loop import pretrain
 # The kind of each document of a run; None for a file that no program reads as a document.
 DOCUMENTS: dict[str, DocumentKind[Any] | None] = {
     "run.json": documents.RUN,
-    "before_training.json": documents.BEFORE_TRAINING,
+    "before_training.json": documents.STEP_RESULTS,
+    "evaluations/step-N.json": documents.STEP_RESULTS,
     "report.json": documents.REPORT,
     "skipped.json": documents.SKIPPED,
     "quarantine.json": documents.QUARANTINE,
@@ -117,12 +118,15 @@ FEW = ("wrong types", "a folder", "a pipe")
 def made(tiny: Callable[[Path], Config], tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path]:
     """Returns a finished run with every kind of file that a run can have, and a copy of its folder.
 
-    The run starts from weights, so it has a table of them, and results from before its first step.
+    The run starts from weights, so it has a table of them, and results from before its first step. Its first checkpoint
+    is evaluated too.
     """
     root = tmp_path_factory.mktemp("garbage")
     weights, config = root / "weights.safetensors", tiny(root)
     save_file(dict(TimmImageTower(config.model.image).backbone.state_dict()), weights)
-    config = finished(changed(config, steps=2, model__image__pretrained=str(weights), data__error_budget=5))
+    often: dict[str, object] = {"checkpoint__every_steps": 1, "evaluation__every_checkpoints": 1}
+    config = changed(config, steps=2, model__image__pretrained=str(weights), data__error_budget=5, **often)
+    finished(config)
     store = open_store(config.url)
     Attempt(store, 1).record_failure(Failure(1, "host", 2, "ValueError", "no pixels"))
     Guard(config.health).remember(store, 9, "a spike")

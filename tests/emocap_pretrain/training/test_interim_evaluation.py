@@ -1,4 +1,4 @@
-"""Tests runs without steps, and runs that evaluate their model before the first step."""
+"""Tests runs without steps, and runs that evaluate checkpoints before their end."""
 
 import shutil
 from collections.abc import Callable
@@ -211,7 +211,7 @@ def test_a_kill_during_or_after_the_evaluation_before_training_repeats_at_most_t
         if place == "evaluate":
             killing.setattr(tasks, "evaluate", kill)
         else:  # The results are stored, and nothing of them is tracked.
-            killing.setattr("emocap_pretrain.training.before_training.track", kill)
+            killing.setattr("emocap_pretrain.training.interim_evaluation.track", kill)
         with pytest.raises(Killed):
             pretrain(config, FakeRuntime())
     evaluations.clear()
@@ -267,3 +267,72 @@ def test_other_evaluation_settings_evaluate_step_0_again_as_long_as_its_checkpoi
     pretrain(config, FakeRuntime())
     assert report_of(config).before_training == ()
     assert "the run has no checkpoint of step 0" in caplog.text
+
+
+STEPS = {"steps": 6, "checkpoint__every_steps": 1}
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"engine__zero_stage": 3, "ema": {"decay": 0.5}}], ids=["zero-1", "zero-3-ema"]
+)
+def test_an_evaluation_of_every_second_checkpoint_changes_nothing_of_the_training(
+    new_run: Callable[..., Config], changes: dict[str, object], evaluations: list[int]
+) -> None:
+    model: dict[str, object] = {"model__image__patch_dropout": 0.5, **STEPS, **changes}
+    plain, config = new_run("plain", **model), new_run(evaluation__every_checkpoints=2, **model)
+    pretrain(plain, FakeRuntime())
+    evaluations.clear()
+    pretrain(config, FakeRuntime())
+    require_equal_training(config, plain)
+    # With a moving average, the end of the run evaluates two kinds of weights.
+    assert len(evaluations) == (3 if not changes else 4)
+    assert report_of(config).results == report_of(plain).results
+    assert [step for step, _ in curve(config, "zero_shot/uar")] == [2, 4, 6]
+    files = {file.path for file in open_store(config.url).list("evaluations")}
+    assert files == {"evaluations/step-00000002.json", "evaluations/step-00000004.json"}
+
+
+@pytest.mark.parametrize("place", ["evaluate", "write"])
+def test_a_kill_while_a_checkpoint_is_evaluated_repeats_at_most_the_evaluation(
+    new_run: Callable[..., Config], place: str, evaluations: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, config = new_run("plain", **STEPS), new_run(evaluation__every_checkpoints=4, **STEPS)
+    pretrain(plain, FakeRuntime())
+    with monkeypatch.context() as killing:
+        if place == "evaluate":
+            killing.setattr(tasks, "evaluate", kill)
+        else:  # The results are stored, and nothing of them is tracked.
+            killing.setattr("emocap_pretrain.training.interim_evaluation.track", kill)
+        with pytest.raises(Killed):
+            pretrain(config, FakeRuntime())
+    evaluations.clear()
+    runtime = FakeRuntime()
+    pretrain(config, runtime)
+    assert runtime.beats == [5, 6]
+    assert len(evaluations) == (2 if place == "evaluate" else 1)
+    require_equal_training(config, plain)
+    assert [step for step, _ in curve(config, "zero_shot/uar")] == [4, 6]
+
+
+def test_a_request_to_stop_is_served_before_an_evaluation_which_the_next_attempt_makes_up(
+    new_run: Callable[..., Config], evaluations: list[int]
+) -> None:
+    config = new_run(evaluation__every_checkpoints=2, **STEPS)
+    pretrain(config, FakeRuntime(stop_after=2))
+    assert (saved(config)[0].step, evaluations) == (2, [])
+    pretrain(config, FakeRuntime())
+    assert len(evaluations) == 3
+
+
+def test_results_of_a_checkpoint_that_was_trained_again_are_not_taken_for_its_own(
+    new_run: Callable[..., Config], evaluations: list[int]
+) -> None:
+    config = new_run(evaluation__every_checkpoints=2, **STEPS)
+    pretrain(config, FakeRuntime(stop_after=3))
+    (newest, evaluated, *_), store = saved(config), open_store(config.url)
+    assert (newest.step, evaluated.step, len(evaluations)) == (3, 2, 1)
+    file = "evaluations/step-00000002.json"
+    store.put(file, store.read(file).replace(evaluated.digest.encode(), b"0" * 64))
+    shutil.rmtree(Path(config.url, "checkpoints", "step-00000003"))  # The next attempt begins at step 2.
+    pretrain(config, FakeRuntime())
+    assert len(evaluations) == 1 + 3

@@ -1,0 +1,99 @@
+"""Evaluates checkpoints of a run before its end: the one of step 0, and every n-th one.
+
+    <run>/before_training.json                 the results at step 0, and the evaluation settings that led to them
+    <run>/evaluations/step-00002000.json       those of a later step (`evaluation.every_checkpoints`)
+
+The model is evaluated as at the end of the run: the checkpoint is committed, and all ranks evaluate the model that is
+restored from it. So the evaluation does not touch the model that is trained, at any stage of ZeRO. It changes no bit of
+the training, because all random numbers are functions of the seed, the step and the sample (decision 2).
+
+If an attempt ends before the results are stored, the next attempt resumes from the same checkpoint and evaluates it
+again. Once they are stored, the checkpoint is evaluated again only if the evaluation settings change, or if the step
+was trained again and its weights are others.
+"""
+
+import logging
+
+from emocap_shards.store import Store
+
+from emocap_pretrain.checkpoint.manifest import Checkpoint
+from emocap_pretrain.checkpoint.manifest import read as read_checkpoint
+from emocap_pretrain.config.schema import Config
+from emocap_pretrain.ranks.group import RankGroup
+from emocap_pretrain.run_folder import storage
+from emocap_pretrain.run_folder.documents import STEP_RESULTS, StepResults
+from emocap_pretrain.run_folder.report import same_evaluation
+from emocap_pretrain.run_folder.results import TaskResult
+from emocap_pretrain.run_folder.storage import Unreadable
+from emocap_pretrain.training.conclusion import evaluate_checkpoint, track
+from emocap_pretrain.training.session import Session
+
+BEFORE_TRAINING_FILE = "before_training.json"
+Results = tuple[TaskResult, ...]
+
+log = logging.getLogger(__name__)
+
+
+def evaluate_step(session: Session, everyone: RankGroup) -> None:
+    """Evaluates the checkpoint of the current step, unless its results are stored, and tracks the results.
+
+    The checkpoint must be committed. If an attempt tracks the same results again, the tracker keeps them once. This is
+    a collective.
+    """
+    config, step = session.config, session.engine.step
+    results = _results_of(config, session.store, everyone, session.world.device, step)
+    if session.world.is_main:
+        track(session.tracker, config, results, step, before_training=step == 0 < config.steps)
+
+
+def results_before_training(config: Config, store: Store, everyone: RankGroup, device: str) -> Results:
+    """Returns the results at step 0 for the current evaluation settings, on every rank. This is a collective.
+
+    Stored results are returned if they belong to these settings. Otherwise the checkpoint of step 0 is evaluated, and
+    the new results are stored. The results are empty if the settings do not ask for this evaluation, or if nothing is
+    stored for these settings and the checkpoint of step 0 does not exist any more.
+    """
+    return _results_of(config, store, everyone, device, 0) if config.evaluates_before_training else ()
+
+
+def _results_of(config: Config, store: Store, everyone: RankGroup, device: str, step: int) -> Results:
+    known = everyone.run_on_main(lambda: _known(config, store, step))
+    if known is not None:
+        return known
+    if everyone.is_main:
+        log.info("evaluating the model as it was before the first step" if step == 0 else f"evaluating step {step}")
+    _, results = evaluate_checkpoint(config, everyone, device, step=step)
+    everyone.run_on_main(lambda: _keep(config, store, step, results))
+    return results
+
+
+def _keep(config: Config, store: Store, step: int, results: Results) -> None:
+    checkpoint = read_checkpoint(store, step)
+    digest = checkpoint.digest if checkpoint else ""
+    found = StepResults(results, config.stored()["evaluation"], digest)
+    storage.write(store, _file_of(step), STEP_RESULTS, found)
+
+
+def _known(config: Config, store: Store, step: int) -> Results | None:
+    """Returns the stored results; None if the step must be evaluated; () if its checkpoint does not exist for that."""
+    found, checkpoint = storage.read(store, _file_of(step), STEP_RESULTS), read_checkpoint(store, step)
+    if isinstance(found, Unreadable):
+        log.warning("%s: step %d is evaluated again if its checkpoint still exists", found, step)
+    elif found and _belong(found, checkpoint) and same_evaluation(found.evaluation, config.stored()["evaluation"]):
+        return found.results
+    if checkpoint:
+        return None
+    log.info("the report will have no results from before training, because the run has no checkpoint of step 0")
+    return ()
+
+
+def _belong(found: StepResults, checkpoint: Checkpoint | None) -> bool:
+    """Returns whether the results are those of the checkpoint. If one of the two is unknown, they are taken for that.
+
+    Results without a digest are those of step 0 in a run of an earlier version, which has no other weights there.
+    """
+    return not (checkpoint and found.checkpoint) or found.checkpoint == checkpoint.digest
+
+
+def _file_of(step: int) -> str:
+    return f"evaluations/step-{step:08d}.json" if step else BEFORE_TRAINING_FILE
