@@ -300,7 +300,7 @@ def _on_benchmarks(
     from emocap_pretrain.evaluation import on_benchmarks
     from emocap_pretrain.inference.embedder import Embedder
 
-    embedder = Embedder(restored.model.to(device), restored.tokenizer)
+    embedder = Embedder.of(restored, device)
     return on_benchmarks.evaluate(request.copies, restored.config.evaluation, embedder, everyone)
 
 
@@ -326,7 +326,8 @@ def _prepared(request: _Request) -> "tuple[Restored, dict[str, Tensor]]":
         on_benchmarks.prepare(request.copies, config.evaluation)
         return replace(restored, config=config), start
     config = _with_settings(restored.config, bounded, may_read=request.may_read)
-    for note in tasks.prepare(config.evaluation, seconds=tasks.PREPARE_S):
+    has_local = config.objective.local > 0
+    for note in tasks.prepare(config.evaluation, has_local=has_local, seconds=tasks.PREPARE_S):
         log.warning("%s", note)
     return replace(restored, config=config), start
 

@@ -48,6 +48,23 @@ class PartFeatures:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class SentenceMaps:
+    """Holds where each local sentence of the first caption of an image lies in this image.
+
+    Attributes:
+        texts: The sentences, in the order of the examples.
+        owner: The row of the example of each sentence.
+        place: The number of each sentence among the local sentences of its caption, counted from 0.
+        weights: The attention weights of the patches of the example, row by row (`LocalAlignment.attention`).
+    """
+
+    texts: tuple[str, ...]
+    owner: Int[Tensor, " sentences"]
+    place: Int[Tensor, " sentences"]
+    weights: Float[Tensor, "sentences patches"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Features:
     """Holds the vectors of the examples of a split, on the CPU in float32, and what is known about each example.
 
@@ -62,6 +79,7 @@ class Features:
         questions: The question of each example; None if it has none.
         parts: The texts of the captions, by the name of their caption part.
         left_out: The examples without vectors, with reasons.
+        maps: The attention maps of the local sentences; None if no task needs them, or there is no sentence.
     """
 
     keys: tuple[str, ...]
@@ -72,6 +90,7 @@ class Features:
     questions: tuple[Question | None, ...] = ()
     parts: Mapping[str, PartFeatures] = field(default_factory=dict[str, PartFeatures])
     left_out: tuple[LeftOut, ...] = ()
+    maps: SentenceMaps | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -93,6 +112,14 @@ class _Text(NamedTuple):
     text: str
 
 
+class _Sentence(NamedTuple):
+    """One local sentence of a batch: the row of its example, its number in the caption of the example, the text."""
+
+    row: int
+    place: int
+    text: str
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Loaded:
     """Holds a batch before the model has seen it.
@@ -104,6 +131,7 @@ class _Loaded:
         path: Where the arrays of the batch are cached; empty without a cache.
         arrays: The arrays of the cache; None if the model must compute them.
         crops: The crops of each example, or why it cannot be decoded; empty if the arrays were cached.
+        sentences: The local sentences whose maps are computed.
     """
 
     examples: Sequence[Example]
@@ -112,6 +140,7 @@ class _Loaded:
     path: str
     arrays: Mapping[str, np.ndarray] | None
     crops: Sequence[Sequence[Crop] | DataError]
+    sentences: Sequence[_Sentence] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -126,7 +155,8 @@ class BatchFeatures:
         texts: The texts of their captions.
         left_out: The examples of the batch that have no content, and those that cannot be decoded.
         arrays: `decoded` says of each example whether it could be decoded. `images` and `pooled` have a row for each
-            example that could. `texts` has a row for each text.
+            example that could. `texts` has a row for each text, and `maps` one for each sentence whose image could.
+        sentences: The local sentences whose maps are computed.
     """
 
     keys: Sequence[str]
@@ -136,6 +166,7 @@ class BatchFeatures:
     texts: Sequence[_Text]
     left_out: Sequence[LeftOut]
     arrays: Mapping[str, np.ndarray]
+    sentences: Sequence[_Sentence] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,12 +178,15 @@ class Extraction:
         batch: Number of images of a batch.
         parts: The caption parts whose texts are encoded.
         cache: Keeps the vectors; None computes all of them.
+        with_maps: Whether the attention maps of local sentences are computed, too. This needs a second pass of the
+            tower, and a model that was trained with local sentences.
     """
 
     embedder: Embedder
     batch: int
     parts: Sequence[Part] = ()
     cache: FeatureCache | None = None
+    with_maps: bool = False
 
     def collect(self, source: ExampleSource, world: RankGroup) -> list[BatchFeatures] | None:
         """Returns all batches in order on rank 0, and None on the other ranks. This is a collective.
@@ -177,16 +211,18 @@ class Extraction:
         found = source.examples(numbers)
         examples = [each for each in found if isinstance(each, Example)]
         left_out = [each for each in found if isinstance(each, LeftOut)]
-        texts = self._texts(examples)
+        texts, sentences = self._texts(examples), self._sentences(examples)
         path, arrays = "", None
         if self.cache:
             contents = [_digest(each) for each in examples]
-            path = self.cache.path(contents, [f"{part}: {text}" for part, _, text in texts])
+            # The settings of the comparison decide the maps, and are not part of the model's digest.
+            mapped = [f"map {self.embedder.local} {each.row}: {each.text}" for each in sentences]
+            path = self.cache.path(contents, [*(f"{part}: {text}" for part, _, text in texts), *mapped])
             arrays = self.cache.read(path)
         crops = list(readers.map(self._crops, examples)) if arrays is None else []
         if not source.may_have_gaps and (failed := [each for each in crops if isinstance(each, DataError)]):
             raise failed[0]
-        return _Loaded(examples, left_out, texts, path, arrays, crops)
+        return _Loaded(examples, left_out, texts, path, arrays, crops, sentences)
 
     def _crops(self, example: Example) -> Sequence[Crop] | DataError:
         try:
@@ -203,10 +239,20 @@ class Extraction:
             for text in part.texts(caption)
         ]
 
+    def _sentences(self, examples: Sequence[Example]) -> list[_Sentence]:
+        if not self.with_maps:
+            return []
+        return [
+            _Sentence(row, place, text)
+            for row, example in enumerate(examples)
+            for caption in example.captions[:1]
+            for place, text in enumerate(caption.local)
+        ]
+
     def _computed(self, loaded: _Loaded) -> BatchFeatures:
         arrays = loaded.arrays
         if arrays is None:
-            arrays = self._arrays(loaded.crops, loaded.texts)
+            arrays = self._arrays(loaded.crops, loaded.texts) | self._maps(loaded.crops, loaded.sentences)
             if self.cache:
                 self.cache.write(loaded.path, arrays)
         decoded = arrays["decoded"]
@@ -219,7 +265,27 @@ class Extraction:
             texts=loaded.texts,
             left_out=[*loaded.left_out, *(LeftOut(key, "cannot be decoded") for key in failed)],
             arrays=arrays,
+            sentences=loaded.sentences,
         )
+
+    def _maps(
+        self, crops: Sequence[Sequence[Crop] | DataError], sentences: Sequence[_Sentence]
+    ) -> dict[str, np.ndarray]:
+        """Returns the maps of the sentences whose image could be decoded. A batch of patches is in memory."""
+        decoded = {row: each[0] for row, each in enumerate(crops) if not isinstance(each, DataError)}
+        ours = [each for each in sentences if each.row in decoded]
+        local = self.embedder.local if ours else None
+        if local is None:
+            return {}
+        words = [each.text for each in ours]
+        vectors = [
+            self.embedder.sentences(words[at : at + self.batch], local.length)
+            for at in range(0, len(words), self.batch)
+        ]
+        place = {row: number for number, row in enumerate(decoded)}
+        image, squares = torch.tensor([place[each.row] for each in ours]), list(decoded.values())
+        maps = local.attention(squares, self.embedder.patches(squares), torch.cat(vectors), image)
+        return {"maps": maps.numpy()}
 
     def _arrays(self, crops: Sequence[Sequence[Crop] | DataError], texts: Sequence[_Text]) -> dict[str, np.ndarray]:
         decoded = [each for each in crops if not isinstance(each, DataError)]
@@ -274,12 +340,28 @@ def joined(batches: Sequence[BatchFeatures], address: str) -> Features:
         questions=kept(chain.from_iterable(each.questions for each in batches)),
         parts=_parts(batches, decoded),
         left_out=left_out,
+        maps=_joined_maps(batches, decoded),
     )
 
 
 def _rows(batches: Sequence[BatchFeatures], name: str) -> Tensor:
     # A batch of which nothing could be decoded has no array.
     return torch.from_numpy(np.concatenate([each.arrays[name] for each in batches if name in each.arrays]))
+
+
+def _joined_maps(batches: Sequence[BatchFeatures], decoded: np.ndarray) -> SentenceMaps | None:
+    if not any("maps" in each.arrays for each in batches):
+        return None
+    rows = np.cumsum(decoded) - 1  # The row in `Features` of each example that was decoded.
+    firsts = np.cumsum([0, *(len(batch.keys) for batch in batches)]).tolist()
+    kept = [
+        (int(rows[first + each.row]), each.place, each.text)
+        for first, batch in zip(firsts, batches, strict=False)
+        for each in batch.sentences
+        if decoded[first + each.row]
+    ]
+    owner, place, texts = zip(*kept, strict=True)
+    return SentenceMaps(tuple(texts), torch.tensor(owner), torch.tensor(place), _rows(batches, "maps"))
 
 
 def _parts(batches: Sequence[BatchFeatures], decoded: np.ndarray) -> dict[str, PartFeatures]:

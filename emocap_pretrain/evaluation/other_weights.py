@@ -26,7 +26,7 @@ def scores_of(restored: Restored, everyone: RankGroup, *, share: float | None = 
         share: The share of the trained weights in the weights of the model; None if these are not interpolated.
     """
     config = restored.config
-    embedder = Embedder(restored.model, restored.tokenizer)
+    embedder = Embedder.of(restored, str(restored.model.logit_scale.device))
     results = tasks.evaluate(config.evaluation, embedder, everyone, url=config.stored()["evaluation"]["url"])
     return OtherWeights(restored.weights, share, tuple(_scores_alone(each) for each in results))
 

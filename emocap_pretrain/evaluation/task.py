@@ -82,3 +82,13 @@ class Task(Protocol):
             ConfigError: If the data do not fit the settings.
         """
         ...
+
+
+@runtime_checkable
+class MapTask(Task, Protocol):
+    """A task that also needs the attention maps of the split `test` (`Features.maps`).
+
+    The model must have been trained with local sentences.
+    """
+
+    needs_maps: ClassVar[Literal[True]]

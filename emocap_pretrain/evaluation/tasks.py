@@ -29,9 +29,10 @@ from emocap_pretrain.evaluation.features import BatchFeatures, Extraction, Featu
 from emocap_pretrain.evaluation.few_shot import FewShot
 from emocap_pretrain.evaluation.linear_probe import LinearProbe
 from emocap_pretrain.evaluation.nearest import Nearest
+from emocap_pretrain.evaluation.region_grounding import RegionGrounding
 from emocap_pretrain.evaluation.retrieval import Retrieval
 from emocap_pretrain.evaluation.ridge_regression import RidgeRegression
-from emocap_pretrain.evaluation.task import SplitName, Task
+from emocap_pretrain.evaluation.task import MapTask, SplitName, Task
 from emocap_pretrain.evaluation.unit_detection import UnitDetection
 from emocap_pretrain.evaluation.zero_shot import ZeroShot
 from emocap_pretrain.inference.embedder import Embedder
@@ -53,6 +54,7 @@ TASKS: tuple[type[Task], ...] = (
     RidgeRegression,
     UnitDetection,
     Choice,
+    RegionGrounding,
 )
 DEFAULT = (ZeroShot,)  # The tasks if the settings name none.
 PREPARE_S = 20.0  # Seconds for which each task may read before a start. The ranks read the rest before the first step.
@@ -79,7 +81,7 @@ def tasks_of(settings: EvaluationConfig) -> list[Task]:
     return [known[name](settings) for name in names]
 
 
-def prepare(settings: EvaluationConfig, *, seconds: float | None = None) -> list[str]:
+def prepare(settings: EvaluationConfig, *, has_local: bool = True, seconds: float | None = None) -> list[str]:
     """Checks that the settings of every task fit the dataset, and returns notes for the user. One rank calls it.
 
     This function is called before training, so that a wrong label or class is reported before the first step and not
@@ -87,13 +89,15 @@ def prepare(settings: EvaluationConfig, *, seconds: float | None = None) -> list
 
     Args:
         settings: The evaluation settings. If they name no dataset, nothing is read.
+        has_local: Whether the model is, or will be, trained with local sentences.
         seconds: Each task may stop reading after this time; None reads everything.
 
     Raises:
-        ConfigError: If a task's settings do not fit its data.
+        ConfigError: If a task's settings do not fit its data, or it needs a model of local sentences.
         ShardsError: If the data cannot be read.
     """
     tasks = tasks_of(settings)
+    _check_maps(tasks, has_local=has_local)
     sources = sources_of(settings, tasks) if settings.url else {}
     _check_labels(settings, sources, seconds)
     return [note for task in tasks if sources for note in task.prepare(_of(task, sources), seconds=seconds)]
@@ -138,6 +142,21 @@ def _check_labels(
                 f"evaluation.{key}={name}: no sample of {sources['test'].address} has this label; its samples have "
                 f"{listed(found.names) if found.names else 'no labels'}."
             )
+
+
+def _check_maps(tasks: Sequence[Task], *, has_local: bool) -> bool:
+    """Returns whether a task needs attention maps.
+
+    Raises:
+        ConfigError: If there is one, and the model has none.
+    """
+    needing = [task.name for task in tasks if isinstance(task, MapTask)]
+    if needing and not has_local:
+        raise ConfigError(
+            f"evaluation.tasks: {needing[0]} needs a model that is trained with local sentences (objective.local above "
+            "0); leave it out."
+        )
+    return bool(needing)
 
 
 def _of(task: Task, splits: Mapping[SplitName, Value]) -> dict[SplitName, Value]:
@@ -210,10 +229,13 @@ def run(
         ConfigError, LostContact: As `evaluate` does.
     """
     parts = tuple(dict.fromkeys(part for task in tasks for part in task.parts))
+    with_maps = _check_maps(tasks, has_local=extraction.embedder.local is not None)
     needed = {split for task in tasks for split in task.splits}
     # The order of the splits is the same on all ranks.
     collected: dict[SplitName, list[BatchFeatures] | None] = {
-        split: (replace(extraction, parts=parts) if split == "test" else extraction).collect(source, world)
+        split: (replace(extraction, parts=parts, with_maps=with_maps) if split == "test" else extraction).collect(
+            source, world
+        )
         for split, source in sources.items()
         if split in needed
     }
@@ -228,7 +250,12 @@ def run(
         left_out, samples = features["test"].reasons(), samples_of(features["test"], by)
         found = [task.result(extraction.embedder, _of(task, features)) for task in tasks]
         return tuple(
-            replace(each, left_out=left_out, scored_samples=samples if each.outcomes else None) for each in found
+            replace(
+                each,
+                left_out=(*left_out, *each.left_out),
+                scored_samples=samples if each.outcomes else None,
+            )
+            for each in found
         )
 
     return world.run_on_main(results)

@@ -20,6 +20,8 @@ from torch.nn.functional import normalize
 
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.data.transform import center_crop
+from emocap_pretrain.inference.alignment import LocalAlignment
+from emocap_pretrain.interop.restore import Restored
 from emocap_pretrain.model.pair import TowerPair
 
 Crop: TypeAlias = UInt8[np.ndarray, "pixels pixels 3"]
@@ -34,13 +36,22 @@ class Embedder:
     bits of its vectors. So the samples that a task embeds together must not depend on the number of ranks
     (`Share.batches`).
 
+    `local` says how patches are compared with sentences; it is None for a model that was not trained to do so.
+
     Example:
-        restored = restore("runs/faces")
-        Embedder(restored.model, restored.tokenizer).texts(["a happy face"])
+        Embedder.of(restore("runs/faces"), "cpu").texts(["a happy face"])
     """
 
     model: TowerPair
     tokenizer: Tokenizer
+    local: LocalAlignment | None = None
+
+    @classmethod
+    def of(cls, restored: Restored, device: str) -> "Embedder":
+        """Returns a restored model on a device, to which its weights are moved."""
+        settings = restored.config
+        local = LocalAlignment.of(settings.objective, settings.model.text.lengths.local)
+        return cls(restored.model.to(device), restored.tokenizer, local)
 
     def cropped(self, sample: Sample) -> Sample:
         """Returns the sample with the central square of its image, resized to the size that the tower reads."""

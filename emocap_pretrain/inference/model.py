@@ -15,9 +15,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from emocap_kernels import region_attention
-from emocap_kernels.region.pooling import pooling_weights
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -25,8 +23,8 @@ from torch.nn.functional import interpolate
 from emocap_pretrain.config.location import RUN_PREFIX
 from emocap_pretrain.config.objective import ObjectiveConfig
 from emocap_pretrain.config.schema import EvaluationConfig
-from emocap_pretrain.data.patch_mask import patches_with_contrast
 from emocap_pretrain.errors import ConfigError, DataError
+from emocap_pretrain.inference.alignment import LocalAlignment
 from emocap_pretrain.inference.classes import (
     Classification,
     checked_templates,
@@ -34,7 +32,7 @@ from emocap_pretrain.inference.classes import (
     class_embeddings,
     words_of_classes,
 )
-from emocap_pretrain.inference.embedder import Crop, Embedder
+from emocap_pretrain.inference.embedder import Embedder
 from emocap_pretrain.inference.images import ImageSource, crops
 from emocap_pretrain.interop.export import portable
 from emocap_pretrain.interop.load import load_source
@@ -54,58 +52,6 @@ class EmbeddedImages(NamedTuple):
 
     indices: list[int]
     vectors: Float[np.ndarray, "images embedding"]
-
-
-@dataclass(frozen=True, slots=True)
-class LocalAlignment:
-    """Holds how a model compares patches with sentences.
-
-    Attributes:
-        sharpness: Inverse temperature of the softmax over the patches.
-        length: Largest number of tokens of a sentence.
-        contrast: Patches in which no colour channel varies by at least this much are ignored; None keeps all patches.
-        is_trained: Whether the model was trained to compare patches with sentences.
-    """
-
-    sharpness: float
-    length: int
-    contrast: int | None = None
-    is_trained: bool = True
-
-    @classmethod
-    def of(cls, objective: ObjectiveConfig, length: int) -> "LocalAlignment | None":
-        """Returns how a run compares patches with sentences; None if it was trained without the local loss.
-
-        Args:
-            objective: The objective of the run.
-            length: Largest number of tokens of a sentence.
-        """
-        if not objective.local:
-            return None
-        mask = objective.patch_mask
-        return cls(objective.sharpness, length, mask.contrast if mask else None)
-
-    def kept(self, crops: Sequence[Crop], patches: int) -> Bool[Tensor, "crops patches"] | None:
-        """Returns True for each patch that takes part in the comparison; None if all patches do."""
-        if self.contrast is None:
-            return None
-        channels = torch.from_numpy(np.stack([crop.transpose(2, 0, 1) for crop in crops]))
-        return patches_with_contrast(channels, patches, self.contrast)
-
-    def scores(
-        self,
-        crops: Sequence[Crop],
-        patches: Float[Tensor, "crops patches embedding"],
-        sentences: Float[Tensor, "sentences embedding"],
-    ) -> Float[Tensor, "crops sentences"]:
-        """Returns how well each sentence fits each image: the mean cosine of the patches, weighted by the attention.
-
-        These are the scores of the local loss with `scope=batch`, without the learned scale (docs/method.md, section
-        2). An image has the score 0 with every sentence if `contrast` ignores all of its patches.
-        """
-        similarity = torch.einsum("ipd,nd->nip", patches, sentences)
-        weights = pooling_weights(similarity, self.sharpness, self.kept(crops, patches.shape[1]))
-        return (weights * similarity).sum(-1).T.contiguous()
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,16 +95,14 @@ class EmotionModel:
         cosines = model.embed_images(["a.jpg", "b.png"]) @ model.embed_texts(["a happy face"]).T
     """
 
-    def __init__(self, embedder: Embedder, *, local: LocalAlignment | None = None, step: int | None = None) -> None:
+    def __init__(self, embedder: Embedder, *, step: int | None = None) -> None:
         """Makes a model from towers and their tokenizer.
 
         Args:
             embedder: The towers, in evaluation mode on their device, and the tokenizer.
-            local: How patches are compared with sentences; None for a model that was not trained to do so.
             step: The step of the checkpoint; None if there is none.
         """
         self._embedder = embedder
-        self._local = local
         self.step = step
         # The tokenizer keeps the length to which it cuts texts, so two threads must not use it at the same time.
         self._encoding = threading.Lock()
@@ -171,7 +115,7 @@ class EmotionModel:
     @property
     def local(self) -> LocalAlignment | None:
         """Returns how patches are compared with sentences; None if the model was not trained to do so."""
-        return self._local
+        return self._embedder.local
 
     @property
     def embedding_size(self) -> int:
@@ -287,16 +231,15 @@ class EmotionModel:
                 not a square grid.
             DataError: If the image cannot be read, or `sentence` is not a text.
         """
-        if self._local is None:
+        local = self.local
+        if local is None:
             raise ConfigError("the model was trained without local sentences (objective.local=0).")
         ((_, crop),) = crops([image], self.pixels)
         patches = self._embedder.patches([crop])
         with self._encoding:
-            sentences = self._embedder.sentences([_text(0, sentence)], self._local.length)
+            sentences = self._embedder.sentences([_text(0, sentence)], local.length)
         side = _side(patches.shape[1])
-        kept = self._local.kept([crop], patches.shape[1])
-        first = torch.zeros(1, dtype=torch.int64)
-        weights = region_attention(patches, sentences, first, sharpness=self._local.sharpness, patch_mask=kept)
+        weights = local.attention([crop], patches, sentences, torch.zeros(1, dtype=torch.int64))
         return AttentionMap(crop, _grid(weights[0], side), _grid(patches[0] @ sentences[0], side))
 
     def _joined(self, found: Sequence[Float[np.ndarray, "rows embedding"]]) -> Float[np.ndarray, "all embedding"]:
@@ -321,10 +264,7 @@ def load(
             raise ConfigError(f"source={name}: step and weights choose a checkpoint of a run: leave them out.")
         return _foreign(name, place, activation)
     restored = _restored(name, step, weights)
-    embedder = Embedder(restored.model.to(place), restored.tokenizer)
-    settings = restored.config
-    local = LocalAlignment.of(settings.objective, settings.model.text.lengths.local)
-    return EmotionModel(embedder, local=local, step=restored.step)
+    return EmotionModel(Embedder.of(restored, place), step=restored.step)
 
 
 def _restored(name: str, step: int | None, weights: Weights | None) -> Restored:
@@ -346,7 +286,7 @@ def _foreign(name: str, place: str, activation: Activation | None) -> EmotionMod
     # The projections of patches and sentences are copies of those of images and texts, so both can be compared.
     sharpness = ObjectiveConfig.model_validate({}).sharpness
     local = LocalAlignment(sharpness, found.settings.text.lengths.local, is_trained=False)
-    return EmotionModel(Embedder(found.model.to(place), found.tokenizer), local=local)
+    return EmotionModel(Embedder(found.model.to(place), found.tokenizer, local))
 
 
 def _device(wanted: Device) -> str:

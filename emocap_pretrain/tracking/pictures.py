@@ -1,4 +1,4 @@
-"""Draws the tracker's pictures: a preview of samples, confusion matrices, and curves of interpolated weights.
+"""Draws the tracker's pictures: a preview of samples, confusion matrices, curves of interpolated weights, and maps.
 
 Each picture contains the name of its run and the names of its datasets.
 """
@@ -10,11 +10,14 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 from emocap_shards.sample import Sample
+from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from emocap_pretrain.data.datasets import DatasetUse
+from emocap_pretrain.inference.model import AttentionMap
 from emocap_pretrain.run_folder.results import ConfusionMatrix, Curve
 
+MAP_PX, MAP_COLUMNS = 170, 28  # The side of an attention map, and the letters in a line below it.
 CELL_PX, FACE_PX, FONT_PX = 680, 240, 11  # The width of a sample's cell, the side of its image, the size of its text.
 
 
@@ -63,6 +66,58 @@ def _caption(sample: Sample) -> str:
     parts = [f"Global: {sample.caption.global_}", *(f"· {text}" for text in sample.caption.local)]
     parts.append(f"Summary: {sample.caption.summary}")
     return "\n".join(textwrap.fill(part, 62, subsequent_indent="  ") for part in parts)
+
+
+def attention_maps(faces: Sequence[tuple[str, Sequence[tuple[str, AttentionMap]]]], path: Path, *, of: str) -> None:
+    """Draws faces, each beside the attention maps of sentences, into the file `path` below the title `of`.
+
+    Each face is a row: first the image as the tower has read it, then one picture for each sentence, in which bright
+    colours are large weights. Each map has its own scale of colours, so the largest weight is printed below it.
+
+    Args:
+        faces: The name of each face, and its sentences with their maps. Every face has at least one.
+        path: The file that is written.
+        of: The title, which names the model and the data; `subject` returns such a line.
+    """
+    font = ImageFont.truetype(Path(mpl.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", FONT_PX)
+    rows = [
+        [_labelled(maps[0][1].image, textwrap.fill(name, MAP_COLUMNS), font)]
+        + [_labelled(_overlay(found), _map_text(sentence, found), font) for sentence, found in maps]
+        for name, maps in faces
+    ]
+    head = f"{of}\nAttention maps: bright colours are large weights; each map has its own scale of colours."
+    top = 4 * FONT_PX
+    width = max(sum(cell.width for cell in row) for row in rows)
+    page = Image.new(
+        "RGB", (max(width, 60 * FONT_PX), top + sum(max(cell.height for cell in row) for row in rows)), "white"
+    )
+    ImageDraw.Draw(page).multiline_text((FONT_PX, FONT_PX // 2), head, "black", font)
+    for row in rows:
+        for column, cell in enumerate(row):
+            page.paste(cell, (column * cell.width, top))
+        top += max(cell.height for cell in row)
+    page.save(path)
+
+
+def _overlay(found: AttentionMap) -> UInt8[np.ndarray, "pixels pixels 3"]:
+    """Returns the image with the map above it."""
+    colours = mpl.colormaps["inferno"](found.resized())[..., :3] * 255
+    return np.rint(0.45 * found.image + 0.55 * colours).astype(np.uint8)
+
+
+def _map_text(sentence: str, found: AttentionMap) -> str:
+    shares = f"largest weight {found.weights.max():.1%} (uniform {1 / found.weights.size:.1%})"
+    return textwrap.fill(sentence, MAP_COLUMNS) + "\n" + textwrap.fill(shares, MAP_COLUMNS)
+
+
+def _labelled(image: UInt8[np.ndarray, "height width 3"], text: str, font: ImageFont.FreeTypeFont) -> Image.Image:
+    """Returns a picture of an image with a text below it."""
+    words = FONT_PX, FONT_PX // 2 + MAP_PX
+    _, _, _, bottom = ImageDraw.Draw(Image.new("RGB", (1, 1))).multiline_textbbox(words, text, font)
+    cell = Image.new("RGB", (MAP_PX + 2 * FONT_PX, int(bottom) + FONT_PX), "white")
+    cell.paste(Image.fromarray(image).resize((MAP_PX, MAP_PX), Image.Resampling.BILINEAR), (FONT_PX, 0))
+    ImageDraw.Draw(cell).multiline_text(words, text, "black", font)
+    return cell
 
 
 def confusion(matrix: ConfusionMatrix, path: Path, *, of: str) -> None:

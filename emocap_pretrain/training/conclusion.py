@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 from emocap_shards.mask import masked
 from emocap_shards.store import Store
@@ -22,7 +22,8 @@ from emocap_pretrain.checkpoint.manifest import newest as newest_checkpoint
 from emocap_pretrain.checkpoint.state import Progress
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.data.datasets import evaluation_data
-from emocap_pretrain.evaluation import tasks
+from emocap_pretrain.evaluation import look, tasks
+from emocap_pretrain.evaluation.look import MappedFace
 from emocap_pretrain.evaluation.other_weights import curve, scores_of
 from emocap_pretrain.inference.embedder import Embedder
 from emocap_pretrain.interop.restore import Restored, has_start, restore, restore_start
@@ -64,7 +65,7 @@ def prepare_tasks(config: Config, store: Store) -> None:
         ConfigError: If the settings of a task do not fit the data.
     """
     if not tasks.were_prepared(newest_checkpoint(store), config.stored()["evaluation"]):
-        tasks.prepare(config.evaluation)
+        tasks.prepare(config.evaluation, has_local=config.objective.local > 0)
 
 
 def conclude(
@@ -81,10 +82,10 @@ def conclude(
     config, stored, step = session.config, session.config.stored(), session.engine.step
     # All ranks evaluate. From here on the other ranks have nothing to do, and no collective follows.
     if step:
-        weights, results = evaluate_checkpoint(config, everyone, session.world.device)
+        weights, results, maps = evaluate_checkpoint(config, everyone, session.world.device, with_maps=True)
         other_weights = _evaluate_other_weights(config, everyone, session.world.device)
     else:
-        weights, results, other_weights = "raw", before_training, ()
+        weights, results, maps, other_weights = "raw", before_training, (), ()
     if not session.world.is_main:
         return
     report = Report(
@@ -108,6 +109,7 @@ def conclude(
     # First the tracker gets everything, then what it has not received is stored, and last the report is written. After
     # a crash in between, the next attempt does all of it again.
     _track_report(session.tracker, config, report)
+    track_maps(session.tracker, config, maps, step)
     # The report ends the run, so all that the tracker has not received is stored before it.
     session.keep_unsent([row("status", 0, {"status": "FINISHED"})])
     RunFolder(session.store).write_report(report)
@@ -143,14 +145,14 @@ def evaluate_again(
     results in a new run, and `run.json` and the report in the folder get the id of this new run. No attempt begins, so
     the output of `emocap status` stays the same.
     """
-    weights, results = evaluate_checkpoint(config, everyone, device)
+    weights, results, maps = evaluate_checkpoint(config, everyone, device, with_maps=True)
     other_weights = _evaluate_other_weights(config, everyone, device)
     report = RunFolder(store).report(config.steps) if everyone.is_main else None
     if report:
         before_training = before_training if report.step else ()
         report = replace(report, weights=weights, results=results, other_weights=other_weights)
         report = replace(report, before_training=before_training)
-        _replace_results(config, store, report)
+        _replace_results(config, store, report, maps)
 
 
 def track(
@@ -194,6 +196,22 @@ def track_other_weights(tracker: Tracker, config: Config, other_weights: Sequenc
             tracker.log_picture("pictures/interpolation.png", path)
 
 
+def track_maps(tracker: Tracker, config: Config, maps: Sequence[MappedFace], step: int) -> None:
+    """Sends a picture of attention maps to the tracker, if there are any.
+
+    Only rank 0 calls this function, which imports matplotlib.
+    """
+    from emocap_pretrain.tracking import pictures
+
+    if maps:
+        data = evaluation_data(config.evaluation, config.stored()["evaluation"])
+        with TemporaryDirectory(prefix="emocap-") as folder:
+            path = Path(folder) / "maps.png"
+            rows = [(face.name, face.maps) for face in maps]
+            pictures.attention_maps(rows, path, of=pictures.subject(config.name, data, step=step))
+            tracker.log_picture("pictures/maps.png", path)
+
+
 def evaluated(restored: Restored, everyone: RankGroup, device: str) -> tuple[TaskResult, ...]:
     """Returns the results of the config's evaluation tasks for the restored model, on every rank. This is a collective.
 
@@ -208,24 +226,35 @@ def evaluated(restored: Restored, everyone: RankGroup, device: str) -> tuple[Tas
         for cut in tasks.cut_prompts(config.evaluation, restored.tokenizer, config.model.text.lengths):
             if cut.cut:
                 log.warning("texts that are cut: %s", cut)
-    embedder = Embedder(restored.model.to(device), restored.tokenizer)
+    embedder = Embedder.of(restored, device)
     return tasks.evaluate(config.evaluation, embedder, everyone, url=config.stored()["evaluation"]["url"])
 
 
+class EvaluatedCheckpoint(NamedTuple):
+    """Holds the results of a checkpoint, and on rank 0, if they are wanted, the attention maps of a few samples."""
+
+    weights: Weights
+    results: tuple[TaskResult, ...]
+    maps: Sequence[MappedFace] = ()
+
+
 def evaluate_checkpoint(
-    config: Config, everyone: RankGroup, device: str, *, step: int | None = None
-) -> tuple[Weights, tuple[TaskResult, ...]]:
+    config: Config, everyone: RankGroup, device: str, *, step: int | None = None, with_maps: bool = False
+) -> EvaluatedCheckpoint:
     """Evaluates the checkpoint of a step on all ranks; None takes the newest one. This is a collective.
 
     Returns:
         Which weights of the checkpoint were evaluated, and the results; no results if the config names no evaluation
         dataset. A run that keeps a moving average of its weights evaluates the average.
     """
-    if config.evaluation.url is None:
-        return "raw", ()
+    url = config.evaluation.url
+    if url is None:
+        return EvaluatedCheckpoint("raw", ())
     # Rank 0 alone reads the checkpoint and broadcasts it; otherwise a thousand ranks would each read the weights.
     restored = everyone.run_on_main(lambda: restore(config.url, step=step, config=config))
-    return restored.weights, evaluated(restored, everyone, device)
+    results = evaluated(restored, everyone, device)
+    maps = look.of_run(Embedder.of(restored, device), url) if with_maps and everyone.is_main else []
+    return EvaluatedCheckpoint(restored.weights, results, maps)
 
 
 def _evaluate_other_weights(config: Config, everyone: RankGroup, device: str) -> tuple[OtherWeights, ...]:
@@ -254,8 +283,8 @@ def _evaluate_other_weights(config: Config, everyone: RankGroup, device: str) ->
     return found + curve(trained, start.to(device).state_dict(), shares, everyone)
 
 
-def _replace_results(config: Config, store: Store, report: Report) -> None:
-    """Tracks and writes the report of a finished run, whose results are new."""
+def _replace_results(config: Config, store: Store, report: Report, maps: Sequence[MappedFace]) -> None:
+    """Tracks and writes the report of a finished run, whose results are new, and tracks the attention maps."""
     from emocap_pretrain.tracking.mlflow_tracker import MlflowTracker
 
     # No attempt has begun, so the tracker gets the number of the newest one. In a copy, a new run in MLflow is made, as
@@ -273,6 +302,7 @@ def _replace_results(config: Config, store: Store, report: Report) -> None:
         report = replace(report, evaluation=config.stored()["evaluation"])
         report = replace(report, experiment_id=tracker.experiment_id or report.experiment_id)
         _track_report(tracker, config, report)
+        track_maps(tracker, config, maps, report.step)
         RunFolder(store).write_report(report)
     # The run stays finished, whatever happened here: its earlier report is complete.
     finally:

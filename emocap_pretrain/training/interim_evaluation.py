@@ -62,7 +62,7 @@ def _results_of(config: Config, store: Store, everyone: RankGroup, device: str, 
         return known
     if everyone.is_main:
         log.info("evaluating the model as it was before the first step" if step == 0 else f"evaluating step {step}")
-    _, results = evaluate_checkpoint(config, everyone, device, step=step)
+    results = evaluate_checkpoint(config, everyone, device, step=step).results
     everyone.run_on_main(lambda: _keep(config, store, step, results))
     return results
 

@@ -1,0 +1,139 @@
+"""Finds the regions of the faces of a packed dataset, and the region that each local sentence is about.
+
+There are two sources. A rendered face is drawn from a seed and an index, which are its key; the face is made again from
+them, and its caption must be the one that is packed. For photographs, launch/landmarks.py finds the points of the face
+mesh. The region of a sentence follows from its words (`grammar/recognition.py`).
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from emocap_shards.annotation import load_annotation
+from emocap_shards.decode import decode_image
+from emocap_shards.library import Library
+from emocap_shards.local_files import open_regular
+from emocap_shards.sample import Caption, Encoded
+from emocap_shards.writing.row import key_of
+
+from emocap_pretrain.captions.ferplus import mesh
+from emocap_pretrain.captions.grammar.recognition import area_of
+from emocap_pretrain.captions.rendered import regions as rendered
+from emocap_pretrain.captions.rendered.captioner import caption as caption_of
+from emocap_pretrain.captions.rendered.dataset import sample_face
+from emocap_pretrain.data.regions import FaceRegions, Outline
+from emocap_pretrain.errors import DataError
+
+Areas = Mapping[str, tuple[Outline, ...]]
+_KEY = re.compile(r"(\d{4,10})-(\d{8,10})")
+_TOGETHER = 256  # Samples that are read together.
+
+
+@dataclass(slots=True)
+class Missing:
+    """Counts the samples of a dataset without regions, and the sentences whose region is not known.
+
+    Attributes:
+        samples: Number of samples that are left out.
+        sentences: Number of local sentences of the other samples that name no region of the face.
+        examples: Some of the left out keys.
+    """
+
+    samples: int = 0
+    sentences: int = 0
+    examples: list[str] = field(default_factory=list[str])
+
+
+def find(
+    url: str, areas_of: Callable[[Encoded, Caption], Areas | None], missing: Missing
+) -> Iterator[tuple[str, FaceRegions]]:
+    """Yields the key and the regions of each sample of a dataset in the order of its manifest.
+
+    Args:
+        url: The dataset.
+        areas_of: Returns the regions of a sample with this first caption; None if they are not known.
+        missing: Counts what is left out.
+
+    Raises:
+        DamagedSample: If a sample is damaged.
+    """
+    for sample in _samples(url):
+        caption = load_annotation(sample.annotation)[0][0]
+        areas = areas_of(sample, caption)
+        if not areas:
+            missing.samples += 1
+            missing.examples.extend([sample.key] * (len(missing.examples) < 3))
+            continue
+        named = [area_of(sentence) for sentence in caption.local]
+        missing.sentences += named.count(None)
+        # A region that the face does not have, such as one outside of the picture, has no sentence either.
+        yield sample.key, FaceRegions(areas, tuple(each if each in areas else None for each in named))
+
+
+def _samples(url: str) -> Iterator[Encoded]:
+    library = Library.open(url)
+    numbers = iter(range(sum(library.samples)))
+    while some := list(islice(numbers, _TOGETHER)):
+        for sample in library.fetch(np.array(some), direct=True):
+            if isinstance(sample, Exception):
+                raise sample
+            yield sample
+
+
+def of_rendered(sample: Encoded, caption: Caption) -> Areas | None:
+    """Returns the regions of a rendered face; None if the renderer of this version does not make this sample."""
+    match = _KEY.fullmatch(sample.key)
+    if match is None:
+        return None
+    face = sample_face(int(match[1]), int(match[2]))
+    return rendered.areas(face) if caption_of(face) == caption else None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Landmarks:
+    """Holds the landmarks that launch/landmarks.py has written, by the keys of the samples."""
+
+    points: Mapping[str, np.ndarray]
+
+    @classmethod
+    def read(cls, path: Path) -> "Landmarks":
+        """Reads the file.
+
+        A row is found by the key that `emocap pack` gives to its image, or by the name of the file without suffix.
+
+        Raises:
+            DataError: If it has not the arrays of launch/landmarks.py.
+        """
+        names, landmarks = read_landmarks(path)
+        rows = dict(zip(names, landmarks, strict=True))
+        return cls(
+            {Path(name).stem: row for name, row in rows.items()} | {key_of(name): row for name, row in rows.items()}
+        )
+
+    def of(self, sample: Encoded, caption: Caption) -> Areas | None:  # noqa: ARG002 - the regions of a photograph do not depend on its caption
+        """Returns the regions of a photograph; None if no face was found in it."""
+        found = self.points.get(sample.key)
+        if found is None or not np.isfinite(found).all():
+            return None
+        height, width = decode_image(sample.image).shape[:2]
+        return mesh.areas(found, width_px=width, height_px=height)
+
+
+def read_landmarks(path: Path) -> tuple[Sequence[str], np.ndarray[Any, Any]]:
+    """Returns the names of the images and their landmarks [images, 478, 3] of a file of launch/landmarks.py.
+
+    Raises:
+        DataError: If it has not these arrays.
+    """
+    try:
+        with open(open_regular(path), "rb") as file, np.load(file, allow_pickle=False) as stored:  # noqa: PTH123 - a descriptor
+            names, landmarks = stored["name"], stored["landmarks"]
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise DataError(f"{path} cannot be read as a file of launch/landmarks.py: {error}.") from error
+    if names.ndim != 1 or landmarks.shape != (len(names), 478, 3) or landmarks.dtype.kind != "f":
+        raise DataError(f"{path} has landmarks of the shape {list(landmarks.shape)}, not [images, 478, 3].")
+    return [str(name) for name in names], landmarks

@@ -1,0 +1,71 @@
+"""Computes attention maps of some samples of a dataset, for a picture: each face with sentences about it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from emocap_shards.decode import decode_image
+from emocap_shards.errors import ShardsError
+
+from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.evaluation.examples import EncodedImage, Example, PackedSource
+from emocap_pretrain.inference.embedder import Embedder
+from emocap_pretrain.inference.images import ImageSource
+from emocap_pretrain.inference.model import AttentionMap, EmotionModel
+
+FACES, SENTENCES = 6, 4  # In the picture of a run: faces, and the most sentences of each.
+
+
+@dataclass(frozen=True, slots=True)
+class MappedFace:
+    """Holds the attention maps of one image: each sentence with its map. `name` is the key of a sample, or a path."""
+
+    name: str
+    maps: tuple[tuple[str, AttentionMap], ...]
+
+
+def looked_at(model: EmotionModel, name: str, image: ImageSource, sentences: Sequence[str]) -> MappedFace:
+    """Returns the maps of one image.
+
+    Raises:
+        ConfigError: If the model has no maps (`EmotionModel.attention_map`).
+        DataError: If the image cannot be read.
+    """
+    return MappedFace(name, tuple((sentence, model.attention_map(image, sentence)) for sentence in sentences))
+
+
+def samples(model: EmotionModel, url: str, count: int, sentences: Sequence[str] = ()) -> list[MappedFace]:
+    """Returns the maps of the first samples of a dataset.
+
+    Args:
+        model: The model.
+        url: The dataset.
+        count: The largest number of samples. Samples without a sentence are left out.
+        sentences: The sentences; if there are none, those are taken that the first caption of each sample has.
+
+    Raises:
+        ConfigError: If the model has no maps.
+        ShardsError: If the dataset cannot be read.
+    """
+    source = PackedSource(url)
+    examples = source.examples(range(min(count, len(source))))
+    found: list[MappedFace] = []
+    for example in examples:
+        if isinstance(example, Example) and isinstance(example.content, EncodedImage):
+            chosen = sentences or example.captions[0].local[:SENTENCES]
+            if chosen:
+                found.append(looked_at(model, example.key, decode_image(example.content.data), chosen))
+    return found
+
+
+def of_run(embedder: Embedder, url: str) -> list[MappedFace]:
+    """Returns the maps of a few samples with their own sentences; none if the model has no maps.
+
+    A run calls this at its end, where a picture that cannot be made must not end it.
+    """
+    try:
+        return samples(EmotionModel(embedder), url, FACES) if embedder.local else []
+    except (
+        ConfigError,
+        ShardsError,
+    ):  # Patches that are not a square grid, or damage that the evaluation has left out.
+        return []

@@ -1,0 +1,257 @@
+"""Measures whether the attention map of a local sentence lies in the region of the face that the sentence is about.
+
+The file regions.jsonl of the dataset (`data/regions.py`) says where the regions of each face lie, and what each
+sentence is about. A map has a weight `w[p]` for each patch `p`, and the weights sum to 1. `c[p]` is the share of the
+patch that the region covers, and the mean of `c` is the area share of the region. Three measures are computed for each
+sentence:
+
+- The pointing game asks whether the point with the largest weight lies in the region (Zhang et al. 2016, "Top-down
+  Neural Attention by Excitation Backprop"). They allow a distance of 15 pixels. Here the point is drawn at random in
+  the patch with the largest weight, so the value is `c` of this patch. There is no tolerance, because patches are
+  larger than 15 pixels. If several patches have the largest weight, the value is the mean of their `c`.
+- The attention in the region is `sum(w * c)`, the share of the weights that lies in it. The weight of a patch counts as
+  spread evenly over the patch. Wang et al. 2020 ("Score-CAM") call this the energy-based pointing game.
+- The average precision is that of scikit-learn for the points of the image, each ranked by the weight of its patch,
+  with the points of the region as the right ones.
+
+A uniform map has the area share of the region in all three. The second floor is the map of another sentence about the
+same face: if a map only shows where the face is, it lies in the region as much as that of any other sentence.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+from emocap_shards.inspecting.wording import counted
+from jaxtyping import Float, Int
+
+from emocap_pretrain.benchmarks.card import TargetKind
+from emocap_pretrain.config.schema import EvaluationConfig
+from emocap_pretrain.data.parts import Part
+from emocap_pretrain.data.patch_mask import patches_along_a_side
+from emocap_pretrain.data.regions import FaceRegions, coverage, has_regions, read_regions
+from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.evaluation.examples import ExampleSource
+from emocap_pretrain.evaluation.features import Features, SentenceMaps
+from emocap_pretrain.evaluation.intervals import LEVEL, draws
+from emocap_pretrain.evaluation.task import SplitName
+from emocap_pretrain.inference.embedder import Embedder
+from emocap_pretrain.run_folder.results import Baseline, Score, TaskResult
+
+MEASURES: Mapping[str, str] = {
+    "attention": "attention in the region",
+    "pointing": "pointing game",
+    "average_precision": "average precision of maps",
+}
+"""The titles of the measures by their names, in the order of the columns of `measures`."""
+
+Measures = Float[np.ndarray, "measures"]
+NO_FILE, NO_REGION = "faces without known regions", "local sentences without a known region"
+NO_MAP = "local sentences whose map or region is empty"
+
+
+def measures(weights: Float[np.ndarray, " patches"], covered: Float[np.ndarray, " patches"]) -> Measures:
+    """Returns the attention in the region, the pointing game and the average precision of one map.
+
+    Args:
+        weights: The weights of the patches, which sum to 1.
+        covered: The share of each patch that lies in the region. At least one is above 0.
+
+    >>> measures(np.array([0.8, 0.2]), np.array([0.5, 0.0])).tolist()
+    [0.4, 0.5, 0.5]
+    """
+    from sklearn.metrics import average_precision_score
+
+    # Each patch has points inside and outside of the region, which all have its weight.
+    inside = np.repeat([1, 0], len(weights))
+    shares = np.concatenate([covered, 1 - covered])
+    precision = average_precision_score(inside, np.tile(weights, 2), sample_weight=shares)
+    return np.array([weights @ covered, covered[weights == weights.max()].mean(), precision])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scored:
+    """Holds the measures of the sentences of a dataset.
+
+    Attributes:
+        owner: The row of the image of each sentence.
+        region: The number of its region in `names`.
+        names: The names of the regions that sentences are about.
+        own: The measures of its own map.
+        shuffled: The mean measures of the maps of the sentences about other regions of the same face; NaN if there are
+            none.
+        areas: The area share of its region.
+        ceiling: The largest share of a patch that the region covers: no map has a larger value in the pointing game, or
+            more of its weight in the region.
+        left_out: Number of sentences and faces that are left out, by the reason.
+    """
+
+    owner: Int[np.ndarray, " sentences"]
+    region: Int[np.ndarray, " sentences"]
+    names: tuple[str, ...]
+    own: Float[np.ndarray, "sentences measures"]
+    shuffled: Float[np.ndarray, "sentences measures"]
+    areas: Float[np.ndarray, " sentences"]
+    ceiling: Float[np.ndarray, " sentences"]
+    left_out: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RegionGrounding:
+    """Implements the task. Its dataset needs local sentences and the file regions.jsonl."""
+
+    settings: EvaluationConfig
+    name: ClassVar[str] = "region_grounding"
+    charts: ClassVar[tuple[tuple[str, ...], ...]] = (("attention", "attention_shuffled"), ("pointing",))
+    splits: ClassVar[tuple[SplitName, ...]] = ("test",)
+    targets: ClassVar[tuple[TargetKind, ...]] = ()
+    parts: ClassVar[tuple[Part, ...]] = ()
+    about: ClassVar[str] = "whether the attention map of a sentence lies in its region of the face (emocap regions)"
+    needs_maps: ClassVar[Literal[True]] = True
+
+    def prompts(self) -> Sequence[str]:
+        return ()
+
+    def prepare(self, sources: Mapping[SplitName, ExampleSource], *, seconds: float | None = None) -> Sequence[str]:  # noqa: ARG002 - it reads no sample
+        if not has_regions(self._url):
+            where = sources["test"].address
+            raise ConfigError(f"{where} has no regions.jsonl: write it with `emocap regions {where}`.")
+        return ()
+
+    def result(self, embedder: Embedder, features: Mapping[SplitName, Features]) -> TaskResult:
+        test = features["test"]
+        if test.maps is None:
+            raise ConfigError(f"{self.settings.url} has no local sentences, which the maps need.")
+        patches_along_a_side(test.maps.weights.shape[1], embedder.model.pixels)
+        found = scored(test.keys, test.maps, read_regions(self._url))
+        if not found.names:
+            raise ConfigError(f"{self.settings.url}: no local sentence has a known region.")
+        # Persons or clips are drawn as wholes, like in the other tasks.
+        groups = test.groups or (None,) * len(test)
+        return TaskResult(
+            self.name, len(np.unique(found.owner)), tuple(_scores(found, groups)), left_out=found.left_out
+        )
+
+    @property
+    def _url(self) -> str:
+        if self.settings.url is None:
+            raise ConfigError("evaluation.url: the regions lie in a packed dataset; give one.")
+        return self.settings.url
+
+
+def scored(keys: Sequence[str], maps: SentenceMaps, regions: Mapping[str, FaceRegions]) -> Scored:
+    """Computes the measures of all sentences.
+
+    Args:
+        keys: The keys of the examples.
+        maps: Their maps, of square grids of patches.
+        regions: The regions of each face by its key.
+    """
+    side = round(maps.weights.shape[1] ** 0.5)
+    weights = maps.weights.double().numpy()
+    of_face: dict[int, list[int]] = {}
+    for number, row in enumerate(maps.owner.tolist()):
+        of_face.setdefault(row, []).append(number)
+    rows: list[tuple[int, str, Measures, Measures, float, float]] = []
+    faces = unnamed = empty = 0
+    for row, numbers in of_face.items():
+        face = regions.get(keys[row])
+        if face is None:
+            faces += 1
+            continue
+        areas = {name: coverage(outlines, side) for name, outlines in face.areas.items()}
+        about = {number: _named(face, int(maps.place[number])) for number in numbers}
+        for number, name in about.items():
+            if name is None:
+                unnamed += 1
+            elif not (covered := areas[name]).any() or not weights[number].any():
+                empty += 1
+            else:
+                others = [other for other, its in about.items() if its not in {None, name} and weights[other].any()]
+                shuffled = [measures(weights[other], covered) for other in others]
+                mean = np.mean(shuffled, axis=0) if shuffled else np.full(len(MEASURES), np.nan)
+                own = measures(weights[number], covered)
+                rows.append((row, name, own, mean, float(covered.mean()), float(covered.max())))
+    counts = ((NO_FILE, faces), (NO_REGION, unnamed), (NO_MAP, empty))
+    names = tuple(sorted({name for _, name, *_ in rows}))
+    owner, region, own, shuffled, areas, ceiling = zip(*rows, strict=True) if rows else [()] * 6
+    return Scored(
+        owner=np.array(owner, dtype=np.int64),
+        region=np.array([names.index(name) for name in region], dtype=np.int64),
+        names=names,
+        own=np.array(own),
+        shuffled=np.array(shuffled),
+        areas=np.array(areas),
+        ceiling=np.array(ceiling),
+        left_out=tuple((reason, count) for reason, count in counts if count),
+    )
+
+
+def _named(face: FaceRegions, place: int) -> str | None:
+    return face.local[place] if place < len(face.local) else None
+
+
+def _scores(found: Scored, groups: Sequence[str | None]) -> list[Score]:
+    """Returns the scores: the mean over the regions of each measure, beside both floors, and each region alone.
+
+    A mean over the regions counts each region equally, however many sentences are about it.
+    """
+    values = np.stack([found.own, found.shuffled, found.own - found.shuffled], axis=1)
+    found_means = means_of_regions(values, found, groups)
+    areas, ceilings = (
+        means_of_regions(each[:, None], found)[0][:, 0].tolist() for each in (found.areas, found.ceiling)
+    )
+
+    def score(name: str, title: str, at: tuple[int, int, int], baseline: Baseline | None = None) -> Score:
+        value, low, high = (float(each[at]) for each in found_means)
+        return Score(name, title, value, baseline, is_share=not name.endswith("_difference")).within((low, high))
+
+    scores: list[Score] = []
+    for column, (name, title) in enumerate(MEASURES.items()):
+        note = "" if name == "average_precision" else f"at most {ceilings[-1]:.1%}"
+        scores.append(score(name, title, (-1, 0, column), Baseline("uniform map", areas[-1], note)))
+        if np.isfinite(found.shuffled).any():
+            scores.append(score(f"{name}_shuffled", f"{title}, other sentence", (-1, 1, column)))
+            scores.append(score(f"{name}_difference", f"{title}, difference", (-1, 2, column)))
+    for number, region in enumerate(found.names):
+        note = counted(int((found.region == number).sum()), "sentence")
+        for column, (name, title) in enumerate(MEASURES.items()):
+            uniform = Baseline("uniform map", areas[number], note)
+            scores.append(score(f"{name}/{region}", f"{region}: {title}", (number, 0, column), uniform))
+    return scores
+
+
+def means_of_regions(
+    values: Float[np.ndarray, "sentences ..."], found: Scored, groups: Sequence[str | None] | None = None
+) -> tuple[Float[np.ndarray, "rows ..."], ...]:
+    """Returns the mean of each region, and in the last row the mean over the regions, of values that may be NaN.
+
+    With `groups`, which name the person of each image, it also returns the bounds of the bootstrap intervals. Whole
+    images, or whole persons, are drawn.
+    """
+    kept = np.isfinite(values)
+    filled = np.where(kept, values, 0.0)
+    images = int(found.owner.max()) + 1 if groups is None else len(groups)
+    shape = (images, len(found.names), *values.shape[1:])
+    sums, counts = np.zeros(shape), np.zeros(shape)
+    np.add.at(sums, (found.owner, found.region), filled)
+    np.add.at(counts, (found.owner, found.region), kept)
+
+    def means(weights: Float[np.ndarray, "draws images"]) -> Float[np.ndarray, "draws rows ..."]:
+        total, number = (np.tensordot(weights, each, axes=1) for each in (sums, counts))
+        of_regions = np.where(number > 0, total / np.maximum(number, 1e-12), np.nan)
+        known = np.isfinite(of_regions)
+        mean = np.where(known, of_regions, 0).sum(1) / np.maximum(known.sum(1), 1)
+        mean = np.where(known.any(1), mean, np.nan)
+        return np.concatenate([of_regions, mean[:, None]], axis=1)
+
+    whole = means(np.ones((1, images)))[0]
+    if groups is None:
+        return (whole,)
+    drawn = np.concatenate([means(weights) for weights in draws(groups)])
+    bounds = [np.full(whole.shape, np.nan) for _ in range(2)]
+    some = np.isfinite(drawn).any(0)
+    for bound, level in zip(bounds, ((1 - LEVEL) / 2, (1 + LEVEL) / 2), strict=True):
+        bound[some] = np.nanquantile(drawn[:, some], level, axis=0)
+    return whole, *bounds

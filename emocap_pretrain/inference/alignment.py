@@ -1,0 +1,88 @@
+"""Defines how a model compares patches with local sentences: which patches take part, and with which weights."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from emocap_kernels import region_attention
+from emocap_kernels.region.pooling import pooling_weights
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+from emocap_pretrain.config.objective import ObjectiveConfig
+from emocap_pretrain.data.patch_mask import patches_with_contrast
+
+Square = UInt8[np.ndarray, "pixels pixels 3"]
+
+
+@dataclass(frozen=True, slots=True)
+class LocalAlignment:
+    """Holds how a model compares patches with sentences.
+
+    Attributes:
+        sharpness: Inverse temperature of the softmax over the patches.
+        length: Largest number of tokens of a sentence.
+        contrast: Patches in which no colour channel varies by at least this much are ignored; None keeps all patches.
+        is_trained: Whether the model was trained to compare patches with sentences.
+    """
+
+    sharpness: float
+    length: int
+    contrast: int | None = None
+    is_trained: bool = True
+
+    @classmethod
+    def of(cls, objective: ObjectiveConfig, length: int) -> "LocalAlignment | None":
+        """Returns how a run compares patches with sentences; None if it was trained without the local loss.
+
+        Args:
+            objective: The objective of the run.
+            length: Largest number of tokens of a sentence.
+        """
+        if not objective.local:
+            return None
+        mask = objective.patch_mask
+        return cls(objective.sharpness, length, mask.contrast if mask else None)
+
+    def kept(self, crops: Sequence[Square], patches: int) -> Bool[Tensor, "crops patches"] | None:
+        """Returns True for each patch that takes part in the comparison; None if all patches do."""
+        if self.contrast is None:
+            return None
+        channels = torch.from_numpy(np.stack([crop.transpose(2, 0, 1) for crop in crops]))
+        return patches_with_contrast(channels, patches, self.contrast)
+
+    def scores(
+        self,
+        crops: Sequence[Square],
+        patches: Float[Tensor, "crops patches embedding"],
+        sentences: Float[Tensor, "sentences embedding"],
+    ) -> Float[Tensor, "crops sentences"]:
+        """Returns how well each sentence fits each image: the mean cosine of the patches, weighted by the attention.
+
+        These are the scores of the local loss with `scope=batch`, without the learned scale (docs/method.md, section
+        2). An image has the score 0 with every sentence if `contrast` ignores all of its patches.
+        """
+        similarity = torch.einsum("ipd,nd->nip", patches, sentences)
+        weights = pooling_weights(similarity, self.sharpness, self.kept(crops, patches.shape[1]))
+        return (weights * similarity).sum(-1).T.contiguous()
+
+    def attention(
+        self,
+        crops: Sequence[Square],
+        patches: Float[Tensor, "crops patches embedding"],
+        sentences: Float[Tensor, "sentences embedding"],
+        image: Int[Tensor, " sentences"],
+    ) -> Float[Tensor, "sentences patches"]:
+        """Returns the weight of each patch of an image for a sentence: its attention map.
+
+        The weights sum to 1, or to 0 if `contrast` ignores all patches of the image.
+
+        Args:
+            crops: The images.
+            patches: The unit vectors of their patches.
+            sentences: The unit vectors of the sentences.
+            image: The row of the image of each sentence.
+        """
+        kept = self.kept(crops, patches.shape[1])
+        return region_attention(patches, sentences, image, sharpness=self.sharpness, patch_mask=kept)

@@ -1,0 +1,162 @@
+"""Tests the scores of attention maps against maps whose place is known, and against scikit-learn."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from evaluation_jobs import embedder_of
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score
+
+from emocap_pretrain.captions.regions import Missing, find, of_rendered
+from emocap_pretrain.config.objective import ObjectiveConfig
+from emocap_pretrain.config.schema import Config, EvaluationConfig
+from emocap_pretrain.data.regions import REGIONS_FILE, FaceRegions, write_regions
+from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.evaluation import tasks
+from emocap_pretrain.evaluation.examples import Example, PackedSource
+from emocap_pretrain.evaluation.features import Extraction, SentenceMaps, joined
+from emocap_pretrain.evaluation.region_grounding import RegionGrounding, means_of_regions, measures, scored
+from emocap_pretrain.inference.alignment import LocalAlignment
+from emocap_pretrain.inference.embedder import Embedder
+from emocap_pretrain.inference.model import EmotionModel
+from emocap_pretrain.ranks.group import RankGroup
+from emocap_pretrain.ranks.info import Rank
+from emocap_pretrain.run_folder.results import Score, TaskResult
+
+ALONE = RankGroup(Rank(), "cpu", None)
+LEFT, RIGHT = (0, 0, 500, 0, 500, 1000, 0, 1000), (500, 0, 1000, 0, 1000, 1000, 500, 1000)
+FACE = FaceRegions({"eyes": (LEFT,), "mouth": (RIGHT,)}, ("eyes", "mouth", None))
+
+
+def maps_of(*weights: Sequence[float], owner: Sequence[int], place: Sequence[int]) -> SentenceMaps:
+    return SentenceMaps(("text",) * len(weights), torch.tensor(owner), torch.tensor(place), torch.tensor(weights))
+
+
+@given(st.integers(1, 40), st.integers(0, 2**31))
+def test_the_measures_are_those_of_the_points_of_the_image(patches: int, seed: int):
+    """Each patch is drawn as 20 points, of which some lie in the region."""
+    random = np.random.default_rng(seed)
+    weights = random.integers(1, 5, patches) / 7.0
+    weights /= weights.sum()
+    inside = random.integers(0, 21, patches)
+    inside[0] += inside[0] == 0
+    is_inside = np.concatenate([np.arange(20) < number for number in inside])
+    found = measures(weights, inside / 20)
+    assert found[0] == pytest.approx((np.repeat(weights / 20, 20) * is_inside).sum())
+    assert found[1] == pytest.approx(is_inside[np.repeat(weights == weights.max(), 20)].mean())
+    assert found[2] == pytest.approx(average_precision_score(is_inside, np.repeat(weights, 20)))
+
+
+def test_a_uniform_map_has_the_area_share_in_all_measures():
+    covered = np.array([0.5, 0.25, 0.0, 0.05])
+    assert measures(np.full(4, 0.25), covered) == pytest.approx([covered.mean()] * 3)
+
+
+def test_own_maps_are_scored_beside_those_of_the_other_sentences_of_the_face():
+    left, right = [0.5, 0.0, 0.5, 0.0], [0.0, 0.5, 0.0, 0.5]
+    maps = maps_of(left, right, left, owner=[0, 0, 0], place=[0, 1, 2])
+    found = scored(["a"], maps, {"a": FACE})
+    assert found.names == ("eyes", "mouth")
+    # The edge between the two regions is drawn with both of them.
+    assert found.own == pytest.approx(np.ones((2, 3)), abs=0.01)
+    assert found.shuffled[:, :2] == pytest.approx(np.zeros((2, 2)), abs=0.01)
+    assert found.areas == pytest.approx([0.5, 0.5], abs=0.01)
+    assert found.ceiling == pytest.approx([1, 1], abs=0.01)
+    assert dict(found.left_out) == {"local sentences without a known region": 1}
+
+
+def test_what_cannot_be_scored_is_counted():
+    nothing = [0.0, 0.0, 0.0, 0.0]
+    maps = maps_of([1.0, 0, 0, 0], [1.0, 0, 0, 0], nothing, [1.0, 0, 0, 0], owner=[0, 1, 1, 2], place=[0, 0, 1, 9])
+    found = scored(["unknown", "a", "b"], maps, {"a": FACE, "b": FACE})
+    assert dict(found.left_out) == {
+        "faces without known regions": 1,
+        "local sentences without a known region": 1,
+        "local sentences whose map or region is empty": 1,
+    }
+    assert found.owner.tolist() == [1]
+    assert np.isnan(found.shuffled).all()  # The only other map of the face is empty.
+
+
+def test_the_mean_counts_each_region_equally_and_a_draw_holds_whole_images():
+    left = [0.5, 0.0, 0.5, 0.0]
+    maps = maps_of(left, left, left, left, owner=[0, 1, 2, 2], place=[0, 0, 0, 1])
+    found = scored(["a", "b", "c"], maps, dict.fromkeys("abc", FACE))
+    means, low, high = means_of_regions(found.own[:, :1], found, ("one", "one", None))
+    assert means[:, 0] == pytest.approx([1, 0, 0.5], abs=0.01)
+    # Some draws hold only the first person, who has no sentence about the mouth.
+    assert low[:, 0] == pytest.approx([1, 0, 0.5], abs=0.01)
+    assert high[:, 0] == pytest.approx([1, 0, 1], abs=0.01)
+
+
+@pytest.fixture(scope="module")
+def faces_with_regions(faces: str) -> str:
+    write_regions(faces, find(faces, of_rendered, Missing()))
+    return faces
+
+
+def embedder_with_maps(config: Config) -> Embedder:
+    return replace(embedder_of(config), local=LocalAlignment.of(config.objective, config.model.text.lengths.local))
+
+
+def by_name(result: TaskResult) -> dict[str, Score]:
+    return {score.name: score for score in result.scores}
+
+
+def test_a_model_of_random_weights_is_evaluated_on_rendered_faces(
+    tiny_config: Config, faces_with_regions: str, tmp_path: Any
+):
+    """Its maps are nearly uniform, so they have about the area share of the regions. The cache changes nothing."""
+    settings = EvaluationConfig(
+        url=faces_with_regions, tasks=(RegionGrounding.name,), batch=7, cache=str(tmp_path / "cache")
+    )
+    embedder = embedder_with_maps(tiny_config)
+    (result,) = tasks.evaluate(settings, embedder, ALONE, url="faces")
+    scores = by_name(result)
+    assert result.samples == 24
+    for name in ("attention", "average_precision"):
+        baseline = scores[name].baseline
+        assert baseline is not None
+        assert scores[name].value == pytest.approx(baseline.value, abs=0.08)
+        assert scores[name].interval is not None
+    assert scores["attention_difference"].value == pytest.approx(
+        scores["attention"].value - scores["attention_shuffled"].value, abs=0.02
+    )
+    assert {"attention/eyes", "pointing/mouth", "average_precision/eyebrows"} <= scores.keys()
+    assert tasks.evaluate(settings, embedder, ALONE, url="faces") == (result,)
+    assert tasks.evaluate(settings.model_copy(update={"cache": None}), embedder, ALONE, url="faces") == (result,)
+
+
+def test_the_maps_are_those_of_the_python_interface(tiny_config: Config, faces: str):
+    embedder, source = embedder_with_maps(tiny_config), PackedSource(faces)
+    batches = Extraction(embedder, 5, with_maps=True).collect(source, ALONE)
+    maps = joined(batches or [], faces).maps
+    assert maps is not None
+    model, example = EmotionModel(embedder), source.examples(range(6, 7))[0]
+    assert isinstance(example, Example)
+    rows = (maps.owner == 6).nonzero()[:, 0].tolist()
+    assert [maps.texts[row] for row in rows] == list(example.captions[0].local)
+    assert maps.place[rows].tolist() == list(range(len(rows)))
+    (crop,) = example.content.crops(model.pixels)
+    for row in rows:
+        found = model.attention_map(crop, maps.texts[row]).weights.ravel()
+        assert maps.weights[row].numpy() == pytest.approx(found, abs=1e-6)
+
+
+def test_a_model_without_local_sentences_and_a_dataset_without_regions_are_refused(tiny_config: Config, faces: str):
+    settings = EvaluationConfig(url=faces, tasks=(RegionGrounding.name,))
+    with pytest.raises(ConfigError, match=re.escape("needs a model that is trained with local sentences")):
+        tasks.prepare(settings, has_local=False)
+    with pytest.raises(ConfigError, match="needs a model that is trained with local sentences"):
+        tasks.evaluate(settings, embedder_of(tiny_config), ALONE, url="faces")
+    without = settings.model_copy(update={"url": f"{faces}/nowhere"})
+    with pytest.raises(ConfigError, match=f"has no {re.escape(REGIONS_FILE)}: write it with `emocap regions"):
+        tasks.prepare(without)
+    no_local = ObjectiveConfig.model_validate({"local": 0})
+    assert LocalAlignment.of(no_local, 16) is None
