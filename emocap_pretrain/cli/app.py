@@ -11,6 +11,7 @@ from emocap_pretrain import run
 from emocap_pretrain.cli import (
     benchmarks,
     bulk,
+    caption,
     checkpoints,
     evaluate,
     export,
@@ -57,6 +58,7 @@ for name, function in {
     app.command(name, cls=Command)(function)
 app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(benchmarks.app, name="benchmarks")
+app.add_typer(caption.app, name="caption")
 
 
 def main() -> None:

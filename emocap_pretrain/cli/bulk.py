@@ -6,7 +6,7 @@ shows progress and results.
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from emocap_pretrain.terminal import console, errors_as_lines
 
 if TYPE_CHECKING:
     from emocap_pretrain.bulk.compute import Advance, Computation, Work
+    from emocap_pretrain.bulk.inputs import BulkInput
     from emocap_pretrain.bulk.joining import RowCounts
     from emocap_pretrain.bulk.scorers import EmbeddingScorer, ModelSource, PredictionScorer, Prompts
     from emocap_pretrain.data.videos import Sampling
@@ -172,15 +173,14 @@ def _prompts(classes: str | None, prompts: Path | None, sentences: str) -> "Prom
 
 
 def _run(request: _Request, verb: str, prompts: "Prompts | None") -> None:
-    """Computes all parts that are missing, joins them, and prints a summary."""
-    from emocap_pretrain.bulk import joining, part_folder
-    from emocap_pretrain.bulk.compute import Computation, Work
+    """Opens the input and the model, and writes the output."""
+    from emocap_pretrain.bulk import joining
+    from emocap_pretrain.bulk.compute import Computation
     from emocap_pretrain.bulk.inputs import open_input
-    from emocap_pretrain.bulk.parts import cut
     from emocap_pretrain.bulk.scorers import digest_of
     from emocap_pretrain.data.videos import need_av
 
-    out = _place(request.out)
+    out = output_place(request.out)
     kind = joining.format_of(out, request.kind)
     sampling = _sampling(request)
     if request.workers is not None and not request.ray:
@@ -201,26 +201,65 @@ def _run(request: _Request, verb: str, prompts: "Prompts | None") -> None:
     )
     scorer = computation.scorer(model)
     state = _state(request, computation, model, found.digest)
-    parts = list(cut(found.weights(), request.part_images))
-    with part_folder.opened(out, state, force=request.force) as folder:
-        missing = folder.missing(parts)
-        works = (Work(part, found.slice(part.start, part.stop)) for part in missing)
-        done = sum(part.weight for part in parts) - sum(part.weight for part in missing)
-        with BulkBar(verb, sum(part.weight for part in parts), done) as bar:
-            if request.ray:
-                _on_ray(computation, works, request.workers, bar)
-            else:
-                computation.compute(works, scorer, bar.show)
-        tables = joining.PartTables([folder.file(part) for part in parts])
-        joining.join(tables, out, kind, _about(state, scorer))
-        counts = tables.counts()
-        folder.delete()
-    _summarise(request.out, counts, bar, resumed=len(missing) < len(parts))
-    if found.left_out:
-        console.print(f"Other files were not read: {described(found.left_out)}.")
+    output = Output(request.out, kind, request.part_images, force=request.force)
+
+    def compute(works: "Iterator[Work]", bar: BulkBar) -> None:
+        if request.ray:
+            _on_ray(computation, works, request.workers, bar)
+        else:
+            computation.compute(works, scorer, bar.show)
+
+    output.write(found, verb, state, _about(state, scorer), compute)
 
 
-def _place(out: Path) -> Path:
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Holds where the rows of many pictures are written, and how: the file, its format, and the size of a part."""
+
+    out: Path
+    kind: Literal["parquet", "csv", "npz"]
+    part_images: int
+    force: bool
+
+    def write(
+        self,
+        found: "BulkInput",
+        verb: str,
+        state: dict[str, Any],
+        about: dict[str, Any],
+        compute: "Callable[[Iterator[Work], BulkBar], None]",
+    ) -> None:
+        """Computes all parts that are missing, joins them, and prints a summary.
+
+        Args:
+            found: The pictures.
+            verb: What the display of progress says.
+            state: What the parts are made of. The command resumes only if all of it is equal.
+            about: What is stored with the output.
+            compute: Computes the given parts, and reports to the display of progress.
+        """
+        from emocap_pretrain.bulk import joining, part_folder
+        from emocap_pretrain.bulk.compute import Work
+        from emocap_pretrain.bulk.parts import cut
+
+        place = output_place(self.out)
+        parts = list(cut(found.weights(), self.part_images))
+        with part_folder.opened(place, state, force=self.force) as folder:
+            missing = folder.missing(parts)
+            works = (Work(part, found.slice(part.start, part.stop)) for part in missing)
+            done = sum(part.weight for part in parts) - sum(part.weight for part in missing)
+            with BulkBar(verb, sum(part.weight for part in parts), done) as bar:
+                compute(works, bar)
+            tables = joining.PartTables([folder.file(part) for part in parts])
+            joining.join(tables, place, self.kind, about)
+            counts = tables.counts()
+            folder.delete()
+        _summarise(self.out, counts, bar, resumed=len(missing) < len(parts))
+        if found.left_out:
+            console.print(f"Other files were not read: {described(found.left_out)}.")
+
+
+def output_place(out: Path) -> Path:
     """Returns the absolute path of the output, after a check that a file can lie there."""
     if re.match(r"[a-z][a-z0-9+]*:/", str(out)):
         raise ConfigError(f"--out {out}: the output is a file on a disk; write it there, and copy it to the URL.")

@@ -255,7 +255,7 @@ def load(
     activation: Activation | None = None,
 ) -> EmotionModel:
     """Loads a trained model. `emocap_pretrain.load` documents the arguments and the errors."""
-    place = _device(device)
+    place = chosen_device(device)
     name = os.fspath(source)
     if "://" not in name and not name.startswith(RUN_PREFIX):
         name = str(Path(name).expanduser())
@@ -289,7 +289,12 @@ def _foreign(name: str, place: str, activation: Activation | None) -> EmotionMod
     return EmotionModel(Embedder(found.model.to(place), found.tokenizer, local))
 
 
-def _device(wanted: Device) -> str:
+def chosen_device(wanted: Device) -> str:
+    """Returns the device that `wanted` means on this host.
+
+    Raises:
+        ConfigError: If `wanted` is not a `Device`, or there is no GPU.
+    """
     if wanted not in {"auto", "cpu", "cuda"}:
         raise ConfigError(f"device={wanted!r}: give auto, cpu or cuda.")
     if wanted == "cuda" and not torch.cuda.is_available():

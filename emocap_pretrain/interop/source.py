@@ -6,7 +6,7 @@ tensors are opened by `load.py`, when they are compared with a model or loaded i
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
@@ -98,7 +98,7 @@ def open_source(name: str, *, activation: str | None = None, key: str = KEY) -> 
     where = f"{key}={name}"
     path = Path(located(name, key))
     if not path.exists():
-        path = _downloaded(name, where)
+        path = downloaded_folder(name, where, _HUB_FILES)
     found = _file(name, path, activation, where) if path.is_file() else _folder(name, path, where)
     return replace(found, key=key)
 
@@ -258,10 +258,19 @@ def _open_clip_tokens(folder: Path, config: Tree, where: str) -> Tokenizer:
     return clip_tokenizer()
 
 
-def _downloaded(name: str, where: str) -> Path:
-    """Downloads a model from the hub, or finds it in the hub's cache, and returns its folder."""
+def downloaded_folder(name: str, where: str, patterns: Sequence[str]) -> Path:
+    """Downloads a model from the hub, or finds it in the hub's cache, and returns its folder.
+
+    Args:
+        name: The name on the hub.
+        where: First words of an error message: the setting and its value.
+        patterns: The files that are downloaded.
+
+    Raises:
+        ConfigError: If the hub has no such model, or cannot be reached.
+    """
     try:
-        return Path(snapshot_download(name.removeprefix(_HUB_PREFIX), allow_patterns=list(_HUB_FILES)))
+        return Path(snapshot_download(name.removeprefix(_HUB_PREFIX), allow_patterns=list(patterns)))
     except RepositoryNotFoundError as error:
         raise ConfigError(f"{where}: there is no such file, folder or model on the hub.") from error
     except LocalEntryNotFoundError as error:

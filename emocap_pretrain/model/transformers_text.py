@@ -269,7 +269,7 @@ def _described(name: str, source: str) -> tuple[Any, Any]:
     """
     try:
         config = AutoConfig.from_pretrained(source, **TRUST)
-        _check_attention(config, f"model.text.pretrained={name}")
+        check_attention(config, f"model.text.pretrained={name}")
         if config.model_type == "clip":
             return config.text_config, CLIPTextModel
         # The class is known only after an encoder is built. On the device "meta" this allocates no memory.
@@ -358,7 +358,7 @@ def _recorded(architecture: Mapping[str, Any]) -> nn.Module:
         )
     try:
         config: Any = AutoConfig.for_model(**architecture)
-        _check_attention(config, "the checkpoint's text encoder")
+        check_attention(config, "the checkpoint's text encoder")
         is_clip = kind == "clip_text_model"
         return CLIPTextModel(config) if is_clip else AutoModel.from_config(config, **TRUST)
     except (*WRONG_NUMBERS, StrictDataclassError) as error:
@@ -366,7 +366,7 @@ def _recorded(architecture: Mapping[str, Any]) -> nn.Module:
         raise ConfigError(f"the checkpoint's text encoder ({kind}) cannot be built: {first}") from error
 
 
-def _check_attention(config: Any, what: str) -> None:
+def check_attention(config: Any, what: str) -> None:
     """Checks that a config and its sub-configs only name implementations of attention that are in `ATTENTIONS`.
 
     For any other implementation, the library `transformers` would download a kernel, that is, code that it executes.

@@ -1,0 +1,126 @@
+"""Writes captions: a projector turns the patches of an image into tokens that a frozen language model continues.
+
+The language model reads the prompt, in which the tokens of the image replace `IMAGE`, and then the caption. Only the
+projector has gradients. All prompts of a batch have the same length, so a batch needs no padding before its captions,
+and each image gets the same caption in a batch as alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.generation.language_model import LanguageModel
+from emocap_pretrain.generation.projector import Projector
+
+IMAGE = "<image>"
+PROMPT = f"{IMAGE}\nThe expression of this face in one sentence:\n"
+_IGNORED = -100  # The label of padding, which `cross_entropy` leaves out.
+
+
+class EncodedCaptions(NamedTuple):
+    """Holds the tokens of captions, padded at the end.
+
+    `labels` are the same tokens with `_IGNORED` at the padding. `cut` counts the captions that were too long.
+    """
+
+    ids: Int64[Tensor, "captions length"]
+    labels: Int64[Tensor, "captions length"]
+    cut: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Captioner:
+    """Holds a projector and a frozen language model on the same device.
+
+    Attributes:
+        projector: Turns patches into tokens.
+        language: The language model and its tokenizer.
+        prompt: The text before the caption; it has `IMAGE` once.
+        most_tokens: Largest number of tokens of a caption, with its end token.
+    """
+
+    projector: Projector
+    language: LanguageModel
+    prompt: str = PROMPT
+    most_tokens: int = 48
+
+    def __post_init__(self) -> None:
+        if self.prompt.count(IMAGE) != 1:
+            raise ConfigError(f"--prompt {self.prompt!r}: it must have {IMAGE} once, where the image is.")
+
+    def loss(self, patches: Float[Tensor, "batch tokens width"], captions: Sequence[str]) -> Float[Tensor, ""]:
+        """Returns the mean cross-entropy of the tokens of the captions, given the images and the prompt."""
+        encoded = self.encoded(captions)
+        with self._autocast():
+            before = self._before(patches)
+            after = self.language.embedded(encoded.ids)
+            # Padding at the end needs no mask: no token looks ahead, and the labels leave the padding out.
+            length = encoded.ids.shape[1]
+            logits = self.language.model(
+                inputs_embeds=torch.cat([before, after.to(before.dtype)], dim=1),
+                use_cache=False,
+                logits_to_keep=length + 1,
+            ).logits
+        # The logits at a place predict the next token, so those of the last token predict nothing.
+        predicted = logits[:, -length - 1 : -1].flatten(0, 1).float()
+        return cross_entropy(predicted, encoded.labels.flatten(), ignore_index=_IGNORED)
+
+    def written(self, patches: Float[Tensor, "batch tokens width"]) -> list[str]:
+        """Returns the caption of each image by greedy decoding: always the most probable next token."""
+        if not len(patches):
+            return []
+        with torch.inference_mode(), self._autocast():
+            before = self._before(patches)
+            ids = self.language.model.generate(
+                inputs_embeds=before,
+                attention_mask=torch.ones(before.shape[:2], dtype=torch.int64, device=before.device),
+                generation_config=self._greedy(),
+            )
+        return [self.language.text(row) for row in ids.tolist()]
+
+    def encoded(self, captions: Sequence[str]) -> EncodedCaptions:
+        """Returns the tokens of captions on the device of the model. An end token follows each caption that fits.
+
+        A caption that is too long is cut and gets no end token, so that the model does not learn to end there.
+        """
+        rows = [[*self.language.ids(caption), self.language.end_id] for caption in captions]
+        cut = sum(len(row) > self.most_tokens for row in rows)
+        rows = [row[: self.most_tokens] for row in rows]
+        longest = max(map(len, rows))
+        padded = [row + [_IGNORED] * (longest - len(row)) for row in rows]
+        labels = torch.tensor(padded, device=self.language.device)
+        return EncodedCaptions(labels.where(labels != _IGNORED, self.language.end_id), labels, cut)
+
+    def _before(self, patches: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch length width"]:
+        """Returns the embeddings of the prompt with the tokens of each image."""
+        image = self.projector(patches.to(self.language.device))
+        first, last = (
+            self.language.embedded(torch.tensor(self.language.ids(text), dtype=torch.int64, device=image.device))
+            .to(image.dtype)
+            .expand(len(image), -1, -1)
+            for text in self.prompt.split(IMAGE)
+        )
+        return torch.cat([first, image, last], dim=1)
+
+    def _greedy(self) -> object:
+        from transformers import GenerationConfig
+
+        # A config of our own: that of the model may ask for sampling.
+        return GenerationConfig(
+            max_new_tokens=self.most_tokens,
+            do_sample=False,
+            num_beams=1,
+            use_cache=True,
+            eos_token_id=self.language.end_id,
+            pad_token_id=self.language.end_id,
+        )
+
+    def _autocast(self) -> torch.autocast:
+        kind = self.language.device.split(":")[0]
+        return torch.autocast(kind, dtype=torch.bfloat16, enabled=kind == "cuda")

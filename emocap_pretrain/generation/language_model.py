@@ -1,0 +1,149 @@
+"""Opens causal language models of transformers: a folder, a name on the hub, or a GGUF file.
+
+Somebody else may have written the files, so they are only data. Weights are read from safetensors or GGUF, never from a
+pickle; no code that comes with a model is executed; and a folder whose files name another model is refused.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor
+
+from emocap_pretrain.config.location import located
+from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.interop.source import downloaded_folder
+from emocap_pretrain.model.json_files import read_json
+from emocap_pretrain.model.transformers_text import TRUST, check_attention, quiet
+
+GGUF = ".gguf"
+_HUB_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
+_KEY = "--lm"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LanguageModel:
+    """Holds a frozen causal language model in evaluation mode, in float32, and its tokenizer.
+
+    Attributes:
+        model: The model of transformers.
+        tokenizer: The tokenizer of transformers.
+        end_id: The token after which a text ends.
+        digest: A SHA-256 digest of the names and values of all parameters.
+    """
+
+    model: Any
+    tokenizer: Any
+    end_id: int
+    digest: str
+
+    @property
+    def width(self) -> int:
+        """Returns the size of the embedding of a token."""
+        return self.model.get_input_embeddings().embedding_dim
+
+    @property
+    def device(self) -> str:
+        return str(self.model.device)
+
+    def ids(self, text: str) -> list[int]:
+        """Returns the tokens of a text, without the special tokens that the tokenizer adds to whole documents."""
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def text(self, ids: list[int]) -> str:
+        """Returns the text of tokens up to the first end token, in one line."""
+        kept = ids[: ids.index(self.end_id)] if self.end_id in ids else ids
+        return " ".join(self.tokenizer.decode(kept, skip_special_tokens=True).split())
+
+    def embedded(self, ids: Tensor) -> Tensor:
+        """Returns the embeddings of tokens."""
+        return self.model.get_input_embeddings()(ids)
+
+
+def load_language_model(name: str, *, device: str = "cpu") -> LanguageModel:
+    """Loads a causal language model, and freezes its weights.
+
+    Args:
+        name: A folder that transformers has written, a GGUF file (`package:NAME/FILE` names one in an installed
+            package), or a name on the Hugging Face hub.
+        device: The device of the model.
+
+    Raises:
+        ConfigError: If there is no such model, if its weights are in another format, or if it needs code or a second
+            model that it names.
+    """
+    where = f"{_KEY} {name}"
+    path = Path(located(name, _KEY)).expanduser()
+    if not path.exists():
+        if name.endswith(GGUF):
+            raise ConfigError(f"{where}: there is no such file.")
+        path = downloaded_folder(name, where, _HUB_FILES)
+    if path.is_file():
+        _require_gguf(path, where)
+        model, tokenizer = _loaded(path.parent, where, gguf_file=path.name)
+    else:
+        _require_inert(path, where)
+        model, tokenizer = _loaded(path, where)
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(f"{where}: the tokenizer has no end token, so no caption would end: take another model.")
+    model = model.eval().requires_grad_(False)
+    digest = _digest(model)
+    return LanguageModel(model.to(device), tokenizer, int(tokenizer.eos_token_id), digest)
+
+
+def _require_gguf(path: Path, where: str) -> None:
+    if path.suffix != GGUF:
+        raise ConfigError(f"{where}: it is a file, but not a {GGUF} file: give the folder of the model.")
+    if missing := [each for each in ("gguf", "accelerate") if find_spec(each) is None]:
+        raise ConfigError(
+            f"{where}: a GGUF file needs {' and '.join(missing)}: pip install 'emocap-pretrain[generation]'."
+        )
+
+
+def _require_inert(folder: Path, where: str) -> None:
+    """Checks that the files of a folder name no other model.
+
+    Raises:
+        ConfigError: If the folder holds an adapter, whose base model transformers would look for, or quantized
+            weights, which other libraries load.
+    """
+    if (folder / "adapter_config.json").exists():
+        raise ConfigError(f"{where}: the folder holds an adapter, which names another model: merge it into its model.")
+    if "quantization_config" in read_json(folder / "config.json", where):
+        raise ConfigError(f"{where}: the weights are quantized for another library: give the original weights.")
+
+
+def _loaded(folder: Path, where: str, **file: str) -> tuple[Any, Any]:
+    """Loads the model and the tokenizer. `file` names the GGUF file in the folder, if it is one."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    safe: dict[str, Any] = {} if file else {"use_safetensors": True}
+    try:
+        with quiet():
+            check_attention(AutoConfig.from_pretrained(folder, **TRUST, **file), where)
+            tokenizer: Any = AutoTokenizer.from_pretrained(folder, **TRUST, **file)
+            found: Any = AutoModelForCausalLM.from_pretrained(
+                folder, **TRUST, **file, **safe, dtype=torch.float32, output_loading_info=True
+            )
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, StrictDataclassError) as error:
+        raise ConfigError(
+            f"{where}: no causal language model of transformers with safetensors or GGUF weights there "
+            f"({(str(error) or repr(error)).splitlines()[0]})."
+        ) from error
+    model, info = found
+    if info["missing_keys"]:
+        missing = ", ".join(sorted(info["missing_keys"])[:3])
+        raise ConfigError(f"{where}: weights are missing, such as {missing}: give a complete model.")
+    return model, tokenizer
+
+
+def _digest(model: Any) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.named_parameters()):
+        digest.update(f"{name} {list(tensor.shape)}".encode())
+        digest.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,101 @@
+"""Trains a captioner from a model, a packed dataset and a language model: the whole of `emocap caption train`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from emocap_shards.inspecting.wording import counted
+
+from emocap_pretrain.generation.captioner import PROMPT
+from emocap_pretrain.generation.folder import CaptionerDocument, CaptionerFolder, Kind, new_captioner, state_file
+from emocap_pretrain.generation.language_model import LanguageModel
+from emocap_pretrain.generation.patches import PatchFiles, PatchSettings, computed_patches
+from emocap_pretrain.generation.training import ProjectorTrainingConfig, train
+from emocap_pretrain.inference.embedder import Embedder
+
+SAID_EVERY_STEPS = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaptionerSettings:
+    """Holds what the user chooses about a captioner, besides the model, the language model and the dataset."""
+
+    images: PatchSettings = PatchSettings()  # noqa: RUF009 - a frozen value
+    training: ProjectorTrainingConfig = ProjectorTrainingConfig()  # noqa: RUF009 - a frozen value
+    prompt: str = PROMPT
+    most_tokens: int = 48
+
+
+def make(
+    folder: CaptionerFolder,
+    embedder: Embedder,
+    language: LanguageModel,
+    url: str,
+    settings: CaptionerSettings,
+    *,
+    kinds: tuple[Kind, ...] = ("captioner", "without_image"),
+    say: Callable[[str], object],
+) -> CaptionerDocument:
+    """Computes the patches, and trains the captioner and the one that does not see the image, or resumes both.
+
+    Args:
+        folder: The folder of the captioner.
+        embedder: The model whose image tower is used.
+        language: The language model.
+        url: The packed dataset with captions.
+        settings: What the user chooses.
+        kinds: What is trained.
+        say: Takes the lines about the progress.
+
+    Raises:
+        ConfigError: If the folder holds another captioner, or a setting does not fit the model or the data.
+        DataError: If no image has a caption.
+        CheckpointError, TrainingError: As `train` raises them.
+    """
+    data = computed_patches(embedder, url, settings.images, folder.patches, report=_parts(say))
+    tokens, width = data.shape
+    document = CaptionerDocument(
+        model=embedder.digest(),
+        language_model=language.digest,
+        data=data.digest,
+        images=settings.images,
+        tokens=tokens,
+        patch_width=width,
+        prompt=settings.prompt,
+        most_tokens=settings.most_tokens,
+        training=settings.training,
+    )
+    folder.begin(document)
+    _say_about(data, document, language, say)
+    for kind in kinds:
+        captioner = new_captioner(document, language)
+        blank = None if kind == "captioner" else data.mean_patches()
+        report = _steps(kind, settings.training.steps, say)
+        train(captioner, data, settings.training, folder.store, state_file(kind), blank=blank, report=report)
+    return document
+
+
+def _say_about(
+    data: PatchFiles, document: CaptionerDocument, language: LanguageModel, say: Callable[[str], object]
+) -> None:
+    persons = len({image.person for image in data.images})
+    say(f"{counted(len(data), 'image')} of {counted(persons, 'person')}, {document.tokens} tokens each.")
+    for kind, count in data.left_out.items():
+        say(f"left out: {count:,} x {kind}")
+    captions = [caption for image in data.images for caption in image.captions]
+    cut = sum(len(language.ids(caption)) >= document.most_tokens for caption in captions)
+    if cut:
+        say(f"{cut:,} of {len(captions):,} captions are cut to {document.most_tokens} tokens (--most-tokens).")
+
+
+def _parts(say: Callable[[str], object]) -> Callable[[int, int], object]:
+    return lambda done, images: say(f"patches of {done:,} of {images:,} images")
+
+
+def _steps(kind: Kind, steps: int, say: Callable[[str], object]) -> Callable[[int, float], None]:
+    title = kind.replace("_", " ")
+
+    def report(step: int, loss: float) -> None:
+        if step % SAID_EVERY_STEPS == 0 or step == steps:
+            say(f"{title}: step {step:,} of {steps:,}, loss {loss:.3f}")
+
+    return report

@@ -1,0 +1,279 @@
+"""Computes the patch vectors of a dataset once, and keeps them on disk as float16 beside the captions.
+
+The tower is frozen, so training reads the same vectors in each epoch. They are written in parts of `PART_IMAGES`
+images; each part appears under its name when it is complete, so an interruption costs one part. The files are mapped
+into memory, so the memory that is needed does not grow with the dataset, except for its captions.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from emocap_shards.errors import ImageError
+from emocap_shards.manifest import read_manifest
+from emocap_shards.sample import Caption
+from emocap_shards.store import open_store
+from jaxtyping import Float, Float16
+from torch import Tensor
+
+from emocap_pretrain.bulk.part_files import writing_to
+from emocap_pretrain.config.fields import label_text
+from emocap_pretrain.data.parts import PARTS
+from emocap_pretrain.errors import ConfigError, DataError
+from emocap_pretrain.evaluation.examples import Example, ExampleSource, PackedSource
+from emocap_pretrain.generation.projector import pooled_to
+from emocap_pretrain.inference.embedder import Crop, Embedder
+from emocap_pretrain.inference.images import READERS, reason
+
+PART_IMAGES = 1024
+BATCH = 64
+SCHEMA = 1
+_LARGEST = 65504.0  # Of float16.
+_UNREADABLE = (DataError, ImageError, OSError, ValueError)
+
+
+@dataclass(frozen=True, slots=True)
+class PatchSettings:
+    """Says what is computed of each image.
+
+    Attributes:
+        part: The caption part that is written: the name of a `Part`. Its texts are joined with blanks.
+        image_tokens: Largest number of patches; more are averaged over cells of their grid.
+        person: The label that holds the person of an image; None counts each image as a person of its own.
+    """
+
+    part: str = PARTS[0].name
+    image_tokens: int = 16
+    person: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.part not in {part.name for part in PARTS}:
+            raise ConfigError(f"--part {self.part}: give one of {', '.join(part.name for part in PARTS)}.")
+        if self.image_tokens < 1 or math.isqrt(self.image_tokens) ** 2 != self.image_tokens:
+            raise ConfigError(
+                f"--image-tokens {self.image_tokens}: give a square number, such as 16 for a grid of 4 x 4."
+            )
+
+    def texts(self, captions: Sequence[Caption]) -> list[str]:
+        """Returns the text of each caption of an image; captions without such a text are left out."""
+        (part,) = (part for part in PARTS if part.name == self.part)
+        return [text for caption in captions if (text := " ".join(part.texts(caption)).strip())]
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionedImage:
+    """What is known about an image besides its vectors: its name, its person and its captions."""
+
+    key: str
+    person: str
+    captions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PatchFiles:
+    """Holds the vectors of the images of a dataset that have a caption, in the order of the dataset.
+
+    Attributes:
+        images: What is known about each image.
+        left_out: Number of images that have no vectors, by the reason.
+        parts: The paths of the parts without suffix.
+        digest: A digest of the tower, the dataset and the settings.
+    """
+
+    images: tuple[CaptionedImage, ...]
+    left_out: Mapping[str, int]
+    parts: tuple[Path, ...]
+    digest: str
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Returns the number of patches of an image, and the size of the vector of a patch."""
+        _, tokens, width = self._patches[0].shape
+        return tokens, width
+
+    def patches(self, rows: Sequence[int]) -> Float[Tensor, "rows tokens width"]:
+        """Returns the patch vectors of some images in float32."""
+        found = [self._patches[part][row] for part, row in map(self._place, rows)]
+        return torch.from_numpy(np.stack(found).astype(np.float32))
+
+    def mean_patches(self) -> Float[Tensor, "tokens width"]:
+        """Returns the mean patch vectors of all images, computed in float64."""
+        total = np.sum([part.sum(0, dtype=np.float64) for part in self._patches], axis=0)
+        return torch.from_numpy((total / len(self)).astype(np.float32))
+
+    def pooled_blocks(self) -> Iterator[Float[np.ndarray, "rows width"]]:
+        """Yields the pooled vectors of the tower part by part, in float32."""
+        for path in self.parts:
+            yield np.load(_pooled(path), mmap_mode="r", allow_pickle=False)
+
+    @cached_property
+    def _patches(self) -> list[np.ndarray]:
+        return [np.load(_arrays(path), mmap_mode="r", allow_pickle=False) for path in self.parts]
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        return np.cumsum([0, *(len(part) for part in self._patches)])
+
+    def _place(self, row: int) -> tuple[int, int]:
+        part = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return part, row - int(self._starts[part])
+
+
+def computed_patches(
+    embedder: Embedder,
+    url: str,
+    settings: PatchSettings,
+    folder: Path,
+    *,
+    report: Callable[[int, int], object] | None = None,
+) -> PatchFiles:
+    """Computes the vectors of a packed dataset that are not in the folder yet, and opens all of them.
+
+    Args:
+        embedder: The trained model; only its image tower is used.
+        url: The packed dataset.
+        settings: What is computed.
+        folder: Where the files are. Those of other towers, datasets and settings may lie there too.
+        report: Called after each part with the number of finished images and of all images.
+
+    Raises:
+        ConfigError: If the label of the person is absent, or the patches cannot be averaged.
+        DataError: If no image has a caption.
+        StoreError: If the dataset cannot be read, or the folder cannot be written.
+    """
+    digest = _digest(embedder, url, settings)
+    place = folder / digest[:16]
+    place.mkdir(parents=True, exist_ok=True)
+    source = PackedSource(url)
+    parts: list[Path] = []
+    for first in range(0, len(source), PART_IMAGES):
+        path = place / f"part-{first // PART_IMAGES:06d}"
+        if not _about(path).exists():
+            _write(path, embedder, source, range(first, min(first + PART_IMAGES, len(source))), settings)
+        if report:
+            report(min(first + PART_IMAGES, len(source)), len(source))
+        parts.append(path)
+    return _opened(parts, digest, source.address)
+
+
+def opened_patches(folder: Path, digest: str) -> PatchFiles:
+    """Opens the vectors of a dataset that `computed_patches` has written, without the dataset.
+
+    Raises:
+        ConfigError: If the folder has no such vectors.
+    """
+    place = folder / digest[:16]
+    parts = [path.with_suffix("") for path in sorted(place.glob("part-*.json"))]
+    if not parts:
+        raise ConfigError(f"{place} has no patches of the training images: run emocap caption train again.")
+    return _opened(parts, digest, str(place))
+
+
+def _opened(parts: Sequence[Path], digest: str, address: str) -> PatchFiles:
+    images: list[CaptionedImage] = []
+    left_out: dict[str, int] = {}
+    filled: list[Path] = []
+    for path in parts:
+        about = json.loads(_about(path).read_bytes())
+        images += [CaptionedImage(key, person, tuple(captions)) for key, person, captions in about["images"]]
+        for kind, count in about["left_out"].items():
+            left_out[kind] = left_out.get(kind, 0) + count
+        if about["images"]:
+            filled.append(path)
+    if not images:
+        why = ", ".join(f"{count:,} x {kind}" for kind, count in left_out.items()) or "it is empty"
+        raise DataError(f"{address}: no image has a caption ({why}).")
+    return PatchFiles(tuple(images), left_out, tuple(filled), digest)
+
+
+def _write(path: Path, embedder: Embedder, source: ExampleSource, numbers: range, settings: PatchSettings) -> None:
+    """Writes the arrays of a part, and last what is known about its images, which makes the part complete."""
+    images: list[CaptionedImage] = []
+    left_out: dict[str, int] = {}
+    blocks: list[tuple[Tensor, Tensor]] = []
+    with ThreadPoolExecutor(READERS, "emocap-read") as readers:
+        for first in range(numbers.start, numbers.stop, BATCH):
+            examples = cast("Sequence[Example]", source.examples(range(first, min(first + BATCH, numbers.stop))))
+            crops: list[Crop] = []
+            found = readers.map(partial(_cropped, pixels=embedder.model.pixels), examples)
+            for example, crop in zip(examples, found, strict=True):
+                texts = settings.texts(example.captions)
+                if isinstance(crop, str) or not texts:
+                    kind = crop if isinstance(crop, str) else f"no {settings.part} caption"
+                    left_out[kind] = left_out.get(kind, 0) + 1
+                    continue
+                crops.append(crop)
+                images.append(CaptionedImage(example.key, _person(example, settings), tuple(texts)))
+            if crops:
+                blocks.append(crop_vectors(embedder, crops, settings.image_tokens))
+    if blocks:
+        for name, arrays in zip((_arrays(path), _pooled(path)), zip(*blocks, strict=True), strict=True):
+            with writing_to(name) as temporary, temporary.open("wb") as file:
+                np.save(file, torch.cat(arrays).numpy(), allow_pickle=False)
+    rows = [(image.key, image.person, image.captions) for image in images]
+    with writing_to(_about(path)) as temporary:
+        temporary.write_text(json.dumps({"schema": SCHEMA, "images": rows, "left_out": left_out}), encoding="utf-8")
+
+
+def _cropped(example: Example, *, pixels: int) -> Crop | str:
+    """Returns the crop of an image, or why it cannot be decoded."""
+    try:
+        return example.content.crops(pixels)[0]
+    except _UNREADABLE as error:
+        return reason(error)
+
+
+def crop_vectors(
+    embedder: Embedder, crops: Sequence[Crop], image_tokens: int
+) -> tuple[Float16[Tensor, "crops tokens width"], Float[Tensor, "crops width"]]:
+    """Returns the patch vectors of the tower in float16, and its pooled vectors, in one pass."""
+    images = torch.from_numpy(np.stack([crop.transpose(2, 0, 1) for crop in crops]))
+    with torch.inference_mode():
+        pooled, patches = embedder.model.image.encode_image(images.to(embedder.model.logit_scale.device))
+        kept = pooled_to(patches.float(), image_tokens).cpu()
+    # Larger values than float16 holds would be infinite, and a loss of NaN would follow.
+    return kept.clamp(-_LARGEST, _LARGEST).half(), pooled.float().cpu()
+
+
+def _person(example: Example, settings: PatchSettings) -> str:
+    if settings.person is None:
+        return example.key
+    found = example.labels.get(settings.person)
+    if found is None:
+        known = ", ".join(sorted(example.labels)) or "none"
+        raise ConfigError(f"--person {settings.person}: {example.key} has no such label; its labels are: {known}.")
+    return label_text(found)
+
+
+def _digest(embedder: Embedder, url: str, settings: PatchSettings) -> str:
+    about: dict[str, Any] = {
+        "schema": SCHEMA,
+        "model": embedder.digest(),
+        "dataset": read_manifest(open_store(url)).digest,
+        "settings": [settings.part, settings.image_tokens, settings.person],
+        "batch": BATCH,  # The last bits of a vector depend on it.
+    }
+    return hashlib.sha256(json.dumps(about).encode()).hexdigest()
+
+
+def _arrays(path: Path) -> Path:
+    return path.with_suffix(".patches.npy")
+
+
+def _pooled(path: Path) -> Path:
+    return path.with_suffix(".pooled.npy")
+
+
+def _about(path: Path) -> Path:
+    return path.with_suffix(".json")

@@ -1,0 +1,211 @@
+"""Scores a captioner on unseen persons beside three floors, which know less than it does.
+
+The floors are the caption of a random training image, the caption of the training image whose pooled vector of the
+image tower is nearest, and the caption of the same language model after the same training without the image: the mean
+patch vectors of the training images took the place of those of every image. Each difference from a floor has its paired
+bootstrap interval over persons: both captions of an image are in a draw, or neither is.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int64
+
+from emocap_pretrain.errors import DataError
+from emocap_pretrain.evaluation.intervals import bootstrap
+from emocap_pretrain.generation.captioner import Captioner
+from emocap_pretrain.generation.metrics import METRICS, CaptionMetric, Measured, need_libraries
+from emocap_pretrain.generation.patches import PatchFiles
+
+BATCH = 32
+FLOORS: Mapping[str, str] = {
+    "random_image": "random image",
+    "nearest_image": "nearest image",
+    "without_image": "without image",
+}
+_BLOCK = 1024  # Test images whose cosines are in memory at the same time.
+
+
+@dataclass(frozen=True, slots=True)
+class Unseen:
+    """Holds the test images of persons who are not in the training data, by their rows.
+
+    `known` counts the test images of persons who are.
+    """
+
+    rows: tuple[int, ...]
+    known: int
+
+    @classmethod
+    def of(cls, train: PatchFiles, test: PatchFiles) -> "Unseen":
+        """Returns the unseen images.
+
+        Raises:
+            DataError: If fewer than two images are left.
+        """
+        seen = {image.person for image in train.images}
+        rows = tuple(row for row, image in enumerate(test.images) if image.person not in seen)
+        if len(rows) < 2:
+            raise DataError(
+                f"{len(rows)} of {len(test):,} test images show a person who is not in the training data: give a test "
+                "set of other persons."
+            )
+        return cls(rows, len(test) - len(rows))
+
+
+@dataclass(frozen=True, slots=True)
+class MetricResult:
+    """Holds the value of one metric for the captioner and each floor, and the differences from the floors.
+
+    Attributes:
+        name: The name of the metric.
+        title: Its name in tables.
+        value: The score of the captioner.
+        interval: Its 95 % bootstrap interval over persons.
+        floors: The score of each floor by its name.
+        differences: The captioner's score minus that of each floor.
+        intervals: The paired 95 % bootstrap interval of each difference.
+    """
+
+    name: str
+    title: str
+    value: float
+    interval: tuple[float, float]
+    floors: Mapping[str, float]
+    differences: Mapping[str, float]
+    intervals: Mapping[str, tuple[float, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionScores:
+    """Holds the results of `score`.
+
+    Attributes:
+        images: Number of scored images.
+        persons: Number of their persons.
+        known: Number of test images that were left out because their person is in the training data.
+        left_out: Number of test images without vectors, by the reason.
+        metrics: The results of each metric.
+        captions: The captions of each image: its references, what the captioner wrote, and those of the floors.
+    """
+
+    images: int
+    persons: int
+    known: int
+    left_out: Mapping[str, int]
+    metrics: tuple[MetricResult, ...]
+    captions: tuple[Mapping[str, object], ...]
+
+
+def score(
+    captioner: Captioner,
+    without_image: Captioner,
+    train: PatchFiles,
+    test: PatchFiles,
+    *,
+    seed: int = 0,
+    report: Callable[[int, int], object] | None = None,
+) -> CaptionScores:
+    """Writes the captions of the unseen test images, and scores them and those of the floors.
+
+    Args:
+        captioner: The trained captioner.
+        without_image: The one that was trained without the image.
+        train: The training images.
+        test: The test images.
+        seed: Decides the random training images.
+        report: Called after each batch with the number of captions that are written, and of all.
+
+    Raises:
+        ConfigError: If a library of the metrics is missing.
+        DataError: If fewer than two images show an unseen person.
+    """
+    need_libraries()
+    unseen = Unseen.of(train, test)
+    images = [test.images[row] for row in unseen.rows]
+    written: dict[str, list[str]] = {"captioner": []}
+    for start in range(0, len(unseen.rows), BATCH):
+        written["captioner"] += captioner.written(test.patches(unseen.rows[start : start + BATCH]))
+        if report:
+            report(len(written["captioner"]), len(unseen.rows))
+    random = np.random.default_rng(seed).integers(len(train), size=len(images))
+    nearest = nearest_images(test, train)[list(unseen.rows)]
+    (constant,) = without_image.written(train.mean_patches()[None])
+    written["random_image"] = [train.images[row].captions[0] for row in random]
+    written["nearest_image"] = [train.images[row].captions[0] for row in nearest]
+    written["without_image"] = [constant] * len(images)
+    persons = [image.person for image in images]
+    references = [image.captions for image in images]
+    return CaptionScores(
+        images=len(images),
+        persons=len(set(persons)),
+        known=unseen.known,
+        left_out=test.left_out,
+        metrics=compared(written, references, persons),
+        captions=tuple(
+            {"key": image.key, "references": image.captions, **{name: texts[row] for name, texts in written.items()}}
+            for row, image in enumerate(images)
+        ),
+    )
+
+
+def compared(
+    written: Mapping[str, Sequence[str]], references: Sequence[Sequence[str]], persons: Sequence[str]
+) -> tuple[MetricResult, ...]:
+    """Returns the results of all metrics.
+
+    Args:
+        written: The captions of the captioner under the name "captioner", and those of the floors under their names.
+        references: The references of each image.
+        persons: The person of each image.
+    """
+    return tuple(_compared(metric, written, references, persons) for metric in METRICS)
+
+
+def _compared(
+    metric: CaptionMetric,
+    written: Mapping[str, Sequence[str]],
+    references: Sequence[Sequence[str]],
+    persons: Sequence[str],
+) -> MetricResult:
+    measured = {name: metric.measure(texts, references) for name, texts in written.items()}
+    ours = measured.pop("captioner")
+
+    def interval_over(floor: Measured) -> tuple[float, float]:
+        return bootstrap(lambda weights: ours.draws(weights) - floor.draws(weights), persons)
+
+    return MetricResult(
+        name=metric.name,
+        title=metric.title,
+        value=ours.score(),
+        interval=bootstrap(ours.draws, persons),
+        floors={name: floor.score() for name, floor in measured.items()},
+        differences={name: ours.score() - floor.score() for name, floor in measured.items()},
+        intervals={name: interval_over(floor) for name, floor in measured.items()},
+    )
+
+
+def nearest_images(images: PatchFiles, among: PatchFiles) -> Int64[np.ndarray, " images"]:
+    """Returns, for each image, the row of the image in `among` whose pooled vector has the largest cosine with its own.
+
+    Of equal cosines, the first one counts. Only blocks of both are in memory.
+    """
+    found: list[np.ndarray] = []
+    for block in images.pooled_blocks():
+        for start in range(0, len(block), _BLOCK):
+            vectors = _units(block[start : start + _BLOCK])
+            best, rows, first = np.full(len(vectors), -np.inf), np.zeros(len(vectors), dtype=np.int64), 0
+            for others in among.pooled_blocks():
+                cosines = vectors @ _units(others).T
+                row = cosines.argmax(1)
+                value = cosines[np.arange(len(vectors)), row]
+                rows = np.where(value > best, first + row, rows)
+                best, first = np.maximum(value, best), first + len(others)
+            found.append(rows)
+    return np.concatenate(found)
+
+
+def _units(vectors: np.ndarray) -> Float[np.ndarray, "rows width"]:
+    vectors = vectors.astype(np.float64)
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

@@ -1,0 +1,35 @@
+"""Writes captions of any images, as a column of the output that the room `bulk` writes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from emocap_pretrain.bulk.scorers import Columns, Field
+from emocap_pretrain.generation.captioner import Captioner
+from emocap_pretrain.generation.patches import PatchSettings, crop_vectors
+from emocap_pretrain.inference.embedder import Crop, Embedder
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CaptionScorer:
+    """Implements `bulk.scorers.Scorer` with one column, `caption`.
+
+    The patches are rounded to float16 as in training. So an image gets the same caption as in `emocap caption score`.
+    """
+
+    embedder: Embedder
+    captioner: Captioner
+    images: PatchSettings
+
+    @property
+    def pixels(self) -> int:
+        return self.embedder.model.pixels
+
+    @property
+    def fields(self) -> Sequence[Field]:
+        return [pa.field("caption", pa.string())]
+
+    def columns(self, crops: Sequence[Crop]) -> Columns:
+        patches, _ = crop_vectors(self.embedder, crops, self.images.image_tokens)
+        return {"caption": self.captioner.written(patches.float())}

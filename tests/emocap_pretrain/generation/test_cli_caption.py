@@ -1,0 +1,112 @@
+"""Tests `emocap caption`: train, score and write, with wrong models and unfinished trainings."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from cli_calls import called, printed
+from emocap_shards.writer import write_shards
+from generation_fakes import write_llama
+
+from emocap_pretrain.captions.rendered.dataset import records
+from emocap_pretrain.generation.folder import DOCUMENT
+from emocap_pretrain.generation.scoring import FLOORS
+
+TRAINING = ("--steps", 3, "--batch", 4, "--warmup-steps", 1, "--most-tokens", 12, "--image-tokens", 1)
+
+
+@pytest.fixture(scope="module")
+def unseen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Returns the folder of a packed dataset of eight faces that follow those for training."""
+    folder = tmp_path_factory.mktemp("unseen")
+    write_shards(records(8, pixels=32, start=24), str(folder), samples_per_shard=8)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def captioner(run_url, faces, llama, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("captioner") / "tiny"
+    done = called("caption", "train", run_url, faces, "--lm", llama, "--out", folder, *TRAINING)
+    assert done.exit_code == 0, done.stderr
+    assert "24 images of 24 persons, 1 tokens each." in done.stdout
+    assert "captions are cut to 12 tokens" in done.stdout
+    assert "without image: step 3 of 3" in done.stdout
+    return folder
+
+
+def test_score_shows_the_captioner_beside_its_floors(captioner, run_url, unseen, llama, tmp_path):
+    words = ("caption", "score", run_url, unseen, "--lm", llama, "--captioner", captioner)
+    tree = printed(*words, "--captions", tmp_path / "captions.jsonl")
+    assert (tree["images"], tree["persons"], tree["known"]) == (8, 8, 0)
+    assert [metric["name"] for metric in tree["metrics"]] == ["bleu", "meteor", "rouge_l", "cider"]
+    assert all(metric["floors"].keys() == FLOORS.keys() for metric in tree["metrics"])
+    lines = [json.loads(line) for line in (tmp_path / "captions.jsonl").read_text().splitlines()]
+    assert len(lines) == 8
+    assert lines[0].keys() == {"key", "references", "captioner", *FLOORS}
+    said = called(*words).stdout
+    assert "over nearest image" in said
+    assert "8 images of 8 persons." in said
+
+
+def test_write_gives_the_captions_of_the_score_and_names_unreadable_images(captioner, run_url, unseen, llama, tmp_path):
+    score = ("caption", "score", run_url, unseen, "--lm", llama, "--captioner", captioner)
+    called(*score, "--captions", tmp_path / "captions.jsonl")
+    expected = [json.loads(line)["captioner"] for line in (tmp_path / "captions.jsonl").read_text().splitlines()]
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number, record in enumerate(records(8, pixels=32, start=24)):
+        (folder / f"{number}.jpg").write_bytes(record.image)
+    (folder / "broken.jpg").write_bytes(b"broken")
+    out = tmp_path / "captions.csv"
+    write = ("caption", "write", run_url, folder, "--lm", llama, "--captioner", captioner, "--out", out)
+    done = called(*write)
+    assert done.exit_code == 0, done.stderr
+    assert "9 rows, 1 with an error" in done.stdout
+    table = pd.read_csv(out, keep_default_na=False).set_index("name")
+    assert [table.caption[f"{number}.jpg"] for number in range(8)] == expected
+    assert table.error["broken.jpg"]
+    assert called(*write).exit_code == 2  # The output exists.
+
+
+def test_another_model_another_language_model_and_other_settings_are_refused(
+    captioner, run_url, faces, unseen, llama, tmp_path, tiny
+):
+    other = tmp_path / "llama"
+    write_llama(other)
+    score = ("caption", "score", run_url, unseen, "--captioner", captioner)
+    from generation_fakes import model, tokens
+
+    changed = model(tokens().get_vocab_size())
+    changed.lm_head.weight.data[0, 0] += 1
+    changed.save_pretrained(other)
+    done = called(*score, "--lm", other)
+    assert done.exit_code == 2
+    assert "trained with another language model" in done.stderr
+    train = ("caption", "train", run_url, faces, "--lm", llama, "--out", captioner, *TRAINING)
+    again = called(*train)
+    assert again.exit_code == 0
+    assert "step 1" not in again.stdout
+    done = called(*train, "--lr", 0.5)
+    assert done.exit_code == 2
+    assert "holds a captioner with another lr" in done.stderr
+    config = tiny(tmp_path)
+    from pretrain_fakes import forged
+
+    from emocap_pretrain.data.tokenizer import Tokenizer
+
+    forged(config, Tokenizer.trained_on(["another vocabulary"], 310))
+    done = called("caption", "score", config.url, unseen, "--captioner", captioner, "--lm", llama)
+    assert done.exit_code == 2
+    assert "trained with another model" in done.stderr
+
+
+def test_an_unfinished_and_an_absent_captioner_are_named(captioner, run_url, unseen, llama, tmp_path):
+    score = ("caption", "score", run_url, unseen, "--lm", llama, "--captioner")
+    done = called(*score, tmp_path)
+    assert done.exit_code == 2
+    assert "has no captioner.json: train a captioner" in done.stderr
+    (tmp_path / DOCUMENT).write_bytes((captioner / DOCUMENT).read_bytes())
+    done = called(*score, tmp_path)
+    assert done.exit_code == 1
+    assert "captioner.safetensors has 0 of 3 steps: finish it" in done.stderr

@@ -1,0 +1,80 @@
+"""Tests that each metric equals its library to 1e-6, as a whole and for the draws of a bootstrap."""
+
+from itertools import zip_longest
+
+import numpy as np
+import pytest
+from nltk.translate.meteor_score import meteor_score
+from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.rouge.rouge import Rouge
+from sacrebleu import corpus_bleu
+
+from emocap_pretrain.captions.rendered.captioner import caption
+from emocap_pretrain.captions.rendered.dataset import sample_face
+from emocap_pretrain.generation.metrics import METRICS, words
+
+TEXTS = [caption(sample_face(3, index)).summary for index in range(30)]
+WRITTEN = [f"{text.split(',')[0]}, and Nothing else." for text in TEXTS[1:16]]
+# The first image has a second reference, as some datasets have.
+REFERENCES = [[TEXTS[0], TEXTS[20]], *([text] for text in TEXTS[1:15])]
+LIBRARY = {
+    "bleu": lambda written, references: (
+        corpus_bleu(written, list(zip_longest(*references)), lowercase=True).score / 100
+    ),
+    "meteor": lambda written, references: np.mean(
+        [
+            meteor_score([words(each) for each in of], words(text), wordnet=NoWordNet())
+            for text, of in zip(written, references, strict=True)
+        ]
+    ),
+    "rouge_l": lambda written, references: Rouge().compute_score(*coco(written, references))[0],
+    "cider": lambda written, references: Cider().compute_score(*coco(written, references))[0],
+}
+
+
+class NoWordNet:
+    def synsets(self, _word):
+        return []
+
+
+def coco(written, references):
+    """Returns references and captions as the tools of COCO take them."""
+    true = {number: [" ".join(words(each)) for each in of] for number, of in enumerate(references)}
+    return true, {number: [" ".join(words(text))] for number, text in enumerate(written)}
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
+def test_a_metric_equals_its_library(metric):
+    measured = metric.measure(WRITTEN, REFERENCES)
+    assert measured.score() == pytest.approx(LIBRARY[metric.name](WRITTEN, REFERENCES), abs=1e-6)
+    assert 0 < measured.score() < 10
+    weights = np.random.default_rng(0).integers(0, 3, (4, len(WRITTEN))).astype(float)
+    weights[0] = 1
+    draws = measured.draws(weights)
+    assert draws[0] == pytest.approx(measured.score(), abs=1e-12)
+    if metric.name != "cider":  # Its rarity of words is that in all references, and not that in a draw.
+        rows = np.repeat(np.arange(len(WRITTEN)), weights[1].astype(int))
+        drawn = [WRITTEN[row] for row in rows], [REFERENCES[row] for row in rows]
+        assert draws[1] == pytest.approx(LIBRARY[metric.name](*drawn), abs=1e-6)
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
+def test_equal_captions_score_highest_and_empty_ones_zero(metric):
+    references = [[text] for text in TEXTS[:5]]
+    equal = metric.measure(TEXTS[:5], references).score()
+    best = {"cider": 10.0}.get(metric.name, 1.0)
+    assert equal == pytest.approx(best, abs=0.001)
+    assert metric.measure([""] * 5, references).score() == 0
+
+
+def test_words_are_lower_case_without_punctuation():
+    assert words("The brow is FURROWED; it's a half-smile.") == [
+        "the",
+        "brow",
+        "is",
+        "furrowed",
+        "it's",
+        "a",
+        "half",
+        "smile",
+    ]
