@@ -37,12 +37,19 @@ def _finetune() -> Suite:
     return SUITE
 
 
+def _generation() -> Suite:
+    from benchmarks.generation.suite import SUITE
+
+    return SUITE
+
+
 SUITES: Mapping[str, Callable[[], Suite]] = {
     "kernels": _kernels,
     "shards": _shards,
     "cluster": _cluster,
     "inference": _inference,
     "finetune": _finetune,
+    "generation": _generation,
 }
 
 

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -69,6 +69,9 @@ def train_command(  # noqa: PLR0913, PLR0917 - one argument for each option
     lr: Annotated[float, typer.Option(help="Largest learning rate.")] = 1e-3,
     warmup_steps: Annotated[int, typer.Option(help="Updates until the largest learning rate.")] = 30,
     weight_decay: Annotated[float, typer.Option(help="Weight decay of AdamW.")] = 0.0,
+    precision: Annotated[
+        Literal["auto", "float32", "bf16"], typer.Option(help="Precision of the products; auto is bf16 on a GPU.")
+    ] = "auto",
     seed: Annotated[int, typer.Option(help="Seed of the first weights and of the order of the images.")] = 0,
     save_every_steps: Annotated[int, typer.Option(help="Updates between two saves.")] = 50,
     step: Step = None,
@@ -95,6 +98,7 @@ def train_command(  # noqa: PLR0913, PLR0917 - one argument for each option
             training=ProjectorTrainingConfig(steps, batch, lr, warmup_steps, weight_decay, seed, save_every_steps),
             prompt=PROMPT if prompt is None else prompt,
             most_tokens=most_tokens,
+            precision=precision,
         )
         embedding, language = _loaded(ModelSource(model, step, weights, device), lm)
         make(CaptionerFolder(out), embedding.embedder, language, data, settings, say=console.print)

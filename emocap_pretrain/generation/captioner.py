@@ -2,12 +2,12 @@
 
 The language model reads the prompt, in which the tokens of the image replace `IMAGE`, and then the caption. Only the
 projector has gradients. All prompts of a batch have the same length, so a batch needs no padding before its captions,
-and each image gets the same caption in a batch as alone.
+and in float32 each image gets the same caption in a batch as alone.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
@@ -18,6 +18,7 @@ from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.generation.language_model import LanguageModel
 from emocap_pretrain.generation.projector import Projector
 
+Precision = Literal["float32", "bf16"]
 IMAGE = "<image>"
 PROMPT = f"{IMAGE}\nThe expression of this face in one sentence:\n"
 _IGNORED = -100  # The label of padding, which `cross_entropy` leaves out.
@@ -43,12 +44,14 @@ class Captioner:
         language: The language model and its tokenizer.
         prompt: The text before the caption; it has `IMAGE` once.
         most_tokens: Largest number of tokens of a caption, with its end token.
+        precision: The precision of the products in both models: float32, or bf16 by autocast. Weights stay float32.
     """
 
     projector: Projector
     language: LanguageModel
     prompt: str = PROMPT
     most_tokens: int = 48
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         if self.prompt.count(IMAGE) != 1:
@@ -123,4 +126,4 @@ class Captioner:
 
     def _autocast(self) -> torch.autocast:
         kind = self.language.device.split(":")[0]
-        return torch.autocast(kind, dtype=torch.bfloat16, enabled=kind == "cuda")
+        return torch.autocast(kind, dtype=torch.bfloat16, enabled=self.precision == "bf16")

@@ -16,7 +16,7 @@ from emocap_shards.store import Store, open_store
 from pydantic import Field
 
 from emocap_pretrain.errors import CheckpointError, ConfigError
-from emocap_pretrain.generation.captioner import Captioner
+from emocap_pretrain.generation.captioner import Captioner, Precision
 from emocap_pretrain.generation.language_model import LanguageModel
 from emocap_pretrain.generation.patches import PatchSettings
 from emocap_pretrain.generation.projector import Projector
@@ -43,6 +43,7 @@ class CaptionerDocument:
         patch_width: Size of the vector of a patch.
         prompt: The text before the caption.
         most_tokens: Largest number of tokens of a caption.
+        precision: The precision of the products.
         training: How the projector was trained.
     """
 
@@ -54,6 +55,7 @@ class CaptionerDocument:
     patch_width: _SMALL
     prompt: Annotated[str, Field(max_length=10_000)]
     most_tokens: _SMALL
+    precision: Precision
     training: ProjectorTrainingConfig
 
 
@@ -128,7 +130,7 @@ class CaptionerFolder:
 def new_captioner(document: CaptionerDocument, language: LanguageModel) -> Captioner:
     """Returns a captioner with the first weights of a training."""
     projector = Projector(document.patch_width, language.width, seed=document.training.seed)
-    return Captioner(projector.to(language.device), language, document.prompt, document.most_tokens)
+    return Captioner(projector.to(language.device), language, document.prompt, document.most_tokens, document.precision)
 
 
 def state_file(kind: Kind) -> str:

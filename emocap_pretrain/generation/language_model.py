@@ -5,8 +5,10 @@ pickle; no code that comes with a model is executed; and a folder whose files na
 """
 
 import hashlib
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +125,8 @@ def _loaded(folder: Path, where: str, **file: str) -> tuple[Any, Any]:
 
     safe: dict[str, Any] = {} if file else {"use_safetensors": True}
     try:
-        with quiet():
+        # The reader of GGUF files always prints a bar of its own on stderr.
+        with quiet(), redirect_stderr(StringIO()):
             check_attention(AutoConfig.from_pretrained(folder, **TRUST, **file), where)
             tokenizer: Any = AutoTokenizer.from_pretrained(folder, **TRUST, **file)
             found: Any = AutoModelForCausalLM.from_pretrained(

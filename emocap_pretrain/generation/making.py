@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from emocap_shards.inspecting.wording import counted
 
-from emocap_pretrain.generation.captioner import PROMPT
+from emocap_pretrain.generation.captioner import PROMPT, Precision
 from emocap_pretrain.generation.folder import CaptionerDocument, CaptionerFolder, Kind, new_captioner, state_file
 from emocap_pretrain.generation.language_model import LanguageModel
 from emocap_pretrain.generation.patches import PatchFiles, PatchSettings, computed_patches
@@ -23,6 +24,13 @@ class CaptionerSettings:
     training: ProjectorTrainingConfig = ProjectorTrainingConfig()  # noqa: RUF009 - a frozen value
     prompt: str = PROMPT
     most_tokens: int = 48
+    precision: Precision | Literal["auto"] = "auto"
+
+    def precision_on(self, device: str) -> Precision:
+        """Returns the precision; "auto" is bf16 on a GPU, and float32 elsewhere."""
+        if self.precision != "auto":
+            return self.precision
+        return "bf16" if device.startswith("cuda") else "float32"
 
 
 def make(
@@ -62,6 +70,7 @@ def make(
         patch_width=width,
         prompt=settings.prompt,
         most_tokens=settings.most_tokens,
+        precision=settings.precision_on(language.device),
         training=settings.training,
     )
     folder.begin(document)

@@ -70,7 +70,7 @@ class PatchSettings:
 
 @dataclass(frozen=True, slots=True)
 class CaptionedImage:
-    """What is known about an image besides its vectors: its name, its person and its captions."""
+    """Holds what is known about an image besides its vectors: its name, its person and its captions."""
 
     key: str
     person: str

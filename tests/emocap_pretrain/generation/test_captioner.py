@@ -47,6 +47,17 @@ def test_the_loss_is_that_of_transformers_for_the_tokens_of_the_caption(captione
     assert captioner.loss(image, CAPTIONS[:1]).detach().item() == pytest.approx(expected.detach().item(), rel=1e-5)
 
 
+def test_bf16_rounds_the_products_and_keeps_the_weights(language):
+    projector = Projector(8, language.width)
+    exact, rounded = (
+        Captioner(projector, language, precision=precision).loss(images(3), CAPTIONS).detach().item()
+        for precision in ("float32", "bf16")
+    )
+    assert exact != rounded
+    assert rounded == pytest.approx(exact, rel=0.05)
+    assert {each.dtype for each in language.model.parameters()} == {torch.float32}
+
+
 def test_only_the_projector_gets_gradients(captioner):
     captioner.loss(images(2), CAPTIONS[:2]).backward()
     assert all(parameter.grad is not None for parameter in captioner.projector.parameters())
