@@ -1,6 +1,6 @@
 """Trains a captioner on a packed dataset, and scores it and its floors on persons that it has not seen."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,9 +80,12 @@ def measure(plan: CaptionPlan, occasion: Occasion) -> Iterator[Measurement]:
             )
 
 
-def _rows(result: MetricResult) -> Iterator[tuple[str, float, dict[str, object]]]:
+def _rows(result: MetricResult) -> Iterator[tuple[str, float, Mapping[str, object]]]:
     """Yields the captioner and each floor with its score and further values."""
     yield CAPTIONER, result.value, {"interval": list(result.interval)}
     for name, value in result.floors.items():
-        above = {"captioner_minus_floor": result.differences[name], "interval": list(result.intervals[name])}
+        above: dict[str, object] = {
+            "captioner_minus_floor": result.differences[name],
+            "interval": list(result.intervals[name]),
+        }
         yield name.replace("_", " "), value, above
