@@ -1,4 +1,4 @@
-"""Compares a user's copy of a benchmark with its card: splits, numbers of items, classes, missing files.
+"""Compares a user's copy of a benchmark with its card: splits, numbers of items, classes, missing files, alignment.
 
 A fact on the card whose source is unknown is never used as a judgement: its comparison is reported as unchecked.
 """
@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from emocap_pretrain.benchmarks.alignment import TITLES, judge, look
 from emocap_pretrain.benchmarks.card import Card, ClassTarget, SplitFacts
 from emocap_pretrain.benchmarks.item import Item
+from emocap_pretrain.benchmarks.layouts import Layout
 from emocap_pretrain.benchmarks.reading.choice import fitting
 from emocap_pretrain.benchmarks.reading.layout_reader import LayoutReader, Problem
 from emocap_pretrain.errors import DataError
@@ -48,32 +50,61 @@ class CheckedSplit:
 
 @dataclass(frozen=True, slots=True)
 class CheckedCopy:
-    """Holds the result of `check`: the layout that fits in words, and the splits."""
+    """Holds the result of `check`: the layout that fits in words, the splits, and how the faces were cut out.
+
+    `alignment` is None if the benchmark has no image files.
+    """
 
     layout: str
     splits: tuple[CheckedSplit, ...]
+    alignment: Finding | None = None
 
     @property
     def is_right(self) -> bool:
         """Returns whether nothing differs from the card. What is unchecked does not count."""
-        return not any(each.verdict == "different" for split in self.splits for each in split.findings)
+        found = [*(each for split in self.splits for each in split.findings), *filter(None, [self.alignment])]
+        return not any(each.verdict == "different" for each in found)
 
 
-def check(card: Card, root: Path) -> CheckedCopy:
-    """Reads the labels of all splits of a copy, and compares them with the card. No image is decoded.
+def check(card: Card, root: Path, *, landmarks: Path | None = None) -> CheckedCopy:
+    """Reads the labels of all splits of a copy and some of its images, and compares them with the card.
+
+    Args:
+        card: The card.
+        root: The folder of the copy.
+        landmarks: Landmarks of its images (launch/landmarks.py); None if there are none.
 
     Raises:
         ConfigError: If no layout of the card fits the folder.
+        DataError: If the landmarks cannot be read.
     """
     layout, reader = fitting(card, root)
     folds = [None] if card.folds is None else list(range(1, card.folds + 1))
-    checked = [_checked(card, reader, root, name, facts, fold) for name, facts in card.splits.items() for fold in folds]
-    return CheckedCopy(layout.about, tuple(checked))
+    images: list[Path] = []
+    checked = [
+        _checked(card, reader, root, name, facts, fold, images) for name, facts in card.splits.items() for fold in folds
+    ]
+    alignment = _alignment(layout, list(dict.fromkeys(images)), root, landmarks) if images else None
+    return CheckedCopy(layout.about, tuple(checked), alignment)
+
+
+def _alignment(layout: Layout, images: list[Path], root: Path, landmarks: Path | None) -> Finding:
+    judgement = judge(look(images, root, landmarks))
+    if judgement.kind is None:
+        return Finding("unchecked", f"it is not known how the faces were cut out: {judgement.why}")
+    text = f"the faces are {TITLES[judgement.kind]}: {judgement.why}"
+    if layout.faces is None:
+        return Finding("unchecked", text)
+    wanted = "landmarks" if layout.faces == "aligned" else "whole"
+    if judgement.kind == wanted:
+        return Finding("equal", text)
+    return Finding("different", f"{text}; this layout has images that are {TITLES[wanted]}")
 
 
 def _checked(
-    card: Card, reader: LayoutReader, root: Path, name: str, facts: SplitFacts, fold: int | None
+    card: Card, reader: LayoutReader, root: Path, name: str, facts: SplitFacts, fold: int | None, images: list[Path]
 ) -> CheckedSplit:
+    """Checks a split, and adds its image files to `images`."""
     title = name if fold is None else f"{name}, fold {fold}"
     items, by_class = 0, Counter[str]()
     problems: dict[str, tuple[int, tuple[str, ...]]] = {}
@@ -81,6 +112,8 @@ def _checked(
         for found in reader.items(root, name, fold):
             if isinstance(found, Item):
                 items += 1
+                if isinstance(found.media, Path):
+                    images.append(found.media)
                 if found.class_name is not None:
                     by_class[found.class_name] += 1
             else:

@@ -44,6 +44,8 @@ class _Layout(CardSection):
             action units, the units that are not scored.
         frames: The frames of a video that is a folder: a pattern of their names, such as "*.jpg". None if an item is
             one file.
+        faces: Whether the images are faces that the authors have aligned, or whole photographs; None if no source says
+            it.
     """
 
     about: Text
@@ -52,6 +54,7 @@ class _Layout(CardSection):
     codes_source: FactSource | None = None
     left_out: dict[Code, Text] = Field(default={})
     frames: Text | None = None
+    faces: Literal["aligned", "whole"] | None = None
 
 
 class ClassFolders(_Layout):

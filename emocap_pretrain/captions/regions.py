@@ -6,17 +6,15 @@ mesh. The region of a sentence follows from its words (`grammar/recognition.py`)
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from emocap_shards.annotation import load_annotation
 from emocap_shards.decode import decode_image
 from emocap_shards.library import Library
-from emocap_shards.local_files import open_regular
 from emocap_shards.sample import Caption, Encoded
 from emocap_shards.writing.row import key_of
 
@@ -25,8 +23,8 @@ from emocap_pretrain.captions.grammar.recognition import area_of
 from emocap_pretrain.captions.rendered import regions as rendered
 from emocap_pretrain.captions.rendered.captioner import caption as caption_of
 from emocap_pretrain.captions.rendered.dataset import sample_face
+from emocap_pretrain.data.landmarks import read_landmarks
 from emocap_pretrain.data.regions import FaceRegions, Outline
-from emocap_pretrain.errors import DataError
 
 Areas = Mapping[str, tuple[Outline, ...]]
 _KEY = re.compile(r"(\d{4,10})-(\d{8,10})")
@@ -121,19 +119,3 @@ class Landmarks:
             return None
         height, width = decode_image(sample.image).shape[:2]
         return mesh.areas(found, width_px=width, height_px=height)
-
-
-def read_landmarks(path: Path) -> tuple[Sequence[str], np.ndarray[Any, Any]]:
-    """Returns the names of the images and their landmarks [images, 478, 3] of a file of launch/landmarks.py.
-
-    Raises:
-        DataError: If it has not these arrays.
-    """
-    try:
-        with open(open_regular(path), "rb") as file, np.load(file, allow_pickle=False) as stored:  # noqa: PTH123 - a descriptor
-            names, landmarks = stored["name"], stored["landmarks"]
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise DataError(f"{path} cannot be read as a file of launch/landmarks.py: {error}.") from error
-    if names.ndim != 1 or landmarks.shape != (len(names), 478, 3) or landmarks.dtype.kind != "f":
-        raise DataError(f"{path} has landmarks of the shape {list(landmarks.shape)}, not [images, 478, 3].")
-    return [str(name) for name in names], landmarks

@@ -66,6 +66,12 @@ def show_command(
 def check_command(
     name: Name,
     path: Annotated[Path, typer.Argument(help="Folder with your copy.")],
+    landmarks: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="NPZ", help="Landmarks of its images (launch/landmarks.py), to tell how faces are cut out."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     debug: Debug = False,
 ) -> None:
@@ -76,7 +82,7 @@ def check_command(
         from emocap_pretrain.benchmarks.catalogue import card
         from emocap_pretrain.benchmarks.check import check
 
-        checked = check(card(name), path)
+        checked = check(card(name), path, landmarks=landmarks)
         if as_json:
             say_json({**to_jsonable_python(checked), "is_right": checked.is_right})
         else:
@@ -85,6 +91,8 @@ def check_command(
                 for split in checked.splits
                 for finding in split.findings
             ]
+            if checked.alignment:
+                rows.append(("all", _SIGNS[checked.alignment.verdict], checked.alignment.text))
             left_out = [
                 (split.name, f"{count:,}", kind)
                 for split in checked.splits

@@ -1,0 +1,187 @@
+"""Finds out how the faces of a copy were cut out: whole photographs, boxes of a detector, or aligned by landmarks.
+
+Another way to cut out the faces changes scores as much as another model, and no list of labels shows it. The sizes of
+the images are compared, and if landmarks are given (launch/landmarks.py), the places of the eyes. Black corners, which
+appear where a tool has turned an image beyond its edge, are counted for the user. What these cannot tell is unknown.
+
+- `landmarks`: both eyes are at nearly the same place of every image, and no head is tilted. A tool has moved landmarks
+  to fixed places, as the authors of benchmarks do for their aligned faces. Which places these are is not compared,
+  because no card has a source for them.
+- `box`: the face fills the image, and heads are tilted as they were. A detector such as MTCNN has cut out its box.
+- `whole`: the face is small in the image, or the sizes of the images differ.
+
+The bounds were chosen on crops of photographs of one half of 102 persons, and the rates of wrong answers are from the
+other half (docs/evaluation.md). No copy of a benchmark was at hand.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import numpy as np
+from emocap_shards.decode import decode_image
+from emocap_shards.errors import ImageError
+from emocap_shards.local_files import open_regular
+
+from emocap_pretrain.data.landmarks import read_landmarks
+
+Kind: TypeAlias = Literal["landmarks", "box", "whole"]
+TITLES: Mapping[Kind, str] = {
+    "landmarks": "aligned by landmarks, as the authors' aligned faces are",
+    "box": "cut out by the box of a detector such as MTCNN, and not turned",
+    "whole": "whole photographs",
+}
+
+LOOKED, FEWEST = 300, 20
+"""Number of images of a copy that are opened, and the fewest with a known place of the eyes that allow a judgement."""
+
+EYES = ((33, 133), (263, 362))  # The corners of both eyes in the face mesh, the one on the left of the image first.
+_MOST_BYTES = 1 << 28
+_CORNER_PX, _DARK = 3, 2  # A corner is without picture if all of its values are at most this.
+
+# The bounds for one image, and those for the values of a copy.
+SMALL, LARGE = 0.255, 0.28  # A face is small below the first distance between the eyes, and large from the second one.
+UPRIGHT_DEG, TILTED_DEG = 1.25, 3.2
+SAME_ROLL_DEG, OTHER_ROLL_DEG = 2.2, 3.2
+SAME_PLACE = 0.015
+
+
+@dataclass(frozen=True, slots=True)
+class SeenImage:
+    """Holds what is known about one image.
+
+    Attributes:
+        width_px: Its width.
+        height_px: Its height.
+        is_cornerless: Whether a corner has no picture: it is black.
+        apart: Distance between the middles of both eyes, relative to the square root of the area; None if no face was
+            found.
+        middle: The point between both eyes, as shares of the width and the height.
+        roll_deg: Angle of the line between both eyes; positive if the eye on the right of the image is lower.
+    """
+
+    width_px: int
+    height_px: int
+    is_cornerless: bool
+    apart: float | None = None
+    middle: tuple[float, float] = (0.0, 0.0)
+    roll_deg: float = 0.0
+
+
+def kind_of_image(image: SeenImage) -> Kind | None:
+    """Returns how the face of one image was cut out; None if this one image does not tell.
+
+    A head that is upright by chance looks like an aligned one, so single images are often taken for aligned.
+    """
+    if image.apart is None:
+        return None
+    if image.apart < LARGE:
+        return "whole" if image.apart < SMALL else None
+    if abs(image.roll_deg) <= UPRIGHT_DEG:
+        return "landmarks"
+    return "box" if abs(image.roll_deg) >= TILTED_DEG else None
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """Holds how the faces of a copy were cut out, or None, and why, as a sentence for the user."""
+
+    kind: Kind | None
+    why: str
+
+
+def judge(images: Sequence[SeenImage]) -> Judgement:
+    """Judges a copy by some of its images."""
+    if not images:
+        return Judgement(None, "no image could be opened")
+    found = [each for each in images if each.apart is not None]
+    if len(found) >= FEWEST:
+        return _by_eyes(found, len(images))
+    (size, most), *_ = Counter((each.width_px, each.height_px) for each in images).most_common()
+    if len(images) >= FEWEST and most < len(images) / 2:
+        return Judgement("whole", f"only {most} of {len(images)} images have the most frequent size")
+    black = sum(each.is_cornerless for each in images)
+    seen = f"{most} of {len(images)} images have {size[0]} x {size[1]} pixels, and {black} have a black corner"
+    return Judgement(None, f"{seen}; only the places of the eyes tell more (--landmarks)")
+
+
+def _by_eyes(images: Sequence[SeenImage], looked: int) -> Judgement:
+    apart = float(np.median([each.apart or 0.0 for each in images]))
+    roll_deg = _spread(np.array([each.roll_deg for each in images])[:, None])
+    place = _spread(np.array([each.middle for each in images]))
+    why = (
+        f"in {len(images)} of {looked} images with a face, the eyes are apart by {apart:.0%} of the image; their "
+        f"places differ by {place:.1%}, and their tilt by {roll_deg:.1f} degrees"
+    )
+    if apart < LARGE:
+        return Judgement("whole" if apart < SMALL else None, why)
+    if roll_deg <= SAME_ROLL_DEG and place <= SAME_PLACE:
+        return Judgement("landmarks", why)
+    # The places of the eyes alone do not tell a box from landmarks: they also differ between heads that look aside.
+    return Judgement("box" if roll_deg >= OTHER_ROLL_DEG else None, why)
+
+
+def _spread(values: np.ndarray) -> float:
+    """Returns the larger standard deviation of the columns, estimated from median deviations: outliers do not count."""
+    deviations = np.abs(values - np.median(values, axis=0))
+    return float(1.4826 * np.median(deviations, axis=0).max())
+
+
+def look(paths: Sequence[Path], root: Path, landmarks: Path | None = None) -> list[SeenImage]:
+    """Opens some images, spread evenly over all. Images that cannot be decoded are left out.
+
+    Args:
+        paths: The image files.
+        root: The folder of the copy.
+        landmarks: The landmarks of the images, as launch/landmarks.py writes them for this folder, or for a folder
+            within it whose images have different names. None if there are none.
+
+    Raises:
+        DataError: If the file of landmarks cannot be read.
+    """
+    points: dict[str, np.ndarray] = {}
+    if landmarks is not None:
+        names, found = read_landmarks(landmarks)
+        points = {Path(name).name: each for name, each in zip(names, found, strict=True)}
+        points |= dict(zip(names, found, strict=True))
+    places = np.unique(np.linspace(0, len(paths) - 1, LOOKED).round().astype(int)).tolist() if paths else []
+    seen = (
+        _seen(path, points.get(_relative(path, root), points.get(path.name))) for path in map(paths.__getitem__, places)
+    )
+    return [each for each in seen if each]
+
+
+def _relative(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+
+
+def _seen(path: Path, points: np.ndarray | None) -> SeenImage | None:
+    try:
+        with open(open_regular(path), "rb") as file:  # noqa: PTH123 - a descriptor
+            image = decode_image(file.read(_MOST_BYTES))
+    except (ImageError, OSError, ValueError):
+        return None
+    return seen_image(image, points)
+
+
+def seen_image(image: np.ndarray, points: np.ndarray | None) -> SeenImage:
+    """Returns what is known about an image [height, width, 3] with these landmarks [478, 3]; None without any."""
+    height, width = image.shape[:2]
+    rows, columns = (
+        (slice(None, _CORNER_PX), slice(-_CORNER_PX, None)),
+        (slice(None, _CORNER_PX), slice(-_CORNER_PX, None)),
+    )
+    cornerless = any((image[row, column] <= _DARK).all() for row in rows for column in columns)
+    seen = SeenImage(width, height, cornerless)
+    if points is None:
+        return seen
+    left, right = (points[list(corners), :2].astype(np.float64).mean(0) for corners in EYES)
+    if not np.isfinite([left, right]).all():
+        return seen
+    across, down = right - left
+    middle = (left + right) / 2 / (width, height)
+    apart = float(np.hypot(across, down) / np.sqrt(width * height))
+    place = float(middle[0]), float(middle[1])
+    return SeenImage(width, height, cornerless, apart, place, float(np.degrees(np.arctan2(down, across))))
