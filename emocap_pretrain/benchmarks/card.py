@@ -151,6 +151,7 @@ class Card(CardSection):
         title: Name for readers.
         about: What the benchmark contains, in one or two sentences.
         media: Whether an item is an image or a video.
+        faces: The benchmarks, or other sets, whose faces it has, if not only its own. `about` says so.
         target: What is predicted.
         splits: The splits by their names.
         scored: The split on which scores are reported.
@@ -170,6 +171,7 @@ class Card(CardSection):
     title: Text
     about: Text
     media: Literal["image", "video"]
+    faces: tuple[Name, ...] = ()
     target: Target
     splits: Annotated[dict[Name, SplitFacts], Field(min_length=1)]
     scored: Name

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from emocap_shards.mask import MASK
@@ -27,6 +27,7 @@ from emocap_pretrain.cli.options import (
     parsed_classes,
 )
 from emocap_pretrain.cli.reach import need_answer
+from emocap_pretrain.config.fields import Ensemble
 from emocap_pretrain.config.load import unresolved, with_section
 from emocap_pretrain.config.schema import ClusterConfig, Config, EvaluationConfig, TrackingConfig
 from emocap_pretrain.errors import ConfigError, TrackingError
@@ -48,6 +49,7 @@ from emocap_pretrain.terminal import console, errors_as_lines, say_json
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from emocap_pretrain.evaluation.domain import TrainingCaptions
     from emocap_pretrain.evaluation.on_benchmarks import BenchmarkCopy
     from emocap_pretrain.interop.restore import Restored
     from emocap_pretrain.ranks.group import RankGroup
@@ -95,6 +97,28 @@ Prompts = Annotated[
         "prompts of each class.",
     ),
 ]
+EnsembleOption = Annotated[
+    Ensemble | None,
+    typer.Option(help="Average the cosines with the prompts of a class (logits), or their vectors, as CLIP does."),
+]
+Compound = Annotated[
+    Literal["words", "parts"] | None,
+    typer.Option(help="Prompts of compound classes: their own words, or those of the classes they consist of."),
+]
+EveryPromptSet = Annotated[
+    bool, typer.Option("--every-prompt-set", help="Also classify with every set of prompts of this package.")
+]
+TrainedOn = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME|URL",
+        help="A set from which the training captions came (emocap benchmarks list, or an own name), or a packed "
+        "dataset, whose captions are read; can be repeated.",
+    ),
+]
+FacesFrom = Annotated[
+    list[str] | None, typer.Option(metavar="NAME", help="A set from which the faces of --data are; can be repeated.")
+]
 Tracking = Annotated[
     str | None, typer.Option(metavar="URI", help="Log the results to this MLflow server, as a child of the run.")
 ]
@@ -118,6 +142,7 @@ class _Request:
         changes: The evaluation settings of the command line by their names.
         may_read: Whether the command may read the dataset that the config names.
         copies: Copies of benchmarks. If there are any, no other dataset is read.
+        trained_on: Names of sets, and packed datasets, from which the captions of the model came.
     """
 
     run_url: str
@@ -129,6 +154,7 @@ class _Request:
     changes: dict[str, Any]
     may_read: bool
     copies: "tuple[BenchmarkCopy, ...]" = ()
+    trained_on: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.shares and self.interpolate is not None:
@@ -170,6 +196,11 @@ def command(  # noqa: PLR0913, PLR0917 - one argument for each option
     label: Label = None,
     classes: ClassWords = None,
     prompts: Prompts = None,
+    ensemble: EnsembleOption = None,
+    compound: Compound = None,
+    every_prompt_set: EveryPromptSet = False,
+    trained_on: TrainedOn = None,
+    faces_from: FacesFrom = None,
     device: Device = "auto",
     tracking: Tracking = None,
     picture: Picture = None,
@@ -192,11 +223,18 @@ def command(  # noqa: PLR0913, PLR0917 - one argument for each option
             "cache": cache,
             "tasks": task or None,
             "label": label,
+            "ensemble": ensemble,
+            "compound": compound,
+            "every_prompt_set": every_prompt_set or None,
+            "faces_from": faces_from or None,
         }
         changes = _changes(named, classes, prompts)
         may_read = stored_data or own is not None
         copies = _copies(benchmark or (), alone=not (data or stored_data or train or valid or curve or picture))
-        request = _Request(run_url, own, step, weights, interpolate, _shares(curve), changes, may_read, copies)
+        captions = tuple(trained_on or ())
+        request = _Request(
+            run_url, own, step, weights, interpolate, _shares(curve), changes, may_read, copies, captions
+        )
         if evaluated := _evaluated(request, device):
             _show(evaluated, as_json=as_json)
             if picture:
@@ -285,23 +323,49 @@ def _evaluated(request: _Request, device: str) -> _Evaluated | None:
         everyone = world.patient("evaluation")
         # Only rank 0 reads the checkpoint. An error there, such as a wrong option, is raised on all ranks.
         restored, start = everyone.run_on_main(partial(_prepared, request))
+        training = everyone.run_on_main(partial(_training_captions, request, restored))
         if request.copies:
-            results = _on_benchmarks(request, restored, everyone, world.device)
+            results = _on_benchmarks(request, restored, everyone, world.device, training)
         else:
-            results = evaluated(restored, everyone, world.device)
+            results = evaluated(restored, everyone, world.device, training)
         other_weights = curve(restored, start, request.shares, everyone)
         return _Evaluated(request.run_url, restored, results, other_weights) if world.is_main else None
 
 
 def _on_benchmarks(
-    request: _Request, restored: "Restored", everyone: "RankGroup", device: str
+    request: _Request, restored: "Restored", everyone: "RankGroup", device: str, training: "TrainingCaptions"
 ) -> tuple[TaskResult, ...]:
     """Returns the results on all copies of benchmarks, on every rank. This is a collective."""
     from emocap_pretrain.evaluation import on_benchmarks
+    from emocap_pretrain.evaluation.domain import with_domains
     from emocap_pretrain.inference.embedder import Embedder
 
     embedder = Embedder.of(restored, device)
-    return on_benchmarks.evaluate(request.copies, restored.config.evaluation, embedder, everyone)
+    settings = restored.config.evaluation
+    results = on_benchmarks.evaluate(request.copies, settings, embedder, everyone)
+    return with_domains(results, training, settings, url=None)
+
+
+def _training_captions(request: _Request, restored: "Restored") -> "TrainingCaptions":
+    """Returns what the run's config and the user say about the captions of the model.
+
+    The packed datasets that the user names are read. Those that the config names are not.
+    """
+    from emocap_pretrain.benchmarks import catalogue
+    from emocap_pretrain.config.explain import did_you_mean
+    from emocap_pretrain.data.datasets import caption_words
+    from emocap_pretrain.evaluation.domain import TrainingCaptions
+
+    urls = tuple(each for each in request.trained_on if "/" in each)
+    names = tuple(each for each in request.trained_on if "/" not in each)
+    for name in names:
+        if not name:
+            raise ConfigError("--trained-on: give the name of a set of faces, or the folder or URL of a dataset.")
+        hint = "" if name in catalogue.names() else did_you_mean(name, catalogue.names())
+        if "did you mean" in hint:  # Other names are the user's own.
+            log.warning("--trained-on %s: no benchmark has this name%s", name, hint)
+    words = caption_words(urls) if urls else None
+    return TrainingCaptions.of_run(restored.config.stored()).also(names, urls, words)
 
 
 def _prepared(request: _Request) -> "tuple[Restored, dict[str, Tensor]]":
@@ -347,6 +411,8 @@ def _with_settings(config: Config, changes: dict[str, Any], *, may_read: bool) -
     if not may_read:
         # These settings may name other stores. They are used only if the user has named them, or allowed all of them.
         changes = {"train_url": None, "valid_url": None, "cache": None, **changes}
+    if "url" in changes:
+        changes = {"faces_from": None, **changes}  # That of the config is for its own dataset.
     if "url" not in changes:
         if settings.url is None:
             raise ConfigError("the run has no evaluation.url: give a dataset with --data URL.")

@@ -77,6 +77,9 @@ def _one_or_more(words: object) -> object:
 
 
 Template = Annotated[str, AfterValidator(_has_placeholder)]
+SetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]  # Of a set of faces.
+# What is averaged over the prompts of a class: the cosines of an image with them, or their unit vectors.
+Ensemble = Literal["logits", "embeddings"]
 Words = Annotated[tuple[str, ...], BeforeValidator(_one_or_more), Field(min_length=1)]
 Classes = Annotated[dict[str, Words], BeforeValidator(_by_text), Field(min_length=1)]
 

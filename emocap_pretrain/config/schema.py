@@ -18,7 +18,17 @@ from typing import Annotated, Any, Literal, Self, cast
 from emocap_shards.mask import holds_secret, masked_url
 from pydantic import Field, PrivateAttr, model_validator
 
-from emocap_pretrain.config.fields import Classes, Count, Fraction, Positive, Section, Template, Weight
+from emocap_pretrain.config.fields import (
+    Classes,
+    Count,
+    Ensemble,
+    Fraction,
+    Positive,
+    Section,
+    SetName,
+    Template,
+    Weight,
+)
 from emocap_pretrain.config.location import Location
 from emocap_pretrain.config.model import ModelConfig, starts_from_weights
 from emocap_pretrain.config.objective import ObjectiveConfig
@@ -47,6 +57,11 @@ class DataConfig(Section):
     )
     mix: tuple[MixtureDatasetConfig, ...] = Field(
         default=(), description="Several datasets in place of url, each with its share of the samples."
+    )
+    captions_from: tuple[SetName, ...] | None = Field(
+        default=None,
+        description="All sets from whose faces or labels the captions came, such as [ferplus], by the names of "
+        "`emocap benchmarks list` or own names; null if this is unknown. Results of prompts say what follows from it.",
     )
     shuffle_window: Positive | None = Field(
         default=None,
@@ -222,6 +237,10 @@ class EvaluationConfig(Section):
         description="Words of each class in prompts, a text or a list, by its label; default each label of the "
         "dataset, by its own name.",
     )
+    faces_from: tuple[SetName, ...] | None = Field(
+        default=None,
+        description="Sets from which the faces of url are, by the names of data.captions_from; null if unknown.",
+    )
     numbers: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
         default=("valence", "arousal"), description="Names of the labels with numbers that a probe predicts."
     )
@@ -239,6 +258,24 @@ class EvaluationConfig(Section):
         default=("a face with an expression of {}.", "a photo of a face showing {}.", "this person feels {}."),
         min_length=1,
         description="Prompts, in which {} is replaced by the words of a class.",
+    )
+    ensemble: Ensemble = Field(
+        default="logits",
+        description="How the prompts of a class are combined: logits averages the cosines of an image with them, and "
+        "embeddings averages their unit vectors and scales the mean to unit length (CLIP, open_clip).",
+    )
+    compound: Literal["words", "parts"] = Field(
+        default="words",
+        description="Prompts of a compound class, such as happily surprised: those with its own words, or those of the "
+        "simple classes that it consists of.",
+    )
+    parts: dict[str, Annotated[tuple[str, ...], Field(min_length=1)]] = Field(
+        default={},
+        description="Simple classes of which each compound class consists; the card of a benchmark replaces them.",
+    )
+    every_prompt_set: bool = Field(
+        default=False,
+        description="Also classify with each set of prompts that this package contains, from the same image vectors.",
     )
     batch: Positive = Field(default=256, description="Samples of one pass of the encoders.")
     before_training: Literal["auto", "always", "never"] = Field(

@@ -33,6 +33,7 @@ FREE = (
     "name",
     "url",
     "data.url",
+    "data.captions_from",
     "data.cache",
     "data.cache_gb",
     "cluster.",

@@ -7,6 +7,8 @@ functions is a collective.
 
 import hashlib
 import itertools
+import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -29,6 +31,7 @@ from emocap_pretrain.ranks.info import RankInfo
 
 # Samples from which a tokenizer is trained, and from which the share of cut texts is estimated.
 TOKENIZER_SAMPLES, CUT_SAMPLES = 20_000, 2000
+_WORD = re.compile(r"[^\W\d_]+")
 
 
 def train_tokenizer(data: DataConfig, vocabulary: int) -> Tokenizer:
@@ -98,6 +101,20 @@ def cut_captions(
     texts = {part.name: [text for each in captions for text in part.texts(each)] for part in PARTS}
     limits = lengths.by_part
     return len(samples), [CutTexts.of(name, tokenizer, each, limits[name]) for name, each in texts.items()]
+
+
+def caption_words(urls: Sequence[str]) -> frozenset[str]:
+    """Returns all words of the captions of packed datasets in lower case. Every sample is read.
+
+    Raises:
+        ManifestError, StoreError: If there is no dataset, or it cannot be read.
+        DamagedSample: If a sample is damaged.
+    """
+    datasets = [MixtureDatasetConfig(url=url) for url in urls]
+    captions = itertools.chain.from_iterable(_first_captions(datasets, sys.maxsize, error_budget=0))
+    return frozenset(
+        word for each in captions for part in PARTS for text in part.texts(each) for word in _WORD.findall(text.lower())
+    )
 
 
 def _first_captions(

@@ -153,19 +153,27 @@ def settings_of(settings: EvaluationConfig, card: Card) -> EvaluationConfig:
     If the settings name the same classes as the card, their words or prompts are kept.
 
     Raises:
-        ConfigError: If the settings have whole prompts for other classes than those of the card.
+        ConfigError: If the settings have whole prompts for other classes than those of the card, or for compound
+            classes whose prompts are to be those of their parts.
     """
     changes: dict[str, object] = {"label": CLASS}
     if isinstance(card.target, ClassTarget):
         own, classes = settings.classes or {}, card.target.classes
+        are_whole = bool(own) and settings.templates == ("{}",) and not settings.prompts
+        if are_whole and settings.compound == "parts" and card.target.parts:
+            raise ConfigError(
+                f"benchmark {card.name} has compound classes, and compound=parts ignores their own prompts: leave it "
+                "out, or give templates or a set of prompts."
+            )
         if set(own) != set(classes):
-            if own and settings.templates == ("{}",) and not settings.prompts:
+            if are_whole:
                 raise ConfigError(
                     f"the prompts are for the classes {', '.join(own)}, and benchmark {card.name} has the classes "
                     f"{', '.join(classes)}."
                 )
             own = dict(classes)
         changes["classes"] = {name: own[name] for name in classes}
+        changes["parts"] = card.target.parts
     if isinstance(card.target, NumbersTarget):
         changes["numbers"] = card.target.names
     return settings.model_copy(update=changes)

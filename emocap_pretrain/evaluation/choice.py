@@ -25,10 +25,10 @@ from emocap_pretrain.evaluation.features import Features
 from emocap_pretrain.evaluation.intervals import bootstrap, shares
 from emocap_pretrain.evaluation.prompt_set import expanded
 from emocap_pretrain.evaluation.task import SplitName
-from emocap_pretrain.inference.classes import class_embeddings
+from emocap_pretrain.inference.classes import class_cosines, class_embeddings
 from emocap_pretrain.inference.embedder import Embedder
 from emocap_pretrain.run_folder.outcomes import AnswerOutcomes
-from emocap_pretrain.run_folder.results import Baseline, Score, TaskResult
+from emocap_pretrain.run_folder.results import Baseline, Domain, Score, TaskResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +56,11 @@ class Choice:
             raise ConfigError("multiple_choice needs questions, which only benchmarks have: leave it out.")
         answers = dict.fromkeys(answer for _, question in asked for answer in question.answers)
         templates, words = expanded(self.settings, {answer: (answer.rstrip(".").lower(),) for answer in answers})
-        columns = class_embeddings(embedder, templates, words).mean(0)
+        columns = class_embeddings(embedder, templates, words)
+        cosines = class_cosines(test.images, columns, self.settings.ensemble)
         place = {answer: number for number, answer in enumerate(answers)}
         is_right = np.array(
-            [
-                chosen(test.images[row], columns, question, place, test.keys[row]) == question.right
-                for row, question in asked
-            ]
+            [chosen(cosines[row], question, place, test.keys[row]) == question.right for row, question in asked]
         )
         chance = float(np.mean([1 / len(question.answers) for _, question in asked]))
         accuracy = Score("accuracy", "questions, accuracy", float(is_right.mean()), Baseline("chance", chance))
@@ -72,12 +70,12 @@ class Choice:
             len(asked),
             (accuracy.within(bootstrap(shares(is_right), groups)),),
             outcomes=(AnswerOutcomes(tuple(row for row, _ in asked), tuple(is_right.tolist())),),
+            domain=Domain(),
         )
 
 
 def chosen(
-    image: Float[Tensor, " embedding"],
-    columns: Float[Tensor, "embedding answers"],
+    cosines: Float[Tensor, " answers"],
     question: Question,
     place: Mapping[str, int],
     key: str,
@@ -85,13 +83,12 @@ def chosen(
     """Returns the position in the question of the answer that is chosen.
 
     Args:
-        image: The unit vector of the image.
-        columns: The mean vector of the prompts of each answer.
+        cosines: The cosine of the image with each answer of the benchmark.
         question: The question.
-        place: The column of each answer.
+        place: The column of each answer in `cosines`.
         key: The name of the example, which decides the order of the answers.
     """
     seed = int.from_bytes(hashlib.blake2b(key.encode(errors="surrogatepass"), digest_size=8).digest(), "little")
     order = np.random.default_rng(seed).permutation(len(question.answers))
-    cosines = image @ columns[:, [place[question.answers[number]] for number in order]]
-    return int(order[int(torch.argmax(cosines))])
+    shuffled = cosines[[place[question.answers[number]] for number in order]]
+    return int(order[int(torch.argmax(shuffled))])

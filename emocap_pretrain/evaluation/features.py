@@ -32,6 +32,7 @@ from emocap_pretrain.ranks.group import RankGroup
 Kept = TypeVar("Kept")
 
 AHEAD = 2  # Batches that are read and decoded before the model needs them.
+UNDECODED, INFINITE = "cannot be decoded", "vector is not finite"  # Reasons why an example has no vector.
 _UNREADABLE = (DataError, ImageError, OSError, ValueError)
 
 
@@ -154,8 +155,8 @@ class BatchFeatures:
         questions: Their questions.
         texts: The texts of their captions.
         left_out: The examples of the batch that have no content, and those that cannot be decoded.
-        arrays: `decoded` says of each example whether it could be decoded. `images` and `pooled` have a row for each
-            example that could. `texts` has a row for each text, and `maps` one for each sentence whose image could.
+        arrays: `decoded` says of each example whether it has vectors. `images` and `pooled` have a row for each example
+            that has. `texts` has a row for each text, and `maps` one for each sentence whose image has vectors.
         sentences: The local sentences whose maps are computed.
     """
 
@@ -192,7 +193,8 @@ class Extraction:
         """Returns all batches in order on rank 0, and None on the other ranks. This is a collective.
 
         Raises:
-            DataError: If an example cannot be decoded, and the source may have no gaps.
+            DataError: If an example cannot be decoded or has a vector that is not finite, and the source may have no
+                gaps.
             ConfigError, LostContact: If another rank has failed (`RankGroup.run_on_all`).
         """
         shares = world.collect_on_main(lambda: list(self._share(source, world)))
@@ -205,7 +207,7 @@ class Extraction:
         with ThreadPoolExecutor(1, "emocap-batches") as loader, ThreadPoolExecutor(READERS, "emocap-read") as readers:
             load = partial(self._loaded, source, readers)
             for loaded in in_order(loader, load, ranges[world.rank :: world.world_size], ahead=AHEAD):
-                yield self._computed(loaded)
+                yield self._computed(loaded, may_have_gaps=source.may_have_gaps)
 
     def _loaded(self, source: ExampleSource, readers: Executor, numbers: range) -> _Loaded:
         found = source.examples(numbers)
@@ -249,21 +251,25 @@ class Extraction:
             for place, text in enumerate(caption.local)
         ]
 
-    def _computed(self, loaded: _Loaded) -> BatchFeatures:
+    def _computed(self, loaded: _Loaded, *, may_have_gaps: bool) -> BatchFeatures:
         arrays = loaded.arrays
         if arrays is None:
             arrays = self._arrays(loaded.crops, loaded.texts) | self._maps(loaded.crops, loaded.sentences)
             if self.cache:
                 self.cache.write(loaded.path, arrays)
-        decoded = arrays["decoded"]
-        failed = [each.key for each, is_decoded in zip(loaded.examples, decoded, strict=True) if not is_decoded]
+        keys = [each.key for each in loaded.examples]
+        undecoded = [LeftOut(keys[row], UNDECODED) for row in np.flatnonzero(~arrays["decoded"])]
+        arrays, rows = _finite(arrays, loaded.sentences)
+        infinite = [LeftOut(keys[row], INFINITE) for row in rows]
+        if infinite and not may_have_gaps:
+            raise DataError(f"{infinite[0].key}: the {INFINITE}; the weights of the model may be damaged.")
         return BatchFeatures(
-            keys=[each.key for each in loaded.examples],
+            keys=keys,
             labels=[each.labels for each in loaded.examples],
             groups=[each.group for each in loaded.examples],
             questions=[each.question for each in loaded.examples],
             texts=loaded.texts,
-            left_out=[*loaded.left_out, *(LeftOut(key, "cannot be decoded") for key in failed)],
+            left_out=[*loaded.left_out, *undecoded, *infinite],
             arrays=arrays,
             sentences=loaded.sentences,
         )
@@ -306,6 +312,25 @@ class Extraction:
         if of_texts:
             arrays["texts"] = torch.cat(of_texts).numpy()
         return arrays
+
+
+def _finite(
+    arrays: Mapping[str, np.ndarray], sentences: Sequence[_Sentence]
+) -> tuple[Mapping[str, np.ndarray], np.ndarray]:
+    """Returns the arrays without the examples whose vectors are not finite, and the rows of these in the batch."""
+    if "images" not in arrays:
+        return arrays, np.array([], dtype=np.int64)
+    is_finite = np.isfinite(arrays["images"]).all(1) & np.isfinite(arrays["pooled"]).all(1)
+    if is_finite.all():
+        return arrays, np.array([], dtype=np.int64)
+    rows = np.flatnonzero(arrays["decoded"])[~is_finite]
+    decoded = arrays["decoded"].copy()
+    decoded[rows] = False
+    kept = {name: arrays[name][is_finite] for name in ("images", "pooled")}
+    if "maps" in arrays:
+        mapped = [decoded[each.row] for each in sentences if arrays["decoded"][each.row]]
+        kept["maps"] = arrays["maps"][np.array(mapped, dtype=np.bool_)]
+    return {**arrays, **kept, "decoded": decoded}, rows
 
 
 def _digest(example: Example) -> bytes:

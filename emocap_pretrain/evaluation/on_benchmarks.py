@@ -48,11 +48,13 @@ def prepare(copies: Sequence[BenchmarkCopy], settings: EvaluationConfig) -> None
     """Checks that each copy has a known layout and allows a task, before a model is loaded. One rank calls it.
 
     Raises:
-        ConfigError: If a copy has none of the layouts of its card, or allows none of the tasks.
+        ConfigError: If a copy has none of the layouts of its card, or allows none of the tasks, or a class has no
+            prompts.
     """
     for copy in copies:
         fitting(copy.card, copy.root)
-        tasks_of(settings, copy.card)
+        for task in tasks_of(settings_of(settings, copy.card), copy.card):
+            task.prompts()
 
 
 def tasks_of(settings: EvaluationConfig, about: Card) -> list[Task]:

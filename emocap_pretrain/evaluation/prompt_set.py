@@ -1,16 +1,17 @@
 """Reads sets of prompts: those that this package contains, and a user's own file.
 
 A set has templates, in each of which `{}` is replaced by the words of a class. For single classes another prompt may
-take the place of a template: published code is not always regular, and its scores depend on its words.
+take the place of a template: published code is not always regular, and its scores depend on its words. Or a set has
+whole prompts for certain classes, such as descriptions of their faces, and no templates.
 """
 
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 import yaml
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, model_validator
 
 from emocap_pretrain.benchmarks.sources import FactSource, Text
 from emocap_pretrain.config.explain import did_you_mean
@@ -22,31 +23,57 @@ from emocap_pretrain.inference.classes import validated
 
 SETS = Path(__file__).with_name("prompt_sets")
 
+Prompts: TypeAlias = tuple[Sequence[str], Mapping[str, Sequence[str]]]
+"""The templates, and by the name of each class what takes the place of `{}` in them."""
+
 
 class PromptSetConfig(Section):
     """Describes a set of prompts.
 
     Attributes:
         about: The set in one line.
-        source: Where the prompts were read; `unknown` for a user's own set.
-        templates: The prompts with `{}` in place of the words of a class.
+        source: Where the prompts were read; `unknown` if they were written for this package, or by a user.
+        templates: The prompts with `{}` in place of the words of a class; empty if the set has `classes`.
         instead: By the name of a class, the prompts that replace templates for this class.
+        classes: The whole prompts of each class by its name; empty if the set has `templates`.
     """
 
     about: Text = "own prompts"
     source: FactSource = "unknown"
-    templates: Annotated[tuple[Template, ...], Field(min_length=1)]
+    templates: tuple[Template, ...] = ()
     instead: Mapping[str, Mapping[str, Text]] = Field(default={})
+    classes: Mapping[str, Annotated[tuple[Text, ...], Field(min_length=1)]] = Field(default={})
 
-    def expanded(self, classes: Mapping[str, Sequence[str]]) -> tuple[Sequence[str], Mapping[str, Sequence[str]]]:
+    @model_validator(mode="after")
+    def _has_one_kind_of_prompts(self) -> "PromptSetConfig":
+        if bool(self.templates) == bool(self.classes):
+            raise ValueError("give either templates, or classes with whole prompts.")
+        return self
+
+    def expanded(self, classes: Mapping[str, Sequence[str]]) -> Prompts:
         """Returns the templates, and what takes the place of `{}` in them for each class.
 
         If every class has the same templates, these are the words of the classes. Otherwise the only template is `{}`,
         and whole prompts take its place.
+
+        Raises:
+            ConfigError: If the set has whole prompts, and none for one of the classes.
         """
+        if self.classes:
+            return ("{}",), {name: self._whole(name, words) for name, words in classes.items()}
         if not set(self.instead) & set(classes):
             return self.templates, classes
         return ("{}",), {name: self._prompts(name, words) for name, words in classes.items()}
+
+    def _whole(self, name: str, words: Sequence[str]) -> Sequence[str]:
+        # Labels may be numbers or other names of the same emotion, so the words of the class count too.
+        known = [each for each in (name, *words) if each in self.classes]
+        if not known:
+            raise ConfigError(
+                f"evaluation.prompts: the set has no prompts for the class {name!r}, only for "
+                f"{', '.join(self.classes)}: choose another set, or for compound classes compound=parts."
+            )
+        return self.classes[known[0]]
 
     def _prompts(self, name: str, words: Sequence[str]) -> list[str]:
         instead = self.instead.get(name, {})
@@ -74,15 +101,31 @@ def shipped(name: str) -> PromptSetConfig:
     return _SET.validate_python(yaml.safe_load((SETS / f"{name}.yaml").read_bytes()))
 
 
-def expanded(
-    settings: EvaluationConfig, classes: Mapping[str, Sequence[str]]
-) -> tuple[Sequence[str], Mapping[str, Sequence[str]]]:
+def expanded(settings: EvaluationConfig, classes: Mapping[str, Sequence[str]]) -> Prompts:
     """Returns the templates of the settings, and the words of each class in them (`PromptSetConfig.expanded`).
 
+    With `compound=parts`, a compound class has all prompts of the simple classes that it consists of. With the ensemble
+    "embeddings", its vector is then the mean of theirs, scaled to unit length, as in EmoCLIP (Foteinopoulou and Patras,
+    2024).
+
     Raises:
-        ConfigError: If the settings name a set that does not exist.
+        ConfigError: If the settings name a set that does not exist, or that has no prompts for a class.
     """
-    return shipped(settings.prompts).expanded(classes) if settings.prompts else (settings.templates, classes)
+    parts = settings.parts if settings.compound == "parts" else {}
+    simple = {part: classes.get(part, (part,)) for name in classes for part in parts.get(name, (name,))}
+    templates, words = shipped(settings.prompts).expanded(simple) if settings.prompts else (settings.templates, simple)
+    return templates, {
+        name: tuple(word for part in parts.get(name, (name,)) for word in words[part]) for name in classes
+    }
+
+
+def covers(settings: EvaluationConfig, classes: Mapping[str, Sequence[str]]) -> bool:
+    """Returns whether the set that the settings name has prompts for all of these classes."""
+    try:
+        expanded(settings, classes)
+    except ConfigError:
+        return False
+    return True
 
 
 def own_prompts(path: Path) -> dict[str, tuple[str, ...]]:

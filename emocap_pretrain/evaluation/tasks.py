@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from emocap_shards.inspecting.wording import counted
 from emocap_shards.store import open_store
 
 from emocap_pretrain.checkpoint.manifest import Checkpoint
@@ -33,6 +34,7 @@ from emocap_pretrain.evaluation.region_grounding import RegionGrounding
 from emocap_pretrain.evaluation.retrieval import Retrieval
 from emocap_pretrain.evaluation.ridge_regression import RidgeRegression
 from emocap_pretrain.evaluation.task import MapTask, SplitName, Task
+from emocap_pretrain.evaluation.temperature_scaling import TemperatureScaling
 from emocap_pretrain.evaluation.unit_detection import UnitDetection
 from emocap_pretrain.evaluation.zero_shot import ZeroShot
 from emocap_pretrain.inference.embedder import Embedder
@@ -47,6 +49,7 @@ _log = logging.getLogger(__name__)
 # The order is that of `emocap evaluate --list` and of the charts in the tracker.
 TASKS: tuple[type[Task], ...] = (
     ZeroShot,
+    TemperatureScaling,
     Retrieval,
     LinearProbe,
     FewShot,
@@ -57,6 +60,7 @@ TASKS: tuple[type[Task], ...] = (
     RegionGrounding,
 )
 DEFAULT = (ZeroShot,)  # The tasks if the settings name none.
+_NAMED = 3  # Number of examples without vectors that a warning names.
 PREPARE_S = 20.0  # Seconds for which each task may read before a start. The ranks read the rest before the first step.
 
 
@@ -245,8 +249,10 @@ def run(
             split: joined(batches, sources[split].address) for split, batches in collected.items() if batches
         }
         for split, each in features.items():
-            if each.left_out and split != "test":  # Those of the scored split are part of the results.
-                _log.warning("%s: %d examples are left out: %s", sources[split].address, len(each.left_out), each.why())
+            if each.left_out:
+                named = ", ".join(left.key for left in each.left_out[:_NAMED])
+                count, why = counted(len(each.left_out), "example"), each.why()
+                _log.warning("%s: %s left out: %s; first: %s", sources[split].address, count, why, named)
         left_out, samples = features["test"].reasons(), samples_of(features["test"], by)
         found = [task.result(extraction.embedder, _of(task, features)) for task in tasks]
         return tuple(

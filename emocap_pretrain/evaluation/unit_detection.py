@@ -25,7 +25,7 @@ from emocap_pretrain.evaluation.features import Features
 from emocap_pretrain.evaluation.task import SplitName
 from emocap_pretrain.inference.embedder import Embedder
 from emocap_pretrain.inference.facs import FACS
-from emocap_pretrain.run_folder.results import Baseline, ClassValues, Score, TaskResult
+from emocap_pretrain.run_folder.results import Baseline, ClassValues, Domain, Score, TaskResult
 
 ABSENT = Path(__file__).with_name("absent_units.yaml")
 
@@ -77,6 +77,7 @@ class UnitDetection:
             samples=len(test),
             scores=tuple(scores),
             class_values=(ClassValues("f1", "action units, F1", tuple(units), values, samples),),
+            domain=Domain(),
         )
 
 

@@ -1,76 +1,59 @@
-"""Classifies images zero-shot: the predicted class is the one whose prompts are closest to the image.
+"""Classifies images by prompts alone: the predicted class is the one whose prompts are closest to the image."""
 
-`inference/classes.py` makes the prompts and computes the cosines.
-"""
-
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from emocap_shards.inspecting.label_values import LabelValues
 from jaxtyping import Float
 from torch import Tensor
 
-from emocap_pretrain.benchmarks.card import TargetKind
-from emocap_pretrain.config.fields import label_text
-from emocap_pretrain.config.schema import EvaluationConfig
-from emocap_pretrain.data.parts import Part
-from emocap_pretrain.evaluation.classification import LabelledRows, classes_of, classes_of_features, scored
+from emocap_pretrain.evaluation import prompt_set
+from emocap_pretrain.evaluation.calibration_error import calibration_error
+from emocap_pretrain.evaluation.classification import scored
 from emocap_pretrain.evaluation.confusion import Confusion
-from emocap_pretrain.evaluation.examples import ExampleSource
 from emocap_pretrain.evaluation.features import Features
-from emocap_pretrain.evaluation.prompt_set import expanded
+from emocap_pretrain.evaluation.prompted import ClassifiesByPrompts, LabelledImages
 from emocap_pretrain.evaluation.task import SplitName
-from emocap_pretrain.inference.classes import class_cosines, class_embeddings, prompts_of
+from emocap_pretrain.inference.classes import class_cosines, class_embeddings
 from emocap_pretrain.inference.embedder import Embedder
-from emocap_pretrain.run_folder.results import Score, TaskResult
+from emocap_pretrain.run_folder.results import Domain, Score, TaskResult
 
 
 @dataclass(frozen=True, slots=True)
-class ZeroShot:
-    """Implements the zero-shot task. Samples whose label `evaluation.label` is missing or empty are left out."""
+class ZeroShot(ClassifiesByPrompts):
+    """Implements the task."""
 
-    settings: EvaluationConfig
     name: ClassVar[str] = "zero_shot"
     charts: ClassVar[tuple[tuple[str, ...], ...]] = (
         ("uar", "uar_lowest_template", "uar_highest_template"),
         ("war",),
         ("macro_f1",),
+        ("ece",),
+        ("uar_lowest_set", "uar_highest_set"),
     )
-    splits: ClassVar[tuple[SplitName, ...]] = ("test",)
-    targets: ClassVar[tuple[TargetKind, ...]] = ("class",)
-    parts: ClassVar[tuple[Part, ...]] = ()
     about: ClassVar[str] = "names the class of each face by prompts; UAR, WAR, recall by class (needs a label)"
 
-    def prompts(self) -> Sequence[str]:
-        return prompts_of(*expanded(self.settings, self.settings.classes or {}))
-
-    def prepare(self, sources: Mapping[SplitName, ExampleSource], *, seconds: float | None = None) -> Sequence[str]:
-        """Checks that the labels of the dataset are among the classes, and returns notes for the user.
-
-        It checks all labels, or only those that it can read within `seconds` seconds.
-        """
-        settings = self.settings
-        found = sources["test"].label_values(settings.label, seconds=seconds)
-        # A reading that was cut off before it found a label says nothing about the dataset, so nothing is compared.
-        if found.values or found.complete:
-            classes_of(settings, map(label_text, found.values), found.names)
-        return list(_notes(settings, found, seconds))
-
     def result(self, embedder: Embedder, features: Mapping[SplitName, Features]) -> TaskResult:
-        test = features["test"]
-        classes = classes_of_features(self.settings, test)
-        found = LabelledRows.of(test, self.settings.label, tuple(classes))
-        columns = class_embeddings(embedder, *expanded(self.settings, classes))
-        images = test.images[found.rows]
-        result = scored(self.name, "zero-shot", found, class_cosines(images, columns).argmax(1).numpy())
-        return replace(result, scores=(*result.scores, *self._by_template(found, images, columns)))
+        test = self.labelled(features, "test")
+        columns = self.columns(embedder, test.classes)
+        cosines = class_cosines(test.images, columns, self.settings.ensemble)
+        result = scored(self.name, "prompted", test.rows, cosines.argmax(1).numpy())
+        further = [
+            *self._calibration(embedder, test, cosines),
+            *self._by_template(test, columns),
+            *(self._by_set(embedder, test) if self.settings.every_prompt_set else ()),
+        ]
+        return replace(result, scores=(*result.scores, *further), domain=Domain())
+
+    def _calibration(
+        self, embedder: Embedder, test: LabelledImages, cosines: Float[Tensor, "labelled classes"]
+    ) -> Iterator[Score]:
+        if len(test.classes) > 1:
+            error = calibration_error(embedder.model.scale * cosines, test.rows.truth)
+            yield Score("ece", "prompted calibration error", error)
 
     def _by_template(
-        self,
-        found: LabelledRows,
-        images: Float[Tensor, "images embedding"],
-        columns: Float[Tensor, "templates embedding classes"],
+        self, test: LabelledImages, columns: Float[Tensor, "templates embedding classes"]
     ) -> Iterator[Score]:
         """Yields the lowest and the highest UAR of a single template, if there are several.
 
@@ -78,24 +61,23 @@ class ZeroShot:
         """
         if len(columns) < 2:
             return
-        predicted = ((images @ column).argmax(1).numpy() for column in columns)
-        uars = [Confusion.of(found.classes, found.truth, each).uar for each in predicted]
-        yield Score("uar_lowest_template", "zero-shot UAR, worst prompt", min(uars))
-        yield Score("uar_highest_template", "zero-shot UAR, best prompt", max(uars))
+        uars = [self._uar(test, column[None]) for column in columns]
+        yield Score("uar_lowest_template", "prompted UAR, worst prompt", min(uars))
+        yield Score("uar_highest_template", "prompted UAR, best prompt", max(uars))
 
+    def _by_set(self, embedder: Embedder, test: LabelledImages) -> Iterator[Score]:
+        """Yields the UAR of each set of prompts that has prompts for all classes, after the lowest and the highest."""
+        uars: dict[str, float] = {}
+        for name in prompt_set.names():
+            settings = self.settings.model_copy(update={"prompts": name})
+            if prompt_set.covers(settings, test.classes):
+                templates, words = prompt_set.expanded(settings, test.classes)
+                uars[name] = self._uar(test, class_embeddings(embedder, templates, words))
+        yield Score("uar_lowest_set", "prompted UAR, worst set", min(uars.values()))
+        yield Score("uar_highest_set", "prompted UAR, best set", max(uars.values()))
+        for name, uar in uars.items():
+            yield Score(f"uar_of_set/{name}", f"prompted UAR, {name}", uar)
 
-def _notes(settings: EvaluationConfig, found: LabelValues, seconds: float | None) -> Iterator[str]:
-    if seconds is not None and not found.complete:
-        yield (
-            f"evaluation.url: the labels of {found.looked:,} of {found.samples:,} samples were compared with the "
-            f"classes within {seconds:.0f} s; the others are compared later."
-        )
-    if settings.classes is None and any(_is_number(value) for value in found.values):
-        yield (
-            f"evaluation.label={settings.label}: its values are numbers, and without evaluation.classes the prompts "
-            "name these numbers; give each class its words, such as evaluation.classes={0: [joy]}."
-        )
-
-
-def _is_number(value: str | float) -> bool:
-    return not isinstance(value, str) or value.replace(".", "", 1).isdecimal()
+    def _uar(self, test: LabelledImages, columns: Float[Tensor, "templates embedding classes"]) -> float:
+        predicted = class_cosines(test.images, columns, self.settings.ensemble).argmax(1).numpy()
+        return Confusion.of(test.rows.classes, test.rows.truth, predicted).uar

@@ -1,22 +1,22 @@
 """Classifies images by prompts, for `EmotionModel.classify` and for evaluation tasks.
 
-A prompt is a template in which `{}` is replaced by a word for a class. The cosines, and not the embeddings, are
-averaged over the templates (the protocol of Exp-CLIP, Zhao et al. 2024). A class may have several words; its cosine
-with an image is the mean over all templates and words.
+A prompt is a template in which `{}` is replaced by a word for a class. A class may have several words, so it has a
+prompt for each template and word. `Ensemble` says how the prompts of a class are combined.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
+from torch.nn.functional import normalize
 
-from emocap_pretrain.config.fields import Classes, Template
-from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.config.fields import Classes, Ensemble, Template
+from emocap_pretrain.errors import ConfigError, DataError
 from emocap_pretrain.inference.embedder import Embedder
 
 Value = TypeVar("Value")
@@ -34,8 +34,8 @@ class Classification:
         probabilities: The softmax over the classes of `scale * cosines`, with the learned scale of the model. Each row
             sums to 1, even if no class fits the image. These are not calibrated probabilities: they show which of the
             given classes fits best, and not how often this class is right.
-        cosines: The mean cosine of each image with the prompts of each class. Unlike the probabilities of a class, its
-            cosines do not depend on the other classes.
+        cosines: The cosine of each image with each class, as `class_cosines` combines those with its prompts. Unlike
+            the probabilities of a class, its cosines do not depend on the other classes.
     """
 
     classes: tuple[str, ...]
@@ -106,20 +106,50 @@ def class_embeddings(
 
     The mean is not scaled to unit length. So its dot product with the unit vector of an image is the mean of the
     cosines of the image with these prompts.
+
+    Raises:
+        DataError: If the vector of a prompt is not finite.
     """
     # The prompts of a class are embedded in one pass. `view` relies on the order in which `prompts_of` returns them.
     columns = [
         embedder.texts(prompts_of(templates, {"": words})).view(len(templates), len(words), -1).mean(1)
         for words in classes.values()
     ]
+    for name, column in zip(classes, columns, strict=True):
+        if not column.isfinite().all():
+            raise DataError(
+                f"the prompts of the class {name!r} have vectors that are not finite: the weights may be damaged."
+            )
     return torch.stack(columns, dim=-1)
 
 
 def class_cosines(
-    images: Float[Tensor, "images embedding"], classes: Float[Tensor, "templates embedding classes"]
+    images: Float[Tensor, "images embedding"],
+    classes: Float[Tensor, "templates embedding classes"],
+    ensemble: Ensemble = "logits",
 ) -> Float[Tensor, "images classes"]:
-    """Returns the mean cosine of each image with the prompts of each class. `classes` comes from `class_embeddings`."""
-    return (images @ classes).mean(0)
+    """Returns the cosine of each image with each class. `classes` comes from `class_embeddings`.
+
+    With the ensemble "logits" it is the mean cosine with the prompts of the class, as in Exp-CLIP (Zhao et al. 2024).
+    With "embeddings" it is the cosine with the mean of the unit vectors of these prompts, as in CLIP (Radford et al.
+    2021) and open_clip. The two differ by the length of the mean vector: with "logits", a class whose prompts are less
+    alike has lower cosines.
+    """
+    if ensemble == "logits":
+        return (images @ classes).mean(0)
+    return images @ normalize(classes.mean(0), dim=0)
+
+
+def checked_ensemble(ensemble: str) -> Ensemble:
+    """Returns the ensemble after a check that it exists.
+
+    Raises:
+        ConfigError: If it is neither "logits" nor "embeddings".
+    """
+    for known in get_args(Ensemble):
+        if ensemble == known:
+            return known
+    raise ConfigError(f"ensemble={ensemble!r}: give logits or embeddings.")
 
 
 def validated(kind: TypeAdapter[Value], value: object, what: str) -> Value:

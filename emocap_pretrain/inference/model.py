@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from emocap_pretrain.config.fields import Ensemble
 from emocap_pretrain.config.location import RUN_PREFIX
 from emocap_pretrain.config.objective import ObjectiveConfig
 from emocap_pretrain.config.schema import EvaluationConfig
@@ -27,6 +28,7 @@ from emocap_pretrain.errors import ConfigError, DataError
 from emocap_pretrain.inference.alignment import LocalAlignment
 from emocap_pretrain.inference.classes import (
     Classification,
+    checked_ensemble,
     checked_templates,
     class_cosines,
     class_embeddings,
@@ -192,12 +194,13 @@ class EmotionModel:
         prompts: Sequence[str] | Mapping[str, str | Sequence[str]],
         *,
         templates: Sequence[str] | None = None,
+        ensemble: Ensemble = "logits",
         batch_size: int = BATCH,
     ) -> Classification:
         """Classifies images by comparing them with prompts, as the task of `emocap evaluate` does.
 
-        A prompt is a template with a word of a class. The score of a class follows from the mean cosine of the image
-        with all prompts of the class.
+        A prompt is a template with a word of a class. The score of a class follows from the cosine of the image with
+        the class.
 
         Args:
             images: The images.
@@ -205,21 +208,24 @@ class EmotionModel:
                 that describe the class, such as `{"happiness": ["joy", "delight"]}`.
             templates: Texts in which each word replaces `{}`. None takes the default of the setting
                 `evaluation.templates`. If the words are whole sentences, give `["{}"]`.
+            ensemble: With "logits", the cosine with a class is the mean cosine with its prompts. With "embeddings", it
+                is the cosine with the mean of the vectors of its prompts, as in CLIP and open_clip.
             batch_size: Number of images of one pass of the tower.
 
         Returns:
             The scores of the classes for each image. They are not calibrated probabilities.
 
         Raises:
-            ConfigError: If the classes or templates are wrong.
+            ConfigError: If the classes, the templates or the ensemble are wrong.
             DataError: If an image cannot be read.
         """
         classes = words_of_classes(prompts)
         texts = checked_templates(EvaluationConfig().templates if templates is None else templates)
+        combined = checked_ensemble(ensemble)
         with self._encoding:
             columns = class_embeddings(self._embedder, texts, classes)
         vectors = torch.from_numpy(self.embed_images(images, batch_size=batch_size))
-        return Classification.of(tuple(classes), class_cosines(vectors, columns), self._embedder.model.scale)
+        return Classification.of(tuple(classes), class_cosines(vectors, columns, combined), self._embedder.model.scale)
 
     def attention_map(self, image: ImageSource, sentence: str) -> AttentionMap:
         """Returns an attention map: which patches of an image a sentence such as "the brows are raised" is about.

@@ -154,7 +154,7 @@ def _rows(report: Report) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True, slots=True)
 class _ZeroShot:
-    """Holds the only kind of result that a report of schema 1 could have: that of a zero-shot classification."""
+    """Holds the only kind of result that a report of schema 1 could have: that of a classification by prompts."""
 
     url: str
     classes: tuple[str, ...]
@@ -174,11 +174,11 @@ class _ZeroShot:
             task="zero_shot",
             samples=sum(sums),
             scores=(
-                Score("uar", "zero-shot UAR", self.uar, chance),
-                Score("war", "zero-shot WAR", self.war, Baseline("majority class", self.majority)),
+                Score("uar", "prompted UAR", self.uar, chance),
+                Score("war", "prompted WAR", self.war, Baseline("majority class", self.majority)),
             ),
-            class_values=(ClassValues("recall", "zero-shot recall", self.classes, recalls, sums),),
-            confusion_matrices=(ConfusionMatrix("confusion", "Zero-shot", self.classes, self.counts),),
+            class_values=(ClassValues("recall", "prompted recall", self.classes, recalls, sums),),
+            confusion_matrices=(ConfusionMatrix("confusion", "Prompted", self.classes, self.counts),),
             url=self.url,
         )
 
@@ -186,11 +186,11 @@ class _ZeroShot:
 def with_results(body: Any) -> Any:
     """Upgrades the body of a report from schema 1 to schema 2.
 
-    A report of schema 1 has at most one result, of a zero-shot classification. A report of schema 2 has a list of
+    A report of schema 1 has at most one result, of a classification by prompts. A report of schema 2 has a list of
     results.
 
     Raises:
-        ValueError: If the zero-shot result cannot be read.
+        ValueError: If this result cannot be read.
     """
     if not isinstance(body, dict):
         return body

@@ -155,12 +155,36 @@ class Series:
 
 
 @dataclass(frozen=True, slots=True)
+class Domain:
+    """Says how the captions of a model relate to the faces on which prompts were scored (`evaluation/domain.py`).
+
+    Attributes:
+        kind: "zero-shot" if no caption came from these faces or their labels, and "in domain" if some did.
+        why: The reason in a few words.
+        unseen: The classes whose words do not occur in the captions; empty if the captions were not read. Their recalls
+            are zero-shot as to the words, also in domain.
+    """
+
+    kind: Literal["zero-shot", "in domain", "unknown"] = "unknown"
+    why: str = ""
+    unseen: tuple[str, ...] = ()
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Returns the rows of a table, each a name and a value."""
+        names = {"zero-shot": "zero-shot", "in domain": "prompted, in domain", "unknown": "prompted, domain unknown"}
+        text = f"{names[self.kind]} ({self.why})" if self.why else names[self.kind]
+        unseen = [("zero-shot classes", ", ".join(self.unseen))] if self.unseen else []
+        return [("result is", text), *unseen]
+
+
+@dataclass(frozen=True, slots=True)
 class TaskResult:
     """Holds the results of one task, measured on `samples` samples of the dataset at `url`.
 
     Attributes:
         benchmark: The name of the benchmark, if the dataset is a copy of one; otherwise empty.
         left_out: Number of samples that have no result, by the reason.
+        domain: Whether the scores are zero-shot; None if the task has no prompts.
         series: Curves, such as over the number of training examples.
         outcomes: What was found for each sample. Documents do not contain it, and comparisons ignore it.
         scored_samples: The samples to which the rows of `outcomes` refer; None if there are no outcomes. As `outcomes`.
@@ -178,6 +202,7 @@ class TaskResult:
     url: str = ""
     benchmark: str = ""
     left_out: tuple[tuple[str, Count], ...] = ()
+    domain: Domain | None = None
     series: tuple[Series, ...] = ()
     outcomes: Annotated[tuple[Outcomes, ...], Field(exclude=True)] = field(default=(), compare=False, repr=False)
     scored_samples: Annotated[Samples | None, Field(exclude=True)] = field(default=None, compare=False, repr=False)
@@ -189,11 +214,18 @@ class TaskResult:
 
     def metrics(self) -> dict[str, float]:
         """Returns the values of the scores by their names in MLflow: `TASK/uar` or `BENCHMARK/TASK/uar` for `uar`."""
-        prefix = f"{self.benchmark}/{self.task}" if self.benchmark else self.task
-        return {f"{prefix}/{score.name}": score.value for score in self.scores}
+        return {f"{self._prefix}/{score.name}": score.value for score in self.scores}
+
+    def tags(self) -> dict[str, str]:
+        """Returns what MLflow stores about the scores as tags, such as `TASK/domain`."""
+        return {f"{self._prefix}/domain": self.domain.kind} if self.domain else {}
+
+    @property
+    def _prefix(self) -> str:
+        return f"{self.benchmark}/{self.task}" if self.benchmark else self.task
 
     def rows(self, before_training: "TaskResult | None" = None) -> list[tuple[str, str]]:
-        """Returns the rows of a table: first each score with its baseline, then the dataset.
+        """Returns the rows of a table: first each score with its baseline, then what it is, and the dataset.
 
         A row is a pair of a name and a value. With the result of the same task before training, the row of a score
         shows its values before and after training.
@@ -201,7 +233,19 @@ class TaskResult:
         before = {score.name: score.value for score in before_training.scores} if before_training else {}
         scores = [(score.title, score.text(before.get(score.name))) for score in self.scores]
         left_out = [("left out", f"{count:,} x {reason}") for reason, count in self.left_out]
-        return [*scores, ("evaluated on", f"{counted(self.samples, 'sample')} of {self.url}"), *left_out]
+        domain = self.domain.rows() if self.domain else []
+        values = self.class_values[0] if self.class_values else None
+        absent = (
+            [name for name, count in zip(values.classes, values.samples, strict=True) if not count] if values else []
+        )
+        without = [("without samples", ", ".join(absent))] if absent else []
+        return [
+            *scores,
+            *domain,
+            *without,
+            ("evaluated on", f"{counted(self.samples, 'sample')} of {self.url}"),
+            *left_out,
+        ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,7 +117,11 @@ class MlflowTracker:
         self._artifacts.put(row("picture", 0, {"name": name, "base64": content}))
 
     def set_description(self, markdown: str) -> None:
-        self._history.put(row("tags", 0, {"mlflow.note.content": masked(markdown)}))
+        self.set_tags({"mlflow.note.content": markdown})
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        if tags:
+            self._history.put(row("tags", 0, {name: masked(value) for name, value in tags.items()}))
 
     def log_checkpoint(self, url: str, step: int, digest: str) -> None:
         tags = {"checkpoint.url": masked(url), "checkpoint.manifest_sha256": digest}

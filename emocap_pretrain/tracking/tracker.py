@@ -86,6 +86,10 @@ class Tracker(Protocol):
         """Sets the text at the top of the run's page."""
         ...
 
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Sets tags of the run. A tag that exists gets the new value."""
+        ...
+
     def log_checkpoint(self, url: str, step: int, digest: str) -> None:
         """Records that a checkpoint was committed at `url`; its files are not copied."""
         ...
@@ -143,6 +147,7 @@ class MemoryTracker:
     pictures: dict[str, bytes] = field(default_factory=dict[str, bytes])
     checkpoints: list[tuple[str, int]] = field(default_factory=list[tuple[str, int]])
     description: str = ""
+    tags: dict[str, str] = field(default_factory=dict[str, str])
     status: RunStatus | None = None
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
@@ -169,6 +174,9 @@ class MemoryTracker:
 
     def set_description(self, markdown: str) -> None:
         self.description = markdown
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        self.tags |= tags
 
     def log_checkpoint(self, url: str, step: int, digest: str) -> None:  # noqa: ARG002 - the protocol's form
         self.delete_checkpoints([step])

@@ -23,6 +23,7 @@ from emocap_pretrain.checkpoint.state import Progress
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.data.datasets import evaluation_data
 from emocap_pretrain.evaluation import look, tasks
+from emocap_pretrain.evaluation.domain import TrainingCaptions, with_domains
 from emocap_pretrain.evaluation.look import MappedFace
 from emocap_pretrain.evaluation.other_weights import curve, scores_of
 from emocap_pretrain.inference.embedder import Embedder
@@ -171,6 +172,7 @@ def track(
     tracker.log_datasets(data)
     for result in results:
         tracker.replace_scores(result.metrics(), step)
+        tracker.set_tags(result.tags())
         for matrix in result.confusion_matrices:
             with TemporaryDirectory(prefix="emocap-") as folder:
                 path = Path(folder) / f"{matrix.name}.png"
@@ -212,13 +214,16 @@ def track_maps(tracker: Tracker, config: Config, maps: Sequence[MappedFace], ste
             tracker.log_picture("pictures/maps.png", path)
 
 
-def evaluated(restored: Restored, everyone: RankGroup, device: str) -> tuple[TaskResult, ...]:
+def evaluated(
+    restored: Restored, everyone: RankGroup, device: str, training: TrainingCaptions | None = None
+) -> tuple[TaskResult, ...]:
     """Returns the results of the config's evaluation tasks for the restored model, on every rank. This is a collective.
 
     Args:
         restored: The model and its config, equal on all ranks.
         everyone: The ranks among which the data are divided.
         device: The device to which this rank moves the model.
+        training: What is known about the captions of the model; None takes what its config says.
     """
     config = restored.config
     # Rank 0 alone warns of prompts that are longer than the text tower reads.
@@ -227,7 +232,10 @@ def evaluated(restored: Restored, everyone: RankGroup, device: str) -> tuple[Tas
             if cut.cut:
                 log.warning("texts that are cut: %s", cut)
     embedder = Embedder.of(restored, device)
-    return tasks.evaluate(config.evaluation, embedder, everyone, url=config.stored()["evaluation"]["url"])
+    stored = config.stored()
+    url = stored["evaluation"]["url"]
+    results = tasks.evaluate(config.evaluation, embedder, everyone, url=url)
+    return with_domains(results, training or TrainingCaptions.of_run(stored), config.evaluation, url=url)
 
 
 class EvaluatedCheckpoint(NamedTuple):

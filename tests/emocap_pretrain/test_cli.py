@@ -326,7 +326,7 @@ def test_evaluate_prints_the_result_of_a_checkpoint_and_draws_it(
         assert f"24 samples of {url}" in here("evaluate", tiny_config.url, *named).out
     done = here("evaluate", tiny_config.url, "--stored-data", "--picture", tmp_path / "confusion.png")
     assert done.code == 0, done.err
-    assert "zero-shot UAR" in done.out
+    assert "prompted UAR" in done.out
     assert f"24 samples of {tiny_config.evaluation.url}" in done.out
     with Image.open(tmp_path / "confusion.png") as picture:
         assert picture.size[0] > 100

@@ -75,7 +75,7 @@ def test_the_table_shows_scores_and_the_recall_of_each_class(run: Config, report
         for score in result.scores:
             assert score.title in shown
     (values,) = (each for result in report.results for each in result.class_values)
-    assert "zero-shot recall by class" in shown
+    assert "prompted recall by class" in shown
     for name, recall, samples in zip(values.classes, values.values, values.samples, strict=True):
         assert recall is not None
         assert re.search(rf"^{name} +{samples} +{recall:.1%}", shown, re.MULTILINE)
@@ -94,6 +94,25 @@ def test_the_command_line_names_tasks_label_classes_and_prompts(run: Config, fac
     assert tuple(result["confusion_matrices"][0]["classes"]) == CLASSES
 
 
+def test_the_command_line_combines_prompts_and_says_what_the_result_is(run: Config, faces: str) -> None:
+    options = ("--data", faces, "--task", "zero_shot")
+    (plain,) = printed(run.url, *options)["results"]
+    assert plain["domain"] == {"kind": "in domain", "why": f"trained on {faces}", "unseen": []}
+    (result,) = printed(run.url, *options, "--ensemble", "embeddings", "--every-prompt-set")["results"]
+    values = {each["name"]: each["value"] for each in result["scores"]}
+    assert {"uar_of_set/descriptions", "uar_lowest_set", "uar_highest_set", "ece"} <= values.keys()
+    sets = [value for name, value in values.items() if name.startswith("uar_of_set/")]
+    assert (min(sets), max(sets)) == (values["uar_lowest_set"], values["uar_highest_set"])
+    shown = evaluate(run.url, *options, "--prompts", "descriptions", "--trained-on", f"{faces}/").stdout
+    assert "prompted, in domain" in shown
+    # The captions of rendered faces name their seven emotions.
+    assert "zero-shot classes" not in shown
+    assert "--ensemble" in refused(run.url, *options, "--ensemble", "mean")
+    missing = evaluate(run.url, *options, "--trained-on", "no/dataset")
+    assert (missing.exit_code, missing.stdout) == (1, "")
+    assert "no/dataset has no manifest.json" in missing.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -106,6 +125,7 @@ def test_the_command_line_names_tasks_label_classes_and_prompts(run: Config, fac
         (["--prompts", "{empty}"], r"--prompts .*empty\.txt: the file has no prompt: write one on each line"),
         (["--prompts", "{latin}"], r"--prompts .*latin\.txt: the file is not UTF-8 text .*: save it as UTF-8\."),
         (["--prompts", "{wrong}"], r"command line: evaluation\.templates\.0: 'no place' has no \{\}"),
+        (["--trained-on", ""], r"--trained-on: give the name of a set"),
         (["--task", "retrievel"], r"there is no task 'retrievel'; did you mean retrieval\?"),
     ],
 )
@@ -177,6 +197,7 @@ def test_results_are_logged_below_the_run_and_replace_none_of_its_own(
     }
     assert {"zero_shot/uar", "zero_shot/war", "retrieval/recall_at_5_text_to_image"} <= values.keys()
     assert logged.data.metrics == values
+    assert logged.data.tags["zero_shot/domain"] == "in domain"
     assert json.loads(Path(client.download_artifacts(logged.info.run_id, "results.json")).read_text()) == found
     pictures = client.list_artifacts(logged.info.run_id, "pictures/zero_shot")
     assert [each.path for each in pictures] == ["pictures/zero_shot/confusion.png"]

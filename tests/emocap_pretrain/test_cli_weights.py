@@ -84,7 +84,7 @@ def test_the_report_and_the_tracker_compare_the_weights_and_have_the_curve(run: 
     others = [(each.weights, each.share) for each in report.other_weights]
     assert others == [("raw", None), ("ema", 0.0), ("ema", 0.5), ("ema", 1.0)]
     assert report.other_weights[-1].results[0].scores == report.results[0].scores
-    assert "zero-shot UAR by share of training | 0: " in report.markdown()
+    assert "prompted UAR by share of training | 0: " in report.markdown()
     client = MlflowClient(run.tracking.uri)
     logged = client.get_run(report.run_id).data.metrics
     assert logged["raw/zero_shot/uar"] == report.other_weights[0].results[0].scores[0].value

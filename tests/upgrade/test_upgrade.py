@@ -85,7 +85,7 @@ def test_a_run_of_an_earlier_release_is_resumed_evaluated_listed_and_pruned(
     assert state_of(committed(store)[0]).config["schema"] >= 1
     if kind == "quarantine":
         assert json.loads(store.read("quarantine.json"))
-    assert "zero-shot UAR" in emocap("evaluate", store.url, "--data", str(place / "faces")).output
+    assert "prompted UAR" in emocap("evaluate", store.url, "--data", str(place / "faces")).output
     assert str(before + 2) in emocap("checkpoints", "list", store.url).output
     emocap("checkpoints", "prune", store.url, "--keep-last", "1")
     assert [each.step for each in committed(store)] == [before + 2]
@@ -95,4 +95,4 @@ def test_an_older_checkpoint_is_evaluated_by_this_version(place: Path) -> None:
     store = open_store(place / "finished")
     step = min(each.step for each in committed(store))
     done = emocap("evaluate", store.url, "--step", str(step), "--data", str(place / "faces"))
-    assert "zero-shot UAR" in done.output
+    assert "prompted UAR" in done.output

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from emocap_shards.sample import Caption
 from emocap_shards.store import open_store
 from emocap_shards.stream import Stream
 from evaluation_jobs import embedder_of
+from torch import Tensor
 
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.data.parts import PARTS
@@ -212,3 +214,32 @@ def test_the_digest_of_a_model_does_not_change_with_its_use(embedder: Embedder) 
     before = embedder.digest()
     embedder.texts(["a smile"])
     assert embedder.digest() == before
+
+
+class _Overflowing:
+    """Has vectors that are not finite for images of the colour 7: one before the projection, and one after it."""
+
+    model = SimpleNamespace(pixels=2)
+
+    def crops_and_pooled(self, crops: Sequence[Crop]) -> tuple[Tensor, Tensor]:
+        vectors = torch.tensor([[float(crop[0, 0, 0]), 1.0] for crop in crops])
+        return vectors, torch.where(vectors == 7, float("inf"), vectors)
+
+
+def test_a_vector_that_is_not_finite_is_left_out_and_counted_or_ends_the_evaluation(tmp_path: Path) -> None:
+    model: Any = _Overflowing()
+    cache = FeatureCache(open_store(str(tmp_path)), "model")
+    listed = Listed([Example(f"k{colour}", Frames([colour] if colour else [])) for colour in (1, 7, 0, 2)])
+    for _ in range(2):  # The second time, the vectors come from the cache.
+        batches = Extraction(model, 3, (), cache).collect(listed, ALONE)
+        assert batches is not None
+        found = joined(batches, "listed")
+        assert found.keys == ("k1", "k2")
+        assert found.images[:, 0].tolist() == found.pooled[:, 0].tolist() == [1, 2]
+        assert dict(found.reasons()) == {"vector is not finite": 1, "cannot be decoded": 1}
+        assert {each.key: each.kind for each in found.left_out}["k7"] == "vector is not finite"
+    whole = replace(listed, found=listed.found[:2], may_have_gaps=False)
+    with pytest.raises(DataError, match=r"^k7: the vector is not finite; the weights of the model may be damaged\.$"):
+        Extraction(model, 3).collect(whole, ALONE)
+    with pytest.raises(DataError, match=r"no example that can be read; the first is k7 \(vector is not finite\)"):
+        joined(Extraction(model, 3).collect(replace(listed, found=listed.found[1:2]), ALONE) or [], "listed")

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from benchmark_trees import build
 from cli_calls import called
 from evaluation_jobs import embedder_of
 from PIL import Image
+from torch.nn.functional import normalize
 from video_trees import a_frame_folder, a_text, a_video_file
 
 from emocap_pretrain.benchmarks import catalogue
@@ -20,8 +22,9 @@ from emocap_pretrain.benchmarks.item import CroppedImage, FrameFiles
 from emocap_pretrain.benchmarks.reading.choice import fitting
 from emocap_pretrain.config.schema import Config, EvaluationConfig
 from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.evaluation import prompt_set
 from emocap_pretrain.evaluation.benchmark_source import BenchmarkSource, MediaContent, sources_of
-from emocap_pretrain.evaluation.on_benchmarks import BenchmarkCopy, mean_of_folds
+from emocap_pretrain.evaluation.on_benchmarks import BenchmarkCopy, mean_of_folds, prepare
 from emocap_pretrain.evaluation.on_benchmarks import evaluate as evaluate_all
 from emocap_pretrain.inference.embedder import Embedder
 from emocap_pretrain.ranks.group import RankGroup
@@ -115,7 +118,13 @@ def test_videos_are_scored_fold_after_fold(embedder: Embedder, tmp_path: Path) -
 
 def test_every_task_for_classes_runs_on_a_copy_with_a_training_split(embedder: Embedder, tmp_path: Path) -> None:
     results = evaluate(raf_db(tmp_path, 40), EvaluationConfig(), embedder, ALONE)
-    assert [result.task for result in results] == ["zero_shot", "linear_probe", "few_shot", "nearest_neighbours"]
+    assert [result.task for result in results] == [
+        "zero_shot",
+        "temperature_scaling",
+        "linear_probe",
+        "few_shot",
+        "nearest_neighbours",
+    ]
     # Each class has a colour of its own, so neighbours and probes find it with random weights too.
     assert metrics(results)["raf_db/nearest_neighbours/uar"] > 0.5
     assert metrics(results)["raf_db/linear_probe/uar"] > 0.5
@@ -201,6 +210,47 @@ def test_a_class_without_a_test_example_has_no_recall(embedder: Embedder, tmp_pa
     (result,) = evaluate(copy, PROMPTS, embedder, ALONE)
     assert dict(zip(result.class_values[0].classes, result.class_values[0].values, strict=True))["fear"] is None
     assert result.scores[0].baseline == Baseline("chance", pytest.approx(1 / 6), "6 classes")  # pyright: ignore[reportArgumentType]
+    assert ("without samples", "fear") in result.rows()
+
+
+def test_what_cannot_be_scored_is_counted_and_its_first_places_are_named(
+    embedder: Embedder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy = raf_db(tmp_path, 2, missing=2)
+    file = tmp_path / "EmoLabel" / "list_patition_label.txt"
+    file.write_text(file.read_text().replace("test_00005.jpg 6\n", "test_00005.jpg 9\n"))
+    (result,) = evaluate(copy, PROMPTS, embedder, ALONE)
+    assert dict(result.left_out) == {"missing image": 2, "unknown class code": 1}
+    (line,) = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+    assert line.startswith(
+        "raf_db, test: 3 examples left out: 2 x missing image, 1 x unknown class code; first: Image/"
+    )
+
+
+def test_a_compound_class_without_prompts_is_refused_before_an_image_is_read(
+    embedder: Embedder, tmp_path: Path
+) -> None:
+    card = catalogue.card("raf_db_compound")
+    build(card, card.layouts[0], tmp_path)
+    copy = BenchmarkCopy(card, tmp_path)
+    described = PROMPTS.model_copy(update={"prompts": "descriptions"})
+    with pytest.raises(ConfigError, match="no prompts for the class 'happily surprised'"):
+        prepare([copy], described)
+    parts = described.model_copy(update={"compound": "parts", "ensemble": "embeddings"})
+    prepare([copy], parts)
+    (result,) = evaluate(copy, parts, embedder, ALONE)
+    columns = []
+    for names in card.target.parts.values():  # pyright: ignore[reportAttributeAccessIssue]
+        sentences = [text for name in names for text in prompt_set.shipped("descriptions").classes[name]]
+        columns.append(normalize(embedder.texts(sentences).mean(0), dim=0))
+    _, reader = fitting(card, tmp_path)
+    crops = [
+        example.content.crops(16)[0]  # pyright: ignore[reportAttributeAccessIssue]
+        for example in sources_of(card, tmp_path, reader)["test"].examples(range(result.samples))
+    ]
+    predicted = (embedder.crops(crops) @ torch.stack(columns, 1)).argmax(1)
+    counts = np.sum(result.confusion_matrices[0].counts, axis=0)
+    assert counts.tolist() == torch.bincount(predicted, minlength=11).tolist()
 
 
 def test_the_command_evaluates_copies_and_refuses_other_folders(finished_run: Config, tmp_path: Path) -> None:
@@ -209,6 +259,9 @@ def test_the_command_evaluates_copies_and_refuses_other_folders(finished_run: Co
     done = called(*words, f"raf_db={tmp_path / 'raf'}", "--task", "zero_shot", "--json")
     assert done.exit_code == 0, done.output
     (result,) = json.loads(done.stdout)["results"]
+    assert result["domain"]["kind"] == "unknown"
+    named = called(*words, f"raf_db={tmp_path / 'raf'}", "--task", "zero_shot", "--trained-on", "rendered")
+    assert "zero-shot (captions of rendered alone)" in named.stdout
     assert (result["benchmark"], result["samples"], result["url"]) == ("raf_db", 14, "raf_db, test")
     for copy, message in {
         f"sfew={tmp_path / 'raf'}": "is not a copy of SFEW 2.0",

@@ -4,6 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from emocap_pretrain.benchmarks import catalogue
+from emocap_pretrain.benchmarks.card import ClassTarget
 from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.evaluation.benchmark_source import settings_of
@@ -52,7 +53,50 @@ def test_an_unknown_set_and_a_template_without_a_place_are_refused() -> None:
         expanded(EvaluationConfig(prompts="exp_clip_fiv"), CLASSES)
     with pytest.raises(ValidationError, match="has no"):
         PromptSetConfig(templates=("a face",))
-    assert all(shipped(name).source != "unknown" for name in names())
+    assert all(shipped(name).source != "unknown" for name in names() if name != "descriptions")
+
+
+def test_the_descriptions_cover_the_classes_of_all_cards_with_equally_many_short_sentences() -> None:
+    found = shipped("descriptions")
+    assert {len(each) for each in found.classes.values()} == {4}
+    sentences = [sentence for each in found.classes.values() for sentence in each]
+    assert len(set(sentences)) == len(sentences)
+    assert all(len(sentence.split()) <= 20 and sentence.endswith(".") for sentence in sentences)
+    for card in map(catalogue.card, catalogue.names()):
+        if isinstance(card.target, ClassTarget):
+            settings = settings_of(EvaluationConfig(prompts="descriptions", compound="parts"), card)
+            templates, words = expanded(settings, card.target.classes)
+            assert templates == ("{}",)
+            assert {len(each) % 4 for each in words.values()} == {0}
+
+
+def test_descriptions_are_found_by_the_words_of_a_class_and_are_missing_for_others() -> None:
+    settings = EvaluationConfig(prompts="descriptions")
+    _, words = expanded(settings, {"3": ("joy", "happiness")})
+    assert words["3"] == shipped("descriptions").classes["happiness"]
+    with pytest.raises(ConfigError, match=r"no prompts for the class 'mood', only for anger, .*compound=parts"):
+        expanded(settings, {"mood": ("mood",)})
+    for prompts in ({}, {"templates": ("{}",), "classes": {"joy": ("joy",)}}):
+        with pytest.raises(ValidationError, match="give either templates, or classes"):
+            PromptSetConfig.model_validate(prompts)
+
+
+def test_a_compound_class_has_its_own_words_or_the_prompts_of_its_parts() -> None:
+    card = catalogue.card("raf_db_compound")
+    words = settings_of(EvaluationConfig(prompts="exp_clip_five"), card)
+    assert expanded(words, words.classes or {})[1]["sadly fearful"] == ("sadly fearful",)
+    parts = settings_of(EvaluationConfig(prompts="exp_clip_five", compound="parts"), card)
+    templates, found = expanded(parts, parts.classes or {})
+    own = {name: prompts_of(*expanded(EvaluationConfig(prompts="exp_clip_five"), {name: (name,)})) for name in EMOTIONS}
+    assert prompts_of(templates, {"": found["sadly fearful"]}) == [*own["sadness"], *own["fear"]]
+    assert list(found) == list(parts.classes or {})
+    # A benchmark with single and compound classes: the words of a single class are its own.
+    some = settings_of(EvaluationConfig(compound="parts"), catalogue.card("mafw_compound"))
+    assert expanded(some, some.classes or {})[1]["anger"] == ("anger",)
+    assert expanded(some, some.classes or {})[1]["anger and disgust"] == ("anger", "disgust")
+    whole = {name: (f"{name} here",) for name in parts.classes or {}}
+    with pytest.raises(ConfigError, match="compound=parts ignores their own prompts"):
+        settings_of(EvaluationConfig(classes=whole, templates=("{}",), compound="parts"), card)
 
 
 def test_own_prompts_are_whole_texts_by_class(tmp_path: Path) -> None:

@@ -10,15 +10,16 @@ import torch
 from emocap_shards.sample import Caption, Record
 from emocap_shards.writer import write_shards
 from PIL import Image
+from pydantic import ValidationError
 from torch import Tensor
 
 from emocap_pretrain.config.schema import EvaluationConfig
-from emocap_pretrain.errors import ConfigError
-from emocap_pretrain.evaluation import tasks
+from emocap_pretrain.errors import ConfigError, DataError
+from emocap_pretrain.evaluation import prompt_set, tasks
 from emocap_pretrain.inference.embedder import Embedder
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.ranks.info import Rank
-from emocap_pretrain.run_folder.results import ConfusionMatrix
+from emocap_pretrain.run_folder.results import ConfusionMatrix, TaskResult
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
@@ -48,6 +49,7 @@ class ColourModel:
     pixels: int = 8
     prompt_length: int = 5
     logit_scale: Tensor = field(default_factory=lambda: torch.zeros(1))
+    scale: float = 4.0
 
     def embed_images_and_pooled(self, images: Tensor) -> tuple[Tensor, Tensor]:
         assert images.dtype == torch.uint8
@@ -60,11 +62,19 @@ class ColourModel:
         return torch.nn.functional.normalize(torch.tensor(np.array(rows)).float(), dim=-1)
 
 
-def classify(settings: EvaluationConfig, model: Any = None, tokenizer: Any = None) -> ConfusionMatrix:
+def evaluate(settings: EvaluationConfig, model: Any = None, tokenizer: Any = None) -> TaskResult:
     embedder = Embedder(model or ColourModel(), tokenizer or FakeTokenizer())
     (result,) = tasks.evaluate(settings, embedder, RankGroup(Rank(), "cpu", None), url="faces")
-    (matrix,) = result.confusion_matrices
+    return result
+
+
+def classify(settings: EvaluationConfig, model: Any = None, tokenizer: Any = None) -> ConfusionMatrix:
+    (matrix,) = evaluate(settings, model, tokenizer).confusion_matrices
     return matrix
+
+
+def scores(result: TaskResult) -> dict[str, float]:
+    return {score.name: score.value for score in result.scores}
 
 
 def packed(folder: Path, samples: Sequence[tuple[str, str | float | None]]) -> str:
@@ -120,12 +130,58 @@ def test_classes_are_described_by_their_words_in_every_template(tmp_path):
     assert tokenizer.asked[0] == (("a green b", "a blue b", "green!", "blue!"), 5)
 
 
-def test_cosines_are_averaged_over_templates_and_not_embeddings(tmp_path):
-    """Class x has the cosines 1 and 0, which are 0.5 on average. The cosine of its mean vector would be 0.7."""
-    url = packed(tmp_path, [("red", "x"), ("red", "y")])
-    meaning = {"x1": (1, 0, 0), "x2": (0, 1, 0), "y1": (0.6, 0.8, 0), "y2": (0.6, 0, 0.8)}
-    settings = EvaluationConfig(url=url, classes={"x": ("x",), "y": ("y",)}, templates=("{}1", "{}2"))
-    assert classify(settings, ColourModel(meaning)).counts == ((0, 1), (0, 1))
+def test_cosines_or_embeddings_are_averaged_over_templates_as_the_settings_say(tmp_path):
+    """Class x has the cosines 1 and 0, which are 0.5 on average; the cosine of its mean vector is 0.71.
+
+    Class y has the cosines 0.6 and 0.6, and its mean vector (0.6, 0.4, 0.4) the cosine 0.73; class z has 0.65 and 0.65.
+    """
+    url = packed(tmp_path, [("red", "x"), ("red", "y"), ("red", "z")])
+    meaning = {"x1": (1, 0, 0), "x2": (0, 1, 0), "y1": (0.6, 0.8, 0), "y2": (0.6, 0, 0.8), "z": (0.65, 0.76, 0)}
+    classes = {name: (name,) for name in "xyz"}
+    settings = EvaluationConfig(url=url, classes=classes, templates=("{}1", "{}2"))
+    assert np.argmax(classify(settings, ColourModel(meaning)).counts[0]) == 2
+    embeddings = settings.model_copy(update={"ensemble": "embeddings"})
+    assert np.argmax(classify(embeddings, ColourModel(meaning)).counts[0]) == 1
+    with pytest.raises(ValidationError, match="'logits' or 'embeddings'"):
+        EvaluationConfig.model_validate({"ensemble": "mean"})
+
+
+def test_the_calibration_error_is_that_of_the_softmax_at_the_scale_of_the_model(tmp_path):
+    """One of three classes has the cosine 1 and the others 0, so each image has the same greatest probability."""
+    url = packed(tmp_path, [("red", "red"), ("blue", "blue"), ("blue", "red"), ("green", "green")])
+    for scale in (0.5, 4.0):
+        probability = np.exp(scale) / (np.exp(scale) + 2)
+        found = scores(evaluate(EvaluationConfig(url=url), ColourModel(scale=scale)))
+        assert found["ece"] == pytest.approx(abs(0.75 - probability), abs=1e-6)
+
+
+def test_every_set_of_prompts_that_knows_the_classes_is_scored_from_the_same_images(tmp_path, monkeypatch):
+    samples = [("red", "anger"), ("blue", "sadness"), ("blue", "anger")]
+    meaning = {"anger": COLOURS["red"], "sad": COLOURS["blue"], "person": (1, 1, 1), "": (1, 0, 0)}
+    url = packed(tmp_path / "known", samples)
+    passes = []
+    images = ColourModel.embed_images_and_pooled
+    monkeypatch.setattr(
+        ColourModel, "embed_images_and_pooled", lambda self, batch: passes.append(1) or images(self, batch)
+    )
+    found = scores(evaluate(EvaluationConfig(url=url, every_prompt_set=True), ColourModel(meaning)))
+    assert len(passes) == 1
+    by_set = {name.removeprefix("uar_of_set/"): value for name, value in found.items() if "uar_of_set/" in name}
+    assert set(by_set) == set(prompt_set.names())
+    assert (found["uar_lowest_set"], found["uar_highest_set"]) == (min(by_set.values()), max(by_set.values()))
+    one = scores(evaluate(EvaluationConfig(url=url, prompts="exp_clip_five"), ColourModel(meaning)))
+    assert by_set["exp_clip_five"] == one["uar"]
+    assert "uar_lowest_set" not in one
+    unknown = packed(tmp_path / "unknown", [("red", "red"), ("blue", "blue")])
+    found = scores(evaluate(EvaluationConfig(url=unknown, every_prompt_set=True)))
+    assert "uar_of_set/exp_clip_five" in found
+    assert "uar_of_set/descriptions" not in found
+
+
+def test_prompts_whose_vectors_are_not_finite_end_the_evaluation(tmp_path):
+    url = packed(tmp_path, [("red", "red"), ("blue", "blue")])
+    with pytest.raises(DataError, match="prompts of the class 'blue' have vectors that are not finite"):
+        evaluate(EvaluationConfig(url=url), ColourModel({"red": (1, 0, 0), "blue": (np.inf, 0, 0)}))
 
 
 def test_the_result_does_not_depend_on_the_batch(tmp_path):

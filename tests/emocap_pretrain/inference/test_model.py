@@ -224,6 +224,18 @@ def test_a_class_may_have_several_words_and_whole_sentences(model):
     assert found.cosines[0] == pytest.approx([(joy + delight) / 2, fear], abs=1e-6)
 
 
+def test_the_vectors_of_prompts_are_averaged_in_place_of_their_cosines_if_wanted(model):
+    picture = [a_picture()]
+    words = {"joy": ["joy", "delight"], "fear": "a face full of fear"}
+    found = model.classify(picture, words, templates=["{}"], ensemble="embeddings")
+    image = model.embed_images(picture)[0]
+    joy, delight, fear = model.embed_texts(["joy", "delight", "a face full of fear"])
+    mean = (joy + delight) / np.linalg.norm(joy + delight)
+    assert found.cosines[0] == pytest.approx([mean @ image, fear @ image], abs=1e-6)
+    with pytest.raises(ConfigError, match="ensemble='mean': give logits or embeddings"):
+        model.classify(picture, words, ensemble="mean")
+
+
 @pytest.mark.parametrize(
     ("prompts", "templates", "message"),
     [

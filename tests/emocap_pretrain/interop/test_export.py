@@ -314,7 +314,7 @@ def test_the_command_exports_a_run_with_its_results(finished_run, tmp_path):
     tree = json.loads(done.stdout)
     assert (tree["format"], tree["step"], tree["differences"].keys()) == ("onnx", 2, COMPARED["onnx"])
     written = (out / CARD).read_text(encoding="utf-8")
-    assert all(text in written for text in ("zero-shot UAR", "CC0", "faces"))
+    assert all(text in written for text in ("prompted UAR", "CC0", "faces"))
     assert str(finished_run.evaluation.url) not in written
 
 

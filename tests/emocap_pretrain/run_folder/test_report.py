@@ -18,9 +18,9 @@ MATRIX = Confusion(("joy", "fear", "anger"), np.array([[3, 1, 0], [1, 1, 0], [0,
 RESULT = TaskResult(
     task="zero_shot",
     samples=int(MATRIX.counts.sum()),
-    scores=MATRIX.scores("zero-shot"),
-    class_values=(MATRIX.recalls("zero-shot"),),
-    confusion_matrices=(MATRIX.matrix("Zero-shot"),),
+    scores=MATRIX.scores("prompted"),
+    class_values=(MATRIX.recalls("prompted"),),
+    confusion_matrices=(MATRIX.matrix("Prompted"),),
     url="/data/test",
 )
 REPORT = Report(
@@ -64,7 +64,7 @@ def test_the_table_shows_speed_ranks_loss_and_folder():
 
 def test_the_table_of_a_run_without_evaluation_has_no_scores():
     text = shown(dataclasses.replace(REPORT, results=()))
-    assert "zero-shot" not in text
+    assert "prompted" not in text
     assert "last loss" in text
 
 
@@ -94,7 +94,7 @@ def test_the_table_names_the_checkpoint_with_whose_weights_the_run_began():
 def test_the_markdown_has_the_rows_of_the_table():
     lines = REPORT.markdown().splitlines()
     assert lines[:3] == ["|  | tiny |", "| --- | --- |", "| steps | 240 on 2 ranks |"]
-    assert "| zero-shot UAR | 62.5%  (chance 50.0%: 2 classes) |" in lines
+    assert "| prompted UAR | 62.5%  (chance 50.0%: 2 classes) |" in lines
 
 
 def test_a_score_that_is_not_a_share_is_not_shown_in_per_cent():

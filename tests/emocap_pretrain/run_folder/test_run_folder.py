@@ -31,9 +31,9 @@ def report(step: int) -> Report:
     seen = TaskResult(
         "zero_shot",
         8,
-        (Score("uar", "zero-shot UAR", 0.875, Baseline("chance", 0.5, "2 classes")),),
-        (ClassValues("recall", "zero-shot recall", ("joy", "fear"), (0.75, 1.0), (4, 4)),),
-        (ConfusionMatrix("confusion", "Zero-shot", ("joy", "fear"), ((3, 1), (0, 4))),),
+        (Score("uar", "prompted UAR", 0.875, Baseline("chance", 0.5, "2 classes")),),
+        (ClassValues("recall", "prompted recall", ("joy", "fear"), (0.75, 1.0), (4, 4)),),
+        (ConfusionMatrix("confusion", "Prompted", ("joy", "fear"), ((3, 1), (0, 4))),),
         "faces",
     )
     return Report("tiny", "run", step, 12.5, 2, 80.0, None, "abc", "sqlite:///mlflow.db", results=(seen,))

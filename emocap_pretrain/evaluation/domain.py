@@ -1,0 +1,145 @@
+"""Says of each score by prompts whether it is zero-shot, or whether the training captions came from the same faces.
+
+A model that was trained on captions of the training split of a dataset has learned how this dataset names its faces.
+Its scores on the test split are prompted, in domain. Only a score on faces from which no caption came is zero-shot.
+
+The addresses of datasets show that two splits belong together, but not from where other captions came: somebody must
+say it (`data.captions_from`). What is not known is called unknown.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from emocap_shards.mask import MASK
+
+from emocap_pretrain.benchmarks import catalogue
+from emocap_pretrain.config.schema import EvaluationConfig
+from emocap_pretrain.run_folder.results import Domain, TaskResult
+
+# The last folder of the address of a split. Datasets whose addresses differ in it alone are splits of one dataset.
+SPLITS = frozenset({"train", "training", "valid", "val", "validation", "dev", "test", "eval"})
+_SHORTEST_STEM, _LONGEST_ENDING = 3, 3
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingCaptions:
+    """Holds what is known about the captions of a model.
+
+    Attributes:
+        urls: The addresses of the packed datasets that it was trained on, as a config stores them.
+        sources: The names of benchmarks, or of other sets of faces, from whose faces or labels captions came.
+        is_complete: Whether no caption came from elsewhere. False if this is not known.
+        words: All words of the captions in lower case; None if the captions were not read.
+    """
+
+    urls: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+    is_complete: bool = False
+    words: frozenset[str] | None = None
+
+    @classmethod
+    def of_run(cls, stored: Mapping[str, Any]) -> "TrainingCaptions":
+        """Returns what the config of a run says, as `Config.stored` returns it. No address in it is opened.
+
+        The captions of weights with which a run began are unknown (`model.from`). The weights of single towers were
+        not trained on captions of faces.
+        """
+        data = stored["data"]
+        urls = tuple(dataset["url"] for dataset in data["mix"]) or (data["url"],)
+        named = data["captions_from"]
+        return cls(urls, tuple(named or ()), is_complete=named is not None and not stored["model"]["from"])
+
+    def also(
+        self, sources: Sequence[str] = (), urls: Sequence[str] = (), words: frozenset[str] | None = None
+    ) -> "TrainingCaptions":
+        """Returns the captions with what a user says about them. Sources that a user names are all sources."""
+        return TrainingCaptions(
+            urls=(*self.urls, *urls),
+            sources=(*self.sources, *sources),
+            is_complete=self.is_complete or bool(sources),
+            words=words,
+        )
+
+
+def with_domains(
+    results: Iterable[TaskResult], training: TrainingCaptions, settings: EvaluationConfig, *, url: str | None
+) -> tuple[TaskResult, ...]:
+    """Returns the results, in which each score by prompts says what it is.
+
+    Args:
+        results: The results; those of tasks without prompts have no `domain`, and are returned as they are.
+        training: The captions of the model.
+        settings: The settings of the evaluation.
+        url: The address of the scored dataset, as a config stores it; None if benchmarks were scored.
+    """
+    return tuple(_named(result, training, settings, url) for result in results)
+
+
+def _named(result: TaskResult, training: TrainingCaptions, settings: EvaluationConfig, url: str | None) -> TaskResult:
+    if result.domain is None:
+        return result
+    own = (result.benchmark,) if result.benchmark else settings.faces_from or ()
+    found = domain_of(training, own, url=None if result.benchmark else url)
+    return replace(result, domain=replace(found, unseen=_unseen(result, training, settings)))
+
+
+def domain_of(training: TrainingCaptions, faces_from: Sequence[str], *, url: str | None) -> Domain:
+    """Returns how the training captions relate to a scored set.
+
+    Args:
+        training: The captions of the model.
+        faces_from: The names of the sets from which the scored faces are; empty if they are unknown.
+        url: The address of the scored set, if it is a packed dataset.
+    """
+    for each in training.urls if url else ():
+        if _is_split_of(url or "", each):
+            return Domain("in domain", f"trained on {each}")
+    scored, trained = collections_of(faces_from), collections_of(training.sources)
+    if common := sorted(scored & trained):
+        return Domain("in domain", f"captions of {', '.join(common)}")
+    if not training.is_complete:
+        return Domain("unknown", "the source of the training captions is not known")
+    if not scored:
+        return Domain("unknown", "the source of these faces is not known")
+    named = ", ".join(sorted(training.sources)) or "no named set"
+    return Domain("zero-shot", f"captions of {named} alone")
+
+
+def collections_of(names: Iterable[str]) -> set[str]:
+    """Returns the names of all sets of faces that belong to these names. Benchmarks may share their faces."""
+    known = catalogue.names()
+    return {each for name in names for each in (name, *(catalogue.card(name).faces if name in known else ()))}
+
+
+def _is_split_of(url: str, other: str) -> bool:
+    """Returns whether two addresses are equal, or are those of two splits of one dataset. Masked ones are not."""
+    one, two = url.rstrip("/"), other.rstrip("/")
+    if MASK in one or MASK in two:
+        return False
+    if one == two:
+        return True
+    (folder, _, split), (other_folder, _, other_split) = one.rpartition("/"), two.rpartition("/")
+    return folder == other_folder and split in SPLITS and other_split in SPLITS
+
+
+def _unseen(result: TaskResult, training: TrainingCaptions, settings: EvaluationConfig) -> tuple[str, ...]:
+    """Returns the classes whose words do not occur in the training captions, not even with another ending."""
+    if training.words is None:
+        return ()
+    classes = result.class_values[0].classes if result.class_values else ()
+    words = {name: (name, *(settings.classes or {}).get(name, ())) for name in classes}
+    return tuple(
+        name
+        for name, texts in words.items()
+        if not any(_is_alike(word, seen) for text in texts for word in text.lower().split() for seen in training.words)
+    )
+
+
+def _is_alike(one: str, two: str) -> bool:
+    """Returns whether two words begin alike, so that they may be forms of one word, such as anger and angry.
+
+    Unrelated words may begin alike too. Then a class counts as seen although it is not, which is the safe mistake.
+    """
+    needed = max(_SHORTEST_STEM, min(len(one), len(two)) - _LONGEST_ENDING)
+    return one[:needed] == two[:needed]

@@ -1,0 +1,51 @@
+"""Fits the temperature of the softmax over prompted classes on the split `valid`, and measures its effect on `test`.
+
+This is a task of its own, because it uses labels to choose a number, which classification by prompts alone does not.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.evaluation.calibration_error import calibration_error, fitted_temperature, log_loss
+from emocap_pretrain.evaluation.features import Features
+from emocap_pretrain.evaluation.prompted import ClassifiesByPrompts
+from emocap_pretrain.evaluation.task import SplitName
+from emocap_pretrain.inference.classes import class_cosines
+from emocap_pretrain.inference.embedder import Embedder
+from emocap_pretrain.run_folder.results import Baseline, Domain, Score, TaskResult
+
+
+@dataclass(frozen=True, slots=True)
+class TemperatureScaling(ClassifiesByPrompts):
+    """Implements the task. The temperature divides the logits, which are the cosines times the scale of the model."""
+
+    name: ClassVar[str] = "temperature_scaling"
+    charts: ClassVar[tuple[tuple[str, ...], ...]] = (("ece", "ece_before"), ("log_loss", "log_loss_before"))
+    splits: ClassVar[tuple[SplitName, ...]] = ("valid", "test")
+    about: ClassVar[str] = "fits the temperature of prompted classes on --valid; calibration error before and after"
+
+    def result(self, embedder: Embedder, features: Mapping[SplitName, Features]) -> TaskResult:
+        test, valid = self.labelled(features, "test"), self.labelled(features, "valid")
+        if len(test.classes) < 2:
+            raise ConfigError(f"{self.name} needs at least two classes, and there is only {', '.join(test.classes)}.")
+        columns, ensemble = self.columns(embedder, test.classes), self.settings.ensemble
+        chosen, logits = (
+            embedder.model.scale * class_cosines(each.images, columns, ensemble) for each in (valid, test)
+        )
+        temperature = fitted_temperature(chosen, valid.rows.truth)
+        truth, scaled = test.rows.truth, logits / temperature
+        before = calibration_error(logits, truth), log_loss(logits, truth)
+        return TaskResult(
+            task=self.name,
+            samples=len(truth),
+            scores=(
+                Score("ece", "calibration error, fitted", calibration_error(scaled, truth)),
+                Score("ece_before", "calibration error, model's scale", before[0]),
+                Score("log_loss", "log loss, fitted", log_loss(scaled, truth), is_share=False),
+                Score("log_loss_before", "log loss, model's scale", before[1], is_share=False),
+                Score("temperature", "fitted temperature", temperature, Baseline("model", 1.0), is_share=False),
+            ),
+            domain=Domain(),
+        )
