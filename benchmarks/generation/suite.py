@@ -60,6 +60,5 @@ SUITE = Suite(
         )
     },
     reports=(Report(name="captions", whats=(captions.WHAT,), markdown=tables.markdown),),
-    page="captions.md",
     errors=(EmocapError,),
 )
