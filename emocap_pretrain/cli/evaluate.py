@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from emocap_shards.mask import MASK
+from emocap_shards.mask import MASK, masked_url
 
 from emocap_pretrain.cli import tables
+from emocap_pretrain.cli.compare import By, Html, Least, labels_of, show_groups
+from emocap_pretrain.cli.files import check_writable, write_text
 from emocap_pretrain.cli.options import (
     ChosenWeights,
     Debug,
@@ -51,11 +53,13 @@ if TYPE_CHECKING:
 
     from emocap_pretrain.evaluation.domain import TrainingCaptions
     from emocap_pretrain.evaluation.on_benchmarks import BenchmarkCopy
+    from emocap_pretrain.evaluation.result_file import ResultFile
+    from emocap_pretrain.evaluation.subgroups import Subgroups
     from emocap_pretrain.interop.restore import Restored
     from emocap_pretrain.ranks.group import RankGroup
 
 LARGEST_BATCH = 1024  # Limits the batch size that a stored config can request.
-RESULTS_FILE = "results.json"
+RESULTS_FILE, PAGE_FILE = "results.json", "report.html"
 
 log = logging.getLogger(__name__)
 
@@ -125,6 +129,17 @@ Tracking = Annotated[
 Picture = Annotated[
     Path | None, typer.Option(help="Write the confusion matrix, or with --curve the curve, to this PNG.")
 ]
+GroupLabel = Annotated[
+    str | None, typer.Option("--group", help="Label with the person or clip of a sample, for intervals.")
+]
+Save = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="Write results and what was found for each sample to this JSON file (compare)."),
+]
+Thumbnails = Annotated[
+    bool,
+    typer.Option("--thumbnails", help="Put small images of examples into --save and --html. Faces are personal data."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print everything as JSON.")]
 
 
@@ -169,6 +184,7 @@ class _Evaluated:
     restored: "Restored"
     results: tuple[TaskResult, ...]
     other_weights: tuple[OtherWeights, ...]
+    has_copies: bool = False
 
     @property
     def weights(self) -> str:
@@ -204,6 +220,12 @@ def command(  # noqa: PLR0913, PLR0917 - one argument for each option
     device: Device = "auto",
     tracking: Tracking = None,
     picture: Picture = None,
+    group: GroupLabel = None,
+    by: By = None,
+    least_group: Least = 20,
+    save: Save = None,
+    html: Html = None,
+    thumbnails: Thumbnails = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -227,20 +249,28 @@ def command(  # noqa: PLR0913, PLR0917 - one argument for each option
             "compound": compound,
             "every_prompt_set": every_prompt_set or None,
             "faces_from": faces_from or None,
+            "group": group,
+            "by": labels_of(by) if by else None,
         }
         changes = _changes(named, classes, prompts)
         may_read = stored_data or own is not None
-        copies = _copies(benchmark or (), alone=not (data or stored_data or train or valid or curve or picture))
+        if html:
+            check_writable("--html", html)
+        copies = _copies(
+            benchmark or (), alone=not (group or by or data or stored_data or train or valid or curve or picture)
+        )
         captions = tuple(trained_on or ())
         request = _Request(
             run_url, own, step, weights, interpolate, _shares(curve), changes, may_read, copies, captions
         )
         if evaluated := _evaluated(request, device):
-            _show(evaluated, as_json=as_json)
+            _show(evaluated, as_json=as_json, least=least_group)
             if picture:
                 _draw(evaluated, picture)
-            if tracking:
-                _track(evaluated, _tracking(tracking, own))
+            if save or html or tracking:
+                page = _report(evaluated, save, html, thumbnails=thumbnails, least=least_group)
+                if tracking:
+                    _track(evaluated, _tracking(tracking, own), page)
         if launched():  # Several ranks may have talked through gloo, whose threads can abort Python's shutdown.
             leave(0)
 
@@ -277,7 +307,9 @@ def _copies(texts: Sequence[str], *, alone: bool) -> "tuple[BenchmarkCopy, ...]"
     if not texts:
         return ()
     if not alone:
-        raise ConfigError("--benchmark has its own splits: leave out --data, --train, --valid, --curve, --picture.")
+        raise ConfigError(
+            "--benchmark has its own splits: leave out --data, --train, --valid, --group, --by, --curve, --picture."
+        )
     from emocap_pretrain.evaluation.on_benchmarks import BenchmarkCopy
 
     return tuple(map(BenchmarkCopy.parsed, texts))
@@ -329,7 +361,9 @@ def _evaluated(request: _Request, device: str) -> _Evaluated | None:
         else:
             results = evaluated(restored, everyone, world.device, training)
         other_weights = curve(restored, start, request.shares, everyone)
-        return _Evaluated(request.run_url, restored, results, other_weights) if world.is_main else None
+        if not world.is_main:
+            return None
+        return _Evaluated(request.run_url, restored, results, other_weights, has_copies=bool(request.copies))
 
 
 def _on_benchmarks(
@@ -439,9 +473,49 @@ def _tracking(uri: str, own: Config | None) -> TrackingConfig:
     return TrackingConfig.model_validate({**settings, "uri": uri})
 
 
-def _show(evaluated: _Evaluated, *, as_json: bool) -> None:
+def _report(evaluated: _Evaluated, save: str | None, html: Path | None, *, thumbnails: bool, least: int) -> str:
+    """Writes the file of results and the HTML page, as far as the user wants them, and returns the page."""
+    from emocap_pretrain.evaluation import result_file
+    from emocap_pretrain.evaluation.comparison import ModelResults, compare
+    from emocap_pretrain.evaluation.page import page
+
+    file = _result_file(evaluated, thumbnails=thumbnails)
+    if save:
+        result_file.save(save, file)
+    text = page(compare([ModelResults.of(file)], least=least))
+    if html:
+        write_text("--html", html, text)
+    return text
+
+
+def _result_file(evaluated: _Evaluated, *, thumbnails: bool) -> "ResultFile":
+    from emocap_pretrain.evaluation import thumbnails as small
+    from emocap_pretrain.evaluation.examples import PackedSource
+    from emocap_pretrain.evaluation.result_file import EvaluatedModel, ResultFile
+    from emocap_pretrain.inference.embedder import Embedder
+
+    restored = evaluated.restored
+    settings, stored = restored.config.evaluation, restored.config.stored()["evaluation"]
+    images: dict[str, str] = {}
+    if thumbnails and settings.url and not evaluated.has_copies:
+        images = small.thumbnails(PackedSource(settings.url), small.shown_samples(evaluated.results))
+    model = EvaluatedModel(
+        restored.config.name,
+        masked_url(evaluated.run_url),
+        restored.step,
+        evaluated.weights.removeprefix(", ") or restored.weights,
+        Embedder(restored.model, restored.tokenizer).digest(),
+        restored.run_id,
+    )
+    return ResultFile.of(model, evaluated.results, stored, images)
+
+
+def _show(evaluated: _Evaluated, *, as_json: bool, least: int) -> None:
+    from emocap_pretrain.evaluation.comparison import groups_by
+
+    groups = [(result, groups_by(result, least=least)) for result in evaluated.results]
     if as_json:
-        say_json(_tree(evaluated))
+        say_json(_tree(evaluated) | _groups_tree(groups))
         return
     title = f"Step {evaluated.restored.step} of {evaluated.run_url}{evaluated.weights}"
     # One table for each dataset: a packed one, or each benchmark.
@@ -458,6 +532,15 @@ def _show(evaluated: _Evaluated, *, as_json: bool) -> None:
             for name, samples, value in rows
         ]
         console.print(tables.grid(f"{values.title} by class{where}", ("class", "samples", values.name, ""), cells))
+    for result, found in groups:
+        show_groups(found, result.task)
+
+
+def _groups_tree(groups: "Sequence[tuple[TaskResult, tuple[Subgroups, ...]]]") -> dict[str, Any]:
+    from pydantic_core import to_jsonable_python
+
+    found = {result.task: each for result, each in groups if each}
+    return {"groups": to_jsonable_python(found)} if found else {}
 
 
 def _tree(evaluated: _Evaluated) -> dict[str, Any]:
@@ -465,7 +548,8 @@ def _tree(evaluated: _Evaluated) -> dict[str, Any]:
 
     restored = evaluated.restored
     about = {"run": evaluated.run_url, "step": restored.step, "weights": restored.weights, "share": restored.share}
-    return about | to_jsonable_python({"results": evaluated.results, "other_weights": evaluated.other_weights})
+    results = [result.scores_alone() for result in evaluated.results]
+    return about | to_jsonable_python({"results": results, "other_weights": evaluated.other_weights})
 
 
 def _draw(evaluated: _Evaluated, path: Path) -> None:
@@ -485,7 +569,7 @@ def _draw(evaluated: _Evaluated, path: Path) -> None:
     pictures.confusion(matrices[0], path, of=subject)
 
 
-def _track(evaluated: _Evaluated, tracking: TrackingConfig) -> None:
+def _track(evaluated: _Evaluated, tracking: TrackingConfig, page: str) -> None:
     """Logs the results as a child run in MLflow, so that they do not replace the scores of the trained run."""
     import json
 
@@ -501,6 +585,7 @@ def _track(evaluated: _Evaluated, tracking: TrackingConfig) -> None:
     track(tracker, restored.config, evaluated.results, restored.step)
     track_other_weights(tracker, restored.config, evaluated.other_weights, restored.step)
     tracker.log_text(RESULTS_FILE, json.dumps(_tree(replace(evaluated, run_url=restored.config.url)), indent=1))
+    tracker.log_text(PAGE_FILE, page)
     tracker.set_description("\n".join(f"| {name} | {text} |" for name, text in _markdown_rows(evaluated)))
     tracker.finish("FINISHED")
     if tracker.unsent():

@@ -5,11 +5,8 @@
 the texts that are too long for the text tower of this run, and that the run would therefore cut.
 """
 
-import os
-import uuid
 from dataclasses import asdict
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Annotated, Any
 
 import typer
@@ -19,6 +16,7 @@ from emocap_shards.inspecting.wording import counted
 from emocap_shards.manifest import MANIFEST
 from tqdm import tqdm
 
+from emocap_pretrain.cli.files import check_writable, write_text
 from emocap_pretrain.cli.inspect_report import show
 from emocap_pretrain.cli.options import Debug
 from emocap_pretrain.cli.reach import need_answer
@@ -43,12 +41,14 @@ def command(
     """Show what is in a dataset: counts, captions, words, labels, images, faces."""
     with errors_as_lines(debug=debug):
         if html:
-            _check_writable(html)
+            check_writable("--html", html)
         loaded = load_config(config) if config else None
         summary = _summary(url, None if whole else look_at, None if whole else seconds)
         cut = _cut(url, loaded) if loaded else None
         if html:
-            _write(summary, html)
+            from emocap_shards.inspecting.page import page
+
+            write_text("--html", html, page(summary))
         if as_json:
             say_json(summary.to_json() | ({"cut": cut[1]} if cut else {}))
         else:
@@ -87,39 +87,3 @@ def _cut(url: str, config: Config) -> tuple[str, dict[str, Any]]:
     samples, cut = cut_captions([MixtureDatasetConfig(url=url)], tokenizer, text.lengths)
     line = f"Texts that {config.name} cuts, of the first {counted(samples, 'sample')}: {', '.join(map(str, cut))}."
     return line, {"samples": samples, "parts": [asdict(each) for each in cut]}
-
-
-def _write(summary: Summary, path: Path) -> None:
-    """Writes the summary as an HTML page. An existing file is replaced only after the new page is complete."""
-    from emocap_shards.inspecting.page import page
-
-    target = path.resolve()  # If the path is a link, the file that it points to is replaced.
-    temporary = target.with_name(f".page-{uuid.uuid4().hex}.tmp")
-    text = page(summary)
-    try:
-        with temporary.open("x", encoding="utf-8") as file:  # "x" does not follow a link of this name.
-            file.write(text)
-        temporary.replace(target)
-    except OSError as error:
-        raise _unwritable(path, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _check_writable(path: Path) -> None:
-    """Checks that the HTML page can be written. The command calls this before it reads the dataset, which takes long.
-
-    Raises:
-        ConfigError: If the page cannot be written.
-    """
-    try:
-        if path.exists() and not (path.is_file() and os.access(path, os.W_OK)):
-            raise _unwritable(path, "it exists and is not a file that you may write")
-        with TemporaryFile(dir=path.resolve().parent):
-            pass
-    except OSError as error:
-        raise _unwritable(path, error) from error
-
-
-def _unwritable(path: Path, why: object) -> ConfigError:
-    return ConfigError(f"--html {path}: it cannot be written ({why}); give a file in a folder that you may write.")

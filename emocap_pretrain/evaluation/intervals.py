@@ -39,18 +39,18 @@ def bootstrap(
     return float(low), float(high)
 
 
-def draws(groups: Sequence[str | None]) -> Iterator[Weights]:
-    """Yields the weights of all draws, in blocks of bounded size."""
+def draws(groups: Sequence[str | None], count: int = DRAWS) -> Iterator[Weights]:
+    """Yields the weights of `count` draws, in blocks of bounded size."""
     numbers: dict[object, int] = {}
     # An example without a group gets a key that no other example has.
     of_group = np.array(
         [numbers.setdefault(row if group is None else group, len(numbers)) for row, group in enumerate(groups)]
     )
-    random, count = np.random.default_rng(_SEED), len(numbers)
+    random, several = np.random.default_rng(_SEED), len(numbers)
     step = max(1, _ENTRIES // max(1, len(groups)))
-    for start in range(0, DRAWS, step):
-        size = min(step, DRAWS - start)
-        drawn = random.multinomial(count, np.full(count, 1 / count), size=size)
+    for start in range(0, count, step):
+        size = min(step, count - start)
+        drawn = random.multinomial(several, np.full(several, 1 / several), size=size)
         yield drawn[:, of_group].astype(np.float64)
 
 

@@ -71,6 +71,7 @@ class RankOutcomes:
 
     Attributes:
         direction: The last part of the names of scores, such as `a_to_b` in `recall_at_5_a_to_b`.
+        prefix: The first part of the names of scores, such as `local_`; empty if there is none.
         ranks: The places.
         rows: The samples that are the queries; empty if the queries are texts.
         keys: A name of each query, if the queries are texts.
@@ -80,6 +81,7 @@ class RankOutcomes:
     ranks: tuple[Annotated[int, Field(ge=1, le=1 << 40)], ...]
     rows: tuple[Index, ...] = ()
     keys: tuple[Key, ...] = ()
+    prefix: Name = ""
     kind: Literal["rank"] = "rank"
 
     def __post_init__(self) -> None:

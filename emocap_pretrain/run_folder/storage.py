@@ -64,11 +64,13 @@ class DocumentKind(Generic[Form]):
             without a schema version has schema 0, which version 0.1.0 of the package wrote. Documents are now written
             with the schema `len(upgrades)`.
         limit_bytes: Largest size of a document that is read.
+        indent: Spaces of each level; None writes the whole document in one line, which suits long lists.
     """
 
     form: type[Form]
     upgrades: Sequence[Callable[[Any], Any]] = (lambda body: body,)
     limit_bytes: int = SMALL_BYTES
+    indent: int | None = 1
 
     @cached_property
     def _adapter(self) -> TypeAdapter[Form]:
@@ -82,7 +84,9 @@ class DocumentKind(Generic[Form]):
     def dump(self, document: Form) -> bytes:
         """Returns the document as JSON with its schema version."""
         tree = self._adapter.dump_python(document, mode="json")
-        return json.dumps({"schema": self.schema, **tree}, indent=1, ensure_ascii=False).encode()
+        separators = (",", ":") if self.indent is None else None
+        body = {"schema": self.schema, **tree}
+        return json.dumps(body, indent=self.indent, separators=separators, ensure_ascii=False).encode()
 
     def parse(self, data: bytes) -> Form:
         """Reads a document from bytes.

@@ -21,6 +21,7 @@ from emocap_pretrain.cli.evaluate import _with_settings
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.evaluation.examples import ExampleSource
 from emocap_pretrain.evaluation.features import BatchFeatures, Extraction
+from emocap_pretrain.evaluation.result_file import load
 from emocap_pretrain.evaluation.tasks import TASKS
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.run_folder.folder import RunFolder
@@ -285,3 +286,26 @@ def test_two_ranks_train_and_evaluate_and_the_command_on_two_ranks_and_on_one_fi
     scores = [(each.task, score.name, score.value) for each in found.results for score in each.scores]
     told = [(each["task"], score["name"], score["value"]) for each in together["results"] for score in each["scores"]]
     assert told == scores
+
+
+def test_results_are_saved_for_comparisons_and_shown_by_group(run: Config, faces: str, tmp_path: Path) -> None:
+    file, page = tmp_path / "a.json", tmp_path / "a.html"
+    words = ("--by", "emotion", "--least-group", "3", "--save", file, "--html", page, "--thumbnails")
+    done = evaluate(run.url, "--data", faces, *words)
+    assert done.exit_code == 0, done.stderr
+    assert "zero_shot by emotion" in done.stdout
+    saved = load(str(file))
+    assert (saved.model.name, saved.model.step, saved.model.run_id) != ("", None, "")
+    assert len(saved.model.digest) == 64
+    assert [len(each) for each in saved.samples] == [24]
+    kinds = [outcomes.kind for task in saved.tasks for outcomes in task.outcomes]
+    assert kinds == ["class", "rank", "rank"]
+    assert saved.thumbnails
+    assert "data:image/jpeg;base64,/9j/" in page.read_text(encoding="utf-8")
+    # The scores follow from what was saved, and a model does not differ from itself.
+    found = printed("compare", file, file)
+    changes = [row["differences"][1] for task in found["tasks"] for row in task["rows"] if row["differences"][1]]
+    assert len(changes) == 3 + 2 * 4
+    assert all((each["value"], each["p"]) == (0.0, 1.0) for each in changes)
+    assert "evaluation.by=mood: no sample of" in refused(run.url, "--data", faces, "--by", "mood")
+    assert "leave out" in refused(run.url, "--benchmark", f"raf_db={tmp_path}", "--by", "emotion")

@@ -1,17 +1,13 @@
 """Formats a summary as one page of HTML, which loads nothing from the network and contains no script."""
 
 import base64
-import hashlib
-from importlib import resources
-from typing import Any, cast
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from typing import Any
 
 from emocap_shards.inspecting.faces import SheetFace
+from emocap_shards.inspecting.html import rendered, shared_style
 from emocap_shards.inspecting.plots import HEIGHT, WIDTH, balance, histogram
 from emocap_shards.inspecting.summary import Summary
 from emocap_shards.inspecting.wording import number, percent, share_once, share_repeated, size
-from emocap_shards.printable import printable
 from emocap_shards.sample import Caption
 
 _CLASSES, _NUMBERS, _WORDS, _TEXTS = 24, 60, 40, 8
@@ -25,31 +21,15 @@ def page(summary: Summary) -> str:
     Content-Security-Policy of the page forbids all scripts. The policy also forbids that the page loads anything from
     an address; only images that are part of the page are allowed.
     """
-    # Captions are untrusted, so everything is escaped by default.
-    environment = Environment(
-        loader=PackageLoader("emocap_shards", "inspecting"),
-        autoescape=True,
-        finalize=_as_text,
-        # A misspelt variable of the template is an error, and not an empty text.
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    filters = {"share_once": share_once, "share_repeated": share_repeated}
-    cast("dict[str, Any]", environment.filters).update(number=number, size=size, percent=percent, cut=_cut, **filters)
-    style = resources.files("emocap_shards.inspecting").joinpath("page.css").read_text("utf-8")
-    template = environment.get_template("page.html")
-    return template.render(**_values(summary), style=style, style_hash=_style_hash(style))
-
-
-def _as_text(value: Any) -> Any:
-    """Returns a value as the template prints it.
-
-    A plain `str` comes from the data and is made printable. Markup of the template has another type, and is returned
-    unchanged.
-    """
-    # The type is compared exactly, because jinja2's markup is a subclass of str.
-    return printable(value, lines=True) if type(value) is str else value
+    filters = {
+        "number": number,
+        "size": size,
+        "percent": percent,
+        "cut": _cut,
+        "share_once": share_once,
+        "share_repeated": share_repeated,
+    }
+    return rendered(("emocap_shards", "inspecting"), "page.html", shared_style(), _values(summary), filters)
 
 
 def _values(summary: Summary) -> dict[str, Any]:
@@ -103,8 +83,3 @@ def _short(caption: Caption) -> Caption:
 
 def _cut(text: str, most: int = _CHARACTERS) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
-
-
-def _style_hash(style: str) -> str:
-    """Returns the hash of the page's style, by which the Content-Security-Policy allows this style and no other."""
-    return base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()

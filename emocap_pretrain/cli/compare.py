@@ -1,0 +1,185 @@
+"""Defines `emocap compare`, which shows the results of several models side by side.
+
+It reads files that `emocap evaluate --save` has written, and no model and no dataset.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from emocap_shards.inspecting.wording import counted
+
+from emocap_pretrain.cli import tables
+from emocap_pretrain.cli.files import check_writable, write_text
+from emocap_pretrain.cli.options import Debug
+from emocap_pretrain.terminal import FAILED, console, errors_as_lines, say_json
+
+if TYPE_CHECKING:
+    from emocap_pretrain.evaluation.comparison import Comparison, TaskComparison
+    from emocap_pretrain.evaluation.paired import Difference
+    from emocap_pretrain.evaluation.subgroups import Subgroups
+    from emocap_pretrain.run_folder.results import Score
+
+By = Annotated[
+    str | None,
+    typer.Option(metavar="LABEL,...", help="Score the values of these labels separately, such as gender,age."),
+]
+Least = Annotated[int, typer.Option("--least-group", help="A group with fewer samples is not scored.", min=2)]
+Html = Annotated[Path | None, typer.Option(help="Write everything to this HTML page, which needs no other file.")]
+
+
+def command(
+    files: Annotated[list[str], typer.Argument(help="Files of emocap evaluate --save; the first is the reference.")],
+    by: By = None,
+    least_group: Least = 20,
+    html: Html = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Compare models on the same samples: scores with intervals, and tests against the first model."""
+    with errors_as_lines(debug=debug):
+        if html:
+            check_writable("--html", html)
+        from emocap_pretrain.evaluation import result_file
+        from emocap_pretrain.evaluation.comparison import ModelResults, compare
+
+        models = [ModelResults.of(result_file.load(each)) for each in files]
+        found = compare(models, by=labels_of(by) if by else None, least=least_group)
+        if html:
+            from emocap_pretrain.evaluation.page import page
+
+            write_text("--html", html, page(found))
+        if as_json:
+            say_json(_tree(found))
+        else:
+            _show(found)
+            if html:
+                console.print(f"The page is {html}.")
+        if any(refused for task in found.tasks for refused in task.refusals):
+            raise typer.Exit(FAILED)
+
+
+def labels_of(text: str) -> list[str]:
+    """Returns the labels of the option `--by`."""
+    return [name for name in map(str.strip, text.split(",")) if name]
+
+
+def show_groups(groups: Iterable["Subgroups"], of: str) -> None:
+    """Prints a table for each label. `of` names the task, and the model if there are several."""
+    for each in groups:
+        rows = [
+            (
+                group.value,
+                f"{group.samples:,}",
+                "" if group.persons is None else f"{group.persons:,}",
+                "too few" if group.score is None else _percent(group.score, group.interval),
+                f"lacks {', '.join(group.lacks)}" if group.lacks else "",
+            )
+            for group in each.groups
+        ]
+        columns = (each.label, "samples", "persons", each.score, "")
+        console.print(tables.grid(f"{of} by {each.label}", columns, rows))
+        if each.difference is not None:
+            console.print(
+                f"{each.highest} - {each.lowest}: {100 * each.difference:.1f} points, p {p_text(each.p)} "
+                "(against random groups of these sizes)"
+            )
+        if each.unlabelled:
+            console.print(f"{counted(each.unlabelled, 'sample')} without {each.label}")
+        console.print()
+
+
+def p_text(p: float | None) -> str:
+    """Returns a p value as text."""
+    if p is None:
+        return ""
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _show(found: "Comparison") -> None:
+    models = [
+        (letter, each.model.title(), each.model.digest[:12])
+        for letter, each in zip(found.letters, found.models, strict=True)
+    ]
+    console.print(tables.grid("Models", ("", "model", "digest"), models, left=3))
+    console.print()
+    for each in found.tasks:
+        _show_task(each, found.letters)
+    tests = dict.fromkeys(
+        difference.test
+        for task in found.tasks
+        for row in task.rows
+        for difference in row.differences
+        if difference is not None
+    )
+    if tests:
+        console.print(
+            f"Brackets are 95 % intervals. p: {' or '.join(tests)}, with Holm's correction over all comparisons of the "
+            "same score."
+        )
+
+
+def _show_task(task: "TaskComparison", letters: Sequence[str]) -> None:
+    samples = next(each.samples for each in task.results if each)
+    rows: list[tuple[str, ...]] = []
+    for row in task.rows:
+        for number, score in enumerate(row.scores):
+            title = row.first.title if number == 0 else ""
+            rows.append((title, letters[number], _value(score), *_change(row.first, row.differences[number])))
+    columns = ("", "", "score", f"minus {letters[0]}", "p")
+    # A single model is compared with nothing.
+    shown = [row[:3] for row in rows] if len(letters) == 1 else rows
+    console.print(
+        tables.grid(f"{task.place}, {task.task}, {counted(samples, 'sample')}", columns[: len(shown[0])], shown, left=2)
+    )
+    for letter, reasons in zip(letters, task.refusals, strict=True):
+        if reasons:
+            console.print(
+                f"{letter} is not compared with {letters[0]}, because the samples differ: {'; '.join(reasons)}"
+            )
+    console.print()
+    for letter, groups in zip(letters, task.groups, strict=True):
+        show_groups(groups, f"{letter}, {task.task}" if len(letters) > 1 else task.task)
+
+
+def _value(score: "Score | None") -> str:
+    return "" if score is None else dataclasses.replace(score, baseline=None).text()
+
+
+def _percent(value: float, interval: tuple[float, float] | None) -> str:
+    text = f"{100 * value:.1f}"
+    return text if interval is None else f"{text} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+
+
+def _change(score: "Score", difference: "Difference | None") -> tuple[str, str]:
+    if difference is None:
+        return "", ""
+    factor = 100 if score.is_share else 1
+    form = "+.1f" if score.is_share else "+.3g"
+    text = f"{factor * difference.value:{form}}"
+    if difference.interval:
+        low, high = (f"{factor * bound:{form}}" for bound in difference.interval)
+        text = f"{text} [{low}, {high}]"
+    return text, p_text(difference.p_holm)
+
+
+def _tree(found: "Comparison") -> dict[str, Any]:
+    """Returns the comparison as JSON values, without what was found for each sample."""
+    from pydantic_core import to_jsonable_python
+
+    tasks = [
+        {
+            "task": each.task,
+            "benchmark": each.benchmark,
+            "results": [result and result.scores_alone() for result in each.results],
+            "rows": [
+                {"score": row.first.name, "scores": row.scores, "differences": row.differences} for row in each.rows
+            ],
+            "refusals": each.refusals,
+            "groups": each.groups,
+        }
+        for each in found.tasks
+    ]
+    return to_jsonable_python({"models": [each.model for each in found.models], "tasks": tasks})

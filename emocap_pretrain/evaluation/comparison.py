@@ -1,0 +1,253 @@
+"""Compares the results of several models: their scores side by side, and tests against the first model.
+
+The results come from files (`result_file.py`) or from an evaluation in this process. The comparison is a plain value,
+which the terminal, the JSON output and the HTML page show.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.evaluation.intervals import bootstrap
+from emocap_pretrain.evaluation.paired import (
+    Difference,
+    difference,
+    folds_of,
+    groups_of,
+    holm,
+    keys_of,
+    metrics_of,
+    mismatches,
+)
+from emocap_pretrain.evaluation.result_file import EvaluatedModel, ResultFile
+from emocap_pretrain.evaluation.subgroups import LEAST, MOST_GROUPS, Subgroups, subgroups
+from emocap_pretrain.run_folder.outcomes import Outcomes, Samples
+from emocap_pretrain.run_folder.results import Score, TaskResult
+
+TOLERANCE = 1e-6  # Relative to the score; sums in another order differ by less.
+
+
+@dataclass(frozen=True, slots=True)
+class ModelResults:
+    """Holds the results of one model, with small images of some samples by their keys."""
+
+    model: EvaluatedModel
+    results: tuple[TaskResult, ...]
+    thumbnails: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    @classmethod
+    def of(cls, file: ResultFile) -> "ModelResults":
+        """Returns the results that a file contains."""
+        return cls(file.model, file.results(), file.thumbnails)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRow:
+    """Holds one score of all models.
+
+    Attributes:
+        scores: The score of each model; None if the model has none.
+        differences: For each model the difference to the first one; None for the first model, and if it is unknown.
+    """
+
+    scores: tuple[Score | None, ...]
+    differences: tuple[Difference | None, ...]
+
+    @property
+    def first(self) -> Score:
+        """Returns the score of the first model that has one. The name and the title are those of all models."""
+        return next(each for each in self.scores if each)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskComparison:
+    """Holds the results of one task on one dataset.
+
+    Attributes:
+        task: The name of the task.
+        benchmark: The name of the benchmark; empty for a packed dataset.
+        results: The result of each model; None if the model has none.
+        rows: The scores.
+        refusals: For each model, why its samples are not those of the first model; empty if they are.
+        groups: For each model, its scores by the values of labels.
+    """
+
+    task: str
+    benchmark: str
+    results: tuple[TaskResult | None, ...]
+    rows: tuple[ScoreRow, ...]
+    refusals: tuple[tuple[str, ...], ...]
+    groups: tuple[tuple[Subgroups, ...], ...]
+
+    @property
+    def place(self) -> str:
+        """Returns the name of the benchmark, or the address of the dataset."""
+        return self.benchmark or next(each.url for each in self.results if each)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Holds the models and the results of all tasks that at least one of them has."""
+
+    models: tuple[ModelResults, ...]
+    tasks: tuple[TaskComparison, ...]
+
+    @property
+    def letters(self) -> tuple[str, ...]:
+        """Returns a short name of each model for tables: A, B and so on."""
+        return tuple(chr(ord("A") + number) for number in range(len(self.models)))
+
+
+MOST_MODELS = 12
+
+
+def compare(models: Sequence[ModelResults], *, by: Sequence[str] | None = None, least: int = LEAST) -> Comparison:
+    """Compares models with the first one.
+
+    Args:
+        models: The results of each model, of at least one.
+        by: Labels by which samples are divided; None takes all that the results contain.
+        least: A group with fewer samples is not scored.
+
+    Raises:
+        ConfigError: If a score does not follow from the outcomes in the same file, no model has the label of `by`, or a
+            label has too many values.
+    """
+    if len(models) > MOST_MODELS:
+        raise ConfigError(f"{len(models)} models: at most {MOST_MODELS} can be compared at once.")
+    for each in models:
+        check(each)
+    _check_labels(models, by)
+    found = [{(result.benchmark, result.task): result for result in each.results} for each in models]
+    places = dict.fromkeys(place for each in found for place in each)
+    tasks = [_compared(*place, [each.get(place) for each in found], by, least) for place in places]
+    return Comparison(tuple(models), tuple(_corrected(tasks)))
+
+
+def check(results: ModelResults) -> None:
+    """Checks that each score which follows from outcomes is the one that the file states.
+
+    Raises:
+        ConfigError: If a score differs.
+    """
+    for result in results.results:
+        stated = {score.name: score.value for score in result.scores}
+        for outcomes, samples in _outcomes(result):
+            everything = np.ones((1, len(keys_of(outcomes, samples))))
+            for name, metric in metrics_of(outcomes, folds_of(outcomes, samples)).items():
+                value = float(metric(everything)[0])
+                if name in stated and not abs(value - stated[name]) <= TOLERANCE * max(1, abs(value)):
+                    raise ConfigError(
+                        f"{results.model.title()}, {result.task}: the file states {name}={stated[name]:.6g}, and its "
+                        f"outcomes give {value:.6g}: evaluate the model again."
+                    )
+
+
+def groups_by(result: TaskResult, by: Sequence[str] | None = None, *, least: int = LEAST) -> tuple[Subgroups, ...]:
+    """Returns the first score of each kind of outcomes for the values of each label that the samples have.
+
+    Raises:
+        ConfigError: If a label has too many values.
+    """
+    found: list[Subgroups] = []
+    for outcomes, samples in _outcomes(result):
+        names = {score.name for score in result.scores}
+        main = next((name for name in metrics_of(outcomes) if name in names), None)
+        labels = [label for label in samples.labels if by is None or label in by]
+        for label in labels if main and outcomes.rows else []:
+            divided = subgroups(outcomes, samples, label, main or "", least=least)
+            if divided is None:
+                raise ConfigError(
+                    f"--by {label}: it has more than {MOST_GROUPS} values; give a label with few, such as gender."
+                )
+            found.append(divided)
+    return tuple(found)
+
+
+def _check_labels(models: Sequence[ModelResults], by: Sequence[str] | None) -> None:
+    known = {
+        label
+        for each in models
+        for result in each.results
+        for label in (result.scored_samples.labels if result.scored_samples else ())
+    }
+    if missing := [label for label in by or () if label not in known]:
+        there = f"they have {', '.join(sorted(known))}" if known else "they have none"
+        raise ConfigError(
+            f"--by {missing[0]}: the files do not contain this label of the samples, {there}; `emocap evaluate --by "
+            f"{missing[0]} --save FILE.json` keeps it."
+        )
+
+
+def _outcomes(result: TaskResult) -> list[tuple[Outcomes, Samples]]:
+    samples = result.scored_samples
+    return [] if samples is None else [(outcomes, samples) for outcomes in result.outcomes]
+
+
+def _compared(
+    benchmark: str, task: str, results: Sequence[TaskResult | None], by: Sequence[str] | None, least: int
+) -> TaskComparison:
+    first = results[0]
+    refusals = [() if each is None or first is None else _refusals(first, each) for each in results]
+    names = dict.fromkeys(score.name for each in results if each for score in each.scores)
+    rows = [_row(name, results, refusals) for name in names]
+    groups = tuple(groups_by(each, by, least=least) if each else () for each in results)
+    return TaskComparison(task, benchmark, tuple(results), tuple(rows), tuple(refusals), groups)
+
+
+def _refusals(first: TaskResult, other: TaskResult) -> tuple[str, ...]:
+    if first is other:
+        return ()
+    pairs = zip(_outcomes(first), _outcomes(other), strict=False)
+    return tuple(dict.fromkeys(reason for one, another in pairs for reason in mismatches(one, another)))
+
+
+def _row(name: str, results: Sequence[TaskResult | None], refusals: Sequence[Sequence[str]]) -> ScoreRow:
+    scores = [_score(name, each) for each in results]
+    first = results[0]
+    differences = [
+        None if number == 0 or refused or not first or not each else _difference(name, first, each)
+        for number, (each, refused) in enumerate(zip(results, refusals, strict=True))
+    ]
+    return ScoreRow(tuple(scores), tuple(differences))
+
+
+def _score(name: str, result: TaskResult | None) -> Score | None:
+    """Returns a score, with an interval if its outcomes allow one."""
+    score = next((each for each in result.scores if each.name == name), None) if result else None
+    if result is None or score is None or score.interval:
+        return score
+    for outcomes, samples in _outcomes(result):
+        metric = metrics_of(outcomes, folds_of(outcomes, samples)).get(name)
+        if metric:
+            return score.within(bootstrap(metric, groups_of(outcomes, samples)))
+    return score
+
+
+def _difference(name: str, first: TaskResult, other: TaskResult) -> Difference | None:
+    stated = [{score.name for score in each.scores} for each in (first, other)]
+    if not all(name in each for each in stated):
+        return None
+    for one, another in zip(_outcomes(first), _outcomes(other), strict=False):
+        if name in metrics_of(one[0]):
+            return difference(name, one, another)
+    return None
+
+
+def _corrected(tasks: Sequence[TaskComparison]) -> list[TaskComparison]:
+    """Returns the comparisons with p values after Holm's correction, over all comparisons of the same score."""
+    ps: dict[str, list[float]] = {}
+    for each in tasks:
+        for row in each.rows:
+            ps.setdefault(row.first.name, []).extend(found.p for found in row.differences if found)
+    corrected = {name: iter(holm(found)) for name, found in ps.items()}
+
+    def row_of(row: ScoreRow) -> ScoreRow:
+        of_score = corrected[row.first.name]
+        return replace(
+            row, differences=tuple(found and replace(found, p_holm=next(of_score)) for found in row.differences)
+        )
+
+    return [replace(each, rows=tuple(map(row_of, each.rows))) for each in tasks]

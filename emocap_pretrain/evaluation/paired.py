@@ -1,0 +1,302 @@
+"""Computes scores again from outcomes, and tests whether two models differ on the same samples.
+
+A score has the same name here as in the result of its task. Each score is a function of the number of times that each
+sample occurs in a draw, so that the bootstrap, a test of two models and a division into groups use the same formula.
+scipy is imported within a function, because its import takes time and most commands do not need it.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from emocap_pretrain.evaluation.intervals import LEVEL, Weights, draws, mean_recalls, shares
+from emocap_pretrain.run_folder.outcomes import (
+    AnswerOutcomes,
+    ClassOutcomes,
+    NumberOutcomes,
+    Outcomes,
+    RankOutcomes,
+    Samples,
+)
+
+Metric = Callable[[Weights], Float[np.ndarray, " draws"]]
+
+DRAWS = 4000  # The smallest p of a paired bootstrap is about 2 / DRAWS, so it must be small also after a correction.
+ACCURACIES = ("war", "accuracy")  # Shares of right samples, for which McNemar's test is exact.
+RECALLS = (1, 5, 10)  # The k of the recalls; further ones in a result are not compared.
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Holds the score of a model minus that of the first model, on the same samples.
+
+    Attributes:
+        value: The difference.
+        interval: The bounds of its 95 % confidence interval, by a paired bootstrap; None if no draw has a difference.
+        p: The probability of a difference at least as large if the models do not differ, two-sided.
+        test: The name of the test.
+        p_holm: `p` after Holm's correction; None before it.
+    """
+
+    value: float
+    interval: tuple[float, float] | None
+    p: float
+    test: str
+    p_holm: float | None = None
+
+
+def keys_of(outcomes: Outcomes, samples: Samples) -> list[tuple[int, str]]:
+    """Returns what identifies each entry of outcomes: the fold, and the key of the sample or query."""
+    if isinstance(outcomes, RankOutcomes) and outcomes.keys:
+        return [(0, key) for key in outcomes.keys]
+    return [(samples.folds[row] if samples.folds else 0, samples.keys[row]) for row in outcomes.rows]
+
+
+def groups_of(outcomes: Outcomes, samples: Samples) -> tuple[str | None, ...]:
+    """Returns the person or clip of each entry; None where it is unknown."""
+    if not samples.groups or (isinstance(outcomes, RankOutcomes) and outcomes.keys):
+        return (None,) * len(entries(outcomes))
+    return tuple(samples.groups[row] for row in outcomes.rows)
+
+
+def entries(outcomes: Outcomes) -> Sequence[object]:
+    """Returns a sequence that has one value for each entry of outcomes."""
+    return outcomes.ranks if isinstance(outcomes, RankOutcomes) else outcomes.rows
+
+
+def mismatches(one: tuple[Outcomes, Samples], other: tuple[Outcomes, Samples]) -> list[str]:
+    """Returns why two outcomes are not those of the same samples, with numbers; empty if they are.
+
+    Args:
+        one: The outcomes of the first model, with their samples.
+        other: Those of the other model.
+    """
+    if one[0].kind != other[0].kind:
+        return [f"the kinds of outcomes differ: {one[0].kind} and {other[0].kind}"]
+    ours, theirs = (dict(zip(keys_of(*each), _truths(each[0]), strict=True)) for each in (one, other))
+    found = [
+        (len(entries(one[0])) - len(ours), "of the first occur more than once"),
+        (len(entries(other[0])) - len(theirs), "of the other occur more than once"),
+        (len(ours.keys() - theirs.keys()), "only in the first"),
+        (len(theirs.keys() - ours.keys()), "only in the other"),
+        (sum(ours[key] != theirs[key] for key in ours.keys() & theirs.keys()), "with another true value"),
+    ]
+    return [f"{count:,} {what}" for count, what in found if count]
+
+
+def difference(name: str, one: tuple[Outcomes, Samples], other: tuple[Outcomes, Samples]) -> Difference | None:
+    """Compares a score of two models on the same samples (`mismatches` is empty); None if it has no such score.
+
+    If every sample is alone in its group, the share of right samples is compared by McNemar's exact test, that is, a
+    binomial test of the samples on which exactly one model is right (Q. McNemar, 1947). Other scores, and samples that
+    belong to persons or clips, are compared by a paired bootstrap that draws whole groups. The interval is always that
+    of the bootstrap.
+    """
+    places = {key: place for place, key in enumerate(keys_of(*other))}
+    order = np.array([places[key] for key in keys_of(*one)], dtype=np.int64)
+    groups, folds = groups_of(*one), folds_of(*one)
+    ours, theirs = (metrics_of(outcomes, folds) for outcomes in (one[0], part(other[0], order)))
+    if name not in ours or name not in theirs:
+        return None
+    everything = np.ones((1, len(groups)))
+    value = float(theirs[name](everything)[0] - ours[name](everything)[0])
+    found = np.concatenate([theirs[name](weights) - ours[name](weights) for weights in draws(groups, DRAWS)])
+    found = found[np.isfinite(found)]
+    interval = None
+    if found.size:
+        low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        interval = (float(low), float(high))
+    if name in ACCURACIES and not has_groups(groups) and folds is None:
+        return Difference(value, interval, mcnemar(_is_right(one[0]), _is_right(other[0])[order]), "exact McNemar test")
+    fewer = min(int((found <= 0).sum()), int((found >= 0).sum()))
+    return Difference(value, interval, min(1.0, 2 * (fewer + 1) / (len(found) + 1)), "paired bootstrap")
+
+
+def mcnemar(one: np.ndarray, other: np.ndarray) -> float:
+    """Returns the two-sided p of McNemar's exact test.
+
+    Args:
+        one: Whether the first model is right, for each sample.
+        other: Whether the other model is right, for each sample.
+    """
+    from scipy.stats import binomtest
+
+    first, second = int((one & ~other).sum()), int((other & ~one).sum())
+    return float(binomtest(first, first + second).pvalue) if first + second else 1.0
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Returns p values after the step-down correction of S. Holm (1979), in the order of `ps`.
+
+    >>> holm([0.04, 0.01, 0.5])
+    [0.08, 0.03, 0.5]
+    """
+    found, largest = [0.0] * len(ps), 0.0
+    for place, number in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
+        largest = max(largest, min(1.0, (len(ps) - place) * ps[number]))
+        found[number] = largest
+    return found
+
+
+def has_groups(groups: Sequence[str | None]) -> bool:
+    """Returns whether some person or clip has several samples."""
+    return any(count > 1 for group, count in Counter(groups).items() if group is not None)
+
+
+def folds_of(outcomes: Outcomes, samples: Samples) -> Int[np.ndarray, " entries"] | None:
+    """Returns the fold of each entry; None if there is only one."""
+    if not samples.folds or (isinstance(outcomes, RankOutcomes) and outcomes.keys):
+        return None
+    return np.array([samples.folds[row] for row in outcomes.rows], dtype=np.int64)
+
+
+def metrics_of(outcomes: Outcomes, folds: Int[np.ndarray, " entries"] | None = None) -> dict[str, Metric]:
+    """Returns the scores that follow from outcomes, by their names. With folds, each is the mean over the folds."""
+    match outcomes:
+        case ClassOutcomes():
+            found = _of_classes(outcomes)
+        case RankOutcomes():
+            found = _of_ranks(outcomes)
+        case NumberOutcomes():
+            found = _of_numbers(outcomes)
+        case AnswerOutcomes():
+            found = {"accuracy": shares(_is_right(outcomes))}
+    if folds is None:
+        return dict(found)
+    return {name: _over_folds(metric, folds) for name, metric in found.items()}
+
+
+def part(outcomes: Outcomes, places: Int[np.ndarray, " chosen"]) -> Outcomes:
+    """Returns the entries of outcomes at the given places, in this order."""
+
+    def of(column: Sequence[object]) -> tuple[object, ...]:
+        return tuple(column[place] for place in places)
+
+    match outcomes:
+        case ClassOutcomes():
+            names = ("rows", "truth", "predicted")
+        case RankOutcomes():
+            names = ("ranks", "keys" if outcomes.keys else "rows")
+        case NumberOutcomes():
+            names = ("rows",)
+        case AnswerOutcomes():
+            names = ("rows", "is_right")
+    changes: dict[str, Any] = {name: of(getattr(outcomes, name)) for name in names}
+    if isinstance(outcomes, NumberOutcomes):
+        changes |= {name: tuple(map(of, getattr(outcomes, name))) for name in ("truth", "predicted")}
+    return replace(outcomes, **changes)
+
+
+def _truths(outcomes: Outcomes) -> Sequence[object]:
+    match outcomes:
+        case ClassOutcomes():
+            return [outcomes.classes[number] for number in outcomes.truth]
+        case NumberOutcomes():
+            return list(zip(*outcomes.truth, strict=True))
+        case RankOutcomes() | AnswerOutcomes():
+            return [None] * len(entries(outcomes))
+
+
+def _is_right(outcomes: Outcomes) -> np.ndarray:
+    match outcomes:
+        case ClassOutcomes():
+            return np.array(outcomes.truth) == np.array(outcomes.predicted)
+        case AnswerOutcomes():
+            return np.array(outcomes.is_right)
+        case RankOutcomes() | NumberOutcomes():
+            raise AssertionError(outcomes.kind)
+
+
+def _of_classes(outcomes: ClassOutcomes) -> dict[str, Metric]:
+    truth, predicted, count = np.array(outcomes.truth), np.array(outcomes.predicted), len(outcomes.classes)
+    is_right = truth == predicted
+    return {
+        "uar": mean_recalls(truth, is_right, count),
+        "war": shares(is_right),
+        "macro_f1": mean_f1(truth, predicted, count),
+    }
+
+
+def mean_f1(truth: np.ndarray, predicted: np.ndarray, classes: int) -> Metric:
+    """Returns a function that computes macro-F1: the mean F1 of the classes that occur in the truth of a draw.
+
+    Args:
+        truth: The number of the true class of each sample.
+        predicted: The number of its predicted class.
+        classes: The number of classes.
+    """
+    members, named = np.eye(classes)[truth], np.eye(classes)[predicted]
+
+    def scores(weights: Weights) -> Float[np.ndarray, " draws"]:
+        true, hits, guesses = weights @ members, weights @ (members * named), weights @ named
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.nanmean(np.where(true > 0, 2 * hits / (true + guesses), np.nan), axis=1)
+
+    return scores
+
+
+def _of_ranks(outcomes: RankOutcomes) -> dict[str, Metric]:
+    ranks = np.array(outcomes.ranks)
+    found = {f"{outcomes.prefix}recall_at_{k}_{outcomes.direction}": shares(ranks <= k) for k in RECALLS}
+    return {**found, f"{outcomes.prefix}median_rank_{outcomes.direction}": median_rank(ranks)}
+
+
+def median_rank(ranks: np.ndarray) -> Metric:
+    """Returns a function that computes the median rank of each draw, as `numpy.median` does for repeated ranks."""
+    order = np.argsort(ranks, kind="stable")
+    ascending = ranks[order]
+
+    def scores(weights: Weights) -> Float[np.ndarray, " draws"]:
+        reached = weights[:, order].cumsum(1)
+        total = reached[:, -1:]
+        # The ranks number (total - 1) // 2 and total // 2, counted from 0.
+        lower, upper = ((reached > np.floor(each)).argmax(1) for each in ((total - 1) / 2, total / 2))
+        return (ascending[lower] + ascending[upper]) / 2
+
+    return scores
+
+
+def _of_numbers(outcomes: NumberOutcomes) -> dict[str, Metric]:
+    found: dict[str, Metric] = {}
+    for name, truth, predicted in zip(outcomes.names, outcomes.truth, outcomes.predicted, strict=True):
+        columns = np.array(predicted), np.array(truth)
+        found |= {f"{name}_{score}": _number_score(score, *columns) for score in ("ccc", "pcc", "rmse", "sagr")}
+    concordances = [found[f"{name}_ccc"] for name in outcomes.names]
+    return {"ccc": lambda weights: np.mean([each(weights) for each in concordances], axis=0), **found}
+
+
+def _number_score(score: str, predicted: np.ndarray, truth: np.ndarray) -> Metric:
+    # Means near 0 lose no digits when squares are subtracted.
+    x, y = predicted - truth.mean(), truth - truth.mean()
+
+    def scores(weights: Weights) -> Float[np.ndarray, " draws"]:
+        count = weights.sum(1)
+        if score == "sagr":
+            return weights @ (np.sign(predicted) == np.sign(truth)) / count
+        if score == "rmse":
+            return np.sqrt(weights @ (x - y) ** 2 / count)
+        mean_x, mean_y = weights @ x / count, weights @ y / count
+        of_x, of_y = weights @ x**2 - count * mean_x**2, weights @ y**2 - count * mean_y**2
+        together = weights @ (x * y) - count * mean_x * mean_y
+        if score == "pcc":
+            below = np.sqrt(np.maximum(of_x * of_y, 0))
+            return np.where(below > 0, together / np.where(below > 0, below, 1), 0.0)
+        # torchmetrics divides variances by n - 1, and the squared distance of the means is not divided.
+        below = (of_x + of_y) / (count - 1) + (mean_x - mean_y) ** 2
+        return np.where(below > 0, 2 * together / (count - 1) / np.where(below > 0, below, 1), 0.0)
+
+    return scores
+
+
+def _over_folds(metric: Metric, folds: Int[np.ndarray, " entries"]) -> Metric:
+    members = [folds == number for number in np.unique(folds)]
+
+    def scores(weights: Weights) -> Float[np.ndarray, " draws"]:
+        with np.errstate(invalid="ignore"):
+            return np.mean([metric(weights * member) for member in members], axis=0)
+
+    return scores

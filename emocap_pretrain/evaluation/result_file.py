@@ -1,0 +1,198 @@
+"""Defines the file that `emocap evaluate --save` writes and `emocap compare` reads.
+
+It holds the results of one model with what was found for each sample, so that models that were evaluated on different
+days or machines can be compared sample by sample. It is JSON with a schema version, as the documents of a run are
+(`run_folder/storage.py`). Somebody else may have written such a file: its size, numbers and texts have bounds, and
+nothing in it is opened or executed.
+"""
+
+import base64
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal
+
+from emocap_shards.store import open_store
+from pydantic import Field, StringConstraints
+
+from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.run_folder.documents import Moment
+from emocap_pretrain.run_folder.outcomes import FoundExample, Key, Name, Outcomes, RankOutcomes, Samples
+from emocap_pretrain.run_folder.results import Count, TaskResult
+from emocap_pretrain.run_folder.storage import DocumentKind, Unreadable, read
+
+LIMIT_BYTES = 1 << 26  # A million samples with keys, two ranks and a group are about 50 MB.
+MOST_THUMBNAILS, LARGEST_THUMBNAIL = 200, 20_000
+
+Thumbnail = Annotated[str, StringConstraints(pattern=r"^/9j/[A-Za-z0-9+/=]*$", max_length=LARGEST_THUMBNAIL)]
+"""A JPEG in base64; all of them begin with the same four characters."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluatedModel:
+    """Says which model was evaluated.
+
+    Attributes:
+        name: Name of the run or model.
+        address: Where it lies, without secrets.
+        step: Step of the checkpoint; None if there is none.
+        weights: Which weights of the checkpoint, such as "ema"; empty if there is no choice.
+        digest: SHA-256 digest of weights, structure and tokenizer.
+        run_id: MLflow's id of the run; empty if there is none.
+    """
+
+    name: Name
+    address: Annotated[str, Field(max_length=4096)] = ""
+    step: Count | None = None
+    weights: Name = ""
+    digest: Name = ""
+    run_id: Name = ""
+
+    def title(self) -> str:
+        """Returns the name, the step and the weights for readers."""
+        step = "" if self.step is None else f", step {self.step:,}"
+        return f"{self.name}{step}{f', {self.weights}' if self.weights else ''}"
+
+
+@dataclass(frozen=True, slots=True)
+class SavedTask:
+    """Holds the result of a task, and what was found for each sample.
+
+    Attributes:
+        result: The scores.
+        samples: The place of its samples in the file; None if there are no outcomes.
+        outcomes: What was found for each sample.
+        found: Queries with their closest candidates.
+    """
+
+    result: TaskResult
+    samples: Annotated[int, Field(ge=0, lt=1000)] | None = None
+    outcomes: tuple[Outcomes, ...] = ()
+    found: tuple[FoundExample, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ResultFile:
+    """Holds all that the file contains.
+
+    Attributes:
+        model: The model.
+        tasks: The results.
+        at: When they were measured, in seconds since 1970.
+        samples: The samples of each dataset or benchmark.
+        evaluation: The settings of the evaluation, without secrets.
+        thumbnails: Small images of samples by their keys, for the examples; empty unless the user has asked for them.
+        made_by: Tells this file from other JSON.
+
+    Raises:
+        ValueError: If an outcome refers to a sample that does not exist.
+    """
+
+    model: EvaluatedModel
+    tasks: tuple[SavedTask, ...]
+    made_by: Literal["emocap evaluate"]
+    at: Moment = 0.0
+    samples: tuple[Samples, ...] = ()
+    evaluation: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    thumbnails: Annotated[Mapping[Key, Thumbnail], Field(max_length=MOST_THUMBNAILS)] = field(
+        default_factory=dict[str, str]
+    )
+
+    def __post_init__(self) -> None:
+        for task in self.tasks:
+            if task.samples is None and not task.outcomes:
+                continue
+            if task.samples is None or task.samples >= len(self.samples):
+                raise ValueError(f"the outcomes of {task.result.task} have no samples")
+            for outcomes in task.outcomes:
+                if outcomes.rows and max(outcomes.rows) >= len(self.samples[task.samples]):
+                    raise ValueError(f"an outcome of {task.result.task} has no sample")
+                if not outcomes.rows and not (isinstance(outcomes, RankOutcomes) and outcomes.keys):
+                    raise ValueError(f"the outcomes of {task.result.task} are empty")
+
+    @classmethod
+    def of(
+        cls,
+        model: EvaluatedModel,
+        results: Sequence[TaskResult],
+        evaluation: Mapping[str, Any],
+        thumbnails: Mapping[str, str] | None = None,
+    ) -> "ResultFile":
+        """Returns the file with these results. Tasks with the same samples share them in the file."""
+        samples: list[Samples] = []
+        tasks: list[SavedTask] = []
+        for result in results:
+            place = None
+            if result.scored_samples is not None:
+                if not any(each is result.scored_samples for each in samples):
+                    samples.append(result.scored_samples)
+                place = next(at for at, each in enumerate(samples) if each is result.scored_samples)
+            tasks.append(SavedTask(result.scores_alone(), place, result.outcomes, result.found))
+        return cls(
+            model, tuple(tasks), "emocap evaluate", time.time(), tuple(samples), evaluation, dict(thumbnails or {})
+        )
+
+    def results(self) -> tuple[TaskResult, ...]:
+        """Returns the results with what was found for each sample, as the tasks have returned them."""
+        return tuple(
+            replace(
+                task.result,
+                outcomes=task.outcomes,
+                scored_samples=None if task.samples is None else self.samples[task.samples],
+                found=task.found,
+            )
+            for task in self.tasks
+        )
+
+
+RESULT_FILE = DocumentKind(ResultFile, limit_bytes=LIMIT_BYTES, indent=None)
+
+
+def load(address: str) -> ResultFile:
+    """Reads a file that `emocap evaluate --save` has written.
+
+    Args:
+        address: Path or URL of the file.
+
+    Raises:
+        ConfigError: If there is no such file, or it cannot be used.
+        StoreError: If the store does not answer.
+    """
+    folder, name = _split(address)
+    found = read(open_store(folder), name, RESULT_FILE)
+    if found is None:
+        raise ConfigError(f"{address}: there is no such file; `emocap evaluate RUN --save FILE.json` writes one.")
+    if isinstance(found, Unreadable):
+        raise ConfigError(f"{address} is not a file of `emocap evaluate --save` that can be used: {found.reason}.")
+    return found
+
+
+def save(address: str, file: ResultFile) -> None:
+    """Writes the file, and replaces an earlier one.
+
+    Raises:
+        ConfigError: If the file would be larger than those that are read.
+        StoreError: If the store refuses it.
+    """
+    data = RESULT_FILE.dump(file)
+    if len(data) > LIMIT_BYTES:
+        raise ConfigError(
+            f"--save {address}: {sum(map(len, file.samples)):,} samples need {len(data):,} bytes, and at "
+            f"most {LIMIT_BYTES:,} are read: evaluate fewer benchmarks or tasks at once."
+        )
+    folder, name = _split(address)
+    open_store(folder).put(name, data)
+
+
+def jpeg_text(jpeg: bytes) -> str | None:
+    """Returns a small JPEG as the file holds it; None if it is too large."""
+    text = base64.b64encode(jpeg).decode()
+    return text if len(text) <= LARGEST_THUMBNAIL else None
+
+
+def _split(address: str) -> tuple[str, str]:
+    folder, _, name = address.rpartition("/")
+    if not name or not PurePosixPath(name).suffix:
+        raise ConfigError(f"{address}: give a file, such as results.json.")
+    return folder or ("/" if address.startswith("/") else "."), name

@@ -1,0 +1,190 @@
+"""Tests comparisons of models: the values, `emocap compare`, and the HTML page."""
+
+import html
+import io
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from cli_calls import called, printed
+from result_files import classified, file_of, found_texts, samples, with_extras
+from rich.console import Console
+
+from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.evaluation.comparison import ModelResults, compare
+from emocap_pretrain.evaluation.page import page
+from emocap_pretrain.evaluation.result_file import ResultFile, save
+from emocap_pretrain.run_folder.results import TaskResult
+
+OF = samples(120, persons=60)
+EVIL = "<script>alert(1)</script>\" onload='x' \u202e"
+TINY_JPEG = "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAAgGBgcGBQgHBwcJCQgKDBQNDAsLDBkSEw8UHRofHh0aHBwgJC4nICIsIxwcKDcpLDAx"
+
+
+def models(*files: ResultFile) -> list[ModelResults]:
+    return [ModelResults.of(each) for each in files]
+
+
+def files(folder: Path, *saved: ResultFile) -> list[str]:
+    paths = [str(folder / f"{number}.json") for number, _ in enumerate(saved)]
+    for path, each in zip(paths, saved, strict=True):
+        save(path, each)
+    return paths
+
+
+def a(*more: TaskResult) -> ResultFile:
+    return file_of("a", with_extras(classified(OF, 0.3, seed=1)), found_texts(OF, seed=1), *more)
+
+
+def b(*more: TaskResult) -> ResultFile:
+    return file_of("b", with_extras(classified(OF, 0.8, seed=2)), found_texts(OF, seed=2), *more)
+
+
+def test_models_are_compared_side_by_side_with_corrected_p_values() -> None:
+    found = compare(models(a(), b()))
+    assert [(each.task, len(each.rows)) for each in found.tasks] == [("guess", 5), ("search", 1)]
+    uar, *_ = found.tasks[0].rows
+    assert uar.differences[0] is None
+    change = uar.differences[1]
+    assert change is not None
+    assert uar.scores[0] is not None
+    assert uar.scores[1] is not None
+    assert change.value == pytest.approx(uar.scores[1].value - uar.scores[0].value)
+    assert change.p_holm == change.p  # Only one task has this score.
+    (recall,) = found.tasks[1].rows
+    assert recall.first.interval is not None  # Computed from the outcomes, because the task has none.
+    two = compare(models(a(classified(OF, 0.3, seed=9, task="other")), b(classified(OF, 0.5, seed=8, task="other"))))
+    first, other = (task.rows[0].differences[1] for task in two.tasks if task.task != "search")
+    assert first is not None
+    assert other is not None
+    assert first.p_holm == pytest.approx(2 * first.p)
+    assert other.p_holm == pytest.approx(max(other.p, 2 * first.p))
+
+
+def test_a_score_that_its_outcomes_do_not_give_is_refused() -> None:
+    wrong = classified(OF, 0.3, seed=1)
+    scores = (replace(wrong.scores[0], value=0.99), *wrong.scores[1:])
+    with pytest.raises(ConfigError, match=r"the file states uar=0.99, and its outcomes give 0\.[0-9]+: evaluate"):
+        compare(models(file_of("a", replace(wrong, scores=scores))))
+
+
+def test_the_terminal_shows_everything_in_80_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr("emocap_pretrain.cli.compare.console", Console(file=screen, width=80, highlight=False))
+    done = called("compare", *files(tmp_path, a(), b()), "--by", "gender", "--html", tmp_path / "page.html")
+    assert done.exit_code == 0, done.stderr
+    text = screen.getvalue()
+    assert max(map(len, text.splitlines())) <= 80
+    assert re.search(r"guessed UAR +A +\d", text)
+    assert re.search(r"B +\d\d\.\d% \[.*\] +\+\d\d\.\d \[.*\] +(<0\.001|0\.0\d\d)", text)
+    assert "A, guess by gender" in text
+    assert "by age" not in text
+    assert "paired bootstrap" in text
+    assert (tmp_path / "page.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_results_on_other_samples_are_shown_and_not_paired(tmp_path: Path) -> None:
+    fewer = file_of("c", classified(samples(100), 0.5, seed=1))
+    paths = files(tmp_path, a(), fewer)
+    done = called("compare", *paths)
+    assert done.exit_code == 1
+    assert "B is not compared with A, because the samples differ: 20 only in the first; " in " ".join(
+        done.stdout.split()
+    )
+    (found,) = (each for each in compare(models(a(), fewer)).tasks if each.task == "guess")
+    assert all(each is None for row in found.rows for each in row.differences)
+    assert found.rows[0].scores[1] is not None
+
+
+def test_json_has_scores_differences_and_groups_and_no_samples(tmp_path: Path) -> None:
+    found = printed("compare", *files(tmp_path, a(), b()))
+    assert [model["name"] for model in found["models"]] == ["a", "b"]
+    task = found["tasks"][0]
+    assert task["rows"][0]["score"] == "uar"
+    assert 0 < task["rows"][0]["differences"][1]["p"] < 0.05
+    assert {each["label"] for each in task["groups"][0]} == {"gender", "age"}
+    assert "face/00000" not in str(found)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["{a}", "--by", "mood"], r"--by mood: the files do not contain this label .*, they have age, gender"),
+        (["missing.json"], "missing.json: there is no such file"),
+        (["{a}", "--html", "/nowhere/page.html"], "--html /nowhere/page.html: it cannot be written"),
+        (["{a}"] * 13, "13 models: at most 12"),
+    ],
+)
+def test_a_wrong_use_is_one_line(tmp_path: Path, words: list[str], message: str) -> None:
+    (path,) = files(tmp_path, a())
+    done = called("compare", *(word.replace("{a}", path) for word in words))
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert re.search(message, done.stderr)
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+class Tags(HTMLParser):
+    """Collects the tags of a page, with their attributes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+
+def test_the_page_is_inert_and_complete() -> None:
+    classes = (EVIL, "happiness", "surprise", "sadness")
+    benchmarks = [
+        classified(
+            replace(OF, labels={EVIL: OF.labels["gender"]}),
+            0.5,
+            seed=3,
+            task="zero_shot",
+            benchmark=name,
+            classes=classes,
+        )
+        for name in ("ferplus", "raf_db", "affectnet_7", EVIL)
+    ]
+    texts = replace(found_texts(OF, seed=1), url=EVIL)
+    first = file_of(
+        EVIL, with_extras(classified(OF, 0.3, seed=1)), texts, *benchmarks, thumbnails={OF.keys[0]: TINY_JPEG}
+    )
+    text = page(compare(models(first, b())))
+    tags = Tags(text).found
+    assert not [tag for tag, _ in tags if tag in {"script", "iframe", "object", "link", "form", "base"}]
+    for tag, attributes in tags:
+        assert not [name for name in attributes if name.startswith("on") or name == "style"], tag
+        links = [attributes[name] or "" for name in ("href", "src") if name in attributes]
+        assert all(each.startswith(("#", "data:image/jpeg;base64,/9j/")) for each in links), links
+    policy = next(each["content"] for tag, each in tags if tag == "meta" and each.get("http-equiv"))
+    assert policy is not None
+    assert policy.startswith("default-src 'none'")
+    assert "unsafe" not in policy
+    assert "\u202e" not in text
+    assert html.escape("<script>alert(1)") in text
+    assert "<script>" not in text
+    # Every part is there.
+    for part in ("Overview", "Published scores", "EmoCapCLIP", "radar chart", "Confusion matrices", "recall by class"):
+        assert part in text, part
+    for part in (
+        "Spread over choices",
+        "examples of each class",
+        "by gender",
+        "right answer at place",
+        "not an emotion",
+    ):
+        assert part in text, part
+    assert text.count(TINY_JPEG) == 1
+    assert "contains images of persons" in text
+
+
+def test_a_page_of_one_model_compares_nothing_and_shows_no_image() -> None:
+    text = page(compare(models(a())))
+    assert "Holm" not in text
+    assert "<img" not in text
+    assert "images of persons" not in text

@@ -1,0 +1,151 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from result_files import CLASSES, classified, samples
+from scipy.stats import binomtest, false_discovery_control
+from sklearn.metrics import f1_score, recall_score
+from torchmetrics.functional.regression import concordance_corrcoef, mean_squared_error, pearson_corrcoef
+
+from emocap_pretrain.evaluation.intervals import draws
+from emocap_pretrain.evaluation.paired import difference, holm, mcnemar, metrics_of, mismatches, part
+from emocap_pretrain.run_folder.outcomes import (
+    AnswerOutcomes,
+    ClassOutcomes,
+    NumberOutcomes,
+    Outcomes,
+    RankOutcomes,
+    Samples,
+)
+
+RANDOM = np.random.default_rng(7)
+OF = samples(60)
+ROWS = tuple(range(60))
+
+
+def outcomes(kind: str) -> Outcomes:
+    if kind == "class":
+        (found,) = classified(OF, 0.4, seed=1).outcomes
+        return found
+    if kind == "rank":
+        return RankOutcomes("to_text", tuple(RANDOM.integers(1, 12, 60).tolist()), rows=ROWS)
+    if kind == "answer":
+        return AnswerOutcomes(ROWS, tuple((RANDOM.random(60) < 0.6).tolist()))
+    truth, noise = RANDOM.normal(size=(2, 60)), RANDOM.normal(size=(2, 60))
+    columns = [tuple(map(tuple, each.tolist())) for each in (truth, 0.7 * truth + 0.3 * noise + 0.1)]
+    return NumberOutcomes(ROWS, ("valence", "arousal"), columns[0], columns[1])
+
+
+def expected(found: Outcomes) -> dict[str, float]:
+    """Returns the scores of the libraries."""
+    match found:
+        case ClassOutcomes():
+            truth, guess = np.array(found.truth), np.array(found.predicted)
+            scores = {"uar": recall_score(truth, guess, average="macro"), "war": float((truth == guess).mean())}
+            return {**scores, "macro_f1": f1_score(truth, guess, labels=np.unique(truth), average="macro")}
+        case RankOutcomes():
+            ranks = np.array(found.ranks)
+            recalls = {f"recall_at_{k}_to_text": float((ranks <= k).mean()) for k in (1, 5, 10)}
+            return {**recalls, "median_rank_to_text": float(np.median(ranks))}
+        case AnswerOutcomes():
+            return {"accuracy": float(np.mean(found.is_right))}
+        case NumberOutcomes():
+            scores = {}
+            for name, truth, guess in zip(found.names, found.truth, found.predicted, strict=True):
+                pair = torch.tensor(guess, dtype=torch.float64), torch.tensor(truth, dtype=torch.float64)
+                scores |= {
+                    f"{name}_ccc": float(concordance_corrcoef(*pair)),
+                    f"{name}_pcc": float(pearson_corrcoef(*pair)),
+                    f"{name}_rmse": float(mean_squared_error(*pair, squared=False)),
+                    f"{name}_sagr": float((pair[0].sign() == pair[1].sign()).double().mean()),
+                }
+            return {**scores, "ccc": np.mean([scores[f"{name}_ccc"] for name in found.names])}
+
+
+@pytest.mark.parametrize("kind", ["class", "rank", "answer", "numbers"])
+def test_scores_of_weighted_samples_are_those_of_libraries_on_repeated_samples(kind: str) -> None:
+    found = outcomes(kind)
+    weights = next(draws((None,) * 60, 3))
+    repeated = [part(found, np.repeat(np.arange(60), each.astype(int))) for each in weights]
+    for name, metric in metrics_of(found).items():
+        assert metric(np.ones((1, 60)))[0] == pytest.approx(expected(found)[name], abs=1e-9)
+        assert metric(weights).tolist() == pytest.approx([expected(each)[name] for each in repeated], abs=1e-9)
+
+
+def test_scores_of_folds_are_means_over_the_folds() -> None:
+    found = outcomes("class")
+    folds = np.array([0] * 20 + [1] * 40)
+    parts = [expected(part(found, np.flatnonzero(folds == fold))) for fold in (0, 1)]
+    for name, metric in metrics_of(found, folds).items():
+        assert metric(np.ones((1, 60)))[0] == pytest.approx(np.mean([each[name] for each in parts]))
+
+
+def test_mcnemar_s_test_is_the_binomial_test_of_the_samples_on_which_one_model_is_right() -> None:
+    one, other = np.array([True] * 9 + [False] * 5), np.array([True] * 2 + [False] * 7 + [True] + [False] * 4)
+    assert mcnemar(one, other) == pytest.approx(binomtest(7, 8).pvalue)
+    assert mcnemar(one, one) == 1.0
+
+
+def test_holm_s_correction_multiplies_by_the_number_of_hypotheses_that_are_left() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+    found = RANDOM.random(20)  # It is at least as strict as a control of the false discovery rate.
+    assert all(np.array(holm(found.tolist())) >= false_discovery_control(found) - 1e-12)
+
+
+def test_a_better_model_differs_and_an_equal_one_does_not() -> None:
+    of = samples(300)
+    poor, good = (classified(of, share, seed=3).outcomes[0] for share in (0.2, 0.7))
+    for name, test in (("war", "exact McNemar test"), ("uar", "paired bootstrap"), ("macro_f1", "paired bootstrap")):
+        found = difference(name, (poor, of), (good, of))
+        assert found is not None
+        assert found.test == test
+        assert found.p < 0.01
+        assert found.interval is not None
+        assert 0 < found.interval[0] < found.value < found.interval[1]
+        same = difference(name, (poor, of), (poor, of))
+        assert same is not None
+        assert (same.value, same.p) == (0.0, 1.0)
+    assert difference("recall_at_1_to_text", (poor, of), (good, of)) is None
+
+
+def test_samples_are_paired_by_their_keys_and_not_by_their_order() -> None:
+    of = samples(80)
+    one, other = (classified(of, 0.5, seed=seed).outcomes[0] for seed in (1, 2))
+    order = RANDOM.permutation(80)
+    shuffled = Samples(tuple(of.keys[place] for place in order))
+    moved = replace(part(other, order), rows=tuple(range(80)))
+    assert mismatches((one, of), (moved, shuffled)) == []
+    straight, crooked = difference("war", (one, of), (other, of)), difference("war", (one, of), (moved, shuffled))
+    assert straight is not None
+    assert crooked is not None
+    assert (straight.value, straight.p) == (pytest.approx(crooked.value), crooked.p)
+
+
+def test_persons_are_drawn_as_a_whole_and_then_no_test_takes_samples_as_independent() -> None:
+    of = samples(200, persons=10)
+    one, other = (classified(of, share, seed=5).outcomes[0] for share in (0.5, 0.6))
+    grouped, alone = (
+        difference("war", (one, of), (other, of)),
+        difference("war", (one, samples(200)), (other, samples(200))),
+    )
+    assert grouped is not None
+    assert alone is not None
+    assert (grouped.test, alone.test) == ("paired bootstrap", "exact McNemar test")
+
+
+def test_different_samples_are_counted() -> None:
+    of = samples(50)
+    (found,) = classified(of, 0.5, seed=1).outcomes
+    assert isinstance(found, ClassOutcomes)
+    fewer = part(found, np.arange(40))
+    assert mismatches((found, of), (fewer, of)) == ["10 only in the first"]
+    others = replace(of, keys=(*of.keys[:48], "x", "y"))
+    assert mismatches((found, of), (found, others)) == ["2 only in the first", "2 only in the other"]
+    truth = tuple((number + 1) % len(CLASSES) for number in found.truth[:3]) + found.truth[3:]
+    assert mismatches((found, of), (replace(found, truth=truth), of)) == ["3 with another true value"]
+    twice = replace(of, keys=(of.keys[0], *of.keys[:-1]))
+    assert "1 of the other occur more than once" in mismatches((found, of), (found, twice))
+    assert "kinds" in mismatches((found, of), (outcomes("answer"), OF))[0]

@@ -1,0 +1,102 @@
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from result_files import classified, file_of, found_texts, samples, with_extras
+
+from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.evaluation.result_file import LIMIT_BYTES, RESULT_FILE, load, save
+from emocap_pretrain.run_folder.documents import REPORT
+from emocap_pretrain.run_folder.report import Report
+
+OF = samples(30, persons=15)
+FILE = file_of(
+    "a", with_extras(classified(OF, 0.5, seed=1)), found_texts(OF, seed=1), thumbnails={"face/00000": "/9j/AAAA"}
+)
+FIRST_SCHEMA = Path(__file__).with_name("results_schema_1.json")
+
+
+def test_a_file_is_read_back_with_all_that_was_found(tmp_path: Path) -> None:
+    path = str(tmp_path / "a.json")
+    save(path, FILE)
+    found = load(path)
+    assert found == FILE
+    assert [each.outcomes for each in found.results()] == [each.outcomes for each in FILE.tasks]
+    assert all(result.scored_samples == OF for result in found.results())
+    # Two tasks on the same samples share them, and arrays take little room.
+    assert len(found.samples) == 1
+    assert len((tmp_path / "a.json").read_bytes().splitlines()) == 1
+
+
+def test_a_file_of_the_first_schema_is_read() -> None:
+    found = load(str(FIRST_SCHEMA))
+    assert (found.model.name, found.model.step) == ("a", 60)
+    assert [task.result.task for task in found.tasks] == ["guess", "search"]
+    assert [len(each) for each in found.samples] == [6]
+    assert json.loads(FIRST_SCHEMA.read_text(encoding="utf-8"))["schema"] == 1
+
+
+def test_reports_do_not_contain_what_was_found_for_each_sample() -> None:
+    results = FILE.results()
+    report = Report("tiny", "/runs/tiny", 1, 1.0, 1, 1.0, results=results)
+    text = REPORT.dump(report).decode()
+    assert "face/00000" not in text
+    assert REPORT.parse(text.encode()).results == results  # Outcomes are not compared.
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda body: body.pop("tasks"), "tasks: field required"),
+        (lambda body: body.update(made_by="somebody"), "made_by"),
+        (lambda body: body["tasks"][0]["outcomes"][0]["rows"].__setitem__(0, 10**6), "has no sample"),
+        (lambda body: body["tasks"][0]["outcomes"][0]["rows"].pop(), "truth has 30 entries, and should have 29"),
+        (lambda body: body["tasks"][0]["outcomes"][0]["truth"].__setitem__(0, 99), "not below 4"),
+        (lambda body: body["tasks"][0]["outcomes"][0]["truth"].__setitem__(0, -1), "greater than or equal to 0"),
+        (lambda body: body["tasks"][0].update(samples=None), "have no samples"),
+        (lambda body: body["tasks"][0].update(samples=7), "have no samples"),
+        (lambda body: body["tasks"][0]["outcomes"][0].update(kind="code"), "kind"),
+        (lambda body: body["samples"][0]["keys"].__setitem__(0, "x" * 2000), "at most 1024"),
+        (lambda body: body["samples"][0]["groups"].pop(), "groups has 29 entries"),
+        (lambda body: body["thumbnails"].update(x='"><script>'), "pattern"),
+        (lambda body: body["thumbnails"].update(x="/9j/" + "A" * 30_000), "at most 20000"),
+        (lambda body: body["tasks"][1]["found"][0].update(rank=0), "greater than or equal to 1"),
+    ],
+)
+def test_a_damaged_file_is_refused_with_the_reason(
+    change: Callable[[dict[str, Any]], object], message: str, tmp_path: Path
+) -> None:
+    body = json.loads(RESULT_FILE.dump(FILE))
+    change(body)
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(body), encoding="utf-8")
+    with pytest.raises(ConfigError, match=message):
+        load(str(path))
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b"\x00" * 20, b'{"tasks": NaN}', b"[" * 5000])
+def test_garbage_is_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(ConfigError, match="is not a file of `emocap evaluate --save`"):
+        load(str(tmp_path / "a.json"))
+
+
+def test_a_file_that_is_missing_or_too_large_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no such file"):
+        load(str(tmp_path / "a.json"))
+    with pytest.raises(ConfigError, match="give a file"):
+        load(str(tmp_path))
+    with (tmp_path / "b.json").open("wb") as file:
+        file.truncate(LIMIT_BYTES + 1)
+    with pytest.raises(ConfigError, match="larger than"):
+        load(str(tmp_path / "b.json"))
+
+
+def test_a_file_that_would_be_too_large_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("emocap_pretrain.evaluation.result_file.LIMIT_BYTES", 100)
+    with pytest.raises(ConfigError, match="30 samples need"):
+        save(str(tmp_path / "a.json"), replace(FILE))
+    assert not (tmp_path / "a.json").exists()
