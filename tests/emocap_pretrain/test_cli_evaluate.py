@@ -303,7 +303,7 @@ def test_results_are_saved_for_comparisons_and_shown_by_group(run: Config, faces
     assert saved.thumbnails
     assert "data:image/jpeg;base64,/9j/" in page.read_text(encoding="utf-8")
     # The scores follow from what was saved, and a model does not differ from itself.
-    found = printed("compare", file, file)
+    found = cli_calls.printed("compare", file, file)
     changes = [row["differences"][1] for task in found["tasks"] for row in task["rows"] if row["differences"][1]]
     assert len(changes) == 3 + 2 * 4
     assert all((each["value"], each["p"]) == (0.0, 1.0) for each in changes)
