@@ -134,6 +134,9 @@ def _show_task(task: "TaskComparison", letters: Sequence[str]) -> None:
     console.print(
         tables.grid(f"{task.place}, {task.task}, {counted(samples, 'sample')}", columns[: len(shown[0])], shown, left=2)
     )
+    for letter, result in zip(letters, task.results, strict=True):
+        for name, text in result.domain.rows() if result and result.domain else ():
+            console.print(f"{letter}: {name} {text}")
     for letter, reasons in zip(letters, task.refusals, strict=True):
         if reasons:
             console.print(

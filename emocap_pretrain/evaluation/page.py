@@ -22,6 +22,7 @@ from emocap_pretrain.evaluation.tasks import TASKS
 from emocap_pretrain.run_folder.results import Score, TaskResult
 
 MOST_PEERS, MOST_EXAMPLES, MOST_CLASSES = 5, 4, 60
+_MARKS = {"in domain": "*", "unknown": "?"}
 _SPREAD = re.compile(r"(.+)_(lowest|highest)_(.+)")
 
 
@@ -85,6 +86,11 @@ def _task(number: int, task: TaskComparison, found: Comparison) -> dict[str, Any
         "task": task.task,
         "samples": first.samples,
         "left_out": [(letter, each.left_out) for letter, each in zip(letters, results, strict=True) if each],
+        "domains": [
+            (letter, value)
+            for letter, each in zip(letters, results, strict=True)
+            for _, value in (each.domain.rows() if each and each.domain else ())
+        ],
         "refusals": [(letter, each) for letter, each in zip(letters, task.refusals, strict=True) if each],
         "rows": [_row(row) for row in task.rows],
         "matrices": [
@@ -229,6 +235,7 @@ def _peers(found: Comparison) -> dict[str, Any] | None:
     """Returns the scores of prompts alone beside published ones; None if no benchmark has both."""
     axes: list[tuple[str, str]] = []
     columns: list[tuple[str, list[float | None]]] = []
+    domains: list[list[str]] = []  # A mark for each model.
     for task in found.tasks:
         card = known_card(task.benchmark) if task.benchmark else None
         fitting = [each for each in TASKS if each.name == task.task and each.splits == ("test",)]
@@ -242,6 +249,7 @@ def _peers(found: Comparison) -> dict[str, Any] | None:
         if row:
             axes.append((task.benchmark, row.first.name))
             columns.append((card.title, [None if each is None else 100 * each.value for each in row.scores]))
+            domains.append([_MARKS.get(each.domain.kind, "") if each and each.domain else "" for each in task.results])
     if not axes:
         return None
     others = peers(axes, MOST_PEERS)
@@ -256,7 +264,9 @@ def _peers(found: Comparison) -> dict[str, Any] | None:
         {
             "title": title,
             "score": axis[1],
-            "ours": [None if each is None else f"{each:.1f}" for each in scores],
+            "ours": [
+                None if each is None else f"{each:.1f}{mark}" for each, mark in zip(scores, domains[place], strict=True)
+            ],
             "theirs": [
                 None if each is None else (each.value_text(), marks[str(each.source)], each.protocol)
                 for each in (scores[place] for scores in others.scores)
