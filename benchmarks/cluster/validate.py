@@ -157,7 +157,7 @@ def _apart(config: Config, batch: Batch) -> dict[str, Callable[[], object]]:
 
 def _leaves(embeddings: Embeddings) -> Embeddings:
     """Returns the embeddings with every tensor replaced by a leaf of autograd with the same values."""
-    groups = (embeddings.texts, embeddings.scales, embeddings.biases)
+    groups = (embeddings.texts, embeddings.scales, embeddings.biases, embeddings.outputs)
     named = ({name: _leaf(each) for name, each in group.items()} for group in groups)
     return Embeddings(_leaf(embeddings.image), _leaf(embeddings.patches), *named)
 

@@ -51,6 +51,8 @@ class TrainingState:
         run_id: MLflow's id of the run.
         text_architecture: Configuration of a pretrained text tower, so that an evaluation needs no download from a
             hub; None for any other text tower.
+        class_counts: The training samples of each class, by the name of the label, for the labels whose classes are
+            balanced.
     """
 
     config: dict[str, Any]
@@ -61,6 +63,7 @@ class TrainingState:
     progress: Progress = Progress()
     run_id: str = ""
     text_architecture: dict[str, Any] | None = None
+    class_counts: Mapping[str, tuple[Finite, ...]] = field(default_factory=dict[str, tuple[float, ...]])
 
 
 STATE = DocumentKind(TrainingState)

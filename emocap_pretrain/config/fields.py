@@ -76,11 +76,29 @@ def _one_or_more(words: object) -> object:
     return (words,) if isinstance(words, str) else words
 
 
+def _texts(names: object) -> object:
+    """Converts the names in a list to texts, because YAML reads names such as 0 and 0.5 as numbers.
+
+    Raises:
+        ValueError: If YAML reads a name as a truth value or as null.
+    """
+    if not isinstance(names, list | tuple):
+        return names
+    found = cast("list[Any]", names)
+    for name in found:
+        if name is None or isinstance(name, bool):
+            raise ValueError(f"YAML reads a class as {name!r}; put its name into quotes.")
+    return tuple(label_text(name) for name in found)
+
+
 Template = Annotated[str, AfterValidator(_has_placeholder)]
 SetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]  # Of a set of faces.
 # What is averaged over the prompts of a class: the cosines of an image with them, or their unit vectors.
 Ensemble = Literal["logits", "embeddings"]
 Words = Annotated[tuple[str, ...], BeforeValidator(_one_or_more), Field(min_length=1)]
+TextsOfYaml = Annotated[tuple[Annotated[str, Field(min_length=1, max_length=200)], ...], BeforeValidator(_texts)]
+# MLflow allows these characters in the name of a metric, which contains the name of the label.
+LabelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_ .-]*$", max_length=80)]
 Classes = Annotated[dict[str, Words], BeforeValidator(_by_text), Field(min_length=1)]
 
 

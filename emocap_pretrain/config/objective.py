@@ -1,15 +1,25 @@
-"""Defines the settings of the losses and of the mining of positives.
+"""Defines the settings of the losses, of the mining of positives, and of the labels that a head predicts.
 
 docs/method.md defines what these settings mean. `training/objective.py` builds the terms (the addends) of the loss from
 them. `training/objective.py` also checks the rules that need torch or `emocap_kernels`, such as the rule that a teacher
 may be set only if some term uses it.
 """
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, JsonValue, model_validator
 
-from emocap_pretrain.config.fields import Count, PartWeight, Positive, Section, is_part_weight
+from emocap_pretrain.config.fields import (
+    Count,
+    Decay,
+    Fraction,
+    LabelName,
+    PartWeight,
+    Positive,
+    Section,
+    TextsOfYaml,
+    is_part_weight,
+)
 from emocap_pretrain.config.location import FolderOrName
 
 # The names of the objectives in emocap_kernels, which is not imported here because it needs torch. Tests compare both.
@@ -85,6 +95,56 @@ class PatchMaskConfig(Section):
     )
 
 
+class LabelConfig(Section):
+    """Configures the loss of one label of the samples, which a linear head on the image tower predicts.
+
+    With `classes` the head has one output for each class, and without it one output for the number.
+    """
+
+    name: LabelName = Field(description="Name of the label in the dataset, such as emotion or valence.")
+    classes: Annotated[TextsOfYaml, Field(min_length=2, max_length=10_000)] | None = Field(
+        default=None, description="Names of the classes, in the order of the outputs; null for a label with numbers."
+    )
+    weight: Annotated[float, Field(gt=0)] = Field(default=1.0, description="Weight of the loss in the total loss.")
+    loss: Literal["cross_entropy", "ccc", "mse"] | None = Field(
+        default=None,
+        description="Loss: cross_entropy of classes; ccc (1 - CCC over the global batch) or mse of numbers. Null is "
+        "cross_entropy with classes, else ccc.",
+    )
+    balance: Literal["none", "inverse", "effective"] = Field(
+        default="none",
+        description="Weights of the classes: none; inverse to their numbers of training samples; or inverse to their "
+        "effective numbers (Cui et al. 2019).",
+    )
+    beta: Decay = Field(default=0.999, description="Beta of the effective number (1 - beta^n) / (1 - beta).")
+    smoothing: Fraction = Field(
+        default=0.0, description="Share of the target that label smoothing spreads over all classes."
+    )
+
+    @property
+    def chosen_loss(self) -> Literal["cross_entropy", "ccc", "mse"]:
+        """Returns the loss; the default one of the label if the setting is null."""
+        return self.loss or ("cross_entropy" if self.classes else "ccc")
+
+    @property
+    def outputs(self) -> int:
+        """Returns the number of outputs of the head for this label."""
+        return len(self.classes) if self.classes else 1
+
+    @model_validator(mode="after")
+    def _loss_fits(self) -> Self:
+        if (self.chosen_loss == "cross_entropy") != bool(self.classes):
+            kind = (
+                "has classes: its loss is cross_entropy" if self.classes else "has no classes: its loss is ccc or mse"
+            )
+            raise ValueError(f"the label {self.name} {kind}.")
+        if self.classes and len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"the label {self.name} has a class twice in {', '.join(self.classes)}.")
+        if not self.classes and (self.balance != "none" or self.smoothing):
+            raise ValueError(f"the label {self.name} has no classes: leave balance and smoothing out.")
+        return self
+
+
 class ObjectiveConfig(Section):
     """Configures the losses, the weights of the caption parts (0 switches a part off), and the mining of positives."""
 
@@ -93,6 +153,12 @@ class ObjectiveConfig(Section):
     )
     summary: PartWeight = Field(default=0.5, description="Weight of the loss of whole images and summaries.")
     local: PartWeight = Field(default=1.0, description="Weight of the loss of patches and local sentences.")
+    labels: tuple[LabelConfig, ...] = Field(
+        default=(),
+        max_length=64,
+        description="Labels that a linear head on the image tower is trained to predict, beside the caption parts or "
+        "in place of them.",
+    )
     kind: Kind = Field(
         default="infonce",
         description="Loss of the global and summary parts; the local loss is always infonce. "
@@ -177,11 +243,22 @@ class ObjectiveConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _labels_have_names_of_their_own(self) -> Self:
+        names = [label.name for label in self.labels]
+        for number, name in enumerate(names):
+            if name in names[:number]:
+                raise ValueError(f"labels: {name} comes twice; name each label once.")
+            if name in self.weights:
+                raise ValueError(f"labels: {name} is the name of a caption part, which its metrics would replace.")
+        return self
+
+    @model_validator(mode="after")
     def _has_terms(self) -> Self:
-        if not any(self.weights.values()):
+        if not any(self.weights.values()) and not self.labels:
             names = list(self.weights)
             raise ValueError(
-                f"the weights of {', '.join(names[:-1])} and {names[-1]} are all 0, so there is nothing to train on."
+                f"the weights of {', '.join(names[:-1])} and {names[-1]} are all 0 and labels is empty, so there is "
+                "nothing to train on."
             )
         if self.local_mining and self.scope == "image":
             raise ValueError("local_mining compares sentences of different images: set scope to batch or leave it out.")

@@ -6,7 +6,7 @@ the tensors in place.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Int, Int64, UInt8
@@ -75,12 +75,20 @@ class Texts:
 class Batch:
     """Holds a rank's share of one global batch: its images, and its texts by the name of their caption part.
 
-    Parts that the objective does not use are missing in `texts`. In the last step of an epoch, ranks may have different
-    numbers of rows, and a rank may have none. Then the images have the shape [0, 3, height, width].
+    Parts and labels that the objective does not use are missing in `texts` and `labels`. In the last step of an epoch,
+    ranks may have different numbers of rows, and a rank may have none. Then the images have the shape
+    [0, 3, height, width].
+
+    Attributes:
+        images: The images.
+        texts: The texts of each caption part, by the name of the part.
+        labels: The target of each image, [batch], by the name of the label: the number of a class as int64, which is -1
+            if it is missing, or a number as float32, which is NaN if it is missing.
     """
 
     images: UInt8[Tensor, "batch 3 height width"]
     texts: Mapping[str, Texts]
+    labels: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
     @property
     def rows(self) -> int:
@@ -110,4 +118,5 @@ class Batch:
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """Returns the batch with `change` applied to every tensor."""
-        return Batch(change(self.images), {name: texts.mapped(change) for name, texts in self.texts.items()})
+        texts = {name: texts.mapped(change) for name, texts in self.texts.items()}
+        return Batch(change(self.images), texts, {name: change(each) for name, each in self.labels.items()})

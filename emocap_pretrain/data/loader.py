@@ -33,8 +33,10 @@ from emocap_shards.sample import Sample
 from emocap_shards.stream import Stream
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from emocap_pretrain.config.objective import LabelConfig
 from emocap_pretrain.config.schema import DataConfig
 from emocap_pretrain.data.batch import Batch, Texts
+from emocap_pretrain.data.labels import label_targets
 from emocap_pretrain.data.mirror import mirrored
 from emocap_pretrain.data.parts import Part
 from emocap_pretrain.data.tokenizer import Tokenizer
@@ -46,7 +48,7 @@ SHM = "/dev/shm"  # noqa: S108 - a mount of the kernel; this module creates no f
 SHM_ADVICE = "give the container more (docker run --shm-size=8g), lower data.prefetch, or set data.workers=0"
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # A token takes an id of 8 bytes and a mask of 1 byte. PAGES_BYTES allows for tensors that end within a page.
-TOKEN_BYTES, PAGES_BYTES = 9, 64 << 10
+TOKEN_BYTES, LABEL_BYTES, PAGES_BYTES = 9, 8, 64 << 10
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +69,7 @@ class Collate:
         seed: Seed of the augmentation.
         crop: Smallest share of the shorter image side that a random crop keeps, in [0, 1].
         flip: Probability that an image is mirrored, if its caption can be mirrored too.
+        labels: The labels that the objective uses; the batch has no other labels.
     """
 
     tokenizer: Tokenizer
@@ -76,6 +79,7 @@ class Collate:
     seed: int
     crop: float
     flip: float
+    labels: tuple[LabelConfig, ...] = ()
 
     def prepare(self, sample: Sample) -> Sample:
         """Returns the sample with the augmented image for its epoch. If that image is mirrored, so is the caption.
@@ -93,7 +97,9 @@ class Collate:
         return replace(sample, image=image, caption=caption)
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
-        return Batch(self._images(samples), {part.name: self._texts(part, samples) for part in self.parts})
+        texts = {part.name: self._texts(part, samples) for part in self.parts}
+        labels = {label.name: label_targets(label, samples) for label in self.labels}
+        return Batch(self._images(samples), texts, labels)
 
     def batch_bytes(self, rows: int) -> int:
         """Estimates the size of a batch of `rows` samples in shared memory, in bytes, if all texts have full length.
@@ -101,7 +107,8 @@ class Collate:
         It assumes `Part.texts_per_image` texts for each image, so a batch with more local sentences may be larger.
         """
         tokens = sum(part.texts_per_image * self.lengths[part.name] for part in self.parts)
-        return rows * (3 * self.pixels**2 + TOKEN_BYTES * tokens) + PAGES_BYTES
+        each = 3 * self.pixels**2 + TOKEN_BYTES * tokens + LABEL_BYTES * len(self.labels)
+        return rows * each + PAGES_BYTES
 
     def _texts(self, part: Part, samples: Sequence[Sample]) -> Texts:
         by_image = [part.texts_to_encode(sample.caption) for sample in samples]

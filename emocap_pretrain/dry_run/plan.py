@@ -5,6 +5,7 @@ datasets. `RunPlan.text` formats them, and adds the backend of each loss and the
 `preflight.py` checks whether the run can start.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -94,25 +95,27 @@ class RunPlan:
         """Returns a row for each backend (implementation) of the losses that is used, such as "fused".
 
         The row lists the caption parts whose losses the backend computes, and why the backend is chosen for them. The
-        choice depends on the device. So if the ranks use GPUs but this host has none, there is only one row, which says
-        that the backends are chosen when the run starts.
+        choice depends on the device. So if the ranks use GPUs but this host has none, one row says that the backends
+        are chosen when the run starts. Each label has a row of its own, because its loss has no backends.
         """
         settings, engine = self.config.objective, self.config.engine
-        terms = Objective.of(settings, precision=engine.precision).terms
+        objective = Objective.of(settings, precision=engine.precision)
+        of_labels = [f"{term.settings.name}: {term}" for term in objective.labels]
         # The choice of a backend depends on the device, so it cannot be made on a host without one.
         if self.on_gpu and not torch.cuda.is_available():
-            return [("losses", f"{settings.backend}, chosen when the run starts on its GPUs")]
+            chosen = f"{settings.backend}, chosen when the run starts on its GPUs"
+            return _under("losses", [chosen, *of_labels] if objective.terms else of_labels)
         # A tensor without rows suffices, because the choice does not depend on the number of rows.
         dtype = vector_dtype(settings, engine.precision)
         vectors = torch.empty(0, self.config.model.embedding, dtype=dtype, device="cuda" if self.on_gpu else "cpu")
         parts: dict[BackendChoice, list[str]] = {}
         try:
-            for term in terms:
+            for term in objective.terms:
                 parts.setdefault(term.backend(vectors), []).append(term.part.name)
         except NotSupportedError as error:
             raise ConfigError(f"objective.backend: {error}") from None
         lines = [f"{', '.join(names)}: {choice.backend}, {choice.reason}" for choice, names in parts.items()]
-        return [("" if number else "losses", line) for number, line in enumerate(lines)]
+        return _under("losses", lines + of_labels)
 
     def _outlook(self) -> Outlook:
         half = vector_dtype(self.config.objective, self.config.engine.precision) == torch.bfloat16
@@ -175,6 +178,11 @@ class RunPlan:
         weights = [dataset.weight or manifest.samples for dataset, manifest in pairs]
         shares = " + ".join(f"{weight / sum(weights):.1%}" for weight in weights)
         return [("mixture", f"{shares} of every batch")]
+
+
+def _under(name: str, lines: Sequence[str]) -> list[tuple[str, str]]:
+    """Returns a row for each line, of which only the first has the name."""
+    return [("" if number else name, line) for number, line in enumerate(lines)]
 
 
 def _described(manifest: Manifest) -> str:

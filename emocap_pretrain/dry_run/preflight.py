@@ -28,6 +28,7 @@ from emocap_pretrain.checkpoint.manifest import Checkpoint, newest, newest_compl
 from emocap_pretrain.config.batch_split import batch_split
 from emocap_pretrain.config.schema import Config, EvaluationConfig
 from emocap_pretrain.data.datasets import digest_of, foreign_data
+from emocap_pretrain.data.labels import check_labels
 from emocap_pretrain.data.parts import active_parts
 from emocap_pretrain.dry_run.memory import MemoryEstimate, empty_model, estimate
 from emocap_pretrain.errors import ConfigError, EmocapError
@@ -138,6 +139,10 @@ def preflight(
     checkpoint = _of_run(config, found)
     manifests = _datasets(config, found)
     _contrast(config, manifests, found)
+    # The labels of a run that resumes were checked when it began.
+    if manifests and not checkpoint:
+        labels = config.objective.labels
+        found.collect(lambda: found.notes.extend(check_labels(config.data, labels, seconds=tasks.PREPARE_S)))
     if found.collect(lambda: Objective.of(config.objective, precision=config.engine.precision)):
         found.notes.extend(notes_on_unread(config.objective))
     if devices:
@@ -152,6 +157,7 @@ def preflight(
     # The estimate builds the model, so it needs settings without problems. A run with a checkpoint is not estimated.
     if not checkpoint and not found.problems:
         _model(config, devices, known, found)
+    found.collect(lambda: tasks.require_head(config.evaluation, config.objective.labels))
     unprepared = prepare_tasks and not tasks.were_prepared(checkpoint, config.stored()["evaluation"])
     found.collect(lambda: evaluation(config.evaluation, found, prepare_tasks=unprepared))
     if config.steps == 0 and config.evaluation.url is None:
@@ -254,7 +260,10 @@ def _contrast(config: Config, manifests: Sequence[Manifest], found: Findings) ->
     samples, batch = sum(manifest.samples for manifest in manifests), config.global_batch
     objective = config.objective
     parts = active_parts(objective.weights)
-    within = objective.scope == "image" and all(part.aligned_with == "patches" for part in parts)
+    # The loss of a label compares no samples, except the CCC.
+    within = not parts or (objective.scope == "image" and all(part.aligned_with == "patches" for part in parts))
+    if batch == 1 and any(label.chosen_loss == "ccc" for label in objective.labels):
+        found.add("global_batch=1: the CCC of a single sample is always 0; set 2 or more, or the loss mse.")
     if batch == 1 and not within:
         found.add(
             "global_batch=1: a single sample has no other sample to be compared with, so its loss is always 0; set 2 "

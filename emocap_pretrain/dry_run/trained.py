@@ -7,7 +7,7 @@ from torch import nn
 from emocap_pretrain.config.optimizer import OptimizerConfig
 from emocap_pretrain.training.optimizer import ParameterGroup, parameter_groups
 
-_KINDS: tuple[str, ...] = ("image tower", "text tower", "projections", "scales")
+_KINDS: tuple[str, ...] = ("image tower", "text tower", "projections", "scales", "head")
 _MOST_RATES = 3
 
 
@@ -24,7 +24,7 @@ def trained_rows(model: nn.Module, settings: OptimizerConfig) -> list[tuple[str,
     sizes = dict.fromkeys(_KINDS, 0)
     for name, parameter in model.named_parameters():
         sizes[_kind(name)] += parameter.numel()
-    lines = [f"{kind}: {_described(kind, whole, groups, settings.lr)}" for kind, whole in sizes.items()]
+    lines = [f"{kind}: {_described(kind, whole, groups, settings.lr)}" for kind, whole in sizes.items() if whole]
     return [("" if number else "trained", line) for number, line in enumerate(lines)]
 
 
@@ -32,7 +32,7 @@ def _kind(name: str) -> str:
     part = name.partition(".")[0]
     if part in {"image", "text"}:
         return f"{part} tower"
-    return "projections" if part.startswith("to_") else "scales"
+    return part if part == "head" else "projections" if part.startswith("to_") else "scales"
 
 
 def _described(kind: str, whole: int, groups: Iterable[ParameterGroup], lr: float) -> str:

@@ -60,13 +60,13 @@ def prepare(copies: Sequence[BenchmarkCopy], settings: EvaluationConfig) -> None
 def tasks_of(settings: EvaluationConfig, about: Card) -> list[Task]:
     """Returns the tasks that a benchmark allows: those for its target whose splits it has.
 
-    If the settings name tasks, only those are returned.
+    If the settings name tasks, only those are returned. Tasks that need a head are returned only then.
 
     Raises:
         ConfigError: If the settings name no task that the benchmark allows.
     """
     splits = set(splits_of(about))
-    every = tuple(each.name for each in tasks.TASKS)
+    every = tuple(each.name for each in tasks.TASKS if each not in tasks.NEED_A_HEAD)
     named = settings if settings.tasks else settings.model_copy(update={"tasks": every})
     found = [task for task in tasks.tasks_of(named) if about.target.kind in task.targets and set(task.splits) <= splits]
     if not found:

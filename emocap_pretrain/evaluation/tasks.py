@@ -16,6 +16,7 @@ from emocap_shards.store import open_store
 from emocap_pretrain.checkpoint.manifest import Checkpoint
 from emocap_pretrain.config.explain import did_you_mean
 from emocap_pretrain.config.model import PartLengthsConfig
+from emocap_pretrain.config.objective import LabelConfig
 from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.config.stored import filled
 from emocap_pretrain.data.datasets import CutTexts
@@ -28,6 +29,12 @@ from emocap_pretrain.evaluation.examples import ExampleSource, PackedSource
 from emocap_pretrain.evaluation.feature_cache import FeatureCache
 from emocap_pretrain.evaluation.features import BatchFeatures, Extraction, Features, joined
 from emocap_pretrain.evaluation.few_shot import FewShot
+from emocap_pretrain.evaluation.fine_tuned import (
+    FineTunedClasses,
+    FineTunedNumbers,
+    label_of_classes,
+    require_numbers,
+)
 from emocap_pretrain.evaluation.linear_probe import LinearProbe
 from emocap_pretrain.evaluation.nearest import Nearest
 from emocap_pretrain.evaluation.region_grounding import RegionGrounding
@@ -58,7 +65,11 @@ TASKS: tuple[type[Task], ...] = (
     UnitDetection,
     Choice,
     RegionGrounding,
+    FineTunedClasses,
+    FineTunedNumbers,
 )
+NEED_A_HEAD: tuple[type[Task], ...] = (FineTunedClasses, FineTunedNumbers)
+"""The tasks that few models allow. They run only if the settings name them."""
 DEFAULT = (ZeroShot,)  # The tasks if the settings name none.
 _NAMED = 3  # Number of examples without vectors that a warning names.
 PREPARE_S = 20.0  # Seconds for which each task may read before a start. The ranks read the rest before the first step.
@@ -105,6 +116,23 @@ def prepare(settings: EvaluationConfig, *, has_local: bool = True, seconds: floa
     sources = sources_of(settings, tasks) if settings.url else {}
     _check_labels(settings, sources, seconds)
     return [note for task in tasks if sources for note in task.prepare(_of(task, sources), seconds=seconds)]
+
+
+def require_head(settings: EvaluationConfig, labels: Sequence[LabelConfig]) -> None:
+    """Checks that the head of a model predicts the labels that the tasks of the settings score.
+
+    Args:
+        settings: The tasks and their labels.
+        labels: The labels that the head predicts (`objective.labels`); empty if the model has no head.
+
+    Raises:
+        ConfigError: If a task scores a label that the head does not predict.
+    """
+    for task in tasks_of(settings):
+        if isinstance(task, FineTunedClasses):
+            label_of_classes(labels, settings.label)
+        elif isinstance(task, FineTunedNumbers):
+            require_numbers(labels, settings.numbers)
 
 
 def sources_of(settings: EvaluationConfig, tasks: Sequence[Task]) -> dict[SplitName, ExampleSource]:

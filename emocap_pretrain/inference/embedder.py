@@ -79,6 +79,15 @@ class Embedder:
         with torch.inference_mode():
             return normalize(self.model.to_image(pooled.to(self._device)), dim=-1).float().cpu()
 
+    def head_outputs(self, pooled: Float[Tensor, "vectors width"]) -> dict[str, Float[Tensor, "vectors outputs"]]:
+        """Returns the outputs of the model's head for vectors of the image tower, by the name of the label.
+
+        They are logits of classes, or one number (`TowerPair.head_outputs`). Without a head the result is empty.
+        """
+        with torch.inference_mode():
+            found = self.model.head_outputs(pooled.to(self._device))
+            return {name: each.float().cpu() for name, each in found.items()}
+
     def patches(self, crops: Sequence[Crop]) -> Float[Tensor, "crops patches embedding"]:
         """Returns the unit vectors of the patches of crops, in one pass of the tower."""
         with torch.inference_mode():

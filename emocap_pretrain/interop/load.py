@@ -3,7 +3,7 @@
 The comparison is strict. Every parameter that CLIP also has, in the towers and in the projections, must get weights of
 its own shape, and every tensor of the source must be used. Another library has no projections of patches and of local
 sentences. They begin as copies of the projections of images and texts, so that patches and sentences are comparable
-from the first step.
+from the first step. A head, which predicts labels, always begins at zero.
 """
 
 import math
@@ -26,13 +26,13 @@ from emocap_pretrain.interop.source import Source, open_source
 from emocap_pretrain.interop.tensors import Tensors
 from emocap_pretrain.interop.translation import translated
 from emocap_pretrain.model.lora import is_of_adapter
-from emocap_pretrain.model.pair import MAX_SCALE, TowerPair
+from emocap_pretrain.model.pair import HEAD, MAX_SCALE, TowerPair
 from emocap_pretrain.model.weights import Fit, shapes_of
 
 IMAGE_POSITIONS, TEXT_POSITIONS = f"{IMAGE}pos_embed", f"{TEXT}embeddings.position_embedding.weight"
 # Our parameters that no other library has, and the parameter whose weights each of them begins with.
 _COPIES = {"to_patch.weight": "to_image.weight", "to_sentence.weight": "to_text.weight"}
-_OWN = (*_COPIES, "local_logit_scale", "logit_bias")
+_OWN = (*_COPIES, "local_logit_scale", "logit_bias", *HEAD)
 LARGEST_EXPONENT = 100.0  # Far above any learned scale; the exponential of a larger one could overflow.
 
 
@@ -95,7 +95,8 @@ def load_weights(model: TowerPair, source: Source, *, extend: str = "interpolate
     given = translated(source.layout, tensors, source.where, values=values)
     expected = model.state_dict()
     given, resized = _resized(model, given, expected, extend)
-    unused = sorted(name for name in given if name in _OWN and name not in expected)
+    # The head of another run is never taken, because its outputs may belong to other classes.
+    unused = sorted(name for name in given if name in HEAD or (name in _OWN and name not in expected))
     given = {name: tensor for name, tensor in given.items() if name not in unused}
     started = _started(given, expected)
     given |= {name: tensor for name, (tensor, _) in started.items()}

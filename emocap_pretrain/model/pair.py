@@ -1,6 +1,7 @@
 """Defines the model that is trained: an image tower, a text tower, projections, and learned scales.
 
-With the `sigmoid` objective the model also has a learned bias. `TowerPair.of` builds the model from settings, and
+With the `sigmoid` objective the model also has a learned bias. If the objective has labels, the model has a head, which
+predicts the labels from the pooled vectors of the image tower. `TowerPair.of` builds the model from settings, and
 `TowerPair.forward` maps a `Batch` to `Embeddings`, from which `training/objective.py` computes the loss. The towers are
 in `timm_image.py` and `transformers_text.py`; they implement the interfaces of `towers.py`.
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from emocap_pretrain.config.model import ModelConfig
-from emocap_pretrain.config.objective import ObjectiveConfig
+from emocap_pretrain.config.objective import LabelConfig, ObjectiveConfig
 from emocap_pretrain.data.batch import Batch, Texts
 from emocap_pretrain.data.parts import PARTS, PROMPT_PART, Part, active_parts
 from emocap_pretrain.data.tokenizer import Vocabulary
@@ -33,6 +34,7 @@ from emocap_pretrain.model.transformers_text import TransformersTextTower
 # The losses rely on this bound and never clamp: scores of unit vectors are at most this large, and one shift brings the
 # exponentials of a whole batch into the range of float32 (decisions 7 and 9).
 MAX_SCALE = 100.0
+HEAD = ("head.weight", "head.bias")  # The names of the head's parameters in the state dict.
 
 
 class Embeddings(NamedTuple):
@@ -50,6 +52,8 @@ class Embeddings(NamedTuple):
             key "patches".
         biases: The learned bias that is added to the scores of pooled vectors, with the key "image"; empty if no
             objective of the model has a bias.
+        outputs: The outputs of the head for each label, by the label's name: a score (logit) for each class, or one
+            number. They are no unit vectors. Empty if the model has no head.
     """
 
     image: Float[Tensor, "batch embedding"]
@@ -57,10 +61,11 @@ class Embeddings(NamedTuple):
     texts: dict[str, Float[Tensor, "texts embedding"]]
     scales: dict[str, Float[Tensor, ""]]
     biases: dict[str, Float[Tensor, ""]]
+    outputs: dict[str, Float[Tensor, "batch outputs"]]
 
     def tensors(self) -> list[Tensor]:
         """Returns all tensors in one list. The order is the same for all batches with the same caption parts."""
-        named = self.texts, self.scales, self.biases
+        named = self.texts, self.scales, self.biases, self.outputs
         return [self.image, self.patches, *(each for some in named for each in some.values())]
 
 
@@ -70,7 +75,7 @@ class TowerPair(nn.Module):
     A checkpoint stores the state dict of this class as the weights. So if a parameter is renamed, older checkpoints do
     not match any more. The caption parts that are compared with whole images share the projection `to_text`, and those
     that are compared with patches share `to_sentence`. `logit_scale` and `local_logit_scale` are the logarithms of the
-    two scales.
+    two scales. `head` has the outputs of all labels as its rows, in the order of `labels`.
 
     Example:
         `TowerPair(image, text, embedding=16)` makes a model of any two towers (docs/extend/tower.md). `TowerPair.of`
@@ -78,6 +83,7 @@ class TowerPair(nn.Module):
     """
 
     logit_bias: nn.Parameter | None
+    head: nn.Linear | None
 
     def __init__(
         self,
@@ -92,6 +98,7 @@ class TowerPair(nn.Module):
         text_bias: bool = False,
         prompt_length: int = 48,
         precision: Literal["fp32", "bf16"] = "fp32",
+        labels: Sequence[LabelConfig] = (),
     ) -> None:
         """Combines two towers with projections into a shared space and with two learned scales.
 
@@ -109,6 +116,7 @@ class TowerPair(nn.Module):
             text_bias: Whether the projection of the texts that are compared with whole images has a bias.
             prompt_length: Largest number of tokens of an evaluation prompt.
             precision: "bf16" runs towers and projections under autocast.
+            labels: The labels that the head predicts. Without labels the model has no head.
         """
         super().__init__()
         self.image, self.text = image, text
@@ -126,6 +134,9 @@ class TowerPair(nn.Module):
         bias = None if initial_bias is None else nn.Parameter(torch.full((1,), initial_bias))
         # A parameter that is registered as None exists as an attribute, but is not in the state dict.
         self.register_parameter("logit_bias", bias)
+        self.labels = tuple(labels)
+        outputs = sum(label.outputs for label in self.labels)
+        self.register_module("head", _zero_linear(image.width, outputs) if outputs else None)
         self.pixels, self.prompt_length, self.precision = image.pixels, prompt_length, precision
         self._parts = tuple(parts)
 
@@ -179,8 +190,11 @@ class TowerPair(nn.Module):
             text_bias=settings.text_bias,
             prompt_length=settings.text.lengths.by_part[PROMPT_PART.name],
             precision=precision,
+            labels=objective.labels,
         )
         pair._freeze(settings.freeze)
+        if not parts:  # Weight decay would change what no loss reads.
+            pair._freeze_all_but_head()
         for tower in (image, text):
             # Nothing is recomputed in a frozen tower, because there is no backward pass through it.
             if settings.checkpoint_activations and not is_frozen(tower):
@@ -211,11 +225,11 @@ class TowerPair(nn.Module):
         each module before its forward pass. Their order is the same on all ranks, because the parts have a fixed order,
         and because a rank without rows runs the towers too.
         """
-        # Autocast ends before `_unit` and the scales, which stay in float32 (decision 4).
         with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             pooled, patches = self.image.encode_image(batch.images)
             image, patches = self.to_image(pooled), self.to_patch(patches)
             texts = {part.name: self._encoded(part, batch.texts[part.name]) for part in self._parts}
+        # Autocast ends before `_unit`, the scales and the head, which stay in float32 (decision 4).
         return Embeddings(
             image=_unit(image),
             patches=_unit(patches),
@@ -223,7 +237,19 @@ class TowerPair(nn.Module):
             scales={"image": _clamped_scale(self.logit_scale), "patches": _clamped_scale(self.local_logit_scale)},
             # The bias is copied, so that the optimizer's update does not change the value that this step logs.
             biases={} if self.logit_bias is None else {"image": self.logit_bias.float().squeeze(0).clone()},
+            outputs=self.head_outputs(pooled),
         )
+
+    def head_outputs(self, pooled: Float[Tensor, "batch width"]) -> dict[str, Float[Tensor, "batch outputs"]]:
+        """Returns the outputs of the head for each label, by the label's name: logits of classes, or one number.
+
+        Args:
+            pooled: Vectors of the image tower before the projection, as `embed_images_and_pooled` returns them.
+        """
+        if self.head is None:
+            return {}
+        outputs = self.head(pooled.float()).split([label.outputs for label in self.labels], dim=-1)
+        return {label.name: each for label, each in zip(self.labels, outputs, strict=True)}
 
     def _freeze(self, names: Iterable[str]) -> None:
         for name in names:
@@ -231,6 +257,12 @@ class TowerPair(nn.Module):
             if part is None:
                 raise ConfigError(f"model.freeze has {name}, but the objective has none; leave it out.")
             part.requires_grad_(False)
+
+    def _freeze_all_but_head(self) -> None:
+        """Freezes the text tower, the projections and the scales, which only the losses of caption parts read."""
+        for name, parameter in self.named_parameters():
+            if name.partition(".")[0] not in ("image", "head"):
+                parameter.requires_grad_(False)
 
     def _encoded(self, part: Part, texts: Texts) -> Float[Tensor, "texts embedding"]:
         projection = self.to_text if part.aligned_with == "image" else self.to_sentence
@@ -281,6 +313,14 @@ class TowerPair(nn.Module):
 def _has_bias(settings: ObjectiveConfig, parts: Iterable[Part]) -> bool:
     with_image = (part.name for part in parts if part.aligned_with == "image")
     return any(objective_of(settings.kind_of(name)).has_bias for name in with_image)
+
+
+def _zero_linear(width: int, outputs: int) -> nn.Linear:
+    """Returns a layer whose outputs are 0 at first, so that the towers change only after the head has learned."""
+    layer = nn.Linear(width, outputs)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 def _unit(vectors: Tensor) -> Tensor:

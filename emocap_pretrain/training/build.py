@@ -22,6 +22,7 @@ from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.tracking.tracker import TrackedRun
 from emocap_pretrain.training.ema import AveragedModel
 from emocap_pretrain.training.engine import Engine
+from emocap_pretrain.training.label_loss import Counts
 from emocap_pretrain.training.objective import Objective
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ def build_collate(config: Config, tokenizer: Tokenizer) -> Collate:
         seed=config.seed,
         crop=config.data.crop,
         flip=config.data.flip,
+        labels=config.objective.labels,
     )
 
 
@@ -74,8 +76,15 @@ def build_model(
     )
 
 
-def build_engine(config: Config, model: TowerPair, world: RankGroup) -> Engine:
+def build_engine(config: Config, model: TowerPair, world: RankGroup, *, class_counts: Counts | None = None) -> Engine:
     """Returns the engine that trains the model, with the objective and its teacher. This is a collective.
+
+    Args:
+        config: The settings of the run.
+        model: The model.
+        world: All ranks.
+        class_counts: The training samples of each class (`count_classes`), equal on all ranks. It is needed if the
+            classes of a label are balanced.
 
     Raises:
         ConfigError: If there are more ranks than samples in a global batch, or if `Objective.of` or `Engine` refuses
@@ -85,7 +94,7 @@ def build_engine(config: Config, model: TowerPair, world: RankGroup) -> Engine:
     averaged = AveragedModel(model, passes=split.passes) if config.objective.mines_by_average else None
     return Engine(
         model,
-        _build_objective(config, world, averaged, rows_at_once=split.micro_batch),
+        _build_objective(config, world, averaged, class_counts, rows_at_once=split.micro_batch),
         world,
         settings=config.optimizer,
         split=split,
@@ -98,7 +107,12 @@ def build_engine(config: Config, model: TowerPair, world: RankGroup) -> Engine:
 
 
 def _build_objective(
-    config: Config, world: RankGroup, averaged: AveragedModel | None, *, rows_at_once: int
+    config: Config,
+    world: RankGroup,
+    averaged: AveragedModel | None,
+    class_counts: Counts | None,
+    *,
+    rows_at_once: int,
 ) -> Objective:
     settings, precision, teacher = config.objective, config.engine.precision, None
     # The teacher is frozen and belongs to the objective, not to the model: DeepSpeed neither trains nor saves it.
@@ -109,4 +123,11 @@ def _build_objective(
         teacher.to(world.device)
         for line in report.lines() if report and world.is_main else ():
             log.info("%s", line)
-    return Objective.of(settings, precision=precision, group=world.process_group, teacher=teacher, average=averaged)
+    return Objective.of(
+        settings,
+        precision=precision,
+        group=world.process_group,
+        teacher=teacher,
+        average=averaged,
+        class_counts=class_counts,
+    )

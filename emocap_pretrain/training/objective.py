@@ -1,9 +1,10 @@
-"""Computes the total loss of docs/method.md: the weighted sum of one term for each active caption part.
+"""Computes the total loss of docs/method.md: the weighted sum of one term for each active caption part and each label.
 
 A term connects a caption part with a loss of `emocap_kernels`: `ImageTerm` with the loss of whole images, `PatchTerm`
 with the local loss of patches. The term passes the embeddings, the batch and the settings to the loss in the form that
 the loss expects; the loss itself is computed in `emocap_kernels`. A new caption part needs no change in this module
-(decision 23). A new way of aligning texts with images needs a new subclass of `Term` and an entry in `_KINDS`.
+(decision 23). A new way of aligning texts with images needs a new subclass of `Term` and an entry in `_KINDS`. The
+terms of labels use no texts; they are in `label_loss.py`.
 """
 
 from abc import ABC, abstractmethod
@@ -27,6 +28,7 @@ from emocap_pretrain.data.parts import Part, active_parts
 from emocap_pretrain.data.patch_mask import patches_with_contrast
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.model.pair import Embeddings
+from emocap_pretrain.training.label_loss import Counts, LabelTerm, label_results, label_terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,12 +239,16 @@ class Objective:
         mining_warmup_steps: Number of steps at the beginning of the run in which no positives are mined.
         teacher: Maps images to the teacher's vectors, [rows, any width]. It may be None only if no term uses them.
         average: Encodes a batch with the moving average of the model; None if mining does not use it.
+        labels: One term for each label, whose losses are added after those of the caption parts.
+        group: The ranks whose rows form the global batch; None if this process is alone.
     """
 
     terms: tuple[Term, ...]
     mining_warmup_steps: int = 0
     teacher: Callable[[Tensor], Tensor] | None = None
     average: Callable[[Batch], Embeddings] | None = None
+    labels: tuple[LabelTerm, ...] = ()
+    group: ProcessGroup | None = None
 
     @classmethod
     def of(
@@ -253,8 +259,9 @@ class Objective:
         group: ProcessGroup | None = None,
         teacher: Callable[[Tensor], Tensor] | None = None,
         average: Callable[[Batch], Embeddings] | None = None,
+        class_counts: Counts | None = None,
     ) -> "Objective":
-        """Builds a term for each active caption part, which is a part with a weight above 0.
+        """Builds a term for each active caption part, which is a part with a weight above 0, and for each label.
 
         Args:
             settings: The weights, kinds, mining, teacher and backend of the terms.
@@ -264,6 +271,8 @@ class Objective:
                 only reads the terms and computes no loss.
             average: Encodes a batch with the moving average of the model, if the settings mine by it. It may also be
                 None, as the teacher.
+            class_counts: The training samples of each class, by the name of the label, for the labels whose classes are
+                balanced. It may also be None, as the teacher.
 
         Raises:
             ConfigError: In one of four cases: `kind_by_part` names a part that is aligned with patches; a term needs a
@@ -283,7 +292,8 @@ class Objective:
             for part in active_parts(weights)
         )
         _require_read(settings, terms)
-        return cls(terms, settings.mining_warmup_steps, teacher, average)
+        labels = label_terms(settings.labels, class_counts or {})
+        return cls(terms, settings.mining_warmup_steps, teacher, average, labels, group)
 
     def __call__(self, embeddings: Embeddings, batch: Batch, step: int) -> ObjectiveResult:
         """Returns the loss of the global batch. This is a collective.
@@ -299,13 +309,19 @@ class Objective:
         teacher = self.teacher(batch.images) if self.teacher else None
         average = self.average(batch) if self.average and mined else None
         results = [term.loss(embeddings, batch, mined=mined, teacher=teacher, average=average) for term in self.terms]
+        of_labels = label_results(self.labels, embeddings.outputs, batch.labels, self.group)
         pairs = list(zip(self.terms, results, strict=True))
-        loss = torch.stack([term.weight * result.loss for term, result in pairs]).sum()
+        label_pairs = list(zip(self.labels, of_labels, strict=True))
+        addends = [term.weight * result.loss for term, result in pairs]
+        addends += [term.settings.weight * result.loss for term, result in label_pairs]
+        loss = torch.stack(addends).sum()
         metrics = {"loss": loss.detach()}
         # Terms of the same kind share their learned scale and bias, which appear once.
         for term, result in pairs:
             metrics |= _metrics(term.part.name, result)
             metrics |= {name: number.detach() for name, number in term.learned(embeddings).items()}
+        for term, result in label_pairs:
+            metrics |= {f"{term.settings.name}/{name}": number for name, number in result.metrics.items()}
         return ObjectiveResult(loss, metrics)
 
 

@@ -89,8 +89,9 @@ class Cached:
         is replaced by zero unless `first` says that this is the first pass.
         """
         leaves = self.embeddings
-        # Images and patches are cut by rows. A row may have several texts, so texts have a slice of their own.
-        for again, leaf in ((encoded.image, leaves.image), (encoded.patches, leaves.patches)):
+        # Images, patches and outputs are cut by rows. A row may have several texts, so texts have a slice of their own.
+        outputs = ((encoded.outputs[name], leaf) for name, leaf in leaves.outputs.items())
+        for again, leaf in ((encoded.image, leaves.image), (encoded.patches, leaves.patches), *outputs):
             if leaf.grad is not None:
                 yield again, leaf.grad[cut.rows]
         for name, leaf in leaves.texts.items():
@@ -114,6 +115,7 @@ def _leaves(found: list[Embeddings]) -> Embeddings:
         texts={name: joined(each.texts[name] for each in found) for name in found[0].texts},
         scales={name: scale.requires_grad_() for name, scale in found[0].scales.items()},
         biases={name: bias.requires_grad_() for name, bias in found[0].biases.items()},
+        outputs={name: joined(each.outputs[name] for each in found) for name in found[0].outputs},
     )
 
 
@@ -124,4 +126,5 @@ def _passes(batch: Batch, passes: int) -> Iterator[Pass]:
     for number, (first, last) in enumerate(pairwise(edges)):
         spans = {name: slice(*starts[number : number + 2]) for name, starts in cuts.items()}
         texts = {name: each.piece(spans[name], first) for name, each in batch.texts.items()}
-        yield Pass(Batch(batch.images[first:last], texts), slice(first, last), spans)
+        labels = {name: each[first:last] for name, each in batch.labels.items()}
+        yield Pass(Batch(batch.images[first:last], texts, labels), slice(first, last), spans)

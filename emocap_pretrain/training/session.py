@@ -35,6 +35,7 @@ from emocap_pretrain.data.datasets import (
     open_stream,
     train_tokenizer,
 )
+from emocap_pretrain.data.labels import count_classes
 from emocap_pretrain.data.loader import LoadedBatch, batches, shared_memory_free, shrink_to_fit_and_warn
 from emocap_pretrain.data.quarantine import Quarantine
 from emocap_pretrain.data.tokenizer import Tokenizer
@@ -50,6 +51,7 @@ from emocap_pretrain.tracking.tracker import RunStatus, Tracker
 from emocap_pretrain.training.build import build_collate, build_engine, build_model
 from emocap_pretrain.training.engine import Engine
 from emocap_pretrain.training.guard import Guard, Verdict
+from emocap_pretrain.training.label_loss import Counts
 from emocap_pretrain.training.other_steps import note_on_other_steps
 from emocap_pretrain.training.run_tracker import open_tracker
 from emocap_pretrain.training.snapshot import fill
@@ -86,6 +88,7 @@ class Session:
         batches: The batches of this rank.
         quarantine: The damaged samples that the run has left out.
         before: Progress of the earlier attempts: their time of training, and the metrics that were logged last.
+        class_counts: The training samples of each class, by the name of the label, if its classes are balanced.
     """
 
     config: Config
@@ -101,6 +104,7 @@ class Session:
     batches: Generator[LoadedBatch]
     quarantine: Quarantine
     before: Progress
+    class_counts: Counts
 
     def save(self, cursor: Cursor, progress: Progress) -> bool:
         """Begins to save a checkpoint of the current step, in the background. This is a collective.
@@ -135,6 +139,8 @@ class Session:
         }
         if architecture := self.engine.text_architecture:
             state["text_architecture"] = architecture
+        if self.class_counts:
+            state["class_counts"] = dict(self.class_counts)
 
         def write(folder: Path) -> None:  # The saver's thread calls this, so a slow tracker delays no step.
             # An error here is exchanged between the ranks, and no manifest is put.
@@ -298,7 +304,13 @@ def open_session(config: Config, world: RankGroup, attempt: Attempt, opening: Ra
             # Only a new run needs the source of its first weights. Rank 0 alone opens it, when it is first needed.
             starting_point = StartingPoint(config.model)
             tokenizer = _open_tokenizer(config, opening, starting_point, found.folder if found else None)
-            engine, weights = _open_engine(config, world, opening, tokenizer, starting_point, found)
+            # A run counts its classes once, so that a resumed run has the same weights of classes.
+            class_counts = (
+                state.class_counts
+                if state
+                else opening.run_on_main(lambda: count_classes(config.data, config.objective.labels))
+            )
+            engine, weights = _open_engine(config, world, opening, tokenizer, starting_point, found, class_counts)
         # The data continue at the checkpoint's cursor, on any number of ranks and loader processes.
         start = Cursor.from_json(state.cursor) if state else Cursor()
         stream = open_stream(config.data, world.info, start, global_batch=config.global_batch, seed=config.seed)
@@ -334,6 +346,7 @@ def open_session(config: Config, world: RankGroup, attempt: Attempt, opening: Ra
             batches=batches(stream, collate, workers=loading.workers, prefetch=loading.prefetch, pin=pin),
             quarantine=quarantine,
             before=state.progress if state else Progress(),
+            class_counts=class_counts,
         )
 
 
@@ -376,6 +389,7 @@ def _open_engine(
     tokenizer: Tokenizer,
     start: StartingPoint,
     found: Resumed | None,
+    class_counts: Counts,
 ) -> tuple[Engine, str]:
     """Returns the engine, and for a new run with `model.from` the table that says what became of the weights."""
     # All ranks draw the same first weights. The engine broadcasts those of rank 0 in any case, so rank 0 alone reads
@@ -394,10 +408,10 @@ def _open_engine(
         # The checks before the start have printed what they could compare: all but the weights of a hub.
         if report and world.is_main and config.model.image.pretrained == "hub":
             log.info("%s", "\n".join(report.lines()))
-        return build_engine(config, model, world), report.table() if report else ""
+        return build_engine(config, model, world, class_counts=class_counts), report.table() if report else ""
     if world.is_main:
         fill(model, found.folder / WEIGHTS)
-    engine = build_engine(config, model, world)
+    engine = build_engine(config, model, world, class_counts=class_counts)
     engine.load(found.folder, Layout.from_json(state_of(found.checkpoint).engine), found.checkpoint.step)
     return engine, ""
 

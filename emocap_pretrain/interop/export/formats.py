@@ -35,3 +35,10 @@ class ExportFormat:
     lacks: Callable[[Restored], tuple[str, ...]]
     loading: str
     moved: Callable[[Path, Path], None] = _keep
+
+
+def without_head(restored: Restored) -> tuple[str, ...]:
+    """Returns one line on the head of the model, for a format that cannot hold it; nothing if there is no head."""
+    labels = ", ".join(label.name for label in restored.model.labels)
+    line = f"The head is left out, which predicts the labels ({labels}). The format `safetensors` keeps it."
+    return (line,) if labels else ()

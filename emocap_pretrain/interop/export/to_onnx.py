@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from emocap_pretrain.interop.export.accessories import write_accessories
-from emocap_pretrain.interop.export.formats import ExportFormat
+from emocap_pretrain.interop.export.formats import ExportFormat, without_head
 from emocap_pretrain.interop.export.graphs import graphs_of
 from emocap_pretrain.interop.restore import Restored
 
@@ -57,7 +57,7 @@ FORMAT = ExportFormat(
     library="onnxruntime",
     modules={"onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime"},
     write=write,
-    lacks=lambda _: (),
+    lacks=without_head,
     loading="""\
 import numpy as np, onnxruntime
 from PIL import Image, ImageOps

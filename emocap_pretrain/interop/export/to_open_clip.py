@@ -22,7 +22,7 @@ from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.interop import rules
 from emocap_pretrain.interop.export import whole_clip
 from emocap_pretrain.interop.export.accessories import statistics, write_accessories
-from emocap_pretrain.interop.export.formats import ExportFormat
+from emocap_pretrain.interop.export.formats import ExportFormat, without_head
 from emocap_pretrain.interop.export.graphs import numbers_of
 from emocap_pretrain.interop.export.special_tokens import end_token, texts_cut_later
 from emocap_pretrain.interop.export.to_transformers import (
@@ -230,7 +230,8 @@ def _sizes(text: TransformersTextTower) -> dict[str, Any]:
 def _lacks(restored: Restored) -> tuple[str, ...]:
     image, text = towers_of(restored.model, NAME)
     has_paths = not (_is_native(restored) or _is_named(image)) or text.backbone.config.model_type in _ENCODERS
-    return (_NO_PLACE, _OTHER_PIXELS, *texts_cut_later(restored, text), *((_PATHS,) if has_paths else ()))
+    paths = (_PATHS,) if has_paths else ()
+    return (_NO_PLACE, *without_head(restored), _OTHER_PIXELS, *texts_cut_later(restored, text), *paths)
 
 
 _NO_PLACE = """\

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from emocap_pretrain.interop.export.accessories import write_accessories
-from emocap_pretrain.interop.export.formats import ExportFormat
+from emocap_pretrain.interop.export.formats import ExportFormat, without_head
 from emocap_pretrain.interop.export.graphs import graphs_of
 from emocap_pretrain.interop.restore import Restored
 
@@ -28,7 +28,7 @@ FORMAT = ExportFormat(
     library="torch",
     modules={"torch": "torch"},
     write=write,
-    lacks=lambda _: (),
+    lacks=without_head,
     loading="""\
 import numpy as np, torch
 from PIL import Image, ImageOps

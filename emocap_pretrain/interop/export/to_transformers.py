@@ -27,7 +27,7 @@ from emocap_pretrain.checkpoint.layout import WEIGHTS
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.interop.export import whole_clip
 from emocap_pretrain.interop.export.accessories import write_accessories
-from emocap_pretrain.interop.export.formats import ExportFormat
+from emocap_pretrain.interop.export.formats import ExportFormat, without_head
 from emocap_pretrain.interop.export.graphs import numbers_of
 from emocap_pretrain.interop.export.special_tokens import LEGACY_END, end_token, swapped, texts_cut_later
 from emocap_pretrain.interop.restore import Restored
@@ -201,7 +201,7 @@ def _lacks(restored: Restored) -> tuple[str, ...]:
         "transformers cannot hold the projections of patches and of local sentences, nor the scale of their "
         f"scores{bias}; the formats onnx, torch and safetensors can."
     )
-    return (line, *texts_cut_later(restored, text))
+    return (line, *without_head(restored), *texts_cut_later(restored, text))
 
 
 FORMAT = ExportFormat(

@@ -23,12 +23,12 @@ from emocap_pretrain.interop.layouts import transformers as layouts
 from emocap_pretrain.interop.layouts.layout import IMAGE
 from emocap_pretrain.interop.restore import Restored
 from emocap_pretrain.interop.rules import Rule
-from emocap_pretrain.model.pair import TowerPair
+from emocap_pretrain.model.pair import HEAD, TowerPair
 from emocap_pretrain.model.timm_image import TimmImageTower
 from emocap_pretrain.model.transformers_text import TransformersTextTower, quiet
 
 # Our tensors that no class of transformers can hold, and the scale and bias, which `write` sets itself.
-OWN = frozenset({"to_patch.weight", "to_sentence.weight", "local_logit_scale", "logit_scale", "logit_bias"})
+OWN = frozenset({"to_patch.weight", "to_sentence.weight", "local_logit_scale", "logit_scale", "logit_bias", *HEAD})
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.evaluation.examples import PackedSource
 from emocap_pretrain.evaluation.features import Features
-from emocap_pretrain.evaluation.ridge_regression import STRENGTHS, RidgeRegression, scores_of
+from emocap_pretrain.evaluation.regression import scores_of
+from emocap_pretrain.evaluation.ridge_regression import STRENGTHS, RidgeRegression
 from emocap_pretrain.evaluation.task import SplitName
 
 NO_MODEL: Any = None
@@ -51,7 +52,9 @@ def test_each_score_is_that_of_its_formula(samples: int, seed: int) -> None:
     truth = random.uniform(-1, 1, (samples, 2))
     predicted = 0.5 * truth + random.uniform(-1, 1, (samples, 2))
     mean = np.array([0.1, -0.2])
-    found = {score.name: score for score in scores_of(predicted, truth, mean, ("valence", "arousal"))}
+    found = {
+        score.name: score for score in scores_of(predicted, truth, ("valence", "arousal"), title="ridge", mean=mean)
+    }
     for column, name in enumerate(("valence", "arousal")):
         ours, theirs = predicted[:, column], truth[:, column]
         assert found[f"{name}_ccc"].value == pytest.approx(ccc(ours, theirs), abs=1e-6)
@@ -95,7 +98,7 @@ def test_the_strength_is_the_best_on_the_validation_split() -> None:
 
 def test_a_constant_prediction_has_no_correlation() -> None:
     truth = np.array([[-0.5], [0.5], [0.25]])
-    found = {each.name: each.value for each in scores_of(np.full((3, 1), 0.2), truth, np.zeros(1), ("valence",))}
+    found = {each.name: each.value for each in scores_of(np.full((3, 1), 0.2), truth, ("valence",), title="ridge")}
     assert found["ccc"] == found["valence_ccc"] == found["valence_pcc"] == 0
     assert found["valence_sagr"] == pytest.approx(2 / 3)
 

@@ -29,7 +29,7 @@ def embeddings() -> Embeddings:
     scales = {name: torch.tensor(value, requires_grad=True) for name, value in (("image", 12.0), ("patches", 7.0))}
     image, patches = units(ROWS), units(ROWS, PATCHES)
     texts = {"global": units(ROWS), "summary": units(ROWS), "local": units(len(OWNER))}
-    return Embeddings(image, patches, texts, scales, {"image": torch.tensor(-3.0, requires_grad=True)})
+    return Embeddings(image, patches, texts, scales, {"image": torch.tensor(-3.0, requires_grad=True)}, {})
 
 
 def batch(global_ids: list[int], summary_ids: list[int]) -> Batch:

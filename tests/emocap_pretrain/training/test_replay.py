@@ -94,13 +94,13 @@ def joined(found: list[Embeddings]) -> Embeddings:
     """Returns the embeddings of all passes in one graph, with the scales of the first pass."""
     texts = {name: torch.cat([each.texts[name] for each in found]) for name in found[0].texts}
     image, patches = (torch.cat([getattr(each, name) for each in found]) for name in ("image", "patches"))
-    return Embeddings(image, patches, texts, found[0].scales, found[0].biases)
+    return Embeddings(image, patches, texts, found[0].scales, found[0].biases, {})
 
 
 def untrained(number: int, batch: Batch) -> Embeddings:
     texts = {name: torch.zeros((len(each.ids), 4)) for name, each in batch.texts.items()}
     nothing = torch.zeros((batch.rows, 4))
-    return Embeddings(nothing, nothing, texts, {"image": torch.ones(()), "patches": torch.ones(())}, {})
+    return Embeddings(nothing, nothing, texts, {"image": torch.ones(()), "patches": torch.ones(())}, {}, {})
 
 
 @pytest.mark.parametrize(("rows", "passes"), [(9, 3), (9, 4), (9, 9), (2, 4), (0, 3)])

@@ -1,0 +1,124 @@
+"""Scores what the head of a fine-tuned model predicts: classes, and numbers such as valence and arousal.
+
+The head was trained together with the image tower (`objective.labels`), so nothing is trained here, and the split
+`test` suffices. The scores are those of the tasks that train a probe on the same vectors.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from emocap_pretrain.benchmarks.card import TargetKind
+from emocap_pretrain.config.objective import LabelConfig
+from emocap_pretrain.config.schema import EvaluationConfig
+from emocap_pretrain.data.parts import Part
+from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.evaluation.classification import LabelledRows, LearnsClasses, listed, scored
+from emocap_pretrain.evaluation.examples import ExampleSource
+from emocap_pretrain.evaluation.features import Features
+from emocap_pretrain.evaluation.regression import check_numbers, numbers_of, rows_with_numbers, scores_of
+from emocap_pretrain.evaluation.task import SplitName
+from emocap_pretrain.inference.embedder import Embedder
+from emocap_pretrain.run_folder.outcomes import NumberOutcomes
+from emocap_pretrain.run_folder.results import TaskResult
+
+
+@dataclass(frozen=True, slots=True)
+class FineTunedClasses(LearnsClasses):
+    """Implements the task. It needs a model with a head for classes, and a label in the split `test`."""
+
+    name: ClassVar[str] = "fine_tuned_classes"
+    about: ClassVar[str] = "scores the classes that the model's own head predicts; UAR, WAR, recall (needs a head)"
+    charts: ClassVar[tuple[tuple[str, ...], ...]] = (("uar",), ("war",), ("macro_f1",))
+    splits: ClassVar[tuple[SplitName, ...]] = ("test",)
+
+    def result(self, embedder: Embedder, features: Mapping[SplitName, Features]) -> TaskResult:
+        test, label = features["test"], label_of_classes(embedder.model.labels, self.settings.label)
+        assert label.classes, "the head of this label predicts classes"
+        rows = LabelledRows.of(test, self.settings.label, label.classes)
+        outputs = _outputs(embedder, test)[label.name][rows.rows]
+        return scored(self.name, "fine-tuned", rows, outputs.argmax(-1).numpy())
+
+
+@dataclass(frozen=True, slots=True)
+class FineTunedNumbers:
+    """Implements the task. It needs a model with a head for the labels `evaluation.numbers`, and them in `test`."""
+
+    settings: EvaluationConfig
+    name: ClassVar[str] = "fine_tuned_numbers"
+    about: ClassVar[str] = "scores the numbers that the model's own head predicts; CCC, PCC, RMSE, SAGR (needs a head)"
+    charts: ClassVar[tuple[tuple[str, ...], ...]] = (("ccc",),)
+    splits: ClassVar[tuple[SplitName, ...]] = ("test",)
+    targets: ClassVar[tuple[TargetKind, ...]] = ("numbers",)
+    parts: ClassVar[tuple[Part, ...]] = ()
+
+    def prompts(self) -> Sequence[str]:
+        return ()
+
+    def prepare(self, sources: Mapping[SplitName, ExampleSource], *, seconds: float | None = None) -> Sequence[str]:
+        check_numbers(sources.values(), self.settings.numbers, seconds=seconds)
+        return ()
+
+    def result(self, embedder: Embedder, features: Mapping[SplitName, Features]) -> TaskResult:
+        test, names = features["test"], self.settings.numbers
+        require_numbers(embedder.model.labels, names)
+        rows = rows_with_numbers(test, names)
+        if len(rows) < 2:
+            raise ConfigError(f"evaluation.numbers: the split 'test' has fewer than two examples with {names}.")
+        _, truth = numbers_of(test, names, rows)
+        outputs = _outputs(embedder, test)
+        predicted: Float[np.ndarray, "examples numbers"] = (
+            torch.cat([outputs[name] for name in names], dim=-1)[torch.from_numpy(rows)].double().numpy()
+        )
+        true_columns, found_columns = (tuple(map(tuple, each.T.tolist())) for each in (truth, predicted))
+        return TaskResult(
+            task=self.name,
+            samples=len(rows),
+            scores=tuple(scores_of(predicted, truth, names, title="fine-tuned")),
+            outcomes=(NumberOutcomes(tuple(rows.tolist()), tuple(names), true_columns, found_columns),),
+        )
+
+
+def label_of_classes(labels: Sequence[LabelConfig], name: str) -> LabelConfig:
+    """Returns the label of a model's head that predicts the classes of the evaluation label `name`.
+
+    If no label has this name, but the head predicts the classes of a single label, this label is returned: the label of
+    a benchmark may have another name than that of the training data. Classes are compared by their names.
+
+    Raises:
+        ConfigError: If the head predicts no classes, or those of several labels with other names.
+    """
+    found = [label for label in labels if label.classes]
+    named = [label for label in found if label.name == name] or found
+    if len(named) != 1:
+        others = listed([label.name for label in found])
+        there = f"has a head for the labels {others}" if found else "has no head that predicts classes"
+        raise ConfigError(
+            f"evaluation.label={name}: the model {there}; name one of its labels, or train a head with "
+            "objective.labels."
+        )
+    return named[0]
+
+
+def require_numbers(labels: Sequence[LabelConfig], names: Sequence[str]) -> None:
+    """Checks that the head of a model predicts the numbers.
+
+    Raises:
+        ConfigError: If it does not predict one of them.
+    """
+    found = [label.name for label in labels if not label.classes]
+    if missing := [name for name in names if name not in found]:
+        there = f"has a head for the numbers {listed(found)}" if found else "has no head that predicts numbers"
+        raise ConfigError(
+            f"evaluation.numbers: {listed(missing)} cannot be predicted, because the model {there}; name only its "
+            "labels, or train a head with objective.labels."
+        )
+
+
+def _outputs(embedder: Embedder, features: Features) -> dict[str, Float[Tensor, "examples outputs"]]:
+    return embedder.head_outputs(features.pooled)
