@@ -9,7 +9,7 @@ from benchmarks.harness.record import Measurement
 from benchmarks.harness.suite import Command, Report, Suite
 from emocap_pretrain.errors import EmocapError
 
-from . import compare, tables
+from . import compare, heads, tables
 
 RECIPES = REPOSITORY / "launch" / "recipes"
 
@@ -49,8 +49,17 @@ SUITE = Suite(
             options=_options,
             rounds=None,
         ),
+        "heads": Command(
+            help="recalls of finished runs that were trained on labels",
+            measure=lambda options, about: heads.measure(options.runs, about),
+            options=lambda parser: parser.add_argument("runs", type=Path, nargs="+", help="folders of finished runs"),
+            rounds=None,
+        ),
     },
-    reports=(Report(name="finetune", whats=(compare.PROMPTED, compare.PROBED), markdown=tables.markdown),),
+    reports=(
+        Report(name="finetune", whats=(compare.PROMPTED, compare.PROBED), markdown=tables.markdown),
+        Report(name="labels", whats=(heads.HEADS,), markdown=heads.markdown),
+    ),
     page="one-gpu.md",
     errors=(EmocapError,),
     note=lambda line: f"; WAR {line.more['war']:.3f}" if line.more else "",

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from emocap_shards.store import open_store
 from emocap_shards.writer import write_shards
 from tiny_run import tiny
 
@@ -16,6 +17,13 @@ from benchmarks.harness import record
 from benchmarks.harness.machine import occasion
 from benchmarks.harness.suite import run
 from emocap_pretrain.captions.rendered.dataset import records
+from emocap_pretrain.checkpoint.layout import manifest_of
+from emocap_pretrain.checkpoint.manifest import Checkpoint
+from emocap_pretrain.config.schema import Config
+from emocap_pretrain.evaluation.classification import LabelledRows, scored
+from emocap_pretrain.run_folder.folder import RunFolder
+from emocap_pretrain.run_folder.report import Report
+from emocap_pretrain.run_folder.results import TaskResult
 
 
 def test_recalls_count_classes_and_faces() -> None:
@@ -96,3 +104,38 @@ def test_a_training_that_fails_ends_the_command_in_one_line(
     (tmp_path / "data" / "train" / "manifest.json").unlink()
     assert run(SUITE, ["compare", *options]) == 1
     assert "small.yaml: the run in" in capsys.readouterr().err
+
+
+def test_recalls_of_runs_on_labels_come_from_their_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    labels = [{"name": "emotion", "classes": ["joy", "fear"], "balance": "inverse"}]
+    objective = {"global": 0, "summary": 0, "local": 0, "labels": labels}
+    config = Config.model_validate(tiny(str(tmp_path / "run"), "data", "sqlite://", None, steps=3, objective=objective))
+    words = ["heads", config.url, "--out", str(tmp_path)]
+    assert run(SUITE, words) == 1
+    store = open_store(config.url)
+    store.put(manifest_of(3), Checkpoint(3, "00001-a", (), {"config": config.stored()}).dump())
+    rows = LabelledRows(np.arange(4), np.array([0, 0, 0, 1]), ("joy", "fear"), (None,) * 4)
+    result = scored("fine_tuned_classes", "fine-tuned", rows, np.array([0, 0, 1, 1]))
+    RunFolder(store).write_report(_report(config, result))
+    assert run(SUITE, words) == 0
+    (line,) = record.read(tmp_path / "labels.jsonl")
+    assert line.median == pytest.approx((2 / 3 + 1) / 2)
+    assert line.more is not None
+    assert line.more["recalls"] == {"joy": pytest.approx(2 / 3), "fear": 1.0}
+    assert "| tiny, balanced (inverse) | 3 | 24 | 1 | 83.3 | 75.0 |" in capsys.readouterr().out
+
+
+def _report(config: Config, result: TaskResult) -> Report:
+    return Report(
+        name=config.name,
+        url=config.url,
+        step=config.steps,
+        seconds=2.0,
+        ranks=1,
+        samples_per_s=12.0,
+        loss=1.0,
+        run_id="1",
+        tracking_uri="",
+        results=(result,),
+        evaluation=None,
+    )
