@@ -81,6 +81,9 @@ def test_only_the_windows_that_are_touched_are_evaluated(monkeypatch):
 def test_positions_outside_the_epoch_are_refused():
     with pytest.raises(PlanError, match=r"\[5, 8\) do not lie within an epoch of 7"):
         order_of((4, 3), 0, 0, 1).ids(5, 8)
+    for shuffle in (True, False):
+        with pytest.raises(PlanError, match=r"\[-1, 2\) do not lie within an epoch of 7"):
+            order_of((4, 3), 0, 0, 1, shuffle=shuffle).ids(-1, 2)
 
 
 @given(st.integers(0, 50), st.integers(1, 12))

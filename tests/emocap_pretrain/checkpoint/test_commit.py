@@ -2,8 +2,10 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,7 +27,7 @@ from checkpoint_cases import (
     steps,
     writer,
 )
-from emocap_shards.errors import StoreError
+from emocap_shards.errors import ConditionFailed, StoreError
 from emocap_shards.store import Entry, Store, open_store
 from pretrain_fakes import ThreadRanks, on_ranks
 
@@ -122,6 +124,56 @@ def test_a_state_that_is_too_large_for_the_reader_is_refused(store: Store, monke
     monkeypatch.setattr("emocap_pretrain.checkpoint.commit.LARGEST_BYTES", 5000)
     with pytest.raises(CheckpointError, match="keep less in its state"):
         commit(store, 2, {"rows": "x" * 5000}, writer(2), ALONE, attempt_of(store))
+
+
+def test_a_manifest_of_the_largest_size_that_the_reader_takes_is_committed(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = "emocap_pretrain.checkpoint.commit"
+    monkeypatch.setattr(f"{module}.time", SimpleNamespace(time=lambda: 1.5))  # So all manifests are equally long.
+    saved(store, 2)
+    size = len(store.read("checkpoints/step-00000002/manifest.json"))
+    monkeypatch.setattr(f"{module}.LARGEST_BYTES", size - 1)
+    with pytest.raises(CheckpointError, match=f"the manifest of step 3 has {size} bytes"):
+        saved(store, 3)
+    monkeypatch.setattr(f"{module}.LARGEST_BYTES", size)
+    saved(store, 3)
+    assert steps(store) == [3, 2]
+
+
+@dataclass
+class CountingStore(UnconditionalStore):
+    """Forwards calls to a store, and counts the manifests that are put if absent; `refuse` refuses each of them."""
+
+    refuse: bool = False
+    puts: int = 0
+
+    def put_if_absent(self, path: str, data: bytes) -> None:
+        self.puts += 1
+        if self.refuse:
+            raise ConditionFailed(path)
+        self.store.put_if_absent(path, data)
+
+
+def test_a_manifest_that_others_put_and_delete_at_each_of_three_attempts_is_an_error(store: Store) -> None:
+    restless = CountingStore(store, refuse=True)
+    with pytest.raises(CheckpointError, match="changes while it is read: end the other writers of this run"):
+        saved(restless, 4)
+    assert restless.puts == 3
+    assert committed(store) == []
+
+
+def test_a_damaged_checkpoint_is_replaced_at_the_first_attempt_and_its_first_damaged_file_is_named(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    (first,) = saved(store, 4)
+    damaged = [file.path for file in first.files][1:3]
+    for name in damaged:
+        damage(store, f"{first.folder}/{name}", "flipped")
+    counting = CountingStore(store)
+    saved(counting, 4)
+    assert counting.puts == 1
+    assert f"was damaged ({damaged[0]}): a new one replaces it" in caplog.text
 
 
 @pytest.mark.parametrize("at", [WEIGHTS, TOKENIZER, MANIFEST])
@@ -320,10 +372,12 @@ def test_no_manifest_is_put_if_an_uploaded_file_is_gone(store: Store) -> None:
     class Pruned(UnconditionalStore):
         def list(self, prefix: str = "") -> list[Entry]:
             for entry in self.store.list(prefix):
-                if entry.path.endswith(FILES[0]):
+                if entry.path.endswith(FILES[:2]):
                     self.store.delete(entry.path)
             return self.store.list(prefix)
 
-    with pytest.raises(CheckpointError, match=r"step 4 is not committed: 1 of its \d files, such as .*, are gone"):
+    with pytest.raises(
+        CheckpointError, match=rf"step 4 is not committed: 2 of its 4 files, such as {FILES[0]}, are gone"
+    ):
         commit(Pruned(store), 4, {}, writer(4), ALONE, attempt_of(store))
     assert committed(store) == []
