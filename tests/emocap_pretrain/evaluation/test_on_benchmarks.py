@@ -218,7 +218,7 @@ def test_what_cannot_be_scored_is_counted_and_its_first_places_are_named(
 ) -> None:
     copy = raf_db(tmp_path, 2, missing=2)
     file = tmp_path / "EmoLabel" / "list_patition_label.txt"
-    file.write_text(file.read_text().replace("test_00005.jpg 6\n", "test_00005.jpg 9\n"))
+    file.write_text(file.read_text().replace("test_00005.jpg 3\n", "test_00005.jpg 9\n"))
     (result,) = evaluate(copy, PROMPTS, embedder, ALONE)
     assert dict(result.left_out) == {"missing image": 2, "unknown class code": 1}
     (line,) = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
