@@ -13,7 +13,7 @@ from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.evaluation.intervals import bootstrap
 from emocap_pretrain.evaluation.paired import (
     Difference,
-    difference,
+    differences,
     folds_of,
     groups_of,
     holm,
@@ -192,7 +192,8 @@ def _compared(
     first = results[0]
     refusals = [() if each is None or first is None else _refusals(first, each) for each in results]
     names = dict.fromkeys(score.name for each in results if each for score in each.scores)
-    rows = [_row(name, results, refusals) for name in names]
+    changes = [{} if refused else _changes(first, each) for each, refused in zip(results, refusals, strict=True)]
+    rows = [_row(name, results, changes) for name in names]
     groups = tuple(groups_by(each, by, least=least) if each else () for each in results)
     return TaskComparison(task, benchmark, tuple(results), tuple(rows), tuple(refusals), groups)
 
@@ -204,14 +205,19 @@ def _refusals(first: TaskResult, other: TaskResult) -> tuple[str, ...]:
     return tuple(dict.fromkeys(reason for one, another in pairs for reason in mismatches(one, another)))
 
 
-def _row(name: str, results: Sequence[TaskResult | None], refusals: Sequence[Sequence[str]]) -> ScoreRow:
-    scores = [_score(name, each) for each in results]
-    first = results[0]
-    differences = [
-        None if number == 0 or refused or not first or not each else _difference(name, first, each)
-        for number, (each, refused) in enumerate(zip(results, refusals, strict=True))
-    ]
-    return ScoreRow(tuple(scores), tuple(differences))
+def _row(name: str, results: Sequence[TaskResult | None], changes: Sequence[Mapping[str, Difference]]) -> ScoreRow:
+    return ScoreRow(tuple(_score(name, each) for each in results), tuple(each.get(name) for each in changes))
+
+
+def _changes(first: TaskResult | None, other: TaskResult | None) -> dict[str, Difference]:
+    """Returns the difference of each score that both results have and that follows from their outcomes."""
+    if first is None or other is None or first is other:
+        return {}
+    names = {score.name for score in first.scores} & {score.name for score in other.scores}
+    found: dict[str, Difference] = {}
+    for one, another in zip(_outcomes(first), _outcomes(other), strict=False):
+        found |= differences(one, another, names)
+    return found
 
 
 def _score(name: str, result: TaskResult | None) -> Score | None:
@@ -224,16 +230,6 @@ def _score(name: str, result: TaskResult | None) -> Score | None:
         if metric:
             return score.within(bootstrap(metric, groups_of(outcomes, samples)))
     return score
-
-
-def _difference(name: str, first: TaskResult, other: TaskResult) -> Difference | None:
-    stated = [{score.name for score in each.scores} for each in (first, other)]
-    if not all(name in each for each in stated):
-        return None
-    for one, another in zip(_outcomes(first), _outcomes(other), strict=False):
-        if name in metrics_of(one[0]):
-            return difference(name, one, another)
-    return None
 
 
 def _corrected(tasks: Sequence[TaskComparison]) -> list[TaskComparison]:

@@ -6,7 +6,7 @@ scipy is imported within a function, because its import takes time and most comm
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -88,32 +88,50 @@ def mismatches(one: tuple[Outcomes, Samples], other: tuple[Outcomes, Samples]) -
     return [f"{count:,} {what}" for count, what in found if count]
 
 
-def difference(name: str, one: tuple[Outcomes, Samples], other: tuple[Outcomes, Samples]) -> Difference | None:
-    """Compares a score of two models on the same samples (`mismatches` is empty); None if it has no such score.
+def differences(
+    one: tuple[Outcomes, Samples], other: tuple[Outcomes, Samples], names: Collection[str] | None = None
+) -> dict[str, Difference]:
+    """Compares the scores of two models on the same samples (`mismatches` is empty).
 
     If every sample is alone in its group, the share of right samples is compared by McNemar's exact test, that is, a
     binomial test of the samples on which exactly one model is right (Q. McNemar, 1947). Other scores, and samples that
     belong to persons or clips, are compared by a paired bootstrap that draws whole groups. The interval is always that
-    of the bootstrap.
+    of the bootstrap. All scores are computed from the same draws.
+
+    Args:
+        one: The outcomes of the first model, with their samples.
+        other: Those of the other model.
+        names: The scores that are compared; None compares all that follow from the outcomes.
     """
     places = {key: place for place, key in enumerate(keys_of(*other))}
     order = np.array([places[key] for key in keys_of(*one)], dtype=np.int64)
     groups, folds = groups_of(*one), folds_of(*one)
     ours, theirs = (metrics_of(outcomes, folds) for outcomes in (one[0], part(other[0], order)))
-    if name not in ours or name not in theirs:
-        return None
+    compared = [name for name in ours if name in theirs and (names is None or name in names)]
+    drawn: dict[str, list[np.ndarray]] = {name: [] for name in compared}
+    for weights in draws(groups, DRAWS if compared else 0):
+        for name in compared:
+            drawn[name].append(theirs[name](weights) - ours[name](weights))
     everything = np.ones((1, len(groups)))
-    value = float(theirs[name](everything)[0] - ours[name](everything)[0])
-    found = np.concatenate([theirs[name](weights) - ours[name](weights) for weights in draws(groups, DRAWS)])
-    found = found[np.isfinite(found)]
+    are_alone = not has_groups(groups) and folds is None
+    found: dict[str, Difference] = {}
+    for name in compared:
+        value = float(theirs[name](everything)[0] - ours[name](everything)[0])
+        found[name] = _by_bootstrap(value, np.concatenate(drawn[name]))
+        if name in ACCURACIES and are_alone:
+            p = mcnemar(_is_right(one[0]), _is_right(other[0])[order])
+            found[name] = replace(found[name], p=p, test="exact McNemar test")
+    return found
+
+
+def _by_bootstrap(value: float, drawn: Float[np.ndarray, " draws"]) -> Difference:
+    drawn = drawn[np.isfinite(drawn)]
     interval = None
-    if found.size:
-        low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    if drawn.size:
+        low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         interval = (float(low), float(high))
-    if name in ACCURACIES and not has_groups(groups) and folds is None:
-        return Difference(value, interval, mcnemar(_is_right(one[0]), _is_right(other[0])[order]), "exact McNemar test")
-    fewer = min(int((found <= 0).sum()), int((found >= 0).sum()))
-    return Difference(value, interval, min(1.0, 2 * (fewer + 1) / (len(found) + 1)), "paired bootstrap")
+    fewer = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
+    return Difference(value, interval, min(1.0, 2 * (fewer + 1) / (len(drawn) + 1)), "paired bootstrap")
 
 
 def mcnemar(one: np.ndarray, other: np.ndarray) -> float:

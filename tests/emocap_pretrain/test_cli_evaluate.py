@@ -200,6 +200,9 @@ def test_results_are_logged_below_the_run_and_replace_none_of_its_own(
     assert logged.data.metrics == values
     assert logged.data.tags["zero_shot/domain"] == "in domain"
     assert json.loads(Path(client.download_artifacts(logged.info.run_id, "results.json")).read_text()) == found
+    page = Path(client.download_artifacts(logged.info.run_id, "report.html")).read_text(encoding="utf-8")
+    assert page.startswith("<!doctype html>")
+    assert "zero_shot" in page
     pictures = client.list_artifacts(logged.info.run_id, "pictures/zero_shot")
     assert [each.path for each in pictures] == ["pictures/zero_shot/confusion.png"]
     assert logged.data.params["evaluation.url"] == faces

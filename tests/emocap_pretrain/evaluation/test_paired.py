@@ -9,7 +9,7 @@ from sklearn.metrics import f1_score, recall_score
 from torchmetrics.functional.regression import concordance_corrcoef, mean_squared_error, pearson_corrcoef
 
 from emocap_pretrain.evaluation.intervals import draws
-from emocap_pretrain.evaluation.paired import difference, holm, mcnemar, metrics_of, mismatches, part
+from emocap_pretrain.evaluation.paired import Difference, differences, holm, mcnemar, metrics_of, mismatches, part
 from emocap_pretrain.run_folder.outcomes import (
     AnswerOutcomes,
     ClassOutcomes,
@@ -22,6 +22,10 @@ from emocap_pretrain.run_folder.outcomes import (
 RANDOM = np.random.default_rng(7)
 OF = samples(60)
 ROWS = tuple(range(60))
+
+
+def difference(name: str, one: tuple[Outcomes, Samples], other: tuple[Outcomes, Samples]) -> Difference | None:
+    return differences(one, other, [name]).get(name)
 
 
 def outcomes(kind: str) -> Outcomes:
