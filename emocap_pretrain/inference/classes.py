@@ -59,6 +59,30 @@ class Classification:
         return [[(self.classes[number], float(row[number])) for number in numbers] for numbers, row in rows]
 
 
+@dataclass(frozen=True, slots=True)
+class LabelPrediction:
+    """Holds what the head of a fine-tuned model predicts for one label.
+
+    Attributes:
+        classes: The names of the classes, in the order of the columns; None for a label with numbers.
+        values: For classes the softmax of the outputs of the head, whose rows sum to 1 and which are not calibrated;
+            otherwise one column with the predicted numbers.
+    """
+
+    classes: tuple[str, ...] | None
+    values: Float[np.ndarray, "images outputs"]
+
+    @classmethod
+    def of(cls, classes: Sequence[str] | None, outputs: Float[Tensor, "images outputs"]) -> "LabelPrediction":
+        """Returns the prediction that belongs to outputs of the head; `classes` is None for numbers."""
+        return cls(tuple(classes) if classes else None, (outputs.softmax(1) if classes else outputs).numpy())
+
+    @property
+    def best(self) -> list[str]:
+        """Returns the name of the most probable class of each image; an empty list for a label with numbers."""
+        return [self.classes[number] for number in self.values.argmax(1)] if self.classes else []
+
+
 def words_of_classes(prompts: Sequence[str] | Mapping[str, str | Sequence[str]]) -> dict[str, tuple[str, ...]]:
     """Returns the words of each class by its name.
 

@@ -28,6 +28,7 @@ from emocap_pretrain.errors import ConfigError, DataError
 from emocap_pretrain.inference.alignment import LocalAlignment
 from emocap_pretrain.inference.classes import (
     Classification,
+    LabelPrediction,
     checked_ensemble,
     checked_templates,
     class_cosines,
@@ -226,6 +227,29 @@ class EmotionModel:
             columns = class_embeddings(self._embedder, texts, classes)
         vectors = torch.from_numpy(self.embed_images(images, batch_size=batch_size))
         return Classification.of(tuple(classes), class_cosines(vectors, columns, combined), self._embedder.model.scale)
+
+    def predict_labels(self, images: Iterable[ImageSource], *, batch_size: int = BATCH) -> dict[str, LabelPrediction]:
+        """Returns what the head of a fine-tuned model predicts, by the name of the label (`objective.labels`).
+
+        Args:
+            images: The images.
+            batch_size: Number of images of one pass of the tower.
+
+        Raises:
+            ConfigError: If the model was not trained on labels, so it has no head.
+            DataError: If an image cannot be read.
+        """
+        labels = self._embedder.model.labels
+        if not labels:
+            raise ConfigError("the model has no head: train one with objective.labels.")
+        _check_batch_size(batch_size)
+        found, parts = crops(_several(images), self.pixels, ahead=2 * batch_size), list[Tensor]()
+        while batch := list(islice(found, batch_size)):
+            parts.append(self._embedder.crops_and_pooled([crop for _, crop in batch])[1])
+        if not parts:
+            return {label.name: LabelPrediction.of(label.classes, torch.zeros(0, label.outputs)) for label in labels}
+        outputs = self._embedder.head_outputs(torch.cat(parts))
+        return {label.name: LabelPrediction.of(label.classes, outputs[label.name]) for label in labels}
 
     def attention_map(self, image: ImageSource, sentence: str) -> AttentionMap:
         """Returns an attention map: which patches of an image a sentence such as "the brows are raised" is about.

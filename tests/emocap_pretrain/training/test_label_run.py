@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from emocap_shards.inspecting.label_values import label_values
@@ -12,6 +13,7 @@ from emocap_shards.store import open_store
 from pretrain_fakes import FakeRuntime, changed, stand_alone
 from sklearn.metrics import balanced_accuracy_score
 
+import emocap_pretrain as emocap
 from emocap_pretrain.benchmarks.catalogue import card
 from emocap_pretrain.checkpoint.manifest import committed
 from emocap_pretrain.config.objective import LabelConfig
@@ -111,6 +113,13 @@ def test_the_report_has_the_scores_of_the_head_that_a_checkpoint_restores(
     errors = outputs[:, -1].detach() - torch.tensor([each["arousal"] for each in features.labels])
     assert scores["fine_tuned_numbers/arousal_rmse"] == pytest.approx(float(errors.square().mean().sqrt()), rel=1e-5)
     assert restored.model.head.weight.any()
+    # The Python interface gives the same predictions of images.
+    images = [sample.content.crops(16)[0] for sample in PackedSource(faces).examples(range(3))]  # pyright: ignore[reportAttributeAccessIssue]
+    found = emocap.load(run.url).predict_labels(images, batch_size=2)
+    assert found["emotion"].best == predicted[:3]
+    np.testing.assert_allclose(found["emotion"].values.sum(1), 1, rtol=1e-6)
+    np.testing.assert_allclose(found["arousal"].values[:, 0], outputs[:3, -1].detach(), rtol=1e-4, atol=1e-5)
+    assert found["arousal"].best == []
     # Our own format of exports keeps the head, and the others say that they do not.
     portable.write(restored, tmp_path)
     again = portable.read(tmp_path).model.state_dict()
@@ -195,3 +204,7 @@ def test_a_benchmark_is_scored_by_a_head_only_if_the_settings_ask_for_it() -> No
     # The head of one label of classes is taken, whatever its name is.
     head = LabelConfig.model_validate({"name": "feeling", "classes": ["a", "b"]})
     tasks.require_head(EvaluationConfig(tasks=("fine_tuned_classes",), label="class"), [head])
+    others = [head, head.model_copy(update={"name": "mood"})]
+    for other, said in ((others, "has a head for the labels feeling, mood"), ([], "has no head that predicts classes")):
+        with pytest.raises(ConfigError, match=said):
+            tasks.require_head(EvaluationConfig(tasks=("fine_tuned_classes",), label="class"), other)
