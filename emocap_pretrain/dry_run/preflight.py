@@ -157,7 +157,7 @@ def preflight(
     # The estimate builds the model, so it needs settings without problems. A run with a checkpoint is not estimated.
     if not checkpoint and not found.problems:
         _model(config, devices, known, found)
-    found.collect(lambda: tasks.require_head(config.evaluation, config.objective.labels))
+    found.collect(lambda: tasks.require_head(tasks.tasks_of(config.evaluation), config.objective.labels))
     unprepared = prepare_tasks and not tasks.were_prepared(checkpoint, config.stored()["evaluation"])
     found.collect(lambda: evaluation(config.evaluation, found, prepare_tasks=unprepared))
     if config.steps == 0 and config.evaluation.url is None:

@@ -118,21 +118,21 @@ def prepare(settings: EvaluationConfig, *, has_local: bool = True, seconds: floa
     return [note for task in tasks if sources for note in task.prepare(_of(task, sources), seconds=seconds)]
 
 
-def require_head(settings: EvaluationConfig, labels: Sequence[LabelConfig]) -> None:
-    """Checks that the head of a model predicts the labels that the tasks of the settings score.
+def require_head(tasks: Sequence[Task], labels: Sequence[LabelConfig]) -> None:
+    """Checks that the head of a model predicts the labels that the tasks score.
 
     Args:
-        settings: The tasks and their labels.
+        tasks: The tasks, of which those without a head are not checked.
         labels: The labels that the head predicts (`objective.labels`); empty if the model has no head.
 
     Raises:
         ConfigError: If a task scores a label that the head does not predict.
     """
-    for task in tasks_of(settings):
+    for task in tasks:
         if isinstance(task, FineTunedClasses):
-            label_of_classes(labels, settings.label)
+            label_of_classes(labels, task.settings.label)
         elif isinstance(task, FineTunedNumbers):
-            require_numbers(labels, settings.numbers)
+            require_numbers(labels, task.settings.numbers)
 
 
 def sources_of(settings: EvaluationConfig, tasks: Sequence[Task]) -> dict[SplitName, ExampleSource]:
@@ -260,6 +260,8 @@ def run(
     Raises:
         ConfigError, LostContact: As `evaluate` does.
     """
+    if with_head := [task for task in tasks if isinstance(task, NEED_A_HEAD)]:
+        require_head(with_head, extraction.embedder.model.labels)
     parts = tuple(dict.fromkeys(part for task in tasks for part in task.parts))
     with_maps = _check_maps(tasks, has_local=extraction.embedder.local is not None)
     needed = {split for task in tasks for split in task.splits}

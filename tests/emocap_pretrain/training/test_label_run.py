@@ -203,8 +203,9 @@ def test_a_benchmark_is_scored_by_a_head_only_if_the_settings_ask_for_it() -> No
     assert [task.name for task in tasks_of(EvaluationConfig(tasks=("fine_tuned_classes",)), about)] == NAMED[:1]
     # The head of one label of classes is taken, whatever its name is.
     head = LabelConfig.model_validate({"name": "feeling", "classes": ["a", "b"]})
-    tasks.require_head(EvaluationConfig(tasks=("fine_tuned_classes",), label="class"), [head])
+    named = tasks.tasks_of(EvaluationConfig(tasks=("fine_tuned_classes",), label="class"))
+    tasks.require_head(named, [head])
     others = [head, head.model_copy(update={"name": "mood"})]
     for other, said in ((others, "has a head for the labels feeling, mood"), ([], "has no head that predicts classes")):
         with pytest.raises(ConfigError, match=said):
-            tasks.require_head(EvaluationConfig(tasks=("fine_tuned_classes",), label="class"), other)
+            tasks.require_head(named, other)
