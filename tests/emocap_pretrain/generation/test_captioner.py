@@ -56,6 +56,7 @@ def test_bf16_rounds_the_products_and_keeps_the_weights(language):
     assert exact != rounded
     assert rounded == pytest.approx(exact, rel=0.05)
     assert {each.dtype for each in language.model.parameters()} == {torch.float32}
+    assert len(Captioner(projector, language, precision="bf16").written(images(2))) == 2
 
 
 def test_only_the_projector_gets_gradients(captioner):
