@@ -60,5 +60,6 @@ SUITE = Suite(
         )
     },
     reports=(Report(name="captions", whats=(captions.WHAT,), markdown=tables.markdown),),
+    page="captions.md",
     errors=(EmocapError,),
 )

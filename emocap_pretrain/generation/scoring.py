@@ -18,7 +18,7 @@ from emocap_pretrain.generation.captioner import Captioner
 from emocap_pretrain.generation.metrics import METRICS, CaptionMetric, Measured, need_libraries
 from emocap_pretrain.generation.patches import PatchFiles
 
-BATCH = 32
+BATCH = 128
 FLOORS: Mapping[str, str] = {
     "random_image": "random image",
     "nearest_image": "nearest image",
