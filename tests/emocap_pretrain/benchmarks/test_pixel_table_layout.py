@@ -36,12 +36,22 @@ def test_the_pixels_of_a_row_are_the_image_of_its_item(tmp_path: Path) -> None:
     assert problems == []
 
 
+@pytest.mark.parametrize("blank", [" ", "  ", "\t"])
+def test_numbers_between_other_blanks_are_read_as_well(blank: str, tmp_path: Path) -> None:
+    """The fast way reads single blanks only."""
+    numbers = np.random.default_rng(0).integers(0, 256, 48 * 48)
+    reader = fer2013(tmp_path, f"3,{blank.join(map(str, numbers))},PrivateTest\n")
+    ((item,), _) = read(reader, tmp_path, "test")
+    assert isinstance(item.media, np.ndarray)
+    np.testing.assert_array_equal(item.media.ravel(), numbers)
+
+
 def test_the_columns_are_found_by_their_names(tmp_path: Path) -> None:
     reader = fer2013(tmp_path, f"PrivateTest,0,{GREY}\n", header="Usage, emotion, pixels\n")
     assert [item.class_name for item in read(reader, tmp_path, "test")[0]] == ["anger"]
 
 
-@pytest.mark.parametrize("pixels", ["1 2 3", GREY + " 7", GREY[:-1] + "256", GREY[:-1] + "x", ""])
+@pytest.mark.parametrize("pixels", ["1 2 3", GREY + " 7", GREY[:-1] + "256", GREY[:-1] + "1007", GREY[:-1] + "x", ""])
 def test_pixels_that_are_not_an_image_are_a_problem(pixels: str, tmp_path: Path) -> None:
     reader = fer2013(tmp_path, f"0,{pixels},PrivateTest\n")
     assert read(reader, tmp_path, "test")[1] == [Problem("the pixels are not an image", "fer2013.csv:2")]
