@@ -35,7 +35,7 @@ def load(
     Args:
         source: The folder or URL of a run, or `run:URL@step`; a folder that `emocap export --to safetensors` has
             written; or the folder, file or hub name of a model of another library, as for the setting `model.from`
-            (docs/weights.md).
+            (docs/weights.md), or of an image tower of timm, which cannot embed texts.
         step: Step of the checkpoint; None takes the newest one.
         weights: "raw" takes the weights of the step, and "ema" their moving average. None takes the average if the run
             keeps one.

@@ -6,19 +6,26 @@ beside the run, and a repeated command reads them from this file.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.machine import Occasion, versions
 from benchmarks.harness.record import Measurement, measured
+from emocap_pretrain.evaluation import tasks
+from emocap_pretrain.evaluation.linear_probe import LinearProbe
+from emocap_pretrain.evaluation.task import Task
+from emocap_pretrain.evaluation.zero_shot import ZeroShot
 from emocap_pretrain.inference.embedder import Embedder
-from emocap_pretrain.interop.restore import restore
+from emocap_pretrain.interop.restore import Restored, restore
+from emocap_pretrain.ranks.group import RankGroup
+from emocap_pretrain.ranks.info import Rank
 
-from . import scores
 from .trainings import steps_of, trained
 
 PROMPTED, PROBED = "recall by prompts", "recall of a linear probe"
+_TASKS = (ZeroShot, LinearProbe)
+_ALONE = RankGroup(Rank(), "cpu", None)
 _VERSIONS = ("torch", "timm", "transformers", "scikit-learn")
 
 
@@ -74,22 +81,26 @@ def _scored(
         )
 
 
+def _metrics(restored: Restored, data: Path, split: str, *chosen: type[Task]) -> Mapping[str, float]:
+    """Returns the scores of tasks on a split. A probe learns from the split `train`, and chooses on `valid`."""
+    urls = {key: str((data / name).absolute()) for key, name in (("train_url", "train"), ("valid_url", "valid"))}
+    changes = {"url": str((data / split).absolute()), **urls, "tasks": tuple(task.name for task in chosen)}
+    settings = restored.config.evaluation.model_copy(update=changes)
+    results = tasks.evaluate(settings, Embedder.of(restored, "cpu"), _ALONE, url=split)
+    return {name: value for result in results for name, value in result.metrics().items()}
+
+
 def _scores(folder: Path, data: Path) -> Mapping[str, Any]:
     """Returns the scores of a run on the split `test`, from a file if they have been computed before."""
     file = folder.with_name(f"{folder.name}-scores.json")
     if not file.exists():
         restored = restore(str(folder.absolute()))
-        embedder = Embedder(restored.model, restored.tokenizer)
-        splits = {name: str((data / name).absolute()) for name in ("train", "valid", "test")}
-        settings = restored.config.evaluation
-        by_prompts = {
-            name: scores.prompted(embedder, settings.model_copy(update={"url": splits[name]}))
-            for name in ("valid", "test")
-        }
-        probe, inverse_strength = scores.probe(*(scores.features(embedder, url) for url in splits.values()))
+        on_test = _metrics(restored, data, "test", *_TASKS)
+        on_valid = _metrics(restored, data, "valid", ZeroShot)
+        prompted, probe = ({name: on_test[f"{task.name}/{name}"] for name in ("uar", "war")} for task in _TASKS)
         found = {
-            "prompted": {**asdict(by_prompts["test"]), "more": {"valid_uar": by_prompts["valid"].uar}},
-            "probe": {**asdict(probe), "more": {"inverse_strength": inverse_strength}},
+            "prompted": {**prompted, "more": {"valid_uar": on_valid[f"{ZeroShot.name}/uar"]}},
+            "probe": {**probe, "more": {"inverse_strength": on_test[f"{LinearProbe.name}/inverse_strength"]}},
         }
         written = file.with_suffix(".part")
         written.write_text(json.dumps(found))

@@ -1,4 +1,4 @@
-"""Defines `emocap evaluate`, which runs evaluation tasks on a checkpoint.
+"""Defines `emocap evaluate`, which runs evaluation tasks on a checkpoint, or on a model of another library.
 
 The checkpoint may come from a stranger. So the dataset that the checkpoint's config names is not read unless the user
 gives `--stored-data`, and the tracking server in this config is never contacted. With `--config`, the user's own config
@@ -7,6 +7,7 @@ is used in place of the checkpoint's config. Settings on the command line take p
 """
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,8 +30,9 @@ from emocap_pretrain.cli.options import (
     parsed_classes,
 )
 from emocap_pretrain.cli.reach import need_answer
-from emocap_pretrain.config.fields import Ensemble
+from emocap_pretrain.config.fields import Ensemble, ImageCrop
 from emocap_pretrain.config.load import unresolved, with_section
+from emocap_pretrain.config.location import INERT, RUN_PREFIX
 from emocap_pretrain.config.schema import ClusterConfig, Config, EvaluationConfig, TrackingConfig
 from emocap_pretrain.errors import ConfigError, TrackingError
 from emocap_pretrain.interop.settings import load_config
@@ -55,8 +57,9 @@ if TYPE_CHECKING:
     from emocap_pretrain.evaluation.on_benchmarks import BenchmarkCopy
     from emocap_pretrain.evaluation.result_file import ResultFile
     from emocap_pretrain.evaluation.subgroups import Subgroups
+    from emocap_pretrain.inference.embedder import Embedder
+    from emocap_pretrain.inference.opened import Activation, OpenedModel
     from emocap_pretrain.interop.restore import Restored
-    from emocap_pretrain.ranks.group import RankGroup
 
 LARGEST_BATCH = 1024  # Limits the batch size that a stored config can request.
 RESULTS_FILE, PAGE_FILE = "results.json", "report.html"
@@ -123,6 +126,14 @@ TrainedOn = Annotated[
 FacesFrom = Annotated[
     list[str] | None, typer.Option(metavar="NAME", help="A set from which the faces of --data are; can be repeated.")
 ]
+Crop = Annotated[
+    ImageCrop | None,
+    typer.Option(help="Resize the central square of an image, or the whole image; default as the model was published."),
+]
+ActivationName = Annotated[
+    Literal["quick_gelu", "gelu", "gelu_tanh"] | None,
+    typer.Option("--activation", help="Activation, for a file of another library that does not contain it."),
+]
 Tracking = Annotated[
     str | None, typer.Option(metavar="URI", help="Log the results to this MLflow server, as a child of the run.")
 ]
@@ -148,7 +159,7 @@ class _Request:
     """Holds what is evaluated.
 
     Attributes:
-        run_url: The folder or URL of the run.
+        model: The name of the model, as the user gave it.
         own: The config of the user; None takes that of the checkpoint, which is not trusted.
         step: Step of the checkpoint; None is the newest one.
         weights: The weights of the step, or their moving average; None is the average if the run has it.
@@ -156,11 +167,12 @@ class _Request:
         shares: The shares of further interpolations, which are evaluated as well.
         changes: The evaluation settings of the command line by their names.
         may_read: Whether the command may read the dataset that the config names.
+        activation: The activation of the towers, for a file of another library that does not contain it.
         copies: Copies of benchmarks. If there are any, no other dataset is read.
         trained_on: Names of sets, and packed datasets, from which the captions of the model came.
     """
 
-    run_url: str
+    model: str
     own: Config | None
     step: int | None
     weights: Weights | None
@@ -168,6 +180,7 @@ class _Request:
     shares: tuple[float, ...]
     changes: dict[str, Any]
     may_read: bool
+    activation: "Activation | None" = None
     copies: "tuple[BenchmarkCopy, ...]" = ()
     trained_on: tuple[str, ...] = ()
 
@@ -175,27 +188,81 @@ class _Request:
         if self.shares and self.interpolate is not None:
             raise ConfigError("--curve evaluates interpolations with several shares, --interpolate with one: give one.")
 
+    @property
+    def run_url(self) -> str:
+        """Returns the URL of the run, if the model is one."""
+        from emocap_pretrain.inference.opened import where_is
+        from emocap_pretrain.interop.source import run_and_step
+
+        return run_and_step(self.model)[0] if self.model.startswith(RUN_PREFIX) else where_is(self.model)
+
+    @property
+    def is_foreign(self) -> bool:
+        """Returns whether the model is one of another library."""
+        from emocap_pretrain.inference.opened import is_of_another_library, where_is
+
+        return is_of_another_library(where_is(self.model))
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """Holds a model before its evaluation.
+
+    Attributes:
+        model: The model.
+        config: The config of its run with the evaluation settings; for a model of another library, only these count.
+        start: The weights with which the run began, if they are needed; otherwise empty.
+    """
+
+    model: "OpenedModel"
+    config: Config
+    start: "dict[str, Tensor]"
+
 
 @dataclass(frozen=True, slots=True)
 class _Evaluated:
-    """Holds the model of the run at `run_url` with its results, and the results of interpolations of its weights."""
+    """Holds the results of a model, and those of interpolations of its weights.
 
-    run_url: str
-    restored: "Restored"
+    Attributes:
+        model: The name that the user gave.
+        config: The config with the evaluation settings.
+        embedder: The model.
+        restored: The checkpoint, if the model is one of this project.
+        results: The results.
+        other_weights: The results of interpolations.
+    """
+
+    model: str
+    config: Config
+    embedder: "Embedder"
+    restored: "Restored | None"
     results: tuple[TaskResult, ...]
     other_weights: tuple[OtherWeights, ...]
     has_copies: bool = False
 
     @property
     def weights(self) -> str:
-        """Returns which weights were evaluated, as the end of a title; empty if the run has only those of the step."""
-        share, average = self.restored.share, self.restored.config.ema
-        named = f", {WEIGHTS_TITLES[self.restored.weights]}" if average else ""
-        return named if share is None else f"{named}, interpolated with share {share:g}"
+        """Returns which weights were evaluated; empty if the model has only one kind."""
+        if self.restored is None:
+            return ""
+        share, average = self.restored.share, self.config.ema
+        named = [WEIGHTS_TITLES[self.restored.weights]] if average else []
+        return ", ".join(named if share is None else [*named, f"interpolated with share {share:g}"])
+
+    def title(self, name: str) -> str:
+        """Returns the name with the step and the weights of the checkpoint, if there is one."""
+        weights = f", {self.weights}" if self.weights else ""
+        return f"Step {self.restored.step} of {name}{weights}" if self.restored else name
 
 
 def command(  # noqa: PLR0913, PLR0917 - one argument for each option
-    run_url: Annotated[str | None, typer.Argument(help="Folder or URL of a run.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="Folder or URL of a run, run:URL@STEP, an export, or a folder, file or hub name of a CLIP, SigLIP or "
+            "timm model."
+        ),
+    ] = None,
     data: Data = None,
     benchmark: Benchmarks = None,
     train: Train = None,
@@ -217,6 +284,8 @@ def command(  # noqa: PLR0913, PLR0917 - one argument for each option
     every_prompt_set: EveryPromptSet = False,
     trained_on: TrainedOn = None,
     faces_from: FacesFrom = None,
+    crop: Crop = None,
+    activation: ActivationName = None,
     device: Device = "auto",
     tracking: Tracking = None,
     picture: Picture = None,
@@ -229,14 +298,14 @@ def command(  # noqa: PLR0913, PLR0917 - one argument for each option
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Evaluate a checkpoint of a run, on one device or, under torchrun or srun, on all ranks."""
+    """Evaluate a model of a run or of another library, on one device or, under torchrun or srun, on all ranks."""
     show_logs()
     with errors_as_lines(debug=debug):
         if list_tasks:
             _list_tasks(as_json=as_json)
             return
-        if run_url is None:
-            raise ConfigError("give the folder or URL of a run, or --list.")
+        if model is None:
+            raise ConfigError("give the folder or URL of a run, a model of another library, or --list.")
         own = load_config(config) if config else None
         named = {
             "url": data,
@@ -251,6 +320,7 @@ def command(  # noqa: PLR0913, PLR0917 - one argument for each option
             "faces_from": faces_from or None,
             "group": group,
             "by": labels_of(by) if by else None,
+            "crop": crop,
         }
         changes = _changes(named, classes, prompts)
         may_read = stored_data or own is not None
@@ -259,9 +329,9 @@ def command(  # noqa: PLR0913, PLR0917 - one argument for each option
         copies = _copies(
             benchmark or (), alone=not (group or by or data or stored_data or train or valid or curve or picture)
         )
-        captions = tuple(trained_on or ())
+        shares, captions = _shares(curve), tuple(trained_on or ())
         request = _Request(
-            run_url, own, step, weights, interpolate, _shares(curve), changes, may_read, copies, captions
+            model, own, step, weights, interpolate, shares, changes, may_read, activation, copies, captions
         )
         if evaluated := _evaluated(request, device):
             _show(evaluated, as_json=as_json, least=least_group)
@@ -343,6 +413,8 @@ def _evaluated(request: _Request, device: str) -> _Evaluated | None:
     """
     import torch
 
+    from emocap_pretrain.evaluation import on_benchmarks
+    from emocap_pretrain.evaluation.domain import with_domains
     from emocap_pretrain.evaluation.other_weights import curve
     from emocap_pretrain.ranks.join import joined
     from emocap_pretrain.training.conclusion import evaluated
@@ -354,33 +426,26 @@ def _evaluated(request: _Request, device: str) -> _Evaluated | None:
     with joined(request.own.cluster if request.own else ClusterConfig(), runtime) as world:
         everyone = world.patient("evaluation")
         # Only rank 0 reads the checkpoint. An error there, such as a wrong option, is raised on all ranks.
-        restored, start = everyone.run_on_main(partial(_prepared, request))
+        found = everyone.run_on_main(partial(_prepared, request))
+        config, embedder, restored = found.config, found.model.embedder.on(world.device), found.model.restored
         training = everyone.run_on_main(partial(_training_captions, request, restored))
         if request.copies:
-            results = _on_benchmarks(request, restored, everyone, world.device, training)
+            results = on_benchmarks.evaluate(request.copies, config.evaluation, embedder, everyone)
+            results = with_domains(results, training, config.evaluation, url=None)
         else:
-            results = evaluated(restored, everyone, world.device, training)
-        other_weights = curve(restored, start, request.shares, everyone)
+            results = evaluated(config, embedder, everyone, training)
+        other_weights: tuple[OtherWeights, ...] = ()
+        if restored:
+            restored = replace(restored, config=config)
+            other_weights = curve(restored, found.start, request.shares, everyone)
         if not world.is_main:
             return None
-        return _Evaluated(request.run_url, restored, results, other_weights, has_copies=bool(request.copies))
+        return _Evaluated(
+            request.model, config, embedder, restored, results, other_weights, has_copies=bool(request.copies)
+        )
 
 
-def _on_benchmarks(
-    request: _Request, restored: "Restored", everyone: "RankGroup", device: str, training: "TrainingCaptions"
-) -> tuple[TaskResult, ...]:
-    """Returns the results on all copies of benchmarks, on every rank. This is a collective."""
-    from emocap_pretrain.evaluation import on_benchmarks
-    from emocap_pretrain.evaluation.domain import with_domains
-    from emocap_pretrain.inference.embedder import Embedder
-
-    embedder = Embedder.of(restored, device)
-    settings = restored.config.evaluation
-    results = on_benchmarks.evaluate(request.copies, settings, embedder, everyone)
-    return with_domains(results, training, settings, url=None)
-
-
-def _training_captions(request: _Request, restored: "Restored") -> "TrainingCaptions":
+def _training_captions(request: _Request, restored: "Restored | None") -> "TrainingCaptions":
     """Returns what the run's config and the user say about the captions of the model.
 
     The packed datasets that the user names are read. Those that the config names are not.
@@ -399,35 +464,59 @@ def _training_captions(request: _Request, restored: "Restored") -> "TrainingCapt
         if "did you mean" in hint:  # Other names are the user's own.
             log.warning("--trained-on %s: no benchmark has this name%s", name, hint)
     words = caption_words(urls) if urls else None
-    return TrainingCaptions.of_run(restored.config.stored()).also(names, urls, words)
+    of_run = TrainingCaptions.of_run(restored.config.stored()) if restored else TrainingCaptions()
+    return of_run.also(names, urls, words)
 
 
-def _prepared(request: _Request) -> "tuple[Restored, dict[str, Tensor]]":
+def _prepared(request: _Request) -> _Prepared:
     """Returns the model with the settings of its evaluation, and the weights of its start if they are needed.
 
     A wrong label or class is reported here, before the model reads the first image.
     """
     from emocap_pretrain.evaluation import on_benchmarks, tasks
-    from emocap_pretrain.interop.restore import restore, restore_start
+    from emocap_pretrain.inference.opened import open_model
+    from emocap_pretrain.interop.restore import restore_start
 
     run_url, own = request.run_url, request.own
-    need_answer(run_url, RUN_FILE)
-    restored = restore(run_url, step=request.step, config=own, weights=request.weights, interpolate=request.interpolate)
+    if request.is_foreign and request.shares:
+        raise ConfigError(f"--curve interpolates with the start of a run, and {request.model} is none: leave it out.")
+    if not (request.is_foreign or ("://" not in run_url and Path(run_url).exists())):
+        need_answer(run_url, RUN_FILE)
+    model = open_model(
+        request.model,
+        step=request.step,
+        config=own,
+        weights=request.weights,
+        interpolate=request.interpolate,
+        activation=request.activation,
+    )
+    config = model.restored.config if model.restored else own or _placeholder(request.model)
     start = restore_start(run_url, config=own).state_dict() if request.shares else {}
     # A stranger may have written the config in a checkpoint.
-    stored_batch = restored.config.evaluation.batch
+    stored_batch = config.evaluation.batch
     bounded = request.changes if own else {**request.changes, "batch": min(stored_batch, LARGEST_BATCH)}
     if request.copies:
         # Tasks that a config names are for its own dataset, and a stranger may have named the cache.
         of_stranger = {} if request.may_read else {"cache": None}
-        config = with_section(restored.config, "evaluation", {"tasks": None, **of_stranger, **bounded})
-        on_benchmarks.prepare(request.copies, config.evaluation)
-        return replace(restored, config=config), start
-    config = _with_settings(restored.config, bounded, may_read=request.may_read)
-    has_local = config.objective.local > 0
-    for note in tasks.prepare(config.evaluation, has_local=has_local, seconds=tasks.PREPARE_S):
+        config = with_section(config, "evaluation", {"tasks": None, **of_stranger, **bounded})
+        notes = on_benchmarks.prepare(request.copies, config.evaluation, has_texts=model.embedder.has_texts)
+    else:
+        config = _with_settings(config, bounded, may_read=request.may_read)
+        tasks.require_texts(config.evaluation, has_texts=model.embedder.has_texts)
+        has_local = model.embedder.local is not None
+        notes = tasks.prepare(config.evaluation, has_local=has_local, seconds=tasks.PREPARE_S)
+    for note in notes:
         log.warning("%s", note)
-    return replace(restored, config=config), start
+    return _Prepared(model, config, start)
+
+
+def _placeholder(name: str) -> Config:
+    """Returns a config for a model of another library, of which only the section `evaluation` is used."""
+    short = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(name).name).lstrip("-_.") or "model"
+    return Config.model_validate(
+        {"name": short, "url": "not recorded", "steps": 0, "global_batch": 1, "data": {"url": "not recorded"}},
+        context=INERT,
+    )
 
 
 def _with_settings(config: Config, changes: dict[str, Any], *, may_read: bool) -> Config:
@@ -492,20 +581,19 @@ def _result_file(evaluated: _Evaluated, *, thumbnails: bool) -> "ResultFile":
     from emocap_pretrain.evaluation import thumbnails as small
     from emocap_pretrain.evaluation.examples import PackedSource
     from emocap_pretrain.evaluation.result_file import EvaluatedModel, ResultFile
-    from emocap_pretrain.inference.embedder import Embedder
 
-    restored = evaluated.restored
-    settings, stored = restored.config.evaluation, restored.config.stored()["evaluation"]
+    restored, config = evaluated.restored, evaluated.config
+    settings, stored = config.evaluation, config.stored()["evaluation"]
     images: dict[str, str] = {}
     if thumbnails and settings.url and not evaluated.has_copies:
         images = small.thumbnails(PackedSource(settings.url), small.shown_samples(evaluated.results))
     model = EvaluatedModel(
-        restored.config.name,
-        masked_url(evaluated.run_url),
-        restored.step,
-        evaluated.weights.removeprefix(", ") or restored.weights,
-        Embedder(restored.model, restored.tokenizer).digest(),
-        restored.run_id,
+        config.name,
+        masked_url(evaluated.model),
+        restored.step if restored else None,
+        (evaluated.weights or restored.weights) if restored else "",
+        evaluated.embedder.digest(),
+        restored.run_id if restored else "",
     )
     return ResultFile.of(model, evaluated.results, stored, images)
 
@@ -517,7 +605,7 @@ def _show(evaluated: _Evaluated, *, as_json: bool, least: int) -> None:
     if as_json:
         say_json(_tree(evaluated) | _groups_tree(groups))
         return
-    title = f"Step {evaluated.restored.step} of {evaluated.run_url}{evaluated.weights}"
+    title = evaluated.title(evaluated.model)
     # One table for each dataset: a packed one, or each benchmark.
     for url in dict.fromkeys(result.url for result in evaluated.results):
         of_url = [result for result in evaluated.results if result.url == url]
@@ -547,7 +635,9 @@ def _tree(evaluated: _Evaluated) -> dict[str, Any]:
     from pydantic_core import to_jsonable_python
 
     restored = evaluated.restored
-    about = {"run": evaluated.run_url, "step": restored.step, "weights": restored.weights, "share": restored.share}
+    # A model of another library has no step and only one kind of weights.
+    facts = (restored.step, restored.weights, restored.share) if restored else (None, None, None)
+    about = {"run": evaluated.model, **dict(zip(("step", "weights", "share"), facts, strict=True))}
     results = [result.scores_alone() for result in evaluated.results]
     return about | to_jsonable_python({"results": results, "other_weights": evaluated.other_weights})
 
@@ -556,9 +646,9 @@ def _draw(evaluated: _Evaluated, path: Path) -> None:
     from emocap_pretrain.data.datasets import evaluation_data
     from emocap_pretrain.tracking import pictures
 
-    config = evaluated.restored.config
+    config = evaluated.config
     data = evaluation_data(config.evaluation, config.stored()["evaluation"])
-    subject = pictures.subject(config.name, data, step=evaluated.restored.step)
+    subject = pictures.subject(config.name, data, step=evaluated.restored.step if evaluated.restored else None)
     if evaluated.other_weights:
         pictures.interpolation(curves(evaluated.other_weights), path, of=subject)
         return
@@ -570,21 +660,24 @@ def _draw(evaluated: _Evaluated, path: Path) -> None:
 
 
 def _track(evaluated: _Evaluated, tracking: TrackingConfig, page: str) -> None:
-    """Logs the results as a child run in MLflow, so that they do not replace the scores of the trained run."""
+    """Logs the results as a run in MLflow, below the trained run, whose scores they do not replace."""
     import json
 
     from emocap_pretrain.tracking.mlflow_tracker import MlflowTracker
     from emocap_pretrain.training.build import tracked_run
     from emocap_pretrain.training.conclusion import track, track_other_weights
 
+    config, restored = evaluated.config, evaluated.restored
+    step, name = (restored.step, f"{config.name}-step-{restored.step}") if restored else (0, config.name)
+    run = tracked_run(config.model_copy(update={"tracking": tracking, "name": name}))
+    if restored is None:  # The other settings are placeholders.
+        run = replace(run, params={"model": evaluated.model, "evaluation": run.params["evaluation"]})
     # `parent` makes the new run a child of the trained one, whose id the checkpoint contains.
-    restored = evaluated.restored
-    name = f"{restored.config.name}-step-{restored.step}"
-    config = restored.config.model_copy(update={"tracking": tracking, "name": name})
-    tracker = MlflowTracker.start(tracked_run(config), None, parent=restored.run_id)
-    track(tracker, restored.config, evaluated.results, restored.step)
-    track_other_weights(tracker, restored.config, evaluated.other_weights, restored.step)
-    tracker.log_text(RESULTS_FILE, json.dumps(_tree(replace(evaluated, run_url=restored.config.url)), indent=1))
+    tracker = MlflowTracker.start(run, None, parent=restored.run_id if restored else "")
+    track(tracker, config, evaluated.results, step)
+    track_other_weights(tracker, config, evaluated.other_weights, step)
+    stated = replace(evaluated, model=config.url) if restored else evaluated
+    tracker.log_text(RESULTS_FILE, json.dumps(_tree(stated), indent=1))
     tracker.log_text(PAGE_FILE, page)
     tracker.set_description("\n".join(f"| {name} | {text} |" for name, text in _markdown_rows(evaluated)))
     tracker.finish("FINISHED")
@@ -593,7 +686,6 @@ def _track(evaluated: _Evaluated, tracking: TrackingConfig, page: str) -> None:
 
 
 def _markdown_rows(evaluated: _Evaluated) -> list[tuple[str, str]]:
-    restored = evaluated.restored
-    head = [("", f"{restored.config.name}, step {restored.step}{evaluated.weights}"), ("---", "---")]
+    head = [("", evaluated.title(evaluated.config.name)), ("---", "---")]
     rows = (row for result in evaluated.results for row in result.rows())
     return [*head, *rows, *other_weights_rows(evaluated.other_weights)]

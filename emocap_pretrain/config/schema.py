@@ -23,6 +23,7 @@ from emocap_pretrain.config.fields import (
     Count,
     Ensemble,
     Fraction,
+    ImageCrop,
     Positive,
     Section,
     SetName,
@@ -276,6 +277,11 @@ class EvaluationConfig(Section):
     every_prompt_set: bool = Field(
         default=False,
         description="Also classify with each set of prompts that this package contains, from the same image vectors.",
+    )
+    crop: ImageCrop | None = Field(
+        default=None,
+        description="Part of an image that is resized to the input of the model: center is its central square, and "
+        "whole changes its proportions; null takes what the model was published with (a run: center).",
     )
     batch: Positive = Field(default=256, description="Samples of one pass of the encoders.")
     before_training: Literal["auto", "always", "never"] = Field(

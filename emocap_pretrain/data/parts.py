@@ -55,8 +55,15 @@ def _local(caption: Caption) -> Sequence[str]:
     return caption.local
 
 
+def _whole(caption: Caption) -> Sequence[str]:
+    return (" ".join((caption.global_, *caption.local, *_summary(caption))),)
+
+
 PROMPT_PART = Part("global", _global, "image")
 """The part that the prompts of an evaluation resemble; prompts are cut to its length."""
+
+WHOLE = Part("whole", _whole, "image")
+"""All parts of a caption as one text, which an evaluation can compare with images. No loss uses it."""
 
 # The order is that in which the towers encode the parts. It is the same on all ranks, which ZeRO stage 3 needs.
 PARTS: tuple[Part, ...] = (

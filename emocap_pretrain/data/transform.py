@@ -11,6 +11,8 @@ import torch
 from jaxtyping import UInt8
 from torch.nn.functional import interpolate
 
+from emocap_pretrain.config.fields import ImageCrop
+
 
 def augment(
     image: UInt8[np.ndarray, "height width 3"],
@@ -47,13 +49,20 @@ def center_crop(image: UInt8[np.ndarray, "height width 3"], pixels: int) -> UInt
     return _resized(image[top : top + side, left : left + side], pixels)
 
 
-def _resized(square: UInt8[np.ndarray, "side side 3"], pixels: int) -> UInt8[np.ndarray, "pixels pixels 3"]:
+def cropped(
+    image: UInt8[np.ndarray, "height width 3"], pixels: int, crop: ImageCrop
+) -> UInt8[np.ndarray, "pixels pixels 3"]:
+    """Returns the part of an image that `crop` names, resized to `pixels`."""
+    return center_crop(image, pixels) if crop == "center" else _resized(image, pixels)
+
+
+def _resized(image: UInt8[np.ndarray, "height width 3"], pixels: int) -> UInt8[np.ndarray, "pixels pixels 3"]:
     """Returns the image resized with an antialiased bicubic filter.
 
     The values differ from those of Pillow only by rounding (by at most 2 of 255). This function takes a quarter of the
     time that Pillow takes.
     """
     # torch warns about arrays that may not be written to; such an array is copied here, any other is not.
-    channels = torch.from_numpy(np.require(square, requirements="W")).permute(2, 0, 1)[None]
+    channels = torch.from_numpy(np.require(image, requirements="W")).permute(2, 0, 1)[None]
     resized = interpolate(channels, size=(pixels, pixels), mode="bicubic", antialias=True)
     return resized[0].permute(1, 2, 0).numpy()

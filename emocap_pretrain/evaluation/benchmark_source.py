@@ -21,8 +21,9 @@ from emocap_pretrain.benchmarks.card import Card, ClassTarget, NumbersTarget
 from emocap_pretrain.benchmarks.frames import SEGMENTS, middles, pictures
 from emocap_pretrain.benchmarks.item import CroppedImage, FrameFiles, Item, Media, VideoFile
 from emocap_pretrain.benchmarks.reading.layout_reader import LayoutReader, Problem
+from emocap_pretrain.config.fields import ImageCrop
 from emocap_pretrain.config.schema import EvaluationConfig
-from emocap_pretrain.data.transform import center_crop
+from emocap_pretrain.data.transform import cropped
 from emocap_pretrain.errors import ConfigError, DataError
 from emocap_pretrain.evaluation.examples import Example, ExampleSource, LeftOut
 from emocap_pretrain.evaluation.task import SplitName
@@ -64,13 +65,13 @@ class MediaContent:
                 digest.update(f"grey {pixels.shape}".encode() + np.ascontiguousarray(pixels).tobytes())
         return digest.digest()
 
-    def crops(self, pixels: int) -> Sequence[Crop]:
+    def crops(self, pixels: int, crop: ImageCrop) -> Sequence[Crop]:
         """Returns the crop of an image, or of each chosen frame of a video.
 
         Raises:
             DataError: If the medium cannot be decoded.
         """
-        return [center_crop(each, pixels) for each in pictures(self.media)]
+        return [cropped(each, pixels, crop) for each in pictures(self.media)]
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ class Choice:
     charts: ClassVar[tuple[tuple[str, ...], ...]] = (("accuracy",),)
     splits: ClassVar[tuple[SplitName, ...]] = ("test",)
     targets: ClassVar[tuple[TargetKind, ...]] = ("question",)
+    reads_texts: ClassVar[bool] = True
     parts: ClassVar[tuple[Part, ...]] = ()
     about: ClassVar[str] = "chooses the answer of a question by prompts; accuracy (only for benchmarks)"
 

@@ -80,6 +80,7 @@ class LearnsClasses:
     settings: EvaluationConfig
     splits: ClassVar[tuple[SplitName, ...]] = ("train", "valid", "test")
     targets: ClassVar[tuple[TargetKind, ...]] = ("class",)
+    reads_texts: ClassVar[bool] = False
     parts: ClassVar[tuple[Part, ...]] = ()
 
     def prompts(self) -> Sequence[str]:

@@ -19,8 +19,8 @@ from emocap_shards.mask import masked_url
 from emocap_shards.sample import Caption, Encoded
 
 from emocap_pretrain.benchmarks.item import Question
-from emocap_pretrain.config.fields import label_text
-from emocap_pretrain.data.transform import center_crop
+from emocap_pretrain.config.fields import ImageCrop, label_text
+from emocap_pretrain.data.transform import cropped
 from emocap_pretrain.inference.embedder import Crop
 
 
@@ -31,8 +31,12 @@ class Content(Protocol):
         """Returns a digest of everything that decides the crops: the encoded bytes, and the chosen part of them."""
         ...
 
-    def crops(self, pixels: int) -> Sequence[Crop]:
+    def crops(self, pixels: int, crop: ImageCrop) -> Sequence[Crop]:
         """Decodes the content and returns its crops: one of an image, one of each chosen frame of a video.
+
+        Args:
+            pixels: Side of the crops.
+            crop: The part of an image or frame that is resized.
 
         Raises:
             DataError, ImageError, OSError, ValueError: If it cannot be decoded.
@@ -108,8 +112,8 @@ class EncodedImage:
     def digest(self) -> bytes:
         return hashlib.blake2b(self.data, digest_size=32).digest()
 
-    def crops(self, pixels: int) -> Sequence[Crop]:
-        return (center_crop(decode_image(self.data), pixels),)
+    def crops(self, pixels: int, crop: ImageCrop) -> Sequence[Crop]:
+        return (cropped(decode_image(self.data), pixels, crop),)
 
 
 @dataclass(frozen=True)

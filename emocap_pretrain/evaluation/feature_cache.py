@@ -16,7 +16,7 @@ from emocap_shards.store import Store
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-FORM = "features-1"
+FORM = "features-2"
 _MOST_BYTES = 1 << 30
 
 _log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class FeatureCache:
 
         Args:
             contents: The digests of the examples' contents.
-            texts: The texts of all parts, each with the name of its part.
+            texts: What is done with the contents, and the texts of all parts with what is done with each.
         """
         digest = hashlib.blake2b(f"{FORM} {self.model} {len(contents)} {len(texts)}".encode(), digest_size=32)
         for content in contents:

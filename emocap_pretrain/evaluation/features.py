@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from emocap_pretrain.benchmarks.item import Question
+from emocap_pretrain.config.fields import ImageCrop
 from emocap_pretrain.data.parts import Part
 from emocap_pretrain.errors import DataError
 from emocap_pretrain.evaluation.examples import Example, ExampleSource, LeftOut
@@ -40,12 +41,14 @@ _UNREADABLE = (DataError, ImageError, OSError, ValueError)
 class PartFeatures:
     """Holds the texts of one caption part with their vectors, in the order of the examples.
 
-    `owner` is the row of the example to which a text belongs. An example may have several texts, or none.
+    `owner` is the row of the example to which a text belongs. An example may have several texts, or none. `caption` is
+    the number of the text's caption among all captions that have such texts. A caption has several local sentences.
     """
 
     texts: tuple[str, ...]
     vectors: Float[Tensor, "texts embedding"]
     owner: Int[Tensor, " texts"]
+    caption: Int[Tensor, " texts"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,6 +82,8 @@ class Features:
         groups: The person or clip of each example; None if it is unknown.
         questions: The question of each example; None if it has none.
         parts: The texts of the captions, by the name of their caption part.
+        patches: The mean of the unit vectors of the patches of each example; None unless the texts of a part were
+            encoded that the model compares with patches.
         left_out: The examples without vectors, with reasons.
         maps: The attention maps of the local sentences; None if no task needs them, or there is no sentence.
     """
@@ -90,6 +95,7 @@ class Features:
     groups: tuple[str | None, ...] = ()
     questions: tuple[Question | None, ...] = ()
     parts: Mapping[str, PartFeatures] = field(default_factory=dict[str, PartFeatures])
+    patches: Float[Tensor, "examples embedding"] | None = None
     left_out: tuple[LeftOut, ...] = ()
     maps: SentenceMaps | None = None
 
@@ -106,10 +112,11 @@ class Features:
 
 
 class _Text(NamedTuple):
-    """One text of a batch: the name of its part, the row of its example among the examples of the batch, the text."""
+    """One text of a batch: its part, the row of its example in the batch, its caption in the example, the text."""
 
     part: str
     row: int
+    caption: int
     text: str
 
 
@@ -155,8 +162,9 @@ class BatchFeatures:
         questions: Their questions.
         texts: The texts of their captions.
         left_out: The examples of the batch that have no content, and those that cannot be decoded.
-        arrays: `decoded` says of each example whether it has vectors. `images` and `pooled` have a row for each example
-            that has. `texts` has a row for each text, and `maps` one for each sentence whose image has vectors.
+        arrays: `decoded` says of each example whether it has vectors. `images`, `pooled` and, if they are needed,
+            `patches` have a row for each example that has. `texts` has a row for each text, and `maps` one for each
+            sentence whose image has vectors.
         sentences: The local sentences whose maps are computed.
     """
 
@@ -177,6 +185,7 @@ class Extraction:
     Attributes:
         embedder: The model, on this rank's device.
         batch: Number of images of a batch.
+        crop: The part of each image that the model reads.
         parts: The caption parts whose texts are encoded.
         cache: Keeps the vectors; None computes all of them.
         with_maps: Whether the attention maps of local sentences are computed, too. This needs a second pass of the
@@ -188,6 +197,7 @@ class Extraction:
     parts: Sequence[Part] = ()
     cache: FeatureCache | None = None
     with_maps: bool = False
+    crop: ImageCrop = "center"
 
     def collect(self, source: ExampleSource, world: RankGroup) -> list[BatchFeatures] | None:
         """Returns all batches in order on rank 0, and None on the other ranks. This is a collective.
@@ -219,7 +229,10 @@ class Extraction:
             contents = [_digest(each) for each in examples]
             # The settings of the comparison decide the maps, and are not part of the model's digest.
             mapped = [f"map {self.embedder.local} {each.row}: {each.text}" for each in sentences]
-            path = self.cache.path(contents, [*(f"{part}: {text}" for part, _, text in texts), *mapped])
+            lengths = {part.name: self.embedder.length_of(part) for part in self.parts}
+            words = [f"{each.part} {lengths[each.part]}: {each.text}" for each in texts]
+            how = [self.crop, *(["patches"] if self._needs_patches else [])]
+            path = self.cache.path(contents, [*how, *words, *mapped])
             arrays = self.cache.read(path)
         crops = list(readers.map(self._crops, examples)) if arrays is None else []
         if not source.may_have_gaps and (failed := [each for each in crops if isinstance(each, DataError)]):
@@ -228,16 +241,16 @@ class Extraction:
 
     def _crops(self, example: Example) -> Sequence[Crop] | DataError:
         try:
-            return example.content.crops(self.embedder.model.pixels)
+            return example.content.crops(self.embedder.model.pixels, self.crop)
         except _UNREADABLE as error:
             return DataError(f"{example.key}: {reason(error)}.")
 
     def _texts(self, examples: Sequence[Example]) -> list[_Text]:
         return [
-            _Text(part.name, row, text)
+            _Text(part.name, row, number, text)
             for part in self.parts
             for row, example in enumerate(examples)
-            for caption in example.captions
+            for number, caption in enumerate(example.captions)
             for text in part.texts(caption)
         ]
 
@@ -297,21 +310,36 @@ class Extraction:
         decoded = [each for each in crops if not isinstance(each, DataError)]
         flat = list(chain.from_iterable(decoded))
         # A video with many frames is passed through the tower in parts of `batch` frames.
-        parts = [self.embedder.crops_and_pooled(flat[at : at + self.batch]) for at in range(0, len(flat), self.batch)]
+        passes = [self._pass(flat[at : at + self.batch]) for at in range(0, len(flat), self.batch)]
         arrays = {"decoded": np.array([not isinstance(each, DataError) for each in crops], dtype=np.bool_)}
-        if parts:
-            vectors, pooled = (torch.cat(each) for each in zip(*parts, strict=True))
-            means = torch.stack([each.mean(0) for each in pooled.split([len(each) for each in decoded])])
-            arrays["pooled"] = means.numpy()
-            if len(flat) == len(decoded):
-                arrays["images"] = vectors.numpy()
-            else:
-                arrays["images"] = self.embedder.projected(means).numpy()
-        words = [each.text for each in texts]
-        of_texts = [self.embedder.texts(words[at : at + self.batch]) for at in range(0, len(words), self.batch)]
+        if passes:
+            vectors, *others = (torch.cat(each) for each in zip(*passes, strict=True))
+            sizes = [len(each) for each in decoded]
+            means = [torch.stack([each.mean(0) for each in other.split(sizes)]) for other in others]
+            arrays |= {name: each.numpy() for name, each in zip(("pooled", "patches"), means, strict=False)}
+            # That of a video is the projection of the mean over its frames.
+            is_video = len(flat) != len(decoded)
+            arrays["images"] = (self.embedder.projected(means[0]) if is_video else vectors).numpy()
+        of_texts = [
+            self.embedder.texts_of(part, words[at : at + self.batch])
+            for part in self.parts
+            for words in ([each.text for each in texts if each.part == part.name],)
+            for at in range(0, len(words), self.batch)
+        ]
         if of_texts:
             arrays["texts"] = torch.cat(of_texts).numpy()
         return arrays
+
+    def _pass(self, crops: Sequence[Crop]) -> tuple[Tensor, ...]:
+        """Returns the vectors of crops, the pooled ones and, if they are needed, the means of those of the patches."""
+        if not self._needs_patches:
+            return self.embedder.crops_and_pooled(crops)
+        vectors, pooled, patches = self.embedder.crops_pooled_and_patches(crops)
+        return vectors, pooled, patches.mean(1)
+
+    @property
+    def _needs_patches(self) -> bool:
+        return any(self.embedder.is_compared_with_patches(part) for part in self.parts)
 
 
 def _finite(
@@ -326,7 +354,7 @@ def _finite(
     rows = np.flatnonzero(arrays["decoded"])[~is_finite]
     decoded = arrays["decoded"].copy()
     decoded[rows] = False
-    kept = {name: arrays[name][is_finite] for name in ("images", "pooled")}
+    kept = {name: arrays[name][is_finite] for name in ("images", "pooled", "patches") if name in arrays}
     if "maps" in arrays:
         mapped = [decoded[each.row] for each in sentences if arrays["decoded"][each.row]]
         kept["maps"] = arrays["maps"][np.array(mapped, dtype=np.bool_)]
@@ -345,8 +373,10 @@ def joined(batches: Sequence[BatchFeatures], address: str) -> Features:
     """Joins batches in their order.
 
     Raises:
-        DataError: If no example has a vector.
+        DataError: If there is no example, or none has a vector.
     """
+    if not batches:
+        raise DataError(f"{address} has no example.")
     decoded = np.concatenate([each.arrays["decoded"] for each in batches])
     left_out = tuple(chain.from_iterable(each.left_out for each in batches))
     if not decoded.any():
@@ -364,6 +394,7 @@ def joined(batches: Sequence[BatchFeatures], address: str) -> Features:
         groups=kept(chain.from_iterable(each.groups for each in batches)),
         questions=kept(chain.from_iterable(each.questions for each in batches)),
         parts=_parts(batches, decoded),
+        patches=_rows(batches, "patches") if any("patches" in each.arrays for each in batches) else None,
         left_out=left_out,
         maps=_joined_maps(batches, decoded),
     )
@@ -402,7 +433,11 @@ def _parts(batches: Sequence[BatchFeatures], decoded: np.ndarray) -> dict[str, P
         places = [place for place, text in enumerate(texts) if text.part == name and decoded[owners[place]]]
         if places:
             kept = tuple(texts[place].text for place in places)
-            found[name] = PartFeatures(kept, vectors[places], torch.from_numpy(rows[owners[places]]))
+            # The texts of one caption follow each other. A new one begins where the example or the number changes.
+            whose = np.array([(owners[place], texts[place].caption) for place in places])
+            caption = np.cumsum(np.any(np.diff(whose, axis=0, prepend=whose[:1]), axis=1))
+            owner = torch.from_numpy(rows[owners[places]])
+            found[name] = PartFeatures(kept, vectors[places], owner, torch.from_numpy(caption))
     return found
 
 

@@ -55,6 +55,7 @@ class FineTunedNumbers:
     charts: ClassVar[tuple[tuple[str, ...], ...]] = (("ccc",),)
     splits: ClassVar[tuple[SplitName, ...]] = ("test",)
     targets: ClassVar[tuple[TargetKind, ...]] = ("numbers",)
+    reads_texts: ClassVar[bool] = False
     parts: ClassVar[tuple[Part, ...]] = ()
 
     def prompts(self) -> Sequence[str]:

@@ -1,9 +1,11 @@
 """Runs evaluation tasks on copies of benchmarks, fold after fold."""
 
+import logging
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate, chain
 from pathlib import Path
 
@@ -16,12 +18,15 @@ from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.evaluation import tasks
 from emocap_pretrain.evaluation.benchmark_source import settings_of, sources_of, splits_of
+from emocap_pretrain.evaluation.examples import ExampleSource
 from emocap_pretrain.evaluation.features import Extraction
-from emocap_pretrain.evaluation.task import Task
+from emocap_pretrain.evaluation.task import SplitName, Task
 from emocap_pretrain.inference.embedder import Embedder
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.run_folder.outcomes import Outcomes, Samples, joined
 from emocap_pretrain.run_folder.results import Baseline, ConfusionMatrix, Score, TaskResult
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,37 +49,57 @@ class BenchmarkCopy:
         return cls(card(name), Path(path).expanduser())
 
 
-def prepare(copies: Sequence[BenchmarkCopy], settings: EvaluationConfig) -> None:
-    """Checks that each copy has a known layout and allows a task, before a model is loaded. One rank calls it.
+def prepare(copies: Sequence[BenchmarkCopy], settings: EvaluationConfig, *, has_texts: bool = True) -> list[str]:
+    """Checks that each copy has a known layout and allows a task, before anything is computed. One rank calls it.
+
+    Args:
+        copies: The copies.
+        settings: The tasks, if they are named.
+        has_texts: Whether the model can read texts.
+
+    Returns:
+        Notes for the user, one line each.
 
     Raises:
-        ConfigError: If a copy has none of the layouts of its card, or allows none of the tasks, or a class has no
-            prompts.
+        ConfigError: If a copy has none of the layouts of its card, or allows none of the tasks, if a class has no
+            prompts, or if the settings name a task for which the model cannot read the texts.
     """
+    if settings.tasks:
+        tasks.require_texts(settings, has_texts=has_texts)
+    left_out: dict[str, None] = {}
     for copy in copies:
         fitting(copy.card, copy.root)
-        for task in tasks_of(settings_of(settings, copy.card), copy.card):
+        allowed = tasks_of(settings_of(settings, copy.card), copy.card)
+        left = tasks_of(settings_of(settings, copy.card), copy.card, has_texts=has_texts)
+        for task in left:
             task.prompts()
+        left_out |= dict.fromkeys(each.name for each in allowed if each not in left)
+    if not left_out:
+        return []
+    return [f"the model is an image tower alone, so tasks that need texts are left out: {', '.join(left_out)}."]
 
 
-def tasks_of(settings: EvaluationConfig, about: Card) -> list[Task]:
+def tasks_of(settings: EvaluationConfig, about: Card, *, has_texts: bool = True) -> list[Task]:
     """Returns the tasks that a benchmark allows: those for its target whose splits it has.
 
-    If the settings name tasks, only those are returned. Tasks that need a head are returned only then.
+    If the settings name tasks, only those are returned. Tasks that need a head are returned only then. Without texts,
+    only tasks that need none are returned.
 
     Raises:
-        ConfigError: If the settings name no task that the benchmark allows.
+        ConfigError: If no such task is left.
     """
     splits = set(splits_of(about))
     every = tuple(each.name for each in tasks.TASKS if each not in tasks.NEED_A_HEAD)
     named = settings if settings.tasks else settings.model_copy(update={"tasks": every})
     found = [task for task in tasks.tasks_of(named) if about.target.kind in task.targets and set(task.splits) <= splits]
-    if not found:
+    able = [task for task in found if has_texts or not task.reads_texts]
+    if not able:
+        why = ", and the model is an image tower alone" if found else ""
         raise ConfigError(
             f"benchmark {about.name}: none of the tasks can be run, because its target is of the kind "
-            f"{about.target.kind!r} and its splits are {', '.join(about.splits)}."
+            f"{about.target.kind!r} and its splits are {', '.join(about.splits)}{why}."
         )
-    return found
+    return able
 
 
 def evaluate(
@@ -102,13 +127,42 @@ def _on_copy(
     copy: BenchmarkCopy, settings: EvaluationConfig, extraction: Extraction, world: RankGroup
 ) -> list[TaskResult]:
     about = copy.card
-    chosen = tasks_of(settings_of(settings, about), about)
+    has_texts = extraction.embedder.has_texts
+    chosen = tasks_of(settings_of(settings, about), about, has_texts=has_texts)
     # Every rank looks at the copy; one on which it is missing or differs must not leave the others waiting.
     reader = world.run_on_all(lambda: fitting(about, copy.root)[1])[world.rank]
     folds = [None] if about.folds is None else list(range(1, about.folds + 1))
-    found = [tasks.run(chosen, sources_of(about, copy.root, reader, fold), extraction, world) for fold in folds]
+    sources = [sources_of(about, copy.root, reader, fold) for fold in folds]
+    # The lengths are known only after the files of labels were read.
+    empty = world.run_on_all(partial(_empty, sources))[world.rank]
+    able = _with_examples(chosen, empty, settings, about)
+    if world.is_main and len(able) < len(chosen):
+        names = ", ".join(task.name for task in chosen if task not in able)
+        splits = ", ".join(sorted(empty))
+        _log.warning("benchmark %s: the split %s has no example, so these are left out: %s", about.name, splits, names)
+    found = [tasks.run(able, each, extraction, world) for each in sources]
     means = [mean_of_folds(of_task) for of_task in zip(*found, strict=True)]
     return [replace(each, url=f"{about.name}, {about.scored}", benchmark=about.name) for each in means]
+
+
+def _empty(sources: Sequence[Mapping[SplitName, ExampleSource]]) -> set[SplitName]:
+    """Returns the splits that have no example in some fold. `sources` has the splits of each fold."""
+    return {name for each in sources for name, source in each.items() if not len(source)}
+
+
+def _with_examples(
+    chosen: Sequence[Task], empty: Collection[SplitName], settings: EvaluationConfig, about: Card
+) -> list[Task]:
+    """Returns the tasks all of whose splits have examples.
+
+    Raises:
+        ConfigError: If there is none, or if the settings name another one.
+    """
+    able = [task for task in chosen if not set(task.splits) & set(empty)]
+    if not able or (settings.tasks and len(able) < len(chosen)):
+        names = ", ".join(task.name for task in chosen if task not in able)
+        raise ConfigError(f"benchmark {about.name}: the split {', '.join(sorted(empty))} has no example for {names}.")
+    return able
 
 
 def mean_of_folds(results: Sequence[TaskResult]) -> TaskResult:

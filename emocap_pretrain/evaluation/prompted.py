@@ -43,6 +43,7 @@ class ClassifiesByPrompts:
     settings: EvaluationConfig
     splits: ClassVar[tuple[SplitName, ...]] = ("test",)
     targets: ClassVar[tuple[TargetKind, ...]] = ("class",)
+    reads_texts: ClassVar[bool] = True
     parts: ClassVar[tuple[Part, ...]] = ()
 
     def prompts(self) -> Sequence[str]:

@@ -106,6 +106,7 @@ class RegionGrounding:
     charts: ClassVar[tuple[tuple[str, ...], ...]] = (("attention", "attention_shuffled"), ("pointing",))
     splits: ClassVar[tuple[SplitName, ...]] = ("test",)
     targets: ClassVar[tuple[TargetKind, ...]] = ()
+    reads_texts: ClassVar[bool] = True
     parts: ClassVar[tuple[Part, ...]] = ()
     about: ClassVar[str] = "whether the attention map of a sentence lies in its region of the face (emocap regions)"
     needs_maps: ClassVar[Literal[True]] = True

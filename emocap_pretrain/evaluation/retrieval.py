@@ -3,6 +3,15 @@
 Many faces may have the same caption. Each distinct caption is therefore one candidate, and every face that has the
 caption is a right answer. If a right and a wrong candidate have equal cosines with the query, the wrong one comes
 first, so that a model that maps everything to one vector scores 0.
+
+Each part of the captions is compared with the images separately. The texts of most parts are compared with the vectors
+of whole images. The local sentences of a caption are compared with patches, as in training: docs/method.md, section 2,
+pools the patches of an image for each sentence. This needs all patches of all images for each sentence, which are too
+many to keep for a large dataset. So the task takes the case `sharpness = 0` of the same formula, the mean over the
+patches: the score of a sentence is the mean of its cosines with the patches, and the score of a caption is the mean
+over its sentences. This is the product of two vectors, the mean of the patches and the mean of the sentences. If the
+model was not trained with local sentences, which holds for those of other libraries, the vector of the whole image
+takes the place of the patches.
 """
 
 import hashlib
@@ -13,48 +22,63 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from emocap_pretrain.benchmarks.card import TargetKind
 from emocap_pretrain.config.schema import EvaluationConfig
-from emocap_pretrain.data.parts import PROMPT_PART, Part
+from emocap_pretrain.data.parts import PARTS, PROMPT_PART, WHOLE, Part
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.evaluation.examples import ExampleSource
-from emocap_pretrain.evaluation.features import Features
+from emocap_pretrain.evaluation.features import Features, PartFeatures
 from emocap_pretrain.evaluation.task import SplitName
 from emocap_pretrain.inference.embedder import Embedder
 from emocap_pretrain.run_folder.outcomes import Candidate, FoundExample, RankOutcomes
 from emocap_pretrain.run_folder.results import Baseline, Score, TaskResult
 
 NEAREST = (1, 5, 10)  # The k of the reported recalls. Their scores' names contain them, so they are a stored format.
-ENTRIES = 1 << 25  # Number of cosines that are in memory at the same time, 256 MiB in float64.
-EXAMPLES, CANDIDATES, LONGEST_TEXT = (
-    8,
-    5,
-    1000,
-)  # Of each direction: queries that are shown, their candidates, characters.
+ENTRIES = 1 << 20  # Number of cosines that are in memory at the same time, 8 MiB in float64.
+# Two cosines that differ by less are equal. The sums of equal products may differ by their rounding in float64.
+MARGIN = 1e-12
+EXAMPLES, CANDIDATES, LONGEST_TEXT = 8, 5, 1000  # Queries that are shown, their candidates, characters of a text.
+
+_COMPARED = (*PARTS, WHOLE)
+_TITLES = {"image_to_text": "face to {}caption", "text_to_image": "{}caption to face"}
+
+
+def _directions(part: Part) -> tuple[str, str]:
+    """Returns the ends of the names of the scores. Those of global captions are older than the other parts."""
+    to_text, to_image = _TITLES
+    return (to_text, to_image) if part is PROMPT_PART else (f"{part.name}_{to_text}", f"{part.name}_{to_image}")
 
 
 @dataclass(frozen=True, slots=True)
 class Retrieval:
     """Implements the retrieval task. Its dataset needs no labels; its captions must not occur in the training data.
 
-    Only the global sentences of the captions are used. Two directions are measured. From image to text, each face is a
-    query, and the distinct sentences are the candidates; if a face has several captions, the sentence of each is a
-    right answer. From text to image, each distinct sentence is a query, and the faces are the candidates.
+    For each part of the captions, two directions are measured. From image to text, each face is a query, and the
+    distinct captions are the candidates; if a face has several captions, each of them is a right answer. From text to
+    image, each distinct caption is a query, and the faces are the candidates. Two captions are equal if their texts of
+    this part are; the order of local sentences does not count.
+
+    A part that no caption has is left out. So is the whole text if the captions have only a global sentence.
     """
 
     settings: EvaluationConfig
     name: ClassVar[str] = "retrieval"
-    charts: ClassVar[tuple[tuple[str, ...], ...]] = tuple(
-        tuple(f"recall_at_{count}_{direction}" for count in (1, 5, 10))
-        for direction in ("image_to_text", "text_to_image")
+    charts: ClassVar[tuple[tuple[str, ...], ...]] = (
+        *(
+            tuple(f"recall_at_{count}_{direction}" for count in NEAREST)
+            for part in _COMPARED
+            for direction in _directions(part)
+        ),
+        *(tuple(f"median_rank_{_directions(part)[place]}" for part in _COMPARED) for place in (0, 1)),
     )
     splits: ClassVar[tuple[SplitName, ...]] = ("test",)
     targets: ClassVar[tuple[TargetKind, ...]] = ("caption",)
-    parts: ClassVar[tuple[Part, ...]] = (PROMPT_PART,)
-    about: ClassVar[str] = "finds the global caption of each face and a face of each caption; recall at 1, 5, 10"
+    reads_texts: ClassVar[bool] = True
+    parts: ClassVar[tuple[Part, ...]] = _COMPARED
+    about: ClassVar[str] = "finds the caption of each face and a face of each caption, by part; recall at 1, 5, 10"
 
     def prompts(self) -> Sequence[str]:
         return ()
@@ -69,76 +93,171 @@ class Retrieval:
 
     def result(self, embedder: Embedder, features: Mapping[SplitName, Features]) -> TaskResult:  # noqa: ARG002 - the features hold all vectors
         test = features["test"]
-        part = test.parts.get(PROMPT_PART.name)
-        if part is None:
+        if PROMPT_PART.name not in test.parts:
             raise ConfigError(f"retrieval needs captions, and {self.settings.url} has none.")
-        # Number the distinct captions in the order in which they first occur.
-        first: dict[str, int] = {}  # The first text of each caption.
-        for number, caption in enumerate(part.texts):
-            first.setdefault(caption, number)
-        numbers = {caption: number for number, caption in enumerate(first)}
-        # The pairs of a face and one of its captions, each once.
-        caption_of = torch.tensor([numbers[caption] for caption in part.texts])
-        pairs = torch.stack([part.owner, caption_of], dim=1).unique(dim=0)
-        # Products in float64, so that the order of two candidates does not depend on rounding.
-        with_caption = pairs[:, 0].unique()
-        images = test.images.double()
-        # A caption that occurs several times has about the same vector each time; that of its first text counts.
-        texts = part.vectors.double()[list(first.values())]
-        to_text = wrong_before(images, texts, pairs)[with_caption]
-        to_image = wrong_before(texts, images, pairs.flip(1))
-        right_texts = torch.bincount(pairs[:, 0], minlength=len(test))[with_caption]
-        right_images = torch.bincount(pairs[:, 1], minlength=len(first))
+        compared = [part for part in _COMPARED if part.name in test.parts]
+        if compared == [PROMPT_PART, WHOLE]:
+            compared = [PROMPT_PART]
+        found = {part.name: _Places.of(part, test) for part in compared}
+        shown = found[PROMPT_PART.name]
         return TaskResult(
             task=self.name,
-            samples=len(with_caption),
-            scores=(
-                *_scores("image_to_text", "face to caption", to_text, right_texts, len(first)),
-                *_scores("text_to_image", "caption to face", to_image, right_images, len(test)),
-            ),
-            outcomes=(
-                RankOutcomes("image_to_text", _ranks(to_text), rows=tuple(with_caption.tolist())),
-                RankOutcomes("text_to_image", _ranks(to_image), keys=tuple(map(_key, first))),
-            ),
-            found=(
-                *_examples(images, texts, pairs, test.keys, tuple(first), is_sample=True),
-                *_examples(texts, images, pairs.flip(1), tuple(first), test.keys, is_sample=False),
-            ),
+            samples=len(shown.with_caption),
+            scores=tuple(score for each in found.values() for score in each.scores()),
+            outcomes=tuple(outcome for each in found.values() for outcome in each.outcomes()),
+            found=tuple(shown.examples(test.keys)),
         )
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Captions:
+    """Holds the distinct captions of a part.
+
+    Attributes:
+        texts: Their texts, in the order in which the captions first occur.
+        vectors: The vector of each.
+        pairs: The row of a face and that of one of its captions, each pair once, in ascending order.
+    """
+
+    texts: tuple[str, ...]
+    vectors: Float[Tensor, "captions embedding"]
+    pairs: Int[Tensor, "pairs 2"]
+
+    @classmethod
+    def of(cls, part: PartFeatures) -> "Captions":
+        """Finds the distinct captions. That of several sentences has the mean of their vectors.
+
+        A caption that occurs several times has about the same vector each time; that of the first one counts.
+        """
+        caption, starts = torch.unique_consecutive(part.caption, return_counts=True)
+        firsts = (starts.cumsum(0) - starts).tolist()
+        numbers: dict[tuple[str, ...], int] = {}
+        texts: list[str] = []
+        first: list[int] = []  # The number among all captions of the first caption with these texts.
+        of_caption: list[int] = []
+        for number, (start, count) in enumerate(zip(firsts, starts.tolist(), strict=True)):
+            key = tuple(sorted(part.texts[start : start + count]))
+            if key not in numbers:
+                first.append(number)
+                texts.append(" ".join(part.texts[start : start + count]))
+            of_caption.append(numbers.setdefault(key, len(numbers)))
+        means = part.vectors.new_zeros(len(caption), part.vectors.shape[1]).index_add_(0, part.caption, part.vectors)
+        owner = part.owner[firsts]
+        pairs = torch.stack([owner, torch.tensor(of_caption)], dim=1).unique(dim=0)
+        return cls(tuple(texts), (means / starts[:, None])[first], pairs)
+
+
 def wrong_before(
-    queries: Float[Tensor, "queries embedding"],
-    candidates: Float[Tensor, "candidates embedding"],
-    right: Int[Tensor, "pairs 2"],
-) -> Int[Tensor, " queries"]:
+    left: Float[Tensor, "left embedding"], right: Float[Tensor, "right embedding"], pairs: Int[Tensor, "pairs 2"]
+) -> tuple[Int[Tensor, " left"], Int[Tensor, " right"]]:
     """Counts, for each query, the wrong candidates that are at least as similar to it as its best right candidate.
 
-    If the candidates were sorted by their cosine with the query, with wrong ones first where cosines are equal, a right
-    one would be among the first k exactly if the count is below k. So the counts give the recall at every k without
-    sorting, and one more than the count is the rank. For a query without a right candidate the count is the number of
-    candidates.
+    The vectors of each side are queries once, with those of the other side as candidates. If the candidates were sorted
+    by their product with the query, with wrong ones first where products are equal, a right one would be among the
+    first k exactly if the count is below k. So the counts give the recall at every k without sorting, and one more than
+    the count is the rank. For a query without a right candidate the count is the number of candidates.
 
-    At most `ENTRIES` cosines are in memory at the same time, or those of one query.
+    The products are computed in float64, in square blocks of `ENTRIES`, each of which counts for both sides. So the
+    memory beside the arguments is that of some blocks and of a few numbers for each vector and pair.
 
     Args:
-        queries: Unit vectors.
-        candidates: Unit vectors.
-        right: The pairs of a query and a right candidate, by their rows.
+        left: Vectors.
+        right: Vectors.
+        pairs: The rows on both sides that belong together.
+
+    Returns:
+        The counts of the left queries and of the right ones.
     """
-    counts: list[Tensor] = []
-    step = max(1, ENTRIES // len(candidates))
-    right = right[right[:, 0].argsort(stable=True)]
-    for start in range(0, len(queries), step):
-        cosines = queries[start : start + step] @ candidates.T
-        first, last = (int(torch.searchsorted(right[:, 0].contiguous(), at)) for at in (start, start + step))
-        is_right = torch.zeros_like(cosines, dtype=torch.bool)
-        is_right[right[first:last, 0] - start, right[first:last, 1]] = True
-        best = cosines.masked_fill(~is_right, -math.inf).amax(1, keepdim=True)
-        # "Not less" rather than "greater or equal": a wrong candidate whose cosine is NaN counts as coming before. So a
-        # model with broken weights has a recall of 0 and not of 1.
-        counts.append((~(cosines < best) & ~is_right).sum(1))
-    return torch.cat(counts)
+    pairs = pairs[pairs[:, 0].argsort(stable=True)].contiguous()
+    best_of_left, best_of_right = _best(left, right, pairs)
+    counts_of_left, counts_of_right = (torch.zeros(len(side), dtype=torch.int64) for side in (left, right))
+    side = max(1, math.isqrt(ENTRIES))
+    starts = pairs[:, 0].contiguous()
+    for row in range(0, len(left), side):
+        rows = slice(row, row + side)
+        queries, first = left[rows].double(), int(torch.searchsorted(starts, row))
+        own = pairs[first : int(torch.searchsorted(starts, row + side))]
+        for column in range(0, len(right), side):
+            columns = slice(column, column + side)
+            products = queries @ right[columns].double().T
+            inside = own[(own[:, 1] >= column) & (own[:, 1] < column + side)] - torch.tensor([row, column])
+            counts_of_left[rows] += _before(products, best_of_left[rows, None], inside).sum(1)
+            counts_of_right[columns] += _before(products, best_of_right[None, columns], inside).sum(0)
+    return counts_of_left, counts_of_right
+
+
+def _before(products: Tensor, best: Tensor, right: Tensor) -> Bool[Tensor, "rows columns"]:
+    """Returns which candidates are wrong and not less similar than the best right one. `right` has the right places."""
+    # "Not less" rather than "greater or equal": a wrong candidate whose product is NaN counts as coming before. So a
+    # model with broken weights has a recall of 0 and not of 1.
+    is_before = ~(products < best - MARGIN)
+    is_before[right[:, 0], right[:, 1]] = False
+    return is_before
+
+
+def _best(left: Tensor, right: Tensor, pairs: Tensor) -> tuple[Float[Tensor, " left"], Float[Tensor, " right"]]:
+    """Returns the largest product of each vector with a right candidate; minus infinity if it has none."""
+    step = max(1, ENTRIES // left.shape[1])
+    found = [(left[each[:, 0]].double() * right[each[:, 1]].double()).sum(1) for each in pairs.split(step) if len(each)]
+    products = torch.cat([torch.zeros(0, dtype=torch.float64), *found])
+    of_left, of_right = (
+        torch.full((len(side),), -math.inf, dtype=torch.float64).scatter_reduce(0, pairs[:, axis], products, "amax")
+        for axis, side in enumerate((left, right))
+    )
+    return of_left, of_right
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Places:
+    """Holds what was found for one caption part.
+
+    Attributes:
+        part: The part.
+        images: The vectors with which the captions are compared, one for each face.
+        captions: The captions.
+        with_caption: The rows of the faces that have a caption.
+        of_faces: The wrong captions before the best right one, for each face.
+        of_captions: The wrong faces before the best right one, for each caption.
+    """
+
+    part: Part
+    images: Float[Tensor, "faces embedding"]
+    captions: Captions
+    with_caption: Int[Tensor, " faces_with_caption"]
+    of_faces: Int[Tensor, " faces"]
+    of_captions: Int[Tensor, " captions"]
+
+    @classmethod
+    def of(cls, part: Part, test: Features) -> "_Places":
+        """Compares the captions of a part with the faces of a split."""
+        captions = Captions.of(test.parts[part.name])
+        images = test.patches if part.aligned_with == "patches" and test.patches is not None else test.images
+        counts = wrong_before(images, captions.vectors, captions.pairs)
+        return cls(part, images, captions, captions.pairs[:, 0].unique(), *counts)
+
+    def scores(self) -> Iterator[Score]:
+        """Yields the scores in both directions."""
+        faces, captions = len(self.of_faces), len(self.of_captions)
+        right_captions = torch.bincount(self.captions.pairs[:, 0], minlength=faces)[self.with_caption]
+        right_faces = torch.bincount(self.captions.pairs[:, 1], minlength=captions)
+        sides = ((self.of_faces[self.with_caption], right_captions, captions), (self.of_captions, right_faces, faces))
+        words = "" if self.part is PROMPT_PART else f"{self.part.name} "
+        for direction, title, side in zip(_directions(self.part), _TITLES.values(), sides, strict=True):
+            yield from _scores(direction, title.format(words), *side)
+
+    def outcomes(self) -> tuple[RankOutcomes, RankOutcomes]:
+        """Returns the rank of each query in both directions."""
+        to_text, to_image = _directions(self.part)
+        return (
+            RankOutcomes(to_text, _ranks(self.of_faces[self.with_caption]), rows=tuple(self.with_caption.tolist())),
+            RankOutcomes(to_image, _ranks(self.of_captions), keys=tuple(map(_key, self.captions.texts))),
+        )
+
+    def examples(self, keys: Sequence[str]) -> Iterator[FoundExample]:
+        """Yields some queries of both directions with their closest candidates. `keys` names the faces."""
+        texts, vectors, pairs = self.captions.texts, self.captions.vectors, self.captions.pairs
+        yield from _examples(self.images, vectors, pairs, self.of_faces, (keys, texts), is_sample=True)
+        yield from _examples(vectors, self.images, pairs.flip(1), self.of_captions, (texts, keys), is_sample=False)
 
 
 def _ranks(before: Int[Tensor, " queries"]) -> tuple[int, ...]:
@@ -153,19 +272,19 @@ def _examples(
     queries: Float[Tensor, "queries embedding"],
     candidates: Float[Tensor, "candidates embedding"],
     right: Int[Tensor, "pairs 2"],
-    names: Sequence[str],
-    answers: Sequence[str],
+    before: Int[Tensor, " queries"],
+    names: tuple[Sequence[str], Sequence[str]],
     *,
     is_sample: bool,
 ) -> Iterator[FoundExample]:
     """Yields queries that are spread evenly over all queries with an answer, and the candidates closest to them.
 
     Args:
-        queries: Unit vectors.
-        candidates: Unit vectors.
+        queries: Vectors.
+        candidates: Vectors.
         right: The pairs of a query and a right candidate.
-        names: The name of each query.
-        answers: The name of each candidate.
+        before: The wrong candidates before the best right one of each query.
+        names: The name of each query, and that of each candidate.
         is_sample: Whether the queries are samples, and the candidates texts.
     """
     answered = right[:, 0].unique()
@@ -174,11 +293,9 @@ def _examples(
         of_query = right[right[:, 0] == query, 1]
         cosines = candidates @ queries[query]
         closest = map(int, cosines.topk(min(CANDIDATES, len(candidates))).indices)
-        pairs = torch.stack([torch.zeros_like(of_query), of_query], dim=1)
-        rank = int(wrong_before(queries[query : query + 1], candidates, pairs)) + 1
         is_right = set(of_query.tolist())
-        found = tuple(Candidate(_cut(answers[each]), each in is_right) for each in closest)
-        yield FoundExample(_cut(names[query]), is_sample, found, rank)
+        found = tuple(Candidate(_cut(names[1][each]), each in is_right) for each in closest)
+        yield FoundExample(_cut(names[0][query]), is_sample, found, int(before[query]) + 1)
 
 
 def _cut(text: str) -> str:
@@ -186,14 +303,18 @@ def _cut(text: str) -> str:
 
 
 def _scores(
-    name: str, title: str, before: Int[Tensor, " queries"], right: Int[Tensor, " queries"], candidates: int
+    direction: str,
+    title: str,
+    before: Int[Tensor, " queries"],
+    right: Int[Tensor, " queries"],
+    candidates: int,
 ) -> list[Score]:
     """Returns the recall at each k of `NEAREST`, each with its chance level: the recall of candidates in random order.
 
     Args:
-        name: Direction, as a part of the scores' names, such as "image_to_text".
+        direction: Caption part and direction, as the end of the scores' names, such as "image_to_text".
         title: Direction, as a part of the scores' titles, such as "face to caption".
-        before: Result of `wrong_before`.
+        before: Counts of `wrong_before`.
         right: Number of right candidates of each query.
         candidates: Number of candidates.
     """
@@ -204,9 +325,9 @@ def _scores(
         chance = sum(chance_recall(k, each, candidates) * count for each, count in zip(rights, queries, strict=True))
         recall = int((before < k).sum()) / len(before)
         baseline = Baseline("chance", chance / len(before))
-        scores.append(Score(f"recall_at_{k}_{name}", f"{title}, recall at {k}", recall, baseline))
+        scores.append(Score(f"recall_at_{k}_{direction}", f"{title}, recall at {k}", recall, baseline))
     rank = float(np.median(before.numpy())) + 1
-    return [*scores, Score(f"median_rank_{name}", f"{title}, median rank", rank, is_share=False)]
+    return [*scores, Score(f"median_rank_{direction}", f"{title}, median rank", rank, is_share=False)]
 
 
 def chance_recall(k: int, right: int, candidates: int) -> float:

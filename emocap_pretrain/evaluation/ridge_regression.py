@@ -34,6 +34,7 @@ class RidgeRegression:
     charts: ClassVar[tuple[tuple[str, ...], ...]] = (("ccc",), ("strength",))
     splits: ClassVar[tuple[SplitName, ...]] = ("train", "valid", "test")
     targets: ClassVar[tuple[TargetKind, ...]] = ("numbers",)
+    reads_texts: ClassVar[bool] = False
     parts: ClassVar[tuple[Part, ...]] = ()
     about: ClassVar[str] = "predicts numbers such as valence and arousal; CCC, PCC, RMSE, SAGR (needs such labels)"
 

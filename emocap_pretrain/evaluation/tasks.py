@@ -15,12 +15,10 @@ from emocap_shards.store import open_store
 
 from emocap_pretrain.checkpoint.manifest import Checkpoint
 from emocap_pretrain.config.explain import did_you_mean
-from emocap_pretrain.config.model import PartLengthsConfig
 from emocap_pretrain.config.objective import LabelConfig
 from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.config.stored import filled
 from emocap_pretrain.data.datasets import CutTexts
-from emocap_pretrain.data.parts import PROMPT_PART
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.evaluation.choice import Choice
@@ -191,6 +189,21 @@ def _check_maps(tasks: Sequence[Task], *, has_local: bool) -> bool:
     return bool(needing)
 
 
+def require_texts(settings: EvaluationConfig, *, has_texts: bool) -> None:
+    """Checks that the model can read texts if one of the tasks needs them.
+
+    Raises:
+        ConfigError: If it cannot. The message names the tasks that need no texts.
+    """
+    need = [task.name for task in tasks_of(settings) if task.reads_texts]
+    if need and not has_texts:
+        others = ", ".join(task.name for task in TASKS if not task.reads_texts)
+        raise ConfigError(
+            f"evaluation.tasks: {', '.join(need)} {'needs' if len(need) == 1 else 'need'} a text tower, and this model "
+            f"is an image tower alone; it can do {others}."
+        )
+
+
 def _of(task: Task, splits: Mapping[SplitName, Value]) -> dict[SplitName, Value]:
     return {name: splits[name] for name in task.splits}
 
@@ -237,7 +250,7 @@ def evaluate(settings: EvaluationConfig, embedder: Embedder, world: RankGroup, *
 def extraction(settings: EvaluationConfig, embedder: Embedder) -> Extraction:
     """Returns what computes the vectors of splits. With a cache, it reads all weights of the model for their digest."""
     cache = FeatureCache(open_store(settings.cache), embedder.digest()) if settings.cache else None
-    return Extraction(embedder, settings.batch, (), cache)
+    return Extraction(embedder, settings.batch, cache=cache, crop=settings.crop or embedder.crop)
 
 
 def run(
@@ -276,7 +289,7 @@ def run(
 
     def results() -> tuple[TaskResult, ...]:
         features: dict[SplitName, Features] = {
-            split: joined(batches, sources[split].address) for split, batches in collected.items() if batches
+            split: joined(batches or [], sources[split].address) for split, batches in collected.items()
         }
         for split, each in features.items():
             if each.left_out:
@@ -308,11 +321,16 @@ def _label(value: str | float | None) -> str | float | None:
     return None if value == "" else value
 
 
-def cut_prompts(settings: EvaluationConfig, tokenizer: Tokenizer, lengths: PartLengthsConfig) -> list[CutTexts]:
+def cut_prompts(settings: EvaluationConfig, tokenizer: Tokenizer, limit: int) -> list[CutTexts]:
     """Counts the prompts of all tasks, and those that have more tokens than the text tower reads.
+
+    Args:
+        settings: The tasks and their prompts.
+        tokenizer: The tokenizer of the text tower.
+        limit: Number of tokens to which a prompt is cut.
 
     Returns:
         A list with one `CutTexts` for the prompts of all tasks together; empty if there are no prompts.
     """
     texts = [prompt for task in tasks_of(settings) for prompt in task.prompts()]
-    return [CutTexts.of("prompts", tokenizer, texts, lengths.by_part[PROMPT_PART.name])] if texts else []
+    return [CutTexts.of("prompts", tokenizer, texts, limit)] if texts else []

@@ -47,7 +47,7 @@ def thumbnails(source: ExampleSource, keys: Collection[str]) -> dict[str, str]:
 
 def _jpeg(example: Example) -> str | None:
     try:
-        crops = example.content.crops(PIXELS)
+        crops = example.content.crops(PIXELS, "center")
     except (DataError, ImageError, OSError, ValueError):
         return None
     file = io.BytesIO()

@@ -39,6 +39,7 @@ class UnitDetection:
     charts: ClassVar[tuple[tuple[str, ...], ...]] = (("f1",), ("auc",))
     splits: ClassVar[tuple[SplitName, ...]] = ("test",)
     targets: ClassVar[tuple[TargetKind, ...]] = ("units",)
+    reads_texts: ClassVar[bool] = True
     parts: ClassVar[tuple[Part, ...]] = ()
     about: ClassVar[str] = "finds action units by prompts; mean F1 and AUC (needs labels such as AU12)"
 

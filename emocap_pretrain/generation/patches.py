@@ -229,7 +229,7 @@ def _write(path: Path, embedder: Embedder, source: ExampleSource, numbers: range
 def _cropped(example: Example, *, pixels: int) -> Crop | str:
     """Returns the crop of an image, or why it cannot be decoded."""
     try:
-        return example.content.crops(pixels)[0]
+        return example.content.crops(pixels, "center")[0]
     except _UNREADABLE as error:
         return reason(error)
 

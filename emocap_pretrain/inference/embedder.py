@@ -7,9 +7,9 @@ the sample is decoded. When a batch is complete, it computes the vectors with `E
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TypeAlias
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Self, TypeAlias
 
 import numpy as np
 import torch
@@ -18,8 +18,12 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from emocap_pretrain.config.fields import ImageCrop
+from emocap_pretrain.data.batch import Texts
+from emocap_pretrain.data.parts import Part
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.data.transform import center_crop
+from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.inference.alignment import LocalAlignment
 from emocap_pretrain.interop.restore import Restored
 from emocap_pretrain.model.pair import TowerPair
@@ -36,22 +40,41 @@ class Embedder:
     bits of its vectors. So the samples that a task embeds together must not depend on the number of ranks
     (`Share.batches`).
 
-    `local` says how patches are compared with sentences; it is None for a model that was not trained to do so.
+    Attributes:
+        model: The towers.
+        tokenizer: The tokenizer of the text tower; None for an image tower alone, which cannot read texts.
+        local: How patches are compared with sentences; None for a model that has no vectors of patches for this.
+        lengths: The number of tokens to which the texts of a caption part are cut, by the name of the part. A part that
+            is missing has the length of the longest one, or of prompts if there is none.
+        crop: The part of an image with which the model was published. An evaluation may choose another one.
 
     Example:
         Embedder.of(restore("runs/faces"), "cpu").texts(["a happy face"])
     """
 
     model: TowerPair
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None
     local: LocalAlignment | None = None
+    lengths: Mapping[str, int] = field(default_factory=dict[str, int])
+    crop: ImageCrop = "center"
 
     @classmethod
     def of(cls, restored: Restored, device: str) -> "Embedder":
         """Returns a restored model on a device, to which its weights are moved."""
         settings = restored.config
-        local = LocalAlignment.of(settings.objective, settings.model.text.lengths.local)
-        return cls(restored.model.to(device), restored.tokenizer, local)
+        lengths = settings.model.text.lengths
+        local = LocalAlignment.of(settings.objective, lengths.local)
+        return cls(restored.model.to(device), restored.tokenizer, local, lengths.by_part)
+
+    def on(self, device: str) -> Self:
+        """Returns the same model after it was moved to a device."""
+        self.model.to(device)
+        return self
+
+    @property
+    def has_texts(self) -> bool:
+        """Returns whether the model can read texts; an image tower alone cannot."""
+        return self.tokenizer is not None
 
     def cropped(self, sample: Sample) -> Sample:
         """Returns the sample with the central square of its image, resized to the size that the tower reads."""
@@ -73,6 +96,16 @@ class Embedder:
         with torch.inference_mode():
             vectors, pooled = self.model.embed_images_and_pooled(self._on_device(crops))
             return vectors.float().cpu(), pooled.float().cpu()
+
+    def crops_pooled_and_patches(
+        self, crops: Sequence[Crop]
+    ) -> tuple[
+        Float[Tensor, "crops embedding"], Float[Tensor, "crops width"], Float[Tensor, "crops patches embedding"]
+    ]:
+        """Returns the results of `crops_and_pooled` and `patches`, in one pass of the tower."""
+        with torch.inference_mode():
+            vectors, pooled, patches = self.model.embed_images_pooled_and_patches(self._on_device(crops))
+            return vectors.float().cpu(), pooled.float().cpu(), patches.float().cpu()
 
     def projected(self, pooled: Float[Tensor, "vectors width"]) -> Float[Tensor, "vectors embedding"]:
         """Returns the unit vectors that belong to vectors of the image tower, such as the means over frames."""
@@ -101,12 +134,14 @@ class Embedder:
             pooled, patches = self.model.embed_images_and_patches(self._on_device(crops))
             return pooled.float().cpu(), patches.float().cpu()
 
-    def texts(self, texts: Sequence[str]) -> Float[Tensor, "texts embedding"]:
-        """Returns the unit vectors of texts, in one pass of the tower.
+    def texts(self, texts: Sequence[str], length: int | None = None) -> Float[Tensor, "texts embedding"]:
+        """Returns the unit vectors of texts, which are comparable with those of images, in one pass of the tower.
 
-        Each text is cut to `model.prompt_length` tokens.
+        Args:
+            texts: The texts.
+            length: Number of tokens to which each text is cut; None takes that of prompts.
         """
-        tokens = self.tokenizer.encode(texts, self.model.prompt_length)
+        tokens = self._encoded(texts, self.model.prompt_length if length is None else length)
         with torch.inference_mode():
             return self.model.embed_texts(tokens.to(self._device)).float().cpu()
 
@@ -115,13 +150,30 @@ class Embedder:
 
         Each sentence is cut to `length` tokens.
         """
-        tokens = self.tokenizer.encode(texts, length)
+        tokens = self._encoded(texts, length)
         with torch.inference_mode():
             return self.model.embed_sentences(tokens.to(self._device)).float().cpu()
 
+    def texts_of(self, part: Part, texts: Sequence[str]) -> Float[Tensor, "texts embedding"]:
+        """Returns the unit vectors of texts of a caption part, in one pass of the tower.
+
+        They are comparable with the vectors of patches if the model was trained to compare this part with patches, and
+        with those of images otherwise.
+        """
+        length = self.length_of(part)
+        return self.sentences(texts, length) if self.is_compared_with_patches(part) else self.texts(texts, length)
+
+    def is_compared_with_patches(self, part: Part) -> bool:
+        """Returns whether the model was trained to compare the texts of this part with the patches of images."""
+        return self.local is not None and self.local.is_trained and part.aligned_with == "patches"
+
+    def length_of(self, part: Part) -> int:
+        """Returns the number of tokens to which the texts of a caption part are cut."""
+        return self.lengths.get(part.name, max(self.lengths.values(), default=self.model.prompt_length))
+
     def digest(self) -> str:
         """Returns a SHA-256 digest of all that affects the vectors: weights, structure and tokenizer."""
-        tokenizer = json.loads(self.tokenizer.to_json())
+        tokenizer = json.loads(self.tokenizer.to_json()) if self.tokenizer else {}
         tokenizer.pop("truncation", None)  # That of the last text; every call sets its own.
         digest = hashlib.sha256(f"{self.model} {self.model.pixels} {json.dumps(tokenizer)}".encode())
         # The mean and standard deviation of the colours are not persistent buffers, so the state dict lacks them.
@@ -130,6 +182,11 @@ class Embedder:
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
+
+    def _encoded(self, texts: Sequence[str], length: int) -> Texts:
+        if self.tokenizer is None:
+            raise ConfigError("the model is an image tower alone, which cannot read texts.")
+        return self.tokenizer.encode(texts, length)
 
     def _on_device(self, crops: Sequence[Crop]) -> UInt8[Tensor, "crops 3 pixels pixels"]:
         return torch.from_numpy(np.stack([crop.transpose(2, 0, 1) for crop in crops])).to(self._device)

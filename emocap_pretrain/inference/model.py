@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -21,8 +20,6 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from emocap_pretrain.config.fields import Ensemble
-from emocap_pretrain.config.location import RUN_PREFIX
-from emocap_pretrain.config.objective import ObjectiveConfig
 from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.errors import ConfigError, DataError
 from emocap_pretrain.inference.alignment import LocalAlignment
@@ -37,14 +34,10 @@ from emocap_pretrain.inference.classes import (
 )
 from emocap_pretrain.inference.embedder import Embedder
 from emocap_pretrain.inference.images import ImageSource, crops
-from emocap_pretrain.interop.export import portable
-from emocap_pretrain.interop.load import load_source
-from emocap_pretrain.interop.restore import Restored, restore
-from emocap_pretrain.interop.source import is_foreign, run_and_step
+from emocap_pretrain.inference.opened import Activation, open_model
 from emocap_pretrain.run_folder.results import Weights
 
 Device = Literal["auto", "cpu", "cuda"]
-Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
 BATCH = 64
 ROUNDING = 1e-5
 """Largest change of any number of a vector if the batch size changes. Measured: at most 9e-7 (docs/python.md)."""
@@ -286,37 +279,8 @@ def load(
 ) -> EmotionModel:
     """Loads a trained model. `emocap_pretrain.load` documents the arguments and the errors."""
     place = chosen_device(device)
-    name = os.fspath(source)
-    if "://" not in name and not name.startswith(RUN_PREFIX):
-        name = str(Path(name).expanduser())
-    if is_foreign(name) and not portable.is_portable(name):
-        if step is not None or weights is not None:
-            raise ConfigError(f"source={name}: step and weights choose a checkpoint of a run: leave them out.")
-        return _foreign(name, place, activation)
-    restored = _restored(name, step, weights)
-    return EmotionModel(Embedder.of(restored, place), step=restored.step)
-
-
-def _restored(name: str, step: int | None, weights: Weights | None) -> Restored:
-    """Returns the model of a run, or of a local folder that `emocap export --to safetensors` has written."""
-    if name.startswith(RUN_PREFIX):
-        name, chosen = run_and_step(name)
-        step = chosen if step is None else step
-    if "://" in name or not portable.is_portable(name):
-        return restore(name, step=step, weights=weights)
-    if step is not None or weights is not None:
-        raise ConfigError(
-            f"{name} is an export, which has only one step and one kind of weights: leave out step and weights."
-        )
-    return portable.read(name)
-
-
-def _foreign(name: str, place: str, activation: Activation | None) -> EmotionModel:
-    found = load_source(name, key="source", activation=activation)
-    # The projections of patches and sentences are copies of those of images and texts, so both can be compared.
-    sharpness = ObjectiveConfig.model_validate({}).sharpness
-    local = LocalAlignment(sharpness, found.settings.text.lengths.local, is_trained=False)
-    return EmotionModel(Embedder(found.model.to(place), found.tokenizer, local))
+    found = open_model(os.fspath(source), step=step, weights=weights, activation=activation)
+    return EmotionModel(found.embedder.on(place), step=found.restored.step if found.restored else None)
 
 
 def chosen_device(wanted: Device) -> str:

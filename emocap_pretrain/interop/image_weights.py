@@ -12,8 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
+from emocap_pretrain.config.fields import ImageCrop
 from emocap_pretrain.config.location import located
 from emocap_pretrain.config.model import ImageTowerConfig
 from emocap_pretrain.config.objective import TeacherConfig
@@ -22,7 +24,7 @@ from emocap_pretrain.interop.layouts import clip, open_clip
 from emocap_pretrain.interop.layouts.image_towers import describe_image_tower
 from emocap_pretrain.interop.layouts.layout import IMAGE, TIMM_NAME, Tree, WeightsLayout, size_of
 from emocap_pretrain.interop.report import LoadReport
-from emocap_pretrain.interop.restore import is_plain
+from emocap_pretrain.interop.restore import WeightShapes, is_plain, too_large
 from emocap_pretrain.interop.source import CONFIG_FILE, is_openai, open_source
 from emocap_pretrain.interop.tensors import Tensors, open_tensors
 from emocap_pretrain.interop.translation import translated
@@ -54,6 +56,15 @@ class ImageSource:
     written: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class LoadedImageTower:
+    """Holds an image tower of another library in evaluation mode on the CPU, and the part of an image that it reads."""
+
+    tower: TimmImageTower
+    report: LoadReport
+    crop: ImageCrop
+
+
 def image_settings(pretrained: str, key: str) -> Tree:
     """Returns the settings of an image tower that its weights determine.
 
@@ -64,7 +75,7 @@ def image_settings(pretrained: str, key: str) -> Tree:
     Raises:
         ConfigError: If the weights cannot be read.
     """
-    return dict(_opened(pretrained, key).layout.settings.get("image", {}))
+    return dict(_opened(pretrained, f"{key}.pretrained").layout.settings.get("image", {}))
 
 
 def load_image_weights(tower: TimmImageTower, settings: ImageTowerConfig) -> LoadReport | None:
@@ -78,7 +89,7 @@ def load_image_weights(tower: TimmImageTower, settings: ImageTowerConfig) -> Loa
     """
     if settings.pretrained is None:
         return None
-    source = None if settings.pretrained == _HUB else _opened(settings.pretrained, settings.key)
+    source = None if settings.pretrained == _HUB else _opened(settings.pretrained, f"{settings.key}.pretrained")
     tensors, report = _converted(settings, source, values=True)
     # The source has no adapters, so those of the tower keep their values.
     adapters = {name: each for name, each in tower.backbone.state_dict().items() if is_of_adapter(name)}
@@ -106,7 +117,7 @@ def check_image_weights(settings: ImageTowerConfig) -> tuple[str, ...]:
         return ()
     if settings.pretrained == _HUB:
         return (f"{settings.key}.pretrained=hub: the weights are compared with the tower when the run starts",)
-    source = _opened(settings.pretrained, settings.key)
+    source = _opened(settings.pretrained, f"{settings.key}.pretrained")
     with torch.device("meta"):
         return _converted(settings, source, values=False)[1].lines()
 
@@ -116,12 +127,60 @@ def check_teacher(settings: TeacherConfig | None, *, pixels: int) -> tuple[str, 
     return check_image_weights(teacher_tower(settings, pixels)) if settings else ()
 
 
+def is_image_tower(path: Path, where: str) -> bool:
+    """Returns whether a local file or folder has the weights of an image tower, and not those of a whole model.
+
+    Args:
+        path: The file or folder.
+        where: First words of an error message: what names the source, and its value.
+
+    Raises:
+        ConfigError: If it cannot be read.
+    """
+    if path.is_file():
+        return not clip.is_clip(open_tensors(path, where).shapes)
+    config = path / CONFIG_FILE
+    has_other = (path / open_clip.CONFIG_FILE).is_file() or not config.is_file()
+    return not has_other and "architecture" in read_json(config, where)
+
+
+def load_image_tower(name: str, *, key: str) -> LoadedImageTower:
+    """Loads an image tower of another library, without training it. Its files are not trusted.
+
+    Args:
+        name: A folder that timm has written, or a file whose model is known from its names (`describe_image_tower`).
+        key: What error messages call the name.
+
+    Raises:
+        ConfigError: If the model is unknown, or its settings do not fit the weights.
+    """
+    where = f"{key}={name}"
+    source = _opened(name, key)
+    if "name" not in source.layout.settings.get("image", {}):
+        raise ConfigError(
+            f"{where}: the names in this file are neither those of a CLIP nor those of a tower that needs no config: "
+            "give the folder with the weights and their config, as timm's save_for_hf and transformers write it."
+        )
+    try:
+        settings = ImageTowerConfig.model_validate({**source.layout.settings["image"], "pretrained": name})
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {error.errors()[0]['msg']}.") from error
+    shapes = WeightShapes(source.tensors.shapes)
+    if reason := too_large(settings, settings.options, shapes):
+        raise ConfigError(f"{where}: its config {reason}.")
+    with shapes.budget():
+        check_image_weights(settings)
+    tower = TimmImageTower(settings)
+    report = load_image_weights(tower, settings)
+    assert report is not None
+    return LoadedImageTower(tower.eval(), report, source.layout.crop)
+
+
 def _opened(pretrained: str, key: str) -> ImageSource:
-    where = f"{key}.pretrained"
-    path = Path(located(pretrained, where))
+    where = f"{key}={pretrained}"
+    path = Path(located(pretrained, key))
     if not path.exists():
-        raise ConfigError(f"{where}={pretrained}: give 'hub', or an existing file or folder of weights.")
-    where = f"{where}={pretrained}"
+        raise ConfigError(f"{where}: give 'hub', or an existing file or folder of weights.")
     tensors = open_tensors(path, where)
     # In the hub's cache the name of the weights is that of a folder two levels above the file.
     written = (path.name, *(folder.name for folder in list(path.parents)[:3]), *tensors.metadata.values())
@@ -132,12 +191,13 @@ def _opened(pretrained: str, key: str) -> ImageSource:
 
 
 def _layout(path: Path, tensors: Tensors, pretrained: str, key: str) -> WeightsLayout:
-    where = f"{key}.pretrained={pretrained}"
+    where = f"{key}={pretrained}"
     if path.is_dir() and ((path / CONFIG_FILE).is_file() or (path / open_clip.CONFIG_FILE).is_file()):
         tree = {} if (path / open_clip.CONFIG_FILE).is_file() else read_json(path / CONFIG_FILE, where)
         if "architecture" in tree:
-            return _of_timm(_settings_of_timm(tree, where))
-        return _image_part(open_source(pretrained, key=f"{key}.pretrained").layout, tensors)
+            layout = _of_timm(_settings_of_timm(tree, where))
+            return replace(layout, crop="whole" if tree["pretrained_cfg"].get("crop_mode") == "squash" else "center")
+        return _image_part(open_source(pretrained, key=key).layout, tensors)
     if found := describe_image_tower(tensors.shapes):
         return found
     if "visual.class_embedding" in tensors.shapes and _TEXT_TABLES & tensors.shapes.keys():

@@ -15,6 +15,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from emocap_pretrain.config.fields import ImageCrop
 from emocap_pretrain.config.model import ModelConfig
 from emocap_pretrain.config.objective import ObjectiveConfig
 from emocap_pretrain.data.tokenizer import Tokenizer
@@ -46,12 +47,14 @@ class Loaded:
             of images and texts.
         tokenizer: The tokenizer of the source.
         report: The report of the loading.
+        crop: The part of an image that the model was published to read.
     """
 
     settings: ModelConfig
     model: TowerPair
     tokenizer: Tokenizer
     report: LoadReport
+    crop: ImageCrop
 
 
 def load_source(name: str, *, key: str, activation: str | None = None) -> Loaded:
@@ -76,7 +79,7 @@ def load_source(name: str, *, key: str, activation: str | None = None) -> Loaded
         load_weights(build(), source, values=False)
     model = build()
     report = load_weights(model, source)
-    return Loaded(settings, model.eval(), tokenizer, report)
+    return Loaded(settings, model.eval(), tokenizer, report, source.layout.crop)
 
 
 def load_weights(model: TowerPair, source: Source, *, extend: str = "interpolate", values: bool = True) -> LoadReport:

@@ -29,6 +29,7 @@ from emocap_pretrain.checkpoint.layout import ENGINE, TOKENIZER, WEIGHTS
 from emocap_pretrain.checkpoint.loader import downloaded
 from emocap_pretrain.checkpoint.manifest import Checkpoint, committed
 from emocap_pretrain.config.load import from_stored, unresolved
+from emocap_pretrain.config.model import ImageTowerConfig
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.errors import CheckpointError, ConfigError
@@ -317,15 +318,30 @@ def _require_inert(config: Config, architecture: Any, weights: WeightShapes) -> 
             raise _refused(f"sets model.image.options.{key}={value!r}, where only short names are allowed")
     if text.pretrained is not None and not isinstance(architecture, Mapping):
         raise _refused(f"names the text encoder {text.pretrained!r} without its architecture")
-    largest = max((abs(leaf) for leaf in _leaves([model, architecture]) if isinstance(leaf, int | float)), default=0)
+    if reason := too_large(image, [model, architecture], weights):
+        raise _refused(reason)
+
+
+def too_large(image: ImageTowerConfig, settings: Any, weights: WeightShapes) -> str | None:
+    """Returns why a model with these settings would be far larger than its weights, or None.
+
+    The reason is the end of a sentence about a config.
+
+    Args:
+        image: The image tower.
+        settings: All settings of the model, in nested lists and mappings.
+        weights: The shapes of the weights.
+    """
+    largest = max((abs(leaf) for leaf in _leaves(settings) if isinstance(leaf, int | float)), default=0)
     # `not a <= b` and not `a > b`: every comparison with NaN is false, so NaN is refused too.
     if not largest <= max(LARGEST_NUMBER, weights.largest) or image.pixels > LARGEST_PIXELS:
         number = str(max(largest, image.pixels))[:20]
-        raise _refused(f"asks for a model with the number {number}; no axis of its weights exceeds {weights.largest:,}")
+        return f"asks for a model with the number {number}; no axis of its weights exceeds {weights.largest:,}"
     # timm loops over the depth before it builds the first block, so `budget` would notice a huge depth too late.
     deepest = [image.options.get(key) for key in ("depth", "depths")]
     if any(isinstance(leaf, int | float) and leaf > len(weights.shapes) for leaf in _leaves(deepest)):
-        raise _refused(f"asks for a tower of depth {deepest}, but the weights are only {len(weights.shapes):,} tensors")
+        return f"asks for a tower of depth {deepest}, but the weights are only {len(weights.shapes):,} tensors"
+    return None
 
 
 def is_plain(options: Any) -> bool:

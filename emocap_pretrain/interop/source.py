@@ -22,7 +22,7 @@ from emocap_pretrain.checkpoint.layout import TOKENIZER
 from emocap_pretrain.checkpoint.loader import downloaded
 from emocap_pretrain.checkpoint.manifest import committed
 from emocap_pretrain.config.load import from_stored
-from emocap_pretrain.config.location import RUN_PREFIX, located
+from emocap_pretrain.config.location import PACKAGE_PREFIX, RUN_PREFIX, located
 from emocap_pretrain.config.model import ModelConfig
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.errors import ConfigError
@@ -96,11 +96,23 @@ def open_source(name: str, *, activation: str | None = None, key: str = KEY) -> 
     if name.startswith(RUN_PREFIX):
         return open_run(name)
     where = f"{key}={name}"
-    path = Path(located(name, key))
-    if not path.exists():
-        path = downloaded_folder(name, where, _HUB_FILES)
+    path = local_copy(name, key)
     found = _file(name, path, activation, where) if path.is_file() else _folder(name, path, where)
     return replace(found, key=key)
+
+
+def local_copy(name: str, key: str) -> Path:
+    """Returns the local file or folder of a source, which is downloaded if it is a model on the hub.
+
+    Args:
+        name: The name of the source. It must not be that of a run.
+        key: What error messages call the name.
+
+    Raises:
+        ConfigError: If there is no such source.
+    """
+    path = Path(located(name, key))
+    return path if path.exists() else downloaded_folder(name, f"{key}={name}", _HUB_FILES)
 
 
 def source_of(model: ModelConfig) -> Source:
@@ -222,6 +234,8 @@ def is_foreign(name: str) -> bool:
     path = Path(name)
     if name.startswith(RUN_PREFIX) or "://" in name:
         return False
+    if name.startswith(PACKAGE_PREFIX):
+        return True
     if path.is_dir():
         return any((path / config).is_file() for config in (CONFIG_FILE, open_clip.CONFIG_FILE))
     return path.is_file() or name.startswith(_HUB_PREFIX) or bool(_HUB_NAME.fullmatch(name))

@@ -282,6 +282,18 @@ class TowerPair(nn.Module):
         pooled = self.image.encode_image(images)[0]
         return functional.normalize(self.to_image(pooled), dim=-1), pooled
 
+    def embed_images_pooled_and_patches(
+        self, images: Tensor
+    ) -> tuple[
+        Float[Tensor, "batch embedding"], Float[Tensor, "batch width"], Float[Tensor, "batch patches embedding"]
+    ]:
+        """Returns the results of `embed_images_and_pooled` and `embed_patches`, with one pass of the tower."""
+        pooled, patches = self.image.encode_image(images)
+        vectors, patches = (
+            functional.normalize(each, dim=-1) for each in (self.to_image(pooled), self.to_patch(patches))
+        )
+        return vectors, pooled, patches
+
     def embed_images_and_patches(
         self, images: Tensor
     ) -> tuple[Float[Tensor, "batch embedding"], Float[Tensor, "batch patches embedding"]]:
@@ -308,6 +320,37 @@ class TowerPair(nn.Module):
     def scale(self) -> float:
         """Returns the factor by which the loss multiplies cosines of pooled vectors, at most `MAX_SCALE`."""
         return float(_clamped_scale(self.logit_scale.detach()))
+
+
+class NoTextTower(nn.Module):
+    """Takes the place of the text tower in the model of an image tower alone (`image_alone`)."""
+
+    width = 1
+    notes: tuple[str, ...] = ()
+
+    def encode_text(self, texts: Texts) -> Float[Tensor, "texts width"]:  # noqa: ARG002 - it reads none
+        raise ConfigError("the model is an image tower alone, which cannot read texts.")
+
+    def parameter_depths(self) -> dict[str, int]:
+        return {}
+
+    def checkpoint_activations(self) -> None:
+        pass
+
+    def recorded(self) -> None:
+        return None
+
+
+def image_alone(tower: ImageTower) -> TowerPair:
+    """Returns a model in evaluation mode that embeds images with a tower, and cannot embed texts.
+
+    The vector of an image is the pooled vector of the tower, scaled to unit length. Nothing can be compared with texts:
+    the other projections are 0, so that equal towers make equal models.
+    """
+    pair = TowerPair(tower, NoTextTower(), parts=(), embedding=tower.width, project_images=False)
+    for projection in (pair.to_patch, pair.to_text, pair.to_sentence):
+        nn.init.zeros_(projection.weight)
+    return pair.eval()
 
 
 def _has_bias(settings: ObjectiveConfig, parts: Iterable[Part]) -> bool:

@@ -27,7 +27,7 @@ from emocap_pretrain.evaluation.domain import TrainingCaptions, with_domains
 from emocap_pretrain.evaluation.look import MappedFace
 from emocap_pretrain.evaluation.other_weights import curve, scores_of
 from emocap_pretrain.inference.embedder import Embedder
-from emocap_pretrain.interop.restore import Restored, has_start, restore, restore_start
+from emocap_pretrain.interop.restore import has_start, restore, restore_start
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.run_folder import unsent
 from emocap_pretrain.run_folder.attempts import newest
@@ -215,23 +215,21 @@ def track_maps(tracker: Tracker, config: Config, maps: Sequence[MappedFace], ste
 
 
 def evaluated(
-    restored: Restored, everyone: RankGroup, device: str, training: TrainingCaptions | None = None
+    config: Config, embedder: Embedder, everyone: RankGroup, training: TrainingCaptions | None = None
 ) -> tuple[TaskResult, ...]:
-    """Returns the results of the config's evaluation tasks for the restored model, on every rank. This is a collective.
+    """Returns the results of the config's evaluation tasks for a model, on every rank. This is a collective.
 
     Args:
-        restored: The model and its config, equal on all ranks.
+        config: The config with the evaluation settings, equal on all ranks.
+        embedder: The model, on this rank's device.
         everyone: The ranks among which the data are divided.
-        device: The device to which this rank moves the model.
         training: What is known about the captions of the model; None takes what its config says.
     """
-    config = restored.config
     # Rank 0 alone warns of prompts that are longer than the text tower reads.
-    if everyone.is_main:
-        for cut in tasks.cut_prompts(config.evaluation, restored.tokenizer, config.model.text.lengths):
+    if everyone.is_main and embedder.tokenizer:
+        for cut in tasks.cut_prompts(config.evaluation, embedder.tokenizer, embedder.model.prompt_length):
             if cut.cut:
                 log.warning("texts that are cut: %s", cut)
-    embedder = Embedder.of(restored, device)
     stored = config.stored()
     url = stored["evaluation"]["url"]
     results = tasks.evaluate(config.evaluation, embedder, everyone, url=url)
@@ -260,8 +258,9 @@ def evaluate_checkpoint(
         return EvaluatedCheckpoint("raw", ())
     # Rank 0 alone reads the checkpoint and broadcasts it; otherwise a thousand ranks would each read the weights.
     restored = everyone.run_on_main(lambda: restore(config.url, step=step, config=config))
-    results = evaluated(restored, everyone, device)
-    maps = look.of_run(Embedder.of(restored, device), url) if with_maps and everyone.is_main else []
+    embedder = Embedder.of(restored, device)
+    results = evaluated(config, embedder, everyone)
+    maps = look.of_run(embedder, url) if with_maps and everyone.is_main else []
     return EvaluatedCheckpoint(restored.weights, results, maps)
 
 

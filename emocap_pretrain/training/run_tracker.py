@@ -18,6 +18,7 @@ from emocap_pretrain.checkpoint.layout import steps_listed
 from emocap_pretrain.checkpoint.manifest import Checkpoint
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.data.datasets import cut_captions, training_data
+from emocap_pretrain.data.parts import PROMPT_PART
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.evaluation.tasks import cut_prompts
 from emocap_pretrain.ranks.group import RankGroup
@@ -150,7 +151,7 @@ def _count_cut_texts(tracker: Tracker, config: Config, tokenizer: Tokenizer) -> 
     """
     lengths = config.model.text.lengths
     samples, cut = cut_captions(config.data.datasets, tokenizer, lengths)
-    cut += cut_prompts(config.evaluation, tokenizer, lengths)
+    cut += cut_prompts(config.evaluation, tokenizer, lengths.by_part[PROMPT_PART.name])
     cure = "; model.text.lengths says how many tokens are read" if any(each.cut for each in cut) else ""
     log.info("texts that are cut, of the first %s samples: %s%s", f"{samples:,}", ", ".join(map(str, cut)), cure)
     tracker.log_metrics({f"cut/{each.kind}": each.share for each in cut}, 0)

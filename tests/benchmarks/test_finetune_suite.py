@@ -11,7 +11,7 @@ from emocap_shards.store import open_store
 from emocap_shards.writer import write_shards
 from tiny_run import tiny
 
-from benchmarks.finetune import compare, scores, tables, trainings
+from benchmarks.finetune import compare, tables, trainings
 from benchmarks.finetune.suite import SUITE
 from benchmarks.harness import record
 from benchmarks.harness.machine import occasion
@@ -24,27 +24,6 @@ from emocap_pretrain.evaluation.classification import LabelledRows, scored
 from emocap_pretrain.run_folder.folder import RunFolder
 from emocap_pretrain.run_folder.report import Report
 from emocap_pretrain.run_folder.results import TaskResult
-
-
-def test_recalls_count_classes_and_faces() -> None:
-    found = scores.Recalls.of(["joy", "joy", "joy", "fear"], ["joy", "joy", "fear", "fear"])
-    assert (found.uar, found.war) == (pytest.approx((2 / 3 + 1) / 2), 0.75)
-
-
-def test_the_regularization_of_a_probe_is_chosen_on_valid_and_scored_on_test() -> None:
-    random = np.random.default_rng(0)
-    labels = [["joy", "fear"][number % 2] for number in range(80)]
-
-    def split(noise: float) -> scores.LabelledFeatures:
-        centers = np.array([[1.0, 0.0] if label == "joy" else [0.0, 1.0] for label in labels])
-        return scores.LabelledFeatures(centers + noise * random.normal(size=centers.shape), labels)
-
-    recalls, strength = scores.probe(split(0.1), split(0.1), split(0.1))
-    assert recalls.war > 0.95
-    assert strength in scores.CHOICES
-    # The chosen probe is bad on the split test, which shows that the split valid alone decides.
-    reverse = scores.LabelledFeatures(split(0.1).values, [*labels[1:], labels[0]])
-    assert scores.probe(split(0.1), split(0.1), reverse)[0].war < 0.05
 
 
 def test_a_table_has_one_row_for_each_recipe_with_the_spread_of_its_seeds() -> None:
@@ -91,7 +70,7 @@ def test_a_comparison_scores_each_run_once_and_a_repetition_trains_and_scores_no
     ]
     assert [line.more["steps"] for line in lines if line.more] == [0, 0, 2, 2]
     assert all(0 <= line.median <= 1 for line in lines)
-    monkeypatch.setattr(scores, "probe", None)
+    monkeypatch.setattr(compare, "restore", None)
     monkeypatch.setattr(trainings, "subprocess", None)
     assert run(SUITE, ["compare", *options]) == 0
     again = record.read(tmp_path / "finetune.jsonl")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from emocap_pretrain.benchmarks import catalogue
 from emocap_pretrain.benchmarks.card import Card, NumbersTarget, QuestionTarget, UnitsTarget
 from emocap_pretrain.benchmarks.item import Item
 from emocap_pretrain.benchmarks.layouts import (
@@ -23,6 +24,7 @@ from emocap_pretrain.benchmarks.layouts import (
     Table,
 )
 from emocap_pretrain.benchmarks.reading.layout_reader import LayoutReader, Problem
+from emocap_pretrain.evaluation.on_benchmarks import BenchmarkCopy
 
 Expected = dict[str, Counter[Any]]
 """Number of items by label, for each split."""
@@ -236,3 +238,21 @@ BUILDERS: dict[str, Callable[[Card, Any, Path], Expected]] = {
     "sequences": _sequences,
     "file_names": _file_names,
 }
+
+
+CODES = {"surprise": 1, "fear": 2, "disgust": 3, "happiness": 4, "sadness": 5, "anger": 6, "neutral": 7}
+
+
+def raf_db(root: Path, each: int, *, missing: int = 0) -> BenchmarkCopy:
+    """Writes a copy of RAF-DB with `each` images of every class in both splits; the first `missing` are not there."""
+    folder, lines, written = root / "Image" / "aligned", list[str](), 0
+    folder.mkdir(parents=True)
+    for split in ("train", "test"):
+        for number, (name, place) in enumerate((name, place) for name in CODES for place in range(each)):
+            stem = f"{split}_{number:05d}"
+            lines.append(f"{stem}.jpg {CODES[name]}\n")
+            written += split == "test"
+            if split == "train" or written > missing:
+                Image.new("RGB", (9, 9), (40 * CODES[name] - 30, 3 * place, 128)).save(folder / f"{stem}_aligned.jpg")
+    text(root / "EmoLabel" / "list_patition_label.txt", "".join(lines))
+    return BenchmarkCopy(catalogue.card("raf_db"), root)

@@ -1,6 +1,9 @@
 """Calls the command line in this process, as a user calls `emocap`."""
 
 import json
+import os
+import subprocess
+import sys
 from typing import Any
 
 from typer.testing import CliRunner, Result
@@ -20,3 +23,12 @@ def printed(*words: object) -> dict[str, Any]:
     done = called(*words, "--json")
     assert done.exit_code == 0, done.stderr
     return json.loads(done.stdout)
+
+
+def torchrun(*words: object) -> str:
+    """Starts a module on two ranks, and returns what they print."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    done = subprocess.run([*command, *map(str, words)], check=False, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    return done.stdout

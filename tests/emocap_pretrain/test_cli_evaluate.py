@@ -1,10 +1,7 @@
 """Tests `emocap evaluate` on one checkpoint: options, JSON, what it logs, and what it never contacts."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,6 +9,7 @@ from pathlib import Path
 import cli_calls
 import pytest
 import yaml
+from cli_calls import torchrun
 from emocap_shards.store import open_store
 from mlflow.tracking import MlflowClient
 from PIL import Image
@@ -55,7 +53,7 @@ def refused(*words: str | Path) -> str:
 def test_the_tasks_are_listed_with_what_they_do(run: Config) -> None:
     done = evaluate("--list")
     assert re.search(r"zero_shot +default +names the class", done.stdout)
-    assert re.search(r"retrieval +finds the global caption", done.stdout)
+    assert re.search(r"retrieval +finds the caption of each face", done.stdout)
     listed = json.loads(evaluate("--list", "--json").stdout)
     assert [each["name"] for each in listed] == [task.name for task in TASKS]
     assert [each["name"] for each in listed if each["default"]] == ["zero_shot"]
@@ -262,14 +260,6 @@ def test_only_the_batch_size_of_a_stored_config_is_bounded(
     printed(run.url, "--data", faces, "--task", "retrieval")
     printed(run.url, "--data", faces, "--task", "retrieval", "--config", file)
     assert sizes == [5, run.evaluation.batch]
-
-
-def torchrun(*words: str | Path) -> str:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    done = subprocess.run([*command, *map(str, words)], check=False, capture_output=True, text=True, env=env)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.mark.slow

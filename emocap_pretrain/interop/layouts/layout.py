@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from emocap_pretrain.config.fields import ImageCrop
 from emocap_pretrain.config.model import PartLengthsConfig
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.interop.rules import Rule, Same
@@ -50,6 +51,7 @@ class WeightsLayout:
             all other parts of the CLIP.
         kind: Which library writes and reads this layout: "openai", "open_clip", "transformers" or "emocap"; for an
             image tower alone "timm", "torchvision" or "efficientnet".
+        crop: The part of an image that the model was published to read.
     """
 
     name: str
@@ -57,6 +59,7 @@ class WeightsLayout:
     rules: tuple[Rule, ...]
     ignored: frozenset[str] = frozenset()
     kind: str
+    crop: ImageCrop = "center"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from emocap_pretrain.config.fields import ImageCrop
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.interop.layouts import clip
 from emocap_pretrain.interop.layouts.layout import (
@@ -51,7 +52,9 @@ _ANY_EPS_AND_ACTIVATION = {key: own for key, own in _NEEDS.items() if key not in
 
 
 def read_config(folder: Path, where: str) -> Tree:
-    """Returns `model_cfg` of open_clip_config.json. Its `vision_cfg` also gets the mean and std of `preprocess_cfg`.
+    """Returns `model_cfg` of open_clip_config.json, with what `preprocess_cfg` says about the images.
+
+    `vision_cfg` also gets the mean and std, and the key `resize_mode` says how images become square (`crop_of`).
 
     Raises:
         ConfigError: If the file cannot be read.
@@ -60,9 +63,16 @@ def read_config(folder: Path, where: str) -> Tree:
     try:
         model, images = dict(tree["model_cfg"]), tree.get("preprocess_cfg") or {}
         statistics = {key: images[key] for key in ("mean", "std") if images.get(key)}
-        return {**model, "vision_cfg": {**model["vision_cfg"], **statistics}, "text_cfg": dict(model["text_cfg"])}
+        vision = {**model["vision_cfg"], **statistics}
+        mode = {"resize_mode": images.get("resize_mode")}
+        return {**model, **mode, "vision_cfg": vision, "text_cfg": dict(model["text_cfg"])}
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ConfigError(f"{where}: {CONFIG_FILE} cannot be read ({error!r}).") from error
+
+
+def crop_of(config: Tree) -> ImageCrop:
+    """Returns the part of an image that the model was published to read. open_clip's default is the central square."""
+    return "whole" if config["resize_mode"] == "squash" else "center"
 
 
 def describe(shapes: Shapes, config: Tree, *, where: str) -> WeightsLayout:
@@ -86,8 +96,10 @@ def describe(shapes: Shapes, config: Tree, *, where: str) -> WeightsLayout:
         if text.get("pool_type", "argmax") not in ("argmax", "eos"):
             raise ConfigError(f"{where}: text_cfg.pool_type={str(text['pool_type'])[:40]!r}; only argmax and eos fit.")
         activation = "quick_gelu" if config.get("quick_gelu") else "gelu"
-        return clip.describe(shapes, config, activation=activation, where=where)
-    return _with_timm(shapes, vision, text, where)
+        layout = clip.describe(shapes, config, activation=activation, where=where)
+    else:
+        layout = _with_timm(shapes, vision, text, where)
+    return replace(layout, crop=crop_of(config))
 
 
 def _with_timm(shapes: Shapes, vision: Tree, text: Tree, where: str) -> WeightsLayout:

@@ -103,7 +103,9 @@ def describe(folder: Path, shapes: Shapes, tree: Tree, *, where: str) -> Weights
     config = _config(tree, where)
     kind = str(tree["model_type"])
     family = "siglip" if kind == "siglip" else "clip"
-    mean, std = _statistics(folder, family, where)
+    images = _processor(folder, where)
+    default = (OPENAI_MEAN, OPENAI_STD) if family == "clip" else (SIGLIP_MEAN, SIGLIP_STD)
+    mean, std = statistics_of(images, _STATISTICS, default, where)
     image = _image(config.vision_config, family, mean, std, where)
     text = _text(config.text_config, kind, where)
     for layers_of, key in ((image.layers, "vision_config"), (text.layers, "text_config")):
@@ -128,6 +130,8 @@ def describe(folder: Path, shapes: Shapes, tree: Tree, *, where: str) -> Weights
         settings=settings,
         rules=tuple(rules),
         ignored=present(_IGNORED, shapes),
+        # The image processor of SigLIP has no crop, and that of CLIP crops unless its file says otherwise.
+        crop="center" if images.get("do_center_crop", family == "clip") is True else "whole",
     )
 
 
@@ -284,8 +288,7 @@ def _activation(config: Any, where: str) -> str:
     return _ACTIVATIONS[config.hidden_act]
 
 
-def _statistics(folder: Path, family: str, where: str) -> tuple[Triple, Triple]:
-    """Returns the mean and standard deviation of the image processor; without one, those of the original models."""
-    default = (OPENAI_MEAN, OPENAI_STD) if family == "clip" else (SIGLIP_MEAN, SIGLIP_STD)
+def _processor(folder: Path, where: str) -> Tree:
+    """Returns the settings of the image processor; an empty tree if the folder has none."""
     path = folder / "preprocessor_config.json"
-    return statistics_of(read_json(path, where), _STATISTICS, default, where) if path.is_file() else default
+    return read_json(path, where) if path.is_file() else {}

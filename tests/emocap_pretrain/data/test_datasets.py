@@ -54,8 +54,8 @@ def test_prompts_are_counted_where_the_settings_name_the_classes() -> None:
     settings = EvaluationConfig.model_validate(
         {"classes": {"x": ["a", "b c d"], "y": "a b c"}, "templates": ["{}", "a {}"]}
     )
-    assert cut_prompts(settings, TOKENIZER, LENGTHS) == [CutTexts("prompts", limit=5, texts=6, cut=2, longest=6)]
-    assert cut_prompts(EvaluationConfig(), TOKENIZER, LENGTHS) == []
+    assert cut_prompts(settings, TOKENIZER, 5) == [CutTexts("prompts", limit=5, texts=6, cut=2, longest=6)]
+    assert cut_prompts(EvaluationConfig(), TOKENIZER, 5) == []
 
 
 def test_counting_leaves_the_encoding_as_it_was() -> None:

@@ -11,6 +11,7 @@ from emocap_shards.inspecting.label_values import LabelValues
 from pretrain_fakes import FakeRuntime
 from torch import Tensor
 
+from emocap_pretrain.config.fields import ImageCrop
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.errors import DataError
@@ -84,7 +85,7 @@ class NumberContent:
     def digest(self) -> bytes:
         return str(self.number).encode()
 
-    def crops(self, pixels: int) -> Sequence[Crop]:
+    def crops(self, pixels: int, crop: ImageCrop) -> Sequence[Crop]:  # noqa: ARG002 - squares
         return (np.full((pixels, pixels, 3), self.number, np.uint8),)
 
 

@@ -18,12 +18,14 @@ from emocap_shards.stream import Stream
 from evaluation_jobs import embedder_of
 from torch import Tensor
 
+from emocap_pretrain.config.fields import ImageCrop
 from emocap_pretrain.config.schema import Config
-from emocap_pretrain.data.parts import PARTS
+from emocap_pretrain.data.parts import PARTS, WHOLE
 from emocap_pretrain.errors import DataError
 from emocap_pretrain.evaluation.examples import Content, Example, LeftOut, PackedSource
 from emocap_pretrain.evaluation.feature_cache import FeatureCache
 from emocap_pretrain.evaluation.features import Extraction, Features, joined
+from emocap_pretrain.inference.alignment import LocalAlignment
 from emocap_pretrain.inference.embedder import Crop, Embedder
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.ranks.info import Rank
@@ -65,7 +67,7 @@ class Frames:
     def digest(self) -> bytes:
         return repr(self.colours).encode()
 
-    def crops(self, pixels: int) -> Sequence[Crop]:
+    def crops(self, pixels: int, crop: ImageCrop) -> Sequence[Crop]:  # noqa: ARG002 - squares
         self.decoded += 1
         if not self.colours:
             raise DataError("the video has no frames")
@@ -95,18 +97,32 @@ def assert_equal(left: Features, right: Features) -> None:
         assert torch.equal(array, theirs[name]), name
 
 
-def test_the_vectors_of_a_packed_dataset_are_those_of_the_model(embedder: Embedder, faces: str) -> None:
-    found = features(PackedSource(faces), Extraction(embedder, 7, PARTS))
+@pytest.mark.parametrize("compares_patches", [False, True])
+def test_the_vectors_of_a_packed_dataset_are_those_of_the_model(
+    embedder: Embedder, faces: str, compares_patches: bool
+) -> None:
+    lengths = {"global": 5, "local": 7, "summary": 9}  # Every text is cut.
+    local = LocalAlignment(sharpness=5.0, length=7) if compares_patches else None
+    embedder = replace(embedder, lengths=lengths, local=local)
+    found = features(PackedSource(faces), Extraction(embedder, 7, (*PARTS, WHOLE)))
     samples = [embedder.cropped(sample) for sample in Stream(url=faces, global_batch=1).read(range(24))]
     assert list(found.keys) == [sample.key for sample in samples]
     assert list(found.labels) == [sample.labels for sample in samples]
     # The reference uses other batches, so the last bits of its vectors may differ.
     torch.testing.assert_close(found.images, embedder.images(samples), rtol=0, atol=1e-6)
-    for part in PARTS:
+    patches = embedder.patches([sample.image for sample in samples]).mean(1)
+    assert (found.patches is not None) == compares_patches
+    if found.patches is not None:
+        torch.testing.assert_close(found.patches, patches, rtol=0, atol=1e-6)
+    for part, length in zip((*PARTS, WHOLE), (5, 9, 7, 9), strict=True):
         texts = [(row, text) for row, sample in enumerate(samples) for text in part.texts(sample.caption)]
-        assert list(zip(found.parts[part.name].owner.tolist(), found.parts[part.name].texts, strict=True)) == texts
-        wanted = embedder.texts([text for _, text in texts])
-        torch.testing.assert_close(found.parts[part.name].vectors, wanted, rtol=0, atol=1e-6)
+        of_part = found.parts[part.name]
+        assert list(zip(of_part.owner.tolist(), of_part.texts, strict=True)) == texts
+        # The synthetic faces have one caption each.
+        assert torch.equal(of_part.caption, torch.unique(of_part.owner, return_inverse=True)[1])
+        encode = embedder.sentences if compares_patches and part.name == "local" else embedder.texts
+        wanted = encode([text for _, text in texts], length)
+        torch.testing.assert_close(of_part.vectors, wanted, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("kept", [0, 1, 2, 3, 4])
@@ -158,7 +174,7 @@ def test_a_video_has_the_mean_of_the_projections_of_its_frames(embedder: Embedde
     contents: list[Content] = [Frames([0, 90, 250]), Frames([17])]
     source = Listed([Example(str(number), content) for number, content in enumerate(contents)], images_each=3)
     found = features(source, Extraction(embedder, 4))
-    crops = [crop for content in contents for crop in content.crops(embedder.model.pixels)]
+    crops = [crop for content in contents for crop in content.crops(embedder.model.pixels, "center")]
     _, pooled = embedder.crops_and_pooled(crops)
     with torch.inference_mode():
         projected = embedder.model.to_image(pooled)

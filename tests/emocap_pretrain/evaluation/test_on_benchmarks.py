@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from benchmark_trees import build
+from benchmark_trees import CODES, build, raf_db
 from cli_calls import called
 from evaluation_jobs import embedder_of
-from PIL import Image
 from torch.nn.functional import normalize
 from video_trees import a_frame_folder, a_text, a_video_file
 
@@ -36,27 +35,11 @@ PROMPTS = EvaluationConfig(tasks=("zero_shot",))
 BY_HAND = {"afew", "afew_va", "crema_d", "dfew", "enterface05", "ferv39k", "mafw", "mafw_captions", "mafw_compound"}
 BY_HAND |= {"aff_wild2_expression", "aff_wild2_units", "aff_wild2_va", "ravdess"}
 IMAGES = [name for name in catalogue.names() if name not in BY_HAND]
-CODES = {"surprise": 1, "fear": 2, "disgust": 3, "happiness": 4, "sadness": 5, "anger": 6, "neutral": 7}
 
 
 @pytest.fixture
 def embedder(tiny_config: Config) -> Embedder:
     return embedder_of(tiny_config)
-
-
-def raf_db(root: Path, each: int, *, missing: int = 0) -> BenchmarkCopy:
-    """Writes a copy of RAF-DB with `each` images of every class in both splits; the first `missing` are not there."""
-    folder, lines, written = root / "Image" / "aligned", list[str](), 0
-    folder.mkdir(parents=True)
-    for split in ("train", "test"):
-        for number, (name, place) in enumerate((name, place) for name in CODES for place in range(each)):
-            stem = f"{split}_{number:05d}"
-            lines.append(f"{stem}.jpg {CODES[name]}\n")
-            written += split == "test"
-            if split == "train" or written > missing:
-                Image.new("RGB", (9, 9), (40 * CODES[name] - 30, 3 * place, 128)).save(folder / f"{stem}_aligned.jpg")
-    a_text(root / "EmoLabel" / "list_patition_label.txt", "".join(lines))
-    return BenchmarkCopy(catalogue.card("raf_db"), root)
 
 
 def evaluate(

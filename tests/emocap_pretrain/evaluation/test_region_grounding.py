@@ -143,7 +143,7 @@ def test_the_maps_are_those_of_the_python_interface(tiny_config: Config, faces: 
     rows = (maps.owner == 6).nonzero()[:, 0].tolist()
     assert [maps.texts[row] for row in rows] == list(example.captions[0].local)
     assert maps.place[rows].tolist() == list(range(len(rows)))
-    (crop,) = example.content.crops(model.pixels)
+    (crop,) = example.content.crops(model.pixels, "center")
     for row in rows:
         found = model.attention_map(crop, maps.texts[row]).weights.ravel()
         assert maps.weights[row].numpy() == pytest.approx(found, abs=1e-6)

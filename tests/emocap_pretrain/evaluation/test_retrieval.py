@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from torch.nn.functional import normalize
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.errors import ConfigError
@@ -60,7 +61,7 @@ def result_of(captions: Sequence[str | Sequence[str]], images: np.ndarray, texts
         images=torch.from_numpy(images),
         pooled=torch.from_numpy(images),
         labels=({},) * len(each),
-        parts={"global": PartFeatures(flat, torch.from_numpy(texts), owner)},
+        parts={"global": PartFeatures(flat, torch.from_numpy(texts), owner, torch.arange(len(flat)))},
     )
     return TASK.result(NO_MODEL, {"test": features})
 
@@ -100,6 +101,101 @@ def test_more_queries_than_are_held_at_once_give_the_same(monkeypatch: pytest.Mo
     assert result_of(captions, images, texts) == whole
 
 
+class _Largest(TorchDispatchMode):
+    """Notes the largest number of elements of any tensor that is made while the mode is active."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        sizes = [each.numel() for each in (made if isinstance(made, tuple | list) else [made]) if torch.is_tensor(each)]
+        self.elements = max(self.elements, *sizes, 0)
+        return made
+
+
+@pytest.mark.parametrize("entries", [1024, 4096])
+def test_no_tensor_is_larger_than_a_block(monkeypatch: pytest.MonkeyPatch, entries: int):
+    """All cosines of 500 faces and 450 captions would be 225,000 numbers. The vectors of one side are 4,000 or less."""
+    monkeypatch.setattr("emocap_pretrain.evaluation.retrieval.ENTRIES", entries)
+    torch.manual_seed(0)
+    images, texts = torch.randn(500, 2), torch.randn(450, 2)
+    pairs = torch.stack([torch.arange(500), torch.arange(500) % 450], dim=1)
+    with _Largest() as largest:
+        found = wrong_before(images, texts, pairs)
+    assert entries / 2 < largest.elements <= max(entries, pairs.numel())
+    cosines = images.double() @ texts.double().T
+    own = cosines[pairs[:, 0], pairs[:, 1]]
+    assert torch.equal(found[0], (cosines > own[:, None]).sum(1))
+
+
+@pytest.mark.parametrize("with_patches", [False, True])
+def test_each_part_is_compared_with_what_the_model_compares_it_with(with_patches: bool):
+    """The score of a caption is the mean over its sentences. The order of equal sentences does not matter."""
+    torch.manual_seed(1)
+    faces, width = 12, 6
+    images, patches = torch.randn(faces, width), torch.randn(faces, width)
+    # Face 0 has two captions, and faces 1 and 2 have the same one in another order; face 3 has no local sentences.
+    sentences = [
+        ["a", "b"],
+        ["c"],
+        ["d", "e", "f"],
+        ["f", "d", "e"],
+        *([f"g{face}", f"h{face}"] for face in range(4, 12)),
+    ]
+    owners = [0, 0, 1, 2, *range(4, 12)]
+    vectors = {text: torch.randn(width) for some in sentences for text in some}
+    local = PartFeatures(
+        tuple(text for some in sentences for text in some),
+        torch.stack([vectors[text] for some in sentences for text in some]),
+        torch.tensor([owner for owner, some in zip(owners, sentences, strict=True) for _ in some]),
+        torch.tensor([number for number, some in enumerate(sentences) for _ in some]),
+    )
+    own = torch.arange(faces)
+    texts = tuple(f"caption {face}" for face in range(faces))
+    parts = {name: PartFeatures(texts, torch.randn(faces, width), own, own) for name in ("global", "whole")}
+    features = Features(
+        keys=texts,
+        images=images,
+        pooled=images,
+        labels=({},) * faces,
+        parts={**parts, "local": local},
+        patches=patches if with_patches else None,
+    )
+    found = {score.name: score.value for score in TASK.result(NO_MODEL, {"test": features}).scores}
+    for name, part in parts.items():
+        words = "" if name == "global" else f"{name}_"
+        for score, value in naive(texts, images.double().numpy(), part.vectors.double().numpy()).items():
+            k, direction = score.removeprefix("recall_at_").split("_", 1)
+            assert found[f"recall_at_{k}_{words}{direction}"] == value
+    # The candidates are the distinct captions: that of face 2 is that of face 1.
+    candidates = [some for number, some in enumerate(sentences) if number != 3]
+    means = torch.stack([torch.stack([vectors[text] for text in some]).double().mean(0) for some in candidates])
+    scores = (patches if with_patches else images).double() @ means.T
+    right = torch.zeros(faces, len(candidates), dtype=torch.bool)
+    right[[0, 0, 1, 2, *range(4, 12)], [0, 1, 2, 2, *range(3, 11)]] = True
+    for direction, matrix, is_right in (("image_to_text", scores, right), ("text_to_image", scores.T, right.T)):
+        best = torch.where(is_right, matrix, -torch.inf).amax(1, keepdim=True)
+        ranks = 1 + ((matrix >= best) & ~is_right).sum(1)[is_right.any(1)]
+        for k in NEAREST:
+            assert found[f"recall_at_{k}_local_{direction}"] == pytest.approx(float((ranks <= k).double().mean()))
+        assert found[f"median_rank_local_{direction}"] == float(np.median(ranks))
+
+
+def test_the_whole_text_is_left_out_if_there_is_only_a_global_sentence():
+    vectors = torch.eye(3)
+    own = torch.arange(3)
+    part = PartFeatures(("a", "b", "c"), vectors, own, own)
+    features = Features(("1", "2", "3"), vectors, vectors, ({},) * 3, parts={"global": part, "whole": part})
+    assert len(TASK.result(NO_MODEL, {"test": features}).scores) == 8
+
+
+def test_every_score_is_in_a_chart():
+    names = [name for chart in Retrieval.charts for name in chart]
+    assert len(names) == len(set(names)) == 4 * 2 * (len(NEAREST) + 1)
+    assert {"recall_at_1_image_to_text", "recall_at_10_whole_text_to_image"} <= set(names)
+    assert {"median_rank_image_to_text", "median_rank_summary_text_to_image"} <= set(names)
+
+
 @pytest.mark.parametrize("value", [1.0, 0.0, float("nan")])
 def test_a_model_that_maps_everything_to_one_vector_finds_nothing(value: float):
     vectors = np.full((30, 4), value, dtype=np.float32)
@@ -110,7 +206,9 @@ def test_a_model_that_maps_everything_to_one_vector_finds_nothing(value: float):
 def test_a_caption_of_many_faces_counts_once_and_each_of_them_is_right():
     images = torch.eye(3)[[0, 0, 1, 2]]
     right = torch.tensor([[0, 0], [0, 1], [1, 2], [1, 3]])
-    assert wrong_before(torch.eye(3), images, right).tolist() == [0, 0, 4]
+    of_captions, of_faces = wrong_before(torch.eye(3), images, right)
+    assert of_captions.tolist() == [0, 0, 4]
+    assert of_faces.tolist() == [0, 0, 0, 2]
 
 
 def test_each_caption_of_a_face_is_a_right_answer():
