@@ -19,7 +19,7 @@ from emocap_pretrain.config.fields import ImageCrop
 from emocap_pretrain.config.location import located
 from emocap_pretrain.config.model import ImageTowerConfig
 from emocap_pretrain.config.objective import TeacherConfig
-from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.errors import CheckpointError, ConfigError
 from emocap_pretrain.interop.layouts import clip, open_clip
 from emocap_pretrain.interop.layouts.image_towers import describe_image_tower
 from emocap_pretrain.interop.layouts.layout import IMAGE, TIMM_NAME, Tree, WeightsLayout, size_of
@@ -168,8 +168,11 @@ def load_image_tower(name: str, *, key: str) -> LoadedImageTower:
     shapes = WeightShapes(source.tensors.shapes)
     if reason := too_large(settings, settings.options, shapes):
         raise ConfigError(f"{where}: its config {reason}.")
-    with shapes.budget():
-        check_image_weights(settings)
+    try:
+        with shapes.budget():
+            check_image_weights(settings)
+    except CheckpointError as error:
+        raise ConfigError(f"{where}: {error}") from error
     tower = TimmImageTower(settings)
     report = load_image_weights(tower, settings)
     assert report is not None
