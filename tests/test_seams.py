@@ -12,6 +12,7 @@ WHOLE_RUN = (
     "cli/",
     "config/",
     "dry_run/",
+    "inference/opened.py",
     "interop/restore.py",
     "interop/settings.py",
     "run.py",

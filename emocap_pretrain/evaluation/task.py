@@ -44,7 +44,7 @@ class Task(Protocol):
     """The kinds of targets of a benchmark that the task can score; empty if it cannot score benchmarks."""
 
     reads_texts: ClassVar[bool]
-    """Whether the task needs vectors of texts, which an image tower alone does not have."""
+    """Says whether the task needs vectors of texts, which an image tower alone does not have."""
 
     parts: ClassVar[tuple[Part, ...]]
     """The caption parts of the split `test` whose texts are encoded; empty if the task needs no captions."""
