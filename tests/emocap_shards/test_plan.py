@@ -86,6 +86,12 @@ def test_positions_outside_the_epoch_are_refused():
             order_of((4, 3), 0, 0, 1, shuffle=shuffle).ids(-1, 2)
 
 
+@pytest.mark.parametrize(("window_samples", "seed"), [(0, 0), (-1, 0), (1, -1)])
+def test_an_empty_window_and_a_negative_seed_are_refused_when_the_order_is_made(window_samples, seed):
+    with pytest.raises(PlanError, match=f"window_samples={window_samples}, seed={seed}: a window holds at least 1"):
+        order_of((4, 3), seed, 0, window_samples)
+
+
 @given(st.integers(0, 50), st.integers(1, 12))
 def test_ranks_share_the_rows_evenly_and_in_order(rows, world):
     shares = [list(range(rows))[rank_slice(rows, rank, world)] for rank in range(world)]
