@@ -15,7 +15,7 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 from pretrain_fakes import changed
 
-from emocap_pretrain.cli.evaluate import _with_settings
+from emocap_pretrain.cli.evaluated_model import with_settings
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.evaluation.examples import ExampleSource
 from emocap_pretrain.evaluation.features import BatchFeatures, Extraction
@@ -204,6 +204,7 @@ def test_results_are_logged_below_the_run_and_replace_none_of_its_own(
     pictures = client.list_artifacts(logged.info.run_id, "pictures/zero_shot")
     assert [each.path for each in pictures] == ["pictures/zero_shot/confusion.png"]
     assert logged.data.params["evaluation.url"] == faces
+    assert logged.inputs is not None
     (used,) = logged.inputs.dataset_inputs
     assert json.loads(used.dataset.source) == {"uri": faces}
     assert {tag.key: tag.value for tag in used.tags}["mlflow.data.context"] == "evaluation"
@@ -236,11 +237,11 @@ def test_the_user_s_config_gives_the_experiment_and_its_secrets_are_not_logged(
 def test_only_the_user_names_other_stores_than_that_of_the_data(run: Config, faces: str) -> None:
     """A stranger's checkpoint may name a cache or a training split; neither is read or written without permission."""
     hostile = changed(run, evaluation__cache="s3://stranger/cache", evaluation__train_url="s3://stranger/faces")
-    settings = _with_settings(hostile, {"url": faces}, may_read=False).evaluation
+    settings = with_settings(hostile, {"url": faces}, may_read=False).evaluation
     assert (settings.url, settings.cache, settings.train_url) == (faces, None, None)
-    named = _with_settings(hostile, {"url": faces, "cache": "own"}, may_read=False).evaluation
+    named = with_settings(hostile, {"url": faces, "cache": "own"}, may_read=False).evaluation
     assert (named.cache, named.train_url) == ("own", None)
-    allowed = _with_settings(hostile, {"url": faces}, may_read=True).evaluation
+    allowed = with_settings(hostile, {"url": faces}, may_read=True).evaluation
     assert (allowed.cache, allowed.train_url) == ("s3://stranger/cache", "s3://stranger/faces")
 
 
@@ -254,7 +255,7 @@ def test_only_the_batch_size_of_a_stored_config_is_bounded(
         return collect(extraction, source, world)
 
     monkeypatch.setattr(Extraction, "collect", noted)
-    monkeypatch.setattr("emocap_pretrain.cli.evaluate.LARGEST_BATCH", 5)
+    monkeypatch.setattr("emocap_pretrain.cli.evaluated_model.LARGEST_BATCH", 5)
     file = tmp_path / "own.yaml"
     file.write_text(yaml.safe_dump(run.stored()), encoding="utf-8")
     printed(run.url, "--data", faces, "--task", "retrieval")
@@ -292,13 +293,13 @@ def test_results_are_saved_for_comparisons_and_shown_by_group(run: Config, faces
     assert len(saved.model.digest) == 64
     assert [len(each) for each in saved.samples] == [24]
     kinds = [outcomes.kind for task in saved.tasks for outcomes in task.outcomes]
-    assert kinds == ["class", "rank", "rank"]
+    assert kinds == ["class", *["rank"] * 8]  # Two directions of each of three caption parts, and of the whole caption.
     assert saved.thumbnails
     assert "data:image/jpeg;base64,/9j/" in page.read_text(encoding="utf-8")
     # The scores follow from what was saved, and a model does not differ from itself.
     found = cli_calls.printed("compare", file, file)
     changes = [row["differences"][1] for task in found["tasks"] for row in task["rows"] if row["differences"][1]]
-    assert len(changes) == 3 + 2 * 4
+    assert len(changes) == 3 + 8 * 4
     assert all((each["value"], each["p"]) == (0.0, 1.0) for each in changes)
     assert "evaluation.by=mood: no sample of" in refused(run.url, "--data", faces, "--by", "mood")
     assert "leave out" in refused(run.url, "--benchmark", f"raf_db={tmp_path}", "--by", "emotion")

@@ -1,0 +1,152 @@
+"""Shows, writes, draws and tracks what `emocap evaluate` has found."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from emocap_shards.mask import masked_url
+
+from emocap_pretrain.cli import tables
+from emocap_pretrain.cli.compare import show_groups
+from emocap_pretrain.cli.evaluated_model import Evaluation
+from emocap_pretrain.cli.files import write_text
+from emocap_pretrain.config.schema import TrackingConfig
+from emocap_pretrain.errors import ConfigError, TrackingError
+from emocap_pretrain.run_folder.results import TaskResult, curves, other_weights_rows
+from emocap_pretrain.terminal import console, say_json
+
+if TYPE_CHECKING:
+    from emocap_pretrain.evaluation.result_file import ResultFile
+    from emocap_pretrain.evaluation.subgroups import Subgroups
+
+RESULTS_FILE, PAGE_FILE = "results.json", "report.html"
+
+
+def report(evaluated: Evaluation, save: str | None, html: Path | None, *, thumbnails: bool, least: int) -> str:
+    """Writes the file of results and the HTML page, as far as the user wants them, and returns the page."""
+    from emocap_pretrain.evaluation import result_file
+    from emocap_pretrain.evaluation.comparison import ModelResults, compare
+    from emocap_pretrain.evaluation.page import page
+
+    file = _result_file(evaluated, thumbnails=thumbnails)
+    if save:
+        result_file.save(save, file)
+    text = page(compare([ModelResults.of(file)], least=least))
+    if html:
+        write_text("--html", html, text)
+    return text
+
+
+def _result_file(evaluated: Evaluation, *, thumbnails: bool) -> "ResultFile":
+    from emocap_pretrain.evaluation import thumbnails as small
+    from emocap_pretrain.evaluation.examples import PackedSource
+    from emocap_pretrain.evaluation.result_file import EvaluatedModel, ResultFile
+
+    restored, config = evaluated.restored, evaluated.config
+    settings, stored = config.evaluation, config.stored()["evaluation"]
+    images: dict[str, str] = {}
+    if thumbnails and settings.url and not evaluated.has_copies:
+        images = small.thumbnails(PackedSource(settings.url), small.shown_samples(evaluated.results))
+    model = EvaluatedModel(
+        config.name,
+        masked_url(evaluated.model),
+        restored.step if restored else None,
+        (evaluated.weights or restored.weights) if restored else "",
+        evaluated.embedder.digest(),
+        restored.run_id if restored else "",
+    )
+    return ResultFile.of(model, evaluated.results, stored, images)
+
+
+def show(evaluated: Evaluation, *, as_json: bool, least: int) -> None:
+    from emocap_pretrain.evaluation.comparison import groups_by
+
+    groups = [(result, groups_by(result, least=least)) for result in evaluated.results]
+    if as_json:
+        say_json(_tree(evaluated) | _groups_tree(groups))
+        return
+    title = evaluated.title(evaluated.model)
+    # One table for each dataset: a packed one, or each benchmark.
+    for url in dict.fromkeys(result.url for result in evaluated.results):
+        of_url = [result for result in evaluated.results if result.url == url]
+        rows = [*(row for result in of_url for row in result.rows()), *other_weights_rows(evaluated.other_weights)]
+        console.print(tables.table(title, rows))
+    by_class = [(result, each) for result in evaluated.results for each in result.class_values]
+    for result, values in by_class:
+        where = f", {result.benchmark}" if result.benchmark else ""
+        rows = zip(values.classes, values.samples, values.values, strict=True)
+        cells = [
+            (name, f"{samples:,}", "" if value is None else f"{value:.1%}", tables.bar(value or 0.0))
+            for name, samples, value in rows
+        ]
+        console.print(tables.grid(f"{values.title} by class{where}", ("class", "samples", values.name, ""), cells))
+    for result, found in groups:
+        show_groups(found, result.task)
+
+
+def _groups_tree(groups: "Sequence[tuple[TaskResult, tuple[Subgroups, ...]]]") -> dict[str, Any]:
+    from pydantic_core import to_jsonable_python
+
+    found = {result.task: each for result, each in groups if each}
+    return {"groups": to_jsonable_python(found)} if found else {}
+
+
+def _tree(evaluated: Evaluation) -> dict[str, Any]:
+    from pydantic_core import to_jsonable_python
+
+    restored = evaluated.restored
+    # A model of another library has no step and only one kind of weights.
+    facts = (restored.step, restored.weights, restored.share) if restored else (None, None, None)
+    about = {"run": evaluated.model, **dict(zip(("step", "weights", "share"), facts, strict=True))}
+    results = [result.scores_alone() for result in evaluated.results]
+    return about | to_jsonable_python({"results": results, "other_weights": evaluated.other_weights})
+
+
+def draw(evaluated: Evaluation, path: Path) -> None:
+    from emocap_pretrain.data.datasets import evaluation_data
+    from emocap_pretrain.tracking import pictures
+
+    config = evaluated.config
+    data = evaluation_data(config.evaluation, config.stored()["evaluation"])
+    subject = pictures.subject(config.name, data, step=evaluated.restored.step if evaluated.restored else None)
+    if evaluated.other_weights:
+        pictures.interpolation(curves(evaluated.other_weights), path, of=subject)
+        return
+    matrices = [matrix for result in evaluated.results for matrix in result.confusion_matrices]
+    if not matrices:
+        names = ", ".join(result.task for result in evaluated.results)
+        raise ConfigError(f"--picture {path}: {names} gives no confusion matrix to draw.")
+    pictures.confusion(matrices[0], path, of=subject)
+
+
+def track(evaluated: Evaluation, tracking: TrackingConfig, page: str) -> None:
+    """Logs the results as a run in MLflow, below the trained run, whose scores they do not replace."""
+    import json
+
+    from emocap_pretrain.tracking.mlflow_tracker import MlflowTracker
+    from emocap_pretrain.training import conclusion
+    from emocap_pretrain.training.build import tracked_run
+
+    config, restored = evaluated.config, evaluated.restored
+    step, name = (restored.step, f"{config.name}-step-{restored.step}") if restored else (0, config.name)
+    run = tracked_run(config.model_copy(update={"tracking": tracking, "name": name}))
+    if restored is None:  # The other settings are placeholders.
+        run = replace(run, params={"model": evaluated.model, "evaluation": run.params["evaluation"]})
+    # `parent` makes the new run a child of the trained one, whose id the checkpoint contains.
+    tracker = MlflowTracker.start(run, None, parent=restored.run_id if restored else "")
+    conclusion.track(tracker, config, evaluated.results, step)
+    conclusion.track_other_weights(tracker, config, evaluated.other_weights, step)
+    stated = replace(evaluated, model=config.url) if restored else evaluated
+    tracker.log_text(RESULTS_FILE, json.dumps(_tree(stated), indent=1))
+    tracker.log_text(PAGE_FILE, page)
+    tracker.set_description("\n".join(f"| {name} | {text} |" for name, text in _markdown_rows(evaluated)))
+    tracker.finish("FINISHED")
+    if tracker.unsent():
+        raise TrackingError(f"--tracking {tracking.uri}: MLflow did not take all results; run the command again.")
+
+
+def _markdown_rows(evaluated: Evaluation) -> list[tuple[str, str]]:
+    head = [("", evaluated.title(evaluated.config.name)), ("---", "---")]
+    rows = (row for result in evaluated.results for row in result.rows())
+    return [*head, *rows, *other_weights_rows(evaluated.other_weights)]
