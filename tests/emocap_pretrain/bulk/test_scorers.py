@@ -57,7 +57,7 @@ def test_a_local_sentence_is_scored_by_its_attention_over_the_patches(model, cro
 
 
 def test_an_image_of_one_colour_has_the_local_score_0_if_such_patches_are_left_out(model, crops, monkeypatch):
-    monkeypatch.setattr(model, "_local", replace(model.local, contrast=8))
+    monkeypatch.setattr(model, "_embedder", replace(model.embedder, local=replace(model.local, contrast=8)))
     grey = np.full((16, 16, 3), 90, np.uint8)
     found = PredictionScorer(model, PROMPTS).columns([grey, crops[0]])["s_brows"]
     assert found[0] == 0
@@ -101,7 +101,7 @@ def test_a_worker_refuses_another_model_than_the_one_of_the_command(run_url, tmp
 
 
 def test_a_model_that_was_not_trained_with_patches_is_compared_with_images_by_default(model, monkeypatch):
-    monkeypatch.setattr(model, "_local", replace(model.local, is_trained=False))
+    monkeypatch.setattr(model, "_embedder", replace(model.embedder, local=replace(model.local, is_trained=False)))
     patches = {"eyes": SentenceColumnConfig(sentences=BROWS, aligned_with="patches")}
     scorer = PredictionScorer(model, Prompts(PROMPTS.templates, CLASSES, {**SENTENCES, **patches}))
     assert scorer.aligned_with == {"brows": "image", "happy": "image", "eyes": "patches"}

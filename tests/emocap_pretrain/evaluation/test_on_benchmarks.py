@@ -228,7 +228,7 @@ def test_a_compound_class_without_prompts_is_refused_before_an_image_is_read(
         columns.append(normalize(embedder.texts(sentences).mean(0), dim=0))
     _, reader = fitting(card, tmp_path)
     crops = [
-        example.content.crops(16)[0]  # pyright: ignore[reportAttributeAccessIssue]
+        example.content.crops(16, "center")[0]  # pyright: ignore[reportAttributeAccessIssue]
         for example in sources_of(card, tmp_path, reader)["test"].examples(range(result.samples))
     ]
     predicted = (embedder.crops(crops) @ torch.stack(columns, 1)).argmax(1)

@@ -180,7 +180,7 @@ def test_a_name_is_that_of_a_run_unless_another_library_has_written_there(clip, 
         emocap.load(f"run:{tmp_path}@4")
     with pytest.raises(ConfigError, match="source=runs/absent: there is no such file or folder"):
         emocap.load("runs/absent")
-    with pytest.raises(ConfigError, match="leave them out"):
+    with pytest.raises(ConfigError, match="leave it out"):
         emocap.load(clip, step=3)
 
 

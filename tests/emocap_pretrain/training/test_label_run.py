@@ -114,7 +114,7 @@ def test_the_report_has_the_scores_of_the_head_that_a_checkpoint_restores(
     assert scores["fine_tuned_numbers/arousal_rmse"] == pytest.approx(float(errors.square().mean().sqrt()), rel=1e-5)
     assert restored.model.head.weight.any()
     # The Python interface gives the same predictions of images.
-    images = [sample.content.crops(16)[0] for sample in PackedSource(faces).examples(range(3))]  # pyright: ignore[reportAttributeAccessIssue]
+    images = [sample.content.crops(16, "center")[0] for sample in PackedSource(faces).examples(range(3))]  # pyright: ignore[reportAttributeAccessIssue]
     found = emocap.load(run.url).predict_labels(images, batch_size=2)
     assert found["emotion"].best == predicted[:3]
     np.testing.assert_allclose(found["emotion"].values.sum(1), 1, rtol=1e-6)
