@@ -59,9 +59,12 @@ def measure(runs: Sequence[Path], occasion: Occasion) -> Iterator[Measurement]:
 
 
 def markdown(lines: Sequence[Measurement]) -> str:
-    """Returns a table with a row for each contender: the mean over its seeds."""
+    """Returns a table with a row for each contender and number of steps: the mean over its seeds."""
     columns = ["", "steps", "faces seen", "seeds", "UAR", "WAR", "macro-F1"]
-    return table(columns, (_row(those) for those in grouped(lines, lambda line: line.contender).values()))
+    return table(
+        columns,
+        (_row(those) for those in grouped(lines, lambda line: (line.contender, line.setting["steps"])).values()),
+    )
 
 
 def _row(lines: Sequence[Measurement]) -> list[str]:
