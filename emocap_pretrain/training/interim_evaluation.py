@@ -83,7 +83,8 @@ def _known(config: Config, store: Store, step: int) -> Results | None:
         return found.results
     if checkpoint:
         return None
-    log.info("the report will have no results from before training, because the run has no checkpoint of step 0")
+    what = f"results of step {step}" if step else "results from before training"
+    log.info("the report will have no %s, because the run has no checkpoint of step %d", what, step)
     return ()
 
 

@@ -25,6 +25,9 @@ from emocap_pretrain.run_folder.folder import RunFolder
 from emocap_pretrain.run_folder.report import Report
 from emocap_pretrain.training.loop import pretrain
 
+STEPS = {"steps": 6, "checkpoint__every_steps": 1}
+BEFORE, EVERY_FOURTH = {"evaluation__before_training": "always"}, {"evaluation__every_checkpoints": 4}
+
 
 @pytest.fixture(autouse=True)
 def surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,10 +205,16 @@ def written_tower(config: Config, path: Path) -> str:
 
 
 @pytest.mark.parametrize("place", ["evaluate", "write"])
-def test_a_kill_during_or_after_the_evaluation_before_training_repeats_at_most_the_evaluation(
-    new_run: Callable[..., Config], place: str, evaluations: list[int], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("changes", "step"), [(BEFORE, 0), (EVERY_FOURTH, 4)], ids=["before training", "step 4"])
+def test_a_kill_during_or_after_the_evaluation_of_a_checkpoint_repeats_at_most_the_evaluation(
+    new_run: Callable[..., Config],
+    changes: dict[str, object],
+    step: int,
+    place: str,
+    evaluations: list[int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    plain, config = new_run("plain"), new_run(evaluation__before_training="always")
+    plain, config = new_run("plain", **STEPS), new_run(**STEPS, **changes)
     pretrain(plain, FakeRuntime())
     with monkeypatch.context() as killing:
         if place == "evaluate":
@@ -215,13 +224,13 @@ def test_a_kill_during_or_after_the_evaluation_before_training_repeats_at_most_t
         with pytest.raises(Killed):
             pretrain(config, FakeRuntime())
     evaluations.clear()
-    assert [each.step for each in saved(config)] == [0]
+    assert saved(config)[0].step == step
     runtime = FakeRuntime()
     pretrain(config, runtime)
-    assert runtime.beats == [1, 2, 3]
+    assert runtime.beats == list(range(step + 1, 7))
     assert len(evaluations) == (2 if place == "evaluate" else 1)
     require_equal_training(config, plain)
-    assert [step for step, _ in curve(config, "zero_shot/uar")] == [0, 3]
+    assert [each for each, _ in curve(config, "zero_shot/uar")] == [step, 6]
 
 
 @pytest.mark.parametrize("damaged", [False, True])
@@ -269,9 +278,6 @@ def test_other_evaluation_settings_evaluate_step_0_again_as_long_as_its_checkpoi
     assert "the run has no checkpoint of step 0" in caplog.text
 
 
-STEPS = {"steps": 6, "checkpoint__every_steps": 1}
-
-
 @pytest.mark.parametrize(
     "changes", [{}, {"engine__zero_stage": 3, "ema": {"decay": 0.5}}], ids=["zero-1", "zero-3-ema"]
 )
@@ -290,28 +296,6 @@ def test_an_evaluation_of_every_second_checkpoint_changes_nothing_of_the_trainin
     assert [step for step, _ in curve(config, "zero_shot/uar")] == [2, 4, 6]
     files = {file.path for file in open_store(config.url).list("evaluations")}
     assert files == {"evaluations/step-00000002.json", "evaluations/step-00000004.json"}
-
-
-@pytest.mark.parametrize("place", ["evaluate", "write"])
-def test_a_kill_while_a_checkpoint_is_evaluated_repeats_at_most_the_evaluation(
-    new_run: Callable[..., Config], place: str, evaluations: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plain, config = new_run("plain", **STEPS), new_run(evaluation__every_checkpoints=4, **STEPS)
-    pretrain(plain, FakeRuntime())
-    with monkeypatch.context() as killing:
-        if place == "evaluate":
-            killing.setattr(tasks, "evaluate", kill)
-        else:  # The results are stored, and nothing of them is tracked.
-            killing.setattr("emocap_pretrain.training.interim_evaluation.track", kill)
-        with pytest.raises(Killed):
-            pretrain(config, FakeRuntime())
-    evaluations.clear()
-    runtime = FakeRuntime()
-    pretrain(config, runtime)
-    assert runtime.beats == [5, 6]
-    assert len(evaluations) == (2 if place == "evaluate" else 1)
-    require_equal_training(config, plain)
-    assert [step for step, _ in curve(config, "zero_shot/uar")] == [4, 6]
 
 
 def test_a_request_to_stop_is_served_before_an_evaluation_which_the_next_attempt_makes_up(
