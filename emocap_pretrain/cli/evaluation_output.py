@@ -39,15 +39,17 @@ def report(evaluated: Evaluation, save: str | None, html: Path | None, *, thumbn
 
 
 def _result_file(evaluated: Evaluation, *, thumbnails: bool) -> "ResultFile":
+    from emocap_pretrain.evaluation import look
     from emocap_pretrain.evaluation import thumbnails as small
     from emocap_pretrain.evaluation.examples import PackedSource
-    from emocap_pretrain.evaluation.result_file import EvaluatedModel, ResultFile
+    from emocap_pretrain.evaluation.result_file import EvaluatedModel, ResultFile, SavedFace
 
     restored, config = evaluated.restored, evaluated.config
     settings, stored = config.evaluation, config.stored()["evaluation"]
-    images: dict[str, str] = {}
+    images, faces = dict[str, str](), list[SavedFace]()
     if thumbnails and settings.url and not evaluated.has_copies:
-        images = small.thumbnails(PackedSource(settings.url), small.shown_samples(evaluated.results))
+        images, faces = small.mapped(look.of_run(evaluated.embedder, settings.url))
+        images |= small.thumbnails(PackedSource(settings.url), small.shown_samples(evaluated.results))
     model = EvaluatedModel(
         config.name,
         masked_url(evaluated.model),
@@ -56,7 +58,7 @@ def _result_file(evaluated: Evaluation, *, thumbnails: bool) -> "ResultFile":
         evaluated.embedder.digest(),
         restored.run_id if restored else "",
     )
-    return ResultFile.of(model, evaluated.results, stored, images)
+    return ResultFile.of(model, evaluated.results, stored, images, faces)
 
 
 def show(evaluated: Evaluation, *, as_json: bool, least: int) -> None:

@@ -21,7 +21,7 @@ from emocap_pretrain.evaluation.paired import (
     metrics_of,
     mismatches,
 )
-from emocap_pretrain.evaluation.result_file import EvaluatedModel, ResultFile
+from emocap_pretrain.evaluation.result_file import EvaluatedModel, ResultFile, SavedFace
 from emocap_pretrain.evaluation.subgroups import LEAST, MOST_GROUPS, Subgroups, subgroups
 from emocap_pretrain.run_folder.outcomes import Outcomes, Samples
 from emocap_pretrain.run_folder.results import Score, TaskResult
@@ -31,16 +31,17 @@ TOLERANCE = 1e-6  # Relative to the score; sums in another order differ by less.
 
 @dataclass(frozen=True, slots=True)
 class ModelResults:
-    """Holds the results of one model, with small images of some samples by their keys."""
+    """Holds the results of one model, with small images of some samples by their keys, and their attention maps."""
 
     model: EvaluatedModel
     results: tuple[TaskResult, ...]
     thumbnails: Mapping[str, str] = field(default_factory=dict[str, str])
+    faces: tuple[SavedFace, ...] = ()
 
     @classmethod
     def of(cls, file: ResultFile) -> "ModelResults":
         """Returns the results that a file contains."""
-        return cls(file.model, file.results(), file.thumbnails)
+        return cls(file.model, file.results(), file.thumbnails, file.faces)
 
 
 @dataclass(frozen=True, slots=True)

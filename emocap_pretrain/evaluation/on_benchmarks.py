@@ -49,8 +49,14 @@ class BenchmarkCopy:
         return cls(card(name), Path(path).expanduser())
 
 
+class NothingToRun(ConfigError):
+    """No task can be run on a benchmark. If several benchmarks are evaluated, this one is left out."""
+
+
 def prepare(copies: Sequence[BenchmarkCopy], settings: EvaluationConfig, *, has_texts: bool = True) -> list[str]:
-    """Checks that each copy has a known layout and allows a task, before anything is computed. One rank calls it.
+    """Checks that each copy has a known layout, and that some allow a task, before anything is computed.
+
+    One rank calls it.
 
     Args:
         copies: The copies.
@@ -61,22 +67,31 @@ def prepare(copies: Sequence[BenchmarkCopy], settings: EvaluationConfig, *, has_
         Notes for the user, one line each.
 
     Raises:
-        ConfigError: If a copy has none of the layouts of its card, or allows none of the tasks, if a class has no
-            prompts, or if the settings name a task for which the model cannot read the texts.
+        ConfigError: If a copy has none of the layouts of its card, if a class has no prompts, or if the settings name
+            a task for which the model cannot read the texts.
+        NothingToRun: If none of the copies allows a task.
     """
     if settings.tasks:
         tasks.require_texts(settings, has_texts=has_texts)
     left_out: dict[str, None] = {}
+    refused: list[NothingToRun] = []
     for copy in copies:
         fitting(copy.card, copy.root)
-        allowed = tasks_of(settings_of(settings, copy.card), copy.card)
-        left = tasks_of(settings_of(settings, copy.card), copy.card, has_texts=has_texts)
+        try:
+            allowed = tasks_of(settings_of(settings, copy.card), copy.card)
+            left = tasks_of(settings_of(settings, copy.card), copy.card, has_texts=has_texts)
+        except NothingToRun as error:
+            refused.append(error)
+            continue
         for task in left:
             task.prompts()
         left_out |= dict.fromkeys(each.name for each in allowed if each not in left)
-    if not left_out:
-        return []
-    return [f"the model is an image tower alone, so tasks that need texts are left out: {', '.join(left_out)}."]
+    if refused and len(refused) == len(copies):
+        raise refused[0]
+    notes = [f"left out: {error}" for error in refused]
+    if left_out:
+        notes.append(f"the model is an image tower alone, so tasks that need texts are left out: {', '.join(left_out)}.")
+    return notes
 
 
 def tasks_of(settings: EvaluationConfig, about: Card, *, has_texts: bool = True) -> list[Task]:
@@ -86,7 +101,7 @@ def tasks_of(settings: EvaluationConfig, about: Card, *, has_texts: bool = True)
     only tasks that need none are returned.
 
     Raises:
-        ConfigError: If no such task is left.
+        NothingToRun: If no such task is left.
     """
     splits = set(splits_of(about))
     every = tuple(each.name for each in tasks.TASKS if each not in tasks.NEED_A_HEAD)
@@ -95,7 +110,7 @@ def tasks_of(settings: EvaluationConfig, about: Card, *, has_texts: bool = True)
     able = [task for task in found if has_texts or not task.reads_texts]
     if not able:
         why = ", and the model is an image tower alone" if found else ""
-        raise ConfigError(
+        raise NothingToRun(
             f"benchmark {about.name}: none of the tasks can be run, because its target is of the kind "
             f"{about.target.kind!r} and its splits are {', '.join(about.splits)}{why}."
         )
@@ -107,7 +122,8 @@ def evaluate(
 ) -> tuple[TaskResult, ...]:
     """Runs all tasks that each benchmark allows, and returns their results on every rank. This is a collective.
 
-    If a benchmark has folds, each score is the mean over the folds, as publications report it.
+    If a benchmark has folds, each score is the mean over the folds, as publications report it. A benchmark on which no
+    task can be run has no result, and a warning names it.
 
     Args:
         copies: The copies, which every rank reads.
@@ -116,11 +132,25 @@ def evaluate(
         world: The ranks among which the data are divided.
 
     Raises:
-        ConfigError: If no layout of a card fits its copy, or no task can be run.
+        ConfigError: If no layout of a card fits its copy.
+        NothingToRun: If no task can be run on any of the benchmarks.
         LostContact: If another rank has failed.
     """
     extraction = tasks.extraction(settings, embedder)
-    return tuple(result for copy in copies for result in _on_copy(copy, settings, extraction, world))
+    results: list[TaskResult] = []
+    refused: list[NothingToRun] = []
+    for copy in copies:
+        try:
+            results += _on_copy(copy, settings, extraction, world)
+        except NothingToRun as error:  # All ranks raise it: it depends on the card, the settings and exchanged lengths.
+            refused.append(error)
+    if refused and not results:
+        raise refused[0]
+    if refused and world.is_main:
+        _log.warning("%d of %d benchmarks have no result:", len(refused), len(copies))
+        for error in refused:
+            _log.warning("%s", error)
+    return tuple(results)
 
 
 def _on_copy(
@@ -156,12 +186,12 @@ def _with_examples(
     """Returns the tasks all of whose splits have examples.
 
     Raises:
-        ConfigError: If there is none, or if the settings name another one.
+        NothingToRun: If there is none, or if the settings name another one.
     """
     able = [task for task in chosen if not set(task.splits) & set(empty)]
     if not able or (settings.tasks and len(able) < len(chosen)):
         names = ", ".join(task.name for task in chosen if task not in able)
-        raise ConfigError(f"benchmark {about.name}: the split {', '.join(sorted(empty))} has no example for {names}.")
+        raise NothingToRun(f"benchmark {about.name}: the split {', '.join(sorted(empty))} has no example for {names}.")
     return able
 
 

@@ -18,6 +18,7 @@ from emocap_pretrain.evaluation.comparison import Comparison, ScoreRow, TaskComp
 from emocap_pretrain.evaluation.drawings import curves, matrix, radar
 from emocap_pretrain.evaluation.paired import Difference
 from emocap_pretrain.evaluation.published import known_card, peers
+from emocap_pretrain.evaluation.result_file import SavedFace
 from emocap_pretrain.evaluation.tasks import TASKS
 from emocap_pretrain.run_folder.results import Score, TaskResult
 
@@ -35,6 +36,7 @@ def page(found: Comparison) -> str:
         "overview": [_overview(each, len(found.letters)) for each in found.tasks if each.rows],
         "peers": _peers(found),
         "tasks": [_task(number, each, found) for number, each in enumerate(found.tasks)],
+        "faces": [_mapped_face(number, face, found) for number, each in enumerate(found.models) for face in each.faces],
         "now": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "tests": sorted({each.test for task in found.tasks for row in task.rows for each in row.differences if each}),
     }
@@ -229,6 +231,31 @@ def _examples(task: TaskComparison, found: Comparison) -> list[dict[str, Any]]:
             chosen = [each for each in of_model if each.is_sample == is_sample][:MOST_EXAMPLES]
             shown += [{"letter": letter, "number": number, "example": each, "images": images} for each in chosen]
     return shown
+
+
+def _mapped_face(number: int, face: SavedFace, found: Comparison) -> dict[str, Any]:
+    """Returns a face with the squares of its attention maps, on a scale from 0 to 96 for the whole image."""
+    image = found.models[number].thumbnails.get(face.key)
+    maps: list[dict[str, Any]] = []
+    for each in face.maps:
+        rows, columns = len(each.weights), len(each.weights[0])
+        largest = max(map(max, each.weights))
+        squares = [
+            (round(column * 96 / columns, 2), round(row * 96 / rows, 2), round(0.85 * weight / largest, 3))
+            for row, weights in enumerate(each.weights)
+            for column, weight in enumerate(weights)
+            if weight > 0.02 * largest  # Also false for a map whose weights are all 0.
+        ]
+        shares = (f"{100 * largest:.1f}%", f"{100 / (rows * columns):.1f}%")
+        size = (round(96 / columns, 2), round(96 / rows, 2))
+        maps.append({"sentence": each.sentence, "squares": squares, "shares": shares, "size": size})
+    return {
+        "letter": found.letters[number],
+        "number": number,
+        "key": face.key,
+        "image": image and f"data:image/jpeg;base64,{image}",
+        "maps": maps,
+    }
 
 
 def _peers(found: Comparison) -> dict[str, Any] | None:

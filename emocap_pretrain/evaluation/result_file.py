@@ -24,6 +24,7 @@ from emocap_pretrain.run_folder.storage import DocumentKind, Unreadable, read
 
 LIMIT_BYTES = 1 << 26  # A million samples with keys, two ranks and a group are about 50 MB.
 MOST_THUMBNAILS, LARGEST_THUMBNAIL = 200, 20_000
+MOST_FACES, MOST_SENTENCES, MOST_PATCHES = 12, 10, 64  # With attention maps: faces, sentences of each, rows or columns.
 
 Thumbnail = Annotated[str, StringConstraints(pattern=r"^/9j/[A-Za-z0-9+/=]*$", max_length=LARGEST_THUMBNAIL)]
 """A JPEG in base64; all of them begin with the same four characters."""
@@ -72,6 +73,38 @@ class SavedTask:
     found: tuple[FoundExample, ...] = ()
 
 
+Share = Annotated[float, Field(allow_inf_nan=False, ge=0, le=1)]
+Row = Annotated[tuple[Share, ...], Field(min_length=1, max_length=MOST_PATCHES)]
+
+
+@dataclass(frozen=True, slots=True)
+class SavedMap:
+    """Holds the attention map of a sentence about a face.
+
+    Attributes:
+        sentence: The sentence.
+        weights: The weight of each patch, row after row.
+
+    Raises:
+        ValueError: If the rows have different lengths.
+    """
+
+    sentence: Annotated[str, Field(max_length=4000)]
+    weights: Annotated[tuple[Row, ...], Field(min_length=1, max_length=MOST_PATCHES)]
+
+    def __post_init__(self) -> None:
+        if len(set(map(len, self.weights))) > 1:
+            raise ValueError("the rows of an attention map have different lengths")
+
+
+@dataclass(frozen=True, slots=True)
+class SavedFace:
+    """Holds the attention maps of a sample, whose small image is among the thumbnails."""
+
+    key: Key
+    maps: Annotated[tuple[SavedMap, ...], Field(min_length=1, max_length=MOST_SENTENCES)]
+
+
 @dataclass(frozen=True, slots=True)
 class ResultFile:
     """Holds all that the file contains.
@@ -82,7 +115,9 @@ class ResultFile:
         at: When they were measured, in seconds since 1970.
         samples: The samples of each dataset or benchmark.
         evaluation: The settings of the evaluation, without secrets.
-        thumbnails: Small images of samples by their keys, for the examples; empty unless the user has asked for them.
+        thumbnails: Small images of samples by their keys, for the examples and the attention maps; empty unless the
+            user has asked for them.
+        faces: Attention maps of some samples; empty without thumbnails, and if the model has no maps.
         made_by: Tells this file from other JSON.
 
     Raises:
@@ -98,6 +133,7 @@ class ResultFile:
     thumbnails: Annotated[Mapping[Key, Thumbnail], Field(max_length=MOST_THUMBNAILS)] = field(
         default_factory=dict[str, str]
     )
+    faces: Annotated[tuple[SavedFace, ...], Field(max_length=MOST_FACES)] = ()
 
     def __post_init__(self) -> None:
         for task in self.tasks:
@@ -118,6 +154,7 @@ class ResultFile:
         results: Sequence[TaskResult],
         evaluation: Mapping[str, Any],
         thumbnails: Mapping[str, str] | None = None,
+        faces: Sequence[SavedFace] = (),
     ) -> "ResultFile":
         """Returns the file with these results. Tasks with the same samples share them in the file."""
         samples: list[Samples] = []
@@ -130,7 +167,14 @@ class ResultFile:
                 place = next(at for at, each in enumerate(samples) if each is result.scored_samples)
             tasks.append(SavedTask(result.scores_alone(), place, result.outcomes, result.found))
         return cls(
-            model, tuple(tasks), "emocap evaluate", time.time(), tuple(samples), evaluation, dict(thumbnails or {})
+            model,
+            tuple(tasks),
+            "emocap evaluate",
+            time.time(),
+            tuple(samples),
+            evaluation,
+            dict(thumbnails or {}),
+            tuple(faces),
         )
 
     def results(self) -> tuple[TaskResult, ...]:

@@ -3,12 +3,15 @@
 import io
 from collections.abc import Collection, Sequence
 
+import numpy as np
 from emocap_shards.errors import ImageError
+from jaxtyping import Float, UInt8
 from PIL import Image
 
 from emocap_pretrain.errors import DataError
 from emocap_pretrain.evaluation.examples import Example, ExampleSource
-from emocap_pretrain.evaluation.result_file import MOST_THUMBNAILS, jpeg_text
+from emocap_pretrain.evaluation.look import MappedFace
+from emocap_pretrain.evaluation.result_file import MOST_PATCHES, MOST_THUMBNAILS, SavedFace, SavedMap, jpeg_text
 from emocap_pretrain.run_folder.results import TaskResult
 
 PIXELS, QUALITY = 96, 80
@@ -45,11 +48,35 @@ def thumbnails(source: ExampleSource, keys: Collection[str]) -> dict[str, str]:
     return found
 
 
+def mapped(faces: Sequence[MappedFace]) -> tuple[dict[str, str], list[SavedFace]]:
+    """Returns the small images of faces by their keys, and the faces' attention maps as a result file holds them.
+
+    Faces whose maps have more patches than a result file takes are left out.
+    """
+    images, saved = dict[str, str](), list[SavedFace]()
+    for face in faces:
+        maps = [SavedMap(sentence, _rows(found.weights)) for sentence, found in face.maps]
+        pixels = Image.fromarray(face.maps[0][1].image).resize((PIXELS, PIXELS), Image.Resampling.BICUBIC)
+        image = _jpeg_text(np.asarray(pixels))
+        if image and max(face.maps[0][1].weights.shape) <= MOST_PATCHES:
+            images[face.name] = image
+            saved.append(SavedFace(face.name, tuple(maps)))
+    return images, saved
+
+
+def _rows(weights: Float[np.ndarray, "rows columns"]) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(round(float(each), 5) for each in row) for row in weights)
+
+
 def _jpeg(example: Example) -> str | None:
     try:
         crops = example.content.crops(PIXELS, "center")
     except (DataError, ImageError, OSError, ValueError):
         return None
+    return _jpeg_text(crops[len(crops) // 2])
+
+
+def _jpeg_text(image: UInt8[np.ndarray, "height width 3"]) -> str | None:
     file = io.BytesIO()
-    Image.fromarray(crops[len(crops) // 2]).save(file, "JPEG", quality=QUALITY, optimize=True)
+    Image.fromarray(image).save(file, "JPEG", quality=QUALITY, optimize=True)
     return jpeg_text(file.getvalue())

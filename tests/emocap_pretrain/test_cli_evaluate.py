@@ -295,7 +295,13 @@ def test_results_are_saved_for_comparisons_and_shown_by_group(run: Config, faces
     kinds = [outcomes.kind for task in saved.tasks for outcomes in task.outcomes]
     assert kinds == ["class", *["rank"] * 8]  # Two directions of each of three caption parts, and of the whole caption.
     assert saved.thumbnails
-    assert "data:image/jpeg;base64,/9j/" in page.read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
+    assert "data:image/jpeg;base64,/9j/" in text
+    # The run was trained with local sentences, so the page shows where it looks.
+    assert len(saved.faces) == 6
+    assert {each.key for each in saved.faces} <= set(saved.thumbnails)
+    assert all(sum(map(sum, of.weights)) == pytest.approx(1, abs=1e-3) for face in saved.faces for of in face.maps)
+    assert "Where the model looks" in text
     # The scores follow from what was saved, and a model does not differ from itself.
     found = cli_calls.printed("compare", file, file)
     changes = [row["differences"][1] for task in found["tasks"] for row in task["rows"] if row["differences"][1]]

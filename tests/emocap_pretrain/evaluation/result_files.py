@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from emocap_pretrain.evaluation.classification import LabelledRows, scored
-from emocap_pretrain.evaluation.result_file import EvaluatedModel, ResultFile
+from emocap_pretrain.evaluation.result_file import EvaluatedModel, ResultFile, SavedFace, SavedMap
 from emocap_pretrain.run_folder.outcomes import Candidate, FoundExample, RankOutcomes, Samples
 from emocap_pretrain.run_folder.results import Score, Series, TaskResult
 
@@ -63,7 +63,14 @@ def with_extras(result: TaskResult) -> TaskResult:
     return replace(result, scores=(*result.scores, *spread), series=(series,))
 
 
-def file_of(name: str, *results: TaskResult, thumbnails: dict[str, str] | None = None) -> ResultFile:
+def mapped(key: str, sentence: str = "the eyes are closed") -> SavedFace:
+    """Returns a sample with one attention map of 2 x 3 patches, all of whose weight is in the third patch."""
+    return SavedFace(key, (SavedMap(sentence, ((0.0, 0.0, 1.0), (0.0, 0.0, 0.0))),))
+
+
+def file_of(
+    name: str, *results: TaskResult, thumbnails: dict[str, str] | None = None, faces: Sequence[SavedFace] = ()
+) -> ResultFile:
     """Returns the file of results of a model."""
     model = EvaluatedModel(name, f"/runs/{name}", 60, "raw", "ab" * 32)
-    return ResultFile.of(model, results, {"label": "emotion"}, thumbnails)
+    return ResultFile.of(model, results, {"label": "emotion"}, thumbnails, faces)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from cli_calls import called, printed
-from result_files import classified, file_of, found_texts, samples, with_extras
+from result_files import classified, file_of, found_texts, mapped, samples, with_extras
 from rich.console import Console
 
 from emocap_pretrain.errors import ConfigError
@@ -152,7 +152,12 @@ def test_the_page_is_inert_and_complete() -> None:
     ]
     texts = replace(found_texts(OF, seed=1), url=EVIL)
     first = file_of(
-        EVIL, with_extras(classified(OF, 0.3, seed=1)), texts, *benchmarks, thumbnails={OF.keys[0]: TINY_JPEG}
+        EVIL,
+        with_extras(classified(OF, 0.3, seed=1)),
+        texts,
+        *benchmarks,
+        thumbnails={OF.keys[0]: TINY_JPEG},
+        faces=[mapped(OF.keys[0], EVIL), mapped(OF.keys[1])],
     )
     text = page(compare(models(first, b())))
     tags = Tags(text).found
@@ -179,7 +184,10 @@ def test_the_page_is_inert_and_complete() -> None:
         "not an emotion",
     ):
         assert part in text, part
-    assert text.count(TINY_JPEG) == 1
+    assert text.count(TINY_JPEG) == 2  # An example of the search, and a face with attention maps.
+    assert "largest weight 100.0% (uniform 16.7%)" in text
+    squares = [each for tag, each in tags if tag == "rect" and each.get("width") == "32.0"]
+    assert [(each["x"], each["y"], each["fill-opacity"]) for each in squares] == [("64.0", "0.0", "0.85")] * 2
     assert "contains images of persons" in text
 
 
@@ -187,4 +195,5 @@ def test_a_page_of_one_model_compares_nothing_and_shows_no_image() -> None:
     text = page(compare(models(a())))
     assert "Holm" not in text
     assert "<img" not in text
+    assert "Where the model looks" not in text
     assert "images of persons" not in text

@@ -23,7 +23,7 @@ from emocap_pretrain.config.schema import Config, EvaluationConfig
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.evaluation import prompt_set
 from emocap_pretrain.evaluation.benchmark_source import BenchmarkSource, MediaContent, sources_of
-from emocap_pretrain.evaluation.on_benchmarks import BenchmarkCopy, mean_of_folds, prepare
+from emocap_pretrain.evaluation.on_benchmarks import BenchmarkCopy, NothingToRun, mean_of_folds, prepare
 from emocap_pretrain.evaluation.on_benchmarks import evaluate as evaluate_all
 from emocap_pretrain.inference.embedder import Embedder
 from emocap_pretrain.ranks.group import RankGroup
@@ -111,6 +111,37 @@ def test_every_task_for_classes_runs_on_a_copy_with_a_training_split(embedder: E
     # Each class has a colour of its own, so neighbours and probes find it with random weights too.
     assert metrics(results)["raf_db/nearest_neighbours/uar"] > 0.5
     assert metrics(results)["raf_db/linear_probe/uar"] > 0.5
+
+
+def test_a_benchmark_that_allows_no_task_is_left_out_with_a_reason(
+    embedder: Embedder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    units = catalogue.card("faba_au")
+    build(units, units.layouts[0], tmp_path / "units")
+    copies = [BenchmarkCopy(units, tmp_path / "units"), raf_db(tmp_path / "faces", 2)]
+    (note,) = prepare(copies, PROMPTS)
+    assert note.startswith("left out: benchmark faba_au: none of the tasks can be run, because its target is")
+    (result,) = evaluate_all(copies, PROMPTS, embedder, ALONE)
+    assert result.benchmark == "raf_db"
+    count, reason = [record.getMessage() for record in caplog.records][-2:]
+    assert count == "1 of 2 benchmarks have no result:"
+    assert note == f"left out: {reason}"
+    with pytest.raises(NothingToRun, match="benchmark faba_au"):
+        prepare(copies[:1], PROMPTS)
+
+
+def test_a_benchmark_whose_scored_split_is_empty_does_not_end_the_others(
+    embedder: Embedder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    empty, full = raf_db(tmp_path / "empty", 2), raf_db(tmp_path / "full", 2)
+    (labels,) = (tmp_path / "empty").rglob("list_patition_label.txt")
+    lines = labels.read_text().splitlines(keepends=True)
+    labels.write_text("".join(line for line in lines if line.startswith("train")))
+    results = evaluate_all([empty, full], PROMPTS, embedder, ALONE)
+    assert len(results) == 1
+    assert caplog.records[-1].getMessage() == "benchmark raf_db: the split test has no example for zero_shot."
+    with pytest.raises(NothingToRun, match="the split test has no example for zero_shot"):
+        evaluate(empty, PROMPTS, embedder, ALONE)
 
 
 def test_missing_images_are_counted_with_their_reason(embedder: Embedder, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from result_files import classified, file_of, found_texts, samples, with_extras
+from result_files import classified, file_of, found_texts, mapped, samples, with_extras
 
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.evaluation.result_file import LIMIT_BYTES, RESULT_FILE, load, save
@@ -14,7 +14,11 @@ from emocap_pretrain.run_folder.report import Report
 
 OF = samples(30, persons=15)
 FILE = file_of(
-    "a", with_extras(classified(OF, 0.5, seed=1)), found_texts(OF, seed=1), thumbnails={"face/00000": "/9j/AAAA"}
+    "a",
+    with_extras(classified(OF, 0.5, seed=1)),
+    found_texts(OF, seed=1),
+    thumbnails={"face/00000": "/9j/AAAA"},
+    faces=[mapped("face/00000")],
 )
 FIRST_SCHEMA = Path(__file__).with_name("results_schema_1.json")
 
@@ -63,6 +67,11 @@ def test_reports_do_not_contain_what_was_found_for_each_sample() -> None:
         (lambda body: body["samples"][0]["groups"].pop(), "groups has 29 entries"),
         (lambda body: body["thumbnails"].update(x='"><script>'), "pattern"),
         (lambda body: body["thumbnails"].update(x="/9j/" + "A" * 30_000), "at most 20000"),
+        (lambda body: body["faces"][0]["maps"][0]["weights"].append([1.0]), "different lengths"),
+        (lambda body: body["faces"][0]["maps"][0]["weights"].__setitem__(0, [0, 0, 7]), "less than or equal to 1"),
+        (lambda body: body["faces"][0]["maps"][0].update(weights=[[0.0] * 65]), "at most 64"),
+        (lambda body: body["faces"][0]["maps"].clear(), "at least 1"),
+        (lambda body: body["faces"].extend(body["faces"] * 12), "at most 12"),
         (lambda body: body["tasks"][1]["found"][0].update(rank=0), "greater than or equal to 1"),
     ],
 )
