@@ -1,6 +1,6 @@
 """Scores predicted classes: what all tasks that predict one class for each example report in the same way."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,10 +15,10 @@ from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.evaluation.confusion import Confusion
 from emocap_pretrain.evaluation.examples import ExampleSource
 from emocap_pretrain.evaluation.features import Features
-from emocap_pretrain.evaluation.intervals import bootstrap, mean_recalls, shares
+from emocap_pretrain.evaluation.intervals import areas, bootstrap, mean_recalls, shares
 from emocap_pretrain.evaluation.task import SplitName
 from emocap_pretrain.run_folder.outcomes import ClassOutcomes
-from emocap_pretrain.run_folder.results import Score, TaskResult
+from emocap_pretrain.run_folder.results import Baseline, Score, TaskResult
 
 SHOWN = 8  # Number of names of classes or labels that an error message lists.
 
@@ -125,14 +125,23 @@ def labelled(features: Features, label: str) -> tuple[list[int], list[str]]:
     return rows, [label_text(features.labels[row][label]) for row in rows]
 
 
-def scored(task: str, title: str, found: LabelledRows, predicted: np.ndarray) -> TaskResult:
+def scored(
+    task: str,
+    title: str,
+    found: LabelledRows,
+    predicted: np.ndarray,
+    scores: Float[np.ndarray, "labelled classes"] | None = None,
+) -> TaskResult:
     """Returns UAR, WAR and macro-F1 with their intervals, the recall of each class, and the confusion matrix.
+
+    If exactly two of the classes occur, the area under the ROC curve (AUC) between them is returned too.
 
     Args:
         task: The name of the task.
         title: The first words of the titles of scores.
         found: The true classes.
         predicted: The number of the predicted class of each row.
+        scores: A score of each class for each row, from which AUC is computed; NaN for a class without a score.
     """
     from sklearn.metrics import f1_score  # It takes a second, and only rank 0 needs it.
 
@@ -148,6 +157,7 @@ def scored(task: str, title: str, found: LabelledRows, predicted: np.ndarray) ->
             uar.within(bootstrap(mean_recalls(found.truth, is_right, len(found.classes)), found.groups)),
             war.within(bootstrap(shares(is_right), found.groups)),
             Score("macro_f1", f"{title} macro-F1", f1),
+            *(() if scores is None else _area(title, found, scores)),
         ),
         class_values=(confusion.recalls(title),),
         confusion_matrices=(confusion.matrix(title[:1].upper() + title[1:]),),
@@ -157,6 +167,21 @@ def scored(task: str, title: str, found: LabelledRows, predicted: np.ndarray) ->
             ),
         ),
     )
+
+
+def _area(title: str, found: LabelledRows, scores: Float[np.ndarray, "labelled classes"]) -> Iterator[Score]:
+    """Yields the AUC of the difference of two scores, if exactly two classes occur and both have scores."""
+    from sklearn.metrics import roc_auc_score
+
+    occurring = np.unique(found.truth)
+    if len(occurring) != 2:
+        return
+    first, second = map(int, occurring)
+    margins, is_second = scores[:, second] - scores[:, first], found.truth == second
+    if np.isfinite(margins).all():
+        chance = Baseline("chance", 0.5, f"{found.classes[second]} against {found.classes[first]}")
+        area = Score("auc", f"{title} AUC", float(roc_auc_score(is_second, margins)), chance)
+        yield area.within(bootstrap(areas(is_second, margins), found.groups))
 
 
 def classes_of(

@@ -34,7 +34,7 @@ class FineTunedClasses(LearnsClasses):
 
     name: ClassVar[str] = "fine_tuned_classes"
     about: ClassVar[str] = "scores the classes that the model's own head predicts; UAR, WAR, recall (needs a head)"
-    charts: ClassVar[tuple[tuple[str, ...], ...]] = (("uar",), ("war",), ("macro_f1",))
+    charts: ClassVar[tuple[tuple[str, ...], ...]] = (("uar",), ("war",), ("macro_f1",), ("auc",))
     splits: ClassVar[tuple[SplitName, ...]] = ("test",)
 
     def result(self, embedder: Embedder, features: Mapping[SplitName, Features]) -> TaskResult:
@@ -42,7 +42,7 @@ class FineTunedClasses(LearnsClasses):
         assert label.classes, "the head of this label predicts classes"
         rows = LabelledRows.of(test, self.settings.label, label.classes)
         outputs = _outputs(embedder, test)[label.name][rows.rows]
-        return scored(self.name, "fine-tuned", rows, outputs.argmax(-1).numpy())
+        return scored(self.name, "fine-tuned", rows, outputs.argmax(-1).numpy(), outputs.double().numpy())
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,6 +77,33 @@ def mean_recalls(
     return scores
 
 
+def areas(
+    is_positive: np.ndarray, scores: Float[np.ndarray, " examples"]
+) -> Callable[[Weights], Float[np.ndarray, " draws"]]:
+    """Returns a function that computes the area under the ROC curve (AUC) of each draw.
+
+    This is the share of pairs of a positive and a negative example in which the positive one has the higher score; a
+    pair with equal scores counts half. A draw without a positive or without a negative example has NaN.
+
+    Args:
+        is_positive: Whether each example is positive.
+        scores: The score of each example, which should be high for positive ones.
+    """
+    order = np.argsort(scores, kind="stable")
+    _, firsts = np.unique(scores[order], return_index=True)  # The first place of each score in this order.
+    is_positive = is_positive[order]
+
+    def of_draws(weights: Weights) -> Float[np.ndarray, " draws"]:
+        weights = weights[:, order]
+        positives = np.add.reduceat(weights * is_positive, firsts, axis=1)  # By score.
+        negatives = np.add.reduceat(weights * ~is_positive, firsts, axis=1)
+        below = negatives.cumsum(1) - negatives / 2
+        with np.errstate(invalid="ignore"):
+            return (positives * below).sum(1) / (positives.sum(1) * negatives.sum(1))
+
+    return of_draws
+
+
 def shares(is_right: np.ndarray) -> Callable[[Weights], Float[np.ndarray, " draws"]]:
     """Returns a function that computes the share of right examples of each draw (the accuracy, WAR)."""
 

@@ -21,12 +21,13 @@ class LinearProbe(LearnsClasses):
     """Implements the task. It needs a label in all three splits."""
 
     name: ClassVar[str] = "linear_probe"
-    charts: ClassVar[tuple[tuple[str, ...], ...]] = (("uar",), ("war",), ("macro_f1",), ("inverse_strength",))
+    charts: ClassVar[tuple[tuple[str, ...], ...]] = (("uar",), ("war",), ("macro_f1",), ("auc",), ("inverse_strength",))
     about: ClassVar[str] = "trains a logistic regression on the image tower; UAR, WAR, recall by class (needs a label)"
 
     def result(self, embedder: Embedder, features: Mapping[SplitName, Features]) -> TaskResult:  # noqa: ARG002 - there are no prompts
         train, valid, test = self.labelled(features)
         probe = fitted((train.vectors, train.truth), (valid.vectors, valid.truth))
-        result = scored(self.name, "linear probe", test.rows, probe.predicted(test.vectors))
+        scores = probe.scores(test.vectors, len(test.rows.classes))
+        result = scored(self.name, "linear probe", test.rows, probe.predicted(test.vectors), scores)
         strength = Score("inverse_strength", "linear probe, chosen C", probe.inverse_strength, is_share=False)
         return replace(result, scores=(*result.scores, strength))

@@ -49,7 +49,7 @@ class BenchmarkCopy:
         return cls(card(name), Path(path).expanduser())
 
 
-class NothingToRun(ConfigError):
+class NoTaskError(ConfigError):
     """No task can be run on a benchmark. If several benchmarks are evaluated, this one is left out."""
 
 
@@ -69,18 +69,18 @@ def prepare(copies: Sequence[BenchmarkCopy], settings: EvaluationConfig, *, has_
     Raises:
         ConfigError: If a copy has none of the layouts of its card, if a class has no prompts, or if the settings name
             a task for which the model cannot read the texts.
-        NothingToRun: If none of the copies allows a task.
+        NoTaskError: If none of the copies allows a task.
     """
     if settings.tasks:
         tasks.require_texts(settings, has_texts=has_texts)
     left_out: dict[str, None] = {}
-    refused: list[NothingToRun] = []
+    refused: list[NoTaskError] = []
     for copy in copies:
         fitting(copy.card, copy.root)
         try:
             allowed = tasks_of(settings_of(settings, copy.card), copy.card)
             left = tasks_of(settings_of(settings, copy.card), copy.card, has_texts=has_texts)
-        except NothingToRun as error:
+        except NoTaskError as error:
             refused.append(error)
             continue
         for task in left:
@@ -90,7 +90,9 @@ def prepare(copies: Sequence[BenchmarkCopy], settings: EvaluationConfig, *, has_
         raise refused[0]
     notes = [f"left out: {error}" for error in refused]
     if left_out:
-        notes.append(f"the model is an image tower alone, so tasks that need texts are left out: {', '.join(left_out)}.")
+        notes.append(
+            f"the model is an image tower alone, so tasks that need texts are left out: {', '.join(left_out)}."
+        )
     return notes
 
 
@@ -101,7 +103,7 @@ def tasks_of(settings: EvaluationConfig, about: Card, *, has_texts: bool = True)
     only tasks that need none are returned.
 
     Raises:
-        NothingToRun: If no such task is left.
+        NoTaskError: If no such task is left.
     """
     splits = set(splits_of(about))
     every = tuple(each.name for each in tasks.TASKS if each not in tasks.NEED_A_HEAD)
@@ -110,7 +112,7 @@ def tasks_of(settings: EvaluationConfig, about: Card, *, has_texts: bool = True)
     able = [task for task in found if has_texts or not task.reads_texts]
     if not able:
         why = ", and the model is an image tower alone" if found else ""
-        raise NothingToRun(
+        raise NoTaskError(
             f"benchmark {about.name}: none of the tasks can be run, because its target is of the kind "
             f"{about.target.kind!r} and its splits are {', '.join(about.splits)}{why}."
         )
@@ -133,16 +135,16 @@ def evaluate(
 
     Raises:
         ConfigError: If no layout of a card fits its copy.
-        NothingToRun: If no task can be run on any of the benchmarks.
+        NoTaskError: If no task can be run on any of the benchmarks.
         LostContact: If another rank has failed.
     """
     extraction = tasks.extraction(settings, embedder)
     results: list[TaskResult] = []
-    refused: list[NothingToRun] = []
+    refused: list[NoTaskError] = []
     for copy in copies:
         try:
             results += _on_copy(copy, settings, extraction, world)
-        except NothingToRun as error:  # All ranks raise it: it depends on the card, the settings and exchanged lengths.
+        except NoTaskError as error:  # All ranks raise it: it depends on the card, the settings and exchanged lengths.
             refused.append(error)
     if refused and not results:
         raise refused[0]
@@ -186,24 +188,28 @@ def _with_examples(
     """Returns the tasks all of whose splits have examples.
 
     Raises:
-        NothingToRun: If there is none, or if the settings name another one.
+        NoTaskError: If there is none, or if the settings name another one.
     """
     able = [task for task in chosen if not set(task.splits) & set(empty)]
     if not able or (settings.tasks and len(able) < len(chosen)):
         names = ", ".join(task.name for task in chosen if task not in able)
-        raise NothingToRun(f"benchmark {about.name}: the split {', '.join(sorted(empty))} has no example for {names}.")
+        raise NoTaskError(f"benchmark {about.name}: the split {', '.join(sorted(empty))} has no example for {names}.")
     return able
 
 
 def mean_of_folds(results: Sequence[TaskResult]) -> TaskResult:
     """Returns one result whose scores are the means over folds; a single result as it is.
 
+    A score that some fold lacks is left out.
     The confusion matrices of the folds are added. The recalls of classes and the intervals of single folds are left
     out.
     """
     if len(results) == 1:
         return results[0]
-    scores = [_mean(each) for each in zip(*(result.scores for result in results), strict=True)]
+    of_folds = [{score.name: score for score in result.scores} for result in results]
+    # AUC exists only in folds in which exactly two classes occur.
+    common = [name for name in of_folds[0] if all(name in each for each in of_folds)]
+    scores = [_mean([each[name] for each in of_folds]) for name in common]
     matrices = [_sum(each) for each in zip(*(result.confusion_matrices for result in results), strict=True)]
     left_out = Counter[str]()
     for result in results:

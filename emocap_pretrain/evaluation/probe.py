@@ -35,6 +35,14 @@ class Probe:
         """Returns the number of the class of each vector."""
         return np.asarray(self.regression.predict(self.scaler.transform(vectors)))
 
+    def scores(
+        self, vectors: Float[np.ndarray, "examples width"], classes: int
+    ) -> Float[np.ndarray, "examples {classes}"]:
+        """Returns the log probability of each of `classes` classes; NaN for a class without training examples."""
+        found = np.full((len(vectors), classes), np.nan)
+        found[:, self.regression.classes_] = self.regression.predict_log_proba(self.scaler.transform(vectors))
+        return found
+
 
 def fitted(
     train: tuple[Float[np.ndarray, "train width"], Int[np.ndarray, " train"]],

@@ -28,6 +28,7 @@ class ZeroShot(ClassifiesByPrompts):
         ("uar", "uar_lowest_template", "uar_highest_template"),
         ("war",),
         ("macro_f1",),
+        ("auc",),
         ("ece",),
         ("uar_lowest_set", "uar_highest_set"),
     )
@@ -37,7 +38,7 @@ class ZeroShot(ClassifiesByPrompts):
         test = self.labelled(features, "test")
         columns = self.columns(embedder, test.classes)
         cosines = class_cosines(test.images, columns, self.settings.ensemble)
-        result = scored(self.name, "prompted", test.rows, cosines.argmax(1).numpy())
+        result = scored(self.name, "prompted", test.rows, cosines.argmax(1).numpy(), cosines.double().numpy())
         further = [
             *self._calibration(embedder, test, cosines),
             *self._by_template(test, columns),

@@ -3,8 +3,9 @@ import pytest
 import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
 
-from emocap_pretrain.evaluation.intervals import DRAWS, bootstrap, draws, mean_recalls, shares
+from emocap_pretrain.evaluation.intervals import DRAWS, areas, bootstrap, draws, mean_recalls, shares
 
 ALONE = [None]
 
@@ -23,6 +24,21 @@ def test_a_weight_counts_the_example_that_often(samples: int, classes: int, seed
         recalls = [is_right[places][truth[places] == each].mean() for each in np.unique(truth[places])]
         assert uar == pytest.approx(np.mean(recalls))
         assert war == pytest.approx(is_right[places].mean())
+
+
+@given(st.integers(2, 30), st.integers(1, 6), st.integers(0, 2**31))
+def test_the_area_of_a_draw_is_that_of_scikit_learn(samples: int, levels: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    # Few levels give equal scores, of which each pair counts half.
+    scores, is_positive = random.integers(0, levels, samples) / 7, random.random(samples) < 0.5
+    is_positive[:2] = True, False
+    weights = random.integers(0, 3, (5, samples)).astype(float)
+    weights[:4, :2] += 1
+    weights[4] = is_positive  # Without a negative example there is no area.
+    *found, none = areas(is_positive, scores)(weights)
+    assert np.isnan(none)
+    for row, area in zip(weights, found, strict=False):
+        assert area == pytest.approx(roc_auc_score(is_positive, scores, sample_weight=row), abs=1e-12)
 
 
 def test_the_interval_of_an_accuracy_is_that_of_scipy() -> None:

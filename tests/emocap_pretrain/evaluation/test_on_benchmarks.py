@@ -23,7 +23,7 @@ from emocap_pretrain.config.schema import Config, EvaluationConfig
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.evaluation import prompt_set
 from emocap_pretrain.evaluation.benchmark_source import BenchmarkSource, MediaContent, sources_of
-from emocap_pretrain.evaluation.on_benchmarks import BenchmarkCopy, NothingToRun, mean_of_folds, prepare
+from emocap_pretrain.evaluation.on_benchmarks import BenchmarkCopy, NoTaskError, mean_of_folds, prepare
 from emocap_pretrain.evaluation.on_benchmarks import evaluate as evaluate_all
 from emocap_pretrain.inference.embedder import Embedder
 from emocap_pretrain.ranks.group import RankGroup
@@ -126,7 +126,7 @@ def test_a_benchmark_that_allows_no_task_is_left_out_with_a_reason(
     count, reason = [record.getMessage() for record in caplog.records][-2:]
     assert count == "1 of 2 benchmarks have no result:"
     assert note == f"left out: {reason}"
-    with pytest.raises(NothingToRun, match="benchmark faba_au"):
+    with pytest.raises(NoTaskError, match="benchmark faba_au"):
         prepare(copies[:1], PROMPTS)
 
 
@@ -140,7 +140,7 @@ def test_a_benchmark_whose_scored_split_is_empty_does_not_end_the_others(
     results = evaluate_all([empty, full], PROMPTS, embedder, ALONE)
     assert len(results) == 1
     assert caplog.records[-1].getMessage() == "benchmark raf_db: the split test has no example for zero_shot."
-    with pytest.raises(NothingToRun, match="the split test has no example for zero_shot"):
+    with pytest.raises(NoTaskError, match="the split test has no example for zero_shot"):
         evaluate(empty, PROMPTS, embedder, ALONE)
 
 

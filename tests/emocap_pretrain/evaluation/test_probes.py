@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import balanced_accuracy_score, f1_score
+from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
@@ -17,7 +17,7 @@ from emocap_pretrain.evaluation.features import Features
 from emocap_pretrain.evaluation.few_shot import DRAWS, SHOTS, FewShot, drawn
 from emocap_pretrain.evaluation.linear_probe import LinearProbe
 from emocap_pretrain.evaluation.nearest import NEIGHBOURS, Nearest
-from emocap_pretrain.evaluation.probe import INVERSE_STRENGTHS
+from emocap_pretrain.evaluation.probe import INVERSE_STRENGTHS, fitted
 from emocap_pretrain.evaluation.task import SplitName
 from emocap_pretrain.run_folder.results import TaskResult
 
@@ -77,6 +77,23 @@ def test_a_probe_is_the_regression_of_scikit_learn_with_the_best_strength_on_the
     assert result.samples == 145
     (low, high) = result.scores[0].interval or (0, 0)
     assert low < found["uar"] < high
+
+
+def test_the_area_of_a_probe_is_that_of_its_log_odds(features) -> None:
+    test = features["test"]
+    labels = tuple({} if each.get("emotion") == "anger" else each for each in test.labels)
+    features["test"] = Features(test.keys, test.images, test.pooled, labels)
+    vectors, truth = arrays(features["test"])
+    probe = fitted(arrays(features["train"]), arrays(features["valid"]))
+    odds = probe.regression.predict_log_proba(probe.scaler.transform(vectors))
+    wanted = roc_auc_score(truth == 2, odds[:, 2] - odds[:, 1])
+    assert scores(LinearProbe(SETTINGS).result(NO_MODEL, features))["auc"] == pytest.approx(wanted, abs=1e-9)
+    # Without training examples of one of the two classes there is no area.
+    train = features["train"]
+    labels = tuple({} if each.get("emotion") == "joy" else each for each in train.labels)
+    features["train"] = Features(train.keys, train.images, train.pooled, labels)
+    settings = SETTINGS.model_copy(update={"classes": {name: (name,) for name in NAMES}})
+    assert "auc" not in scores(LinearProbe(settings).result(NO_MODEL, features))
 
 
 def test_neighbours_vote_as_those_of_scikit_learn(features) -> None:

@@ -97,6 +97,22 @@ def test_an_image_belongs_to_the_class_whose_prompts_it_is_closest_to(tmp_path):
     assert matrix.counts == ((1, 0, 0), (0, 1, 0), (1, 0, 2))
 
 
+def test_the_area_between_two_classes_that_occur_is_that_of_the_difference_of_their_cosines(tmp_path):
+    url = packed(tmp_path, [("red", "red"), ("blue", "blue"), ("green", "red"), ("blue", "red")])
+    words = {"red": ("red",), "blue": ("blue",), "green": ("green",)}
+    result = evaluate(EvaluationConfig(url=url, classes=words))
+    area = next(score for score in result.scores if score.name == "auc")
+    # The margins of blue are -1, 1, 0 and 1: the blue face is above two red ones, and equal to the third.
+    assert area.value == pytest.approx(2.5 / 3)
+    assert area.baseline is not None
+    assert area.baseline.note == "blue against red"
+    assert area.interval is not None
+    low, high = area.interval
+    assert 0 <= low <= area.value <= high <= 1
+    three = packed(tmp_path / "three", [(name, name) for name in words])
+    assert "auc" not in scores(evaluate(EvaluationConfig(url=three, classes=words)))
+
+
 def test_samples_without_the_label_are_left_out(tmp_path):
     url = packed(tmp_path, [("red", "red"), ("blue", None), ("green", ""), ("blue", "blue")])
     assert classify(EvaluationConfig(url=url, batch=2)).counts == ((1, 0), (0, 1))
