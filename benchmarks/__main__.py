@@ -43,6 +43,12 @@ def _generation() -> Suite:
     return SUITE
 
 
+def _evaluation() -> Suite:
+    from benchmarks.evaluation.suite import SUITE
+
+    return SUITE
+
+
 SUITES: Mapping[str, Callable[[], Suite]] = {
     "kernels": _kernels,
     "shards": _shards,
@@ -50,6 +56,7 @@ SUITES: Mapping[str, Callable[[], Suite]] = {
     "inference": _inference,
     "finetune": _finetune,
     "generation": _generation,
+    "evaluation": _evaluation,
 }
 
 

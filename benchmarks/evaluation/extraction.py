@@ -1,0 +1,90 @@
+"""Measures how many images per second an evaluation embeds, beside its bare tower on images in memory.
+
+The evaluation reads shards, decodes the images, cuts out the square, and computes and checks the vectors. The bare
+tower gets the same images, decoded before, in batches of the same size.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+
+from benchmarks.harness.machine import Occasion, versions
+from benchmarks.harness.record import Measurement, measured, ratios
+from benchmarks.harness.rounds import complete, in_rounds, seconds_of
+from emocap_pretrain.evaluation.examples import Example, PackedSource
+from emocap_pretrain.evaluation.features import Extraction
+from emocap_pretrain.inference.embedder import Crop, Embedder
+from emocap_pretrain.inference.opened import open_model
+from emocap_pretrain.ranks.group import RankGroup
+from emocap_pretrain.ranks.info import Rank
+
+WHAT = "images embedded per second by an evaluation"
+BARE, EVALUATION = "bare tower", "evaluation"
+
+
+@dataclass(frozen=True, slots=True)
+class ExtractionPlan:
+    """Holds what is measured.
+
+    Attributes:
+        model: A model as `emocap evaluate` takes it.
+        data: A packed dataset, all of whose images are embedded.
+        batch: Images of one pass.
+        device: The device of the model.
+    """
+
+    model: str
+    data: str
+    batch: int
+    device: str
+
+
+def measure(plan: ExtractionPlan, rounds: int, occasion: Occasion) -> Iterator[Measurement]:
+    """Yields the images per second of the bare tower and of the evaluation."""
+    embedder = open_model(plan.model).embedder.on(plan.device)
+    source, world = PackedSource(plan.data), RankGroup(Rank(), plan.device, None)
+    ready = _decoded(source, embedder)
+    ways: dict[str, Callable[[], object]] = {
+        BARE: lambda: _bare(embedder, ready, plan.batch, plan.device),
+        EVALUATION: lambda: Extraction(embedder, plan.batch).collect(source, world),
+    }
+    for way in ways.values():
+        way()  # The first pass allocates memory and chooses kernels.
+    speeds = {name: partial(_images_per_s, way, len(ready)) for name, way in ways.items()}
+    taken = complete(in_rounds(speeds, rounds=rounds))
+    for name, readings in taken.items():
+        yield measured(
+            occasion,
+            readings,
+            ratios=None if name == BARE else {f"over the {BARE}": ratios(readings, taken[BARE])},
+            what=WHAT,
+            contender=name,
+            setting={
+                "model": plan.model.rstrip("/").rpartition("/")[2],
+                "pixels": embedder.model.pixels,
+                "batch": plan.batch,
+            },
+            unit="images/s",
+            more={"threads": torch.get_num_threads(), "images": len(ready)},
+            versions=versions(("torch", "timm", "simplejpeg")),
+        )
+
+
+def _images_per_s(way: Callable[[], object], images: int) -> float:
+    return images / seconds_of(way)
+
+
+def _decoded(source: PackedSource, embedder: Embedder) -> list[Crop]:
+    examples = source.examples(range(len(source)))
+    return [each.content.crops(embedder.model.pixels, "center")[0] for each in examples if isinstance(each, Example)]
+
+
+def _bare(embedder: Embedder, ready: Sequence[Crop], batch: int, device: str) -> None:
+    """Computes the vectors of all images with nothing but the tower and its projection."""
+    images = torch.from_numpy(np.stack(ready)).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        for each in images.split(batch):
+            embedder.model.embed_images_and_pooled(each.to(device))

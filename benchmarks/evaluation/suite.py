@@ -1,0 +1,78 @@
+"""Defines the suite of `python benchmarks evaluation`: the scores of models, and the speed of evaluations."""
+
+import argparse
+from collections.abc import Iterator
+
+import torch
+
+from benchmarks.harness.machine import Occasion, occasion
+from benchmarks.harness.record import Measurement
+from benchmarks.harness.suite import Command, Report, Suite, count
+from emocap_pretrain.errors import EmocapError
+
+from . import extraction, models, report
+
+
+def _models_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", nargs="+", help="files that `emocap evaluate --save` has written")
+
+
+def _extraction_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", required=True, help="a model as `emocap evaluate` takes it")
+    add("--data", required=True, help="packed dataset, all of whose images are embedded")
+    add("--batch", type=count, default=256, help="images of one pass (256)")
+    found = "cuda" if torch.cuda.is_available() else "cpu"
+    add("--device", choices=("cpu", "cuda"), default=found, help=f"device of the model ({found})")
+
+
+def _extraction(options: argparse.Namespace, about: Occasion) -> Iterator[Measurement]:
+    plan = extraction.ExtractionPlan(options.model, options.data, options.batch, options.device)
+    return extraction.measure(plan, options.rounds, about)
+
+
+def _report_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", required=True, help="a model as `emocap evaluate` takes it")
+    add("--benchmark", action="append", required=True, metavar="NAME=FOLDER", help="a copy; can be repeated")
+    add("--cache", required=True, help="folder of the cached vectors")
+    add("--task", action="append", default=[], help="a task; can be repeated (all that a benchmark allows)")
+
+
+def _occasion(options: argparse.Namespace) -> Occasion:
+    return occasion(torch.cuda.get_device_name() if getattr(options, "device", "cpu") == "cuda" else None)
+
+
+SUITE = Suite(
+    name="evaluation",
+    description="The scores of evaluated models, and the speed of evaluations.",
+    commands={
+        "models": Command(
+            help="records the scores in files of results",
+            measure=lambda options, about: models.measure(options.files, about),
+            options=_models_options,
+            rounds=None,
+        ),
+        "extraction": Command(
+            help="images per second of an evaluation beside its bare tower",
+            measure=_extraction,
+            options=_extraction_options,
+        ),
+        "report": Command(
+            help="seconds of a report of many benchmarks from cached vectors",
+            measure=lambda options, about: report.measure(
+                options.model, options.benchmark, options.cache, options.task, options.rounds, about
+            ),
+            options=_report_options,
+            rounds=3,
+        ),
+    },
+    reports=(
+        Report(name="models", whats=(models.WHAT,), markdown=models.markdown),
+        Report(name="extraction", whats=(extraction.WHAT,)),
+        Report(name="cached-report", whats=(report.WHAT,)),
+    ),
+    page="evaluation-benchmarks.md",
+    errors=(EmocapError,),
+    occasion=_occasion,
+)
