@@ -1,6 +1,7 @@
 """Fits the temperature of the softmax over prompted classes on the split `valid`, and measures its effect on `test`.
 
-This is a task of its own, because it uses labels to choose a number, which classification by prompts alone does not.
+This task is separate from the classification by prompts alone, because it uses the labels of `valid` to choose the
+temperature. The classification uses labels only to compute its scores.
 """
 
 from collections.abc import Mapping
@@ -19,7 +20,11 @@ from emocap_pretrain.run_folder.results import Baseline, Domain, Score, TaskResu
 
 @dataclass(frozen=True, slots=True)
 class TemperatureScaling(ClassifiesByPrompts):
-    """Implements the task. The temperature divides the logits, which are the cosines times the scale of the model."""
+    """Implements the task `temperature_scaling`, whose scores are the calibration error and log loss before and after.
+
+    The logits are the cosines of images and classes times the learned scale of the model. The fitted temperature
+    divides them. Before the fit the temperature is 1.
+    """
 
     name: ClassVar[str] = "temperature_scaling"
     charts: ClassVar[tuple[tuple[str, ...], ...]] = (("ece", "ece_before"), ("log_loss", "log_loss_before"))

@@ -1,4 +1,7 @@
-"""Makes small images of samples for the examples in a report. Faces are personal data: only a user asks for them."""
+"""Makes small images of samples for the examples in a file of results.
+
+Faces are personal data, so these images are made only if the user asks for them.
+"""
 
 import io
 from collections.abc import Collection, Sequence
@@ -19,7 +22,10 @@ _BLOCK = 256
 
 
 def shown_samples(results: Sequence[TaskResult]) -> list[str]:
-    """Returns the keys of the samples in the examples of the results."""
+    """Returns the keys of the first `MOST_THUMBNAILS` different samples that occur in the examples of the results.
+
+    In an example, the samples are either the query or the candidates; the other side consists of texts.
+    """
     keys: dict[str, None] = {}
     for example in (example for result in results for example in result.found):
         found = [example.query] if example.is_sample else [each.text for each in example.candidates]
@@ -28,13 +34,14 @@ def shown_samples(results: Sequence[TaskResult]) -> list[str]:
 
 
 def thumbnails(source: ExampleSource, keys: Collection[str]) -> dict[str, str]:
-    """Returns the central square of some samples as JPEGs in base64, by their keys.
+    """Returns small images of some samples as JPEGs in base64, by the keys of the samples.
 
-    Samples that cannot be decoded are left out.
+    An image is the central square of the sample, or of its middle frame if it is a video. Samples that cannot be
+    decoded, whose JPEG is too large, or that the source does not have, are left out.
 
     Args:
-        source: The samples, which are read until all are found.
-        keys: The keys.
+        source: The samples, which are read in their order until all keys are found.
+        keys: The keys of the wanted samples.
     """
     wanted, found = set(keys), dict[str, str]()
     for first in range(0, len(source), _BLOCK):
@@ -49,9 +56,9 @@ def thumbnails(source: ExampleSource, keys: Collection[str]) -> dict[str, str]:
 
 
 def mapped(faces: Sequence[MappedFace]) -> tuple[dict[str, str], list[SavedFace]]:
-    """Returns the small images of faces by their keys, and the faces' attention maps as a result file holds them.
+    """Returns the small images of faces by their names, and the faces' attention maps as a file of results holds them.
 
-    Faces whose maps have more patches than a result file takes are left out.
+    A face is left out of both if its maps have more than `MOST_PATCHES` rows or columns, or if its JPEG is too large.
     """
     images, saved = dict[str, str](), list[SavedFace]()
     for face in faces:

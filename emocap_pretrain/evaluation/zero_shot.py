@@ -21,7 +21,11 @@ from emocap_pretrain.run_folder.results import Domain, Score, TaskResult
 
 @dataclass(frozen=True, slots=True)
 class ZeroShot(ClassifiesByPrompts):
-    """Implements the task."""
+    """Implements the task `zero_shot` on the labelled images of the split `test`.
+
+    Beside the scores of the classification, the result has the calibration error, the lowest and the highest UAR of a
+    single template, and, with `evaluation.every_prompt_set`, the UAR of every set of prompts.
+    """
 
     name: ClassVar[str] = "zero_shot"
     charts: ClassVar[tuple[tuple[str, ...], ...]] = (
@@ -67,7 +71,10 @@ class ZeroShot(ClassifiesByPrompts):
         yield Score("uar_highest_template", "prompted UAR, best prompt", max(uars))
 
     def _by_set(self, embedder: Embedder, test: LabelledImages) -> Iterator[Score]:
-        """Yields the UAR of each set of prompts that has prompts for all classes, after the lowest and the highest."""
+        """Yields the lowest and the highest UAR of the package's sets of prompts, and then the UAR of each set.
+
+        Sets without prompts for one of the classes are left out.
+        """
         uars: dict[str, float] = {}
         for name in prompt_set.names():
             settings = self.settings.model_copy(update={"prompts": name})

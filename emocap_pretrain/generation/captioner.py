@@ -1,8 +1,9 @@
 """Writes captions: a projector turns the patches of an image into tokens that a frozen language model continues.
 
-The language model reads the prompt, in which the tokens of the image replace `IMAGE`, and then the caption. Only the
-projector has gradients. All prompts of a batch have the same length, so a batch needs no padding before its captions,
-and in float32 each image gets the same caption in a batch as alone.
+The language model reads the prompt, in which the tokens of the image replace `IMAGE`, and then the caption. These
+tokens are vectors of the width of the language model's embeddings. Only the projector has gradients. All prompts of a
+batch have the same length, so a batch needs no padding before its captions, and in float32 each image gets the same
+caption in a batch as alone.
 """
 
 from collections.abc import Sequence
@@ -27,7 +28,10 @@ _IGNORED = -100  # The label of padding, which `cross_entropy` leaves out.
 class EncodedCaptions(NamedTuple):
     """Holds the tokens of captions, padded at the end.
 
-    `labels` are the same tokens with `_IGNORED` at the padding. `cut` counts the captions that were too long.
+    Attributes:
+        ids: The tokens of each caption, padded with the end token.
+        labels: The same tokens, with `_IGNORED` in place of the padding.
+        cut: Number of captions that were too long and were cut.
     """
 
     ids: Int64[Tensor, "captions length"]
@@ -40,11 +44,15 @@ class Captioner:
     """Holds a projector and a frozen language model on the same device.
 
     Attributes:
-        projector: Turns patches into tokens.
+        projector: Turns the patch vectors of an image into tokens.
         language: The language model and its tokenizer.
-        prompt: The text before the caption; it has `IMAGE` once.
-        most_tokens: Largest number of tokens of a caption, with its end token.
-        precision: The precision of the products in both models: float32, or bf16 by autocast. Weights stay float32.
+        prompt: The text before the caption. It contains `IMAGE` exactly once.
+        most_tokens: Largest number of tokens of a caption, including its end token.
+        precision: The precision of the matrix multiplications in the projector and the language model: float32, or
+            bf16 by autocast. Weights stay float32.
+
+    Raises:
+        ConfigError: If the prompt does not contain `IMAGE` exactly once.
     """
 
     projector: Projector
@@ -58,7 +66,11 @@ class Captioner:
             raise ConfigError(f"--prompt {self.prompt!r}: it must have {IMAGE} once, where the image is.")
 
     def loss(self, patches: Float[Tensor, "batch tokens width"], captions: Sequence[str]) -> Float[Tensor, ""]:
-        """Returns the mean cross-entropy of the tokens of the captions, given the images and the prompt."""
+        """Returns the cross-entropy of the captions given the images and the prompt, as a mean over all tokens.
+
+        The mean is over the tokens of all captions in the batch, so a longer caption has a larger share. End tokens
+        count, padding does not.
+        """
         encoded = self.encoded(captions)
         with self._autocast():
             before = self._before(patches)
@@ -75,7 +87,10 @@ class Captioner:
         return cross_entropy(predicted, encoded.labels.flatten(), ignore_index=_IGNORED)
 
     def written(self, patches: Float[Tensor, "batch tokens width"]) -> list[str]:
-        """Returns the caption of each image by greedy decoding: always the most probable next token."""
+        """Returns the caption that the language model writes for each image, by greedy decoding.
+
+        Each token is the most probable one. A caption ends before the first end token, or after `most_tokens` tokens.
+        """
         if not len(patches):
             return []
         with torch.inference_mode(), self._autocast():
@@ -88,9 +103,10 @@ class Captioner:
         return [self.language.text(row) for row in ids.tolist()]
 
     def encoded(self, captions: Sequence[str]) -> EncodedCaptions:
-        """Returns the tokens of captions on the device of the model. An end token follows each caption that fits.
+        """Returns the tokens of captions, on the device of the language model.
 
-        A caption that is too long is cut and gets no end token, so that the model does not learn to end there.
+        An end token follows each caption, if both fit into `most_tokens` tokens. A longer caption is cut and gets no
+        end token, so that the projector is not trained to end captions at that place.
         """
         rows = [[*self.language.ids(caption), self.language.end_id] for caption in captions]
         cut = sum(len(row) > self.most_tokens for row in rows)
@@ -101,7 +117,7 @@ class Captioner:
         return EncodedCaptions(labels.where(labels != _IGNORED, self.language.end_id), labels, cut)
 
     def _before(self, patches: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch length width"]:
-        """Returns the embeddings of the prompt with the tokens of each image."""
+        """Returns the embeddings of the prompt for each image, in which the tokens of the image replace `IMAGE`."""
         image = self.projector(patches.to(self.language.device))
         first, last = (
             self.language.embedded(torch.tensor(self.language.ids(text), dtype=torch.int64, device=image.device))

@@ -1,11 +1,12 @@
-"""Defines the folder of a captioner: what it was made of, and the states of its two trainings.
+"""Defines the folder of a captioner: what the captioner was made of, and the states of its two trainings.
 
-    captioner.json           the digests of tower, language model and data, the prompt, how it was trained
-    captioner.safetensors    the projector that sees the image, with the moments of its training
-    without_image.safetensors  the same training without the image, which is a floor (`floors.py`)
-    patches/                 vectors of the tower (`patches.py`)
+    captioner.json             the digests of model, language model and data, the prompt, how the projector is trained
+    captioner.safetensors      the projector that reads the patches of the images, with the moments of AdamW
+    without_image.safetensors  the projector of a training that sees no image, a baseline (floor) of `scoring.py`
+    patches/                   the vectors of the image tower (`patches.py`)
 
-The folder names no file and no address outside of it, so nothing that a stranger wrote into it is opened.
+No file of the folder names a file or an address outside of the folder. So if a stranger wrote the folder, nothing else
+that they chose is opened.
 """
 
 from dataclasses import asdict, dataclass, fields
@@ -32,19 +33,20 @@ _SMALL = Annotated[int, Field(ge=1, le=1 << 20)]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaptionerDocument:
-    """Holds `captioner.json`.
+    """Holds the content of `captioner.json`, which is written before the training begins.
 
     Attributes:
         model: The digest of the model whose image tower is used.
         language_model: The digest of the language model.
-        data: The digest of the training images, their captions and their vectors.
-        images: The patches and captions that are used.
-        tokens: Number of tokens of an image.
+        data: `PatchFiles.digest` of the training data: a digest of the model, the manifest of the dataset, `images`
+            and the batch size of the image tower. The vectors themselves are not part of it.
+        images: Which texts, patches and persons are read from the dataset.
+        tokens: Number of tokens of an image in the prompt.
         patch_width: Size of the vector of a patch.
-        prompt: The text before the caption.
-        most_tokens: Largest number of tokens of a caption.
-        precision: The precision of the products.
-        training: How the projector was trained.
+        prompt: The text before the caption. It contains `IMAGE` exactly once.
+        most_tokens: Largest number of tokens of a caption, including its end token.
+        precision: The precision of the matrix multiplications (`Captioner.precision`).
+        training: How the projector is trained.
     """
 
     model: str
@@ -64,7 +66,7 @@ CAPTIONER = DocumentKind(CaptionerDocument)
 
 @dataclass(frozen=True, slots=True)
 class CaptionerFolder:
-    """Reads and writes the folder of a captioner."""
+    """Reads and writes the folder of a captioner, which lies at `path` on this machine."""
 
     path: Path
 
@@ -77,10 +79,12 @@ class CaptionerFolder:
         return self.path / PATCHES
 
     def begin(self, document: CaptionerDocument) -> None:
-        """Writes the document, or checks that the folder holds the same one.
+        """Writes the document if the folder has none, and otherwise checks that the folder holds the same one.
+
+        Only `save_every_steps` of the training may differ. The document in the folder then stays as it is.
 
         Raises:
-            ConfigError: If the folder holds a captioner that was made of something else.
+            ConfigError: If the document in the folder cannot be read, or differs in anything else.
         """
         found = storage.read(self.store, DOCUMENT, CAPTIONER)
         if found is None:
@@ -98,7 +102,7 @@ class CaptionerFolder:
         """Returns the document of the folder.
 
         Raises:
-            ConfigError: If there is none, or it cannot be read.
+            ConfigError: If the folder has no document, or the document cannot be read.
         """
         found = storage.read(self.store, DOCUMENT, CAPTIONER)
         if not isinstance(found, CaptionerDocument):
@@ -108,11 +112,16 @@ class CaptionerFolder:
         return found
 
     def trained(self, document: CaptionerDocument, language: LanguageModel, kind: Kind) -> Captioner:
-        """Returns a captioner with its newest weights.
+        """Returns a captioner with the weights at the end of its training, and with its projector in evaluation mode.
+
+        Args:
+            document: The document of the folder.
+            language: The language model with which the projector was trained.
+            kind: Which of the two trainings is read: "captioner", or "without_image" for the training without images.
 
         Raises:
-            ConfigError: If the language model is another one than in training.
-            CheckpointError: If the training is not finished, or its state cannot be read.
+            ConfigError: If `language` is not the language model of the training.
+            CheckpointError: If the training has not started or is not finished, or if its state cannot be read.
         """
         if language.digest != document.language_model:
             raise ConfigError(f"{self.path} was trained with another language model: give the same --lm.")
@@ -128,7 +137,7 @@ class CaptionerFolder:
 
 
 def new_captioner(document: CaptionerDocument, language: LanguageModel) -> Captioner:
-    """Returns a captioner with the first weights of a training."""
+    """Returns a captioner whose projector has the initial weights that the seed of the training determines."""
     projector = Projector(document.patch_width, language.width, seed=document.training.seed)
     return Captioner(projector.to(language.device), language, document.prompt, document.most_tokens, document.precision)
 
@@ -138,7 +147,10 @@ def state_file(kind: Kind) -> str:
 
 
 def _changes(found: CaptionerDocument, wanted: CaptionerDocument) -> list[str]:
-    """Returns the names of what differs; how often the state is saved changes nothing."""
+    """Returns the names of the fields in which two documents differ, with spaces in place of underscores.
+
+    `save_every_steps` is ignored, because how often the state is saved changes no result.
+    """
 
     def flat(document: CaptionerDocument) -> dict[str, object]:
         values = {field.name: getattr(document, field.name) for field in fields(document)}

@@ -1,7 +1,7 @@
-"""Opens causal language models of transformers: a folder, a name on the hub, or a GGUF file.
+"""Opens causal language models with transformers: a folder, a name on the Hugging Face hub, or a GGUF file.
 
-Somebody else may have written the files, so they are only data. Weights are read from safetensors or GGUF, never from a
-pickle; no code that comes with a model is executed; and a folder whose files name another model is refused.
+Somebody else may have written the files, so they are treated as data only. Weights are read from safetensors or GGUF,
+never from a pickle. No code that comes with a model is executed. A folder whose files name another model is refused.
 """
 
 import hashlib
@@ -32,10 +32,10 @@ class LanguageModel:
     """Holds a frozen causal language model in evaluation mode, in float32, and its tokenizer.
 
     Attributes:
-        model: The model of transformers.
-        tokenizer: The tokenizer of transformers.
-        end_id: The token after which a text ends.
-        digest: A SHA-256 digest of the names and values of all parameters.
+        model: The model, a class of transformers.
+        tokenizer: The tokenizer, a class of transformers.
+        end_id: The id of the token that ends a text (EOS).
+        digest: A SHA-256 digest of the names, shapes and values of all parameters. The tokenizer is not part of it.
     """
 
     model: Any
@@ -45,7 +45,7 @@ class LanguageModel:
 
     @property
     def width(self) -> int:
-        """Returns the size of the embedding of a token."""
+        """Returns the size of the vector that represents a token at the input of the model."""
         return self.model.get_input_embeddings().embedding_dim
 
     @property
@@ -53,21 +53,24 @@ class LanguageModel:
         return str(self.model.device)
 
     def ids(self, text: str) -> list[int]:
-        """Returns the tokens of a text, without the special tokens that the tokenizer adds to whole documents."""
+        """Returns the token ids of a text, without the special tokens that the tokenizer can add, such as BOS."""
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def text(self, ids: list[int]) -> str:
-        """Returns the text of tokens up to the first end token, in one line."""
+        """Returns the text of the tokens before the first end token, or of all tokens if there is none.
+
+        Every run of whitespace becomes one space, so the text is one line.
+        """
         kept = ids[: ids.index(self.end_id)] if self.end_id in ids else ids
         return " ".join(self.tokenizer.decode(kept, skip_special_tokens=True).split())
 
     def embedded(self, ids: Tensor) -> Tensor:
-        """Returns the embeddings of tokens."""
+        """Returns the input embeddings of token ids. The result has one axis more than `ids`, of size `width`."""
         return self.model.get_input_embeddings()(ids)
 
 
 def load_language_model(name: str, *, device: str = "cpu") -> LanguageModel:
-    """Loads a causal language model, and freezes its weights.
+    """Loads a causal language model in float32 and evaluation mode, and freezes its weights.
 
     Args:
         name: A folder that transformers has written, a GGUF file (`package:NAME/FILE` names one in an installed
@@ -75,8 +78,10 @@ def load_language_model(name: str, *, device: str = "cpu") -> LanguageModel:
         device: The device of the model.
 
     Raises:
-        ConfigError: If there is no such model, if its weights are in another format, or if it needs code or a second
-            model that it names.
+        ConfigError: If there is no such model or the hub cannot be reached; if the name is a file of another type than
+            GGUF; if the weights are incomplete, or neither in safetensors nor in GGUF; if a folder holds an adapter or
+            quantized weights; if the model needs code that comes with it; if the tokenizer has no end token; or if
+            the packages `gguf` or `accelerate` are missing, which only GGUF files need.
     """
     where = f"{_KEY} {name}"
     path = Path(located(name, _KEY)).expanduser()
@@ -107,11 +112,11 @@ def _require_gguf(path: Path, where: str) -> None:
 
 
 def _require_inert(folder: Path, where: str) -> None:
-    """Checks that the files of a folder name no other model.
+    """Checks that transformers can load a folder without another model and without a library for quantized weights.
 
     Raises:
-        ConfigError: If the folder holds an adapter, whose base model transformers would look for, or quantized
-            weights, which other libraries load.
+        ConfigError: If the folder holds an adapter, whose base model transformers would look for, if its weights are
+            quantized, or if its `config.json` cannot be read.
     """
     if (folder / "adapter_config.json").exists():
         raise ConfigError(f"{where}: the folder holds an adapter, which names another model: merge it into its model.")
@@ -120,7 +125,16 @@ def _require_inert(folder: Path, where: str) -> None:
 
 
 def _loaded(folder: Path, where: str, **file: str) -> tuple[Any, Any]:
-    """Loads the model and the tokenizer. `file` names the GGUF file in the folder, if it is one."""
+    """Loads the model and the tokenizer from a folder.
+
+    Args:
+        folder: The folder.
+        where: First words of an error message: the option and its value.
+        file: Empty for weights in safetensors. Otherwise only `gguf_file`, the name of the GGUF file in the folder.
+
+    Raises:
+        ConfigError: If transformers cannot load the model or the tokenizer, or weights are missing.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     safe: dict[str, Any] = {} if file else {"use_safetensors": True}

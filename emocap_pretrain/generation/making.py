@@ -1,4 +1,8 @@
-"""Trains a captioner from a model, a packed dataset and a language model: the whole of `emocap caption train`."""
+"""Trains a captioner from a model, a packed dataset and a language model, as `emocap caption train` does.
+
+Two projectors are trained in the same way: that of the captioner, and one that sees the same mean patch vectors in
+place of every image. The second gives a baseline (floor) when the captioner is scored (`scoring.py`).
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +22,15 @@ SAID_EVERY_STEPS = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaptionerSettings:
-    """Holds what the user chooses about a captioner, besides the model, the language model and the dataset."""
+    """Holds what the user chooses about a captioner, besides the model, the language model and the dataset.
+
+    Attributes:
+        images: Which texts, patches and persons are read from the dataset.
+        training: How the projector is trained.
+        prompt: The text before the caption. It contains `IMAGE` exactly once.
+        most_tokens: Largest number of tokens of a caption, including its end token.
+        precision: The precision of the matrix multiplications (`Captioner.precision`), or "auto" (`precision_on`).
+    """
 
     images: PatchSettings = PatchSettings()  # noqa: RUF009 - a frozen value
     training: ProjectorTrainingConfig = ProjectorTrainingConfig()  # noqa: RUF009 - a frozen value
@@ -27,7 +39,7 @@ class CaptionerSettings:
     precision: Precision | Literal["auto"] = "auto"
 
     def precision_on(self, device: str) -> Precision:
-        """Returns the precision; "auto" is bf16 on a GPU, and float32 elsewhere."""
+        """Returns the precision for a model on the device. "auto" means bf16 on a CUDA GPU, and float32 elsewhere."""
         if self.precision != "auto":
             return self.precision
         return "bf16" if device.startswith("cuda") else "float32"
@@ -43,7 +55,9 @@ def make(
     kinds: tuple[Kind, ...] = ("captioner", "without_image"),
     say: Callable[[str], object],
 ) -> CaptionerDocument:
-    """Computes the patches, and trains the captioner and the one that does not see the image, or resumes both.
+    """Computes the patch vectors, trains one projector of each kind, and returns the document of the folder.
+
+    What the folder already has is not computed again: unfinished trainings resume from their newest states.
 
     Args:
         folder: The folder of the captioner.
@@ -51,12 +65,14 @@ def make(
         language: The language model.
         url: The packed dataset with captions.
         settings: What the user chooses.
-        kinds: What is trained.
-        say: Takes the lines about the progress.
+        kinds: What is trained, in this order: "captioner" is a projector that reads the patches of the images, and
+            "without_image" one that reads the mean patch vectors of the dataset in place of every image.
+        say: Called with each line about the progress.
 
     Raises:
         ConfigError: If the folder holds another captioner, or a setting does not fit the model or the data.
         DataError: If no image has a caption.
+        StoreError: If the dataset cannot be read, or the folder cannot be written.
         CheckpointError, TrainingError: As `train` raises them.
     """
     data = computed_patches(embedder, url, settings.images, folder.patches, report=_parts(say))

@@ -1,12 +1,14 @@
-"""Compares written captions with reference captions: BLEU, METEOR, ROUGE-L and CIDEr, each by a kept library.
+"""Compares written captions with reference captions by BLEU, METEOR, ROUGE-L and CIDEr-D.
 
-BLEU is computed by sacrebleu, METEOR by nltk, ROUGE-L and CIDEr by pycocoevalcap. This module adds what they lack: the
-score of each draw of a bootstrap. BLEU belongs to a whole set of captions, so its counts are added up over the captions
-of a draw. The other three are means over captions; the rarity of words in CIDEr is always that in all references.
+sacrebleu computes BLEU, nltk computes METEOR, and pycocoevalcap computes ROUGE-L and CIDEr-D. This module adds what
+these libraries lack: the score of each draw of a bootstrap. BLEU is defined for a set of captions, so the n-gram counts
+of the captions in a draw are added up. The other three scores are means over captions. CIDEr-D weighs n-grams by how
+rare they are in the references (TF-IDF); these weights always come from the references of all images, and not from
+those of a draw.
 
-For METEOR, ROUGE-L and CIDEr a text is its words in lower case without punctuation. The tools of COCO use a tokenizer
-in Java, which gives about the same words. METEOR matches equal words and equal stems, but no synonyms, because WordNet
-is in no package.
+METEOR, ROUGE-L and CIDEr-D read the words of a text in lower case, without punctuation. The tools of COCO use a
+tokenizer in Java, which gives about the same words. METEOR matches equal words and equal stems, but no synonyms,
+because WordNet, the dictionary of synonyms that nltk can read, comes with none of these libraries.
 """
 
 import re
@@ -26,7 +28,10 @@ _LIBRARIES = {"sacrebleu": "sacrebleu", "nltk": "nltk", "pycocoevalcap": "pycoco
 
 
 class Measured(Protocol):
-    """The score of written captions, as a whole and for each draw of a bootstrap."""
+    """The score of a set of written captions: `score` for all of them, and `draws` for each draw of a bootstrap.
+
+    The weights of `draws` say how many times each draw contains each caption.
+    """
 
     def score(self) -> float: ...
     def draws(self, weights: Weights) -> Float[np.ndarray, " draws"]: ...
@@ -34,12 +39,12 @@ class Measured(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CaptionMetric:
-    """Names a metric, and measures captions with it.
+    """Describes a metric of captions.
 
     Attributes:
-        name: Stable name.
-        title: Name in tables.
-        measure: Returns the scores of written captions, given the references of each image.
+        name: The name in files, which does not change between versions.
+        title: The name in tables.
+        measure: Takes the written caption of each image and the references of each image, and returns their score.
     """
 
     name: str
@@ -48,17 +53,17 @@ class CaptionMetric:
 
 
 def need_libraries() -> None:
-    """Checks that the libraries are installed.
+    """Checks that the libraries that compute the metrics are installed: sacrebleu, nltk and pycocoevalcap.
 
     Raises:
-        ConfigError: If one of them is missing.
+        ConfigError: If one of these libraries is missing.
     """
     if missing := [name for module, name in _LIBRARIES.items() if find_spec(module) is None]:
         raise ConfigError(f"scores of captions need {', '.join(missing)}: pip install 'emocap-pretrain[generation]'.")
 
 
 def words(text: str) -> list[str]:
-    """Returns the words of a text in lower case, without punctuation.
+    """Returns the words of a text in lower case, without punctuation except for apostrophes within words.
 
     >>> words("The brow is furrowed; it's a half-smile.")
     ['the', 'brow', 'is', 'furrowed', "it's", 'a', 'half', 'smile']
@@ -68,7 +73,7 @@ def words(text: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MeanOfCaptions:
-    """Holds one value for each caption; the score is their mean."""
+    """Holds one value for each caption. The score is the mean of the values."""
 
     values: Float[np.ndarray, " captions"]
 
@@ -81,10 +86,10 @@ class MeanOfCaptions:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CorpusBleu:
-    """Holds the numbers of each caption whose sums give BLEU, in [0, 1].
+    """Holds the counts of each caption, from whose sums over the captions BLEU-4 follows, in [0, 1].
 
-    The columns are the matching n-grams of each length, all n-grams of each length, the length of the caption and that
-    of the closest reference.
+    The columns of `counts` are the numbers of matching n-grams for n = 1 to 4, the numbers of all n-grams for n = 1 to
+    4, the length of the caption, and the length of the reference that is closest to it in length.
     """
 
     counts: Float[np.ndarray, "captions 10"]
@@ -114,7 +119,7 @@ def _bleu_of(sums: Float[np.ndarray, " 10"]) -> float:
 
 
 class _NoSynonyms:
-    """Takes the place of WordNet."""
+    """Takes the place of the WordNet reader of nltk, and knows no synonyms of any word."""
 
     def synsets(self, word: str) -> list[Any]:  # noqa: ARG002 - the interface of nltk
         return []

@@ -1,8 +1,8 @@
 """Computes the patch vectors of a dataset once, and keeps them on disk as float16 beside the captions.
 
-The tower is frozen, so training reads the same vectors in each epoch. They are written in parts of `PART_IMAGES`
-images; each part appears under its name when it is complete, so an interruption costs one part. The files are mapped
-into memory, so the memory that is needed does not grow with the dataset, except for its captions.
+The image tower is frozen, so training reads the same vectors in each epoch. The vectors are written in parts of up to
+`PART_IMAGES` images. A part exists only when it is complete, so an interruption costs one part. The files are mapped
+into memory. So only the captions, and not the vectors, need memory that grows with the dataset.
 """
 
 import hashlib
@@ -42,12 +42,17 @@ _UNREADABLE = (DataError, ImageError, OSError, ValueError)
 
 @dataclass(frozen=True, slots=True)
 class PatchSettings:
-    """Says what is computed of each image.
+    """Says which texts, patches and persons are read from a dataset.
 
     Attributes:
-        part: The caption part that is written: the name of a `Part`. Its texts are joined with blanks.
-        image_tokens: Largest number of patches; more are averaged over cells of their grid.
-        person: The label that holds the person of an image; None counts each image as a person of its own.
+        part: The name of the caption part (`Part`) that the captioner learns to write. If a caption has several texts
+            of this part, they are joined with spaces.
+        image_tokens: Largest number of patch vectors of an image, a square number. If the tower has more patches, their
+            vectors are averaged over cells of their grid (`pooled_to`).
+        person: The name of the label that holds the person of an image; None counts each image as a person of its own.
+
+    Raises:
+        ConfigError: If there is no such part, or `image_tokens` is not a square number.
     """
 
     part: str = PARTS[0].name
@@ -63,14 +68,20 @@ class PatchSettings:
             )
 
     def texts(self, captions: Sequence[Caption]) -> list[str]:
-        """Returns the text of each caption of an image; captions without such a text are left out."""
+        """Returns the text of `part` of each caption of an image. Captions without this part are left out."""
         (part,) = (part for part in PARTS if part.name == self.part)
         return [text for caption in captions if (text := " ".join(part.texts(caption)).strip())]
 
 
 @dataclass(frozen=True, slots=True)
 class CaptionedImage:
-    """Holds what is known about an image besides its vectors: its name, its person and its captions."""
+    """Holds what is known about an image besides its vectors.
+
+    Attributes:
+        key: The key of its sample.
+        person: The value of the label `PatchSettings.person`, or the key if there is no such label.
+        captions: The texts of the caption part; there is at least one.
+    """
 
     key: str
     person: str
@@ -79,13 +90,16 @@ class CaptionedImage:
 
 @dataclass(frozen=True)
 class PatchFiles:
-    """Holds the vectors of the images of a dataset that have a caption, in the order of the dataset.
+    """Gives access to the vectors of the images of a dataset that have a caption, in the order of the dataset.
+
+    The row of an image is its index in `images`.
 
     Attributes:
         images: What is known about each image.
-        left_out: Number of images that have no vectors, by the reason.
-        parts: The paths of the parts without suffix.
-        digest: A digest of the tower, the dataset and the settings.
+        left_out: Number of images of the dataset that have no vectors, by the reason: an image cannot be decoded, or
+            has no caption.
+        parts: The paths of the parts that have images, without the suffix of their files.
+        digest: A digest of the model, the manifest of the dataset, the settings and the batch size of the tower.
     """
 
     images: tuple[CaptionedImage, ...]
@@ -103,17 +117,20 @@ class PatchFiles:
         return tokens, width
 
     def patches(self, rows: Sequence[int]) -> Float[Tensor, "rows tokens width"]:
-        """Returns the patch vectors of some images in float32."""
+        """Returns the patch vectors of the images with the given rows, in float32 and in the order of `rows`."""
         found = [self._patches[part][row] for part, row in map(self._place, rows)]
         return torch.from_numpy(np.stack(found).astype(np.float32))
 
     def mean_patches(self) -> Float[Tensor, "tokens width"]:
-        """Returns the mean patch vectors of all images, computed in float64."""
+        """Returns the mean over all images of the vector of each patch, in float32. The sums are computed in float64.
+
+        Each place of the grid has a mean of its own.
+        """
         total = np.sum([part.sum(0, dtype=np.float64) for part in self._patches], axis=0)
         return torch.from_numpy((total / len(self)).astype(np.float32))
 
     def pooled_blocks(self) -> Iterator[Float[np.ndarray, "rows width"]]:
-        """Yields the pooled vectors of the tower part by part, in float32."""
+        """Yields the pooled vectors of the images part by part, in float32. The image tower has not projected them."""
         for path in self.parts:
             yield np.load(_pooled(path), mmap_mode="r", allow_pickle=False)
 
@@ -138,19 +155,19 @@ def computed_patches(
     *,
     report: Callable[[int, int], object] | None = None,
 ) -> PatchFiles:
-    """Computes the vectors of a packed dataset that are not in the folder yet, and opens all of them.
+    """Computes the vectors of a packed dataset that are not in the folder yet, and opens the vectors of all images.
 
     Args:
-        embedder: The trained model; only its image tower is used.
+        embedder: The trained model, of which only the image tower is used.
         url: The packed dataset.
-        settings: What is computed.
-        folder: Where the files are. Those of other towers, datasets and settings may lie there too.
-        report: Called after each part with the number of finished images and of all images.
+        settings: Which texts, patches and persons are read.
+        folder: The folder of the files. It may also have the files of other models, datasets and settings.
+        report: Called after each part with the number of finished images and the number of all images.
 
     Raises:
-        ConfigError: If the label of the person is absent, or the patches cannot be averaged.
+        ConfigError: If an image lacks the label `settings.person`, or the patches cannot be averaged.
         DataError: If no image has a caption.
-        StoreError: If the dataset cannot be read, or the folder cannot be written.
+        StoreError: If the dataset cannot be read, or a file cannot be written.
     """
     digest = _digest(embedder, url, settings)
     place = folder / digest[:16]
@@ -168,10 +185,15 @@ def computed_patches(
 
 
 def opened_patches(folder: Path, digest: str) -> PatchFiles:
-    """Opens the vectors of a dataset that `computed_patches` has written, without the dataset.
+    """Opens the vectors of a dataset that `computed_patches` has written. The dataset itself is not needed.
+
+    Args:
+        folder: The folder that `computed_patches` was given.
+        digest: The digest of the wanted vectors (`PatchFiles.digest`).
 
     Raises:
-        ConfigError: If the folder has no such vectors.
+        ConfigError: If the folder has no vectors with this digest.
+        DataError: If no image has a caption.
     """
     place = folder / digest[:16]
     parts = [path.with_suffix("") for path in sorted(place.glob("part-*.json"))]
@@ -198,7 +220,18 @@ def _opened(parts: Sequence[Path], digest: str, address: str) -> PatchFiles:
 
 
 def _write(path: Path, embedder: Embedder, source: ExampleSource, numbers: range, settings: PatchSettings) -> None:
-    """Writes the arrays of a part, and last what is known about its images, which makes the part complete."""
+    """Computes and writes a part. Its JSON file is written last, and shows that the part is complete.
+
+    Args:
+        path: The path of the part without suffix.
+        embedder: The trained model.
+        source: The images of the dataset.
+        numbers: The indices in `source` of the images of this part.
+        settings: Which texts, patches and persons are read.
+
+    Raises:
+        ConfigError: If an image lacks the label `settings.person`, or the patches cannot be averaged.
+    """
     images: list[CaptionedImage] = []
     left_out: dict[str, int] = {}
     blocks: list[tuple[Tensor, Tensor]] = []
@@ -227,7 +260,7 @@ def _write(path: Path, embedder: Embedder, source: ExampleSource, numbers: range
 
 
 def _cropped(example: Example, *, pixels: int) -> Crop | str:
-    """Returns the crop of an image, or why it cannot be decoded."""
+    """Returns the central crop of an image, or the reason in a few words if it cannot be decoded."""
     try:
         return example.content.crops(pixels, "center")[0]
     except _UNREADABLE as error:
@@ -237,7 +270,14 @@ def _cropped(example: Example, *, pixels: int) -> Crop | str:
 def crop_vectors(
     embedder: Embedder, crops: Sequence[Crop], image_tokens: int
 ) -> tuple[Float16[Tensor, "crops tokens width"], Float[Tensor, "crops width"]]:
-    """Returns the patch vectors of the tower in float16, and its pooled vectors, in one pass."""
+    """Returns the patch vectors of some crops in float16, and their pooled vectors in float32, both on the CPU.
+
+    Both come from one pass of the image tower, without the projections. The patches of a crop are averaged over cells
+    of their grid if there are more than `image_tokens`. Values outside the range of float16 become its largest value.
+
+    Raises:
+        ConfigError: If there are more than `image_tokens` patches, and they are not a square grid.
+    """
     images = torch.from_numpy(np.stack([crop.transpose(2, 0, 1) for crop in crops]))
     with torch.inference_mode():
         pooled, patches = embedder.model.image.encode_image(images.to(embedder.model.logit_scale.device))

@@ -11,10 +11,16 @@ from emocap_pretrain.errors import ConfigError
 
 
 class Projector(nn.Module):
-    """Implements the projector of LLaVA-1.5: a linear layer, GELU, and a linear layer, for each patch alone.
+    """Maps each patch vector alone: a layer norm without parameters, a linear layer, GELU, and a linear layer.
 
-    Liu et al. 2024, "Improved Baselines with Visual Instruction Tuning". Its weights are the only ones that are
-    trained here. They are drawn from a generator of their own, so that no other random number is affected.
+    The two linear layers are the projector of LLaVA-1.5 (Liu et al. 2024, "Improved Baselines with Visual Instruction
+    Tuning"). The layer norm is an addition to it. These weights are the only ones of a captioner that are trained. The
+    initial weights depend on the seed alone, and the state of torch's global generator is the same before and after.
+
+    Args:
+        patch_width: Size of the vector of a patch.
+        token_width: Size of an embedding of the language model.
+        seed: Determines the initial weights.
     """
 
     def __init__(self, patch_width: int, token_width: int, *, seed: int = 0) -> None:
@@ -33,13 +39,14 @@ class Projector(nn.Module):
 
 
 def pooled_to(patches: Float[Tensor, "batch patches width"], most: int) -> Float[Tensor, "batch tokens width"]:
-    """Returns the patches, averaged over cells of their grid until there are at most `most` of them.
+    """Returns at most `most` vectors for each image, each of which is the mean of a cell of the grid of its patches.
 
-    The result is a square grid too, in row-major order. If the patches are not a square grid, and there are more than
-    `most`, they cannot be averaged over cells.
+    If there are at most `most` patches, they are returned unchanged. Otherwise the patches must be a square grid in
+    row-major order. The result is then a square grid too, in the same order, of the largest side whose square is at
+    most `most`. Cells may overlap if this side does not divide the side of the grid.
 
     Raises:
-        ConfigError: If there are too many patches and they are not a square grid.
+        ConfigError: If there are more than `most` patches, and they are not a square grid.
     """
     count = patches.shape[1]
     if count <= most:

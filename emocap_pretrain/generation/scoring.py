@@ -1,9 +1,16 @@
-"""Scores a captioner on unseen persons beside three floors, which know less than it does.
+"""Scores the captions of unseen persons by a captioner, and compares them with three baselines (floors).
 
-The floors are the caption of a random training image, the caption of the training image whose pooled vector of the
-image tower is nearest, and the caption of the same language model after the same training without the image: the mean
-patch vectors of the training images took the place of those of every image. Each difference from a floor has its paired
-bootstrap interval over persons: both captions of an image are in a draw, or neither is.
+A floor is a way to get captions that uses less than the captioner does. The three floors of a test image are:
+
+- `random_image`: the first caption of a random training image.
+- `nearest_image`: the first caption of the training image whose pooled vector of the image tower has the largest cosine
+  with that of the test image.
+- `without_image`: the caption that the same language model writes without the image, with a projector of its own. In
+  its training and in its scoring, the mean patch vectors of the training images replace the patch vectors of every
+  image, so it writes the same caption for all test images.
+
+The score of each floor is subtracted from the captioner's score. The 95 % interval of this difference is a paired
+bootstrap over persons: a draw contains the same images for the captioner and for the floor.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,9 +36,11 @@ _BLOCK = 1024  # Test images whose cosines are in memory at the same time.
 
 @dataclass(frozen=True, slots=True)
 class Unseen:
-    """Holds the test images of persons who are not in the training data, by their rows.
+    """Says which test images show a person who is not in the training data.
 
-    `known` counts the test images of persons who are.
+    Attributes:
+        rows: The rows of these test images.
+        known: Number of the other test images, whose person is in the training data.
     """
 
     rows: tuple[int, ...]
@@ -39,10 +48,10 @@ class Unseen:
 
     @classmethod
     def of(cls, train: PatchFiles, test: PatchFiles) -> "Unseen":
-        """Returns the unseen images.
+        """Compares the persons of the test images with the persons of the training images, by the names of both.
 
         Raises:
-            DataError: If fewer than two images are left.
+            DataError: If fewer than two test images show a person who is not in the training data.
         """
         seen = {image.person for image in train.images}
         rows = tuple(row for row, image in enumerate(test.images) if image.person not in seen)
@@ -56,16 +65,16 @@ class Unseen:
 
 @dataclass(frozen=True, slots=True)
 class MetricResult:
-    """Holds the value of one metric for the captioner and each floor, and the differences from the floors.
+    """Holds the scores of the captioner and of each floor by one metric, and the differences between them.
 
     Attributes:
         name: The name of the metric.
-        title: Its name in tables.
+        title: The name of the metric in tables.
         value: The score of the captioner.
-        interval: Its 95 % bootstrap interval over persons.
-        floors: The score of each floor by its name.
-        differences: The captioner's score minus that of each floor.
-        intervals: The paired 95 % bootstrap interval of each difference.
+        interval: The 95 % bootstrap interval of this score over persons.
+        floors: The score of each floor, by the name of the floor (`FLOORS`).
+        differences: The captioner's score minus the score of each floor, by the name of the floor.
+        intervals: The paired 95 % bootstrap interval of each difference over persons, by the name of the floor.
     """
 
     name: str
@@ -82,12 +91,13 @@ class CaptionScores:
     """Holds the results of `score`.
 
     Attributes:
-        images: Number of scored images.
-        persons: Number of their persons.
+        images: Number of scored images: the test images of unseen persons.
+        persons: Number of persons in the scored images.
         known: Number of test images that were left out because their person is in the training data.
-        left_out: Number of test images without vectors, by the reason.
-        metrics: The results of each metric.
-        captions: The captions of each image: its references, what the captioner wrote, and those of the floors.
+        left_out: Number of test images that were left out because they have no vectors, by the reason.
+        metrics: The result of each metric.
+        captions: One mapping for each scored image: its `key`, its `references`, the caption of the `captioner`, and
+            the caption of each floor by the name of the floor.
     """
 
     images: int
@@ -107,15 +117,15 @@ def score(
     seed: int = 0,
     report: Callable[[int, int], object] | None = None,
 ) -> CaptionScores:
-    """Writes the captions of the unseen test images, and scores them and those of the floors.
+    """Writes captions for the test images of unseen persons, and scores these captions and those of the floors.
 
     Args:
         captioner: The trained captioner.
-        without_image: The one that was trained without the image.
+        without_image: The captioner that was trained with the mean patch vectors in place of every image.
         train: The training images.
         test: The test images.
-        seed: Decides the random training images.
-        report: Called after each batch with the number of captions that are written, and of all.
+        seed: Determines which training images the floor `random_image` draws.
+        report: Called after each batch with the number of finished captions and the number of all captions.
 
     Raises:
         ConfigError: If a library of the metrics is missing.
@@ -153,10 +163,11 @@ def score(
 def compared(
     written: Mapping[str, Sequence[str]], references: Sequence[Sequence[str]], persons: Sequence[str]
 ) -> tuple[MetricResult, ...]:
-    """Returns the results of all metrics.
+    """Returns the results of all metrics: the scores, and the captioner's differences from each floor.
 
     Args:
-        written: The captions of the captioner under the name "captioner", and those of the floors under their names.
+        written: By the name "captioner" the captioner's caption of each image, and by the name of each floor the
+            floor's caption of each image.
         references: The references of each image.
         persons: The person of each image.
     """
@@ -187,9 +198,10 @@ def _compared(
 
 
 def nearest_images(images: PatchFiles, among: PatchFiles) -> Int64[np.ndarray, " images"]:
-    """Returns, for each image, the row of the image in `among` whose pooled vector has the largest cosine with its own.
+    """Returns for each image of `images` the row of the nearest image in `among`.
 
-    Of equal cosines, the first one counts. Only blocks of both are in memory.
+    The nearest image is the one whose pooled vector has the largest cosine with the pooled vector of the given image;
+    of equal cosines, the first one counts. Both datasets are read in blocks, so neither has to fit into memory.
     """
     found: list[np.ndarray] = []
     for block in images.pooled_blocks():

@@ -1,8 +1,9 @@
 """Trains a projector between a frozen image tower and a frozen language model, and resumes after an interruption.
 
-All that a step draws is a function of the seed and the number of the step: its images, their captions and its learning
-rate. So the state is small (weights, moments of AdamW, number of steps), and a resumed training computes the same bits
-as an uninterrupted one with as many threads. The state is one file, which is replaced as a whole.
+The images of a step, their captions and the learning rate follow from the settings and the number of the step alone. So
+the state is small (the projector's weights, the moments of AdamW, the number of finished steps), and a training that
+was resumed computes the same bits as one without an interruption, if both use the same number of threads. The state is
+one file, which each save replaces as a whole.
 """
 
 import math
@@ -36,12 +37,16 @@ class ProjectorTrainingConfig:
 
     Attributes:
         steps: Number of updates.
-        batch: Images of an update.
-        lr: Largest learning rate, after the warm-up. It decreases to 0 as a cosine.
-        warmup_steps: Number of updates over which the learning rate grows from 0.
+        batch: Number of images in an update.
+        lr: Largest learning rate, at the end of the warm-up. It then decreases along a cosine, which reaches 0 after
+            the last update.
+        warmup_steps: Number of updates over which the learning rate grows linearly to `lr`.
         weight_decay: Weight decay of AdamW.
-        seed: Decides the first weights and the order of the images.
-        save_every_steps: Number of updates between two saves of the state.
+        seed: Determines the initial weights and the order of the images.
+        save_every_steps: Number of updates between two saves of the state. The last update is always saved.
+
+    Raises:
+        ConfigError: If a value is outside its range.
     """
 
     steps: int = 1000
@@ -67,9 +72,14 @@ class ProjectorTrainingConfig:
         return self.lr * (1 + math.cos(math.pi * share)) / 2
 
     def rows(self, step: int, images: int) -> list[tuple[int, int]]:
-        """Returns the images of an update, as pairs of a row and the number of the pass over all images.
+        """Returns the images of the update that follows `step` updates: pairs (row, index of the pass over all images).
 
-        Each pass has a random order of its own, and every image once.
+        Each pass over the images has every image once, in a random order that depends on the seed and the pass. An
+        update may contain the end of one pass and the beginning of the next.
+
+        Args:
+            step: Number of updates before this one.
+            images: Number of all images.
         """
         found: list[tuple[int, int]] = []
         orders: dict[int, np.ndarray] = {}
@@ -91,20 +101,22 @@ def train(
     blank: Float[Tensor, "tokens width"] | None = None,
     report: Callable[[int, float], object] | None = None,
 ) -> None:
-    """Trains the projector of the captioner from its newest state to the last step.
+    """Trains the projector of the captioner from its newest stored state, or from the start, to the last step.
 
     Args:
-        captioner: The captioner. Its projector holds the trained weights afterwards.
+        captioner: The captioner. Its projector has the trained weights afterwards.
         data: The images and captions.
-        config: How it is trained.
-        store: Where the state lies.
-        name: The path of the state.
-        blank: Patch vectors that take the place of those of every image, for a model that does not see the image.
-        report: Called after each update with the number of updates and the loss.
+        config: How the projector is trained.
+        store: The store that holds the state.
+        name: The path of the state in the store.
+        blank: The patch vectors that replace the patch vectors of every image, for a training without images; None
+            trains with the images.
+        report: Called after each update with the number of updates so far, and the loss before this update.
 
     Raises:
-        CheckpointError: If the state cannot be read, or belongs to another projector.
+        CheckpointError: If the state cannot be read, or belongs to a projector of another size.
         TrainingError: If the loss is not finite.
+        StoreError: If the state cannot be written.
     """
     projector = captioner.projector
     optimizer = torch.optim.AdamW(projector.parameters(), lr=config.lr, weight_decay=config.weight_decay)
@@ -129,7 +141,10 @@ def train(
 
 
 def state_bytes(projector: Projector, optimizer: torch.optim.AdamW, step: int) -> bytes:
-    """Returns the state of the training as a safetensors file."""
+    """Returns the content of a safetensors file with the weights, the moments of AdamW and the number of updates.
+
+    The optimizer must have made at least one update, because it has no moments before.
+    """
     tensors = {f"weights.{name}": each.detach() for name, each in projector.named_parameters()}
     for name, each in projector.named_parameters():
         tensors |= {f"{moment}.{name}": optimizer.state[each][moment] for moment in _MOMENTS}
@@ -138,16 +153,18 @@ def state_bytes(projector: Projector, optimizer: torch.optim.AdamW, step: int) -
 
 
 def read_state(store: Store, name: str, projector: Projector, optimizer: torch.optim.AdamW | None = None) -> int:
-    """Loads the newest state, and returns its number of updates; 0 if there is none.
+    """Loads the stored state into a projector and an optimizer, and returns the number of updates that it contains.
+
+    If there is no state, nothing is changed, and the result is 0.
 
     Args:
-        store: Where the state lies.
-        name: The path of the state.
-        projector: It gets the weights.
-        optimizer: It gets the moments; None loads the weights alone.
+        store: The store that holds the state.
+        name: The path of the state in the store.
+        projector: The projector, which gets the weights.
+        optimizer: The optimizer of the projector, which gets the moments; None loads the weights alone.
 
     Raises:
-        CheckpointError: If the file cannot be read, or belongs to another projector.
+        CheckpointError: If the file cannot be read, or belongs to a projector of another size.
     """
     try:
         tensors = load_tensors(store.read(name, limit_bytes=_MOST_BYTES))
@@ -175,5 +192,5 @@ def _load_moments(optimizer: torch.optim.AdamW, projector: Projector, tensors: M
 
 
 def _caption(captions: Sequence[str], epoch: int) -> str:
-    """Returns another caption of the image in each pass, in turn."""
+    """Returns the caption of an image that pass `epoch` uses. The passes use the captions of an image in turn."""
     return captions[epoch % len(captions)]

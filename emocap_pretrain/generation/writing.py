@@ -1,4 +1,4 @@
-"""Writes captions of any images, as a column of the output that the room `bulk` writes."""
+"""Writes captions for any images, as a column of the table that `emocap_pretrain.bulk` writes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,13 @@ from emocap_pretrain.inference.embedder import Crop, Embedder
 class CaptionScorer:
     """Implements `bulk.scorers.Scorer` with one column, `caption`.
 
-    The patches are rounded to float16 as in training. So an image gets the same caption as in `emocap caption score`.
+    The patch vectors are rounded to float16, as in training and in `emocap caption score`, so that an image gets the
+    same caption as there.
+
+    Attributes:
+        embedder: The model whose image tower is used.
+        captioner: The trained captioner.
+        images: The settings of the patches. Only `image_tokens` is used.
     """
 
     embedder: Embedder
