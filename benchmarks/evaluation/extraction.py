@@ -1,7 +1,8 @@
-"""Measures how many images per second an evaluation embeds, beside its bare tower on images in memory.
+"""Measures how many images per second an evaluation embeds, and how many its image tower embeds on its own.
 
-The evaluation reads shards, decodes the images, cuts out the square, and computes and checks the vectors. The bare
-tower gets the same images, decoded before, in batches of the same size.
+The evaluation reads shards, decodes the images, cuts out the central squares, and computes and checks the vectors. The
+contender "bare tower" is the image tower with its projection. It gets the same squares, which already lie in memory, in
+batches of the same size.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,12 +28,12 @@ BARE, EVALUATION = "bare tower", "evaluation"
 
 @dataclass(frozen=True, slots=True)
 class ExtractionPlan:
-    """Holds what is measured.
+    """Holds which model embeds which images.
 
     Attributes:
         model: A model as `emocap evaluate` takes it.
         data: A packed dataset, all of whose images are embedded.
-        batch: Images of one pass.
+        batch: Number of images of one pass of the tower.
         device: The device of the model.
     """
 
@@ -43,7 +44,10 @@ class ExtractionPlan:
 
 
 def measure(plan: ExtractionPlan, rounds: int, occasion: Occasion) -> Iterator[Measurement]:
-    """Yields the images per second of the bare tower and of the evaluation."""
+    """Yields the images per second of the bare tower, and then of the evaluation.
+
+    The record of the evaluation also has its ratios to the bare tower, one for each round.
+    """
     embedder = open_model(plan.model).embedder.on(plan.device)
     source, world = PackedSource(plan.data), RankGroup(Rank(), plan.device, None)
     ready = _decoded(source, embedder)
@@ -83,7 +87,7 @@ def _decoded(source: PackedSource, embedder: Embedder) -> list[Crop]:
 
 
 def _bare(embedder: Embedder, ready: Sequence[Crop], batch: int, device: str) -> None:
-    """Computes the vectors of all images with nothing but the tower and its projection."""
+    """Computes the vectors of all images with nothing but the tower and its projection, and discards them."""
     images = torch.from_numpy(np.stack(ready)).permute(0, 3, 1, 2)
     with torch.inference_mode():
         for each in images.split(batch):

@@ -20,14 +20,15 @@ MOST_CLASSES = 60  # With more, such as the units of a face, the record leaves t
 
 
 def measure(files: Sequence[str], occasion: Occasion) -> Iterator[Measurement]:
-    """Yields one record for each task in each file. The value is the first score of the task.
+    """Yields one record for each task in each file. The value of a record is the first score of the task.
 
     Args:
         files: Paths or URLs of the files.
         occasion: The fields that all records share.
 
     Raises:
-        ConfigError: If a file cannot be read.
+        ConfigError: If a file does not exist or is not a file of results.
+        StoreError: If a file cannot be read.
     """
     for address in files:
         file = result_file.load(address)
@@ -66,7 +67,10 @@ def _short(url: str) -> str:
 
 
 def markdown(lines: Sequence[Measurement]) -> str:
-    """Returns a table with a row for each score of a task on a dataset, and a column for each model."""
+    """Returns a table with a column for each model, and a row for each score of `SHOWN` of a task on a dataset.
+
+    A score that no model has gets no row.
+    """
     models = list(dict.fromkeys(line.contender for line in lines))
     rows: list[list[str]] = []
     for (data, task), those in grouped(lines, lambda line: (line.setting["data"], line.setting["task"])).items():

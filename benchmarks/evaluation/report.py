@@ -20,18 +20,20 @@ WHAT = "seconds of a report from cached vectors"
 def measure(
     model: str, benchmarks: Sequence[str], cache: str, tasks: Sequence[str], rounds: int, occasion: Occasion
 ) -> Iterator[Measurement]:
-    """Yields the seconds of one evaluation of all benchmarks. The first one, which fills the cache, does not count.
+    """Yields one record: the seconds that an evaluation of all benchmarks takes, with a reading for each round.
+
+    Before the first round, an evaluation that is not timed fills the cache.
 
     Args:
         model: The model, as `emocap evaluate` takes it.
         benchmarks: Copies of benchmarks, as `emocap evaluate --benchmark` takes them.
         cache: The folder of the cache.
-        tasks: The tasks; empty for all that a benchmark allows.
+        tasks: The names of the tasks; empty for all tasks that a benchmark allows.
         rounds: The number of readings.
         occasion: The fields that all records share.
 
     Raises:
-        ConfigError: If the evaluation fails.
+        ConfigError: If an evaluation fails.
     """
     words = [sys.executable, "-m", "emocap_pretrain.cli", "evaluate", model, "--json", "--cache", cache]
     words += [word for each in benchmarks for word in ("--benchmark", each)]

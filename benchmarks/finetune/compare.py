@@ -82,7 +82,10 @@ def _scored(
 
 
 def _metrics(restored: Restored, data: Path, split: str, *chosen: type[Task]) -> Mapping[str, float]:
-    """Returns the scores of tasks on a split. A probe learns from the split `train`, and chooses on `valid`."""
+    """Returns the scores of the tasks `chosen` on a split, by their names in MLflow.
+
+    A linear probe is trained on the split `train`, and its regularization is chosen on the split `valid`.
+    """
     urls = {key: str((data / name).absolute()) for key, name in (("train_url", "train"), ("valid_url", "valid"))}
     changes = {"url": str((data / split).absolute()), **urls, "tasks": tuple(task.name for task in chosen)}
     settings = restored.config.evaluation.model_copy(update=changes)

@@ -22,10 +22,10 @@ HEADS = "recall of a trained head"
 
 
 def measure(runs: Sequence[Path], occasion: Occasion) -> Iterator[Measurement]:
-    """Yields the recalls of each run. The value is UAR.
+    """Yields one record for each run: the recalls of its head on the split `test`. The value is UAR.
 
     Raises:
-        ConfigError: If a run is not finished, or was not evaluated with the task.
+        ConfigError: If a run is not finished, or was not evaluated with the task `fine_tuned_classes`.
     """
     for folder in runs:
         # The steps of `run.json` may have been changed since, and the newest checkpoint has the last ones.
@@ -59,7 +59,7 @@ def measure(runs: Sequence[Path], occasion: Occasion) -> Iterator[Measurement]:
 
 
 def markdown(lines: Sequence[Measurement]) -> str:
-    """Returns a table with a row for each contender and number of steps: the mean over its seeds."""
+    """Returns a table with a row for each contender and number of steps. Its scores are means over the seeds."""
     columns = ["", "steps", "faces seen", "seeds", "UAR", "WAR", "macro-F1"]
     return table(
         columns,

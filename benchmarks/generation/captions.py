@@ -1,4 +1,4 @@
-"""Trains a captioner on a packed dataset, and scores it and its floors on persons that it has not seen."""
+"""Trains a captioner on a packed dataset, and scores it and its baselines (floors) on persons that it has not seen."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ CAPTIONER = "captioner"
 
 @dataclass(frozen=True, slots=True)
 class CaptionPlan:
-    """Holds what is trained and scored.
+    """Holds how a captioner is trained, and on which data it is trained and scored.
 
     Attributes:
-        model: A run; its image tower is used.
+        model: A run, whose image tower the captioner uses.
         train: The packed dataset for training.
         test: The packed dataset with other persons.
         language_model: The language model (`emocap caption --lm`).
@@ -40,9 +40,10 @@ class CaptionPlan:
 
 
 def measure(plan: CaptionPlan, occasion: Occasion) -> Iterator[Measurement]:
-    """Yields the score of the captioner and of each floor by each metric.
+    """Trains the captioner, and yields for each metric its score and the score of each floor.
 
-    The record of a floor has the captioner's score minus that of the floor, with its paired interval.
+    The record of a floor also has the captioner's score minus the score of the floor, with the paired 95 % bootstrap
+    interval of this difference.
     """
     model = load(plan.model, device="cpu")
     language = load_language_model(plan.language_model)
@@ -81,7 +82,7 @@ def measure(plan: CaptionPlan, occasion: Occasion) -> Iterator[Measurement]:
 
 
 def _rows(result: MetricResult) -> Iterator[tuple[str, float, Mapping[str, object]]]:
-    """Yields the captioner and each floor with its score and further values."""
+    """Yields the name, the score and further values of the captioner and of each floor, by one metric."""
     yield CAPTIONER, result.value, {"interval": list(result.interval)}
     for name, value in result.floors.items():
         above: dict[str, object] = {

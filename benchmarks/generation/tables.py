@@ -1,4 +1,4 @@
-"""Formats the scores of captions as a table: one row for each metric, one column for the captioner and each floor."""
+"""Formats the scores of captions as a table: a row for each metric, a column for the captioner and for each floor."""
 
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -10,7 +10,11 @@ from .captions import CAPTIONER
 
 
 def markdown(lines: Sequence[Measurement]) -> str:
-    """Returns the table. The captioner's score has its 95 % interval, and each floor the difference from it."""
+    """Returns a table with a row for each setting and metric.
+
+    The captioner's score is followed by its 95 % interval. The score of each floor is followed by the captioner's score
+    minus this score, and by the paired 95 % interval of the difference.
+    """
     floors = list(dict.fromkeys(line.contender for line in lines if line.contender != CAPTIONER))
     columns = ["steps", "metric", CAPTIONER, *(f"{floor} (difference)" for floor in floors)]
     return table(columns, (_row(those, floors) for those in grouped(lines, _metric).values()))

@@ -1,8 +1,9 @@
-"""Finds out how the faces of a copy were cut out: whole photographs, boxes of a detector, or aligned by landmarks.
+"""Finds out how the faces in a copy of a benchmark were cut out: by landmarks, by the box of a detector, or not at all.
 
-Another way to cut out the faces changes scores as much as another model, and no list of labels shows it. The sizes of
-the images are compared, and if landmarks are given (launch/landmarks.py), the places of the eyes. Black corners, which
-appear where a tool has turned an image beyond its edge, are counted for the user. What these cannot tell is unknown.
+Scores change as much with the way in which faces are cut out as with the model, and no list of labels shows this way.
+`judge` compares the sizes of the images and, if landmarks are given (launch/landmarks.py), the positions of the eyes.
+If these do not decide between the kinds below, the kind is None. Black corners, which appear where a tool has turned an
+image beyond its edge, decide nothing, but the message for the user has their number.
 
 - `landmarks`: both eyes are at nearly the same place of every image, and no head is tilted. A tool has moved landmarks
   to fixed places, as the authors of benchmarks do for their aligned faces. Which places these are is not compared,
@@ -10,8 +11,8 @@ appear where a tool has turned an image beyond its edge, are counted for the use
 - `box`: the face fills the image, and heads are tilted as they were. A detector such as MTCNN has cut out its box.
 - `whole`: the face is small in the image, or the sizes of the images differ.
 
-The bounds were chosen on crops of photographs of one half of 102 persons, and the rates of wrong answers are from the
-other half (docs/evaluation.md). No copy of a benchmark was at hand.
+The bounds were chosen on crops of photographs of one half of 102 persons, and the rates of wrong answers in
+docs/evaluation.md were measured on the other half. No copy of a benchmark was available for this.
 """
 
 from collections import Counter
@@ -53,13 +54,14 @@ class SeenImage:
     """Holds what is known about one image.
 
     Attributes:
-        width_px: Its width.
-        height_px: Its height.
-        is_cornerless: Whether a corner has no picture: it is black.
-        apart: Distance between the middles of both eyes, relative to the square root of the area; None if no face was
-            found.
+        width_px: Width of the image.
+        height_px: Height of the image.
+        is_cornerless: Whether at least one corner is black, as if a tool had turned the image beyond its edge.
+        apart: Distance between the middles of both eyes, divided by the square root of the area of the image; None if
+            there are no landmarks, or no face was found. Then `middle` and `roll_deg` mean nothing.
         middle: The point between both eyes, as shares of the width and the height.
-        roll_deg: Angle of the line between both eyes; positive if the eye on the right of the image is lower.
+        roll_deg: Angle between the line through both eyes and the horizontal; positive if the eye on the right of the
+            image is lower.
     """
 
     width_px: int
@@ -71,7 +73,7 @@ class SeenImage:
 
 
 def kind_of_image(image: SeenImage) -> Kind | None:
-    """Returns how the face of one image was cut out; None if this one image does not tell.
+    """Returns how the face of one image was cut out; None if this one image does not show it, or has no known eyes.
 
     A head that is upright by chance looks like an aligned one, so single images are often taken for aligned.
     """
@@ -86,14 +88,17 @@ def kind_of_image(image: SeenImage) -> Kind | None:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """Holds how the faces of a copy were cut out, or None, and why, as a sentence for the user."""
+    """Holds how the faces of a copy were cut out (None if this is unknown), and the reason as a text for the user."""
 
     kind: Kind | None
     why: str
 
 
 def judge(images: Sequence[SeenImage]) -> Judgement:
-    """Judges a copy by some of its images."""
+    """Returns how the faces of a copy were cut out, judged by some of its images (`look`).
+
+    If fewer than `FEWEST` images have known eyes, only the sizes of the images are compared.
+    """
     if not images:
         return Judgement(None, "no image could be opened")
     found = [each for each in images if each.apart is not None]
@@ -124,19 +129,24 @@ def _by_eyes(images: Sequence[SeenImage], looked: int) -> Judgement:
 
 
 def _spread(values: np.ndarray) -> float:
-    """Returns the larger standard deviation of the columns, estimated from median deviations: outliers do not count."""
+    """Returns the standard deviation of the column that varies most, estimated so that outliers do not count.
+
+    The estimate is 1.4826 times the median of the absolute deviations from the median of the column.
+    """
     deviations = np.abs(values - np.median(values, axis=0))
     return float(1.4826 * np.median(deviations, axis=0).max())
 
 
 def look(paths: Sequence[Path], root: Path, landmarks: Path | None = None) -> list[SeenImage]:
-    """Opens some images, spread evenly over all. Images that cannot be decoded are left out.
+    """Opens up to `LOOKED` (300) images that are spread evenly over `paths`, and returns what is known about each.
+
+    Images that cannot be opened or decoded are left out.
 
     Args:
         paths: The image files.
         root: The folder of the copy.
-        landmarks: The landmarks of the images, as launch/landmarks.py writes them for this folder, or for a folder
-            within it whose images have different names. None if there are none.
+        landmarks: The file that launch/landmarks.py has written for this folder, or for a folder within it in which no
+            two images have the same name; None if there is no such file.
 
     Raises:
         DataError: If the file of landmarks cannot be read.
@@ -167,7 +177,12 @@ def _seen(path: Path, points: np.ndarray | None) -> SeenImage | None:
 
 
 def seen_image(image: np.ndarray, points: np.ndarray | None) -> SeenImage:
-    """Returns what is known about an image [height, width, 3] with these landmarks [478, 3]; None without any."""
+    """Returns what is known about an image.
+
+    Args:
+        image: The image [height, width, 3].
+        points: Its landmarks [478, 3] in pixels, which are NaN if no face was found; None if there are no landmarks.
+    """
     height, width = image.shape[:2]
     rows, columns = (
         (slice(None, _CORNER_PX), slice(-_CORNER_PX, None)),

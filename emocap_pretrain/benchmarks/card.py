@@ -146,24 +146,25 @@ class Card(CardSection):
     """Describes a benchmark.
 
     Attributes:
-        version: Version of the form of cards.
+        version: Version of the format of cards.
         name: Name on the command line and in records.
         title: Name for readers.
         about: What the benchmark contains, in one or two sentences.
         media: Whether an item is an image or a video.
-        faces: The benchmarks, or other sets, whose faces it has, if not only its own. `about` says so.
+        faces: The names of other benchmarks, or other sets, from which faces of this benchmark come; empty if all faces
+            are its own. `about` then also names these sets.
         target: What is predicted.
         splits: The splits by their names.
         scored: The split on which scores are reported.
         folds: Number of folds; the score of the benchmark is the mean over the folds. None if there are none.
         scores: The names of the scores that publications report, the most important one first.
-        scores_source: Where these were read.
+        scores_source: Where the names of the scores were read.
         layouts: How copies lie on a disk. The first layout that fits a copy is used.
         licence: The terms of the benchmark, in one or two sentences.
         obtain: How a user gets a copy.
         citation: The publication.
-        traps: Known mistakes.
-        published: Scores of other models.
+        traps: Known mistakes that change scores.
+        published: Published scores of other models.
     """
 
     version: Literal[1]

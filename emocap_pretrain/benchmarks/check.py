@@ -1,6 +1,6 @@
 """Compares a user's copy of a benchmark with its card: splits, numbers of items, classes, missing files, alignment.
 
-A fact on the card whose source is unknown is never used as a judgement: its comparison is reported as unchecked.
+A copy is never called wrong because of a fact on the card whose source is unknown: this fact is reported as unchecked.
 """
 
 from collections import Counter
@@ -50,9 +50,12 @@ class CheckedSplit:
 
 @dataclass(frozen=True, slots=True)
 class CheckedCopy:
-    """Holds the result of `check`: the layout that fits in words, the splits, and how the faces were cut out.
+    """Holds the result of `check`.
 
-    `alignment` is None if the benchmark has no image files.
+    Attributes:
+        layout: The layout that fits the copy, in a few words.
+        splits: The splits; for a benchmark with folds, one entry for each fold of a split.
+        alignment: How the faces were cut out; None if no item is a whole image file, as in a benchmark of videos.
     """
 
     layout: str
@@ -69,14 +72,16 @@ class CheckedCopy:
 def check(card: Card, root: Path, *, landmarks: Path | None = None) -> CheckedCopy:
     """Reads the labels of all splits of a copy and some of its images, and compares them with the card.
 
+    If the labels of a split cannot be read, the result says so, and no error is raised.
+
     Args:
         card: The card.
         root: The folder of the copy.
-        landmarks: Landmarks of its images (launch/landmarks.py); None if there are none.
+        landmarks: The file of landmarks of the images (launch/landmarks.py); None if there is none.
 
     Raises:
         ConfigError: If no layout of the card fits the folder.
-        DataError: If the landmarks cannot be read.
+        DataError: If the file of landmarks cannot be read.
     """
     layout, reader = fitting(card, root)
     folds = [None] if card.folds is None else list(range(1, card.folds + 1))
@@ -104,7 +109,7 @@ def _alignment(layout: Layout, images: list[Path], root: Path, landmarks: Path |
 def _checked(
     card: Card, reader: LayoutReader, root: Path, name: str, facts: SplitFacts, fold: int | None, images: list[Path]
 ) -> CheckedSplit:
-    """Checks a split, and adds its image files to `images`."""
+    """Compares one split, or one fold of it, with the card, and appends the paths of its whole images to `images`."""
     title = name if fold is None else f"{name}, fold {fold}"
     items, by_class = 0, Counter[str]()
     problems: dict[str, tuple[int, tuple[str, ...]]] = {}

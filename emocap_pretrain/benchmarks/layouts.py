@@ -33,19 +33,19 @@ with the largest number of votes, and the first one of several. With both rules,
 
 
 class _Layout(CardSection):
-    """Holds what all layouts have.
+    """Base class of the layouts, with the attributes that all layouts have.
 
     Attributes:
         about: The layout in a few words, for messages.
-        source: Where it was read.
+        source: Where the layout was read.
         codes: The names of classes by their codes in the files. Empty if the files hold no classes.
-        codes_source: Where the codes were read, if this was not where the layout was read.
-        left_out: Codes of items that do not belong to the benchmark, such as "8" for "no face", with the reason. For
-            action units, the units that are not scored.
+        codes_source: Where the codes were read; None if they were read where the layout was read.
+        left_out: Codes of items that do not belong to the benchmark, such as "8" for "no face", each with the reason.
+            For action units, the codes of the units that are not scored.
         frames: The frames of a video that is a folder: a pattern of their names, such as "*.jpg". None if an item is
             one file.
         faces: Whether the images are faces that the authors have aligned, or whole photographs; None if no source says
-            it.
+            which.
     """
 
     about: Text

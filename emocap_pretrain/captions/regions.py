@@ -1,8 +1,9 @@
 """Finds the regions of the faces of a packed dataset, and the region that each local sentence is about.
 
-There are two sources. A rendered face is drawn from a seed and an index, which are its key; the face is made again from
-them, and its caption must be the one that is packed. For photographs, launch/landmarks.py finds the points of the face
-mesh. The region of a sentence follows from its words (`grammar/recognition.py`).
+The regions come from one of two sources. A rendered face is drawn from a seed and an index, which its key contains. So
+the face is computed again from its key, and its regions are known if its caption is the one in the dataset. The regions
+of photographs come from the points of the face mesh, which launch/landmarks.py finds. Which region a sentence is about
+follows from its words (`grammar/recognition.py`).
 """
 
 import re
@@ -33,12 +34,12 @@ _TOGETHER = 256  # Samples that are read together.
 
 @dataclass(slots=True)
 class Missing:
-    """Counts the samples of a dataset without regions, and the sentences whose region is not known.
+    """Counts the samples of a dataset without known regions, and the sentences that name no region.
 
     Attributes:
-        samples: Number of samples that are left out.
+        samples: Number of samples whose regions are not known. They are left out.
         sentences: Number of local sentences of the other samples that name no region of the face.
-        examples: Some of the left out keys.
+        examples: The keys of up to three of the samples that are left out.
     """
 
     samples: int = 0
@@ -51,10 +52,12 @@ def find(
 ) -> Iterator[tuple[str, FaceRegions]]:
     """Yields the key and the regions of each sample of a dataset in the order of its manifest.
 
+    Samples whose regions are not known are left out.
+
     Args:
         url: The dataset.
-        areas_of: Returns the regions of a sample with this first caption; None if they are not known.
-        missing: Counts what is left out.
+        areas_of: Gets a sample and its first caption, and returns the regions of the face; None if they are not known.
+        missing: Its counts are increased by what is left out.
 
     Raises:
         DamagedSample: If a sample is damaged.
@@ -83,7 +86,10 @@ def _samples(url: str) -> Iterator[Encoded]:
 
 
 def of_rendered(sample: Encoded, caption: Caption) -> Areas | None:
-    """Returns the regions of a rendered face; None if the renderer of this version does not make this sample."""
+    """Returns the regions of a rendered face; None if this version makes another caption from the key of the sample.
+
+    The result is also None if the key is not that of a rendered face.
+    """
     match = _KEY.fullmatch(sample.key)
     if match is None:
         return None
@@ -93,18 +99,19 @@ def of_rendered(sample: Encoded, caption: Caption) -> Areas | None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Landmarks:
-    """Holds the landmarks that launch/landmarks.py has written, by the keys of the samples."""
+    """Holds the landmarks that launch/landmarks.py has written, by the keys that the samples may have."""
 
     points: Mapping[str, np.ndarray]
 
     @classmethod
     def read(cls, path: Path) -> "Landmarks":
-        """Reads the file.
+        """Reads a file that launch/landmarks.py has written.
 
-        A row is found by the key that `emocap pack` gives to its image, or by the name of the file without suffix.
+        The landmarks of an image are found by the key that `emocap pack` gives to the image, and also by the name of
+        its file without folders and suffix.
 
         Raises:
-            DataError: If it has not the arrays of launch/landmarks.py.
+            DataError: If the file cannot be read, or does not have the arrays of launch/landmarks.py.
         """
         names, landmarks = read_landmarks(path)
         rows = dict(zip(names, landmarks, strict=True))
@@ -113,7 +120,11 @@ class Landmarks:
         )
 
     def of(self, sample: Encoded, caption: Caption) -> Areas | None:  # noqa: ARG002 - the regions of a photograph do not depend on its caption
-        """Returns the regions of a photograph; None if no face was found in it."""
+        """Returns the regions of a photograph; None if no face was found in it, or the file has no such photograph.
+
+        Raises:
+            ImageError: If the photograph cannot be decoded.
+        """
         found = self.points.get(sample.key)
         if found is None or not np.isfinite(found).all():
             return None

@@ -51,8 +51,8 @@ class TrainingState:
         run_id: MLflow's id of the run.
         text_architecture: Configuration of a pretrained text tower, so that an evaluation needs no download from a
             hub; None for any other text tower.
-        class_counts: The training samples of each class, by the name of the label, for the labels whose classes are
-            balanced.
+        class_counts: Number of training samples of each class, in the order of the classes, by the name of the label;
+            only labels whose classes are balanced are counted.
     """
 
     config: dict[str, Any]

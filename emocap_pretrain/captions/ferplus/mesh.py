@@ -1,7 +1,7 @@
 """Returns where the regions of a face lie in an image, from the 478 points of the MediaPipe face mesh.
 
-The numbers are indices of points of the mesh (`geometry.py`), in the order of an outline. The outlines have about the
-extent of those of rendered faces (`rendered/regions.py`).
+The numbers in `OUTLINES` are indices of points of the mesh (`geometry.py`), in their order along an outline. An outline
+surrounds about the same part of the face as the outline of the same region of a rendered face (`rendered/regions.py`).
 """
 
 from collections.abc import Mapping
@@ -29,12 +29,13 @@ OUTLINES: Mapping[str, tuple[tuple[int, ...], ...]] = {
 
 
 def areas(landmarks: Float[np.ndarray, "478 3"], *, width_px: int, height_px: int) -> dict[str, tuple[Outline, ...]]:
-    """Returns the outlines of each region of a face.
+    """Returns the outlines of each region of a face, by the name of the region.
 
     A region is left out if one of its points is NaN.
 
     Args:
-        landmarks: Positions in pixels of the image, as launch/landmarks.py writes them. The depth is not used.
+        landmarks: Positions x, y and depth of the points in pixels of the image, as launch/landmarks.py writes them.
+            The depth is not used.
         width_px: Width of the image.
         height_px: Height of the image.
     """

@@ -1,8 +1,8 @@
 """Finds the region of the face that a local sentence is about, by the first word in it that names one.
 
 In all phrases of the grammar the subject comes before other parts of the face: "the eyes are narrowed by the raised
-cheeks" is about the eyes. A test compares the result with the state from which each phrase is built. The rule also fits
-many sentences of other authors, and needs no knowledge of who has packed them.
+cheeks" is about the eyes. A test compares the result with the region for which each phrase of the grammar is written.
+The rule also fits many sentences that were not built from the grammar, and does not need to know where they come from.
 """
 
 import re
@@ -22,7 +22,7 @@ _ANY = re.compile("|".join(rf"(?P<{name}>\b({words})\b)" for name, words in WORD
 
 
 def area_of(sentence: str) -> str | None:
-    """Returns the name of the region that a local sentence is about; None if it names none.
+    """Returns the name of the region that a local sentence is about; None if none of its words names a region.
 
     >>> area_of("The eyes are slightly narrowed by the raised cheeks."), area_of("A sunny day.")
     ('eyes', None)

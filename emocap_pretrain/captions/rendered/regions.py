@@ -1,7 +1,7 @@
 """Returns where the regions of a rendered face lie in its picture, from the curves by which it is drawn.
 
-A region is a little larger than the part itself, because a sentence about the eyes also describes the skin around them.
-Hair and glasses may hide a part of a region; that is not taken into account.
+A region is a little larger than the part of the face, because a sentence about the eyes also describes the skin around
+them. Hair and glasses may cover a region; its outlines do not change then.
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ def areas(face: Face) -> dict[str, tuple[Outline, ...]]:
 
 
 def _shapes(face: Face) -> Mapping[str, tuple[float, tuple[Points, ...]]]:
-    """Returns, by the region, the distance of its outlines from the surface of the head, and the outlines."""
+    """Returns for each region how far it lies in front of the surface of the head, and its outlines, in face units."""
     lips = lower_face.lips(face)
     low = float(lips.bottom[:, 1].max())
     return {
@@ -46,7 +46,10 @@ def _both(right: Points) -> tuple[Points, Points]:
 
 
 def _band(line: Points, half: float) -> Points:
-    """Returns the outline of a band of the height `2 * half` around a line from left to right."""
+    """Returns the outline of a band around a line that runs from left to right.
+
+    The band reaches the distance `half` above and below the line, and beyond both of its ends.
+    """
     ends = line + np.array([[-half, 0.0], *[[0.0, 0.0]] * (len(line) - 2), [half, 0.0]])
     return np.concatenate([moved(ends, 0.0, -half), moved(ends[::-1], 0.0, half)])
 
@@ -74,7 +77,10 @@ def _nose(face: Face) -> Points:
 
 
 def _fold(face: Face, corner: tuple[float, float]) -> Points:
-    """Returns the outline around the nasolabial fold, which sentences about the nose also describe."""
+    """Returns the outline around the nasolabial fold, which runs from the nose to the corner of the mouth (`corner`).
+
+    It belongs to the region of the nose, because sentences about the nose also describe the fold.
+    """
     x, y = corner
     inner = points((0.22 * face.identity.nose_width, 0.22), (0.32, 0.38), (x + 0.04, y - 0.05))
     outer = points((x + 0.18, y - 0.05), (0.46, 0.34), (0.28 * face.identity.nose_width, 0.16))
@@ -88,7 +94,7 @@ def _mouth(lips: lower_face.Lips) -> Points:
 
 
 def _chin(face: Face, low: float) -> Points:
-    """Returns the outline from the lower edge of the lower lip, which has the height `low`, to the chin."""
+    """Returns the outline of the chin, whose upper edge lies just below `low`, the lowest y of the lower lip."""
     bottom = CHIN_Y * face.identity.chin + jaw_fall(face)
     right = points((0.28, low + 0.05), (0.36, 0.5 * (low + bottom)), (0.22, bottom - 0.02))
     return np.concatenate([right, flipped(right, -1)[::-1]])
