@@ -1,4 +1,4 @@
-"""Defines how a model compares patches with local sentences: which patches take part, and with which weights."""
+"""Defines how a model compares the patches of an image with a sentence: which patches count, and with which weights."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +23,8 @@ class LocalAlignment:
     Attributes:
         sharpness: Inverse temperature of the softmax over the patches.
         length: Largest number of tokens of a sentence.
-        contrast: Patches in which no colour channel varies by at least this much are ignored; None keeps all patches.
+        contrast: A patch is ignored if in each colour channel its largest and its smallest 8-bit value differ by less
+            than this number; None keeps all patches.
         is_trained: Whether the model was trained to compare patches with sentences.
     """
 
@@ -34,7 +35,7 @@ class LocalAlignment:
 
     @classmethod
     def of(cls, objective: ObjectiveConfig, length: int) -> "LocalAlignment | None":
-        """Returns how a run compares patches with sentences; None if it was trained without the local loss.
+        """Returns how the model of a run compares patches with sentences; None if the run had no local loss.
 
         Args:
             objective: The objective of the run.
@@ -46,7 +47,15 @@ class LocalAlignment:
         return cls(objective.sharpness, length, mask.contrast if mask else None)
 
     def kept(self, crops: Sequence[Square], patches: int) -> Bool[Tensor, "crops patches"] | None:
-        """Returns True for each patch that takes part in the comparison; None if all patches do."""
+        """Returns a mask that is True for each patch that takes part in the comparison; None if all patches do.
+
+        Args:
+            crops: The images.
+            patches: Number of patches of an image.
+
+        Raises:
+            ConfigError: If `contrast` is set, and the patches do not divide an image into equal squares.
+        """
         if self.contrast is None:
             return None
         channels = torch.from_numpy(np.stack([crop.transpose(2, 0, 1) for crop in crops]))
@@ -58,10 +67,16 @@ class LocalAlignment:
         patches: Float[Tensor, "crops patches embedding"],
         sentences: Float[Tensor, "sentences embedding"],
     ) -> Float[Tensor, "crops sentences"]:
-        """Returns how well each sentence fits each image: the mean cosine of the patches, weighted by the attention.
+        """Returns how well each sentence fits each image: the weighted mean of the cosines of patches and sentence.
 
-        These are the scores of the local loss with `scope=batch`, without the learned scale (docs/method.md, section
-        2). An image has the score 0 with every sentence if `contrast` ignores all of its patches.
+        The weights are those of `attention`. The local loss with `scope=batch` computes the same scores and multiplies
+        them by the learned scale (docs/method.md, section 2). An image has the score 0 with every sentence if
+        `contrast` ignores all of its patches.
+
+        Args:
+            crops: The images.
+            patches: The unit vectors of the patches of these images.
+            sentences: The unit vectors of the sentences.
         """
         similarity = torch.einsum("ipd,nd->nip", patches, sentences)
         weights = pooling_weights(similarity, self.sharpness, self.kept(crops, patches.shape[1]))
@@ -74,15 +89,16 @@ class LocalAlignment:
         sentences: Float[Tensor, "sentences embedding"],
         image: Int[Tensor, " sentences"],
     ) -> Float[Tensor, "sentences patches"]:
-        """Returns the weight of each patch of an image for a sentence: its attention map.
+        """Returns one attention map for each sentence: the weight of each patch of the image to which it belongs.
 
-        The weights sum to 1, or to 0 if `contrast` ignores all patches of the image.
+        The weights are a softmax over the patches of the image. They sum to 1, or to 0 if `contrast` ignores all
+        patches of the image.
 
         Args:
             crops: The images.
-            patches: The unit vectors of their patches.
+            patches: The unit vectors of the patches of these images.
             sentences: The unit vectors of the sentences.
-            image: The row of the image of each sentence.
+            image: For each sentence, the index in `crops` of the image to which the sentence belongs.
         """
         kept = self.kept(crops, patches.shape[1])
         return region_attention(patches, sentences, image, sharpness=self.sharpness, patch_mask=kept)

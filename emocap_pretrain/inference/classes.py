@@ -1,7 +1,7 @@
 """Classifies images by prompts, for `EmotionModel.classify` and for evaluation tasks.
 
-A prompt is a template in which `{}` is replaced by a word for a class. A class may have several words, so it has a
-prompt for each template and word. `Ensemble` says how the prompts of a class are combined.
+A prompt is a template in which a word for a class replaces `{}`. A class may have several words, so it has one prompt
+for each pair of a template and a word. `Ensemble` says how the prompts of a class are combined (`class_cosines`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,8 +34,8 @@ class Classification:
         probabilities: The softmax over the classes of `scale * cosines`, with the learned scale of the model. Each row
             sums to 1, even if no class fits the image. These are not calibrated probabilities: they show which of the
             given classes fits best, and not how often this class is right.
-        cosines: The cosine of each image with each class, as `class_cosines` combines those with its prompts. Unlike
-            the probabilities of a class, its cosines do not depend on the other classes.
+        cosines: The cosine of each image with each class, which `class_cosines` computes from the prompts of the class.
+            Unlike the probabilities of a class, its cosines do not depend on the other classes.
     """
 
     classes: tuple[str, ...]
@@ -65,8 +65,8 @@ class LabelPrediction:
 
     Attributes:
         classes: The names of the classes, in the order of the columns; None for a label with numbers.
-        values: For classes the softmax of the outputs of the head, whose rows sum to 1 and which are not calibrated;
-            otherwise one column with the predicted numbers.
+        values: For a label with classes, the softmax of the head's outputs. Each row sums to 1, but these are not
+            calibrated probabilities. For a label with numbers, one column with the predicted numbers.
     """
 
     classes: tuple[str, ...] | None
@@ -74,7 +74,12 @@ class LabelPrediction:
 
     @classmethod
     def of(cls, classes: Sequence[str] | None, outputs: Float[Tensor, "images outputs"]) -> "LabelPrediction":
-        """Returns the prediction that belongs to outputs of the head; `classes` is None for numbers."""
+        """Returns the prediction that follows from the head's outputs for one label.
+
+        Args:
+            classes: The names of the classes; None for a label with numbers.
+            outputs: The outputs of the head: the logits of the classes, or one column of numbers.
+        """
         return cls(tuple(classes) if classes else None, (outputs.softmax(1) if classes else outputs).numpy())
 
     @property
@@ -126,12 +131,18 @@ def prompts_of(templates: Sequence[str], classes: Mapping[str, Sequence[str]]) -
 def class_embeddings(
     embedder: Embedder, templates: Sequence[str], classes: Mapping[str, Sequence[str]]
 ) -> Float[Tensor, "templates embedding classes"]:
-    """Returns the mean vector of each template and class: over the prompts with the words of the class.
+    """Returns, for each template and class, the mean of the unit vectors of the prompts with the words of the class.
 
     The mean is not scaled to unit length. So its dot product with the unit vector of an image is the mean of the
     cosines of the image with these prompts.
 
+    Args:
+        embedder: The model.
+        templates: The templates.
+        classes: The words of each class, by the name of the class.
+
     Raises:
+        ConfigError: If the model cannot read texts.
         DataError: If the vector of a prompt is not finite.
     """
     # The prompts of a class are embedded in one pass. `view` relies on the order in which `prompts_of` returns them.
@@ -152,12 +163,17 @@ def class_cosines(
     classes: Float[Tensor, "templates embedding classes"],
     ensemble: Ensemble = "logits",
 ) -> Float[Tensor, "images classes"]:
-    """Returns the cosine of each image with each class. `classes` comes from `class_embeddings`.
+    """Returns the cosine of each image with each class.
 
-    With the ensemble "logits" it is the mean cosine with the prompts of the class, as in Exp-CLIP (Zhao et al. 2024).
-    With "embeddings" it is the cosine with the mean of the unit vectors of these prompts, as in CLIP (Radford et al.
-    2021) and open_clip. The two differ by the length of the mean vector: with "logits", a class whose prompts are less
-    alike has lower cosines.
+    With the ensemble "logits", the cosine with a class is the mean of the cosines with its prompts, as in Exp-CLIP
+    (Zhao et al. 2024). With "embeddings", it is the cosine with the mean of the unit vectors of its prompts, as in CLIP
+    (Radford et al. 2021) and open_clip. The first is the second times the length of the mean vector: with "logits", a
+    class whose prompts are less alike has cosines that are closer to 0.
+
+    Args:
+        images: The unit vectors of the images.
+        classes: The result of `class_embeddings`.
+        ensemble: How the prompts of a class are combined.
     """
     if ensemble == "logits":
         return (images @ classes).mean(0)
@@ -165,10 +181,10 @@ def class_cosines(
 
 
 def checked_ensemble(ensemble: str) -> Ensemble:
-    """Returns the ensemble after a check that it exists.
+    """Returns `ensemble` unchanged after a check that it is the name of an ensemble.
 
     Raises:
-        ConfigError: If it is neither "logits" nor "embeddings".
+        ConfigError: If `ensemble` is neither "logits" nor "embeddings".
     """
     for known in get_args(Ensemble):
         if ensemble == known:

@@ -41,12 +41,14 @@ class Embedder:
     (`Share.batches`).
 
     Attributes:
-        model: The towers.
+        model: The towers with their projections.
         tokenizer: The tokenizer of the text tower; None for an image tower alone, which cannot read texts.
-        local: How patches are compared with sentences; None for a model that has no vectors of patches for this.
-        lengths: The number of tokens to which the texts of a caption part are cut, by the name of the part. A part that
-            is missing has the length of the longest one, or of prompts if there is none.
-        crop: The part of an image with which the model was published. An evaluation may choose another one.
+        local: How patches are compared with sentences; None for a run that was trained without the local loss, and for
+            an image tower alone.
+        lengths: The number of tokens to which the texts of a caption part are cut, by the name of the part. `length_of`
+            says what holds for a part that is missing here.
+        crop: The part of an image that the model was published to read: "center" or "whole". An evaluation may choose
+            the other one.
 
     Example:
         Embedder.of(restore("runs/faces"), "cpu").texts(["a happy face"])
@@ -60,14 +62,17 @@ class Embedder:
 
     @classmethod
     def of(cls, restored: Restored, device: str) -> "Embedder":
-        """Returns a restored model on a device, to which its weights are moved."""
+        """Moves the model of a checkpoint to a device, and returns it with its tokenizer and the settings of its texts.
+
+        The model itself is moved, and not a copy of it.
+        """
         settings = restored.config
         lengths = settings.model.text.lengths
         local = LocalAlignment.of(settings.objective, lengths.local)
         return cls(restored.model.to(device), restored.tokenizer, local, lengths.by_part)
 
     def on(self, device: str) -> Self:
-        """Returns the same model after it was moved to a device."""
+        """Moves the model itself to a device, and returns this embedder."""
         self.model.to(device)
         return self
 
@@ -102,7 +107,10 @@ class Embedder:
     ) -> tuple[
         Float[Tensor, "crops embedding"], Float[Tensor, "crops width"], Float[Tensor, "crops patches embedding"]
     ]:
-        """Returns the results of `crops_and_pooled` and `patches`, in one pass of the tower."""
+        """Returns the unit vectors of crops, their pooled vectors, and the unit vectors of their patches, in one pass.
+
+        The pooled vectors are the vectors of the image tower before the projection.
+        """
         with torch.inference_mode():
             vectors, pooled, patches = self.model.embed_images_pooled_and_patches(self._on_device(crops))
             return vectors.float().cpu(), pooled.float().cpu(), patches.float().cpu()
@@ -113,9 +121,10 @@ class Embedder:
             return normalize(self.model.to_image(pooled.to(self._device)), dim=-1).float().cpu()
 
     def head_outputs(self, pooled: Float[Tensor, "vectors width"]) -> dict[str, Float[Tensor, "vectors outputs"]]:
-        """Returns the outputs of the model's head for vectors of the image tower, by the name of the label.
+        """Returns the outputs of the model's head for pooled vectors before the projection, by the name of the label.
 
-        They are logits of classes, or one number (`TowerPair.head_outputs`). Without a head the result is empty.
+        The outputs for a label are the logits of its classes, or one number (`TowerPair.head_outputs`). If the model
+        has no head, the result is empty.
         """
         with torch.inference_mode():
             found = self.model.head_outputs(pooled.to(self._device))
@@ -135,11 +144,15 @@ class Embedder:
             return pooled.float().cpu(), patches.float().cpu()
 
     def texts(self, texts: Sequence[str], length: int | None = None) -> Float[Tensor, "texts embedding"]:
-        """Returns the unit vectors of texts, which are comparable with those of images, in one pass of the tower.
+        """Returns the unit vectors of texts, which are comparable with the unit vectors of images, in one pass.
 
         Args:
             texts: The texts.
-            length: Number of tokens to which each text is cut; None takes that of prompts.
+            length: Number of tokens to which each text is cut; None takes the length of prompts
+                (`TowerPair.prompt_length`).
+
+        Raises:
+            ConfigError: If the model cannot read texts.
         """
         tokens = self._encoded(texts, self.model.prompt_length if length is None else length)
         with torch.inference_mode():
@@ -157,8 +170,11 @@ class Embedder:
     def texts_of(self, part: Part, texts: Sequence[str]) -> Float[Tensor, "texts embedding"]:
         """Returns the unit vectors of texts of a caption part, in one pass of the tower.
 
-        They are comparable with the vectors of patches if the model was trained to compare this part with patches, and
-        with those of images otherwise.
+        The result is comparable with the unit vectors of patches if the model was trained to compare this part with
+        patches, and with the unit vectors of images otherwise. Each text is cut to the length of the part.
+
+        Raises:
+            ConfigError: If the model cannot read texts.
         """
         length = self.length_of(part)
         return self.sentences(texts, length) if self.is_compared_with_patches(part) else self.texts(texts, length)
@@ -168,7 +184,11 @@ class Embedder:
         return self.local is not None and self.local.is_trained and part.aligned_with == "patches"
 
     def length_of(self, part: Part) -> int:
-        """Returns the number of tokens to which the texts of a caption part are cut."""
+        """Returns the number of tokens to which the texts of a caption part are cut.
+
+        If `lengths` lacks the part, it is the largest length in `lengths`, or the length of prompts if `lengths` is
+        empty.
+        """
         return self.lengths.get(part.name, max(self.lengths.values(), default=self.model.prompt_length))
 
     def digest(self) -> str:

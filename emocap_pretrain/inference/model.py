@@ -95,8 +95,8 @@ class EmotionModel:
         """Makes a model from towers and their tokenizer.
 
         Args:
-            embedder: The towers, in evaluation mode on their device, and the tokenizer.
-            step: The step of the checkpoint; None if there is none.
+            embedder: The towers, in evaluation mode and on the device of the model, and the tokenizer.
+            step: The step of the checkpoint from which the towers come; None if they come from no checkpoint.
         """
         self._embedder = embedder
         self.step = step
@@ -191,27 +191,29 @@ class EmotionModel:
         ensemble: Ensemble = "logits",
         batch_size: int = BATCH,
     ) -> Classification:
-        """Classifies images by comparing them with prompts, as the task of `emocap evaluate` does.
+        """Classifies images by comparing them with prompts, as the tasks of `emocap evaluate` on prompted classes do.
 
-        A prompt is a template with a word of a class. The score of a class follows from the cosine of the image with
-        the class.
+        A prompt is a template in which a word of a class replaces `{}`. The cosine of an image with a class follows
+        from its cosines with the prompts of the class. A softmax over the classes turns these cosines, multiplied by
+        the learned scale of the model, into scores.
 
         Args:
             images: The images.
             prompts: The names of the classes, such as `["happiness", "fear"]`; or a mapping from each name to the words
                 that describe the class, such as `{"happiness": ["joy", "delight"]}`.
-            templates: Texts in which each word replaces `{}`. None takes the default of the setting
-                `evaluation.templates`. If the words are whole sentences, give `["{}"]`.
+            templates: Texts with `{}`. None takes the default of the setting `evaluation.templates`. If the words are
+                whole sentences, give `["{}"]`.
             ensemble: With "logits", the cosine with a class is the mean cosine with its prompts. With "embeddings", it
                 is the cosine with the mean of the vectors of its prompts, as in CLIP and open_clip.
             batch_size: Number of images of one pass of the tower.
 
         Returns:
-            The scores of the classes for each image. They are not calibrated probabilities.
+            The scores and the cosines of the classes for each image. The scores are not calibrated probabilities.
 
         Raises:
-            ConfigError: If the classes, the templates or the ensemble are wrong.
-            DataError: If an image cannot be read.
+            ConfigError: If the classes, the templates, the ensemble or the batch size are wrong, or if the model is an
+                image tower alone, which cannot read texts.
+            DataError: If an image cannot be read, or the vector of a prompt is not finite.
         """
         classes = words_of_classes(prompts)
         texts = checked_templates(EvaluationConfig().templates if templates is None else templates)
@@ -222,14 +224,16 @@ class EmotionModel:
         return Classification.of(tuple(classes), class_cosines(vectors, columns, combined), self._embedder.model.scale)
 
     def predict_labels(self, images: Iterable[ImageSource], *, batch_size: int = BATCH) -> dict[str, LabelPrediction]:
-        """Returns what the head of a fine-tuned model predicts, by the name of the label (`objective.labels`).
+        """Returns the predictions of a fine-tuned model's head for each label, by the label's name.
+
+        The setting `objective.labels` of the run says which labels the head predicts.
 
         Args:
             images: The images.
             batch_size: Number of images of one pass of the tower.
 
         Raises:
-            ConfigError: If the model was not trained on labels, so it has no head.
+            ConfigError: If the model was not trained on labels, so it has no head, or if the batch size is below 1.
             DataError: If an image cannot be read.
         """
         labels = self._embedder.model.labels
@@ -284,10 +288,10 @@ def load(
 
 
 def chosen_device(wanted: Device) -> str:
-    """Returns the device that `wanted` means on this host.
+    """Returns the name of the torch device for `wanted`: "auto" becomes "cuda" if this host has a GPU, and else "cpu".
 
     Raises:
-        ConfigError: If `wanted` is not a `Device`, or there is no GPU.
+        ConfigError: If `wanted` is not one of "auto", "cpu" and "cuda", or if it is "cuda" and there is no GPU.
     """
     if wanted not in {"auto", "cpu", "cuda"}:
         raise ConfigError(f"device={wanted!r}: give auto, cpu or cuda.")

@@ -1,7 +1,7 @@
 """Opens any model that this project can read, by the name that a user gives, for `emocap.load` and `emocap evaluate`.
 
-A model is a run of this project, an export of one, a CLIP or SigLIP of another library, or an image tower of timm. None
-of them is trusted (docs/security.md).
+The name may be that of a run of this project, of a portable export of a run, of a CLIP or SigLIP model or an image
+tower of another library, or `hog`. No file of a model is trusted (docs/security.md).
 """
 
 from dataclasses import dataclass, replace
@@ -36,7 +36,8 @@ class OpenedModel:
 
     Attributes:
         embedder: The towers and the tokenizer.
-        restored: The checkpoint of the model, if it is one of this project; None for a model of another library.
+        restored: What was read from the checkpoint or the export, for a model of this project; None for a model of
+            another library and for `hog`.
     """
 
     embedder: Embedder
@@ -56,17 +57,22 @@ def open_model(
 
     Args:
         name: The folder or URL of a run, `run:URL` or `run:URL@step`; a folder that `emocap export --to safetensors`
-            has written; a folder, file or hub name of a CLIP or SigLIP of another library, as for `model.from`; one of
-            an image tower of timm; or `hog`.
-        step: Step of the checkpoint of a run.
-        weights: The weights of the step or their moving average, for a run.
-        config: The user's own config of the run (`restore`).
-        interpolate: The share of an interpolation between the weights of the start and these, for a run.
-        activation: The activation of the towers, for a file of another library that does not contain it.
+            has written; a folder, file or hub name of a CLIP or SigLIP of another library, as for `model.from`; a
+            folder, file or hub name of an image tower of timm; or `hog`.
+        step: For a run, the step of the checkpoint; None takes the newest one.
+        weights: For a run, "raw" for the weights of the step or "ema" for their moving average; None takes the average
+            if the run keeps one.
+        config: The user's own config of the run (`restore`). For an export, only its section `evaluation` is used, and
+            for a model of another library nothing of it.
+        interpolate: For a run, the share `a` in the interpolation (1 - a) * start + a * trained of its weights; None
+            interpolates nothing.
+        activation: The activation of the towers, for a file of another library that does not contain it. Other models
+            ignore it.
 
     Raises:
         CheckpointError: If there is no such checkpoint, or if it is damaged.
-        ConfigError: If a model cannot be read, or if an argument is for models of another kind.
+        ConfigError: If the model cannot be read, or if `step`, `weights` or `interpolate` is given and the model is not
+            a run.
     """
     name = where_is(name)
     chosen = {"step": step, "weights": weights, "interpolate": interpolate}
@@ -91,13 +97,16 @@ def open_model(
 
 
 def where_is(name: str) -> str:
-    """Returns the name of a model with `~` replaced by the home folder in a path."""
+    """Returns the name of a model. If the name may be a path, the home folder replaces `~` at its beginning."""
     is_path = "://" not in name and not name.startswith((RUN_PREFIX, PACKAGE_PREFIX))
     return str(Path(name).expanduser()) if is_path else name
 
 
 def is_of_another_library(name: str) -> bool:
-    """Returns whether a name is not that of a run of this project or of an export of one."""
+    """Returns whether a name is that of a model of another library or `hog`.
+
+    Otherwise it is the name of a run of this project, or of a portable export of a run.
+    """
     return _is_hog(name) or (is_foreign(name) and not portable.is_portable(name))
 
 

@@ -58,7 +58,13 @@ class ImageSource:
 
 @dataclass(frozen=True, slots=True)
 class LoadedImageTower:
-    """Holds an image tower of another library in evaluation mode on the CPU, and the part of an image that it reads."""
+    """Holds an image tower of another library in evaluation mode on the CPU.
+
+    Attributes:
+        tower: The tower.
+        report: Says which tensors were loaded.
+        crop: The part of an image that the tower was published to read.
+    """
 
     tower: TimmImageTower
     report: LoadReport
@@ -128,14 +134,17 @@ def check_teacher(settings: TeacherConfig | None, *, pixels: int) -> tuple[str, 
 
 
 def is_image_tower(path: Path, where: str) -> bool:
-    """Returns whether a local file or folder has the weights of an image tower, and not those of a whole model.
+    """Returns whether a local file or folder has the weights of an image tower alone, and not of a CLIP or SigLIP.
+
+    Every file whose tensors do not have the names of a CLIP counts as an image tower. A folder counts as one if it has
+    a config.json of timm.
 
     Args:
         path: The file or folder.
-        where: First words of an error message: what names the source, and its value.
+        where: First words of an error message: the argument or setting that names the source, and its value.
 
     Raises:
-        ConfigError: If it cannot be read.
+        ConfigError: If the file or the config of the folder cannot be read.
     """
     if path.is_file():
         return not clip.is_clip(open_tensors(path, where).shapes)
@@ -145,14 +154,16 @@ def is_image_tower(path: Path, where: str) -> bool:
 
 
 def load_image_tower(name: str, *, key: str) -> LoadedImageTower:
-    """Loads an image tower of another library, without training it. Its files are not trusted.
+    """Loads an image tower of another library as it is, for evaluation. Its files are not trusted.
 
     Args:
-        name: A folder that timm has written, or a file whose model is known from its names (`describe_image_tower`).
+        name: A folder that timm has written, or a file whose model follows from the names of its tensors
+            (`describe_image_tower`).
         key: What error messages call the name.
 
     Raises:
-        ConfigError: If the model is unknown, or its settings do not fit the weights.
+        ConfigError: If the weights or their config cannot be read, if the model does not follow from them, or if the
+            config does not fit the weights.
     """
     where = f"{key}={name}"
     source = _opened(name, key)

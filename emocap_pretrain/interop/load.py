@@ -1,9 +1,10 @@
-"""Loads the weights of a source into a model, and reports what became of each tensor.
+"""Loads the weights of a source into a model, and reports for each tensor whether and how it was used.
 
-The comparison is strict. Every parameter that CLIP also has, in the towers and in the projections, must get weights of
-its own shape, and every tensor of the source must be used. Another library has no projections of patches and of local
-sentences. They begin as copies of the projections of images and texts, so that patches and sentences are comparable
-from the first step. A head, which predicts labels, always begins at zero.
+The comparison is strict. Every parameter that a CLIP model also has, in the towers and in the projections, must get
+weights of its own shape. Every tensor of the source must be used, except those that the layout names as not needed and
+a head. Only tables of positions are resized. Models of other libraries have no projections of patches and of local
+sentences. In our model these begin as copies of the projections of images and texts, so that patches and sentences are
+comparable from the first step. A head, which predicts labels, always begins at zero.
 """
 
 import math
@@ -46,7 +47,7 @@ class Loaded:
         model: The towers with the weights of the source. The projections of patches and sentences are copies of those
             of images and texts.
         tokenizer: The tokenizer of the source.
-        report: The report of the loading.
+        report: Says which tensors of the source were loaded, and where each parameter got its values.
         crop: The part of an image that the model was published to read.
     """
 

@@ -323,12 +323,13 @@ def _require_inert(config: Config, architecture: Any, weights: WeightShapes) -> 
 
 
 def too_large(image: ImageTowerConfig, settings: Any, weights: WeightShapes) -> str | None:
-    """Returns why a model with these settings would be far larger than its weights, or None.
+    """Returns the reason why a model with these settings could be far larger than its weights; None if it cannot.
 
-    The reason is the end of a sentence about a config.
+    The settings and the weights come from the same untrusted source. The reason completes a sentence that begins with
+    "the config".
 
     Args:
-        image: The image tower.
+        image: The settings of the image tower.
         settings: All settings of the model, in nested lists and mappings.
         weights: The shapes of the weights.
     """

@@ -102,14 +102,14 @@ def open_source(name: str, *, activation: str | None = None, key: str = KEY) -> 
 
 
 def local_copy(name: str, key: str) -> Path:
-    """Returns the local file or folder of a source, which is downloaded if it is a model on the hub.
+    """Returns the path of the local file or folder of a source. If there is none, a model of the hub is downloaded.
 
     Args:
-        name: The name of the source. It must not be that of a run.
+        name: A file, a folder, `package:NAME/PATH`, or a name on the hub. It must not be the name of a run.
         key: What error messages call the name.
 
     Raises:
-        ConfigError: If there is no such source.
+        ConfigError: If there is no such file, folder or model on the hub, or if the hub cannot be reached.
     """
     path = Path(located(name, key))
     return path if path.exists() else downloaded_folder(name, f"{key}={name}", _HUB_FILES)
@@ -278,10 +278,11 @@ def downloaded_folder(name: str, where: str, patterns: Sequence[str]) -> Path:
     Args:
         name: The name on the hub.
         where: First words of an error message: the setting and its value.
-        patterns: The files that are downloaded.
+        patterns: Patterns such as "*.json", which the names of downloaded files match.
 
     Raises:
-        ConfigError: If the hub has no such model, or cannot be reached.
+        ConfigError: If the hub has no such model, if it cannot be reached and its cache lacks the model, or if `name`
+            cannot be a name on the hub.
     """
     try:
         return Path(snapshot_download(name.removeprefix(_HUB_PREFIX), allow_patterns=list(patterns)))

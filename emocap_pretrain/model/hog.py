@@ -1,11 +1,13 @@
 """Describes images by histograms of oriented gradients (HOG), the features of classifiers before neural networks.
 
-A report on a model needs a floor: what does a logistic regression reach without any learned features? This tower has no
-weights, and takes the place of an image tower, so the tasks that probe image towers probe it as well.
+They give a baseline (floor) for the probes of image towers: what does a logistic regression reach without learned
+features? The tower in this module has no weights, and takes the place of an image tower, so the tasks that probe image
+towers probe it as well.
 
-The formula is that of Dalal and Triggs (CVPR 2005, "Histograms of Oriented Gradients for Human Detection") as
-scikit-image computes it (`skimage.feature.hog`, with square blocks of 2 x 2 cells and the norm L2-Hys): central
-differences without smoothing, nine unsigned orientations of 20 degrees, and hard assignment to orientations and cells.
+The features are those of Dalal and Triggs (CVPR 2005, "Histograms of Oriented Gradients for Human Detection") as
+scikit-image computes them (`skimage.feature.hog`, with square blocks of 2 x 2 cells and the norm L2-Hys): central
+differences without smoothing, and nine unsigned orientations of 20 degrees. Each pixel counts for one orientation and
+one cell, without interpolation between neighbours.
 """
 
 import math
@@ -22,7 +24,12 @@ _LUMA = (0.2125, 0.7154, 0.0721)  # The weights of red, green and blue in scikit
 
 
 class HogTower(nn.Module):
-    """Implements `ImageTower` without weights. The patches are the blocks of cells, and the pooled vector has all."""
+    """Implements `ImageTower` for images of 64 x 64 pixels, without weights.
+
+    A cell has 8 x 8 pixels, and a block 2 x 2 cells. Neighbouring blocks overlap by half, so there are 7 x 7 blocks.
+    The vector of a patch is the normalized histograms of one block (36 values), and the pooled vector is the vectors of
+    all blocks one after another (1,764 values).
+    """
 
     pixels = PIXELS
     patch_width = BLOCK * BLOCK * ORIENTATIONS
@@ -46,7 +53,11 @@ class HogTower(nn.Module):
 
 
 def _cells(grey: Float[Tensor, "batch height width"]) -> Float[Tensor, "batch rows columns orientations"]:
-    """Returns the mean magnitude of the gradients of each orientation in each cell. Gradients at the edges are 0."""
+    """Returns the histogram of each cell: for each orientation, the sum of gradient magnitudes divided by the pixels.
+
+    The sum is over the pixels of the cell whose gradient has this orientation, and it is divided by the number of all
+    pixels of the cell. In the outermost rows the vertical, and in the outermost columns the horizontal difference is 0.
+    """
     down, right = torch.zeros_like(grey), torch.zeros_like(grey)
     down[:, 1:-1] = grey[:, 2:] - grey[:, :-2]
     right[:, :, 1:-1] = grey[:, :, 2:] - grey[:, :, :-2]
@@ -57,5 +68,5 @@ def _cells(grey: Float[Tensor, "batch height width"]) -> Float[Tensor, "batch ro
 
 
 def _scaled(blocks: Float[Tensor, "... values"]) -> Float[Tensor, "... values"]:
-    """Returns each block scaled to about unit length."""
+    """Returns each block divided by its Euclidean norm. A small constant in the root keeps a block of zeros at zero."""
     return blocks / torch.sqrt(blocks.square().sum(-1, keepdim=True) + math.pow(_EPSILON, 2))

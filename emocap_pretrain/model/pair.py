@@ -38,22 +38,22 @@ HEAD = ("head.weight", "head.bias")  # The names of the head's parameters in the
 
 
 class Embeddings(NamedTuple):
-    """Holds the unit vectors of one rank's rows, in float32, and the learned scales and biases.
+    """Holds the unit vectors of one rank's rows, the learned scales and biases, and the head's outputs, in float32.
 
     It is a named tuple because DeepSpeed looks for tensors in the tuples and dictionaries that a module returns. For
-    the same reason `texts`, `scales` and `biases` are dictionaries and not general mappings.
+    the same reason `texts`, `scales`, `biases` and `outputs` are dictionaries and not general mappings.
 
     Attributes:
-        image: The pooled vector of each image.
-        patches: The vectors of the patches of each image.
-        texts: The vectors of the texts of each caption part, by the part's name.
-        scales: The learned factors by which cosines are multiplied, at most `MAX_SCALE`. The factor for texts that are
-            compared with pooled vectors has the key "image", and that for texts that are compared with patches has the
-            key "patches".
+        image: The projected pooled vector of each image.
+        patches: The projected vectors of the patches of each image.
+        texts: The projected vectors of the texts of each caption part, by the part's name.
+        scales: The learned factors by which cosines are multiplied, at most `MAX_SCALE`. The factor with the key
+            "image" is for texts that are compared with pooled vectors, and the factor with the key "patches" for texts
+            that are compared with patches.
         biases: The learned bias that is added to the scores of pooled vectors, with the key "image"; empty if no
             objective of the model has a bias.
         outputs: The outputs of the head for each label, by the label's name: a score (logit) for each class, or one
-            number. They are no unit vectors. Empty if the model has no head.
+            number. They are not unit vectors. Empty if the model has no head.
     """
 
     image: Float[Tensor, "batch embedding"]
@@ -73,9 +73,10 @@ class TowerPair(nn.Module):
     """Defines the model that is trained. One forward call maps a batch to `Embeddings`, so that DeepSpeed can wrap it.
 
     A checkpoint stores the state dict of this class as the weights. So if a parameter is renamed, older checkpoints do
-    not match any more. The caption parts that are compared with whole images share the projection `to_text`, and those
-    that are compared with patches share `to_sentence`. `logit_scale` and `local_logit_scale` are the logarithms of the
-    two scales. `head` has the outputs of all labels as its rows, in the order of `labels`.
+    not match any more. The caption parts that are compared with whole images share the projection `to_text`, and the
+    parts that are compared with patches share `to_sentence`. `logit_scale` and `local_logit_scale` are the logarithms
+    of the two learned scales. `head` is one linear layer for all labels. Its rows are the outputs of the first label,
+    then those of the second one, in the order of `labels`.
 
     Example:
         `TowerPair(image, text, embedding=16)` makes a model of any two towers (docs/extend/tower.md). `TowerPair.of`
@@ -115,8 +116,12 @@ class TowerPair(nn.Module):
                 `embedding`.
             text_bias: Whether the projection of the texts that are compared with whole images has a bias.
             prompt_length: Largest number of tokens of an evaluation prompt.
-            precision: "bf16" runs towers and projections under autocast.
+            precision: "bf16" runs towers and projections of `forward` under autocast. The methods for an evaluation,
+                such as `embed_images`, always compute in float32.
             labels: The labels that the head predicts. Without labels the model has no head.
+
+        Raises:
+            ConfigError: If images are not projected, and their vectors do not have the size `embedding`.
         """
         super().__init__()
         self.image, self.text = image, text
@@ -243,8 +248,10 @@ class TowerPair(nn.Module):
     def head_outputs(self, pooled: Float[Tensor, "batch width"]) -> dict[str, Float[Tensor, "batch outputs"]]:
         """Returns the outputs of the head for each label, by the label's name: logits of classes, or one number.
 
+        If the model has no head, the result is empty.
+
         Args:
-            pooled: Vectors of the image tower before the projection, as `embed_images_and_pooled` returns them.
+            pooled: Pooled vectors of the image tower before the projection, as `embed_images_and_pooled` returns them.
         """
         if self.head is None:
             return {}
@@ -259,7 +266,10 @@ class TowerPair(nn.Module):
             part.requires_grad_(False)
 
     def _freeze_all_but_head(self) -> None:
-        """Freezes the text tower, the projections and the scales, which only the losses of caption parts read."""
+        """Freezes all parameters except those of the image tower and of the head, for a training on labels alone.
+
+        Only the losses of caption parts read the text tower, the projections, the scales and the bias.
+        """
         for name, parameter in self.named_parameters():
             if name.partition(".")[0] not in ("image", "head"):
                 parameter.requires_grad_(False)
@@ -287,7 +297,10 @@ class TowerPair(nn.Module):
     ) -> tuple[
         Float[Tensor, "batch embedding"], Float[Tensor, "batch width"], Float[Tensor, "batch patches embedding"]
     ]:
-        """Returns the results of `embed_images_and_pooled` and `embed_patches`, with one pass of the tower."""
+        """Returns the unit vectors of images, their pooled vectors, and the unit vectors of their patches, in one pass.
+
+        The pooled vectors are those before the projection.
+        """
         pooled, patches = self.image.encode_image(images)
         vectors, patches = (
             functional.normalize(each, dim=-1) for each in (self.to_image(pooled), self.to_patch(patches))
@@ -323,7 +336,7 @@ class TowerPair(nn.Module):
 
 
 class NoTextTower(nn.Module):
-    """Takes the place of the text tower in the model of an image tower alone (`image_alone`)."""
+    """Takes the place of the text tower in the model of an image tower alone (`image_alone`), and refuses all texts."""
 
     width = 1
     notes: tuple[str, ...] = ()
@@ -344,8 +357,9 @@ class NoTextTower(nn.Module):
 def image_alone(tower: ImageTower) -> TowerPair:
     """Returns a model in evaluation mode that embeds images with a tower, and cannot embed texts.
 
-    The vector of an image is the pooled vector of the tower, scaled to unit length. Nothing can be compared with texts:
-    the other projections are 0, so that equal towers make equal models.
+    The vector of an image is the pooled vector of the tower, scaled to unit length. The projections of patches, texts
+    and sentences are not used. They are 0 and not random, so that models of equal towers have equal weights and equal
+    digests.
     """
     pair = TowerPair(tower, NoTextTower(), parts=(), embedding=tower.width, project_images=False)
     for projection in (pair.to_patch, pair.to_text, pair.to_sentence):
@@ -359,7 +373,11 @@ def _has_bias(settings: ObjectiveConfig, parts: Iterable[Part]) -> bool:
 
 
 def _zero_linear(width: int, outputs: int) -> nn.Linear:
-    """Returns a layer whose outputs are 0 at first, so that the towers change only after the head has learned."""
+    """Returns a linear layer whose weights and biases are 0.
+
+    Through weights of 0 the image tower gets no gradient. So it begins to change only after the first update of the
+    head, whose initial outputs carry no information.
+    """
     layer = nn.Linear(width, outputs)
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)

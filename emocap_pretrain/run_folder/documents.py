@@ -51,11 +51,13 @@ class RunDocument:
 
 @dataclass(frozen=True, slots=True)
 class StepResults:
-    """Holds the results at one step of a run: `before_training.json` those of step 0, `evaluations/` those of others.
+    """Holds the evaluation results at one step of a run before its end.
+
+    The document is `before_training.json` for step 0, and a file in the folder `evaluations` for each other step.
 
     Args:
-        results: The results of each evaluation task.
-        evaluation: The evaluation settings that led to `results`.
+        results: The result of each evaluation task.
+        evaluation: The evaluation settings with which `results` were computed.
         checkpoint: SHA-256 of the manifest of the checkpoint that was evaluated; empty if an earlier version wrote
             this document.
     """

@@ -1,10 +1,10 @@
-"""Defines what an evaluation task has found for each sample, as plain values.
+"""Defines outcomes as plain values: what an evaluation task has found for each sample, such as the predicted class.
 
 Scores alone cannot tell whether one model is better than another on the same samples, or for which groups of people a
 model is worse. Outcomes can. They are larger than scores, so reports do not contain them: `emocap evaluate --save`
 writes them into a file of their own (`evaluation/result_file.py`).
 
-The names of scores that follow from outcomes are those of the tasks (`evaluation/paired.py` computes them again).
+`evaluation/paired.py` computes scores from outcomes again, and gives them the same names as the tasks do.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,14 +23,15 @@ Index = Annotated[int, Field(ge=0, le=1 << 40)]
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Describes the samples of a scored split. An outcome names a sample by its row, counted from 0.
+    """Describes the samples of a scored split. Outcomes refer to a sample by its row, which is its index in `keys`.
 
     Attributes:
         keys: A name of each sample that is the same in every evaluation of the same dataset.
-        groups: The person or clip of each sample; None where it is unknown. Empty if it is unknown for all.
-        folds: The fold of each sample, counted from 0; empty if there is only one.
-        labels: Labels by which the samples can be divided, such as the age, with the value of each sample; None where
-            there is none.
+        groups: The person or clip of each sample; None for a sample whose person or clip is unknown. Empty if this
+            holds for all samples.
+        folds: The fold of each sample, counted from 0; empty if there is only one fold.
+        labels: By the name of a label, such as the age, its value for each sample; None for a sample without the label.
+            The samples can be divided by these labels.
 
     Raises:
         ValueError: If the lengths differ.
@@ -51,7 +52,17 @@ class Samples:
 
 @dataclass(frozen=True, slots=True)
 class ClassOutcomes:
-    """Holds the true and the predicted class of samples, as positions in `classes`."""
+    """Holds the true and the predicted class of samples.
+
+    Attributes:
+        rows: The rows of the samples (`Samples`).
+        classes: The names of the classes.
+        truth: The true class of each sample, as an index into `classes`.
+        predicted: The predicted class of each sample, as an index into `classes`.
+
+    Raises:
+        ValueError: If the lengths differ, or an index is too large.
+    """
 
     rows: tuple[Index, ...]
     classes: tuple[Name, ...]
@@ -67,14 +78,17 @@ class ClassOutcomes:
 
 @dataclass(frozen=True, slots=True)
 class RankOutcomes:
-    """Holds the place of the best right answer of each query, counted from 1.
+    """Holds for each query the rank of its best right answer: its place among all answers, counted from 1.
 
     Attributes:
         direction: The last part of the names of scores, such as `a_to_b` in `recall_at_5_a_to_b`.
         prefix: The first part of the names of scores, such as `local_`; empty if there is none.
-        ranks: The places.
-        rows: The samples that are the queries; empty if the queries are texts.
-        keys: A name of each query, if the queries are texts.
+        ranks: The rank of each query.
+        rows: The row of the sample that is the query, for each query; empty if the queries are texts.
+        keys: A name of each query if the queries are texts; otherwise empty.
+
+    Raises:
+        ValueError: If the lengths differ.
     """
 
     direction: Name
@@ -90,7 +104,17 @@ class RankOutcomes:
 
 @dataclass(frozen=True, slots=True)
 class NumberOutcomes:
-    """Holds true and predicted numbers: a column for each of `names`, with a number for each of `rows`."""
+    """Holds true and predicted numbers of samples, such as valence and arousal.
+
+    Attributes:
+        rows: The rows of the samples (`Samples`).
+        names: What the numbers measure.
+        truth: For each name a column with the true number of each sample.
+        predicted: For each name a column with the predicted number of each sample.
+
+    Raises:
+        ValueError: If the lengths differ.
+    """
 
     rows: tuple[Index, ...]
     names: tuple[Name, ...]
@@ -106,7 +130,15 @@ class NumberOutcomes:
 
 @dataclass(frozen=True, slots=True)
 class AnswerOutcomes:
-    """Says of each question whether the right answer was chosen."""
+    """Says for the question of each sample whether the model chose the right answer.
+
+    Attributes:
+        rows: The rows of the samples (`Samples`).
+        is_right: Whether the right answer was chosen, for each sample.
+
+    Raises:
+        ValueError: If the lengths differ.
+    """
 
     rows: tuple[Index, ...]
     is_right: tuple[bool, ...]
@@ -121,7 +153,12 @@ Outcomes = Annotated[ClassOutcomes | RankOutcomes | NumberOutcomes | AnswerOutco
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """Holds one of the answers that a model finds closest to a query: a text, or the key of a sample."""
+    """Holds one of the answers that a model ranks first for a query.
+
+    Attributes:
+        text: The answer: a text, or the key of a sample.
+        is_right: Whether it is a right answer.
+    """
 
     text: Annotated[str, Field(max_length=4000)]
     is_right: bool
@@ -135,7 +172,8 @@ class FoundExample:
         query: The text of the query, or the key of its sample.
         is_sample: Whether the query is a sample. If so, the candidates are texts; otherwise they are samples.
         candidates: The closest candidates.
-        rank: The place of the best right answer, counted from 1.
+        rank: The place of the best right answer among all candidates, counted from 1. It may be larger than the number
+            of `candidates`.
     """
 
     query: Annotated[str, Field(max_length=4000)]
@@ -145,7 +183,11 @@ class FoundExample:
 
 
 def joined(parts: Sequence[Outcomes]) -> Outcomes:
-    """Returns the outcomes of several parts of the samples as one, part after part. All are of the same kind."""
+    """Returns the outcomes of several parts of the samples as one, part after part.
+
+    All parts must be of the same kind and have the same names and classes. Ranks must be those of queries that are
+    samples: names of texts are not joined.
+    """
     first = parts[0]
     match first:
         case ClassOutcomes():

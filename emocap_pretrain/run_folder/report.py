@@ -127,8 +127,8 @@ def on_ranks(ranks: int) -> str:
 def _decisive(settings: dict[str, Any]) -> dict[str, Any]:
     """Returns the evaluation settings on which the results of a checkpoint depend.
 
-    These are left out: the number of samples that are embedded at once, which other steps are evaluated too, and the
-    labels by which samples are divided.
+    The others are left out: the number of samples in a batch (`batch`), which other steps are evaluated
+    (`before_training`, `every_checkpoints`), and the labels by which `emocap compare` divides the samples (`by`).
     """
     others = ("batch", "before_training", "every_checkpoints", "by")
     return {name: value for name, value in settings.items() if name not in others}
@@ -154,7 +154,7 @@ def _rows(report: Report) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True, slots=True)
 class _ZeroShot:
-    """Holds the only kind of result that a report of schema 1 could have: that of a classification by prompts."""
+    """Holds the result of a classification by prompts as a report of schema 1 stored it, which had no other results."""
 
     url: str
     classes: tuple[str, ...]
@@ -186,11 +186,11 @@ class _ZeroShot:
 def with_results(body: Any) -> Any:
     """Upgrades the body of a report from schema 1 to schema 2.
 
-    A report of schema 1 has at most one result, of a classification by prompts. A report of schema 2 has a list of
-    results.
+    A report of schema 1 has at most one result, which is that of a classification by prompts. A report of schema 2 has
+    a list of results. A body that is not a mapping is returned unchanged.
 
     Raises:
-        ValueError: If this result cannot be read.
+        ValueError: If the result in the report of schema 1 cannot be read.
     """
     if not isinstance(body, dict):
         return body

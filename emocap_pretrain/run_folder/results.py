@@ -126,15 +126,15 @@ class ConfusionMatrix:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Holds a score as a function of a number, such as of the number of training examples.
+    """Holds a score as a function of a number x, such as the number of training examples.
 
     Attributes:
-        name: Name among the series of a task.
+        name: Name of the series, which no other series of the task has.
         title: Title of the curve.
-        x_title: What `x` counts.
+        x_title: What `x` counts, for the axis.
         x: The numbers, in ascending order.
-        values: The score at each of them, as a fraction.
-        deviations: The standard deviation of each score over repetitions.
+        values: The score at each x, a fraction in [0, 1].
+        deviations: The standard deviation of the score at each x over repetitions.
         chance: The score of a model that ignores the image; None if it is unknown.
 
     Raises:
@@ -156,13 +156,16 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """Says how the captions of a model relate to the faces on which prompts were scored (`evaluation/domain.py`).
+    """Says whether training captions of a model came from the faces on which prompts were scored.
+
+    `evaluation/domain.py` finds it out.
 
     Attributes:
-        kind: "zero-shot" if no caption came from these faces or their labels, and "in domain" if some did.
+        kind: "zero-shot" if no training caption came from these faces or their labels, "in domain" if some did, and
+            "unknown" if it is not known.
         why: The reason in a few words.
-        unseen: The classes whose words do not occur in the captions; empty if the captions were not read. Their recalls
-            are zero-shot as to the words, also in domain.
+        unseen: The classes whose words do not occur in the training captions; empty if the captions were not read. The
+            model has never read the words of these classes, even if `kind` is "in domain".
     """
 
     kind: Literal["zero-shot", "in domain", "unknown"] = "unknown"
@@ -170,7 +173,10 @@ class Domain:
     unseen: tuple[str, ...] = ()
 
     def rows(self) -> list[tuple[str, str]]:
-        """Returns the rows of a table, each a name and a value."""
+        """Returns rows for a table, as pairs of a name and a value: the kind with its reason, and the unseen classes.
+
+        Without unseen classes there is only one row.
+        """
         names = {"zero-shot": "zero-shot", "in domain": "prompted, in domain", "unknown": "prompted, domain unknown"}
         text = f"{names[self.kind]} ({self.why})" if self.why else names[self.kind]
         unseen = [("zero-shot classes", ", ".join(self.unseen))] if self.unseen else []
@@ -179,19 +185,24 @@ class Domain:
 
 @dataclass(frozen=True, slots=True)
 class TaskResult:
-    """Holds the results of one task, measured on `samples` samples of the dataset at `url`.
+    """Holds the results of one task on one dataset.
 
     Attributes:
+        task: The name of the task.
+        samples: Number of scored samples.
+        scores: The scores. The first one is the main score. The spread of a score `s` over several choices, such as
+            over prompts, is given as two further scores, whose names are `s_lowest_WORD` and `s_highest_WORD`.
+        class_values: Values for each class, such as the recalls.
+        confusion_matrices: The confusion matrices.
+        url: The address of the dataset.
         benchmark: The name of the benchmark, if the dataset is a copy of one; otherwise empty.
-        left_out: Number of samples that have no result, by the reason.
+        left_out: Pairs of a reason and the number of samples that have no result for this reason.
         domain: Whether the scores are zero-shot; None if the task has no prompts.
         series: Curves, such as over the number of training examples.
-        outcomes: What was found for each sample. Documents do not contain it, and comparisons ignore it.
-        scored_samples: The samples to which the rows of `outcomes` refer; None if there are no outcomes. As `outcomes`.
-        found: Some queries with their closest candidates, for readers. As `outcomes`.
-
-    The spread of a score `s` over several choices, such as over prompts, is given as two further scores, whose names
-    are `s_lowest_WORD` and `s_highest_WORD`.
+        outcomes: What was found for each sample. Like the next two attributes, it is not stored in documents, and not
+            compared by `==`.
+        scored_samples: The samples to which the rows of `outcomes` refer; None if there are no outcomes.
+        found: Some queries with their closest candidates, as examples for readers.
     """
 
     task: str
@@ -209,7 +220,7 @@ class TaskResult:
     found: Annotated[tuple[FoundExample, ...], Field(exclude=True)] = field(default=(), compare=False, repr=False)
 
     def scores_alone(self) -> "TaskResult":
-        """Returns the result without what was found for each sample."""
+        """Returns the result without `outcomes`, `scored_samples` and `found`, which describe single samples."""
         return replace(self, outcomes=(), scored_samples=None, found=())
 
     def metrics(self) -> dict[str, float]:
@@ -217,7 +228,10 @@ class TaskResult:
         return {f"{self._prefix}/{score.name}": score.value for score in self.scores}
 
     def tags(self) -> dict[str, str]:
-        """Returns what MLflow stores about the scores as tags, such as `TASK/domain`."""
+        """Returns the tags that MLflow stores beside the scores: `TASK/domain`, or `BENCHMARK/TASK/domain`.
+
+        The result is empty if the task has no prompts.
+        """
         return {f"{self._prefix}/domain": self.domain.kind} if self.domain else {}
 
     @property
@@ -225,10 +239,14 @@ class TaskResult:
         return f"{self.benchmark}/{self.task}" if self.benchmark else self.task
 
     def rows(self, before_training: "TaskResult | None" = None) -> list[tuple[str, str]]:
-        """Returns the rows of a table: first each score with its baseline, then what it is, and the dataset.
+        """Returns the result as rows of a table, each of which is a pair of a name and a value.
 
-        A row is a pair of a name and a value. With the result of the same task before training, the row of a score
-        shows its values before and after training.
+        The order is: each score with its baseline; whether the scores are zero-shot, if the task has prompts; the
+        classes without samples, if there are any; the dataset; the samples that were left out, by the reason.
+
+        Args:
+            before_training: The result of the same task before training. If it is given, the row of a score shows its
+                values before and after training.
         """
         before = {score.name: score.value for score in before_training.scores} if before_training else {}
         scores = [(score.title, score.text(before.get(score.name))) for score in self.scores]

@@ -1,6 +1,6 @@
-"""Draws the tracker's pictures: a preview of samples, confusion matrices, curves of interpolated weights, and maps.
+"""Draws pictures for the tracker: a preview of samples, confusion matrices, scores of interpolations, attention maps.
 
-Each picture contains the name of its run and the names of its datasets.
+Each picture contains a line that names the run or the model and the datasets.
 """
 
 import textwrap
@@ -75,7 +75,7 @@ def attention_maps(faces: Sequence[tuple[str, Sequence[tuple[str, AttentionMap]]
     colours are large weights. Each map has its own scale of colours, so the largest weight is printed below it.
 
     Args:
-        faces: The name of each face, and its sentences with their maps. Every face has at least one.
+        faces: The name of each face, and its sentences with their maps. Every face has at least one map.
         path: The file that is written.
         of: The title, which names the model and the data; `subject` returns such a line.
     """
@@ -100,7 +100,7 @@ def attention_maps(faces: Sequence[tuple[str, Sequence[tuple[str, AttentionMap]]
 
 
 def _overlay(found: AttentionMap) -> UInt8[np.ndarray, "pixels pixels 3"]:
-    """Returns the image with the map above it."""
+    """Returns the image blended with the colours of its attention map, which is scaled to the size of the image."""
     colours = mpl.colormaps["inferno"](found.resized())[..., :3] * 255
     return np.rint(0.45 * found.image + 0.55 * colours).astype(np.uint8)
 
@@ -111,7 +111,7 @@ def _map_text(sentence: str, found: AttentionMap) -> str:
 
 
 def _labelled(image: UInt8[np.ndarray, "height width 3"], text: str, font: ImageFont.FreeTypeFont) -> Image.Image:
-    """Returns a picture of an image with a text below it."""
+    """Returns a picture with the image, resized to a square of `MAP_PX` pixels, and the text below it."""
     words = FONT_PX, FONT_PX // 2 + MAP_PX
     _, _, _, bottom = ImageDraw.Draw(Image.new("RGB", (1, 1))).multiline_textbbox(words, text, font)
     cell = Image.new("RGB", (MAP_PX + 2 * FONT_PX, int(bottom) + FONT_PX), "white")

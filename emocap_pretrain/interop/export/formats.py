@@ -38,7 +38,10 @@ class ExportFormat:
 
 
 def without_head(restored: Restored) -> tuple[str, ...]:
-    """Returns one line on the head of the model, for a format that cannot hold it; nothing if there is no head."""
+    """Returns what an export lacks in a format that cannot hold the head: one line that names the labels.
+
+    The result is empty if the model has no head.
+    """
     labels = ", ".join(label.name for label in restored.model.labels)
     line = f"The head is left out, which predicts the labels ({labels}). The format `safetensors` keeps it."
     return (line,) if labels else ()

@@ -40,15 +40,15 @@ _TIMM_SIGLIP = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightsLayout:
-    """Describes a model in the layout of another library: the settings that build it, and the rules that translate it.
+    """Describes weights in the layout of another library: the settings of their model, and how tensors are translated.
 
     Attributes:
         name: What messages call the layout, such as "OpenAI CLIP".
-        settings: The settings of the section `model` that the weights determine, as a tree.
-        rules: The rules that translate the tensors of the file into ours. They are empty for weights of timm, whose
-            names timm converts, and for those of a run of this project.
-        ignored: Names of tensors in the file that are not loaded, such as a mask; for an image tower of a CLIP also
-            all other parts of the CLIP.
+        settings: The settings of the section `model` that the weights determine, as nested mappings.
+        rules: The rules that translate the tensors of the file into the tensors of our model. They are empty for
+            weights of timm, because timm converts their names, and for weights of a run of this project.
+        ignored: Names of tensors in the file that are not loaded, such as a mask. If only the image tower of a CLIP is
+            loaded, these are also all other tensors of the CLIP.
         kind: Which library writes and reads this layout: "openai", "open_clip", "transformers" or "emocap"; for an
             image tower alone "timm", "torchvision" or "efficientnet".
         crop: The part of an image that the model was published to read.

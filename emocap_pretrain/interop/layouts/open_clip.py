@@ -52,12 +52,17 @@ _ANY_EPS_AND_ACTIVATION = {key: own for key, own in _NEEDS.items() if key not in
 
 
 def read_config(folder: Path, where: str) -> Tree:
-    """Returns `model_cfg` of open_clip_config.json, with what `preprocess_cfg` says about the images.
+    """Returns the mapping `model_cfg` of open_clip_config.json, and adds settings of the images from `preprocess_cfg`.
 
-    `vision_cfg` also gets the mean and std, and the key `resize_mode` says how images become square (`crop_of`).
+    `mean` and `std` are added to `vision_cfg` if the file has them. The key `resize_mode` is added beside `vision_cfg`;
+    it says how images become square (`crop_of`), and is None if the file does not say it.
+
+    Args:
+        folder: The folder of the model.
+        where: First words of an error message: the setting and its value.
 
     Raises:
-        ConfigError: If the file cannot be read.
+        ConfigError: If the file cannot be read, or has no config of an image tower or of a text tower.
     """
     tree = read_json(folder / CONFIG_FILE, where)
     try:
@@ -71,7 +76,10 @@ def read_config(folder: Path, where: str) -> Tree:
 
 
 def crop_of(config: Tree) -> ImageCrop:
-    """Returns the part of an image that the model was published to read. open_clip's default is the central square."""
+    """Returns the part of an image that the model was published to read: "whole" if `resize_mode` is "squash".
+
+    Otherwise it is "center", the central square, which is open_clip's default. `config` is the result of `read_config`.
+    """
     return "whole" if config["resize_mode"] == "squash" else "center"
 
 

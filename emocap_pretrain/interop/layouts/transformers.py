@@ -289,6 +289,10 @@ def _activation(config: Any, where: str) -> str:
 
 
 def _processor(folder: Path, where: str) -> Tree:
-    """Returns the settings of the image processor; an empty tree if the folder has none."""
+    """Returns the settings of the image processor, from preprocessor_config.json; an empty mapping without this file.
+
+    Raises:
+        ConfigError: If the file cannot be read.
+    """
     path = folder / "preprocessor_config.json"
     return read_json(path, where) if path.is_file() else {}
