@@ -90,12 +90,12 @@ class Computation:
         pictures = (
             (work.part, picture, picture.content)
             for work in works
-            for picture in work.input.pictures(scorer.pixels, self.sampling)
+            for picture in work.input.pictures(scorer.embedder, self.sampling)
         )
 
         def cropped(row: "_Row") -> "_Row":
             part, picture, content = row
-            return part, picture, crop_of(content, scorer.pixels)
+            return part, picture, crop_of(content, scorer.embedder)
 
         rows = prefetched(pictures, cropped, ahead=2 * self.batch_size)
         for part, found in groupby(rows, lambda row: row[0]):

@@ -13,9 +13,8 @@ from emocap_shards.decode import decode_image
 from emocap_shards.errors import ImageError, RecordError
 from emocap_shards.writing.row import LocalFile
 
-from emocap_pretrain.data.transform import center_crop
 from emocap_pretrain.errors import DataError
-from emocap_pretrain.inference.embedder import Crop
+from emocap_pretrain.inference.embedder import Crop, Embedder
 from emocap_pretrain.inference.images import READERS, pixels_of, reason
 
 Item = TypeVar("Item")
@@ -46,15 +45,15 @@ class Picture:
     frame: int | None = None
 
 
-def crop_of(content: Content, pixels: int) -> Crop | DataError:
-    """Returns the central square of an image, resized to `pixels` x `pixels`, or the reason why it cannot be read.
+def crop_of(content: Content, embedder: Embedder) -> Crop | DataError:
+    """Returns the square of an image that the model reads, or the reason why the image cannot be read.
 
     The error is returned and not raised, so that one unreadable image among many does not end the command.
     """
     if isinstance(content, DataError | np.ndarray):
         return content
     try:
-        return center_crop(_pixels(content), pixels)
+        return embedder.square(_pixels(content))
     except UNREADABLE as error:
         return DataError(reason(error))
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from emocap_pretrain.bulk.sentences import SentenceColumnConfig
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.inference.classes import Classification, class_cosines, class_embeddings
-from emocap_pretrain.inference.embedder import Crop
+from emocap_pretrain.inference.embedder import Crop, Embedder
 from emocap_pretrain.inference.model import Activation, Device, EmotionModel, load
 from emocap_pretrain.run_folder.results import Weights
 
@@ -40,8 +40,8 @@ class Scorer(Protocol):
     """Computes the fields of rows from the crops of their images."""
 
     @property
-    def pixels(self) -> int:
-        """Returns the side of the crops."""
+    def embedder(self) -> Embedder:
+        """Returns the model, which decides the part and the size of the crops."""
         ...
 
     @property
@@ -75,8 +75,8 @@ class EmbeddingScorer:
         self._model = model
 
     @property
-    def pixels(self) -> int:
-        return self._model.pixels
+    def embedder(self) -> Embedder:
+        return self._model.embedder
 
     @property
     def fields(self) -> Sequence[Field]:
@@ -128,8 +128,8 @@ class PredictionScorer:
         }
 
     @property
-    def pixels(self) -> int:
-        return self._model.pixels
+    def embedder(self) -> Embedder:
+        return self._model.embedder
 
     @property
     def fields(self) -> Sequence[Field]:

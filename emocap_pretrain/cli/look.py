@@ -74,8 +74,8 @@ def _faces(model: "EmotionModel", source: str, sentences: list[str], count: int)
     if not sentences:
         raise ConfigError(f"{source} has no captions: give the sentences with --sentence.")
     faces: list[MappedFace] = []
-    for each in islice(found.pictures(model.pixels, Sampling(1.0, None)), count):
-        crop = crop_of(each.content, model.pixels)
+    for each in islice(found.pictures(model.embedder, Sampling(1.0, None)), count):
+        crop = crop_of(each.content, model.embedder)
         if isinstance(crop, DataError):
             raise DataError(f"{each.name}: {crop}.") from crop
         faces.append(looked_at(model, each.name, crop, sentences))

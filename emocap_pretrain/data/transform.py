@@ -6,6 +6,8 @@ any loader process and in any attempt (decision 2).
 Images here are numpy arrays of bytes, [height, width, 3], as the stream yields them. `Collate` puts the channels first.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from jaxtyping import UInt8
@@ -54,6 +56,17 @@ def cropped(
 ) -> UInt8[np.ndarray, "pixels pixels 3"]:
     """Returns the part of an image that `crop` names, resized to `pixels`."""
     return center_crop(image, pixels) if crop == "center" else _resized(image, pixels)
+
+
+def channels_first(
+    images: Sequence[UInt8[np.ndarray, "height width 3"]],
+) -> UInt8[torch.Tensor, "images 3 height width"]:
+    """Returns images of equal size as one tensor, in the order that a tower reads.
+
+    The tensor is contiguous, whatever the order of the images in memory is. `np.stack` would keep that order, and the
+    towers compute other last bits for equal images in another order.
+    """
+    return torch.from_numpy(np.ascontiguousarray(np.stack([image.transpose(2, 0, 1) for image in images])))
 
 
 def _resized(image: UInt8[np.ndarray, "height width 3"], pixels: int) -> UInt8[np.ndarray, "pixels pixels 3"]:

@@ -27,6 +27,7 @@ from torch import Tensor
 from emocap_pretrain.bulk.part_files import writing_to
 from emocap_pretrain.config.fields import label_text
 from emocap_pretrain.data.parts import PARTS
+from emocap_pretrain.data.transform import channels_first
 from emocap_pretrain.errors import ConfigError, DataError
 from emocap_pretrain.evaluation.examples import Example, ExampleSource, PackedSource
 from emocap_pretrain.generation.projector import pooled_to
@@ -278,7 +279,7 @@ def crop_vectors(
     Raises:
         ConfigError: If there are more than `image_tokens` patches, and they are not a square grid.
     """
-    images = torch.from_numpy(np.stack([crop.transpose(2, 0, 1) for crop in crops]))
+    images = channels_first(crops)
     with torch.inference_mode():
         pooled, patches = embedder.model.image.encode_image(images.to(embedder.model.logit_scale.device))
         kept = pooled_to(patches.float(), image_tokens).cpu()

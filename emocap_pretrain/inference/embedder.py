@@ -22,7 +22,7 @@ from emocap_pretrain.config.fields import ImageCrop
 from emocap_pretrain.data.batch import Texts
 from emocap_pretrain.data.parts import Part
 from emocap_pretrain.data.tokenizer import Tokenizer
-from emocap_pretrain.data.transform import center_crop
+from emocap_pretrain.data.transform import center_crop, channels_first, cropped
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.inference.alignment import LocalAlignment
 from emocap_pretrain.interop.restore import Restored
@@ -80,6 +80,10 @@ class Embedder:
     def has_texts(self) -> bool:
         """Returns whether the model can read texts; an image tower alone cannot."""
         return self.tokenizer is not None
+
+    def square(self, image: UInt8[np.ndarray, "height width 3"]) -> Crop:
+        """Returns the square that the tower reads: the part of the image that `crop` names, resized."""
+        return cropped(image, self.model.pixels, self.crop)
 
     def cropped(self, sample: Sample) -> Sample:
         """Returns the sample with the central square of its image, resized to the size that the tower reads."""
@@ -209,7 +213,7 @@ class Embedder:
         return self.tokenizer.encode(texts, length)
 
     def _on_device(self, crops: Sequence[Crop]) -> UInt8[Tensor, "crops 3 pixels pixels"]:
-        return torch.from_numpy(np.stack([crop.transpose(2, 0, 1) for crop in crops])).to(self._device)
+        return channels_first(crops).to(self._device)
 
     @property
     def _device(self) -> str:

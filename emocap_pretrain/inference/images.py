@@ -1,7 +1,7 @@
 """Reads images from files, arrays or Pillow, and crops them to the squares that the image tower reads.
 
 An image is a file, an array or an image of Pillow. Files are decoded as training decodes them (`emocap_shards.decode`),
-and every image is cropped as an evaluation crops it (`center_crop`).
+and every image is cropped as an evaluation crops it (`Embedder.square`).
 """
 
 import os
@@ -18,9 +18,8 @@ from emocap_shards.local_files import open_regular
 from jaxtyping import UInt8
 from PIL import Image
 
-from emocap_pretrain.data.transform import center_crop
 from emocap_pretrain.errors import DataError
-from emocap_pretrain.inference.embedder import Crop
+from emocap_pretrain.inference.embedder import Crop, Embedder
 
 ImageSource: TypeAlias = str | os.PathLike[str] | np.ndarray[Any, Any] | Image.Image
 """A path, an array of 8-bit values [height, width, 3] (RGB) or [height, width] (grey), or an image of Pillow."""
@@ -32,7 +31,7 @@ READERS = 8  # Threads that read and decode files. The decoders release Python's
 
 def crops(
     images: Iterable[ImageSource],
-    pixels: int,
+    embedder: Embedder,
     *,
     ahead: int = 1,
     skip: Callable[[int, DataError], object] | None = None,
@@ -44,7 +43,7 @@ def crops(
 
     Args:
         images: The images. They are taken in the calling thread.
-        pixels: Side of the crops.
+        embedder: The model, which decides the size of the crops and the part of each image.
         ahead: Number of images that are taken before their crops are requested.
         skip: Called with the index of an image that cannot be read, and with the error. The image is then left out.
             If `skip` is None, the error is raised.
@@ -56,11 +55,11 @@ def crops(
 
     def taken() -> Iterator[tuple[int, ImageSource | Crop | DataError]]:
         for number, image in enumerate(images):
-            yield number, image if _is_file(image) else _cropped(number, image, pixels)
+            yield number, image if _is_file(image) else _cropped(number, image, embedder)
 
     def read(item: tuple[int, Any]) -> tuple[int, Crop | DataError]:
         number, image = item
-        return number, _cropped(number, image, pixels) if _is_file(image) else image
+        return number, _cropped(number, image, embedder) if _is_file(image) else image
 
     with ThreadPoolExecutor(READERS, "emocap-read") as pool:
         for number, found in in_order(pool, read, taken(), ahead=ahead):
@@ -72,9 +71,9 @@ def crops(
                 skip(number, found)
 
 
-def _cropped(number: int, image: ImageSource, pixels: int) -> Crop | DataError:
+def _cropped(number: int, image: ImageSource, embedder: Embedder) -> Crop | DataError:
     try:
-        return center_crop(pixels_of(image), pixels)
+        return embedder.square(pixels_of(image))
     except (ImageError, OSError, ValueError) as error:  # A path with a zero byte is a ValueError.
         failure = DataError(f"{_name(image, number)}: {reason(error)}.")
         failure.__cause__ = error

@@ -55,7 +55,7 @@ class AttentionMap:
     """Shows which patches of an image a sentence is about.
 
     Attributes:
-        image: The central square of the image, as the tower has read it. The map covers this square.
+        image: The square that the tower has read, usually the central one of the image. The map covers this square.
         weights: The attention weight of each patch, in rows from top to bottom and columns from left to right. The
             weights sum to 1, or to 0 if all patches are ignored (`LocalAlignment.contrast`).
         cosines: The cosine of each patch with the sentence. Unlike the weights, it can be compared between images and
@@ -83,8 +83,9 @@ class EmotionModel:
     towers compute in float32. Several threads may use one object at the same time.
 
     Images are given as a list or any other iterable of paths, arrays of 8-bit values [height, width, 3] or
-    [height, width], and images of Pillow. Only the central square of an image is read. An iterable is consumed as its
-    images are needed, at most two batches in advance.
+    [height, width], and images of Pillow. Only the central square of an image is read; if the model was published so, as
+    SigLIP was, the whole image is resized to a square. An iterable is consumed as its images are needed, at most two
+    batches in advance.
 
     Example:
         model = emocap_pretrain.load("runs/my")
@@ -158,7 +159,7 @@ class EmotionModel:
             DataError: If an image cannot be read and `skip` is None.
         """
         _check_batch_size(batch_size)
-        found = crops(_several(images), self.pixels, ahead=2 * batch_size, skip=skip)
+        found = crops(_several(images), self._embedder, ahead=2 * batch_size, skip=skip)
         while batch := list(islice(found, batch_size)):
             vectors = self._embedder.crops([crop for _, crop in batch]).numpy()
             yield EmbeddedImages([number for number, _ in batch], vectors)
@@ -240,7 +241,7 @@ class EmotionModel:
         if not labels:
             raise ConfigError("the model has no head: train one with objective.labels.")
         _check_batch_size(batch_size)
-        found, parts = crops(_several(images), self.pixels, ahead=2 * batch_size), list[Tensor]()
+        found, parts = crops(_several(images), self._embedder, ahead=2 * batch_size), list[Tensor]()
         while batch := list(islice(found, batch_size)):
             parts.append(self._embedder.crops_and_pooled([crop for _, crop in batch])[1])
         if not parts:
@@ -261,7 +262,7 @@ class EmotionModel:
         local = self.local
         if local is None:
             raise ConfigError("the model was trained without local sentences (objective.local=0).")
-        ((_, crop),) = crops([image], self.pixels)
+        ((_, crop),) = crops([image], self._embedder)
         patches = self._embedder.patches([crop])
         with self._encoding:
             sentences = self._embedder.sentences([_text(0, sentence)], local.length)

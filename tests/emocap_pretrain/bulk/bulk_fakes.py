@@ -13,13 +13,21 @@ from emocap_pretrain.bulk.inputs import BulkInput
 from emocap_pretrain.bulk.joining import PartTables
 from emocap_pretrain.bulk.parts import cut
 from emocap_pretrain.bulk.scorers import ModelSource, vector_field
+from emocap_pretrain.data.transform import center_crop
+
+
+class SquaresOf8:
+    """Stands for a model that reads the central square of an image, resized to 8 pixels."""
+
+    def square(self, image: np.ndarray) -> np.ndarray:
+        return center_crop(image, 8)
 
 
 @dataclass
 class FakeScorer:
     """Computes vectors without a model: the mean colour of an image, and the size of its batch."""
 
-    pixels: int = 8
+    embedder: Any = field(default_factory=SquaresOf8)
     batches: list[int] = field(default_factory=list)
 
     @property

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from bulk_fakes import an_image, computed, images_in, rows_of
+from bulk_fakes import SquaresOf8, an_image, computed, images_in, rows_of
 from emocap_shards.errors import ManifestError, RecordError
 
 from emocap_pretrain.bulk.inputs import open_input
@@ -111,7 +111,7 @@ def test_damaged_samples_and_a_missing_shard_are_rows_with_errors(faces, tmp_pat
 def test_a_slice_is_small_and_can_be_sent(tmp_path):
     source = open_input(str(images_in(tmp_path / "faces", 300)))
     assert len(pickle.dumps(source.slice(10, 12))) < 400
-    assert [picture.name for picture in source.slice(10, 12).pictures(8, None)] == ["0010.png", "0011.png"]
+    assert [picture.name for picture in source.slice(10, 12).pictures(SquaresOf8(), None)] == ["0010.png", "0011.png"]
 
 
 def test_the_digest_changes_with_every_change_of_a_folder(tmp_path):

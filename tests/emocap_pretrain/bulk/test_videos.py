@@ -5,7 +5,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from bulk_fakes import an_image, computed, rows_of
+from bulk_fakes import SquaresOf8, an_image, computed, rows_of
 
 from emocap_pretrain.bulk.inputs import open_input
 from emocap_pretrain.bulk.parts import VIDEO_WEIGHT
@@ -162,7 +162,7 @@ def test_images_and_videos_of_a_folder_are_mixed_and_frames_have_their_time(tmp_
         ("c.avi", None, None, False),
         ("d.png", None, None, True),
     ]
-    assert sum(picture.weight for picture in source.pictures(8, Sampling())) <= 2 + 2 * VIDEO_WEIGHT
+    assert sum(picture.weight for picture in source.pictures(SquaresOf8(), Sampling())) <= 2 + 2 * VIDEO_WEIGHT
 
 
 def test_a_long_video_is_not_kept_in_memory(tmp_path):

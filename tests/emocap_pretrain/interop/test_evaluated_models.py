@@ -159,6 +159,9 @@ def test_a_model_of_another_library_has_the_cosines_that_this_library_computes(
     expected = normalize(foreign.image(preprocess(pictures(48, 24)))[0], dim=-1)
     distances = [float((each.images - expected).norm(dim=1).mean()) for each in wide]
     assert distances[MODELS[name] == "whole"] < 0.3 * distances[MODELS[name] != "whole"]
+    # From Python the same part is read, without a setting.
+    from_python = torch.from_numpy(emocap.load(tmp_path, device="cpu").embed_images(pictures(48, 24)))
+    torch.testing.assert_close(from_python, wide[MODELS[name] == "whole"].images, rtol=0, atol=1e-6)
 
 
 def features_of(embedder: Any, url: str, crop: Any) -> Features:
