@@ -1,6 +1,6 @@
 """Defines `emocap embed` and `emocap predict`, which compute the vectors or the scores of many images.
 
-The room `bulk` does the work. This module converts the options, chooses between this process and a Ray cluster, and
+The package `bulk` does the work. This module converts the options, chooses between this process and a Ray cluster, and
 shows progress and results.
 """
 
@@ -173,7 +173,7 @@ def _prompts(classes: str | None, prompts: Path | None, sentences: str) -> "Prom
 
 
 def _run(request: _Request, verb: str, prompts: "Prompts | None") -> None:
-    """Opens the input and the model, and writes the output."""
+    """Opens the input and the model, and writes the output: scores if there are prompts, and vectors otherwise."""
     from emocap_pretrain.bulk import joining
     from emocap_pretrain.bulk.compute import Computation
     from emocap_pretrain.bulk.inputs import open_input
@@ -214,7 +214,14 @@ def _run(request: _Request, verb: str, prompts: "Prompts | None") -> None:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """Holds where the rows of many pictures are written, and how: the file, its format, and the size of a part."""
+    """Holds where the rows of many pictures are written, and how.
+
+    Attributes:
+        out: The file of the output.
+        kind: The format of the file.
+        part_images: Number of images of one part, which is the unit of resuming.
+        force: Whether parts of an earlier start are deleted, and an existing output is replaced.
+    """
 
     out: Path
     kind: Literal["parquet", "csv", "npz"]
@@ -229,14 +236,17 @@ class Output:
         about: dict[str, Any],
         compute: "Callable[[Iterator[Work], BulkBar], None]",
     ) -> None:
-        """Computes all parts that are missing, joins them, and prints a summary.
+        """Computes all parts that are missing, joins all parts to the output, and prints a summary.
 
         Args:
-            found: The pictures.
-            verb: What the display of progress says.
-            state: What the parts are made of. The command resumes only if all of it is equal.
-            about: What is stored with the output.
-            compute: Computes the given parts, and reports to the display of progress.
+            found: The input.
+            verb: The word before the bar of progress, such as "embedding".
+            state: All that decides what the parts contain. Parts of an earlier start are used only if it is equal.
+            about: Facts that are stored in the output.
+            compute: Computes the given parts, and reports each of them to the bar of progress.
+
+        Raises:
+            ConfigError: If the output exists, another process is writing it, or earlier parts have another state.
         """
         from emocap_pretrain.bulk import joining, part_folder
         from emocap_pretrain.bulk.compute import Work
@@ -289,7 +299,7 @@ def _sampling(request: _Request) -> "Sampling":
 
 
 def _state(request: _Request, computation: "Computation", model: "EmotionModel", digest: str) -> dict[str, Any]:
-    """Returns what the parts are made of. A command resumes only if all of it is equal."""
+    """Returns all that decides what the parts contain. A command resumes only if it is equal."""
     from pydantic_core import to_jsonable_python
 
     return {

@@ -1,7 +1,8 @@
 """Defines `emocap caption`: trains a captioner on a frozen image tower, scores it, and writes captions of images.
 
-The room `generation` does the work. Model and language model are named in each command, because nothing that the folder
-of a captioner names is opened (docs/security.md); their digests say whether they are those of the training.
+The package `generation` does the work. The user names the model and the language model in each command, because nothing
+that the folder of a captioner names is opened (docs/security.md). A command compares their digests with the digests of
+the models with which the captioner was trained.
 """
 
 import json
@@ -81,8 +82,8 @@ def train_command(  # noqa: PLR0913, PLR0917 - one argument for each option
 ) -> None:
     """Train a projector from the patches of a frozen image tower to a frozen language model.
 
-    The same training without the image follows, because it is a floor of emocap caption score. The same command resumes
-    an interrupted one.
+    A second training without the image follows, whose captions are a baseline (floor) of emocap caption score. The same
+    command resumes an interrupted one.
     """
     show_logs()
     with errors_as_lines(debug=debug):
@@ -120,10 +121,11 @@ def score_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Score a captioner on persons who are not in its training data, beside three floors.
+    """Score a captioner on persons who are not in its training data, beside three baselines (floors).
 
-    The floors are the caption of a random training image, that of the nearest one, and that of the language model after
-    the same training without the image. Each difference has its paired 95 % bootstrap interval over persons.
+    The floors are the caption of a random training image, the caption of the nearest training image, and the caption
+    that the language model writes after the same training without the image. The captioner's score minus the score of
+    each floor is shown with its paired 95 % bootstrap interval over persons.
     """
     show_logs()
     with errors_as_lines(debug=debug):
@@ -213,7 +215,10 @@ def write_command(  # noqa: PLR0913, PLR0917 - one argument for each option
 
 
 def _loaded(source: "ModelSource", lm: str) -> "tuple[EmotionModel, LanguageModel]":
-    """Returns both models on the same device. The language model comes first, because its errors come sooner."""
+    """Returns the model and the language model, on the same device.
+
+    The language model is opened first, because errors in its name are found sooner.
+    """
     from emocap_pretrain.generation.language_model import load_language_model
     from emocap_pretrain.inference.model import chosen_device
 

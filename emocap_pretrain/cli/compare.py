@@ -1,6 +1,6 @@
 """Defines `emocap compare`, which shows the results of several models side by side.
 
-It reads files that `emocap evaluate --save` has written, and no model and no dataset.
+It reads only files that `emocap evaluate --save` has written, and opens neither a model nor a dataset.
 """
 
 import dataclasses
@@ -62,7 +62,7 @@ def command(
 
 
 def labels_of(text: str) -> list[str]:
-    """Returns the labels of the option `--by`."""
+    """Returns the names of labels in the value of the option `--by`, such as "gender,age"."""
     return [name for name in map(str.strip, text.split(",")) if name]
 
 
@@ -92,7 +92,7 @@ def show_groups(groups: Iterable["Subgroups"], of: str) -> None:
 
 
 def p_text(p: float | None) -> str:
-    """Returns a p value as text."""
+    """Returns a p value as text; an empty text if it is None."""
     if p is None:
         return ""
     return "<0.001" if p < 0.001 else f"{p:.3f}"
@@ -169,7 +169,7 @@ def _change(score: "Score", difference: "Difference | None") -> tuple[str, str]:
 
 
 def _tree(found: "Comparison") -> dict[str, Any]:
-    """Returns the comparison as JSON values, without what was found for each sample."""
+    """Returns the comparison as JSON values. It contains scores and tests, but no outcomes of single samples."""
     from pydantic_core import to_jsonable_python
 
     tasks = [

@@ -37,20 +37,26 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class EvaluationRequest:
-    """Holds what is evaluated.
+    """Holds which model is evaluated, and how.
 
     Attributes:
         model: The name of the model, as the user gave it.
-        own: The config of the user; None takes that of the checkpoint, which is not trusted.
-        step: Step of the checkpoint; None is the newest one.
-        weights: The weights of the step, or their moving average; None is the average if the run has it.
-        interpolate: The share of an interpolation that is evaluated in place of the trained weights.
-        shares: The shares of further interpolations, which are evaluated as well.
+        own: The user's own config; None takes the config in the checkpoint, which is not trusted.
+        step: Step of the checkpoint; None takes the newest one.
+        weights: "raw" takes the weights of the step, and "ema" their moving average; None takes the average if the run
+            keeps one.
+        interpolate: If this share `a` is not None, the weights (1 - a) * start + a * trained are evaluated in place of
+            the trained weights.
+        shares: Shares of interpolations that are evaluated in addition to the trained weights.
         changes: The evaluation settings of the command line by their names.
         may_read: Whether the command may read the dataset that the config names.
         activation: The activation of the towers, for a file of another library that does not contain it.
-        copies: Copies of benchmarks. If there are any, no other dataset is read.
-        trained_on: Names of sets, and packed datasets, from which the captions of the model came.
+        copies: Copies of benchmarks. If there are any, they are scored in place of the dataset of the settings.
+        trained_on: The sets of faces and the packed datasets from which training captions came, as the user says. An
+            entry with a "/" is the address of a packed dataset, and any other entry the name of a set.
+
+    Raises:
+        ConfigError: If both `shares` and `interpolate` are given.
     """
 
     model: str
@@ -71,7 +77,10 @@ class EvaluationRequest:
 
     @property
     def run_url(self) -> str:
-        """Returns the URL of the run, if the model is one."""
+        """Returns the folder or URL of the run that `model` names.
+
+        For any other model this is `model`, with `~` replaced by the home folder in a path.
+        """
         from emocap_pretrain.inference.opened import where_is
         from emocap_pretrain.interop.source import run_and_step
 
@@ -79,7 +88,7 @@ class EvaluationRequest:
 
     @property
     def is_foreign(self) -> bool:
-        """Returns whether the model is one of another library."""
+        """Returns whether the model is one of another library, and neither a run of this project nor its export."""
         from emocap_pretrain.inference.opened import is_of_another_library, where_is
 
         return is_of_another_library(where_is(self.model))
@@ -87,12 +96,14 @@ class EvaluationRequest:
 
 @dataclass(frozen=True, slots=True)
 class PreparedModel:
-    """Holds a model before its evaluation.
+    """Holds a model that is ready for its evaluation.
 
     Attributes:
         model: The model.
-        config: The config of its run with the evaluation settings; for a model of another library, only these count.
-        start: The weights with which the run began, if they are needed; otherwise empty.
+        config: The config of the model's run, with the settings of this evaluation. For a model of another library,
+            only its section `evaluation` means anything.
+        start: The weights with which the run began, if interpolations are evaluated (`EvaluationRequest.shares`);
+            otherwise empty.
     """
 
     model: "OpenedModel"
@@ -102,15 +113,16 @@ class PreparedModel:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Holds the results of a model, and those of interpolations of its weights.
+    """Holds the results of a model, and the results of interpolations of its weights.
 
     Attributes:
-        model: The name that the user gave.
-        config: The config with the evaluation settings.
-        embedder: The model.
-        restored: The checkpoint, if the model is one of this project.
-        results: The results.
-        other_weights: The results of interpolations.
+        model: The name of the model, as the user gave it.
+        config: The config with the settings of this evaluation.
+        embedder: The model, which computes vectors.
+        restored: The checkpoint or export of this project that the model is; None for a model of another library.
+        results: The results of the tasks.
+        other_weights: The results of the interpolations; empty if none were asked for.
+        has_copies: Whether copies of benchmarks were scored, and not the dataset of the settings.
     """
 
     model: str
@@ -123,7 +135,11 @@ class Evaluation:
 
     @property
     def weights(self) -> str:
-        """Returns which weights were evaluated; empty if the model has only one kind."""
+        """Returns a text that says which weights were evaluated, such as "moving average of the weights".
+
+        It is empty if there was no choice: the run keeps no average and nothing was interpolated, or the model is one
+        of another library.
+        """
         if self.restored is None:
             return ""
         share, average = self.restored.share, self.config.ema
@@ -131,16 +147,21 @@ class Evaluation:
         return ", ".join(named if share is None else [*named, f"interpolated with share {share:g}"])
 
     def title(self, name: str) -> str:
-        """Returns the name with the step and the weights of the checkpoint, if there is one."""
+        """Returns a title for readers: `name`, and for a checkpoint also its step and which weights were evaluated."""
         weights = f", {self.weights}" if self.weights else ""
         return f"Step {self.restored.step} of {name}{weights}" if self.restored else name
 
 
 def evaluated(request: EvaluationRequest, device: str) -> Evaluation | None:
-    """Restores the model, runs the tasks, and returns the model and the results.
+    """Opens the model, runs the tasks, and returns the model with its results on rank 0.
 
-    If a launcher has started several ranks, this function is a collective. Ranks other than 0 get None, so that the
-    results are printed once.
+    If a launcher has started several ranks, this function is a collective. All other ranks get None, so that the
+    results are printed only once.
+
+    Raises:
+        ConfigError: If `device` is "cuda" and there is no GPU, or the settings do not fit the model or the data.
+        CheckpointError: If there is no such checkpoint, or if it is damaged.
+        LostContact: If another rank has failed.
     """
     import torch
 
@@ -177,9 +198,9 @@ def evaluated(request: EvaluationRequest, device: str) -> Evaluation | None:
 
 
 def _training_captions(request: EvaluationRequest, restored: "Restored | None") -> "TrainingCaptions":
-    """Returns what the run's config and the user say about the captions of the model.
+    """Returns what is known about the training captions of the model, from the run's config and from the user.
 
-    The packed datasets that the user names are read. Those that the config names are not.
+    The packed datasets that the user names are read for their words. The datasets that the config names are not read.
     """
     from emocap_pretrain.benchmarks import catalogue
     from emocap_pretrain.config.explain import did_you_mean
@@ -200,9 +221,10 @@ def _training_captions(request: EvaluationRequest, restored: "Restored | None") 
 
 
 def _prepare(request: EvaluationRequest) -> PreparedModel:
-    """Returns the model with the settings of its evaluation, and the weights of its start if they are needed.
+    """Opens the model, and returns it with the settings of its evaluation.
 
-    A wrong label or class is reported here, before the model reads the first image.
+    The settings are compared with the data here, so that a wrong label or class is reported before the model reads the
+    first image. Notes for the user are logged.
     """
     from emocap_pretrain.evaluation import on_benchmarks, tasks
     from emocap_pretrain.inference.opened import open_model
@@ -242,7 +264,7 @@ def _prepare(request: EvaluationRequest) -> PreparedModel:
 
 
 def _placeholder(name: str) -> Config:
-    """Returns a config for a model of another library, of which only the section `evaluation` is used."""
+    """Returns a config for a model of another library. Only the section `evaluation` of this config is used."""
     short = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(name).name).lstrip("-_.") or "model"
     return Config.model_validate(
         {"name": short, "url": "not recorded", "steps": 0, "global_batch": 1, "data": {"url": "not recorded"}},
@@ -253,8 +275,15 @@ def _placeholder(name: str) -> Config:
 def with_settings(config: Config, changes: dict[str, Any], *, may_read: bool) -> Config:
     """Returns the config with the evaluation settings from the command line (`changes`).
 
-    `may_read` says whether the dataset that `config` names may be read. It is True if the user has allowed this, or has
-    given the config.
+    If `changes` names a dataset, the setting `faces_from` of `config` is dropped, because it describes the dataset of
+    `config`.
+
+    Args:
+        config: The config.
+        changes: The evaluation settings of the command line by their names.
+        may_read: Whether the datasets and the cache that `config` names may be used. It is True if the user has allowed
+            this, or has given the config. Otherwise `train_url`, `valid_url` and `cache` are used only if
+            `changes` has them.
 
     Raises:
         ConfigError: If a setting is wrong. If `changes` names no dataset, the dataset of `config` is needed. Then the

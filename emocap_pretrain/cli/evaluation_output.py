@@ -1,4 +1,4 @@
-"""Shows, writes, draws and tracks what `emocap evaluate` has found."""
+"""Prints, saves, draws and tracks the results of `emocap evaluate`."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,7 +24,19 @@ RESULTS_FILE, PAGE_FILE = "results.json", "report.html"
 
 
 def report(evaluated: Evaluation, save: str | None, html: Path | None, *, thumbnails: bool, least: int) -> str:
-    """Writes the file of results and the HTML page, as far as the user wants them, and returns the page."""
+    """Writes the file of results and the HTML page, and returns the page.
+
+    Args:
+        evaluated: The results.
+        save: Path or URL of the file of results; None writes no file.
+        html: Path of the HTML page; None writes no page.
+        thumbnails: Whether the file and the page contain small images of samples, and attention maps.
+        least: A group with fewer samples is not scored.
+
+    Raises:
+        ConfigError: If a file cannot be written, or would be too large.
+        StoreError: If the store of `save` cannot be written.
+    """
     from emocap_pretrain.evaluation import result_file
     from emocap_pretrain.evaluation.comparison import ModelResults, compare
     from emocap_pretrain.evaluation.page import page
@@ -123,7 +135,14 @@ def draw(evaluated: Evaluation, path: Path) -> None:
 
 
 def track(evaluated: Evaluation, tracking: TrackingConfig, page: str) -> None:
-    """Logs the results as a run in MLflow, below the trained run, whose scores they do not replace."""
+    """Logs the results as a new run in MLflow.
+
+    The new run is a child of the MLflow run of the training, if the checkpoint names one, whose own scores stay as they
+    are.
+
+    Raises:
+        TrackingError: If MLflow does not take all results.
+    """
     import json
 
     from emocap_pretrain.tracking.mlflow_tracker import MlflowTracker

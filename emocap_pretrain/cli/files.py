@@ -9,14 +9,14 @@ from emocap_pretrain.errors import ConfigError
 
 
 def check_writable(option: str, path: Path) -> None:
-    """Checks that a file can be written. A command calls this before the work whose result the file holds.
+    """Checks that a file can be written. A command calls this before it computes what the file is to hold.
 
     Args:
         option: The option that names the file, for the message.
         path: The file.
 
     Raises:
-        ConfigError: If it cannot be written.
+        ConfigError: If the file cannot be written.
     """
     try:
         if path.exists() and not (path.is_file() and os.access(path, os.W_OK)):

@@ -1,4 +1,4 @@
-"""Defines `emocap look`, which draws where in faces a model finds what sentences say."""
+"""Defines `emocap look`, which draws attention maps: where in a face a model finds what a sentence says."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from emocap_pretrain.evaluation.look import MappedFace
     from emocap_pretrain.inference.model import EmotionModel
 
-_LARGEST = 10  # Sentences, and faces times sentences is at most its square: a picture must stay readable.
+_LARGEST = 10  # The largest number of sentences, as of faces (`count`): a picture must stay readable.
 
 
 def command(
@@ -55,7 +55,12 @@ def command(
 
 
 def _faces(model: "EmotionModel", source: str, sentences: list[str], count: int) -> "tuple[list[MappedFace], str]":
-    """Returns the maps of the first faces of the input, and the name of the input for the picture."""
+    """Returns the attention maps of the first `count` faces of the input, and the name of the input for the picture.
+
+    Raises:
+        ConfigError: If the input has no captions, and no sentence is given; or if the model has no maps.
+        DataError: If none of the samples has a local sentence, or an image cannot be read.
+    """
     from itertools import islice
 
     from emocap_shards.mask import masked_url

@@ -1,4 +1,4 @@
-"""Defines `emocap regions`, which writes where the regions of the faces of a dataset lie."""
+"""Defines `emocap regions`, which writes where the regions of the faces in a dataset lie."""
 
 from pathlib import Path
 from typing import Annotated

@@ -80,6 +80,8 @@ def _one_or_more(words: object) -> object:
 def _texts(names: object) -> object:
     """Converts the names in a list to texts, because YAML reads names such as 0 and 0.5 as numbers.
 
+    A value that is not a list is returned as it is: pydantic reports it.
+
     Raises:
         ValueError: If YAML reads a name as a truth value or as null.
     """

@@ -123,7 +123,7 @@ class LabelConfig(Section):
 
     @property
     def chosen_loss(self) -> Literal["cross_entropy", "ccc", "mse"]:
-        """Returns the loss; the default one of the label if the setting is null."""
+        """Returns the setting `loss`; if it is null, cross_entropy for a label with classes, and ccc otherwise."""
         return self.loss or ("cross_entropy" if self.classes else "ccc")
 
     @property

@@ -399,9 +399,9 @@ class Config(Section):
         return self.steps == 0 or wanted == "always" or (wanted == "auto" and starts_from_weights(self.model))
 
     def evaluates_checkpoint(self, step: int) -> bool:
-        """Returns whether the checkpoint of this step is evaluated during training.
+        """Returns whether the checkpoint of this step is evaluated during training (`evaluation.every_checkpoints`).
 
-        The checkpoints of step 0 and of the last step are not among them: other settings say what happens there.
+        The result is False for step 0 and for the last step: other settings decide about an evaluation there.
         """
         every = self.evaluation.every_checkpoints
         if self.evaluation.url is None or every is None:

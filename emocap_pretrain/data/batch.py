@@ -82,8 +82,9 @@ class Batch:
     Attributes:
         images: The images.
         texts: The texts of each caption part, by the name of the part.
-        labels: The target of each image, [batch], by the name of the label: the number of a class as int64, which is -1
-            if it is missing, or a number as float32, which is NaN if it is missing.
+        labels: The target of each image, [batch], by the name of the label. For a label with classes, it is the index
+            of the class as int64, or -1 if the label is missing. For a label with numbers, it is the number as float32,
+            or NaN if the label is missing.
     """
 
     images: UInt8[Tensor, "batch 3 height width"]

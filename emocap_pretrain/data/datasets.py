@@ -104,7 +104,7 @@ def cut_captions(
 
 
 def caption_words(urls: Sequence[str]) -> frozenset[str]:
-    """Returns all words of the captions of packed datasets in lower case. Every sample is read.
+    """Returns the set of all words in the captions of packed datasets, in lower case. Every sample is read.
 
     Raises:
         ManifestError, StoreError: If there is no dataset, or it cannot be read.

@@ -1,7 +1,7 @@
 """Reads the labels that a head predicts: as tensors of a batch, and as the number of training samples of each class.
 
 A sample without a label, or with an empty one, has no target: the class -1 or the number NaN. It adds nothing to the
-loss of this label. A value that the settings do not allow ends the run, because training without it would go unnoticed.
+loss of this label. A value that the settings do not allow ends the run, because nobody would notice if it were ignored.
 """
 
 import math
@@ -27,10 +27,13 @@ _SHOWN = 12  # Number of names that an error message lists.
 def label_targets(
     settings: LabelConfig, samples: Sequence[Sample]
 ) -> Int64[Tensor, " samples"] | Float32[Tensor, " samples"]:
-    """Returns the target of each sample: the number of its class, or its number. A missing one is -1 or NaN.
+    """Returns the target of each sample for one label.
+
+    If the label has classes, a target is the index of the class, or -1 for a sample without the label. Otherwise it is
+    the number, or NaN for a sample without the label.
 
     Raises:
-        DataError: If a sample has a value that is none of the classes, or not a finite number.
+        DataError: If a sample has a value that is none of the classes, or a text in a label without classes.
     """
     values = [sample.labels.get(settings.name, "") for sample in samples]
     places = {name: place for place, name in enumerate(settings.classes or ())}
@@ -52,10 +55,11 @@ def check_labels(data: DataConfig, labels: Sequence[LabelConfig], *, seconds: fl
         seconds: Reading of each dataset and label stops after this time; None reads everything.
 
     Returns:
-        Notes for the user, one line each: how many samples have no label.
+        Notes for the user: one line for each dataset and label that some samples lack, with the number of samples.
 
     Raises:
-        ConfigError: If a label has a value that the settings do not allow, or no sample has the label.
+        ConfigError: If a label has a value that the settings do not allow, or if everything was read and no sample has
+            the label.
         ShardsError: If a dataset cannot be read.
     """
     notes: list[str] = []
@@ -77,14 +81,14 @@ def check_labels(data: DataConfig, labels: Sequence[LabelConfig], *, seconds: fl
 def count_classes(data: DataConfig, labels: Sequence[LabelConfig]) -> dict[str, tuple[float, ...]]:
     """Counts the training samples of each class, for the labels whose classes are balanced.
 
-    The annotations of all samples are read. In a mixture a sample counts as often as it is drawn, relative to the other
-    samples, so the counts may not be whole numbers.
+    The annotations of all samples are read. In a mixture of datasets, a sample counts as often as it is drawn in
+    comparison with an average sample, so the counts may not be whole numbers.
 
     Returns:
         The counts by the name of the label, in the order of its classes; empty if no label is balanced.
 
     Raises:
-        ConfigError: If a class has no sample, or a label has another value.
+        ConfigError: If a class has no sample, or a sample has a value of the label that is none of its classes.
         ShardsError: If a dataset cannot be read.
     """
     return {label.name: _counts(data, label) for label in labels if label.balance != "none"}

@@ -16,7 +16,7 @@ def read_landmarks(path: Path) -> tuple[Sequence[str], np.ndarray[Any, Any]]:
     """Returns the names of the images and their landmarks [images, 478, 3], in pixels; NaN where no face was found.
 
     Raises:
-        DataError: If the file has not these arrays.
+        DataError: If the file cannot be read, or does not have these arrays.
     """
     try:
         with open(open_regular(path), "rb") as file, np.load(file, allow_pickle=False) as stored:  # noqa: PTH123 - a descriptor

@@ -1,4 +1,4 @@
-"""Reads and writes the file that says where the regions of faces lie, and which of them each sentence is about.
+"""Reads and writes the file that says where the regions of faces lie, and which region each local sentence is about.
 
     <dataset>/regions.jsonl    a header line, then one line for each sample
 
@@ -8,9 +8,10 @@ sample's first caption, or null if it is not known:
 
     {"key": "0000-00001800", "areas": {"eyes": [[231, 410, 402, 398, ...], ...]}, "local": ["eyes", null, "mouth"]}
 
-An outline is a polygon x, y, x, y, ... in thousandths of the side of the image's central square, which evaluations read
-(`center_crop`), from its left and top edge. Values below 0 or above 1000 lie outside of the square. A region is the
-union of its outlines. The file is separate from the shards, so it can be added to a dataset that exists already.
+An outline is a polygon x, y, x, y, ... in the frame of the image's central square, which evaluations read
+(`center_crop`): x and y are distances from its left and its top edge, in thousandths of its side. Points with values
+below 0 or above 1000 lie outside of the square. A region is the union of its outlines. The file is separate from the
+shards, so it can be added to a dataset that exists already.
 """
 
 import json
@@ -50,7 +51,8 @@ class FaceRegions:
 
     Attributes:
         areas: The outlines of each region by its name, such as "eyes".
-        local: The name of the region that each local sentence of the first caption is about; None if it is not known.
+        local: For each local sentence of the first caption, the name of the region that the sentence is about; None if
+            this is not known.
     """
 
     areas: Mapping[str, tuple[Outline, ...]]
@@ -58,12 +60,18 @@ class FaceRegions:
 
 
 def outline(points: Float[np.ndarray, "corners 2"]) -> Outline:
-    """Returns an outline as it is stored. `points` are shares of the side of the central square."""
+    """Returns the outline of a polygon in thousandths of the side of the central square, as the file stores it.
+
+    `points` are the corners of the polygon, in shares of this side.
+    """
     return tuple(round(value * UNIT) for value in points.ravel().tolist())
 
 
 def coverage(outlines: Iterable[Outline], side: int) -> Float[np.ndarray, " cells"]:
-    """Returns the share of each cell of a grid of `side` x `side` that the union of outlines covers, row by row."""
+    """Returns which share of each cell of a grid the union of some outlines covers, from 0 to 1.
+
+    The grid divides the central square into `side` x `side` cells. The result has the cells row by row, from the top.
+    """
     each_px = max(_LEAST_FINE, -(-_SHEET // side))
     fine = side * each_px
     sheet = Image.new("1", (fine, fine))
@@ -76,7 +84,14 @@ def coverage(outlines: Iterable[Outline], side: int) -> Float[np.ndarray, " cell
 
 
 def write_regions(url: str, found: Iterable[tuple[str, FaceRegions]]) -> int:
-    """Writes the regions of the samples of a dataset, by their keys, and returns the number of samples."""
+    """Writes the file of regions into the folder of a dataset, and returns the number of samples in the file.
+
+    An existing file of regions is replaced.
+
+    Args:
+        url: The dataset.
+        found: The key and the regions of each sample.
+    """
     store = open_store(url)
     lines = [_line({"regions": VERSION, "dataset": read_manifest(store).digest})]
     lines.extend(_line({"key": key, "areas": each.areas, "local": each.local}) for key, each in found)
@@ -97,7 +112,8 @@ def read_regions(url: str) -> dict[str, FaceRegions]:
     """Returns the regions of the samples of a dataset, by their keys.
 
     Raises:
-        DataError: If there is no such file, it belongs to another dataset or version, or a line has another form.
+        DataError: If there is no such file, it belongs to another dataset or version, or a line does not have the form
+            that this module describes.
         StoreError: If the store cannot be read.
     """
     store, place = open_store(url), f"{masked_url(url)}/{REGIONS_FILE}"

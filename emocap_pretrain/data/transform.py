@@ -54,7 +54,10 @@ def center_crop(image: UInt8[np.ndarray, "height width 3"], pixels: int) -> UInt
 def cropped(
     image: UInt8[np.ndarray, "height width 3"], pixels: int, crop: ImageCrop
 ) -> UInt8[np.ndarray, "pixels pixels 3"]:
-    """Returns the part of an image that `crop` names, resized to `pixels`."""
+    """Returns the central square of an image if `crop` is "center", and otherwise the whole image, resized to `pixels`.
+
+    A whole image that is not square is stretched to a square.
+    """
     return center_crop(image, pixels) if crop == "center" else _resized(image, pixels)
 
 

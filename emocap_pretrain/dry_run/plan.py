@@ -97,6 +97,9 @@ class RunPlan:
         The row lists the caption parts whose losses the backend computes, and why the backend is chosen for them. The
         choice depends on the device. So if the ranks use GPUs but this host has none, one row says that the backends
         are chosen when the run starts. Each label has a row of its own, because its loss has no backends.
+
+        Raises:
+            ConfigError: If the backend that the settings name cannot compute a loss on this device.
         """
         settings, engine = self.config.objective, self.config.engine
         objective = Objective.of(settings, precision=engine.precision)
@@ -181,7 +184,7 @@ class RunPlan:
 
 
 def _under(name: str, lines: Sequence[str]) -> list[tuple[str, str]]:
-    """Returns a row for each line, of which only the first has the name."""
+    """Returns a row of the plan for each line. The first row has the name `name`, and the others have an empty name."""
     return [("" if number else name, line) for number, line in enumerate(lines)]
 
 

@@ -149,13 +149,13 @@ def sources_of(card: Card, root: Path, reader: LayoutReader, fold: int | None = 
 
 
 def settings_of(settings: EvaluationConfig, card: Card) -> EvaluationConfig:
-    """Returns the settings with the labels of a card in place of those of a packed dataset.
+    """Returns the settings with the label, the classes and the names of numbers of a card in place of their own.
 
-    If the settings name the same classes as the card, their words or prompts are kept.
+    If the settings name the same classes as the card, the words or prompts that they give to these classes are kept.
 
     Raises:
-        ConfigError: If the settings have whole prompts for other classes than those of the card, or for compound
-            classes whose prompts are to be those of their parts.
+        ConfigError: If the settings have whole prompts for other classes than the classes of the card; or if they have
+            whole prompts for compound classes, but `compound=parts` would use the prompts of the simple classes.
     """
     changes: dict[str, object] = {"label": CLASS}
     if isinstance(card.target, ClassTarget):

@@ -1,4 +1,4 @@
-"""Measures how far the softmax over the prompted classes is from probabilities, and fits its temperature."""
+"""Measures how well the softmax over prompted classes is calibrated as probabilities, and fits its temperature."""
 
 import math
 from typing import TypeAlias
@@ -19,9 +19,9 @@ Logits: TypeAlias = Float[Tensor, "examples classes"]
 def calibration_error(logits: Logits, truth: Int[np.ndarray, " examples"]) -> float:
     """Returns the expected calibration error (ECE) of the softmax of logits, in [0, 1].
 
-    The examples are divided by the probability of their predicted class into `BINS` bins of equal width. The ECE is the
-    mean over the examples of the absolute difference (norm "l1") between accuracy and mean probability of their bin
-    (Guo et al. 2017). There must be at least two classes.
+    The examples are divided into `BINS` bins of equal width by the probability of their predicted class. The ECE is
+    the mean over the bins of the absolute difference (norm "l1") between the accuracy and the mean probability in the
+    bin, weighted by the number of examples in it (Guo et al. 2017). There must be at least two classes.
     """
     from torchmetrics.functional.classification import multiclass_calibration_error
 
@@ -40,7 +40,8 @@ def log_loss(logits: Logits, truth: Int[np.ndarray, " examples"]) -> float:
 def fitted_temperature(logits: Logits, truth: Int[np.ndarray, " examples"]) -> float:
     """Returns the temperature by which the logits must be divided so that their log loss is lowest (Guo et al. 2017).
 
-    The loss is convex in the inverse of the temperature, so it has one minimum.
+    The temperature lies between the inverse of `LARGEST_TEMPERATURE` and `LARGEST_TEMPERATURE`. The loss is convex in
+    the inverse of the temperature, so it has one minimum.
     """
     from scipy.optimize import minimize_scalar
 

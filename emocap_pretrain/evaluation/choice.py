@@ -81,13 +81,15 @@ def chosen(
     place: Mapping[str, int],
     key: str,
 ) -> int:
-    """Returns the position in the question of the answer that is chosen.
+    """Returns the index in `question.answers` of the answer whose cosine with the image is largest.
+
+    If several answers have the largest cosine, the first of them in a random order is chosen.
 
     Args:
-        cosines: The cosine of the image with each answer of the benchmark.
+        cosines: The cosine of the image with each answer that any question of the benchmark has.
         question: The question.
-        place: The column of each answer in `cosines`.
-        key: The name of the example, which decides the order of the answers.
+        place: The index of each answer in `cosines`.
+        key: The name of the example, which is the seed of the random order.
     """
     seed = int.from_bytes(hashlib.blake2b(key.encode(errors="surrogatepass"), digest_size=8).digest(), "little")
     order = np.random.default_rng(seed).permutation(len(question.answers))

@@ -132,15 +132,16 @@ def scored(
     predicted: np.ndarray,
     scores: Float[np.ndarray, "labelled classes"] | None = None,
 ) -> TaskResult:
-    """Returns UAR, WAR and macro-F1 with their intervals, the recall of each class, and the confusion matrix.
+    """Returns UAR and WAR with their intervals, macro-F1, the recall of each class, and the confusion matrix.
 
-    If exactly two of the classes occur, the area under the ROC curve (AUC) between them is returned too.
+    If `scores` are given and exactly two of the classes occur, the result also has the area under the ROC curve (AUC)
+    between these two classes, with its interval.
 
     Args:
         task: The name of the task.
         title: The first words of the titles of scores.
-        found: The true classes.
-        predicted: The number of the predicted class of each row.
+        found: The rows with a label, and their true classes.
+        predicted: The index of the predicted class of each row.
         scores: A score of each class for each row, from which AUC is computed; NaN for a class without a score.
     """
     from sklearn.metrics import f1_score  # It takes a second, and only rank 0 needs it.
@@ -170,7 +171,10 @@ def scored(
 
 
 def _area(title: str, found: LabelledRows, scores: Float[np.ndarray, "labelled classes"]) -> Iterator[Score]:
-    """Yields the AUC of the difference of two scores, if exactly two classes occur and both have scores."""
+    """Yields the AUC with which the difference of two scores separates the two classes that occur.
+
+    Yields nothing if another number of classes occurs, or one of the two has no score.
+    """
     from sklearn.metrics import roc_auc_score
 
     occurring = np.unique(found.truth)
