@@ -31,7 +31,14 @@ TOLERANCE = 1e-6  # Relative to the score; sums in another order differ by less.
 
 @dataclass(frozen=True, slots=True)
 class ModelResults:
-    """Holds the results of one model, with small images of some samples by their keys, and their attention maps."""
+    """Holds the results of one model.
+
+    Attributes:
+        model: The model.
+        results: The results of its tasks.
+        thumbnails: Small images of some samples, as JPEGs in base64, by the keys of the samples.
+        faces: The attention maps of some of the samples that have a small image.
+    """
 
     model: EvaluatedModel
     results: tuple[TaskResult, ...]
@@ -50,7 +57,8 @@ class ScoreRow:
 
     Attributes:
         scores: The score of each model; None if the model has none.
-        differences: For each model the difference to the first one; None for the first model, and if it is unknown.
+        differences: For each model its score minus the score of the first model. None for the first model, if one of
+            the two has no such score, if their samples differ, or if the score does not follow from outcomes.
     """
 
     scores: tuple[Score | None, ...]
@@ -58,7 +66,7 @@ class ScoreRow:
 
     @property
     def first(self) -> Score:
-        """Returns the score of the first model that has one. The name and the title are those of all models."""
+        """Returns the score of the first model that has one. Its name and its title hold for the whole row."""
         return next(each for each in self.scores if each)
 
 
@@ -69,10 +77,11 @@ class TaskComparison:
     Attributes:
         task: The name of the task.
         benchmark: The name of the benchmark; empty for a packed dataset.
-        results: The result of each model; None if the model has none.
+        results: The result of each model; None if the model has no result of this task on this dataset.
         rows: The scores.
-        refusals: For each model, why its samples are not those of the first model; empty if they are.
-        groups: For each model, its scores by the values of labels.
+        refusals: For each model, the reasons why it cannot be compared with the first model: how their samples differ.
+            Empty if the samples are equal.
+        groups: For each model and each label, the scores of the groups of samples with the same value of the label.
     """
 
     task: str
@@ -90,7 +99,7 @@ class TaskComparison:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Holds the models and the results of all tasks that at least one of them has."""
+    """Holds the models, and a comparison for each task and dataset on which at least one of them has a result."""
 
     models: tuple[ModelResults, ...]
     tasks: tuple[TaskComparison, ...]
@@ -108,13 +117,13 @@ def compare(models: Sequence[ModelResults], *, by: Sequence[str] | None = None, 
     """Compares models with the first one.
 
     Args:
-        models: The results of each model, of at least one.
-        by: Labels by which samples are divided; None takes all that the results contain.
+        models: The results of each model; at least one model.
+        by: Names of the labels by which samples are divided into groups; None takes all labels in the results.
         least: A group with fewer samples is not scored.
 
     Raises:
-        ConfigError: If a score does not follow from the outcomes in the same file, no model has the label of `by`, or a
-            label has too many values.
+        ConfigError: If there are more than `MOST_MODELS` models, a stated score differs from the one that its outcomes
+            give (`check`), no model has a label of `by`, or a label has too many values.
     """
     if len(models) > MOST_MODELS:
         raise ConfigError(f"{len(models)} models: at most {MOST_MODELS} can be compared at once.")
@@ -128,10 +137,12 @@ def compare(models: Sequence[ModelResults], *, by: Sequence[str] | None = None, 
 
 
 def check(results: ModelResults) -> None:
-    """Checks that each score which follows from outcomes is the one that the file states.
+    """Computes the scores again from the outcomes, and compares them with the scores that the results state.
+
+    A stated score that does not follow from outcomes is not checked.
 
     Raises:
-        ConfigError: If a score differs.
+        ConfigError: If a score differs by more than `TOLERANCE`.
     """
     for result in results.results:
         stated = {score.name: score.value for score in result.scores}
@@ -147,7 +158,17 @@ def check(results: ModelResults) -> None:
 
 
 def groups_by(result: TaskResult, by: Sequence[str] | None = None, *, least: int = LEAST) -> tuple[Subgroups, ...]:
-    """Returns the first score of each kind of outcomes for the values of each label that the samples have.
+    """Divides the samples of a result by each of their labels, and scores the groups with the same value.
+
+    Each entry of `result.outcomes` is scored by the first of its scores that the result states.
+
+    Args:
+        result: The result of a task.
+        by: Names of labels; None takes all labels that the samples have.
+        least: A group with fewer samples is not scored.
+
+    Returns:
+        The groups of each entry of the outcomes and each label.
 
     Raises:
         ConfigError: If a label has too many values.
@@ -211,7 +232,10 @@ def _row(name: str, results: Sequence[TaskResult | None], changes: Sequence[Mapp
 
 
 def _changes(first: TaskResult | None, other: TaskResult | None) -> dict[str, Difference]:
-    """Returns the difference of each score that both results have and that follows from their outcomes."""
+    """Returns `other` minus `first` for each score that both results have and that follows from outcomes, by its name.
+
+    The result is empty if `other` is the first model, or if one of the two models has no result.
+    """
     if first is None or other is None or first is other:
         return {}
     names = {score.name for score in first.scores} & {score.name for score in other.scores}
@@ -222,7 +246,10 @@ def _changes(first: TaskResult | None, other: TaskResult | None) -> dict[str, Di
 
 
 def _score(name: str, result: TaskResult | None) -> Score | None:
-    """Returns a score, with an interval if its outcomes allow one."""
+    """Returns the score of this name; None if the result does not have it.
+
+    If the score has no interval and follows from outcomes, its bootstrap interval is added.
+    """
     score = next((each for each in result.scores if each.name == name), None) if result else None
     if result is None or score is None or score.interval:
         return score
@@ -234,7 +261,7 @@ def _score(name: str, result: TaskResult | None) -> Score | None:
 
 
 def _corrected(tasks: Sequence[TaskComparison]) -> list[TaskComparison]:
-    """Returns the comparisons with p values after Holm's correction, over all comparisons of the same score."""
+    """Returns the comparisons with `p_holm`: p after Holm's correction over all comparisons of the same score."""
     ps: dict[str, list[float]] = {}
     for each in tasks:
         for row in each.rows:

@@ -1,10 +1,11 @@
-"""Says of each score by prompts whether it is zero-shot, or whether the training captions came from the same faces.
+"""Says of each result by prompts whether it is zero-shot, or whether the training captions came from the same faces.
 
 A model that was trained on captions of the training split of a dataset has learned how this dataset names its faces.
-Its scores on the test split are prompted, in domain. Only a score on faces from which no caption came is zero-shot.
+Its result on the test split is called "prompted, in domain". A result is zero-shot only if no training caption came
+from the scored faces or their labels.
 
-The addresses of datasets show that two splits belong together, but not from where other captions came: somebody must
-say it (`data.captions_from`). What is not known is called unknown.
+The addresses of two datasets show whether they are splits of one dataset. From which faces other captions came, the
+user must say (`data.captions_from`). If nobody has said it, the result is called unknown.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,13 +25,13 @@ _SHORTEST_STEM, _LONGEST_ENDING = 3, 3
 
 @dataclass(frozen=True, slots=True)
 class TrainingCaptions:
-    """Holds what is known about the captions of a model.
+    """Holds what is known about the captions on which a model was trained.
 
     Attributes:
-        urls: The addresses of the packed datasets that it was trained on, as a config stores them.
+        urls: The addresses of the packed datasets with the captions, as a config stores them.
         sources: The names of benchmarks, or of other sets of faces, from whose faces or labels captions came.
-        is_complete: Whether no caption came from elsewhere. False if this is not known.
-        words: All words of the captions in lower case; None if the captions were not read.
+        is_complete: Whether all captions came from `sources`. False if this is not known.
+        words: All words in the captions of the datasets that were read, in lower case; None if none was read.
     """
 
     urls: tuple[str, ...] = ()
@@ -40,10 +41,14 @@ class TrainingCaptions:
 
     @classmethod
     def of_run(cls, stored: Mapping[str, Any]) -> "TrainingCaptions":
-        """Returns what the config of a run says, as `Config.stored` returns it. No address in it is opened.
+        """Returns what the config of a run says about its training captions. No address in the config is opened.
 
-        The captions of weights with which a run began are unknown (`model.from`). The weights of single towers were
+        If the run began with the weights of a whole model (`model.from`), the sources are incomplete, because the
+        captions of that model are not known. Pretrained weights of a single tower change nothing, because they were
         not trained on captions of faces.
+
+        Args:
+            stored: The config of the run, as `Config.stored` returns it.
         """
         data = stored["data"]
         urls = tuple(dataset["url"] for dataset in data["mix"]) or (data["url"],)
@@ -53,7 +58,16 @@ class TrainingCaptions:
     def also(
         self, sources: Sequence[str] = (), urls: Sequence[str] = (), words: frozenset[str] | None = None
     ) -> "TrainingCaptions":
-        """Returns the captions with what a user says about them. Sources that a user names are all sources."""
+        """Returns what is known together with what the user says.
+
+        If the user names any sources, all sources count as known.
+
+        Args:
+            sources: Names of sets of faces from which captions came.
+            urls: Addresses of packed datasets with training captions.
+            words: All words of the captions in `urls`, in lower case, which replace the earlier words; None if the
+                captions were not read.
+        """
         return TrainingCaptions(
             urls=(*self.urls, *urls),
             sources=(*self.sources, *sources),
@@ -65,12 +79,13 @@ class TrainingCaptions:
 def with_domains(
     results: Iterable[TaskResult], training: TrainingCaptions, settings: EvaluationConfig, *, url: str | None
 ) -> tuple[TaskResult, ...]:
-    """Returns the results, in which each score by prompts says what it is.
+    """Returns the results with their domain: whether a result by prompts is zero-shot, in domain or unknown.
 
     Args:
-        results: The results; those of tasks without prompts have no `domain`, and are returned as they are.
-        training: The captions of the model.
-        settings: The settings of the evaluation.
+        results: The results. The `domain` of a task without prompts is None, and its result is returned as it is.
+        training: What is known about the training captions of the model.
+        settings: The settings of the evaluation. They name the sets from which the scored faces come (`faces_from`),
+            and the words of the classes.
         url: The address of the scored dataset, as a config stores it; None if benchmarks were scored.
     """
     return tuple(_named(result, training, settings, url) for result in results)
@@ -85,12 +100,12 @@ def _named(result: TaskResult, training: TrainingCaptions, settings: EvaluationC
 
 
 def domain_of(training: TrainingCaptions, faces_from: Sequence[str], *, url: str | None) -> Domain:
-    """Returns how the training captions relate to a scored set.
+    """Returns how the training captions relate to a scored dataset: zero-shot, in domain or unknown, with the reason.
 
     Args:
-        training: The captions of the model.
-        faces_from: The names of the sets from which the scored faces are; empty if they are unknown.
-        url: The address of the scored set, if it is a packed dataset.
+        training: What is known about the training captions of the model.
+        faces_from: The names of the sets from which the scored faces come; empty if they are unknown.
+        url: The address of the scored dataset if it is a packed one; None if it is a benchmark.
     """
     for each in training.urls if url else ():
         if _is_split_of(url or "", each):
@@ -107,13 +122,16 @@ def domain_of(training: TrainingCaptions, faces_from: Sequence[str], *, url: str
 
 
 def collections_of(names: Iterable[str]) -> set[str]:
-    """Returns the names of all sets of faces that belong to these names. Benchmarks may share their faces."""
+    """Returns these names of sets of faces, and for each benchmark among them also the sets whose faces it uses."""
     known = catalogue.names()
     return {each for name in names for each in (name, *(catalogue.card(name).faces if name in known else ()))}
 
 
 def _is_split_of(url: str, other: str) -> bool:
-    """Returns whether two addresses are equal, or are those of two splits of one dataset. Masked ones are not."""
+    """Returns whether two addresses are equal, or are the addresses of two splits of one dataset.
+
+    The result is False if a secret in one of them is masked, because then the address is not known.
+    """
     one, two = url.rstrip("/"), other.rstrip("/")
     if MASK in one or MASK in two:
         return False
@@ -124,7 +142,10 @@ def _is_split_of(url: str, other: str) -> bool:
 
 
 def _unseen(result: TaskResult, training: TrainingCaptions, settings: EvaluationConfig) -> tuple[str, ...]:
-    """Returns the classes whose words do not occur in the training captions, not even with another ending."""
+    """Returns the classes whose words do not occur in the training captions, not even with another ending.
+
+    The result is empty if the words of the captions are not known.
+    """
     if training.words is None:
         return ()
     classes = result.class_values[0].classes if result.class_values else ()
@@ -139,7 +160,8 @@ def _unseen(result: TaskResult, training: TrainingCaptions, settings: Evaluation
 def _is_alike(one: str, two: str) -> bool:
     """Returns whether two words begin alike, so that they may be forms of one word, such as anger and angry.
 
-    Unrelated words may begin alike too. Then a class counts as seen although it is not, which is the safe mistake.
+    Unrelated words may begin alike too. Then a class counts as seen although it is not. This mistake is the safe one,
+    because it never calls a class zero-shot.
     """
     needed = max(_SHORTEST_STEM, min(len(one), len(two)) - _LONGEST_ENDING)
     return one[:needed] == two[:needed]

@@ -35,7 +35,10 @@ class Spoke:
 
 @dataclass(frozen=True, slots=True)
 class Web:
-    """The line of one model in a radar chart: its points, and the pairs of neighbouring points that are connected."""
+    """The line of one model in a radar chart: its points, and the pairs of points on neighbouring axes to connect.
+
+    There is no point on an axis on which the model has no score.
+    """
 
     name: str
     points: tuple[Point, ...]
@@ -54,9 +57,11 @@ class Radar:
 def radar(axes: Sequence[str], models: Mapping[str, Sequence[float | None]]) -> Radar:
     """Returns a radar chart of scores in per cent.
 
+    The outer ring is the highest score, rounded up to a multiple of 20.
+
     Args:
         axes: The names of the axes, at least three.
-        models: For each model its score on each axis; None where it has none.
+        models: For each model, by its name, the score on each axis in per cent; None where it has no score.
     """
     highest = max((each for scores in models.values() for each in scores if each is not None), default=100.0)
     top = max(20.0, math.ceil(highest / 20) * 20)
@@ -99,7 +104,10 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """A confusion matrix with the true classes in rows. `labels` has the name and the place of each class."""
+    """A confusion matrix with the true classes in rows.
+
+    `labels` has the name of each class, and the position of the middle of its row, which is also that of its column.
+    """
 
     size: float
     cell: float
@@ -109,7 +117,7 @@ class Matrix:
 
 
 def matrix(found: ConfusionMatrix) -> Matrix:
-    """Returns the drawing of a confusion matrix. Fields of a matrix with many classes have no numbers."""
+    """Returns the drawing of a confusion matrix. With more than `_MOST_COUNTS` classes, its fields have no numbers."""
     count = len(found.classes)
     cell = _CELL if count <= _MOST_COUNTS else _SMALL_CELL
     cells: list[Cell] = []
@@ -126,7 +134,13 @@ def matrix(found: ConfusionMatrix) -> Matrix:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A curve of one model: its points, as text for an SVG polyline, and the ends of each error bar."""
+    """A curve of one model.
+
+    Attributes:
+        points: The points with their tooltips.
+        path: The same points as text for an SVG polyline.
+        bars: The x of each error bar, and the y of its two ends.
+    """
 
     points: tuple[Point, ...]
     path: str
@@ -135,13 +149,17 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Curves:
-    """Curves of several models over the same numbers, which are drawn at equal distances.
+    """Curves of several models over the same values of x, such as numbers of examples, drawn at equal distances.
 
     Attributes:
+        title: The title of the drawing.
+        x_title: What x counts.
+        width: Width of the drawing.
+        height: Height of the drawing.
         lines: The curve of each model; None for a model that has none.
-        ticks: The place and the text of each number.
-        levels: The place and the text of each horizontal line.
-        chance: The place of the line of chance; None if it is unknown.
+        ticks: The position and the text of each value of x.
+        levels: The y and the text of each horizontal line.
+        chance: The y of the line at the level of chance; None if this level is unknown.
     """
 
     title: str
@@ -155,7 +173,11 @@ class Curves:
 
 
 def curves(models: Sequence[Series | None]) -> Curves:
-    """Returns the drawing of the same series of several models, of which at least one has it."""
+    """Returns the drawing of one series of several models.
+
+    Args:
+        models: The series of each model; None for a model that does not have it. At least one model has it.
+    """
     first = next(each for each in models if each)
     xs = sorted({x for each in models if each for x in each.x})
     ends = [v + d for each in models if each for v, d in zip(each.values, each.deviations, strict=True)]

@@ -36,10 +36,10 @@ class Content(Protocol):
 
         Args:
             pixels: Side of the crops.
-            crop: The part of an image or frame that is resized.
+            crop: The part of an image or frame that is resized: its central square, or the whole.
 
         Raises:
-            DataError, ImageError, OSError, ValueError: If it cannot be decoded.
+            DataError, ImageError, OSError, ValueError: If the content cannot be decoded.
         """
         ...
 
@@ -121,7 +121,10 @@ class PackedSource:
     """Reads the samples of a packed dataset in the order of its manifest.
 
     Attributes:
-        group: The label with the person or clip of a sample; None if the dataset has none.
+        url: The dataset.
+        group: The name of the label that holds the person or clip of a sample; None if no label does.
+        images_each: Number of crops of a sample.
+        may_have_gaps: Whether samples may be left out.
     """
 
     url: str = field(repr=False)  # It may hold a password.

@@ -35,11 +35,12 @@ class FeatureCache:
     model: str
 
     def path(self, contents: Sequence[bytes], texts: Sequence[str]) -> str:
-        """Returns where the vectors of a batch are.
+        """Returns the path in the store at which the vectors of a batch are kept.
 
         Args:
             contents: The digests of the examples' contents.
-            texts: What is done with the contents, and the texts of all parts with what is done with each.
+            texts: How the contents are processed, such as the crop; and each text of the batch, together with how it is
+                processed, such as the number of tokens to which it is cut.
         """
         digest = hashlib.blake2b(f"{FORM} {self.model} {len(contents)} {len(texts)}".encode(), digest_size=32)
         for content in contents:

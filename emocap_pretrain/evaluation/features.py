@@ -41,8 +41,13 @@ _UNREADABLE = (DataError, ImageError, OSError, ValueError)
 class PartFeatures:
     """Holds the texts of one caption part with their vectors, in the order of the examples.
 
-    `owner` is the row of the example to which a text belongs. An example may have several texts, or none. `caption` is
-    the number of the text's caption among all captions that have such texts. A caption has several local sentences.
+    Attributes:
+        texts: The texts. A caption may have several texts of the part, such as local sentences, and an example may have
+            several captions, or none.
+        vectors: The unit vector of each text.
+        owner: The row in `Features` of the example to which each text belongs.
+        caption: The index of the caption to which each text belongs. It counts the captions of all examples, without
+            those that have no text of the part.
     """
 
     texts: tuple[str, ...]
@@ -53,13 +58,14 @@ class PartFeatures:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SentenceMaps:
-    """Holds where each local sentence of the first caption of an image lies in this image.
+    """Holds the attention map of each local sentence in the first caption of each example.
 
     Attributes:
         texts: The sentences, in the order of the examples.
-        owner: The row of the example of each sentence.
-        place: The number of each sentence among the local sentences of its caption, counted from 0.
-        weights: The attention weights of the patches of the example, row by row (`LocalAlignment.attention`).
+        owner: The row in `Features` of the example of each sentence.
+        place: The index of each sentence among the local sentences of its caption.
+        weights: The weight of each patch of the example for each sentence (`LocalAlignment.attention`). The patches are
+            in the order of the rows of their grid.
     """
 
     texts: tuple[str, ...]
@@ -74,17 +80,18 @@ class Features:
 
     Attributes:
         keys: The names of the examples.
-        images: The unit vectors in the space that images and texts share. That of a video is the projection of its
-            pooled vector, which is the mean of the projections of its frames, scaled to unit length, as in Exp-CLIP.
-        pooled: The vectors of the image tower before the projection, on which probes are trained. That of a video is
-            the mean over its frames.
+        images: The unit vector of each example in the space that images and texts share. For a video it is the
+            projection of the pooled vector, scaled to unit length. This is the direction of the mean over its projected
+            frames, as in Exp-CLIP.
+        pooled: The vector of each example from the image tower before the projection, on which probes are trained. For
+            a video it is the mean over its frames.
         labels: The labels of each example.
         groups: The person or clip of each example; None if it is unknown.
         questions: The question of each example; None if it has none.
-        parts: The texts of the captions, by the name of their caption part.
-        patches: The mean of the unit vectors of the patches of each example; None unless the texts of a part were
-            encoded that the model compares with patches.
-        left_out: The examples without vectors, with reasons.
+        parts: The texts of the captions with their vectors, by the name of the caption part.
+        patches: The mean of the unit vectors of the patches of each example; None if the model compares no encoded
+            caption part with patches.
+        left_out: The examples without vectors, with reasons. All other fields leave them out.
         maps: The attention maps of the local sentences; None if no task needs them, or there is no sentence.
     """
 
@@ -112,7 +119,14 @@ class Features:
 
 
 class _Text(NamedTuple):
-    """One text of a batch: its part, the row of its example in the batch, its caption in the example, the text."""
+    """One text of a batch.
+
+    Attributes:
+        part: The name of its caption part.
+        row: The row of its example in the batch.
+        caption: The index of its caption among the captions of the example.
+        text: The text.
+    """
 
     part: str
     row: int
@@ -121,7 +135,13 @@ class _Text(NamedTuple):
 
 
 class _Sentence(NamedTuple):
-    """One local sentence of a batch: the row of its example, its number in the caption of the example, the text."""
+    """One local sentence of a batch.
+
+    Attributes:
+        row: The row of its example in the batch.
+        place: The index of the sentence among the local sentences of the first caption of the example.
+        text: The sentence.
+    """
 
     row: int
     place: int
@@ -130,16 +150,16 @@ class _Sentence(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Loaded:
-    """Holds a batch before the model has seen it.
+    """Holds a batch that was read and decoded, before the model computes its vectors.
 
     Attributes:
-        examples: The examples of the batch.
+        examples: The examples of the batch that have a content.
         left_out: The examples of the batch that have no content.
-        texts: The texts of the examples.
-        path: Where the arrays of the batch are cached; empty without a cache.
-        arrays: The arrays of the cache; None if the model must compute them.
-        crops: The crops of each example, or why it cannot be decoded; empty if the arrays were cached.
-        sentences: The local sentences whose maps are computed.
+        texts: The texts of the examples' captions.
+        path: The path of the batch in the cache; empty without a cache.
+        arrays: The arrays of the batch from the cache; None if the model must compute them.
+        crops: The crops of each of `examples`, or the error if it cannot be decoded; empty if `arrays` is not None.
+        sentences: The local sentences whose attention maps are computed.
     """
 
     examples: Sequence[Example]
@@ -153,19 +173,20 @@ class _Loaded:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BatchFeatures:
-    """Holds what a rank sends of one batch.
+    """Holds the vectors of one batch, as a rank sends them to rank 0.
 
     Attributes:
-        keys: The names of the examples.
-        labels: Their labels.
-        groups: Their persons or clips.
-        questions: Their questions.
-        texts: The texts of their captions.
-        left_out: The examples of the batch that have no content, and those that cannot be decoded.
-        arrays: `decoded` says of each example whether it has vectors. `images`, `pooled` and, if they are needed,
-            `patches` have a row for each example that has. `texts` has a row for each text, and `maps` one for each
-            sentence whose image has vectors.
-        sentences: The local sentences whose maps are computed.
+        keys: The names of the examples that have a content, with or without vectors.
+        labels: The labels of each of these examples.
+        groups: The person or clip of each of these examples.
+        questions: The question of each of these examples.
+        texts: The texts of the captions of these examples.
+        left_out: The examples of the batch without vectors: those without content, those that cannot be decoded, and
+            those whose vectors are not finite.
+        arrays: `decoded` says for each of `keys` whether the example has vectors. `images`, `pooled` and, if they are
+            needed, `patches` have a row for each example with vectors. `texts` has a row for each of `texts`, and
+            `maps` has a row for each of `sentences` whose example has vectors.
+        sentences: The local sentences whose attention maps are computed.
     """
 
     keys: Sequence[str]
@@ -184,12 +205,12 @@ class Extraction:
 
     Attributes:
         embedder: The model, on this rank's device.
-        batch: Number of images of a batch.
-        crop: The part of each image that the model reads.
+        batch: Number of images of a batch, and the largest number of images or texts in one pass of a tower.
         parts: The caption parts whose texts are encoded.
-        cache: Keeps the vectors; None computes all of them.
+        cache: Keeps vectors between evaluations; with None, all vectors are computed.
         with_maps: Whether the attention maps of local sentences are computed, too. This needs a second pass of the
             tower, and a model that was trained with local sentences.
+        crop: The part of each image that is resized for the model: its central square, or the whole image.
     """
 
     embedder: Embedder
@@ -290,7 +311,11 @@ class Extraction:
     def _maps(
         self, crops: Sequence[Sequence[Crop] | DataError], sentences: Sequence[_Sentence]
     ) -> dict[str, np.ndarray]:
-        """Returns the maps of the sentences whose image could be decoded. A batch of patches is in memory."""
+        """Returns the attention maps of the sentences whose image could be decoded, as the array `maps`.
+
+        The result is empty if there is no such sentence. The patches of all images of the batch are in memory at the
+        same time. The maps of a video are those of its first frame.
+        """
         decoded = {row: each[0] for row, each in enumerate(crops) if not isinstance(each, DataError)}
         ours = [each for each in sentences if each.row in decoded]
         local = self.embedder.local if ours else None
@@ -331,7 +356,7 @@ class Extraction:
         return arrays
 
     def _pass(self, crops: Sequence[Crop]) -> tuple[Tensor, ...]:
-        """Returns the vectors of crops, the pooled ones and, if they are needed, the means of those of the patches."""
+        """Returns the vectors of crops, their pooled vectors and, if needed, the means of their patch vectors."""
         if not self._needs_patches:
             return self.embedder.crops_and_pooled(crops)
         vectors, pooled, patches = self.embedder.crops_pooled_and_patches(crops)
@@ -345,7 +370,11 @@ class Extraction:
 def _finite(
     arrays: Mapping[str, np.ndarray], sentences: Sequence[_Sentence]
 ) -> tuple[Mapping[str, np.ndarray], np.ndarray]:
-    """Returns the arrays without the examples whose vectors are not finite, and the rows of these in the batch."""
+    """Returns the arrays without the examples whose vectors are not finite, and the rows of these examples.
+
+    An example is left out if a value of its vector or of its pooled vector is infinite or NaN. The rows count all
+    examples of the batch.
+    """
     if "images" not in arrays:
         return arrays, np.array([], dtype=np.int64)
     is_finite = np.isfinite(arrays["images"]).all(1) & np.isfinite(arrays["pooled"]).all(1)
@@ -370,7 +399,11 @@ def _digest(example: Example) -> bytes:
 
 
 def joined(batches: Sequence[BatchFeatures], address: str) -> Features:
-    """Joins batches in their order.
+    """Joins the batches of a split in their order, without the examples that have no vectors.
+
+    Args:
+        batches: The batches.
+        address: Where the examples are, for messages.
 
     Raises:
         DataError: If there is no example, or none has a vector.

@@ -1,7 +1,7 @@
 """Scores what the head of a fine-tuned model predicts: classes, and numbers such as valence and arousal.
 
 The head was trained together with the image tower (`objective.labels`), so nothing is trained here, and the split
-`test` suffices. The scores are those of the tasks that train a probe on the same vectors.
+`test` suffices. The scores have the same names as in the tasks that train a probe on the pooled vectors of the tower.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ from emocap_pretrain.run_folder.results import TaskResult
 
 @dataclass(frozen=True, slots=True)
 class FineTunedClasses(LearnsClasses):
-    """Implements the task. It needs a model with a head for classes, and a label in the split `test`."""
+    """Implements the task. It needs a model whose head predicts classes, and samples of `test` with such a label."""
 
     name: ClassVar[str] = "fine_tuned_classes"
     about: ClassVar[str] = "scores the classes that the model's own head predicts; UAR, WAR, recall (needs a head)"
@@ -47,7 +47,10 @@ class FineTunedClasses(LearnsClasses):
 
 @dataclass(frozen=True, slots=True)
 class FineTunedNumbers:
-    """Implements the task. It needs a model with a head for the labels `evaluation.numbers`, and them in `test`."""
+    """Implements the task. It needs a model whose head predicts the labels `evaluation.numbers`.
+
+    At least two examples of the split `test` must have all of these labels. Other examples are left out.
+    """
 
     settings: EvaluationConfig
     name: ClassVar[str] = "fine_tuned_numbers"
@@ -86,13 +89,17 @@ class FineTunedNumbers:
 
 
 def label_of_classes(labels: Sequence[LabelConfig], name: str) -> LabelConfig:
-    """Returns the label of a model's head that predicts the classes of the evaluation label `name`.
+    """Returns the label of a model's head whose outputs are compared with the evaluation label `name`.
 
-    If no label has this name, but the head predicts the classes of a single label, this label is returned: the label of
-    a benchmark may have another name than that of the training data. Classes are compared by their names.
+    This is the label of the same name. If the head has no label of this name, but only one label with classes, it is
+    this one, because a benchmark may name the label otherwise than the training data. Classes are compared by name.
+
+    Args:
+        labels: The labels that the head predicts. Labels with numbers are ignored.
+        name: The name of the label in the evaluation.
 
     Raises:
-        ConfigError: If the head predicts no classes, or those of several labels with other names.
+        ConfigError: If the head predicts no classes, or if several of its labels have classes and none has this name.
     """
     found = [label for label in labels if label.classes]
     named = [label for label in found if label.name == name] or found
@@ -107,10 +114,14 @@ def label_of_classes(labels: Sequence[LabelConfig], name: str) -> LabelConfig:
 
 
 def require_numbers(labels: Sequence[LabelConfig], names: Sequence[str]) -> None:
-    """Checks that the head of a model predicts the numbers.
+    """Checks that the head of a model predicts all of the numbers `names`.
+
+    Args:
+        labels: The labels that the head predicts.
+        names: The names of the labels that are scored.
 
     Raises:
-        ConfigError: If it does not predict one of them.
+        ConfigError: If the head does not predict one of them.
     """
     found = [label.name for label in labels if not label.classes]
     if missing := [name for name in names if name not in found]:

@@ -40,7 +40,12 @@ def bootstrap(
 
 
 def draws(groups: Sequence[str | None], count: int = DRAWS) -> Iterator[Weights]:
-    """Yields the weights of `count` draws, in blocks of bounded size."""
+    """Yields how often each example occurs in each of `count` bootstrap draws, in blocks of bounded size.
+
+    Args:
+        groups: The person or clip of each example. Whole groups are drawn, and an example with None is a group.
+        count: Number of draws.
+    """
     numbers: dict[object, int] = {}
     # An example without a group gets a key that no other example has.
     of_group = np.array(

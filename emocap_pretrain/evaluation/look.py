@@ -24,7 +24,13 @@ class MappedFace:
 
 
 def looked_at(model: EmotionModel, name: str, image: ImageSource, sentences: Sequence[str]) -> MappedFace:
-    """Returns the maps of one image.
+    """Returns the attention map of one image for each of the sentences.
+
+    Args:
+        model: The model.
+        name: The name of the result, such as the key of the sample.
+        image: The image.
+        sentences: The sentences.
 
     Raises:
         ConfigError: If the model has no maps (`EmotionModel.attention_map`).
@@ -34,17 +40,18 @@ def looked_at(model: EmotionModel, name: str, image: ImageSource, sentences: Seq
 
 
 def samples(model: EmotionModel, url: str, count: int, sentences: Sequence[str] = ()) -> list[MappedFace]:
-    """Returns the maps of the first samples of a dataset.
+    """Returns the attention maps of the first samples of a dataset.
 
     Args:
         model: The model.
         url: The dataset.
-        count: The largest number of samples. Samples without a sentence are left out.
-        sentences: The sentences; if there are none, those are taken that the first caption of each sample has.
+        count: The number of samples that are read. Samples without a sentence are left out.
+        sentences: The sentences, which are the same for all samples. If there are none, each sample has the first
+            `SENTENCES` local sentences of its first caption.
 
     Raises:
         ConfigError: If the model has no maps.
-        ShardsError: If the dataset cannot be read.
+        ShardsError: If the dataset cannot be read, or an image cannot be decoded.
     """
     source = PackedSource(url)
     examples = source.examples(range(min(count, len(source))))
@@ -58,9 +65,10 @@ def samples(model: EmotionModel, url: str, count: int, sentences: Sequence[str] 
 
 
 def of_run(embedder: Embedder, url: str) -> list[MappedFace]:
-    """Returns the maps of a few samples with their own sentences; none if the model has no maps.
+    """Returns the attention maps of the first `FACES` samples with their own sentences; none if the model has no maps.
 
-    A run calls this at its end, where a picture that cannot be made must not end it.
+    A run calls this at its end, and a picture that cannot be made must not end the run. So a `ConfigError` or a
+    `ShardsError` is swallowed here on purpose, without a message, and the result is empty.
     """
     try:
         return samples(EmotionModel(embedder), url, FACES) if embedder.local else []
