@@ -54,21 +54,21 @@ class NoTaskError(ConfigError):
 
 
 def prepare(copies: Sequence[BenchmarkCopy], settings: EvaluationConfig, *, has_texts: bool = True) -> list[str]:
-    """Checks that each copy has a known layout, and that some allow a task, before anything is computed.
+    """Checks that each copy has a known layout, and that at least one copy allows a task, before anything is computed.
 
-    One rank calls it.
+    One rank calls this function.
 
     Args:
         copies: The copies.
-        settings: The tasks, if they are named.
+        settings: The settings of the evaluation, which may name the tasks.
         has_texts: Whether the model can read texts.
 
     Returns:
-        Notes for the user, one line each.
+        Notes for the user, one line each: which copies and which tasks are left out.
 
     Raises:
         ConfigError: If a copy has none of the layouts of its card, if a class has no prompts, or if the settings name
-            a task for which the model cannot read the texts.
+            a task that needs texts and the model cannot read them.
         NoTaskError: If none of the copies allows a task.
     """
     if settings.tasks:
@@ -97,13 +97,17 @@ def prepare(copies: Sequence[BenchmarkCopy], settings: EvaluationConfig, *, has_
 
 
 def tasks_of(settings: EvaluationConfig, about: Card, *, has_texts: bool = True) -> list[Task]:
-    """Returns the tasks that a benchmark allows: those for its target whose splits it has.
+    """Returns the tasks that a benchmark allows: they can score its kind of target, and it has all splits they need.
 
-    If the settings name tasks, only those are returned. Tasks that need a head are returned only then. Without texts,
-    only tasks that need none are returned.
+    Args:
+        settings: If they name tasks, no other task is returned. A task that needs a head is returned only if they name
+            it.
+        about: The card of the benchmark.
+        has_texts: Whether the model can read texts. If not, tasks that need texts are left out.
 
     Raises:
-        NoTaskError: If no such task is left.
+        ConfigError: If the settings name a task that does not exist.
+        NoTaskError: If no task is left.
     """
     splits = set(splits_of(about))
     every = tuple(each.name for each in tasks.TASKS if each not in tasks.NEED_A_HEAD)
@@ -122,14 +126,16 @@ def tasks_of(settings: EvaluationConfig, about: Card, *, has_texts: bool = True)
 def evaluate(
     copies: Sequence[BenchmarkCopy], settings: EvaluationConfig, embedder: Embedder, world: RankGroup
 ) -> tuple[TaskResult, ...]:
-    """Runs all tasks that each benchmark allows, and returns their results on every rank. This is a collective.
+    """Runs the tasks that each benchmark allows (`tasks_of`), and returns their results on every rank.
+
+    This is a collective.
 
     If a benchmark has folds, each score is the mean over the folds, as publications report it. A benchmark on which no
     task can be run has no result, and a warning names it.
 
     Args:
         copies: The copies, which every rank reads.
-        settings: The prompts and the tasks; the labels are those of the cards.
+        settings: The settings of the evaluation. The cards give the labels in place of the settings.
         embedder: The trained model, on this rank's device.
         world: The ranks among which the data are divided.
 
@@ -178,17 +184,26 @@ def _on_copy(
 
 
 def _empty(sources: Sequence[Mapping[SplitName, ExampleSource]]) -> set[SplitName]:
-    """Returns the splits that have no example in some fold. `sources` has the splits of each fold."""
+    """Returns the names of the splits that have no example in at least one fold.
+
+    `sources` has an entry for each fold: the source of each split, by its name.
+    """
     return {name for each in sources for name, source in each.items() if not len(source)}
 
 
 def _with_examples(
     chosen: Sequence[Task], empty: Collection[SplitName], settings: EvaluationConfig, about: Card
 ) -> list[Task]:
-    """Returns the tasks all of whose splits have examples.
+    """Returns the tasks that need none of the splits without examples.
+
+    Args:
+        chosen: The tasks that the benchmark allows.
+        empty: The names of the splits without examples.
+        settings: The settings of the evaluation, which may name the tasks.
+        about: The card of the benchmark.
 
     Raises:
-        NoTaskError: If there is none, or if the settings name another one.
+        NoTaskError: If no task is left, or if one that the settings name is left out.
     """
     able = [task for task in chosen if not set(task.splits) & set(empty)]
     if not able or (settings.tasks and len(able) < len(chosen)):
@@ -198,11 +213,11 @@ def _with_examples(
 
 
 def mean_of_folds(results: Sequence[TaskResult]) -> TaskResult:
-    """Returns one result whose scores are the means over folds; a single result as it is.
+    """Returns one result for all folds, whose scores are the means over the folds; a single result as it is.
 
-    A score that some fold lacks is left out.
-    The confusion matrices of the folds are added. The recalls of classes and the intervals of single folds are left
-    out.
+    A score that one of the folds lacks is left out. The confusion matrices and the numbers of samples are added, and
+    outcomes are joined. The examples of queries are those of the first fold. Recalls of classes, curves, and the
+    intervals of single folds are left out.
     """
     if len(results) == 1:
         return results[0]
@@ -229,7 +244,7 @@ def mean_of_folds(results: Sequence[TaskResult]) -> TaskResult:
 
 
 def _samples(results: Sequence[TaskResult]) -> Samples | None:
-    """Returns the samples of all folds, fold after fold."""
+    """Returns the samples of all folds, fold after fold; None if a fold has none."""
     folds = [each.scored_samples for each in results if each.scored_samples]
     if len(folds) < len(results):
         return None
@@ -243,9 +258,9 @@ def _samples(results: Sequence[TaskResult]) -> Samples | None:
 
 
 def _joined(results: Sequence[TaskResult]) -> tuple[Outcomes, ...]:
-    """Returns the outcomes of all folds, fold after fold, with the rows of `_samples`.
+    """Returns the outcomes of all folds, fold after fold. Their rows refer to the samples that `_samples` returns.
 
-    Outcomes whose queries are not samples are left out, because nothing says to which fold they belong.
+    Outcomes whose queries are texts are left out, because a text does not say to which fold it belongs.
     """
     folds = [each.scored_samples for each in results if each.scored_samples]
     if len(folds) < len(results):

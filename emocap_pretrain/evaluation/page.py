@@ -28,7 +28,7 @@ _SPREAD = re.compile(r"(.+)_(lowest|highest)_(.+)")
 
 
 def page(found: Comparison) -> str:
-    """Returns the page of a comparison, which may be that of a single model."""
+    """Returns the HTML page of a comparison, which may also contain a single model."""
     style = shared_style() + resources.files("emocap_pretrain.evaluation").joinpath("page.css").read_text("utf-8")
     values = {
         "letters": found.letters,
@@ -46,7 +46,10 @@ def page(found: Comparison) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Interval:
-    """A score on a scale from 0 to 100, with the ends of its interval, and its text."""
+    """A score as it is drawn: its text, and on a scale from 0 to 100 its position and the ends of its interval.
+
+    `at` is None for a score that is not a share. Only its text is shown.
+    """
 
     text: str
     at: float | None = None
@@ -148,7 +151,11 @@ def _change(row: ScoreRow, difference: Difference | None) -> dict[str, Any] | No
 
 
 def _recalls(results: Sequence[TaskResult | None]) -> list[dict[str, Any]]:
-    """Returns the values by class of each kind, with those of all models beside each other."""
+    """Returns a table for each kind of values by class, such as recalls.
+
+    A table has a row for each class, with the number of its samples and the value of each model. The classes and the
+    numbers of samples are those of the first model that has such values.
+    """
     names = dict.fromkeys(each.name for result in results if result for each in result.class_values)
     found: list[dict[str, Any]] = []
     for name in names:
@@ -165,7 +172,10 @@ def _recalls(results: Sequence[TaskResult | None]) -> list[dict[str, Any]]:
 
 
 def _spreads(results: Sequence[TaskResult | None]) -> list[dict[str, Any]]:
-    """Returns the scores that have a lowest and a highest value over several choices, such as over prompts."""
+    """Returns the scores of which results state a lowest and a highest value, in per cent.
+
+    These are the extremes over several choices, such as over prompts (`TaskResult`).
+    """
     found: dict[tuple[str, str], list[tuple[int, float, float, float]]] = {}
     for number, result in enumerate(results):
         by_name = {score.name: score for score in result.scores} if result else {}
@@ -234,7 +244,11 @@ def _examples(task: TaskComparison, found: Comparison) -> list[dict[str, Any]]:
 
 
 def _mapped_face(number: int, face: SavedFace, found: Comparison) -> dict[str, Any]:
-    """Returns a face with the squares of its attention maps, on a scale from 0 to 96 for the whole image."""
+    """Returns what the template needs to draw a face with its attention maps.
+
+    A map is drawn as a square for each patch, in coordinates from 0 to 96 along each side of the image. Patches with at
+    most 2 % of the largest weight have no square.
+    """
     image = found.models[number].thumbnails.get(face.key)
     maps: list[dict[str, Any]] = []
     for each in face.maps:
@@ -259,7 +273,12 @@ def _mapped_face(number: int, face: SavedFace, found: Comparison) -> dict[str, A
 
 
 def _peers(found: Comparison) -> dict[str, Any] | None:
-    """Returns the scores of prompts alone beside published ones; None if no benchmark has both."""
+    """Returns scores on benchmarks beside published scores of other models by prompts alone.
+
+    The scores come from the tasks that read only the split `test`. For each of them, the first score of the card with
+    which other models were published is taken, and if there is none, the first score of the card that the task has. The
+    result is None if no such task has a score of a card.
+    """
     axes: list[tuple[str, str]] = []
     columns: list[tuple[str, list[float | None]]] = []
     domains: list[list[str]] = []  # A mark for each model.

@@ -1,7 +1,9 @@
 """Computes scores again from outcomes, and tests whether two models differ on the same samples.
 
-A score has the same name here as in the result of its task. Each score is a function of the number of times that each
-sample occurs in a draw, so that the bootstrap, a test of two models and a division into groups use the same formula.
+Outcomes are what a task has found for each sample (`run_folder/outcomes.py`). A score has the same name here as in the
+result of its task. Each score is a function of the number of times that each sample occurs in a draw, so that the
+bootstrap, a test of two models and a division into groups use the same formula.
+
 scipy is imported within a function, because its import takes time and most commands do not need it.
 """
 
@@ -36,10 +38,11 @@ class Difference:
 
     Attributes:
         value: The difference.
-        interval: The bounds of its 95 % confidence interval, by a paired bootstrap; None if no draw has a difference.
-        p: The probability of a difference at least as large if the models do not differ, two-sided.
-        test: The name of the test.
-        p_holm: `p` after Holm's correction; None before it.
+        interval: The bounds of its 95 % confidence interval, by a paired bootstrap; None if the difference is undefined
+            in every bootstrap draw.
+        p: The two-sided p value: the probability of a difference at least as large if the models do not differ.
+        test: The name of the test that gives `p`.
+        p_holm: `p` after Holm's correction; None if it was not corrected yet.
     """
 
     value: float
@@ -50,30 +53,35 @@ class Difference:
 
 
 def keys_of(outcomes: Outcomes, samples: Samples) -> list[tuple[int, str]]:
-    """Returns what identifies each entry of outcomes: the fold, and the key of the sample or query."""
+    """Returns what identifies each entry of outcomes: the number of its fold, and the key of its sample or query.
+
+    The number of the fold is 0 without folds, and for queries that are texts.
+    """
     if isinstance(outcomes, RankOutcomes) and outcomes.keys:
         return [(0, key) for key in outcomes.keys]
     return [(samples.folds[row] if samples.folds else 0, samples.keys[row]) for row in outcomes.rows]
 
 
 def groups_of(outcomes: Outcomes, samples: Samples) -> tuple[str | None, ...]:
-    """Returns the person or clip of each entry; None where it is unknown."""
+    """Returns the person or clip of each entry of outcomes; None if it is unknown or the entry is a query by text."""
     if not samples.groups or (isinstance(outcomes, RankOutcomes) and outcomes.keys):
         return (None,) * len(entries(outcomes))
     return tuple(samples.groups[row] for row in outcomes.rows)
 
 
 def entries(outcomes: Outcomes) -> Sequence[object]:
-    """Returns a sequence that has one value for each entry of outcomes."""
+    """Returns a sequence that is as long as the outcomes have entries. Its values mean nothing to the caller."""
     return outcomes.ranks if isinstance(outcomes, RankOutcomes) else outcomes.rows
 
 
 def mismatches(one: tuple[Outcomes, Samples], other: tuple[Outcomes, Samples]) -> list[str]:
-    """Returns why two outcomes are not those of the same samples, with numbers; empty if they are.
+    """Returns the reasons why two outcomes do not belong to the same samples, each with the number of samples.
+
+    The result is empty if they do. A sample with another true value counts as another sample.
 
     Args:
         one: The outcomes of the first model, with their samples.
-        other: Those of the other model.
+        other: The outcomes of the other model, with their samples.
     """
     if one[0].kind != other[0].kind:
         return [f"the kinds of outcomes differ: {one[0].kind} and {other[0].kind}"]
@@ -91,17 +99,19 @@ def mismatches(one: tuple[Outcomes, Samples], other: tuple[Outcomes, Samples]) -
 def differences(
     one: tuple[Outcomes, Samples], other: tuple[Outcomes, Samples], names: Collection[str] | None = None
 ) -> dict[str, Difference]:
-    """Compares the scores of two models on the same samples (`mismatches` is empty).
+    """Returns the scores of the other model minus those of the first one, with tests, by the names of the scores.
 
-    If every sample is alone in its group, the share of right samples is compared by McNemar's exact test, that is, a
-    binomial test of the samples on which exactly one model is right (Q. McNemar, 1947). Other scores, and samples that
-    belong to persons or clips, are compared by a paired bootstrap that draws whole groups. The interval is always that
-    of the bootstrap. All scores are computed from the same draws.
+    `mismatches` must be empty for the two outcomes.
+
+    A paired bootstrap draws whole persons or clips, and gives the interval and the p value of each difference. All
+    scores are computed from the same draws. The share of right samples is an exception: if no person or clip has
+    several samples and there are no folds, its p value is that of McNemar's exact test, which is a binomial test on the
+    samples for which exactly one model is right (Q. McNemar, 1947).
 
     Args:
         one: The outcomes of the first model, with their samples.
-        other: Those of the other model.
-        names: The scores that are compared; None compares all that follow from the outcomes.
+        other: The outcomes of the other model, with their samples.
+        names: The names of the scores that are compared; None compares all that follow from the outcomes.
     """
     places = {key: place for place, key in enumerate(keys_of(*other))}
     order = np.array([places[key] for key in keys_of(*one)], dtype=np.int64)
@@ -135,7 +145,7 @@ def _by_bootstrap(value: float, drawn: Float[np.ndarray, " draws"]) -> Differenc
 
 
 def mcnemar(one: np.ndarray, other: np.ndarray) -> float:
-    """Returns the two-sided p of McNemar's exact test.
+    """Returns the two-sided p value of McNemar's exact test.
 
     Args:
         one: Whether the first model is right, for each sample.
@@ -161,19 +171,24 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 
 def has_groups(groups: Sequence[str | None]) -> bool:
-    """Returns whether some person or clip has several samples."""
+    """Returns whether at least one person or clip has several samples."""
     return any(count > 1 for group, count in Counter(groups).items() if group is not None)
 
 
 def folds_of(outcomes: Outcomes, samples: Samples) -> Int[np.ndarray, " entries"] | None:
-    """Returns the fold of each entry; None if there is only one."""
+    """Returns the fold of each entry of outcomes; None without folds, and for queries that are texts."""
     if not samples.folds or (isinstance(outcomes, RankOutcomes) and outcomes.keys):
         return None
     return np.array([samples.folds[row] for row in outcomes.rows], dtype=np.int64)
 
 
 def metrics_of(outcomes: Outcomes, folds: Int[np.ndarray, " entries"] | None = None) -> dict[str, Metric]:
-    """Returns the scores that follow from outcomes, by their names. With folds, each is the mean over the folds."""
+    """Returns the functions that compute the scores which follow from outcomes, by the names of the scores.
+
+    Args:
+        outcomes: The outcomes.
+        folds: The fold of each entry; each score is then the mean over the folds. None means that there are no folds.
+    """
     match outcomes:
         case ClassOutcomes():
             found = _of_classes(outcomes)
@@ -189,7 +204,7 @@ def metrics_of(outcomes: Outcomes, folds: Int[np.ndarray, " entries"] | None = N
 
 
 def part(outcomes: Outcomes, places: Int[np.ndarray, " chosen"]) -> Outcomes:
-    """Returns the entries of outcomes at the given places, in this order."""
+    """Returns outcomes with only the entries that have the indices `places`, in the order of `places`."""
 
     def of(column: Sequence[object]) -> tuple[object, ...]:
         return tuple(column[place] for place in places)
@@ -243,8 +258,8 @@ def mean_f1(truth: np.ndarray, predicted: np.ndarray, classes: int) -> Metric:
     """Returns a function that computes macro-F1: the mean F1 of the classes that occur in the truth of a draw.
 
     Args:
-        truth: The number of the true class of each sample.
-        predicted: The number of its predicted class.
+        truth: The index of the true class of each sample.
+        predicted: The index of the predicted class of each sample.
         classes: The number of classes.
     """
     members, named = np.eye(classes)[truth], np.eye(classes)[predicted]
@@ -264,7 +279,10 @@ def _of_ranks(outcomes: RankOutcomes) -> dict[str, Metric]:
 
 
 def median_rank(ranks: np.ndarray) -> Metric:
-    """Returns a function that computes the median rank of each draw, as `numpy.median` does for repeated ranks."""
+    """Returns a function that computes the median rank of each draw, in which each rank occurs as often as its query.
+
+    As in `numpy.median`, the median of an even number of ranks is the mean of the two middle ones.
+    """
     order = np.argsort(ranks, kind="stable")
     ascending = ranks[order]
 

@@ -38,7 +38,10 @@ class Probe:
     def scores(
         self, vectors: Float[np.ndarray, "examples width"], classes: int
     ) -> Float[np.ndarray, "examples {classes}"]:
-        """Returns the log probability of each of `classes` classes; NaN for a class without training examples."""
+        """Returns the log probability of each class for each vector; NaN for a class without training examples.
+
+        `classes` is the number of classes.
+        """
         found = np.full((len(vectors), classes), np.nan)
         found[:, self.regression.classes_] = self.regression.predict_log_proba(self.scaler.transform(vectors))
         return found

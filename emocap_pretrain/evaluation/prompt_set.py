@@ -1,8 +1,9 @@
 """Reads sets of prompts: those that this package contains, and a user's own file.
 
-A set has templates, in each of which `{}` is replaced by the words of a class. For single classes another prompt may
-take the place of a template: published code is not always regular, and its scores depend on its words. Or a set has
-whole prompts for certain classes, such as descriptions of their faces, and no templates.
+There are two kinds of sets. Most sets have templates, in each of which `{}` is replaced by the words of a class. Such a
+set may name other prompts that replace templates for single classes, because published code has such exceptions, and
+its scores depend on them. The other sets have no templates, but whole prompts for certain classes, such as descriptions
+of their faces.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,7 +35,8 @@ class PromptSetConfig(Section):
         about: The set in one line.
         source: Where the prompts were read; `unknown` if they were written for this package, or by a user.
         templates: The prompts with `{}` in place of the words of a class; empty if the set has `classes`.
-        instead: By the name of a class, the prompts that replace templates for this class.
+        instead: The exceptions: for the name of a class, and then for a template, the prompt that replaces this
+            template.
         classes: The whole prompts of each class by its name; empty if the set has `templates`.
     """
 
@@ -51,13 +53,17 @@ class PromptSetConfig(Section):
         return self
 
     def expanded(self, classes: Mapping[str, Sequence[str]]) -> Prompts:
-        """Returns the templates, and what takes the place of `{}` in them for each class.
+        """Returns the templates, and for each class the texts that replace `{}` in them.
 
-        If every class has the same templates, these are the words of the classes. Otherwise the only template is `{}`,
-        and whole prompts take its place.
+        If every class has the same templates, the templates of the set are returned, and the words of each class. If
+        the set has whole prompts, or an exception for one of the classes, the only template is `{}`, and the texts of
+        each class are its whole prompts.
+
+        Args:
+            classes: The words of each class by its name.
 
         Raises:
-            ConfigError: If the set has whole prompts, and none for one of the classes.
+            ConfigError: If the set has whole prompts, and none for one of the classes or its words.
         """
         if self.classes:
             return ("{}",), {name: self._whole(name, words) for name, words in classes.items()}
@@ -102,11 +108,16 @@ def shipped(name: str) -> PromptSetConfig:
 
 
 def expanded(settings: EvaluationConfig, classes: Mapping[str, Sequence[str]]) -> Prompts:
-    """Returns the templates of the settings, and the words of each class in them (`PromptSetConfig.expanded`).
+    """Returns the templates of the settings, and for each class the texts that replace `{}` in them.
 
-    With `compound=parts`, a compound class has all prompts of the simple classes that it consists of. With the ensemble
-    "embeddings", its vector is then the mean of theirs, scaled to unit length, as in EmoCLIP (Foteinopoulou and Patras,
-    2024).
+    If the settings name a set, both come from it (`PromptSetConfig.expanded`). With `compound=parts`, a compound class
+    has all prompts of the simple classes that it consists of. With the ensemble "embeddings", the vector of a compound
+    class is the mean of the unit vectors of all these prompts, scaled to unit length, as in EmoCLIP (Foteinopoulou and
+    Patras, 2024).
+
+    Args:
+        settings: The settings of the evaluation.
+        classes: The words of each class by its name.
 
     Raises:
         ConfigError: If the settings name a set that does not exist, or that has no prompts for a class.
@@ -120,7 +131,7 @@ def expanded(settings: EvaluationConfig, classes: Mapping[str, Sequence[str]]) -
 
 
 def covers(settings: EvaluationConfig, classes: Mapping[str, Sequence[str]]) -> bool:
-    """Returns whether the set that the settings name has prompts for all of these classes."""
+    """Returns whether the settings give prompts to all of these classes, so that `expanded` raises no error."""
     try:
         expanded(settings, classes)
     except ConfigError:

@@ -1,6 +1,6 @@
-"""Compares the images of a split with the prompts of its classes: what the tasks on prompted classes share.
+"""Holds what the tasks on prompted classes share: the labelled images of a split, and the vectors of the prompts.
 
-`inference/classes.py` makes the prompts and computes the cosines.
+`inference/classes.py` makes the prompts and computes the cosines of images with them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +26,7 @@ from emocap_pretrain.inference.embedder import Embedder
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LabelledImages:
-    """Holds the labelled rows of a split with the unit vectors of their images, and the words of each class."""
+    """Holds the labelled rows of a split, the unit vectors of their images, and the words of each class in prompts."""
 
     rows: LabelledRows
     images: Float[Tensor, "labelled embedding"]
@@ -35,7 +35,7 @@ class LabelledImages:
 
 @dataclass(frozen=True, slots=True)
 class ClassifiesByPrompts:
-    """Is the base of the tasks that compare images with prompts of their classes.
+    """Base class of the tasks that compare images with the prompts of classes.
 
     Samples whose label `evaluation.label` is missing or empty are left out.
     """
@@ -52,7 +52,10 @@ class ClassifiesByPrompts:
     def prepare(self, sources: Mapping[SplitName, ExampleSource], *, seconds: float | None = None) -> Sequence[str]:
         """Checks that the labels of every split are among the classes, and returns notes for the user.
 
-        It checks all labels, or only those that it can read within `seconds` seconds.
+        All labels are checked, or only those that can be read within `seconds` seconds.
+
+        Raises:
+            ConfigError: If a split has no labels, a label is not a class, or a class has no prompts.
         """
         notes: list[str] = []
         for source in sources.values():
@@ -65,7 +68,10 @@ class ClassifiesByPrompts:
         return notes
 
     def labelled(self, features: Mapping[SplitName, Features], split: SplitName) -> LabelledImages:
-        """Returns the labelled images of a split. The classes are those of the split `test`.
+        """Returns the labelled images of a split.
+
+        The classes are those of the settings. If the settings name none, they are the labels of the split `test`, also
+        for another split.
 
         Raises:
             ConfigError: If no example has the label, or a label is not a class.
@@ -77,7 +83,7 @@ class ClassifiesByPrompts:
     def columns(
         self, embedder: Embedder, classes: Mapping[str, Sequence[str]]
     ) -> Float[Tensor, "templates embedding classes"]:
-        """Returns the vectors of the classes with the prompts of the settings, as `class_embeddings` does."""
+        """Returns the mean vector of each class for each template of the settings (`class_embeddings`)."""
         return class_embeddings(embedder, *expanded(self.settings, classes))
 
 

@@ -11,10 +11,11 @@ PROMPTS_ALONE = "prompts alone"  # The first words of the protocols on the cards
 
 @dataclass(frozen=True, slots=True)
 class Peers:
-    """Holds published scores of models that were classified by prompts alone, on some benchmarks.
+    """Holds published scores of models (peers) that classify by prompts alone, on some benchmarks.
 
     Attributes:
-        models: The models, those with the most scores first, and among them the best ones.
+        models: The models, those with the most scores first. Of models with equally many scores, the one with the
+            highest mean comes first.
         scores: For each model and benchmark the published score; None if there is none.
     """
 
@@ -28,11 +29,11 @@ def known_card(name: str) -> Card | None:
 
 
 def peers(axes: Sequence[tuple[str, str]], most: int) -> Peers:
-    """Returns the peers with the most published scores.
+    """Returns the models with the most published scores by prompts alone on the given benchmarks.
 
     Args:
-        axes: The name of a benchmark and the name of its score, for each column.
-        most: The number of peers.
+        axes: The name of each benchmark, and the name of the score to look up on its card.
+        most: The largest number of models.
     """
     by_axis: list[dict[str, Published]] = []
     for benchmark, score in axes:

@@ -6,16 +6,17 @@ patch that the region covers, and the mean of `c` is the area share of the regio
 sentence:
 
 - The pointing game asks whether the point with the largest weight lies in the region (Zhang et al. 2016, "Top-down
-  Neural Attention by Excitation Backprop"). They allow a distance of 15 pixels. Here the point is drawn at random in
-  the patch with the largest weight, so the value is `c` of this patch. There is no tolerance, because patches are
-  larger than 15 pixels. If several patches have the largest weight, the value is the mean of their `c`.
+  Neural Attention by Excitation Backprop"). Here all points of the patch with the largest weight count equally, so the
+  value is `c` of this patch. If several patches have the largest weight, the value is the mean of their `c`. Zhang et
+  al. allow a distance of 15 pixels from the region. Here it is 0, because patches are larger than 15 pixels.
 - The attention in the region is `sum(w * c)`, the share of the weights that lies in it. The weight of a patch counts as
   spread evenly over the patch. Wang et al. 2020 ("Score-CAM") call this the energy-based pointing game.
 - The average precision is that of scikit-learn for the points of the image, each ranked by the weight of its patch,
   with the points of the region as the right ones.
 
-A uniform map has the area share of the region in all three. The second floor is the map of another sentence about the
-same face: if a map only shows where the face is, it lies in the region as much as that of any other sentence.
+Each measure has two baselines (floors). The first is a uniform map: in all three measures it has the area share of the
+region. The second is the maps of the sentences about other regions of the same face: if maps show only where the face
+is, the map of a sentence lies in its region no more than these maps do.
 """
 
 from collections.abc import Mapping, Sequence
@@ -75,16 +76,16 @@ class Scored:
     """Holds the measures of the sentences of a dataset.
 
     Attributes:
-        owner: The row of the image of each sentence.
-        region: The number of its region in `names`.
+        owner: The row in `Features` of the image of each sentence.
+        region: The index in `names` of the region that each sentence is about.
         names: The names of the regions that sentences are about.
-        own: The measures of its own map.
-        shuffled: The mean measures of the maps of the sentences about other regions of the same face; NaN if there are
-            none.
-        areas: The area share of its region.
-        ceiling: The largest share of a patch that the region covers: no map has a larger value in the pointing game, or
-            more of its weight in the region.
-        left_out: Number of sentences and faces that are left out, by the reason.
+        own: The measures of the map of each sentence.
+        shuffled: The measures of the maps of the sentences about other regions of the same face, in the region of each
+            sentence, as means over these maps; NaN if the face has no such sentence.
+        areas: The area share of the region of each sentence.
+        ceiling: The largest share of a patch that the region of each sentence covers. No map can have a larger value in
+            the pointing game, or more of its weight in the region.
+        left_out: Number of sentences, or of faces, that are left out, by the reason.
     """
 
     owner: Int[np.ndarray, " sentences"]
@@ -99,7 +100,7 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class RegionGrounding:
-    """Implements the task. Its dataset needs local sentences and the file regions.jsonl."""
+    """Implements the task. The scored dataset needs local sentences and the file regions.jsonl."""
 
     settings: EvaluationConfig
     name: ClassVar[str] = "region_grounding"
@@ -142,12 +143,15 @@ class RegionGrounding:
 
 
 def scored(keys: Sequence[str], maps: SentenceMaps, regions: Mapping[str, FaceRegions]) -> Scored:
-    """Computes the measures of all sentences.
+    """Computes the measures of the maps of all sentences whose region is known.
+
+    A sentence is left out if its face has no known regions, if its own region is not known, if its map has no weight,
+    or if its region lies outside of the central square of the image.
 
     Args:
         keys: The keys of the examples.
-        maps: Their maps, of square grids of patches.
-        regions: The regions of each face by its key.
+        maps: The attention maps of the examples' sentences. The patches of an image form a square grid.
+        regions: The regions of each face, by the key of its example.
     """
     side = round(maps.weights.shape[1] ** 0.5)
     weights = maps.weights.double().numpy()
@@ -194,9 +198,15 @@ def _named(face: FaceRegions, place: int) -> str | None:
 
 
 def _scores(found: Scored, groups: Sequence[str | None]) -> list[Score]:
-    """Returns the scores: the mean over the regions of each measure, beside both floors, and each region alone.
+    """Returns the scores of each measure: its mean over the regions, and then its mean in each single region.
 
-    A mean over the regions counts each region equally, however many sentences are about it.
+    A mean over the regions counts each region equally, however many sentences are about it. It has the floor of the
+    uniform map as its baseline. It is followed by the floor of the other sentences and by the difference from this
+    floor, unless no face has sentences about several regions.
+
+    Args:
+        found: The measures.
+        groups: The person or clip of each example, for the intervals.
     """
     values = np.stack([found.own, found.shuffled, found.own - found.shuffled], axis=1)
     found_means = means_of_regions(values, found, groups)
@@ -226,10 +236,19 @@ def _scores(found: Scored, groups: Sequence[str | None]) -> list[Score]:
 def means_of_regions(
     values: Float[np.ndarray, "sentences ..."], found: Scored, groups: Sequence[str | None] | None = None
 ) -> tuple[Float[np.ndarray, "rows ..."], ...]:
-    """Returns the mean of each region, and in the last row the mean over the regions, of values that may be NaN.
+    """Returns the mean of the values in each region, and in the last row the mean of these means.
 
-    With `groups`, which name the person of each image, it also returns the bounds of the bootstrap intervals. Whole
-    images, or whole persons, are drawn.
+    NaN values, and regions that have no other values, are left out of the means.
+
+    Args:
+        values: The values of each sentence.
+        found: Says to which image and to which region each sentence belongs.
+        groups: The person or clip of each image; an image with None is drawn alone. Without `groups`, no intervals are
+            computed.
+
+    Returns:
+        The means; with `groups`, also the lower and the upper bounds of their 95 % bootstrap intervals, for which whole
+        persons, clips or images are drawn.
     """
     kept = np.isfinite(values)
     filled = np.where(kept, values, 0.0)

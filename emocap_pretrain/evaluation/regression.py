@@ -1,4 +1,4 @@
-"""Scores predicted numbers: what all tasks that predict numbers such as valence and arousal need."""
+"""Holds what all tasks that predict numbers such as valence and arousal share: checks of labels, and scores."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,10 +15,15 @@ from emocap_pretrain.run_folder.results import Baseline, Score
 
 
 def check_numbers(sources: Iterable[ExampleSource], names: Sequence[str], *, seconds: float | None = None) -> None:
-    """Checks that the labels `names` exist in every split and are numbers, as far as `seconds` suffice.
+    """Checks that the labels `names` exist in every split and are numbers.
+
+    Args:
+        sources: The examples of the splits.
+        names: The names of the labels.
+        seconds: Reading of each split and label stops after this time; None reads everything.
 
     Raises:
-        ConfigError: If a split has no number, or a text, in one of these labels.
+        ConfigError: If a split has a text as the value of one of these labels, or no value at all.
     """
     for source in sources:
         for name in names:
@@ -33,7 +38,7 @@ def check_numbers(sources: Iterable[ExampleSource], names: Sequence[str], *, sec
 
 
 def rows_with_numbers(features: Features, names: Sequence[str]) -> Int[np.ndarray, " rows"]:
-    """Returns the rows of the examples that have all of the numbers."""
+    """Returns the rows of the examples that have a finite number in each of the labels `names`."""
 
     def has_all(labels: Mapping[str, str | float]) -> bool:
         return all(isinstance(value := labels.get(name), float) and math.isfinite(value) for name in names)
@@ -44,7 +49,7 @@ def rows_with_numbers(features: Features, names: Sequence[str]) -> Int[np.ndarra
 def numbers_of(
     features: Features, names: Sequence[str], rows: Int[np.ndarray, " rows"]
 ) -> tuple[Float[np.ndarray, "rows width"], Float[np.ndarray, "rows numbers"]]:
-    """Returns the vectors before the projection, and the numbers, of some rows."""
+    """Returns the vectors before the projection (`Features.pooled`) and the true numbers of the examples in `rows`."""
     truth = np.array([[float(features.labels[row][name]) for name in names] for row in rows]).reshape(-1, len(names))
     return features.pooled[rows].double().numpy(), truth
 
@@ -57,7 +62,7 @@ def scores_of(
     title: str,
     mean: Float[np.ndarray, " numbers"] | None = None,
 ) -> list[Score]:
-    """Returns the scores of each number, and the mean CCC first.
+    """Returns the mean CCC over the numbers, and then CCC, PCC, RMSE and SAGR of each number.
 
     The concordance correlation coefficient (CCC) is 1 for equal values, and lower for another mean or variance even if
     the values correlate. torchmetrics computes it with the variances of a sample (n - 1); with those of the population
@@ -69,8 +74,8 @@ def scores_of(
         truth: The true numbers.
         names: The names of the numbers.
         title: The first words of the title of the mean CCC.
-        mean: The mean of each number in the training split. RMSE and SAGR are shown beside those of predicting it;
-            None if it is unknown.
+        mean: The mean of each number in the training split. RMSE and SAGR then have a baseline: their value if this
+            mean is always predicted. None gives no baselines.
     """
     from torchmetrics.functional.regression import concordance_corrcoef, pearson_corrcoef
 
@@ -92,7 +97,7 @@ def scores_of(
 
 
 def mean_ccc(predicted: Float[np.ndarray, "examples numbers"], truth: Float[np.ndarray, "examples numbers"]) -> float:
-    """Returns the mean over the numbers of the concordance correlation coefficient."""
+    """Returns the concordance correlation coefficient (CCC), as the mean over the columns."""
     from torchmetrics.functional.regression import concordance_corrcoef
 
     columns = zip(torch.from_numpy(predicted).T, torch.from_numpy(truth).T, strict=True)
@@ -100,14 +105,14 @@ def mean_ccc(predicted: Float[np.ndarray, "examples numbers"], truth: Float[np.n
 
 
 def rmse(predicted: Float[Tensor, " examples"], truth: Float[Tensor, " examples"]) -> float:
-    """Returns the root of the mean squared error."""
+    """Returns the root of the mean squared error (RMSE)."""
     from torchmetrics.functional.regression import mean_squared_error
 
     return float(mean_squared_error(predicted, truth, squared=False))
 
 
 def same_sign(predicted: Float[Tensor, " examples"], truth: Float[Tensor, " examples"]) -> float:
-    """Returns the sign agreement (SAGR): the share of examples whose sign is predicted. Zero has a sign of its own."""
+    """Returns the sign agreement (SAGR): the share of examples whose sign is predicted. Zero agrees with zero alone."""
     return float((predicted.sign() == truth.sign()).double().mean())
 
 

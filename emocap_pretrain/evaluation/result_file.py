@@ -36,9 +36,10 @@ class EvaluatedModel:
 
     Attributes:
         name: Name of the run or model.
-        address: Where it lies, without secrets.
-        step: Step of the checkpoint; None if there is none.
-        weights: Which weights of the checkpoint, such as "ema"; empty if there is no choice.
+        address: The folder, URL or name of the model, without secrets.
+        step: Step of the checkpoint; None if the model has no checkpoint.
+        weights: Which weights of the checkpoint were evaluated, as a text for readers, such as "moving average of the
+            weights"; "raw" if the run keeps no average. Empty for a model of another library.
         digest: SHA-256 digest of weights, structure and tokenizer.
         run_id: MLflow's id of the run; empty if there is none.
     """
@@ -51,7 +52,7 @@ class EvaluatedModel:
     run_id: Name = ""
 
     def title(self) -> str:
-        """Returns the name, the step and the weights for readers."""
+        """Returns a title for readers: the name, the step, and which weights were evaluated."""
         step = "" if self.step is None else f", step {self.step:,}"
         return f"{self.name}{step}{f', {self.weights}' if self.weights else ''}"
 
@@ -61,10 +62,11 @@ class SavedTask:
     """Holds the result of a task, and what was found for each sample.
 
     Attributes:
-        result: The scores.
-        samples: The place of its samples in the file; None if there are no outcomes.
+        result: The result without outcomes, samples and examples.
+        samples: The index in `ResultFile.samples` of the samples to which the outcomes refer; None if there are no
+            outcomes.
         outcomes: What was found for each sample.
-        found: Queries with their closest candidates.
+        found: Some queries with their closest candidates, as examples for readers.
     """
 
     result: TaskResult
@@ -99,7 +101,7 @@ class SavedMap:
 
 @dataclass(frozen=True, slots=True)
 class SavedFace:
-    """Holds the attention maps of a sample, whose small image is among the thumbnails."""
+    """Holds the attention maps of a sample. `ResultFile.thumbnails` has the small image of this sample."""
 
     key: Key
     maps: Annotated[tuple[SavedMap, ...], Field(min_length=1, max_length=MOST_SENTENCES)]
@@ -107,21 +109,21 @@ class SavedFace:
 
 @dataclass(frozen=True, slots=True)
 class ResultFile:
-    """Holds all that the file contains.
+    """Holds the content of a file of results.
 
     Attributes:
         model: The model.
-        tasks: The results.
-        at: When they were measured, in seconds since 1970.
-        samples: The samples of each dataset or benchmark.
+        tasks: The results of each task on each dataset or benchmark.
+        at: When the content was put together, in seconds since 1970.
+        samples: The samples to which outcomes refer: an entry for each dataset or benchmark.
         evaluation: The settings of the evaluation, without secrets.
         thumbnails: Small images of samples by their keys, for the examples and the attention maps; empty unless the
             user has asked for them.
         faces: Attention maps of some samples; empty without thumbnails, and if the model has no maps.
-        made_by: Tells this file from other JSON.
+        made_by: Distinguishes this file from other JSON files.
 
     Raises:
-        ValueError: If an outcome refers to a sample that does not exist.
+        ValueError: If outcomes are empty, or refer to samples that do not exist.
     """
 
     model: EvaluatedModel
@@ -156,7 +158,15 @@ class ResultFile:
         thumbnails: Mapping[str, str] | None = None,
         faces: Sequence[SavedFace] = (),
     ) -> "ResultFile":
-        """Returns the file with these results. Tasks with the same samples share them in the file."""
+        """Returns the content of a file with these results. Samples that several tasks share are stored once.
+
+        Args:
+            model: The model.
+            results: The results of the tasks.
+            evaluation: The settings of the evaluation, without secrets.
+            thumbnails: Small images of samples, as JPEGs in base64, by the keys of the samples.
+            faces: The attention maps of some samples with a small image.
+        """
         samples: list[Samples] = []
         tasks: list[SavedTask] = []
         for result in results:
@@ -178,7 +188,7 @@ class ResultFile:
         )
 
     def results(self) -> tuple[TaskResult, ...]:
-        """Returns the results with what was found for each sample, as the tasks have returned them."""
+        """Returns the results of the tasks with their outcomes, samples and examples, as `of` has received them."""
         return tuple(
             replace(
                 task.result,
@@ -200,7 +210,7 @@ def load(address: str) -> ResultFile:
         address: Path or URL of the file.
 
     Raises:
-        ConfigError: If there is no such file, or it cannot be used.
+        ConfigError: If there is no such file, or it is not a valid file of results.
         StoreError: If the store does not answer.
     """
     folder, name = _split(address)
@@ -213,11 +223,16 @@ def load(address: str) -> ResultFile:
 
 
 def save(address: str, file: ResultFile) -> None:
-    """Writes the file, and replaces an earlier one.
+    """Writes a file of results, and replaces an existing file.
+
+    Args:
+        address: Path or URL of the file. Its name must have a suffix, such as .json.
+        file: The content.
 
     Raises:
-        ConfigError: If the file would be larger than those that are read.
-        StoreError: If the store refuses it.
+        ConfigError: If the file would be larger than `LIMIT_BYTES`, which `load` would refuse; or if `address` does not
+            name a file.
+        StoreError: If the store cannot write the file.
     """
     data = RESULT_FILE.dump(file)
     if len(data) > LIMIT_BYTES:
@@ -230,7 +245,7 @@ def save(address: str, file: ResultFile) -> None:
 
 
 def jpeg_text(jpeg: bytes) -> str | None:
-    """Returns a small JPEG as the file holds it; None if it is too large."""
+    """Returns a JPEG in base64, as `ResultFile.thumbnails` holds it; None if it is too large for this."""
     text = base64.b64encode(jpeg).decode()
     return text if len(text) <= LARGEST_THUMBNAIL else None
 

@@ -2,16 +2,16 @@
 
 Many faces may have the same caption. Each distinct caption is therefore one candidate, and every face that has the
 caption is a right answer. If a right and a wrong candidate have equal cosines with the query, the wrong one comes
-first, so that a model that maps everything to one vector scores 0.
+first, so that a model that maps everything to one vector has a recall of 0.
 
 Each part of the captions is compared with the images separately. The texts of most parts are compared with the vectors
-of whole images. The local sentences of a caption are compared with patches, as in training: docs/method.md, section 2,
-pools the patches of an image for each sentence. This needs all patches of all images for each sentence, which are too
-many to keep for a large dataset. So the task takes the case `sharpness = 0` of the same formula, the mean over the
-patches: the score of a sentence is the mean of its cosines with the patches, and the score of a caption is the mean
-over its sentences. This is the product of two vectors, the mean of the patches and the mean of the sentences. If the
-model was not trained with local sentences, which holds for those of other libraries, the vector of the whole image
-takes the place of the patches.
+of whole images. The local sentences of a caption are compared with patches, but in a simpler way than in training. The
+loss pools the patches of an image anew for each sentence (docs/method.md, section 2), which needs all patches of all
+images, and these are too many to keep for a large dataset. So the task takes the case `sharpness = 0` of the same
+formula, in which all patches have the same weight: the score of a sentence is the mean of its cosines with the patches,
+and the score of a caption is the mean over its sentences. This score is the dot product of two vectors, the mean of the
+patch vectors and the mean of the sentence vectors. If the model was not trained with local sentences, such as a model
+of another library, the vector of the whole image takes the place of the mean of the patch vectors.
 """
 
 import hashlib
@@ -47,7 +47,10 @@ _TITLES = {"image_to_text": "face to {}caption", "text_to_image": "{}caption to 
 
 
 def _directions(part: Part) -> tuple[str, str]:
-    """Returns the ends of the names of the scores. Those of global captions are older than the other parts."""
+    """Returns the ends of the names of a part's scores, for the direction from image to text and for the other one.
+
+    They begin with the name of the part, except for global captions, whose scores had names before there were parts.
+    """
     to_text, to_image = _TITLES
     return (to_text, to_image) if part is PROMPT_PART else (f"{part.name}_{to_text}", f"{part.name}_{to_image}")
 
@@ -56,12 +59,13 @@ def _directions(part: Part) -> tuple[str, str]:
 class Retrieval:
     """Implements the retrieval task. Its dataset needs no labels; its captions must not occur in the training data.
 
-    For each part of the captions, two directions are measured. From image to text, each face is a query, and the
-    distinct captions are the candidates; if a face has several captions, each of them is a right answer. From text to
-    image, each distinct caption is a query, and the faces are the candidates. Two captions are equal if their texts of
-    this part are; the order of local sentences does not count.
+    For each part of the captions, and for the whole text of a caption, two directions are measured. From image to text,
+    each face with a caption is a query, and the distinct captions are the candidates; if a face has several captions,
+    each of them is a right answer. From text to image, each distinct caption is a query, and all faces are the
+    candidates. Two captions count as one if their texts of the part are equal; the order of local sentences does not
+    matter.
 
-    A part that no caption has is left out. So is the whole text if the captions have only a global sentence.
+    A part that no caption has is left out. The whole text is left out if the captions have no part but the global one.
     """
 
     settings: EvaluationConfig
@@ -111,12 +115,13 @@ class Retrieval:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Captions:
-    """Holds the distinct captions of a part.
+    """Holds the distinct captions of a split, as far as one caption part of them is concerned.
 
     Attributes:
-        texts: Their texts, in the order in which the captions first occur.
-        vectors: The vector of each.
-        pairs: The row of a face and that of one of its captions, each pair once, in ascending order.
+        texts: The text of each distinct caption, in the order in which they first occur. Several sentences are joined.
+        vectors: The vector of each distinct caption.
+        pairs: The faces with their captions: each row holds the row of a face and the index of one of its captions. A
+            pair occurs once. The rows are sorted.
     """
 
     texts: tuple[str, ...]
@@ -125,9 +130,11 @@ class Captions:
 
     @classmethod
     def of(cls, part: PartFeatures) -> "Captions":
-        """Finds the distinct captions. That of several sentences has the mean of their vectors.
+        """Finds the distinct captions among all captions that have texts of the part.
 
-        A caption that occurs several times has about the same vector each time; that of the first one counts.
+        Two captions are the same if their texts of the part are equal, in any order. The vector of a caption is the
+        mean of the vectors of its texts. If a caption occurs several times, its vectors differ only by rounding, and
+        the first one is taken.
         """
         caption, starts = torch.unique_consecutive(part.caption, return_counts=True)
         firsts = (starts.cumsum(0) - starts).tolist()
@@ -152,21 +159,22 @@ def wrong_before(
 ) -> tuple[Int[Tensor, " left"], Int[Tensor, " right"]]:
     """Counts, for each query, the wrong candidates that are at least as similar to it as its best right candidate.
 
-    The vectors of each side are queries once, with those of the other side as candidates. If the candidates were sorted
-    by their product with the query, with wrong ones first where products are equal, a right one would be among the
-    first k exactly if the count is below k. So the counts give the recall at every k without sorting, and one more than
-    the count is the rank. For a query without a right candidate the count is the number of candidates.
+    First the vectors `left` are the queries and the vectors `right` the candidates, and then the other way round.
+    Similarity is the dot product. If the candidates were sorted by it, with wrong ones first among equal ones, a right
+    candidate would be among the first k exactly if the count is below k. So the counts give the recall at every k
+    without sorting, and the rank of the best right candidate is the count plus 1. For a query without a right candidate
+    the count is the number of candidates.
 
-    The products are computed in float64, in square blocks of `ENTRIES`, each of which counts for both sides. So the
-    memory beside the arguments is that of some blocks and of a few numbers for each vector and pair.
+    The dot products are computed in float64, in square blocks of `ENTRIES` numbers, each of which serves both
+    directions. So the memory beside the arguments is a few blocks, and a few numbers for each vector and pair.
 
     Args:
         left: Vectors.
         right: Vectors.
-        pairs: The rows on both sides that belong together.
+        pairs: The right answers: the row in `left` and the row in `right` of each pair that belongs together.
 
     Returns:
-        The counts of the left queries and of the right ones.
+        The counts of the queries `left`, and the counts of the queries `right`.
     """
     pairs = pairs[pairs[:, 0].argsort(stable=True)].contiguous()
     best_of_left, best_of_right = _best(left, right, pairs)
@@ -187,7 +195,13 @@ def wrong_before(
 
 
 def _before(products: Tensor, best: Tensor, right: Tensor) -> Bool[Tensor, "rows columns"]:
-    """Returns which candidates are wrong and not less similar than the best right one. `right` has the right places."""
+    """Returns True for each wrong candidate that is not less similar to its query than the best right candidate.
+
+    Args:
+        products: The dot products of some queries with some candidates.
+        best: The largest dot product of each query with a right candidate, which broadcasts with `products`.
+        right: The row and the column in `products` of each right candidate.
+    """
     # "Not less" rather than "greater or equal": a wrong candidate whose product is NaN counts as coming before. So a
     # model with broken weights has a recall of 0 and not of 1.
     is_before = ~(products < best - MARGIN)
@@ -196,7 +210,10 @@ def _before(products: Tensor, best: Tensor, right: Tensor) -> Bool[Tensor, "rows
 
 
 def _best(left: Tensor, right: Tensor, pairs: Tensor) -> tuple[Float[Tensor, " left"], Float[Tensor, " right"]]:
-    """Returns the largest product of each vector with a right candidate; minus infinity if it has none."""
+    """Returns the largest dot product of each vector of both sides with a right candidate of the other side.
+
+    It is minus infinity for a vector without a right candidate.
+    """
     step = max(1, ENTRIES // left.shape[1])
     found = [(left[each[:, 0]].double() * right[each[:, 1]].double()).sum(1) for each in pairs.split(step) if len(each)]
     products = torch.cat([torch.zeros(0, dtype=torch.float64), *found])
@@ -214,10 +231,10 @@ class _Places:
     Attributes:
         part: The part.
         images: The vectors with which the captions are compared, one for each face.
-        captions: The captions.
+        captions: The distinct captions.
         with_caption: The rows of the faces that have a caption.
-        of_faces: The wrong captions before the best right one, for each face.
-        of_captions: The wrong faces before the best right one, for each caption.
+        of_faces: For each face, the number of wrong captions before its best right one (`wrong_before`).
+        of_captions: For each caption, the number of wrong faces before its best right one.
     """
 
     part: Part
@@ -229,14 +246,18 @@ class _Places:
 
     @classmethod
     def of(cls, part: Part, test: Features) -> "_Places":
-        """Compares the captions of a part with the faces of a split."""
+        """Compares the captions of a part with the faces of a split.
+
+        Faces are compared by their mean patch vectors if the part is compared with patches and there are such vectors,
+        and otherwise by the vectors of whole images.
+        """
         captions = Captions.of(test.parts[part.name])
         images = test.patches if part.aligned_with == "patches" and test.patches is not None else test.images
         counts = wrong_before(images, captions.vectors, captions.pairs)
         return cls(part, images, captions, captions.pairs[:, 0].unique(), *counts)
 
     def scores(self) -> Iterator[Score]:
-        """Yields the scores in both directions."""
+        """Yields the scores of both directions, from face to caption first. Faces without a caption are no queries."""
         faces, captions = len(self.of_faces), len(self.of_captions)
         right_captions = torch.bincount(self.captions.pairs[:, 0], minlength=faces)[self.with_caption]
         right_faces = torch.bincount(self.captions.pairs[:, 1], minlength=captions)
@@ -246,7 +267,7 @@ class _Places:
             yield from _scores(direction, title.format(words), *side)
 
     def outcomes(self) -> tuple[RankOutcomes, RankOutcomes]:
-        """Returns the rank of each query in both directions."""
+        """Returns the rank of the best right candidate of each query, for both directions."""
         to_text, to_image = _directions(self.part)
         return (
             RankOutcomes(to_text, _ranks(self.of_faces[self.with_caption]), rows=tuple(self.with_caption.tolist())),
@@ -254,7 +275,7 @@ class _Places:
         )
 
     def examples(self, keys: Sequence[str]) -> Iterator[FoundExample]:
-        """Yields some queries of both directions with their closest candidates. `keys` names the faces."""
+        """Yields some queries of both directions with their closest candidates. `keys` are the names of the faces."""
         texts, vectors, pairs = self.captions.texts, self.captions.vectors, self.captions.pairs
         yield from _examples(self.images, vectors, pairs, self.of_faces, (keys, texts), is_sample=True)
         yield from _examples(vectors, self.images, pairs.flip(1), self.of_captions, (texts, keys), is_sample=False)
@@ -277,15 +298,17 @@ def _examples(
     *,
     is_sample: bool,
 ) -> Iterator[FoundExample]:
-    """Yields queries that are spread evenly over all queries with an answer, and the candidates closest to them.
+    """Yields up to `EXAMPLES` queries that are spread evenly over all queries with a right answer.
+
+    Each has its `CANDIDATES` closest candidates and the rank of its best right one.
 
     Args:
-        queries: Vectors.
-        candidates: Vectors.
-        right: The pairs of a query and a right candidate.
-        before: The wrong candidates before the best right one of each query.
-        names: The name of each query, and that of each candidate.
-        is_sample: Whether the queries are samples, and the candidates texts.
+        queries: The vectors of the queries.
+        candidates: The vectors of the candidates.
+        right: The row of a query and the row of one of its right candidates, for each such pair.
+        before: For each query, the number of wrong candidates before its best right one (`wrong_before`).
+        names: The names of the queries, and the names of the candidates.
+        is_sample: Whether the queries are samples and the candidates texts. Otherwise it is the other way round.
     """
     answered = right[:, 0].unique()
     chosen = answered[torch.linspace(0, len(answered) - 1, min(EXAMPLES, len(answered))).round().long()]
@@ -309,12 +332,14 @@ def _scores(
     right: Int[Tensor, " queries"],
     candidates: int,
 ) -> list[Score]:
-    """Returns the recall at each k of `NEAREST`, each with its chance level: the recall of candidates in random order.
+    """Returns the recall at each k of `NEAREST`, and the median rank of the best right candidates.
+
+    Each recall has its chance level as its baseline: the expected recall if the candidates were in random order.
 
     Args:
-        direction: Caption part and direction, as the end of the scores' names, such as "image_to_text".
-        title: Direction, as a part of the scores' titles, such as "face to caption".
-        before: Counts of `wrong_before`.
+        direction: The end of the scores' names, such as "image_to_text" or "local_image_to_text".
+        title: The beginning of the scores' titles, such as "face to caption".
+        before: For each query, the number of wrong candidates before its best right one (`wrong_before`).
         right: Number of right candidates of each query.
         candidates: Number of candidates.
     """

@@ -2,8 +2,8 @@
 
 A group with few samples has a score that says little, so it is named and not scored. The groups with the highest and
 the lowest score are chosen after looking at the scores, so their difference is above 0 even if the model treats all
-groups alike. The test of this difference therefore compares it with those of random divisions into groups of the same
-sizes.
+groups alike. The test therefore compares this difference with the same difference in random divisions of the samples
+into groups of the same sizes.
 """
 
 from collections import Counter
@@ -34,8 +34,8 @@ class GroupScore:
         persons: Number of persons or clips; None if they are unknown.
         score: The score; None if the group is too small.
         interval: The 95 % confidence interval of the score.
-        lacks: The classes that occur among all samples, and not in the group. Its UAR is then the mean over fewer
-            classes, so the group is left out of the difference.
+        lacks: The classes that occur among all samples but not in this group. If there are any, the UAR of the group is
+            a mean over fewer classes than that of other groups, so the group is left out of the difference.
     """
 
     value: str
@@ -48,17 +48,17 @@ class GroupScore:
 
 @dataclass(frozen=True, slots=True)
 class Subgroups:
-    """Holds the score of each group, and the difference of the highest and the lowest one.
+    """Holds the score of each group, and the difference between the highest and the lowest score.
 
     Attributes:
-        label: The label.
+        label: The name of the label by which the samples are divided.
         score: The name of the score.
         groups: The groups.
-        unlabelled: Number of samples without a value.
+        unlabelled: Number of samples without a value of the label.
         lowest: The value of the group with the lowest score; empty if fewer than two groups can be compared.
-        highest: The value of the group with the highest score.
-        difference: Their difference.
-        p: The probability of at least this difference between random groups of the same sizes.
+        highest: The value of the group with the highest score; empty in the same case.
+        difference: The highest minus the lowest score; None in the same case.
+        p: The probability of at least this difference between random groups of the same sizes; None in the same case.
     """
 
     label: str
@@ -108,7 +108,11 @@ def subgroups(outcomes: Outcomes, samples: Samples, label: str, score: str, *, l
 
 
 def named(values: Sequence[str | float | None]) -> list[str | None]:
-    """Returns the name of the group of each value. Many different numbers are divided at their quartiles."""
+    """Returns the name of the group to which each value belongs; None for a missing value.
+
+    Each value is a group. But if all values are numbers and more than `MOST_VALUES` different ones occur, the groups
+    are the `BINS` ranges between their quartiles, with names such as "20 to 35".
+    """
     numbers = [value for value in values if isinstance(value, int | float)]
     if len(set(numbers)) <= MOST_VALUES or any(isinstance(value, str) for value in values):
         return [None if value is None else label_text(value) for value in values]
@@ -125,7 +129,7 @@ def _range(numbers: Sequence[float]) -> str:
 
 
 def _in_order(values: Sequence[str | float | None], names: Sequence[str | None]) -> list[str]:
-    """Returns the different names: those of numbers in their order, those of texts with the most frequent first."""
+    """Returns each name of a group once: numbers in ascending order, and texts with the most frequent one first."""
     firsts = {name: value for value, name in zip(values, names, strict=True) if name is not None}
     counts = Counter(names)
     return sorted(
@@ -159,9 +163,17 @@ def _lacks(everything: Outcomes, chosen: Outcomes) -> tuple[str, ...]:
 def _p_of_gap(
     metric: Metric, names: Sequence[str | None], persons: Sequence[str | None], chosen: Sequence[str], gap: float
 ) -> float:
-    """Returns how often random divisions have at least the difference `gap`.
+    """Returns the p value of a permutation test: how often random divisions have at least the difference `gap`.
 
-    The values of whole persons or clips are exchanged if all samples of each have the same value.
+    A random division exchanges the values of the label among samples. If all samples of each person or clip have the
+    same value, it exchanges the values among whole persons or clips.
+
+    Args:
+        metric: The score.
+        names: The name of the group of each sample; None without a value.
+        persons: The person or clip of each sample; None if it is unknown.
+        chosen: The names of the groups that are compared. The other samples keep their places.
+        gap: The difference between the highest and the lowest score of these groups.
     """
     numbers = {name: number for number, name in enumerate(chosen)}
     of_sample = np.array([-1 if name is None else numbers.get(name, -1) for name in names])

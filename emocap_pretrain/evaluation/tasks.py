@@ -106,7 +106,7 @@ def prepare(settings: EvaluationConfig, *, has_local: bool = True, seconds: floa
         seconds: Each task may stop reading after this time; None reads everything.
 
     Raises:
-        ConfigError: If a task's settings do not fit its data, or it needs a model of local sentences.
+        ConfigError: If a task's settings do not fit its data, or a task needs attention maps and `has_local` is False.
         ShardsError: If the data cannot be read.
     """
     tasks = tasks_of(settings)
@@ -120,7 +120,7 @@ def require_head(tasks: Sequence[Task], labels: Sequence[LabelConfig]) -> None:
     """Checks that the head of a model predicts the labels that the tasks score.
 
     Args:
-        tasks: The tasks, of which those without a head are not checked.
+        tasks: The tasks. Tasks that use no head are ignored.
         labels: The labels that the head predicts (`objective.labels`); empty if the model has no head.
 
     Raises:
@@ -161,7 +161,11 @@ def sources_of(settings: EvaluationConfig, tasks: Sequence[Task]) -> dict[SplitN
 def _check_labels(
     settings: EvaluationConfig, sources: Mapping[SplitName, ExampleSource], seconds: float | None
 ) -> None:
-    """Checks that samples have the labels by which they are grouped and divided."""
+    """Checks that the split `test` has the labels that the settings `group` and `by` name.
+
+    Raises:
+        ConfigError: If all samples were read within `seconds`, and none has one of these labels.
+    """
     named = [("group", settings.group), *(("by", name) for name in settings.by)]
     for key, name in named:
         if name is None or "test" not in sources:
@@ -175,10 +179,10 @@ def _check_labels(
 
 
 def _check_maps(tasks: Sequence[Task], *, has_local: bool) -> bool:
-    """Returns whether a task needs attention maps.
+    """Returns whether one of the tasks needs attention maps.
 
     Raises:
-        ConfigError: If there is one, and the model has none.
+        ConfigError: If one needs them, and the model is not trained with local sentences (`has_local` is False).
     """
     needing = [task.name for task in tasks if isinstance(task, MapTask)]
     if needing and not has_local:
@@ -193,7 +197,7 @@ def require_texts(settings: EvaluationConfig, *, has_texts: bool) -> None:
     """Checks that the model can read texts if one of the tasks needs them.
 
     Raises:
-        ConfigError: If it cannot. The message names the tasks that need no texts.
+        ConfigError: If a task needs texts and the model has no text tower. The message names the tasks that need none.
     """
     need = [task.name for task in tasks_of(settings) if task.reads_texts]
     if need and not has_texts:
@@ -311,7 +315,7 @@ def run(
 
 
 def samples_of(features: Features, by: Sequence[str]) -> Samples:
-    """Returns the keys and persons or clips of examples, and those of their labels that `by` names."""
+    """Returns the keys of the examples, their persons or clips, and their values of the labels that `by` names."""
     groups = features.groups if any(group is not None for group in features.groups) else ()
     labels = {name: tuple(_label(each.get(name)) for each in features.labels) for name in by}
     return Samples(features.keys, groups, labels=labels)
@@ -322,7 +326,7 @@ def _label(value: str | float | None) -> str | float | None:
 
 
 def cut_prompts(settings: EvaluationConfig, tokenizer: Tokenizer, limit: int) -> list[CutTexts]:
-    """Counts the prompts of all tasks, and those that have more tokens than the text tower reads.
+    """Counts the prompts of all tasks, and how many of them have more tokens than the text tower reads.
 
     Args:
         settings: The tasks and their prompts.
