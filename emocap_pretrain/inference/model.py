@@ -83,8 +83,8 @@ class EmotionModel:
     towers compute in float32. Several threads may use one object at the same time.
 
     Images are given as a list or any other iterable of paths, arrays of 8-bit values [height, width, 3] or
-    [height, width], and images of Pillow. Only the central square of an image is read; if the model was published so, as
-    SigLIP was, the whole image is resized to a square. An iterable is consumed as its images are needed, at most two
+    [height, width], and images of Pillow. Only the central square of an image is read; if the model was published so,
+    as SigLIP was, the whole image is resized to a square. An iterable is consumed as its images are needed, at most two
     batches in advance.
 
     Example:
