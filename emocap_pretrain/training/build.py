@@ -83,8 +83,8 @@ def build_engine(config: Config, model: TowerPair, world: RankGroup, *, class_co
         config: The settings of the run.
         model: The model.
         world: All ranks.
-        class_counts: The training samples of each class (`count_classes`), equal on all ranks. It is needed if the
-            classes of a label are balanced.
+        class_counts: The number of training samples of each class (`count_classes`), equal on all ranks. It may be None
+            only if no label has balanced classes.
 
     Raises:
         ConfigError: If there are more ranks than samples in a global batch, or if `Objective.of` or `Engine` refuses

@@ -199,7 +199,7 @@ def track_other_weights(tracker: Tracker, config: Config, other_weights: Sequenc
 
 
 def track_maps(tracker: Tracker, config: Config, maps: Sequence[MappedFace], step: int) -> None:
-    """Sends a picture of attention maps to the tracker, if there are any.
+    """Draws attention maps into one picture and sends it to the tracker; does nothing if there are no maps.
 
     Only rank 0 calls this function, which imports matplotlib.
     """
@@ -223,7 +223,7 @@ def evaluated(
         config: The config with the evaluation settings, equal on all ranks.
         embedder: The model, on this rank's device.
         everyone: The ranks among which the data are divided.
-        training: What is known about the captions of the model; None takes what its config says.
+        training: What is known about the captions on which the model was trained; None takes what `config` says.
     """
     # Rank 0 alone warns of prompts that are longer than the text tower reads.
     if everyone.is_main and embedder.tokenizer:
@@ -237,7 +237,13 @@ def evaluated(
 
 
 class EvaluatedCheckpoint(NamedTuple):
-    """Holds the results of a checkpoint, and on rank 0, if they are wanted, the attention maps of a few samples."""
+    """Holds the results of a checkpoint.
+
+    Attributes:
+        weights: Which weights of the checkpoint were evaluated.
+        results: The result of each task; empty if the config names no evaluation dataset.
+        maps: The attention maps of a few samples, on rank 0 and if they were asked for; otherwise empty.
+    """
 
     weights: Weights
     results: tuple[TaskResult, ...]
@@ -291,7 +297,10 @@ def _evaluate_other_weights(config: Config, everyone: RankGroup, device: str) ->
 
 
 def _replace_results(config: Config, store: Store, report: Report, maps: Sequence[MappedFace]) -> None:
-    """Tracks and writes the report of a finished run, whose results are new, and tracks the attention maps."""
+    """Writes the report of a finished run after a new evaluation, and sends it and the maps to the tracker.
+
+    If the folder of the run is a copy, a new run is made in MLflow. Only rank 0 calls this function.
+    """
     from emocap_pretrain.tracking.mlflow_tracker import MlflowTracker
 
     # No attempt has begun, so the tracker gets the number of the newest one. In a copy, a new run in MLflow is made, as

@@ -1,15 +1,15 @@
-"""Evaluates checkpoints of a run before its end: the one of step 0, and every n-th one.
+"""Evaluates checkpoints of a run before its end: the checkpoint of step 0, and every n-th checkpoint.
 
     <run>/before_training.json                 the results at step 0, and the evaluation settings that led to them
-    <run>/evaluations/step-00002000.json       those of a later step (`evaluation.every_checkpoints`)
+    <run>/evaluations/step-00002000.json       the same for a later step (`evaluation.every_checkpoints`)
 
 The model is evaluated as at the end of the run: the checkpoint is committed, and all ranks evaluate the model that is
 restored from it. So the evaluation does not touch the model that is trained, at any stage of ZeRO. It changes no bit of
 the training, because all random numbers are functions of the seed, the step and the sample (decision 2).
 
 If an attempt ends before the results are stored, the next attempt resumes from the same checkpoint and evaluates it
-again. Once they are stored, the checkpoint is evaluated again only if the evaluation settings change, or if the step
-was trained again and its weights are others.
+again. Once the results are stored, the checkpoint is evaluated again only in two cases: the evaluation settings have
+changed, or the step was trained again, which gave other weights.
 """
 
 import logging
@@ -37,8 +37,8 @@ log = logging.getLogger(__name__)
 def evaluate_step(session: Session, everyone: RankGroup) -> None:
     """Evaluates the checkpoint of the current step, unless its results are stored, and tracks the results.
 
-    The checkpoint must be committed. If an attempt tracks the same results again, the tracker keeps them once. This is
-    a collective.
+    The checkpoint must be committed. The results are tracked in either case, because an earlier attempt may have ended
+    before it tracked them. The tracker keeps equal results only once. This is a collective.
     """
     config, step = session.config, session.engine.step
     results = _results_of(config, session.store, everyone, session.world.device, step)
@@ -49,9 +49,9 @@ def evaluate_step(session: Session, everyone: RankGroup) -> None:
 def results_before_training(config: Config, store: Store, everyone: RankGroup, device: str) -> Results:
     """Returns the results at step 0 for the current evaluation settings, on every rank. This is a collective.
 
-    Stored results are returned if they belong to these settings. Otherwise the checkpoint of step 0 is evaluated, and
-    the new results are stored. The results are empty if the settings do not ask for this evaluation, or if nothing is
-    stored for these settings and the checkpoint of step 0 does not exist any more.
+    If stored results were computed with these settings, they are returned. Otherwise the checkpoint of step 0 is
+    evaluated, and the new results are stored. The result is empty if the settings do not ask for this evaluation, or if
+    no results for these settings are stored and the run has no checkpoint of step 0.
     """
     return _results_of(config, store, everyone, device, 0) if config.evaluates_before_training else ()
 
@@ -75,7 +75,10 @@ def _keep(config: Config, store: Store, step: int, results: Results) -> None:
 
 
 def _known(config: Config, store: Store, step: int) -> Results | None:
-    """Returns the stored results; None if the step must be evaluated; () if its checkpoint does not exist for that."""
+    """Returns the stored results of the step if they belong to its checkpoint and to the evaluation settings.
+
+    Otherwise the result is None if the step must be evaluated, or () if it cannot be, because it has no checkpoint.
+    """
     found, checkpoint = storage.read(store, _file_of(step), STEP_RESULTS), read_checkpoint(store, step)
     if isinstance(found, Unreadable):
         log.warning("%s: step %d is evaluated again if its checkpoint still exists", found, step)
@@ -89,9 +92,10 @@ def _known(config: Config, store: Store, step: int) -> Results | None:
 
 
 def _belong(found: StepResults, checkpoint: Checkpoint | None) -> bool:
-    """Returns whether the results are those of the checkpoint. If one of the two is unknown, they are taken for that.
+    """Returns whether stored results were computed from this checkpoint, by the digest of its manifest.
 
-    Results without a digest are those of step 0 in a run of an earlier version, which has no other weights there.
+    The result is also True if there is no checkpoint, or if the results have no digest. An earlier version stored only
+    results of step 0 and no digest; the weights of step 0 never change.
     """
     return not (checkpoint and found.checkpoint) or found.checkpoint == checkpoint.digest
 

@@ -1,8 +1,8 @@
 """Computes the losses of labels: cross-entropy for classes, and 1 - CCC or the squared error for numbers.
 
-Every loss follows from a few sums over the rows of the global batch. Each rank computes the sums of its own rows, and
-one collective adds up those of all labels. So the losses are those of the global batch, at any number of ranks and with
-any number of rows on each of them. Rows without a target add nothing to the sums.
+Every loss follows from a few sums over the rows of the global batch. Each rank computes the sums of its own rows for
+all labels, and one collective adds up the sums of all ranks. So every rank gets the losses of the global batch, however
+its rows are divided among the ranks. Rows without a target add nothing to the sums.
 """
 
 from abc import ABC, abstractmethod
@@ -29,9 +29,11 @@ Counts = Mapping[str, Sequence[float]]
 
 @dataclass(frozen=True, slots=True)
 class LabelResult:
-    """Holds the loss of a label with its graph, without its weight, and the metrics as detached scalars.
+    """Holds the loss and the metrics of one label, as float32 scalars that are equal on all ranks.
 
-    All are float32 and equal on all ranks. The keys of the metrics do not contain the name of the label.
+    Attributes:
+        loss: The loss with its autograd graph, not yet multiplied by the weight of the label (`objective.labels`).
+        metrics: The metrics, detached. Their names do not contain the name of the label.
     """
 
     loss: Tensor
@@ -40,26 +42,35 @@ class LabelResult:
 
 @dataclass(frozen=True, slots=True)
 class LabelTerm(ABC):
-    """Computes the loss of one label of the global batch from the outputs of the head. It has no state."""
+    """Base class of the losses of a label, which are computed from the outputs of the head. A term has no state."""
 
     settings: LabelConfig
 
     @abstractmethod
     def sums(self, outputs: Float32[Tensor, "batch outputs"], targets: Tensor) -> Float64[Tensor, " sums"]:
-        """Returns the sums over this rank's rows from which `result` computes the loss; zeros if there are no rows."""
+        """Returns sums over this rank's rows, from which `result` computes the loss; zeros if there are no rows.
+
+        The sums are differentiable. The sums of several ranks are added up element by element.
+        """
 
     @abstractmethod
     def result(self, sums: Float64[Tensor, " sums"]) -> LabelResult:
-        """Returns the loss and the metrics from the sums over the rows of all ranks. The loss is 0 without a target."""
+        """Returns the loss and the metrics from the sums over the rows of all ranks.
+
+        If no row has a target, the loss is 0.
+        """
 
     @abstractmethod
     def __str__(self) -> str:
-        """Returns a description of the loss in a few words, for the plan of a run."""
+        """Returns the name of the loss in a few words, which `emocap pretrain --dry-run` prints."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClassTerm(LabelTerm):
-    """Computes the cross-entropy, as the weighted mean of torch's `cross_entropy` over the labelled rows.
+    """Computes the cross-entropy of the labelled rows of the global batch.
+
+    Class weights, label smoothing and the weighted mean are those of torch's `cross_entropy` with reduction="mean": the
+    loss of a row is multiplied by the weight of its class, and the sum is divided by the sum of these weights.
 
     Attributes:
         weights: The weight of each class; None weighs all rows equally.
@@ -97,11 +108,11 @@ class ClassTerm(LabelTerm):
 
 @dataclass(frozen=True, slots=True)
 class NumberTerm(LabelTerm):
-    """Computes 1 - CCC or the mean squared error of numbers.
+    """Computes 1 - CCC or the mean squared error of predicted numbers p and true numbers y.
 
-    The concordance correlation coefficient (CCC, Lin 1989) is 2 cov(p, y) / (var(p) + var(y) + (mean(p) - mean(y))^2)
-    with the moments of the population. It is a property of the whole batch and not a mean over its rows, so it needs
-    the sums of all ranks before any gradient is known.
+    The concordance correlation coefficient (CCC, Lin 1989) is 2 cov(p, y) / (var(p) + var(y) + (mean(p) - mean(y))^2),
+    where variances and covariance are divided by n and not by n - 1. It is a property of the whole batch and not a mean
+    over its rows, so the sums of all ranks are needed before any gradient is known.
     """
 
     def sums(
@@ -128,12 +139,13 @@ class NumberTerm(LabelTerm):
 
 
 def label_terms(labels: Sequence[LabelConfig], counts: Counts) -> tuple[LabelTerm, ...]:
-    """Returns the term of each label.
+    """Returns one term for each label, in the order of the labels.
 
     Args:
         labels: The settings of the labels.
-        counts: The training samples of each class of the labels whose classes are balanced. It may lack them if the
-            caller only reads the terms and computes no loss.
+        counts: The number of training samples of each class, for the labels whose classes are balanced. The term of a
+            label that is missing here weighs all classes equally, so only a caller that computes no loss may leave out
+            a label with balanced classes.
     """
     return tuple(
         ClassTerm(label, class_weights(label, counts[label.name]) if label.name in counts else None)
@@ -151,7 +163,8 @@ def label_results(
 ) -> list[LabelResult]:
     """Returns the result of each term for the global batch. This is a collective, unless there are no terms.
 
-    After the backward pass, the mean over the ranks of each gradient is the gradient of the global loss.
+    After each rank's backward pass through its results, the mean of a parameter's gradients over the ranks is the
+    gradient of the loss of the global batch.
 
     Args:
         terms: The terms, equal on all ranks.
@@ -170,9 +183,14 @@ def label_results(
 def class_weights(label: LabelConfig, counts: Sequence[float]) -> tuple[float, ...] | None:
     """Returns the weight of each class, with a mean of 1 over the classes; None if the classes are not balanced.
 
-    The weight is 1 / n for `inverse`, where n is the number of training samples of the class. For `effective` it is
-    (1 - beta) / (1 - beta^n), the inverse of the effective number of samples (Cui et al. 2019, "Class-Balanced Loss
-    Based on Effective Number of Samples"). With beta 0 all weights are 1, and near 1 they approach 1 / n.
+    With `inverse`, the weight of a class is proportional to 1 / n, where n is the number of its training samples. With
+    `effective`, it is proportional to (1 - beta) / (1 - beta^n), the inverse of the effective number of samples (Cui et
+    al. 2019, "Class-Balanced Loss Based on Effective Number of Samples"). With beta = 0 all weights are 1; if beta
+    approaches 1, the weights approach those of `inverse`.
+
+    Args:
+        label: The settings of the label.
+        counts: The number of training samples of each class; above 0 if the classes are balanced.
     """
     if label.balance == "none":
         return None

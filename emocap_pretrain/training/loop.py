@@ -3,8 +3,8 @@
 `pretrain` joins the ranks, takes a number for the attempt, starts the monitor, and opens a session (`session.py`),
 which holds everything that the loop uses. `_train` is the loop. `_step` makes one step with the engine (`engine.py`)
 and the loss guard (`guard.py`). At logged steps, `_exchange` combines the measurements of all ranks
-(`health/monitor.py`). When the last step is done, `conclusion.py` evaluates the run and writes its report. The first
-weights of a fine-tuning, and every n-th checkpoint, are evaluated too if the settings say so (`interim_evaluation.py`).
+(`health/monitor.py`). When the last step is done, `conclusion.py` evaluates the run and writes its report. The initial
+weights and every n-th checkpoint are evaluated too if the settings ask for it (`interim_evaluation.py`).
 
 In an ordinary step, only the loss and DeepSpeed call collectives. Further collectives are called in steps that are
 logged or saved, and in steps after which the ranks ask one another whether training must stop.
@@ -109,11 +109,12 @@ def pretrain(config: Config, runtime: Runtime) -> None:
 
 
 def _begin(session: Session, runtime: Runtime, monitor: Monitor, patient: RankGroup) -> bool:
-    """Saves and evaluates the first weights of a new run if its settings ask for it. This is a collective.
+    """Saves and evaluates the initial weights of a new run if its settings ask for it. This is a collective.
 
-    A run without steps has no other checkpoint, so its first weights are saved in any case. If a run resumes from a
-    checkpoint that the settings want evaluated, this function evaluates it, because the attempt that saved it may have
-    ended before it was evaluated.
+    A run without steps has no other checkpoint, so its initial weights are saved and evaluated in any case. If a run
+    resumes from a checkpoint that is to be evaluated during training, this function evaluates it, because the attempt
+    that saved it may have ended before the evaluation. If a stop is requested, it evaluates nothing, except in a run
+    without steps.
 
     Returns:
         Whether training must stop before the first step.
@@ -137,7 +138,8 @@ def _begin(session: Session, runtime: Runtime, monitor: Monitor, patient: RankGr
 def _evaluate(session: Session, runtime: Runtime, monitor: Monitor, patient: RankGroup) -> float:
     """Evaluates the checkpoint of the current step during training, and returns for how many seconds training waited.
 
-    This is a collective. The evaluation reads the checkpoint from the store, so it is committed first.
+    The evaluation reads the checkpoint from the store, so this function first waits until the checkpoint is committed.
+    This is a collective.
     """
     began = time.perf_counter()
     monitor.enter("evaluating", session.engine.step)

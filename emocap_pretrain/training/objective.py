@@ -1,10 +1,10 @@
 """Computes the total loss of docs/method.md: the weighted sum of one term for each active caption part and each label.
 
-A term connects a caption part with a loss of `emocap_kernels`: `ImageTerm` with the loss of whole images, `PatchTerm`
-with the local loss of patches. The term passes the embeddings, the batch and the settings to the loss in the form that
-the loss expects; the loss itself is computed in `emocap_kernels`. A new caption part needs no change in this module
-(decision 23). A new way of aligning texts with images needs a new subclass of `Term` and an entry in `_KINDS`. The
-terms of labels use no texts; they are in `label_loss.py`.
+A term connects a caption part with a loss of `emocap_kernels`: an `ImageTerm` with the loss of whole images, and a
+`PatchTerm` with the local loss of patches. The term passes the embeddings, the batch and the settings to the loss in
+the form that the loss expects; the loss itself is computed in `emocap_kernels`. A new caption part needs no change in
+this module (decision 23). A new way of aligning texts with images needs a new subclass of `Term` and an entry in
+`_KINDS`. The terms of labels, which use no texts, are in `label_loss.py`.
 """
 
 from abc import ABC, abstractmethod
@@ -232,14 +232,14 @@ class ObjectiveResult:
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """Computes the weighted sum of the terms. Positives are mined after `mining_warmup_steps` steps.
+    """Computes the weighted sum of the losses of all terms.
 
     Attributes:
         terms: One term for each active caption part, in the order in which their losses are added.
         mining_warmup_steps: Number of steps at the beginning of the run in which no positives are mined.
-        teacher: Maps images to the teacher's vectors, [rows, any width]. It may be None only if no term uses them.
-        average: Encodes a batch with the moving average of the model; None if mining does not use it.
-        labels: One term for each label, whose losses are added after those of the caption parts.
+        teacher: Maps images to the teacher's vectors, [rows, any width]. It may be None only if no term uses a teacher.
+        average: Encodes a batch with the moving average of the model; None if mining does not use the average.
+        labels: One term for each label. Their losses are added after the losses of the caption parts.
         group: The ranks whose rows form the global batch; None if this process is alone.
     """
 
@@ -267,12 +267,11 @@ class Objective:
             settings: The weights, kinds, mining, teacher and backend of the terms.
             precision: `engine.precision`, which decides the dtype of the vectors if `objective.vectors` is "auto".
             group: The ranks whose rows form the global batch; None if this process is alone.
-            teacher: Maps images to the vectors of the teacher that the settings name. It may also be None if the caller
-                only reads the terms and computes no loss.
-            average: Encodes a batch with the moving average of the model, if the settings mine by it. It may also be
-                None, as the teacher.
-            class_counts: The training samples of each class, by the name of the label, for the labels whose classes are
-                balanced. It may also be None, as the teacher.
+            teacher: Maps images to the vectors of the teacher, if the settings name one. This and the next two
+                arguments may always be None if the caller only reads the terms and computes no loss.
+            average: Encodes a batch with the moving average of the model, if the settings mine positives by it.
+            class_counts: The number of training samples of each class, by the name of the label, for the labels whose
+                classes are balanced.
 
         Raises:
             ConfigError: In one of four cases: `kind_by_part` names a part that is aligned with patches; a term needs a

@@ -88,7 +88,8 @@ class Session:
         batches: The batches of this rank.
         quarantine: The damaged samples that the run has left out.
         before: Progress of the earlier attempts: their time of training, and the metrics that were logged last.
-        class_counts: The training samples of each class, by the name of the label, if its classes are balanced.
+        class_counts: The number of training samples of each class, by the name of the label, for the labels whose
+            classes are balanced; empty if there is none.
     """
 
     config: Config
@@ -117,7 +118,7 @@ class Session:
             progress: The time of training so far and the newest metrics, which the checkpoint stores.
 
         Returns:
-            Whether a checkpoint is saved.
+            Whether a save has begun; False if nothing is saved.
         """
         # The last step whose update was made is equal on all ranks, so all of them return here. The first weights of
         # a run are saved as step 0 or not at all.

@@ -244,7 +244,10 @@ CODES = {"surprise": 1, "fear": 2, "disgust": 3, "happiness": 4, "sadness": 5, "
 
 
 def raf_db(root: Path, each: int, *, missing: int = 0) -> BenchmarkCopy:
-    """Writes a copy of RAF-DB with `each` images of every class in both splits; the first `missing` are not there."""
+    """Writes a copy of RAF-DB with `each` images of every class in each split, and returns the copy.
+
+    The files of the first `missing` images of the split `test` are not written, but its list of labels names them.
+    """
     folder, lines, written = root / "Image" / "aligned", list[str](), 0
     folder.mkdir(parents=True)
     for split in ("train", "test"):

@@ -26,7 +26,11 @@ def printed(*words: object) -> dict[str, Any]:
 
 
 def torchrun(*words: object) -> str:
-    """Starts a module on two ranks, and returns what they print."""
+    """Runs a program on two ranks of torchrun, and returns what both print. An exit code above 0 fails the test.
+
+    Args:
+        words: The arguments of torchrun after its options: such as "-m", the name of a module, and its arguments.
+    """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     done = subprocess.run([*command, *map(str, words)], check=False, capture_output=True, text=True, env=env)

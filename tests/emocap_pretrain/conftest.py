@@ -48,7 +48,10 @@ def own_linear() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def own_log_levels() -> Iterator[None]:
-    """Puts back the levels of this project's loggers, which a command that is called in the process changes."""
+    """Restores the levels of this project's loggers after each test.
+
+    A command that a test calls in this process changes them.
+    """
     loggers = [logging.getLogger(name) for name in OURS]
     before = [logger.level for logger in loggers]
     yield

@@ -297,7 +297,7 @@ def test_help_imports_no_framework() -> None:
 
 
 def paths(group: Any) -> Iterator[tuple[str, ...]]:
-    """Yields the words of each command, such as `("checkpoints", "list")`."""
+    """Yields the words of each command below a group, such as `("checkpoints", "list")`. Groups are not commands."""
     for name, each in group.commands.items():
         below = paths(each) if hasattr(each, "commands") else [()]
         yield from ((name, *rest) for rest in below)

@@ -1,4 +1,7 @@
-"""Tests `emocap look`, `emocap regions` and the task that uses both their parts, on one run of tiny towers."""
+"""Tests `emocap look` (attention maps), `emocap regions`, and the task that scores attention maps by these regions.
+
+The model is a finished run of tiny towers.
+"""
 
 import shutil
 from functools import partial

@@ -1,4 +1,4 @@
-"""Renders HTML pages that load nothing from the network and contain no script."""
+"""Renders HTML pages from templates of jinja2. The pages load nothing from the network and execute no script."""
 
 import base64
 import hashlib
@@ -18,18 +18,19 @@ def rendered(
     values: Mapping[str, Any],
     filters: Mapping[str, Callable[..., Any]],
 ) -> str:
-    """Returns a page. The template gets the variables `values`, `style` and `style_hash`.
+    """Returns the HTML text of a page that is made from a template of jinja2.
 
-    Text from the data is escaped. Such text cannot run as a script, because the Content-Security-Policy that the
-    template must contain forbids all scripts. The policy allows the style with the hash `style_hash` and no other, so
+    The template gets all entries of `values` as variables, and also the variables `style` (the style sheet) and
+    `style_hash` (its hash). It must contain a Content-Security-Policy that forbids all scripts and all styles except
+    the one with the hash `style_hash`. So text from the data, which is escaped, cannot run as a script either way, and
     the template must not use attributes named `style`.
 
     Args:
-        package: The package and the folder in it that contain the template.
+        package: The name of the package with the template, and the folder of the template in this package.
         template: The file name of the template.
         style: The style sheet.
-        values: The variables.
-        filters: Further filters.
+        values: The variables of the template, by their names.
+        filters: Filters that the template uses in addition to those of jinja2, by their names.
     """
     # The data are untrusted, so everything is escaped by default.
     environment = Environment(
@@ -51,15 +52,15 @@ def shared_style() -> str:
 
 
 def _as_text(value: Any) -> Any:
-    """Returns a value as the template prints it.
+    """Returns what the template prints for the value of an expression.
 
-    A plain `str` comes from the data and is made printable. Markup of the template has another type, and is returned
-    unchanged.
+    A plain `str` comes from the data: characters that cannot be printed are replaced. Any other value, such as the
+    markup of a filter, is returned unchanged.
     """
     # The type is compared exactly, because jinja2's markup is a subclass of str.
     return printable(value, lines=True) if type(value) is str else value
 
 
 def _style_hash(style: str) -> str:
-    """Returns the hash of the page's style, by which the Content-Security-Policy allows this style and no other."""
+    """Returns the SHA-256 of a style sheet in base64, by which a Content-Security-Policy allows this style alone."""
     return base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()

@@ -1,6 +1,7 @@
 """Makes copies of face images as several tools would crop them: whole, by the box of a detector, or by landmarks.
 
-The landmarks of the originals are given. Each crop differs by random errors of the tool: `jitter` is their size.
+The caller gives the places of the eyes, the mouth and the box in the original image. Random errors are added to them,
+as a tool makes errors when it finds a face.
 """
 
 from collections.abc import Mapping
@@ -13,7 +14,10 @@ OFFICIAL_PX, BOX_PX = 100, 112
 
 
 def _warped(image: Image.Image, matrix: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    """Returns the image that a 2 x 3 matrix from original to new positions makes; black where there is no original."""
+    """Returns the image after an affine map, a 2 x 3 matrix from positions in `image` to positions in the new image.
+
+    Pixels of the new image that lie outside of `image` are black.
+    """
     inverse = np.linalg.inv(np.vstack([matrix, [0, 0, 1]]))[:2]
     # The edges of a pixel, not its middle, are at whole numbers.
     return image.transform(size, Image.Transform.AFFINE, inverse.ravel().tolist(), Image.Resampling.BICUBIC)
@@ -37,25 +41,26 @@ def crops(
     random: np.random.Generator,
     jitter: float = 1.0,
 ) -> Mapping[str, tuple[Image.Image, np.ndarray]]:
-    """Returns the crops of one photograph by their kind, each with the positions of its eyes [2, 2].
+    """Returns the crops of one photograph by their kind, each with the positions of the eyes in the crop [2, 2].
 
     The head is first turned by a random angle (a standard deviation of 8 degrees), as heads in photographs are.
 
-    - official: a similarity that moves both eyes and the mouth to fixed positions, with errors of 1.5 % of the distance
-      between the eyes.
-    - box: the square around a box with errors of 4 %, not turned, as detectors such as MTCNN give it with a margin.
-    - whole: the photograph with a margin at each side, which is up to half as wide as the photograph itself.
+    - official: a similarity moves both eyes and the mouth to fixed positions as well as it can. The positions that it
+      is given have errors with a standard deviation of 1.5 % of the distance between the eyes.
+    - box: a square around the box with a margin, not turned, as a detector such as MTCNN gives it. The errors of its
+      middle and of its side have a standard deviation of 4 % and 5 % of the side.
+    - whole: the photograph with a random margin at each side, up to half the size of the photograph itself.
 
-    Beyond the edges of the photograph its outermost pixels are repeated, as a plain background continues. So black
-    corners come from the tool alone, where it reaches far beyond the photograph.
+    Beyond the edges of the photograph its outermost pixels are repeated, as a plain background continues. So a crop has
+    black corners only if it reaches far beyond the photograph.
 
     Args:
         image: The photograph.
         eyes: Positions of the middles of both eyes [2, 2], in pixels; the one on the left of the image first.
         mouth: Position of the middle of the mouth [2].
         box: Left, top, right and bottom of the face.
-        random: Draws all errors.
-        jitter: Factor of all errors.
+        random: Draws the angle, all errors and the margins.
+        jitter: Factor of the angle and of all errors, but not of the margins of the whole photograph.
     """
     width, height = image.size
     margin = np.array([width, height]) // 2
@@ -90,7 +95,10 @@ def crops(
 
 
 def _similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Returns the 2 x 3 matrix of the similarity that fits `source` to `target` best (least squares)."""
+    """Returns the similarity that maps the points `source` to the points `target` with the least squared error.
+
+    A similarity turns, scales and shifts. It is returned as a 2 x 3 matrix.
+    """
     rows, values = [], []
     for (x, y), (u, v) in zip(source, target, strict=True):
         rows += [[x, -y, 1, 0], [y, x, 0, 1]]
@@ -102,13 +110,19 @@ def _similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
 def _made(
     image: Image.Image, turn: np.ndarray, crop: np.ndarray, size: tuple[int, int], eyes: np.ndarray
 ) -> tuple[Image.Image, np.ndarray]:
-    """Returns the picture of both matrices, one after the other. `eyes` are those after the turn."""
+    """Returns the image after `turn` and then `crop`, and the positions of the eyes in the result.
+
+    Both are 2 x 3 matrices. `eyes` are the positions of the eyes after `turn` and before `crop`.
+    """
     both = (np.vstack([crop, [0, 0, 1]]) @ np.vstack([turn, [0, 0, 1]]))[:2]
     return _warped(image, both, size), _moved(crop, eyes)
 
 
 def landmarks_of(eyes: np.ndarray) -> np.ndarray[Any, Any]:
-    """Returns landmarks of the face mesh in which only the corners of the eyes are known; the others are zero."""
+    """Returns the 478 landmarks of the face mesh for two eyes: the corners of the eyes, and zero for all others.
+
+    `eyes` are the positions of the middles of the eyes [2, 2].
+    """
     points = np.zeros((478, 3), np.float32)
     half = np.array([np.linalg.norm(eyes[1] - eyes[0]) * 0.2, 0.0])
     for middle, (outer, inner), side in zip(eyes, ((33, 133), (263, 362)), (-1, 1), strict=True):

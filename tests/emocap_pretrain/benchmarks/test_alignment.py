@@ -1,4 +1,4 @@
-"""Tests that copies of rendered faces that were cut out in several ways are told apart, and what stays unknown."""
+"""Tests how the way in which the faces of a copy were cut out is recognized, and when it is reported as unknown."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +28,7 @@ KINDS: Mapping[str, Kind] = {"official": "landmarks", "box": "box", "whole": "wh
 
 @pytest.fixture(scope="module")
 def copies() -> dict[str, list[tuple[Image.Image, np.ndarray]]]:
-    """Returns crops of rendered faces with the places of their eyes, by the way in which they were cut out."""
+    """Returns crops of rendered faces, each with the positions of its eyes, by the kind of the crop (`KINDS`)."""
     random = np.random.default_rng(0)
     found: dict[str, list[tuple[Image.Image, np.ndarray]]] = {kind: [] for kind in KINDS}
     for index in range(FACES):
@@ -98,7 +98,10 @@ def test_a_black_corner_is_seen_and_a_broken_image_left_out(tmp_path: Path):
 
 
 def written(root: Path, made: list[tuple[Image.Image, np.ndarray]]) -> Path:
-    """Writes a copy in the authors' layout of RAF-DB, and the landmarks of its images, and returns their file."""
+    """Writes a copy of RAF-DB in its authors' layout with these images, and returns the file of their landmarks.
+
+    `made` has the images, each with the positions of its eyes.
+    """
     folder = root / "Image" / "aligned"
     folder.mkdir(parents=True)
     (root / "EmoLabel").mkdir()

@@ -38,7 +38,7 @@ def test_the_pixels_of_a_row_are_the_image_of_its_item(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("blank", [" ", "  ", "\t"])
 def test_numbers_between_other_blanks_are_read_as_well(blank: str, tmp_path: Path) -> None:
-    """The fast way reads single blanks only."""
+    """Only numbers with single spaces between them are parsed with NumPy; other texts take a slower path."""
     numbers = np.random.default_rng(0).integers(0, 256, 48 * 48)
     reader = fer2013(tmp_path, f"3,{blank.join(map(str, numbers))},PrivateTest\n")
     ((item,), _) = read(reader, tmp_path, "test")

@@ -1,4 +1,8 @@
-"""Tests the regions of faces and of sentences, against the states from which captions are written and what is drawn."""
+"""Tests which region of the face a sentence is about, and where the regions of a face lie.
+
+The expected regions of sentences follow from the states from which the sentences are written, and the expected places
+from the rendered pictures and from given landmarks.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -54,7 +58,7 @@ def test_a_sentence_without_a_part_of_the_face_has_no_region():
     ("unit", "region"), [(1, "eyebrows"), (43, "eyes"), (6, "cheeks"), (9, "nose"), (26, "mouth"), (17, "chin")]
 )
 def test_what_an_action_unit_changes_in_the_picture_lies_in_its_region_more_than_elsewhere(unit: int, region: str):
-    """The picture changes more per pixel in the region of the unit than in the whole picture, for most faces."""
+    """The picture changes more than three times as much per pixel in the region of the unit as in total (median)."""
     shares: list[float] = []
     for index in range(6):
         rest = replace(sample_face(1, index), actions=actions({}))
@@ -81,7 +85,7 @@ def test_rendered_samples_are_found_by_their_key_and_others_are_counted(tmp_path
 
 
 def test_photographs_have_the_regions_of_their_landmarks(tmp_path: Path):
-    """The landmarks lie on a grid, so the outlines of the mesh are those of the grid."""
+    """The landmarks are given as points of a grid, so the expected outline of the eyes is known exactly."""
     points = np.stack([np.arange(478.0) % 22, np.arange(478.0) // 22, np.zeros(478)], 1).astype(np.float32)
     image = record(0, 0, pixels=24).image
     sentences = ("The eyes are closed.", "The sky is blue.")

@@ -143,7 +143,10 @@ def test_a_manifest_of_the_largest_size_that_the_reader_takes_is_committed(
 
 @dataclass
 class CountingStore(UnconditionalStore):
-    """Forwards calls to a store, and counts the manifests that are put if absent; `refuse` refuses each of them."""
+    """Forwards calls to a store, and counts the calls of `put_if_absent`, which writes manifests.
+
+    With `refuse`, each of these calls fails as if the manifest existed already.
+    """
 
     refuse: bool = False
     puts: int = 0

@@ -130,7 +130,10 @@ MEASURED = {
 
 @pytest.fixture(scope="module")
 def measured() -> dict[str, int]:
-    """Returns the bytes by which Linux has seen a process grow in one step of each config of `MEASURED`."""
+    """Returns, for each config of `MEASURED`, by how many bytes a process grows in one training step.
+
+    It is the peak of the resident memory that Linux reports during the step, minus the memory before the step.
+    """
     command = [sys.executable, "-c", MEASURED_STEPS, *(each.model_dump_json() for each in MEASURED.values())]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | RETURN_FREED)
     assert done.returncode == 0, done.stderr

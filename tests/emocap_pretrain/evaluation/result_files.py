@@ -1,4 +1,4 @@
-"""Makes results of models that guess, for tests that need no model."""
+"""Makes results of imaginary models with random predictions, for tests that need results and no model."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,7 +14,10 @@ CLASSES = ("neutral", "happiness", "surprise", "sadness")
 
 
 def samples(count: int, *, persons: int | None = None, prefix: str = "face") -> Samples:
-    """Returns samples with a gender and an age, several of each person if `persons` is given."""
+    """Returns `count` samples with a gender and an age, which belong to `persons` persons in turn.
+
+    Without `persons`, the persons are unknown.
+    """
     numbers = range(count)
     groups = tuple(f"person {number % persons}" for number in numbers) if persons else ()
     gender = tuple("female" if number % 3 else "male" for number in numbers)
@@ -25,7 +28,10 @@ def samples(count: int, *, persons: int | None = None, prefix: str = "face") -> 
 def classified(
     of: Samples, share: float, *, seed: int, task: str = "guess", benchmark: str = "", classes: Sequence[str] = CLASSES
 ) -> TaskResult:
-    """Returns the result of a model that is right with probability `share`. The truth depends on the samples alone."""
+    """Returns the result of a model that names the true class with probability `share`, and else a random class.
+
+    The true classes depend only on the number of samples and of classes, so they are equal for all seeds.
+    """
     truth = np.random.default_rng(len(of)).integers(len(classes), size=len(of))
     random = np.random.default_rng(seed)
     guesses = np.where(random.random(len(of)) < share, truth, random.integers(len(classes), size=len(of)))
@@ -34,7 +40,10 @@ def classified(
 
 
 def found_texts(of: Samples, *, seed: int) -> TaskResult:
-    """Returns the result of a model that finds texts, with one example of each direction."""
+    """Returns the result of a retrieval of texts by samples, with random ranks.
+
+    Of the two examples, one has a sample and the other a text as its query.
+    """
     ranks = np.random.default_rng(seed).integers(1, 30, size=len(of))
     texts = (Candidate("a <b>happy</b> face", is_right=False), Candidate("a calm face", is_right=True))
     faces = (Candidate(of.keys[1], is_right=True), Candidate(of.keys[2], is_right=False))
@@ -51,7 +60,7 @@ def found_texts(of: Samples, *, seed: int) -> TaskResult:
 
 
 def with_extras(result: TaskResult) -> TaskResult:
-    """Returns a result that also has a spread over templates and a curve."""
+    """Returns the result with further scores, the lowest and the highest UAR of a template, and with a curve."""
     uar = result.scores[0].value
     spread = (
         Score("uar_lowest_template", "guessed UAR, worst prompt", max(0.0, uar - 0.1)),
@@ -64,13 +73,13 @@ def with_extras(result: TaskResult) -> TaskResult:
 
 
 def mapped(key: str, sentence: str = "the eyes are closed") -> SavedFace:
-    """Returns a sample with one attention map of 2 x 3 patches, all of whose weight is in the third patch."""
+    """Returns a face with one attention map of 2 x 3 patches, in which the last patch of the first row has weight 1."""
     return SavedFace(key, (SavedMap(sentence, ((0.0, 0.0, 1.0), (0.0, 0.0, 0.0))),))
 
 
 def file_of(
     name: str, *results: TaskResult, thumbnails: dict[str, str] | None = None, faces: Sequence[SavedFace] = ()
 ) -> ResultFile:
-    """Returns the file of results of a model."""
+    """Returns the content of a file of results of the model `name`."""
     model = EvaluatedModel(name, f"/runs/{name}", 60, "raw", "ab" * 32)
     return ResultFile.of(model, results, {"label": "emotion"}, thumbnails, faces)

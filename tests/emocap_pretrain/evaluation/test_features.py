@@ -233,7 +233,7 @@ def test_the_digest_of_a_model_does_not_change_with_its_use(embedder: Embedder) 
 
 
 class _Overflowing:
-    """Has vectors that are not finite for images of the colour 7: one before the projection, and one after it."""
+    """Has infinite pooled vectors for images of the colour 7. The projected vectors of all images are finite."""
 
     model = SimpleNamespace(pixels=2)
 

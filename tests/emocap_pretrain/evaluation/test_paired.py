@@ -42,7 +42,7 @@ def outcomes(kind: str) -> Outcomes:
 
 
 def expected(found: Outcomes) -> dict[str, float]:
-    """Returns the scores of the libraries."""
+    """Returns the scores that scikit-learn, torchmetrics and NumPy compute from outcomes, by their names."""
     match found:
         case ClassOutcomes():
             truth, guess = np.array(found.truth), np.array(found.predicted)

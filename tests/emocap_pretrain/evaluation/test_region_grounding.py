@@ -1,4 +1,4 @@
-"""Tests the scores of attention maps against maps whose place is known, and against scikit-learn."""
+"""Tests the scores of attention maps on maps whose weight lies in a known region, and against scikit-learn."""
 
 import re
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ def maps_of(*weights: Sequence[float], owner: Sequence[int], place: Sequence[int
 
 @given(st.integers(1, 40), st.integers(0, 2**31))
 def test_the_measures_are_those_of_the_points_of_the_image(patches: int, seed: int):
-    """Each patch is drawn as 20 points, of which some lie in the region."""
+    """The reference divides each patch into 20 points of equal weight, a random number of which lie in the region."""
     random = np.random.default_rng(seed)
     weights = random.integers(1, 5, patches) / 7.0
     weights /= weights.sum()
@@ -112,7 +112,10 @@ def by_name(result: TaskResult) -> dict[str, Score]:
 def test_a_model_of_random_weights_is_evaluated_on_rendered_faces(
     tiny_config: Config, faces_with_regions: str, tmp_path: Any
 ):
-    """Its maps are nearly uniform, so they have about the area share of the regions. The cache changes nothing."""
+    """The maps of the model are nearly uniform, so their scores are close to the share of the image in the regions.
+
+    The results are equal with an empty cache, with a filled cache and without a cache.
+    """
     settings = EvaluationConfig(
         url=faces_with_regions, tasks=(RegionGrounding.name,), batch=7, cache=str(tmp_path / "cache")
     )

@@ -115,7 +115,10 @@ class _Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("entries", [1024, 4096])
 def test_no_tensor_is_larger_than_a_block(monkeypatch: pytest.MonkeyPatch, entries: int):
-    """All cosines of 500 faces and 450 captions would be 225,000 numbers. The vectors of one side are 4,000 or less."""
+    """The cosines of all 500 faces with all 450 captions would be 225,000 numbers.
+
+    The vectors of the faces are 1,000 numbers, and those of the captions 900.
+    """
     monkeypatch.setattr("emocap_pretrain.evaluation.retrieval.ENTRIES", entries)
     torch.manual_seed(0)
     images, texts = torch.randn(500, 2), torch.randn(450, 2)
@@ -130,7 +133,10 @@ def test_no_tensor_is_larger_than_a_block(monkeypatch: pytest.MonkeyPatch, entri
 
 @pytest.mark.parametrize("with_patches", [False, True])
 def test_each_part_is_compared_with_what_the_model_compares_it_with(with_patches: bool):
-    """The score of a caption is the mean over its sentences. The order of equal sentences does not matter."""
+    """The local score of a caption is the mean over its sentences.
+
+    Captions with the same sentences in another order count as equal.
+    """
     torch.manual_seed(1)
     faces, width = 12, 6
     images, patches = torch.randn(faces, width), torch.randn(faces, width)

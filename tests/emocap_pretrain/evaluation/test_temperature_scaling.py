@@ -1,4 +1,4 @@
-"""Tests the calibration error and the temperature against their formulas."""
+"""Tests the calibration error against its formula, and the temperature on classes drawn with a known temperature."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +23,7 @@ RANDOM = np.random.default_rng(0)
 
 
 def drawn(examples: int, temperature: float) -> tuple[torch.Tensor, np.ndarray]:
-    """Returns logits, and classes that are drawn from the softmax of these logits divided by a temperature."""
+    """Returns random logits of four classes, and for each example a class drawn from softmax(logits / temperature)."""
     logits = torch.from_numpy(RANDOM.normal(size=(examples, 4)) * 3)
     shares = (logits / temperature).softmax(1).numpy()
     return logits, np.array([RANDOM.choice(4, p=row) for row in shares])
@@ -59,7 +59,7 @@ def test_the_temperature_is_bounded_if_all_or_no_images_are_right() -> None:
 
 
 class Prompted:
-    """Has one vector for each class, and a scale that is far too large."""
+    """Takes the place of an embedder. The vectors of three classes are orthogonal, and the scale is far too large."""
 
     model = SimpleNamespace(scale=40.0)
 
@@ -68,7 +68,7 @@ class Prompted:
 
 
 def features(examples: int) -> Features:
-    """Returns images, one in four of which has the label of another class."""
+    """Returns random vectors of images near the vectors of their classes, and wrong labels for about a quarter."""
     numbers = RANDOM.integers(3, size=examples)
     images = torch.nn.functional.normalize(torch.eye(3)[numbers] + torch.from_numpy(RANDOM.normal(size=(examples, 3))))
     labels = np.where(RANDOM.random(examples) < 0.25, (numbers + 1) % 3, numbers)

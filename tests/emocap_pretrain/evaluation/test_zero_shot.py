@@ -147,9 +147,11 @@ def test_classes_are_described_by_their_words_in_every_template(tmp_path):
 
 
 def test_cosines_or_embeddings_are_averaged_over_templates_as_the_settings_say(tmp_path):
-    """Class x has the cosines 1 and 0, which are 0.5 on average; the cosine of its mean vector is 0.71.
+    """Class z is closest to the image (1, 0, 0) if cosines are averaged, and class y if vectors are averaged.
 
-    Class y has the cosines 0.6 and 0.6, and its mean vector (0.6, 0.4, 0.4) the cosine 0.73; class z has 0.65 and 0.65.
+    The prompts of class x have the cosines 1 and 0 with the image: the mean is 0.5, and the cosine of the mean vector
+    is 0.71. For class y the cosines are 0.6 and 0.6, and the cosine of the mean vector (0.6, 0.4, 0.4) is 0.73. For
+    class z the cosines and the cosine of the mean vector are 0.65.
     """
     url = packed(tmp_path, [("red", "x"), ("red", "y"), ("red", "z")])
     meaning = {"x1": (1, 0, 0), "x2": (0, 1, 0), "y1": (0.6, 0.8, 0), "y2": (0.6, 0, 0.8), "z": (0.65, 0.76, 0)}
@@ -163,7 +165,10 @@ def test_cosines_or_embeddings_are_averaged_over_templates_as_the_settings_say(t
 
 
 def test_the_calibration_error_is_that_of_the_softmax_at_the_scale_of_the_model(tmp_path):
-    """One of three classes has the cosine 1 and the others 0, so each image has the same greatest probability."""
+    """Each image has the cosine 1 with one of three classes and 0 with the others.
+
+    So the largest probability is the same for all images, and three of the four predictions are right.
+    """
     url = packed(tmp_path, [("red", "red"), ("blue", "blue"), ("blue", "red"), ("green", "green")])
     for scale in (0.5, 4.0):
         probability = np.exp(scale) / (np.exp(scale) + 2)

@@ -17,7 +17,7 @@ WORDS = ["a clearly happy face", "the brows are drawn together", "a neutral face
 
 @pytest.fixture(scope="session")
 def run_url(tiny: Callable[[Path], Config], tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Returns the folder of a run whose checkpoint has random weights."""
+    """Returns the folder of a run that was not trained: its checkpoint has random weights."""
     config = tiny(tmp_path_factory.mktemp("generation"))
     forged(config, Tokenizer.trained_on(WORDS, 320))
     return config.url
@@ -30,7 +30,7 @@ def embedder(run_url: str) -> Embedder:
 
 @pytest.fixture(scope="session")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Returns a folder with a tiny Llama of random weights, as transformers writes it."""
+    """Returns the folder of a tiny Llama with random weights, in the layout of transformers."""
     folder = tmp_path_factory.mktemp("llama")
     write_llama(folder)
     return folder
@@ -43,5 +43,5 @@ def language(llama: Path) -> LanguageModel:
 
 @pytest.fixture(scope="session")
 def patches(embedder: Embedder, faces: str, tmp_path_factory: pytest.TempPathFactory) -> PatchFiles:
-    """Returns the patches of the 24 faces, four tokens each, with their global captions."""
+    """Returns the patch vectors of the 24 faces, four for each face, with the global captions of the faces."""
     return computed_patches(embedder, faces, PatchSettings(image_tokens=4), tmp_path_factory.mktemp("patches"))

@@ -16,7 +16,7 @@ WIDTH, LAYERS, HEADS = 32, 2, 4
 
 
 def tokens() -> FastTokenizer:
-    """Returns a byte-level BPE tokenizer, as Llama 3 and SmolLM have."""
+    """Returns a byte-level BPE tokenizer (the kind of Llama 3 and SmolLM), trained on captions of rendered faces."""
     fast = FastTokenizer(models.BPE())
     fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     fast.decoder = decoders.ByteLevel()
@@ -29,7 +29,10 @@ def tokens() -> FastTokenizer:
 
 
 def model(size: int) -> LlamaForCausalLM:
-    """Returns a Llama of random weights, large enough that its tokens differ from image to image."""
+    """Returns a tiny Llama for a vocabulary of `size` tokens, which has the same random weights in every call.
+
+    The weights are so large that the written tokens differ from image to image.
+    """
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=size,
@@ -52,14 +55,17 @@ def model(size: int) -> LlamaForCausalLM:
 
 
 def write_llama(folder: Path, **saving: bool) -> None:
-    """Writes a tiny Llama with its tokenizer. `saving` holds options of `save_pretrained`."""
+    """Writes the Llama of `model` with its tokenizer, in the layout of transformers.
+
+    `saving` has further arguments of the model's `save_pretrained`.
+    """
     fast = tokens()
     model(fast.get_vocab_size()).save_pretrained(folder, **saving)
     PreTrainedTokenizerFast(tokenizer_object=fast, eos_token=END, bos_token=START).save_pretrained(folder)
 
 
 def write_gguf(path: Path) -> None:
-    """Writes the same Llama as a GGUF file, with the names and the order of weights of llama.cpp."""
+    """Writes the model that `write_llama` writes as a GGUF file, with llama.cpp's names and order of weights."""
     import gguf
 
     fast = tokens()
@@ -117,7 +123,11 @@ def _gguf_name(name: str) -> str:
 
 
 def _permuted(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """Returns the rows of queries and keys in the order of llama.cpp, whose rotary embedding pairs neighbours."""
+    """Returns a weight of transformers in the order of llama.cpp, which differs for the weights of queries and keys.
+
+    The rotary embedding of transformers pairs a row with the row half a head further; that of llama.cpp pairs
+    neighbours. Other weights are returned unchanged.
+    """
     heads = {"q_proj": HEADS, "k_proj": 2}.get(name.split(".")[-2], 0)
     if not heads:
         return tensor

@@ -1,4 +1,4 @@
-"""Tests that each metric equals its library to 1e-6, as a whole and for the draws of a bootstrap."""
+"""Tests that the score of each metric is that of its library to 1e-6, for all captions and for draws of a bootstrap."""
 
 from itertools import zip_longest
 
@@ -38,7 +38,7 @@ class NoWordNet:
 
 
 def coco(written, references):
-    """Returns references and captions as the tools of COCO take them."""
+    """Returns the references and the captions in the form that pycocoevalcap expects: lists of texts by image."""
     true = {number: [" ".join(words(each)) for each in of] for number, of in enumerate(references)}
     return true, {number: [" ".join(words(text))] for number, text in enumerate(written)}
 

@@ -1,4 +1,4 @@
-"""Tests the loss and the decoding of a captioner."""
+"""Tests the loss of a captioner, the captions that it writes, and how patches are averaged."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Tests `emocap caption`: train, score and write, with wrong models and unfinished trainings."""
+"""Tests the commands `emocap caption train`, `score` and `write`, also with wrong models and unfinished trainings."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ TRAINING = ("--steps", 3, "--batch", 4, "--warmup-steps", 1, "--most-tokens", 12
 
 @pytest.fixture(scope="module")
 def unseen(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Returns the folder of a packed dataset of eight faces that follow those for training."""
+    """Returns the folder of a packed dataset of eight faces, none of which is in the training data."""
     folder = tmp_path_factory.mktemp("unseen")
     write_shards(records(8, pixels=32, start=24), str(folder), samples_per_shard=8)
     return folder

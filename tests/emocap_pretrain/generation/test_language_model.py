@@ -1,4 +1,4 @@
-"""Tests which language models are opened, and that files of others are only data."""
+"""Tests which language models are opened, and that no code or other model that the files name is loaded."""
 
 import json
 import shutil

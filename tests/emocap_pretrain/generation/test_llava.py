@@ -1,4 +1,4 @@
-"""Tests that LLaVA of transformers takes the image tower of an export as its vision tower."""
+"""Tests that the LLaVA model in transformers can use an exported image tower as its vision tower."""
 
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ SIGLIP = {
 
 
 def exported(config: Config, folder: Path, tower: str, options: dict[str, Any], **more: Any) -> Any:
-    """Writes an export of a model with random weights, and returns its image tower."""
+    """Exports a model with random weights in the format `transformers`, and returns the image tower of the model."""
     config = changed(config, model__image={"name": tower, "pixels": 16, "options": options}, **more)
     tokenizer = Tokenizer.trained_on(["a happy face"], 300)
     torch.manual_seed(0)

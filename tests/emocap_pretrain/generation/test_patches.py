@@ -1,4 +1,4 @@
-"""Tests that patches are computed once, kept in parts, and belong to their captions."""
+"""Tests that patch vectors are computed once, written in parts, and stored in the same order as their captions."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Tests the floors, the unseen persons and the paired intervals of the scores of captions."""
+"""Tests the scores of captions: the baselines (floors), the choice of unseen persons, and the paired intervals."""
 
 from dataclasses import replace
 
@@ -60,7 +60,10 @@ def test_a_floor_of_equal_captions_has_no_difference_and_better_captions_are_abo
 
 
 def test_intervals_are_over_persons(patches):
-    """Equal images of one person tell no more than one image, so the interval stays as wide."""
+    """If each image occurs twice, with the same person, the interval over persons stays as wide.
+
+    It becomes narrower if the copies count as images of other persons.
+    """
     truth = [image.captions for image in patches.images]
     wrong = [captions[0] for captions in truth[1:] + truth[:1]]
     half = [truth[row][0] if row % 2 else wrong[row] for row in range(24)]

@@ -1,4 +1,7 @@
-"""Tests `emocap evaluate` on models of other libraries: against these libraries, and where a model has no texts."""
+"""Tests `emocap evaluate` on models of other libraries.
+
+The vectors of a CLIP or SigLIP are compared with those that its library computes. Image towers alone cannot read texts.
+"""
 
 import io
 import json
@@ -49,7 +52,10 @@ evaluate, printed = partial(cli_calls.called, "evaluate"), partial(cli_calls.pri
 
 
 def with_tokenizer(folder: Path) -> FastTokenizer:
-    """Adds a tokenizer of a few words, which ends a text as the models expect it, to the folder of a model."""
+    """Writes a tokenizer of a few words into the folder of a model, and returns the tokenizer.
+
+    It ends each text with the end token of the models (`END`).
+    """
     vocabulary = {word: number for number, word in enumerate(WORDS)} | {"<end>": END}
     fast = FastTokenizer(models.WordLevel(vocabulary, unk_token="a"))
     fast.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -65,7 +71,10 @@ def pictures(width: int, height: int) -> list[Image.Image]:
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int], str]:
-    """Returns a function that packs ten pictures of a size, with captions and two classes."""
+    """Returns a function that packs ten random pictures of a given width and height, and returns their folder.
+
+    The pictures have captions and two classes in turn.
+    """
 
     def pack(width: int, height: int) -> str:
         folder = str(tmp_path_factory.mktemp("pictures"))
@@ -90,7 +99,11 @@ def squares(packed: Callable[[int, int], str]) -> str:
 
 
 def of_transformers(foreign: Foreign, fast: FastTokenizer, kind: str) -> Callable[[Sequence[Image.Image]], Any]:
-    """Writes the settings of an image processor, and returns what this processor makes of pictures."""
+    """Writes the settings of an image processor of transformers into the folder of a model.
+
+    Returns:
+        A function that turns pictures into the input of the model with this processor.
+    """
     mean, std = (list(each) for each in foreign.statistics)
     if kind == "clip":
         processor: Any = CLIPImageProcessor(
@@ -131,7 +144,7 @@ def opened(name: str, folder: Path) -> tuple[Foreign, FastTokenizer, Callable[[S
 def test_a_model_of_another_library_has_the_cosines_that_this_library_computes(
     name: str, tmp_path: Path, squares: str, packed: Callable[[int, int], str]
 ) -> None:
-    """The library reads the images, normalizes them and computes the vectors. Our part is only the comparison."""
+    """The library preprocesses the images and computes the vectors from which the expected cosines follow."""
     foreign, fast, preprocess = opened(name, tmp_path)
     embedder = open_model(str(tmp_path)).embedder
     assert embedder.crop == MODELS[name]
@@ -203,7 +216,7 @@ def test_every_task_runs_on_a_clip_and_the_part_of_the_image_belongs_to_the_cach
 
 @pytest.fixture(scope="module")
 def tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Returns the folder of a small image tower, as timm writes it."""
+    """Returns the folder into which timm has written a small image tower that reads the whole image (`squash`)."""
     folder = tmp_path_factory.mktemp("tower")
     sizes = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
     torch.manual_seed(0)
@@ -296,7 +309,10 @@ def test_a_run_has_the_same_results_by_its_step_and_as_an_export(
 
 @pytest.mark.slow
 def test_two_ranks_find_of_a_clip_what_one_finds(finished_run: Config, squares: str, tmp_path: Path) -> None:
-    """The user's own config gives the evaluation settings alone, here a batch of three images."""
+    """The config that `--config` names gives only the evaluation settings, here batches of three images.
+
+    The results of two ranks are equal to those of one process.
+    """
     model, file = tmp_path / "clip", tmp_path / "own.yaml"
     model.mkdir()
     opened("clip-gelu-own-statistics", model)

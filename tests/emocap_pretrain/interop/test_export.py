@@ -145,7 +145,10 @@ for job in json.loads(sys.argv[2]):
 def loaded(
     tiny: Callable[[Path], Config], tmp_path_factory: pytest.TempPathFactory
 ) -> Mapping[tuple[str, str], tuple[Path, Mapping[str, float]]]:
-    """Returns, for each family and library, the folder of an export and its differences from our model."""
+    """Returns, for each family of models and each library, the folder of an export and the differences from our model.
+
+    The library loads the export in another process and computes vectors. The differences from our vectors have names.
+    """
     folder = tmp_path_factory.mktemp("families")
     jobs: dict[tuple[str, str], tuple[str, ...]] = {}
     for family, changes in FAMILIES.items():

@@ -10,7 +10,7 @@ from emocap_pretrain.model.towers import ImageTower
 
 
 def by_hand(image: np.ndarray) -> np.ndarray:
-    """Returns the features of one image [3, PIXELS, PIXELS], with loops over pixels, cells and blocks."""
+    """Returns the features of one image [3, PIXELS, PIXELS], computed in loops over pixels and blocks."""
     grey = (0.2125 * image[0] + 0.7154 * image[1] + 0.0721 * image[2]) / 255
     side = PIXELS // CELL
     cells = np.zeros((side, side, ORIENTATIONS))
@@ -31,7 +31,7 @@ def by_hand(image: np.ndarray) -> np.ndarray:
 
 
 def test_the_features_are_those_of_the_formula() -> None:
-    """Beside noise, an image of one colour, whose gradients are 0, and one with edges of 0 and 90 degrees only."""
+    """The images are noise, one colour (all gradients are 0), and a chessboard whose fields have the size of a cell."""
     images = np.random.default_rng(0).integers(0, 256, (3, 3, PIXELS, PIXELS), dtype=np.uint8)
     images[1] = 77
     images[2] = np.kron(np.indices((8, 8)).sum(0) % 2 * 200, np.ones((8, 8)))

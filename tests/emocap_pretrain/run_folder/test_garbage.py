@@ -116,10 +116,10 @@ FEW = ("wrong types", "a folder", "a pipe")
 
 @pytest.fixture(scope="module")
 def made(tiny: Callable[[Path], Config], tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path]:
-    """Returns a finished run with every kind of file that a run can have, and a copy of its folder.
+    """Returns the config of a finished run with every kind of file that a run can have, and a copy of its folder.
 
-    The run starts from weights, so it has a table of them, and results from before its first step. Its first checkpoint
-    is evaluated too.
+    The run starts from the weights of a file, so its folder has the table of loaded weights and the results before
+    training. Its first checkpoint is evaluated too, so the folder has the results of a step.
     """
     root = tmp_path_factory.mktemp("garbage")
     weights, config = root / "weights.safetensors", tiny(root)

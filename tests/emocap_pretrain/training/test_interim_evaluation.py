@@ -37,7 +37,10 @@ def surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def new_run(tiny_config: Config, tmp_path: Path) -> Callable[..., Config]:
-    """Returns a function that makes the config of a run of three steps, which is evaluated on its training data."""
+    """Returns a function that makes the config of a run with a given name and settings.
+
+    By default the run has three steps. It is evaluated on its training data.
+    """
 
     def make(name: str = "run", **changes: object) -> Config:
         values: dict[str, object] = {"url": str(tmp_path / name), "steps": 3}
@@ -48,7 +51,7 @@ def new_run(tiny_config: Config, tmp_path: Path) -> Callable[..., Config]:
 
 @pytest.fixture
 def evaluations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Returns a list that gets an entry for each evaluation."""
+    """Returns a list to which each evaluation that begins adds an entry."""
     found: list[int] = []
     evaluate = tasks.evaluate
 
@@ -197,7 +200,7 @@ def test_only_a_run_that_starts_from_weights_is_evaluated_before_training_by_def
 
 
 def written_tower(config: Config, path: Path) -> str:
-    """Writes random weights for the image tower of the config, and returns the path of the file."""
+    """Writes a file of random weights for the image tower of the config, and returns its path."""
     torch.manual_seed(7)
     tower = TimmImageTower(config.model.image)
     save_file(tower.backbone.state_dict(), path)

@@ -1,4 +1,4 @@
-"""Tests the losses of labels: against formulas in float64, over ranks, in passes, and through the engine."""
+"""Tests the losses of labels against formulas in float64, on several ranks, in several passes, and in the engine."""
 
 import math
 from itertools import pairwise
@@ -36,7 +36,10 @@ SETTINGS = tuple(LabelConfig.model_validate(each) for each in LABELS)
 
 
 def head_outputs(rows: range) -> dict[str, Tensor]:
-    """Returns leaves that are the outputs for these rows of a batch of 12."""
+    """Returns the head's outputs of each label for some rows of a batch of 12, as leaf tensors with gradients.
+
+    All calls take them from the same batch.
+    """
     random = torch.Generator().manual_seed(3)
     whole = {"emotion": 3 * torch.randn(ROWS, 3, generator=random)}
     whole |= {name: 0.3 + torch.randn(ROWS, 1, generator=random) for name in ("valence", "arousal")}
@@ -44,7 +47,7 @@ def head_outputs(rows: range) -> dict[str, Tensor]:
 
 
 def targets(rows: range) -> dict[str, Tensor]:
-    """Returns targets for these rows, of which a few are missing."""
+    """Returns the targets of each label for some rows of the batch of 12. A few rows have no target."""
     classes = torch.tensor([0, 2, 2, -1, 1, 2, 0, 2, -1, 2, 2, 2])
     numbers = torch.linspace(-0.9, 0.7, ROWS)
     numbers[[2, 7]] = math.nan
@@ -53,7 +56,10 @@ def targets(rows: range) -> dict[str, Tensor]:
 
 
 def losses_and_gradients(world: RankGroup, edges: list[int]) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """Returns the losses, and the gradient of their sum for this rank's rows, which are those between two edges."""
+    """Returns the losses of the labels, and the gradients of their sum with respect to the outputs of this rank's rows.
+
+    Rank i has the rows from `edges[i]` up to and without `edges[i + 1]`.
+    """
     rows = range(*list(pairwise(edges))[world.rank])
     outputs = head_outputs(rows)
     found = label_results(label_terms(SETTINGS, COUNTS), outputs, targets(rows), world.process_group)
@@ -63,7 +69,7 @@ def losses_and_gradients(world: RankGroup, edges: list[int]) -> tuple[list[Tenso
 
 
 def truth() -> tuple[list[Tensor], dict[str, Tensor]]:
-    """Returns the losses of the whole batch by their formulas in float64, and their gradients."""
+    """Returns the losses of the whole batch by their formulas in float64, and the gradients of their sum."""
     outputs = {name: each.detach().double().requires_grad_() for name, each in head_outputs(range(ROWS)).items()}
     given = targets(range(ROWS))
     inverse = torch.tensor([1 / count for count in COUNTS["emotion"]], dtype=torch.float64)
@@ -170,7 +176,7 @@ def test_targets_are_numbers_of_classes_and_missing_ones_are_marked() -> None:
 
 
 def stepped(world: RankGroup, config: Config, stage: int) -> list[tuple[float, float]]:
-    """Trains three steps, and returns (loss, gradient norm) of each."""
+    """Trains three steps at a stage of ZeRO, and returns (loss, gradient norm) of each step."""
     torch.manual_seed(0)
     config = changed(config, engine__zero_stage=stage)
     engine = build_engine(config, build_model(config, VOCABULARY), world, class_counts=COUNTS)
@@ -185,7 +191,10 @@ def stepped(world: RankGroup, config: Config, stage: int) -> list[tuple[float, f
 
 
 def assert_equal(rows: list[tuple[float, float]], expected: list[tuple[float, float]]) -> None:
-    """Compares losses and norms. Adam enlarges the rounding errors of gradients that are almost zero."""
+    """Checks that the losses and gradient norms of all steps are close to the expected ones.
+
+    The tolerance of the norms is larger, because Adam enlarges the rounding errors of gradients that are almost zero.
+    """
     for (loss, norm), (wanted, length) in zip(rows, expected, strict=True):
         assert loss == pytest.approx(wanted, rel=1e-4)
         assert norm == pytest.approx(length, rel=5e-3)

@@ -57,7 +57,10 @@ def labels(classes: tuple[str, ...]) -> list[dict[str, Any]]:
 def new_run(
     tiny: Callable[[Path], Config], classes: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Config]:
-    """Returns a function that makes the config of a run on labels alone, whose epochs end in a step with fewer rows."""
+    """Returns a function that makes the config of a run that is trained on labels alone, without captions.
+
+    The last step of an epoch has fewer rows than the others, because 24 samples do not divide into batches of 10.
+    """
 
     def make(name: str, **changes: object) -> Config:
         values: dict[str, object] = {
@@ -74,7 +77,7 @@ def new_run(
 
 @pytest.fixture(scope="module")
 def run(new_run: Callable[..., Config]) -> Config:
-    """Returns the config of a finished run."""
+    """Returns the config of a run that is trained on labels alone and finished."""
     stand_alone()
     config = new_run("finished")
     pretrain(config, FakeRuntime())
