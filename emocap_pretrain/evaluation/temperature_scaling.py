@@ -20,10 +20,10 @@ from emocap_pretrain.run_folder.results import Baseline, Domain, Score, TaskResu
 
 @dataclass(frozen=True, slots=True)
 class TemperatureScaling(ClassifiesByPrompts):
-    """Implements the task `temperature_scaling`, whose scores are the calibration error and log loss before and after.
+    """Implements the task `temperature_scaling`: scores are calibration error and log loss, before and after the fit.
 
     The logits are the cosines of images and classes times the learned scale of the model. The fitted temperature
-    divides them. Before the fit the temperature is 1.
+    divides the logits of the split `test`. Before the fit the temperature is 1.
     """
 
     name: ClassVar[str] = "temperature_scaling"

@@ -23,8 +23,9 @@ from emocap_pretrain.run_folder.results import Domain, Score, TaskResult
 class ZeroShot(ClassifiesByPrompts):
     """Implements the task `zero_shot` on the labelled images of the split `test`.
 
-    Beside the scores of the classification, the result has the calibration error, the lowest and the highest UAR of a
-    single template, and, with `evaluation.every_prompt_set`, the UAR of every set of prompts.
+    Beside the scores of the classification, the result has the calibration error if there are several classes, the
+    lowest and the highest UAR of a single template if there are several templates, and the UAR of every set of prompts
+    if `evaluation.every_prompt_set` is true.
     """
 
     name: ClassVar[str] = "zero_shot"

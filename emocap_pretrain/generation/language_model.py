@@ -32,8 +32,8 @@ class LanguageModel:
     """Holds a frozen causal language model in evaluation mode, in float32, and its tokenizer.
 
     Attributes:
-        model: The model, a class of transformers.
-        tokenizer: The tokenizer, a class of transformers.
+        model: The model, an object of transformers.
+        tokenizer: The tokenizer, an object of transformers.
         end_id: The id of the token that ends a text (EOS).
         digest: A SHA-256 digest of the names, shapes and values of all parameters. The tokenizer is not part of it.
     """

@@ -28,9 +28,9 @@ _LIBRARIES = {"sacrebleu": "sacrebleu", "nltk": "nltk", "pycocoevalcap": "pycoco
 
 
 class Measured(Protocol):
-    """The score of a set of written captions: `score` for all of them, and `draws` for each draw of a bootstrap.
+    """Gives the score of a set of written captions: `score` for all captions, `draws` for each draw of a bootstrap.
 
-    The weights of `draws` say how many times each draw contains each caption.
+    The weights that `draws` takes say how many times each draw contains each caption.
     """
 
     def score(self) -> float: ...
@@ -44,7 +44,8 @@ class CaptionMetric:
     Attributes:
         name: The name in files, which does not change between versions.
         title: The name in tables.
-        measure: Takes the written caption of each image and the references of each image, and returns their score.
+        measure: Takes the written caption of each image and the references of each image, and returns an object that
+            gives the score of the written captions.
     """
 
     name: str

@@ -80,7 +80,7 @@ class CaptionedImage:
 
     Attributes:
         key: The key of its sample.
-        person: The value of the label `PatchSettings.person`, or the key if there is no such label.
+        person: The value of the label `PatchSettings.person`; the key of the sample if this setting is None.
         captions: The texts of the caption part; there is at least one.
     """
 
@@ -131,7 +131,10 @@ class PatchFiles:
         return torch.from_numpy((total / len(self)).astype(np.float32))
 
     def pooled_blocks(self) -> Iterator[Float[np.ndarray, "rows width"]]:
-        """Yields the pooled vectors of the images part by part, in float32. The image tower has not projected them."""
+        """Yields the pooled vectors of the images part by part, in float32, as the image tower returns them.
+
+        They are neither projected nor scaled to unit length.
+        """
         for path in self.parts:
             yield np.load(_pooled(path), mmap_mode="r", allow_pickle=False)
 
@@ -274,7 +277,7 @@ def crop_vectors(
     """Returns the patch vectors of some crops in float16, and their pooled vectors in float32, both on the CPU.
 
     Both come from one pass of the image tower, without the projections. The patches of a crop are averaged over cells
-    of their grid if there are more than `image_tokens`. Values outside the range of float16 become its largest value.
+    of their grid if there are more than `image_tokens`. Values outside the range of float16 become its nearest bound.
 
     Raises:
         ConfigError: If there are more than `image_tokens` patches, and they are not a square grid.

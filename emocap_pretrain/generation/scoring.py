@@ -48,7 +48,7 @@ class Unseen:
 
     @classmethod
     def of(cls, train: PatchFiles, test: PatchFiles) -> "Unseen":
-        """Compares the persons of the test images with the persons of the training images, by the names of both.
+        """Finds the test images whose person has the name of no person in the training images.
 
         Raises:
             DataError: If fewer than two test images show a person who is not in the training data.

@@ -89,7 +89,7 @@ class LocalAlignment:
         sentences: Float[Tensor, "sentences embedding"],
         image: Int[Tensor, " sentences"],
     ) -> Float[Tensor, "sentences patches"]:
-        """Returns one attention map for each sentence: the weight of each patch of the image to which it belongs.
+        """Returns one attention map for each sentence: the weights of the patches of the image with this sentence.
 
         The weights are a softmax over the patches of the image. They sum to 1, or to 0 if `contrast` ignores all
         patches of the image.

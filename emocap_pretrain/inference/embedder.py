@@ -62,10 +62,7 @@ class Embedder:
 
     @classmethod
     def of(cls, restored: Restored, device: str) -> "Embedder":
-        """Moves the model of a checkpoint to a device, and returns it with its tokenizer and the settings of its texts.
-
-        The model itself is moved, and not a copy of it.
-        """
+        """Moves the model of a checkpoint to a device, and returns an embedder of this model, which is not copied."""
         settings = restored.config
         lengths = settings.model.text.lengths
         local = LocalAlignment.of(settings.objective, lengths.local)

@@ -1,10 +1,11 @@
 """Loads the weights of a source into a model, and reports for each tensor whether and how it was used.
 
 The comparison is strict. Every parameter that a CLIP model also has, in the towers and in the projections, must get
-weights of its own shape. Every tensor of the source must be used, except those that the layout names as not needed and
-a head. Only tables of positions are resized. Models of other libraries have no projections of patches and of local
-sentences. In our model these begin as copies of the projections of images and texts, so that patches and sentences are
-comparable from the first step. A head, which predicts labels, always begins at zero.
+weights of its own shape. Every tensor of the source must be used, except a head, tensors that the layout names as not
+needed, and the bias of another objective. Only tables of positions are resized. Models of other libraries have no
+projections of patches and of local sentences. In our model these begin as copies of the projections of images and
+texts, so that patches and sentences are comparable from the first step. A head, which predicts labels, always begins at
+zero.
 """
 
 import math

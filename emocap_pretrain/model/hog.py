@@ -53,7 +53,7 @@ class HogTower(nn.Module):
 
 
 def _cells(grey: Float[Tensor, "batch height width"]) -> Float[Tensor, "batch rows columns orientations"]:
-    """Returns the histogram of each cell: for each orientation, the sum of gradient magnitudes divided by the pixels.
+    """Returns the histogram of each cell: for each orientation, a sum of the magnitudes of gradients.
 
     The sum is over the pixels of the cell whose gradient has this orientation, and it is divided by the number of all
     pixels of the cell. In the outermost rows the vertical, and in the outermost columns the horizontal difference is 0.

@@ -375,8 +375,8 @@ def _has_bias(settings: ObjectiveConfig, parts: Iterable[Part]) -> bool:
 def _zero_linear(width: int, outputs: int) -> nn.Linear:
     """Returns a linear layer whose weights and biases are 0.
 
-    Through weights of 0 the image tower gets no gradient. So it begins to change only after the first update of the
-    head, whose initial outputs carry no information.
+    Through weights of 0 the losses of labels give the image tower no gradient. So they begin to change the tower only
+    after the first update of the head.
     """
     layer = nn.Linear(width, outputs)
     nn.init.zeros_(layer.weight)

@@ -128,7 +128,7 @@ def _decisive(settings: dict[str, Any]) -> dict[str, Any]:
     """Returns the evaluation settings on which the results of a checkpoint depend.
 
     The others are left out: the number of samples in a batch (`batch`), which other steps are evaluated
-    (`before_training`, `every_checkpoints`), and the labels by which `emocap compare` divides the samples (`by`).
+    (`before_training`, `every_checkpoints`), and the labels whose values `emocap evaluate` scores separately (`by`).
     """
     others = ("batch", "before_training", "every_checkpoints", "by")
     return {name: value for name, value in settings.items() if name not in others}

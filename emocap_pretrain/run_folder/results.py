@@ -158,7 +158,7 @@ class Series:
 class Domain:
     """Says whether training captions of a model came from the faces on which prompts were scored.
 
-    `evaluation/domain.py` finds it out.
+    `evaluation/domain.py` determines it from the addresses of datasets and from what the user says.
 
     Attributes:
         kind: "zero-shot" if no training caption came from these faces or their labels, "in domain" if some did, and

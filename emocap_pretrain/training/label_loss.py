@@ -50,7 +50,7 @@ class LabelTerm(ABC):
     def sums(self, outputs: Float32[Tensor, "batch outputs"], targets: Tensor) -> Float64[Tensor, " sums"]:
         """Returns sums over this rank's rows, from which `result` computes the loss; zeros if there are no rows.
 
-        The sums are differentiable. The sums of several ranks are added up element by element.
+        The gradients of the loss pass through the sums. The sums of several ranks are added up element by element.
         """
 
     @abstractmethod
@@ -62,7 +62,7 @@ class LabelTerm(ABC):
 
     @abstractmethod
     def __str__(self) -> str:
-        """Returns the name of the loss in a few words, which `emocap pretrain --dry-run` prints."""
+        """Returns a description of the loss in a few words, for the plan of a run (`dry_run/plan.py`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class ClassTerm(LabelTerm):
     """Computes the cross-entropy of the labelled rows of the global batch.
 
     Class weights, label smoothing and the weighted mean are those of torch's `cross_entropy` with reduction="mean": the
-    loss of a row is multiplied by the weight of its class, and the sum is divided by the sum of these weights.
+    sum over the rows is divided by the sum of the weights of their classes.
 
     Attributes:
         weights: The weight of each class; None weighs all rows equally.

@@ -58,7 +58,10 @@ def test_a_sentence_without_a_part_of_the_face_has_no_region():
     ("unit", "region"), [(1, "eyebrows"), (43, "eyes"), (6, "cheeks"), (9, "nose"), (26, "mouth"), (17, "chin")]
 )
 def test_what_an_action_unit_changes_in_the_picture_lies_in_its_region_more_than_elsewhere(unit: int, region: str):
-    """The picture changes more than three times as much per pixel in the region of the unit as in total (median)."""
+    """The mean change of a pixel in the region of the unit is more than three times that of all pixels.
+
+    This is checked for the median over several faces.
+    """
     shares: list[float] = []
     for index in range(6):
         rest = replace(sample_face(1, index), actions=actions({}))

@@ -41,7 +41,7 @@ def test_regions_are_read_as_they_were_written(data: str):
 
 @given(st.integers(0, 8), st.integers(0, 8), st.integers(1, 8), st.integers(1, 8))
 def test_the_coverage_of_a_rectangle_is_its_area(left: int, top: int, width: int, height: int):
-    """All edges lie at multiples of an eighth of the image, so they lie between the points that `coverage` counts."""
+    """All edges lie at multiples of an eighth of the image, so no sub-cell that `coverage` counts is cut in two."""
     right, bottom = min(8, left + width), min(8, top + height)
     shape = np.array([[left, top], [right, top], [right, bottom], [left, bottom]]) / 8
     area = (right - left) * (bottom - top) / 64

@@ -147,7 +147,7 @@ def loaded(
 ) -> Mapping[tuple[str, str], tuple[Path, Mapping[str, float]]]:
     """Returns, for each family of models and each library, the folder of an export and the differences from our model.
 
-    The library loads the export in another process and computes vectors. The differences from our vectors have names.
+    The library loads the export in another process. The differences are the largest ones, by the name of the result.
     """
     folder = tmp_path_factory.mktemp("families")
     jobs: dict[tuple[str, str], tuple[str, ...]] = {}
