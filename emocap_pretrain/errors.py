@@ -22,7 +22,7 @@ later attempt may succeed after such an error.
 
 
 class EmocapError(Exception):
-    """Is the base class of all errors of this package. The command line prints such an error without a traceback."""
+    """Base class of all errors of this package. The command line prints such an error without a traceback."""
 
 
 class ConfigError(EmocapError):

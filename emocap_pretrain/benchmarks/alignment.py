@@ -8,7 +8,8 @@ image beyond its edge, decide nothing, but the message for the user has their nu
 - `landmarks`: both eyes are at nearly the same place of every image, and no head is tilted. A tool has moved landmarks
   to fixed places, as the authors of benchmarks do for their aligned faces. Which places these are is not compared,
   because no card has a source for them.
-- `box`: the face fills the image, and heads are tilted as they were. A detector such as MTCNN has cut out its box.
+- `box`: the face fills the image, and the tilt of the head differs between images. A detector such as MTCNN has found a
+  box around the face, and the box was cut out without turning the image.
 - `whole`: the face is small in the image, or the sizes of the images differ.
 
 The bounds were chosen on crops of photographs of one half of 102 persons, and the rates of wrong answers in

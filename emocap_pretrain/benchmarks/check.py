@@ -109,7 +109,7 @@ def _alignment(layout: Layout, images: list[Path], root: Path, landmarks: Path |
 def _checked(
     card: Card, reader: LayoutReader, root: Path, name: str, facts: SplitFacts, fold: int | None, images: list[Path]
 ) -> CheckedSplit:
-    """Compares one split, or one fold of it, with the card, and appends the paths of its whole images to `images`."""
+    """Compares one split, or one fold of it, with the card, and appends its items that are image files to `images`."""
     title = name if fold is None else f"{name}, fold {fold}"
     items, by_class = 0, Counter[str]()
     problems: dict[str, tuple[int, tuple[str, ...]]] = {}

@@ -13,7 +13,7 @@ from emocap_pretrain.config.fields import Section
 
 
 class CardSection(Section):
-    """Is the base class of all parts of a card. A card is not a setting: users do not write it."""
+    """Base class of all parts of a card. A card is not a setting: users do not write it."""
 
 
 Text = Annotated[str, Field(min_length=1, max_length=2000)]

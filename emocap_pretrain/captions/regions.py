@@ -86,9 +86,10 @@ def _samples(url: str) -> Iterator[Encoded]:
 
 
 def of_rendered(sample: Encoded, caption: Caption) -> Areas | None:
-    """Returns the regions of a rendered face; None if this version makes another caption from the key of the sample.
+    """Returns the regions of a rendered face; None if they are not known.
 
-    The result is also None if the key is not that of a rendered face.
+    They are not known if the key of the sample is not that of a rendered face, or if this version of the renderer makes
+    a face with another caption from this key.
     """
     match = _KEY.fullmatch(sample.key)
     if match is None:
@@ -99,7 +100,7 @@ def of_rendered(sample: Encoded, caption: Caption) -> Areas | None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Landmarks:
-    """Holds the landmarks that launch/landmarks.py has written, by the keys that the samples may have."""
+    """Holds the landmarks that launch/landmarks.py has written, by the possible keys of the samples (`read`)."""
 
     points: Mapping[str, np.ndarray]
 

@@ -1,8 +1,8 @@
 """Defines `emocap caption`: trains a captioner on a frozen image tower, scores it, and writes captions of images.
 
 The package `generation` does the work. The user names the model and the language model in each command, because nothing
-that the folder of a captioner names is opened (docs/security.md). A command compares their digests with the digests of
-the models with which the captioner was trained.
+that the folder of a captioner names is opened (docs/security.md). A command compares the digests of these two models
+with the digests of the models with which the captioner was trained.
 """
 
 import json

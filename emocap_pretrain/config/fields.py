@@ -106,7 +106,7 @@ Classes = Annotated[dict[str, Words], BeforeValidator(_by_text), Field(min_lengt
 
 
 class Section(BaseModel):
-    """Is the base class of all sections. A section is immutable; it refuses unknown keys and non-finite numbers."""
+    """Base class of all sections. A section is immutable; it refuses unknown keys and non-finite numbers."""
 
     # Unknown keys are refused because a misspelled setting would otherwise keep its default, and nobody would notice.
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

@@ -72,7 +72,7 @@ class LabelledVectors:
 
 @dataclass(frozen=True, slots=True)
 class LearnsClasses:
-    """Is the base of the tasks that learn classes from the vectors of the image tower. They use no prompts.
+    """Base class of the tasks that learn classes from the vectors of the image tower. They use no prompts.
 
     The classes are those of the split `train`, if the settings name none; they may be more than those of `test`.
     """

@@ -4,8 +4,9 @@ A model that was trained on captions of the training split of a dataset has lear
 Its result on the test split is called "prompted, in domain". A result is zero-shot only if no training caption came
 from the scored faces or their labels.
 
-The addresses of two datasets show whether they are splits of one dataset. From which faces other captions came, the
-user must say (`data.captions_from`). If nobody has said it, the result is called unknown.
+The addresses of two datasets show whether they are splits of one dataset. They do not show whose faces the captions of
+other datasets describe, so the user must say this (`data.captions_from`). If it is not known, the result is called
+unknown.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -122,7 +123,7 @@ def domain_of(training: TrainingCaptions, faces_from: Sequence[str], *, url: str
 
 
 def collections_of(names: Iterable[str]) -> set[str]:
-    """Returns these names of sets of faces, and for each benchmark among them also the sets whose faces it uses."""
+    """Returns `names` and, for each benchmark among them, the names of the other sets whose faces it uses."""
     known = catalogue.names()
     return {each for name in names for each in (name, *(catalogue.card(name).faces if name in known else ()))}
 

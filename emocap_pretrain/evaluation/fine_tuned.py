@@ -30,7 +30,7 @@ from emocap_pretrain.run_folder.results import TaskResult
 
 @dataclass(frozen=True, slots=True)
 class FineTunedClasses(LearnsClasses):
-    """Implements the task. It needs a model whose head predicts classes, and samples of `test` with such a label."""
+    """Implements the task. It needs a model whose head predicts classes, and labelled samples in the split `test`."""
 
     name: ClassVar[str] = "fine_tuned_classes"
     about: ClassVar[str] = "scores the classes that the model's own head predicts; UAR, WAR, recall (needs a head)"

@@ -172,9 +172,9 @@ def _recalls(results: Sequence[TaskResult | None]) -> list[dict[str, Any]]:
 
 
 def _spreads(results: Sequence[TaskResult | None]) -> list[dict[str, Any]]:
-    """Returns the scores of which results state a lowest and a highest value, in per cent.
+    """Returns the scores that come with their lowest and highest value over several choices, such as over prompts.
 
-    These are the extremes over several choices, such as over prompts (`TaskResult`).
+    The names of the scores show this (`TaskResult`). All values are in per cent.
     """
     found: dict[tuple[str, str], list[tuple[int, float, float, float]]] = {}
     for number, result in enumerate(results):

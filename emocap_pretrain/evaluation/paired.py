@@ -38,8 +38,8 @@ class Difference:
 
     Attributes:
         value: The difference.
-        interval: The bounds of its 95 % confidence interval, by a paired bootstrap; None if the difference is undefined
-            in every bootstrap draw.
+        interval: The bounds of the 95 % confidence interval of the difference, by a paired bootstrap; None if the
+            difference is undefined in every bootstrap draw.
         p: The two-sided p value: the probability of a difference at least as large if the models do not differ.
         test: The name of the test that gives `p`.
         p_holm: `p` after Holm's correction; None if it was not corrected yet.
@@ -55,7 +55,7 @@ class Difference:
 def keys_of(outcomes: Outcomes, samples: Samples) -> list[tuple[int, str]]:
     """Returns what identifies each entry of outcomes: the number of its fold, and the key of its sample or query.
 
-    The number of the fold is 0 without folds, and for queries that are texts.
+    The number of the fold is 0 if there are no folds, or if the queries are texts.
     """
     if isinstance(outcomes, RankOutcomes) and outcomes.keys:
         return [(0, key) for key in outcomes.keys]
@@ -63,7 +63,7 @@ def keys_of(outcomes: Outcomes, samples: Samples) -> list[tuple[int, str]]:
 
 
 def groups_of(outcomes: Outcomes, samples: Samples) -> tuple[str | None, ...]:
-    """Returns the person or clip of each entry of outcomes; None if it is unknown or the entry is a query by text."""
+    """Returns the person or clip of each entry of outcomes; None if it is unknown or the query is a text."""
     if not samples.groups or (isinstance(outcomes, RankOutcomes) and outcomes.keys):
         return (None,) * len(entries(outcomes))
     return tuple(samples.groups[row] for row in outcomes.rows)

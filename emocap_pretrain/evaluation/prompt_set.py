@@ -35,8 +35,8 @@ class PromptSetConfig(Section):
         about: The set in one line.
         source: Where the prompts were read; `unknown` if they were written for this package, or by a user.
         templates: The prompts with `{}` in place of the words of a class; empty if the set has `classes`.
-        instead: The exceptions: for the name of a class, and then for a template, the prompt that replaces this
-            template.
+        instead: The exceptions: `instead[class][template]` is the prompt that replaces the template for the class of
+            this name.
         classes: The whole prompts of each class by its name; empty if the set has `templates`.
     """
 

@@ -1,6 +1,6 @@
 """Measures whether the attention map of a local sentence lies in the region of the face that the sentence is about.
 
-The file regions.jsonl of the dataset (`data/regions.py`) says where the regions of each face lie, and what each
+The file regions.jsonl of the dataset (`data/regions.py`) says where the regions of each face lie, and which region each
 sentence is about. A map has a weight `w[p]` for each patch `p`, and the weights sum to 1. `c[p]` is the share of the
 patch that the region covers, and the mean of `c` is the area share of the region. Three measures are computed for each
 sentence:
@@ -198,11 +198,12 @@ def _named(face: FaceRegions, place: int) -> str | None:
 
 
 def _scores(found: Scored, groups: Sequence[str | None]) -> list[Score]:
-    """Returns the scores of each measure: its mean over the regions, and then its mean in each single region.
+    """Returns the scores of each measure: its mean over the regions, and its mean in each single region.
 
-    A mean over the regions counts each region equally, however many sentences are about it. It has the floor of the
-    uniform map as its baseline. It is followed by the floor of the other sentences and by the difference from this
-    floor, unless no face has sentences about several regions.
+    A mean over the regions counts each region equally, however many sentences are about it. The baseline of these
+    scores is the floor of the uniform map. The mean over the regions is followed by the second floor, which is
+    the same mean for the maps of other sentences, and by the mean difference between the two maps. These two scores are
+    missing if no face has sentences about several regions.
 
     Args:
         found: The measures.

@@ -112,7 +112,10 @@ def rmse(predicted: Float[Tensor, " examples"], truth: Float[Tensor, " examples"
 
 
 def same_sign(predicted: Float[Tensor, " examples"], truth: Float[Tensor, " examples"]) -> float:
-    """Returns the sign agreement (SAGR): the share of examples whose sign is predicted. Zero agrees with zero alone."""
+    """Returns the sign agreement (SAGR): the share of examples whose sign is predicted.
+
+    The sign of zero is neither positive nor negative, so a zero agrees only with a zero.
+    """
     return float((predicted.sign() == truth.sign()).double().mean())
 
 

@@ -32,7 +32,7 @@ class GroupScore:
         value: The value of the label, or a range of numbers.
         samples: Number of samples.
         persons: Number of persons or clips; None if they are unknown.
-        score: The score; None if the group is too small.
+        score: The score; None if the group is too small, or its score is undefined.
         interval: The 95 % confidence interval of the score.
         lacks: The classes that occur among all samples but not in this group. If there are any, the UAR of the group is
             a mean over fewer classes than that of other groups, so the group is left out of the difference.
@@ -111,7 +111,7 @@ def named(values: Sequence[str | float | None]) -> list[str | None]:
     """Returns the name of the group to which each value belongs; None for a missing value.
 
     Each value is a group. But if all values are numbers and more than `MOST_VALUES` different ones occur, the groups
-    are the `BINS` ranges between their quartiles, with names such as "20 to 35".
+    are up to `BINS` ranges between their quartiles, with names such as "20 to 35".
     """
     numbers = [value for value in values if isinstance(value, int | float)]
     if len(set(numbers)) <= MOST_VALUES or any(isinstance(value, str) for value in values):

@@ -14,7 +14,7 @@ raised on all ranks: the rank with invalid inputs raises its own error, and the 
 
 
 class KernelError(Exception):
-    """Is the base class of all errors that this package raises."""
+    """Base class of all errors that this package raises."""
 
 
 class ArgumentError(KernelError, ValueError):

@@ -1,4 +1,4 @@
-"""Finds the region of the face that a local sentence is about, by the first word in it that names one.
+"""Finds the region of the face that a local sentence is about, by its first word that names a region.
 
 In all phrases of the grammar the subject comes before other parts of the face: "the eyes are narrowed by the raised
 cheeks" is about the eyes. A test compares the result with the region for which each phrase of the grammar is written.

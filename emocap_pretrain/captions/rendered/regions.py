@@ -18,7 +18,7 @@ _BROW, _EYE, _MOUTH = 0.09, 0.06, 0.05  # Width of the margin around each part, 
 
 
 def areas(face: Face) -> dict[str, tuple[Outline, ...]]:
-    """Returns the outlines of each region of a face, by the names that `grammar/recognition.py` gives to regions."""
+    """Returns the outlines of each region of a rendered face, by the names of regions in `grammar/recognition.py`."""
     # With one pixel, the projected points are shares of the side of the picture, which is square.
     view = View(face.scene.pose, 1)
     return {

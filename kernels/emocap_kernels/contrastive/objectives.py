@@ -102,7 +102,7 @@ class Tile:
 
 
 class ContrastiveObjective(ABC):
-    """Is the base class of objectives. A subclass computes the loss of each anchor from its scores.
+    """Base class of objectives. A subclass computes the loss of each anchor from its scores.
 
     The loss of a batch is the mean over the anchors of a direction, averaged over both directions. An objective has no
     state, so one object may serve several losses at once.
