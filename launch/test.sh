@@ -26,7 +26,10 @@ case "${1-}" in
     # Tests of one file share what they start, so they run in one process.
     stage "Unit tests" -m 'not slow' -n "$workers" --dist loadfile --no-loadscope-reorder -q
     TRITON_INTERPRET=1 stage "Fused kernels in Triton's interpreter" tests/emocap_kernels/fused -n "$workers" -q
-    stage "End-to-end tests with real launchers and killed processes" -m 'slow and not drill' -n "$launching" --dist loadfile --no-loadscope-reorder -q
+    # Only the files that have such tests are collected, because every process of pytest collects for itself.
+    # shellcheck disable=SC2046 # no file has a space in its name
+    stage "End-to-end tests with real launchers and killed processes" -m 'slow and not drill' -n "$launching" --dist loadfile --no-loadscope-reorder -q \
+        $(grep -rlE 'mark\.(slow|drill)' tests --include='test_*.py' | LC_ALL=C sort)
     ;;
 fast) stage "Fast unit tests" -m 'not slow and not costly' -n "$workers" -q ;;
 *) exec .venv/bin/python -m pytest "$@" ;;

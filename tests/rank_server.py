@@ -6,7 +6,12 @@ same imports: a rank that has to import DeepSpeed itself needs many seconds for 
 
 import multiprocessing
 import os
+import runpy
+import sys
+from collections.abc import Mapping, Sequence
 from multiprocessing.context import ForkServerContext
+from subprocess import CompletedProcess
+from typing import Any
 
 # DeepSpeed imports `compile_fx` late, for seconds, when it makes an optimizer; MLflow opens its database with
 # `sqlalchemy_store`; rank 0 alone imports what tracks.
@@ -29,3 +34,23 @@ def server() -> ForkServerContext:
     # In Triton's interpreter nothing but the kernels is tested.
     context.set_forkserver_preload(KERNELS if os.environ.get("TRITON_INTERPRET") == "1" else EVERYTHING)
     return context
+
+
+def run(command: Sequence[str], *, env: Mapping[str, str], check: bool) -> "CompletedProcess[Any]":
+    """Runs `python -m MODULE WORDS` in a fork of the server. Takes the arguments of `subprocess.run`.
+
+    The process is one of its own, as the command would be, but it has all imports already.
+    """
+    _, option, module, *words = command
+    assert option == "-m", command
+    process = server().Process(target=_main, args=(module, words, dict(env)))
+    process.start()
+    process.join()
+    return CompletedProcess(command, process.exitcode or 0)
+
+
+def _main(module: str, words: Sequence[str], env: Mapping[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(env)
+    sys.argv = [module, *words]
+    runpy.run_module(module, run_name="__main__")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rank_server
 import yaml
 from emocap_shards.store import open_store
 from emocap_shards.writer import write_shards
@@ -43,8 +44,12 @@ def test_a_table_has_one_row_for_each_recipe_with_the_spread_of_its_seeds() -> N
 
 
 @pytest.fixture
-def options(tmp_path: Path, new_mlflow: Callable[[Path], str]) -> list[str]:
-    """Returns the options of a comparison of one tiny recipe, whose speed is already stored."""
+def options(tmp_path: Path, new_mlflow: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Returns the options of a comparison of one tiny recipe, whose speed is already stored.
+
+    The trainings are processes of their own, which need no time for imports.
+    """
+    monkeypatch.setattr(trainings, "subprocess", rank_server)
     for name in ("train", "valid", "test"):
         write_shards(records(24, pixels=32), str(tmp_path / "data" / name), samples_per_shard=12)
     recipe = tmp_path / "small.yaml"
