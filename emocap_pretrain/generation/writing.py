@@ -15,8 +15,8 @@ from emocap_pretrain.inference.embedder import Crop, Embedder
 class CaptionScorer:
     """Implements `bulk.scorers.Scorer` with one column, `caption`.
 
-    The patch vectors are rounded to float16, as in training and in `emocap caption score`, so that an image gets the
-    same caption as there.
+    The patch vectors are rounded to float16, as in training and in `emocap caption score`, so that an equal crop gets
+    the same caption as there.
 
     Attributes:
         embedder: The model whose image tower is used.

@@ -29,7 +29,7 @@ from emocap_pretrain.interop.restore import Restored
 from emocap_pretrain.model.pair import TowerPair
 
 Crop: TypeAlias = UInt8[np.ndarray, "pixels pixels 3"]
-"""The central square of an image, at the size that the image tower reads."""
+"""The square that the image tower reads, at its size: the central square of an image, or the whole image resized."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class Embedder:
         return self.crops([sample.image for sample in samples])
 
     def crops(self, crops: Sequence[Crop]) -> Float[Tensor, "crops embedding"]:
-        """Returns the unit vectors of crops that `center_crop` has returned, in one pass of the tower."""
+        """Returns the unit vectors of crops, such as `square` returns, in one pass of the tower."""
         with torch.inference_mode():
             return self.model.embed_images(self._on_device(crops)).float().cpu()
 
