@@ -243,7 +243,7 @@ def _write(path: Path, embedder: Embedder, source: ExampleSource, numbers: range
         for first in range(numbers.start, numbers.stop, BATCH):
             examples = cast("Sequence[Example]", source.examples(range(first, min(first + BATCH, numbers.stop))))
             crops: list[Crop] = []
-            found = readers.map(partial(_cropped, pixels=embedder.model.pixels), examples)
+            found = readers.map(partial(_cropped, embedder), examples)
             for example, crop in zip(examples, found, strict=True):
                 texts = settings.texts(example.captions)
                 if isinstance(crop, str) or not texts:
@@ -263,10 +263,10 @@ def _write(path: Path, embedder: Embedder, source: ExampleSource, numbers: range
         temporary.write_text(json.dumps({"schema": SCHEMA, "images": rows, "left_out": left_out}), encoding="utf-8")
 
 
-def _cropped(example: Example, *, pixels: int) -> Crop | str:
-    """Returns the central crop of an image, or the reason in a few words if it cannot be decoded."""
+def _cropped(embedder: Embedder, example: Example) -> Crop | str:
+    """Returns the crop of an image that the model reads, or the reason in a few words if it cannot be decoded."""
     try:
-        return example.content.crops(pixels, "center")[0]
+        return example.content.crops(embedder.model.pixels, embedder.crop)[0]
     except _UNREADABLE as error:
         return reason(error)
 
@@ -305,6 +305,7 @@ def _digest(embedder: Embedder, url: str, settings: PatchSettings) -> str:
         "schema": SCHEMA,
         "model": embedder.digest(),
         "dataset": read_manifest(open_store(url)).digest,
+        "crop": embedder.crop,
         "settings": [settings.part, settings.image_tokens, settings.person],
         "batch": BATCH,  # The last bits of a vector depend on it.
     }

@@ -29,10 +29,6 @@ class CaptionScorer:
     images: PatchSettings
 
     @property
-    def pixels(self) -> int:
-        return self.embedder.model.pixels
-
-    @property
     def fields(self) -> Sequence[Field]:
         return [pa.field("caption", pa.string())]
 

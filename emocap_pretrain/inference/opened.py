@@ -66,13 +66,13 @@ def open_model(
             for a model of another library nothing of it.
         interpolate: For a run, the share `a` in the interpolation (1 - a) * start + a * trained of its weights; None
             interpolates nothing.
-        activation: The activation of the towers, for a file of another library that does not contain it. Other models
-            ignore it.
+        activation: The activation of the towers, for a file of another library that does not contain it. With a folder
+            that names its activation, this argument is ignored.
 
     Raises:
         CheckpointError: If there is no such checkpoint, or if it is damaged.
-        ConfigError: If the model cannot be read, or if `step`, `weights` or `interpolate` is given and the model is not
-            a run.
+        ConfigError: If the model cannot be read; if `step`, `weights` or `interpolate` is given and the model is not a
+            run; or if `activation` is given and the model is not a CLIP or SigLIP of another library.
     """
     name = where_is(name)
     chosen = {"step": step, "weights": weights, "interpolate": interpolate}
@@ -81,6 +81,7 @@ def open_model(
         if given:
             raise ConfigError(f"{_KEY}={name}: {' and '.join(given)} is for a run of this project: leave it out.")
         return OpenedModel(_foreign(name, activation))
+    _need_no_activation(name, activation)
     if name.startswith(RUN_PREFIX):
         name, of_name = run_and_step(name)
         step = of_name if step is None else step
@@ -97,9 +98,16 @@ def open_model(
 
 
 def where_is(name: str) -> str:
-    """Returns the name of a model. If the name may be a path, the home folder replaces `~` at its beginning."""
+    """Returns the name of a model. If the name may be a path, the home folder replaces `~` at its beginning.
+
+    A name that begins with a dot, such as "./org/name", becomes an absolute path, because "org/name" could also be a
+    name on the hub.
+    """
     is_path = "://" not in name and not name.startswith((RUN_PREFIX, PACKAGE_PREFIX))
-    return str(Path(name).expanduser()) if is_path else name
+    if not is_path:
+        return name
+    path = Path(name).expanduser()
+    return str(path.absolute() if name.startswith(".") else path)
 
 
 def is_of_another_library(name: str) -> bool:
@@ -108,6 +116,11 @@ def is_of_another_library(name: str) -> bool:
     Otherwise it is the name of a run of this project, or of a portable export of a run.
     """
     return _is_hog(name) or (is_foreign(name) and not portable.is_portable(name))
+
+
+def _need_no_activation(name: str, activation: Activation | None) -> None:
+    if activation is not None:
+        raise ConfigError(f"{_KEY}={name}: activation={activation} is for a CLIP of another library: leave it out.")
 
 
 def _is_hog(name: str) -> bool:
@@ -120,9 +133,11 @@ def _with_evaluation(config: Config, own: Config) -> Config:
 
 def _foreign(name: str, activation: Activation | None) -> Embedder:
     if _is_hog(name):
+        _need_no_activation(name, activation)
         return Embedder(image_alone(HogTower()), None)
     path = local_copy(name, _KEY)
     if is_image_tower(path, f"{_KEY}={name}"):
+        _need_no_activation(name, activation)
         found = load_image_tower(str(path), key=_KEY)
         return Embedder(image_alone(found.tower), None, crop=found.crop)
     loaded = load_source(name, key=_KEY, activation=activation)

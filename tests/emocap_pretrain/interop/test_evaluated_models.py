@@ -29,7 +29,7 @@ from torch.nn.functional import normalize
 
 import emocap_pretrain as emocap
 from emocap_pretrain.config.schema import Config, EvaluationConfig
-from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.errors import ConfigError, EmocapError
 from emocap_pretrain.evaluation.examples import PackedSource
 from emocap_pretrain.evaluation.features import Features, joined
 from emocap_pretrain.evaluation.tasks import extraction
@@ -175,6 +175,18 @@ def test_a_model_of_another_library_has_the_cosines_that_this_library_computes(
     # From Python the same part is read, without a setting.
     from_python = torch.from_numpy(emocap.load(tmp_path, device="cpu").embed_images(pictures(48, 24)))
     torch.testing.assert_close(from_python, wide[MODELS[name] == "whole"].images, rtol=0, atol=1e-6)
+
+
+def test_an_activation_for_a_model_that_has_its_own_is_refused(tmp_path: Path) -> None:
+    for name in (str(tmp_path), "hog"):
+        with pytest.raises(ConfigError, match="activation=gelu is for a CLIP of another library: leave it out"):
+            open_model(name, activation="gelu")
+
+
+def test_a_path_that_begins_with_a_dot_is_no_name_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(EmocapError, match=f"{tmp_path}/org/mistyped"):
+        open_model("./org/mistyped")
 
 
 def features_of(embedder: Any, url: str, crop: Any) -> Features:
