@@ -7,14 +7,13 @@ batches of the same size.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
 
 from benchmarks.harness.machine import Occasion, versions
 from benchmarks.harness.record import Measurement, measured, ratios
-from benchmarks.harness.rounds import complete, in_rounds, seconds_of
+from benchmarks.harness.rounds import per_second
 from emocap_pretrain.evaluation.examples import Example, PackedSource
 from emocap_pretrain.evaluation.features import Extraction
 from emocap_pretrain.inference.embedder import Crop, Embedder
@@ -55,10 +54,7 @@ def measure(plan: ExtractionPlan, rounds: int, occasion: Occasion) -> Iterator[M
         BARE: lambda: _bare(embedder, ready, plan.batch, plan.device),
         EVALUATION: lambda: Extraction(embedder, plan.batch).collect(source, world),
     }
-    for way in ways.values():
-        way()  # The first pass allocates memory and chooses kernels.
-    speeds = {name: partial(_images_per_s, way, len(ready)) for name, way in ways.items()}
-    taken = complete(in_rounds(speeds, rounds=rounds))
+    taken = per_second(ways, len(ready), rounds=rounds)
     for name, readings in taken.items():
         yield measured(
             occasion,
@@ -75,10 +71,6 @@ def measure(plan: ExtractionPlan, rounds: int, occasion: Occasion) -> Iterator[M
             more={"threads": torch.get_num_threads(), "images": len(ready)},
             versions=versions(("torch", "timm", "simplejpeg")),
         )
-
-
-def _images_per_s(way: Callable[[], object], images: int) -> float:
-    return images / seconds_of(way)
 
 
 def _decoded(source: PackedSource, embedder: Embedder) -> list[Crop]:

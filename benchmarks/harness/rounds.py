@@ -53,6 +53,25 @@ def in_rounds(
     return taken
 
 
+def per_second(ways: Mapping[Key, Callable[[], object]], items: int, *, rounds: int) -> dict[Key, list[float]]:
+    """Returns how many items per second each way handles, from `rounds` calls that handle `items` items each.
+
+    One call before them does not count, because it allocates memory and chooses kernels.
+    """
+    for way in ways.values():
+        way()
+    return complete(in_rounds({key: _Speed(way, items) for key, way in ways.items()}, rounds=rounds))
+
+
+@dataclass(frozen=True, slots=True)
+class _Speed:
+    way: Callable[[], object]
+    items: int
+
+    def __call__(self) -> float:
+        return self.items / seconds_of(self.way)
+
+
 def complete(taken: Mapping[Key, list[Reading] | Skipped]) -> dict[Key, list[Reading]]:
     """Returns the readings in `taken`, which is a result of `in_rounds`, after a check that none was skipped.
 

@@ -5,7 +5,6 @@ All contenders use the same model. Its weights are random, because their values 
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,7 +15,7 @@ from PIL import Image
 
 from benchmarks.harness.machine import Occasion, versions
 from benchmarks.harness.record import Measurement, measured, ratios
-from benchmarks.harness.rounds import complete, in_rounds, seconds_of
+from benchmarks.harness.rounds import per_second
 from emocap_pretrain.config.model import ImageTowerConfig, TextArchitectureConfig, TextTowerConfig
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.inference.embedder import Embedder
@@ -64,10 +63,7 @@ def measure(size: ThroughputSize, device: str, rounds: int, occasion: Occasion) 
             f"arrays of {side} px": lambda: model.embed_images(larger, batch_size=size.batch),
             f"JPEG files of {side} px": lambda: model.embed_images(files, batch_size=size.batch),
         }
-        for way in ways.values():
-            way()  # The first pass allocates memory and chooses kernels.
-        speeds = {name: partial(_images_per_s, way, size.images) for name, way in ways.items()}
-        taken = complete(in_rounds(speeds, rounds=rounds))
+        taken = per_second(ways, size.images, rounds=rounds)
     for name, readings in taken.items():
         yield measured(
             occasion,
@@ -80,10 +76,6 @@ def measure(size: ThroughputSize, device: str, rounds: int, occasion: Occasion) 
             more={"threads": torch.get_num_threads()},
             versions=versions(("torch", "timm", "simplejpeg")),
         )
-
-
-def _images_per_s(way: Callable[[], object], images: int) -> float:
-    return images / seconds_of(way)
 
 
 def _bare(pair: TowerPair, ready: UInt8[np.ndarray, "images pixels pixels 3"], batch: int, device: str) -> None:
