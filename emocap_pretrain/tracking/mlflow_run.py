@@ -15,12 +15,14 @@ a checkpoint is looked up by its name, and a text or picture replaces the one of
 
 import base64
 import errno
+import fcntl
 import json
 import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -442,9 +444,28 @@ def _client(settings: TrackingConfig) -> MlflowClient:
     levels = {"alembic": logging.ERROR, "mlflow.store.db": logging.CRITICAL, "urllib3.connectionpool": logging.ERROR}
     for name, level in levels.items():
         logging.getLogger(name).setLevel(level)
-    if uri.startswith("sqlite:///"):  # MLflow does not create the folder of an SQLite file.
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     try:
-        return MlflowClient(uri)
+        with _alone(uri):
+            return MlflowClient(uri)
     except ImportError as error:  # The driver of the database is not installed.
         raise _refusal(settings, error) from None
+
+
+@contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """Lets one process at a time open an SQLite file in a folder, which is created if it is missing.
+
+    MLflow makes the tables of a new file. If two runs begin at once, it fails in one of them, because a table exists.
+    """
+    if not uri.startswith("sqlite:///"):
+        yield
+        return
+    folder = Path(uri.removeprefix("sqlite:///")).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # Some network file systems have no locks.
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)  # This also releases the lock.

@@ -1,5 +1,7 @@
+import fcntl
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -21,7 +23,7 @@ from emocap_pretrain.data.datasets import DatasetUse, training_data
 from emocap_pretrain.errors import TrackingError
 from emocap_pretrain.evaluation import tasks
 from emocap_pretrain.run_folder.parent import Parent
-from emocap_pretrain.tracking import pages
+from emocap_pretrain.tracking import mlflow_run, pages
 from emocap_pretrain.tracking.environment import versions
 from emocap_pretrain.tracking.mlflow_run import mlflow_dataset
 from emocap_pretrain.tracking.mlflow_tracker import MlflowTracker
@@ -131,6 +133,32 @@ def test_a_resumed_run_keeps_its_id_and_has_each_point_once(config: Config, clie
         second.log_metrics({"loss": -1.0}, step)
     second.finish("FINISHED")
     assert points(client, first.run_id) == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0), (5, 5.0), (6, -1.0)]
+
+
+def test_one_process_at_a_time_makes_the_tables_of_a_new_database(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two runs that begin at once would both make the tables, and MLflow fails in the one that comes second."""
+    folder, held = tmp_path / "new", list[bool]()
+    made = mlflow_run.MlflowClient
+
+    def opened(uri: str) -> MlflowClient:
+        other = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            held.append(True)
+        finally:
+            os.close(other)
+        return made(uri)
+
+    monkeypatch.setattr(mlflow_run, "MlflowClient", opened)
+    MlflowTracker.start(tracked_run(changed(config, tracking__uri=f"sqlite:///{folder}/x.db")), None).finish("FINISHED")
+    assert held
+    lock = os.open(folder, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # It is released, and no file is left.
+    os.close(lock)
+    assert [path.name for path in folder.iterdir()] == ["x.db"]
 
 
 def test_two_new_runs_are_in_one_experiment(config: Config, client: MlflowClient) -> None:
