@@ -74,7 +74,7 @@ def show_groups(groups: Iterable["Subgroups"], of: str) -> None:
                 group.value,
                 f"{group.samples:,}",
                 "" if group.persons is None else f"{group.persons:,}",
-                "too few" if group.score is None else _percent(group.score, group.interval),
+                "too few" if group.score is None else _number(group.score, group.interval, is_share=each.is_share),
                 f"lacks {', '.join(group.lacks)}" if group.lacks else "",
             )
             for group in each.groups
@@ -82,10 +82,13 @@ def show_groups(groups: Iterable["Subgroups"], of: str) -> None:
         columns = (each.label, "samples", "persons", each.score, "")
         console.print(tables.grid(f"{of} by {each.label}", columns, rows))
         if each.difference is not None:
-            console.print(
-                f"{each.highest} - {each.lowest}: {100 * each.difference:.1f} points, p {p_text(each.p)} "
-                "(against random groups of these sizes)"
+            gap = f"{100 * each.difference:.1f} points" if each.is_share else f"{each.difference:.4g}"
+            test = (
+                "no p, because persons or clips have samples of several groups"
+                if each.p is None
+                else f"p {p_text(each.p)} (against random groups of these sizes)"
             )
+            console.print(f"{each.highest} - {each.lowest}: {gap}, {test}")
         if each.unlabelled:
             console.print(f"{counted(each.unlabelled, 'sample')} without {each.label}")
         console.print()
@@ -151,9 +154,10 @@ def _value(score: "Score | None") -> str:
     return "" if score is None else dataclasses.replace(score, baseline=None).text()
 
 
-def _percent(value: float, interval: tuple[float, float] | None) -> str:
-    text = f"{100 * value:.1f}"
-    return text if interval is None else f"{text} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+def _number(value: float, interval: tuple[float, float] | None, *, is_share: bool) -> str:
+    factor, form = (100, ".1f") if is_share else (1, ".4g")
+    text = f"{factor * value:{form}}"
+    return text if interval is None else f"{text} [{factor * interval[0]:{form}}, {factor * interval[1]:{form}}]"
 
 
 def _change(score: "Score", difference: "Difference | None") -> tuple[str, str]:

@@ -175,8 +175,8 @@ def groups_by(result: TaskResult, by: Sequence[str] | None = None, *, least: int
     """
     found: list[Subgroups] = []
     for outcomes, samples in _outcomes(result):
-        names = {score.name for score in result.scores}
-        main = next((name for name in metrics_of(outcomes) if name in names), None)
+        is_share = {score.name: score.is_share for score in result.scores}
+        main = next((name for name in metrics_of(outcomes) if name in is_share), None)
         labels = [label for label in samples.labels if by is None or label in by]
         for label in labels if main and outcomes.rows else []:
             divided = subgroups(outcomes, samples, label, main or "", least=least)
@@ -184,7 +184,7 @@ def groups_by(result: TaskResult, by: Sequence[str] | None = None, *, least: int
                 raise ConfigError(
                     f"--by {label}: it has more than {MOST_GROUPS} values; give a label with few, such as gender."
                 )
-            found.append(divided)
+            found.append(replace(divided, is_share=is_share[main or ""]))
     return tuple(found)
 
 

@@ -12,6 +12,9 @@ from jaxtyping import Int
 
 from emocap_pretrain.run_folder.results import Baseline, ClassValues, ConfusionMatrix, Score
 
+SCORES_FOLLOW = ": "
+"""Divides the title of a matrix: the task comes before it, and the scores of the matrix after it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Confusion:
@@ -52,7 +55,7 @@ class Confusion:
 
     def matrix(self, task: str) -> ConfusionMatrix:
         """Returns the counts in the form that a report stores. The title begins with `task` and states UAR and WAR."""
-        title = f"{task}: UAR {self.uar:.1%} (chance {self.chance:.1%}), WAR {self.war:.1%}"
+        title = f"{task}{SCORES_FOLLOW}UAR {self.uar:.1%} (chance {self.chance:.1%}), WAR {self.war:.1%}"
         counts = tuple(tuple(map(int, row)) for row in self.counts)
         return ConfusionMatrix("confusion", title, self.classes, counts)
 

@@ -1,7 +1,9 @@
 """Measures the image tower by its nearest neighbours: the class of an image is that of the most similar examples.
 
 The neighbours are examples of the split `train`, by the cosine of the vectors before the projection. Each of the k
-neighbours votes for its class with its cosine as the weight. The number k is chosen on the split `valid` by UAR.
+neighbours votes for its class with its cosine as the weight, or 0 if the cosine is negative. If two classes have equal
+votes, the one with more neighbours wins, so a class without a neighbour never does. The number k is chosen on the split
+`valid` by UAR.
 """
 
 from collections.abc import Mapping, Sequence
@@ -56,10 +58,12 @@ def votes_of(
 ) -> dict[int, Int[np.ndarray, " examples"]]:
     """Returns the predicted class of each vector, by the number of neighbours that vote.
 
-    A number above that of the training examples is left out. If two classes have equal votes, the first one wins.
+    A number above that of the training examples is left out. If two classes have equal votes, the one with more
+    neighbours wins, and among equally many the first one.
     """
     distances, rows = index.kneighbors(vectors)
-    weights = 1 - distances  # The cosines, in descending order.
+    # The cosines, in descending order. A negative vote would make a class without neighbours win with 0.
+    weights = np.maximum(1 - distances, 0)
     found: dict[int, Int[np.ndarray, " examples"]] = {}
     for count in counts:
         if count > rows.shape[1]:
@@ -67,5 +71,8 @@ def votes_of(
         votes = np.zeros((len(vectors), len(train.rows.classes)))
         places = np.arange(len(vectors))[:, None]
         np.add.at(votes, (places, train.truth[rows[:, :count]]), weights[:, :count])
-        found[count] = votes.argmax(1)
+        counts_of = np.zeros(votes.shape, dtype=np.int64)
+        np.add.at(counts_of, (places, train.truth[rows[:, :count]]), 1)
+        is_best = votes == votes.max(1, keepdims=True)
+        found[count] = np.where(is_best, counts_of, -1).argmax(1)
     return found

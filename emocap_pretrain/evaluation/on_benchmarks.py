@@ -18,13 +18,14 @@ from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.evaluation import tasks
 from emocap_pretrain.evaluation.benchmark_source import settings_of, sources_of, splits_of
+from emocap_pretrain.evaluation.confusion import SCORES_FOLLOW
 from emocap_pretrain.evaluation.examples import ExampleSource
 from emocap_pretrain.evaluation.features import Extraction
 from emocap_pretrain.evaluation.task import SplitName, Task
 from emocap_pretrain.inference.embedder import Embedder
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.run_folder.outcomes import Outcomes, Samples, joined
-from emocap_pretrain.run_folder.results import Baseline, ConfusionMatrix, Score, TaskResult
+from emocap_pretrain.run_folder.results import Baseline, ClassValues, ConfusionMatrix, Score, TaskResult
 
 _log = logging.getLogger(__name__)
 
@@ -215,9 +216,10 @@ def _with_examples(
 def mean_of_folds(results: Sequence[TaskResult]) -> TaskResult:
     """Returns one result for all folds, whose scores are the means over the folds; a single result as it is.
 
-    A score that one of the folds lacks is left out. The confusion matrices and the numbers of samples are added, and
-    outcomes are joined. The examples of queries are those of the first fold. Recalls of classes, curves, and the
-    intervals of single folds are left out.
+    A score that one of the folds lacks is left out. The confusion matrices are added, and their title states the mean
+    scores. A value of a class is the mean over the folds that have samples of the class. Numbers of samples are added,
+    and outcomes are joined. The examples of queries are those of the first fold. Curves, and the intervals of single
+    folds, are left out.
     """
     if len(results) == 1:
         return results[0]
@@ -225,7 +227,8 @@ def mean_of_folds(results: Sequence[TaskResult]) -> TaskResult:
     # AUC exists only in folds in which exactly two classes occur.
     common = [name for name in of_folds[0] if all(name in each for each in of_folds)]
     scores = [_mean([each[name] for each in of_folds]) for name in common]
-    matrices = [_sum(each) for each in zip(*(result.confusion_matrices for result in results), strict=True)]
+    matrices = [_sum(each, scores) for each in zip(*(result.confusion_matrices for result in results), strict=True)]
+    of_classes = [_mean_of_classes(each) for each in zip(*(result.class_values for result in results), strict=True)]
     left_out = Counter[str]()
     for result in results:
         left_out.update(dict(result.left_out))
@@ -233,7 +236,7 @@ def mean_of_folds(results: Sequence[TaskResult]) -> TaskResult:
         results[0],
         samples=sum(result.samples for result in results),
         scores=tuple(scores),
-        class_values=(),
+        class_values=tuple(of_classes),
         confusion_matrices=tuple(matrices),
         left_out=tuple(left_out.most_common()),
         series=(),
@@ -290,6 +293,43 @@ def _mean(scores: Sequence[Score]) -> Score:
     return replace(first, value=value, baseline=baseline, interval=None)
 
 
-def _sum(matrices: Sequence[ConfusionMatrix]) -> ConfusionMatrix:
+def _sum(matrices: Sequence[ConfusionMatrix], scores: Sequence[Score]) -> ConfusionMatrix:
+    """Returns the sum of the matrices of the folds.
+
+    The title states the mean scores of the folds. The UAR of the summed counts is another number, and that of the first
+    fold belongs to its samples alone.
+    """
     counts = np.sum([each.counts for each in matrices], axis=0)
-    return replace(matrices[0], counts=tuple(tuple(map(int, row)) for row in counts))
+    title = f"{matrices[0].title.partition(SCORES_FOLLOW)[0]}, {len(matrices)} folds"
+    by_name = {score.name: score for score in scores}
+    means: list[str] = []
+    for name in ("uar", "war"):
+        if score := by_name.get(name):
+            is_chance = score.baseline is not None and score.baseline.name == "chance"
+            chance = f" (chance {score.baseline.value:.1%})" if score.baseline and is_chance else ""
+            means.append(f"mean {name.upper()} {score.value:.1%}{chance}")
+    title = f"{title}{SCORES_FOLLOW}{', '.join(means)}" if means else title
+    return replace(matrices[0], title=title, counts=tuple(tuple(map(int, row)) for row in counts))
+
+
+def _mean_of_classes(folds: Sequence[ClassValues]) -> ClassValues:
+    """Returns for each class the mean over the folds in which it has a value, and its samples in all folds."""
+    first = folds[0]
+    by_class = {
+        name: [
+            value
+            for each in folds
+            if (value := dict(zip(each.classes, each.values, strict=True)).get(name)) is not None
+        ]
+        for name in dict.fromkeys(name for each in folds for name in each.classes)
+    }
+    samples = Counter[str]()
+    for each in folds:
+        samples.update(dict(zip(each.classes, each.samples, strict=True)))
+    return ClassValues(
+        first.name,
+        f"{first.title}, mean of folds",
+        tuple(by_class),
+        tuple(math.fsum(values) / len(values) if values else None for values in by_class.values()),
+        tuple(samples[name] for name in by_class),
+    )

@@ -19,6 +19,7 @@ from emocap_pretrain.evaluation.drawings import curves, matrix, radar
 from emocap_pretrain.evaluation.paired import Difference
 from emocap_pretrain.evaluation.published import known_card, peers
 from emocap_pretrain.evaluation.result_file import SavedFace
+from emocap_pretrain.evaluation.subgroups import GroupScore, Subgroups
 from emocap_pretrain.evaluation.tasks import TASKS
 from emocap_pretrain.run_folder.results import Score, TaskResult
 
@@ -217,19 +218,27 @@ def _groups(task: TaskComparison, letters: Sequence[str]) -> list[dict[str, Any]
                     "samples": group.samples,
                     "persons": group.persons,
                     "lacks": group.lacks,
-                    "score": None
-                    if group.score is None
-                    else _drawn(_percent(group.score, group.interval), group.score, group.interval),
+                    "score": None if group.score is None else _of_group(each, group),
                 }
                 for group in each.groups
             ],
             "gap": None
             if each.difference is None
-            else {"high": each.highest, "low": each.lowest, "points": f"{100 * each.difference:.1f}", "p": each.p},
+            else {
+                "high": each.highest,
+                "low": each.lowest,
+                "text": f"{100 * each.difference:.1f} points" if each.is_share else f"{each.difference:.4g}",
+                "p": each.p,
+            },
         }
         for number, (letter, groups) in enumerate(zip(letters, task.groups, strict=True))
         for each in groups
     ]
+
+
+def _of_group(groups: Subgroups, group: GroupScore) -> _Interval:
+    score = Score(groups.score, groups.label, group.score or 0.0, is_share=groups.is_share, interval=group.interval)
+    return _interval(score) or _Interval("")
 
 
 def _examples(task: TaskComparison, found: Comparison) -> list[dict[str, Any]]:
@@ -333,11 +342,6 @@ def _peers(found: Comparison) -> dict[str, Any] | None:
 def _place(task: TaskComparison) -> str:
     card = known_card(task.benchmark) if task.benchmark else None
     return card.title if card else task.place
-
-
-def _percent(value: float, interval: tuple[float, float] | None) -> str:
-    text = f"{100 * value:.1f}%"
-    return text if interval is None else f"{text} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
 
 
 def _p(p: float | None) -> str:

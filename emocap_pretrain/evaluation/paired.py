@@ -291,7 +291,8 @@ def median_rank(ranks: np.ndarray) -> Metric:
         total = reached[:, -1:]
         # The ranks number (total - 1) // 2 and total // 2, counted from 0.
         lower, upper = ((reached > np.floor(each)).argmax(1) for each in ((total - 1) / 2, total / 2))
-        return (ascending[lower] + ascending[upper]) / 2
+        # A fold of which a draw holds no query has no median.
+        return np.where(total[:, 0] > 0, (ascending[lower] + ascending[upper]) / 2, np.nan)
 
     return scores
 

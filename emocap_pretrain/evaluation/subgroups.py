@@ -58,7 +58,10 @@ class Subgroups:
         lowest: The value of the group with the lowest score; empty if fewer than two groups can be compared.
         highest: The value of the group with the highest score; empty in the same case.
         difference: The highest minus the lowest score; None in the same case.
-        p: The probability of at least this difference between random groups of the same sizes; None in the same case.
+        p: The probability of at least this difference between random groups of the same sizes; None in the same case,
+            and if a person or clip has samples of several compared groups, because then no division of whole persons
+            is like this one.
+        is_share: Whether the scores are fractions in [0, 1], which are shown in per cent.
     """
 
     label: str
@@ -69,6 +72,7 @@ class Subgroups:
     highest: str = ""
     difference: float | None = None
     p: float | None = None
+    is_share: bool = True
 
 
 def subgroups(outcomes: Outcomes, samples: Samples, label: str, score: str, *, least: int = LEAST) -> Subgroups | None:
@@ -162,32 +166,36 @@ def _lacks(everything: Outcomes, chosen: Outcomes) -> tuple[str, ...]:
 
 def _p_of_gap(
     metric: Metric, names: Sequence[str | None], persons: Sequence[str | None], chosen: Sequence[str], gap: float
-) -> float:
+) -> float | None:
     """Returns the p value of a permutation test: how often random divisions have at least the difference `gap`.
 
-    A random division exchanges the values of the label among samples. If all samples of each person or clip have the
-    same value, it exchanges the values among whole persons or clips.
+    A random division exchanges the values of the label among whole persons or clips. Samples of no compared group
+    belong to none in any division, and do not count when the values of a person are compared.
 
     Args:
         metric: The score.
         names: The name of the group of each sample; None without a value.
         persons: The person or clip of each sample; None if it is unknown.
-        chosen: The names of the groups that are compared. The other samples keep their places.
+        chosen: The names of the groups that are compared.
         gap: The difference between the highest and the lowest score of these groups.
+
+    Returns:
+        The share of the divisions; None if a person or clip has samples of several groups. Single samples are never
+        exchanged instead, because those of a person are alike and would make almost any difference significant.
     """
     numbers = {name: number for number, name in enumerate(chosen)}
     of_sample = np.array([-1 if name is None else numbers.get(name, -1) for name in names])
-    unit_names = [place if person is None else person for place, person in enumerate(persons)]
+    compared = np.flatnonzero(of_sample >= 0)
+    unit_names = [place if persons[place] is None else persons[place] for place in compared.tolist()]
     _, first, unit = np.unique(np.array(list(map(repr, unit_names))), return_index=True, return_inverse=True)
-    if (of_sample[first][unit] != of_sample).any():
-        first = unit = np.arange(len(names))
-    random, of_unit = np.random.default_rng(_SEED), of_sample[first]
-    movable = np.flatnonzero(of_unit >= 0)
-    reached = 0
+    of_unit = of_sample[compared][first]
+    if (of_unit[unit] != of_sample[compared]).any():
+        return None
+    random, reached = np.random.default_rng(_SEED), 0
+    members = np.zeros((len(chosen), len(names)))
     for _ in range(PERMUTATIONS):
-        shuffled = of_unit.copy()
-        shuffled[movable] = random.permutation(of_unit[movable])
-        members = (shuffled[unit] == np.arange(len(chosen))[:, None]).astype(np.float64)
+        shuffled = random.permutation(of_unit)[unit]
+        members[:, compared] = shuffled == np.arange(len(chosen))[:, None]
         found = metric(members)
         reached += bool(np.nanmax(found) - np.nanmin(found) >= gap - 1e-12)
     return (reached + 1) / (PERMUTATIONS + 1)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from cli_calls import called, printed
 from result_files import classified, file_of, found_texts, mapped, samples, with_extras
@@ -15,8 +16,10 @@ from rich.console import Console
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.evaluation.comparison import ModelResults, compare
 from emocap_pretrain.evaluation.page import page
+from emocap_pretrain.evaluation.paired import metrics_of
 from emocap_pretrain.evaluation.result_file import ResultFile, save
-from emocap_pretrain.run_folder.results import TaskResult
+from emocap_pretrain.run_folder.outcomes import NumberOutcomes
+from emocap_pretrain.run_folder.results import Score, TaskResult
 
 OF = samples(120, persons=60)
 EVIL = "<script>alert(1)</script>\" onload='x' \u202e"
@@ -197,3 +200,28 @@ def test_a_page_of_one_model_compares_nothing_and_shows_no_image() -> None:
     assert "<img" not in text
     assert "Where the model looks" not in text
     assert "images of persons" not in text
+
+
+def test_groups_of_a_score_that_is_no_share_have_numbers_and_not_per_cent(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    truth, noise = random.normal(size=(2, 120))
+    predicted = np.where(np.arange(120) % 3, truth, truth + 2 * noise)
+    columns = tuple(truth.tolist()), tuple(predicted.tolist())
+    outcomes = NumberOutcomes(tuple(range(120)), ("valence",), (columns[0],), (columns[1],))
+    value = float(metrics_of(outcomes)["ccc"](np.ones((1, 120)))[0])
+    result = TaskResult(
+        "numbers", 120, (Score("ccc", "CCC", value, is_share=False),), outcomes=(outcomes,), scored_samples=OF
+    )
+    found = compare(models(file_of("a", replace(result, url="faces"))), by=["gender"])
+    (groups,) = found.tasks[0].groups[0]
+    male = next(each.score for each in groups.groups if each.value == "male")
+    assert male is not None
+    (path,) = files(tmp_path, file_of("a", replace(result, url="faces")))
+    told = called("compare", path, "--by", "gender").stdout
+    assert f" {male:.4g} [" in told
+    assert f"{100 * male:.1f}" not in told
+    assert "points" not in told
+    text = page(found)
+    assert f"{male:.4g} [" in text
+    assert f"{100 * male:.1f}%" not in text
+    assert "points" not in text.split("minus male")[1][:40]

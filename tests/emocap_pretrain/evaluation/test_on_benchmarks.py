@@ -23,6 +23,7 @@ from emocap_pretrain.config.schema import Config, EvaluationConfig
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.evaluation import prompt_set
 from emocap_pretrain.evaluation.benchmark_source import BenchmarkSource, MediaContent, sources_of
+from emocap_pretrain.evaluation.classification import LabelledRows, scored
 from emocap_pretrain.evaluation.on_benchmarks import BenchmarkCopy, NoTaskError, mean_of_folds, prepare
 from emocap_pretrain.evaluation.on_benchmarks import evaluate as evaluate_all
 from emocap_pretrain.inference.embedder import Embedder
@@ -214,6 +215,26 @@ def test_the_mean_over_folds_is_that_of_their_scores() -> None:
     assert found.confusion_matrices[0].counts == ((4, 2), (1, 3))
     assert found.left_out == (("missing image", 4),)
     assert mean_of_folds([first]) == first
+
+
+def test_the_summed_matrix_of_folds_states_their_mean_scores_and_lists_classes_without_samples() -> None:
+    def fold(truth: list[int], predicted: list[int]) -> TaskResult:
+        rows = LabelledRows(np.arange(len(truth)), np.array(truth), ("joy", "fear", "anger"), (None,) * len(truth))
+        return scored("guess", "guessed", rows, np.array(predicted))
+
+    found = mean_of_folds([fold([0, 0, 1, 1], [0, 0, 1, 0]), fold([0, 0, 0, 0], [0, 1, 1, 1])])
+    uar, war, _ = (score.value for score in found.scores)
+    assert (uar, war) == (pytest.approx(0.5), pytest.approx(0.5))
+    (matrix,) = found.confusion_matrices
+    assert matrix.title == "Guessed, 2 folds: mean UAR 50.0% (chance 75.0%), mean WAR 50.0%"
+    (recall,) = found.class_values
+    assert recall.classes == ("joy", "fear", "anger")
+    assert recall.samples == (6, 2, 0)
+    # The recalls of joy are 1 and 1/4, and fear has samples in the first fold alone.
+    assert recall.values == (pytest.approx(0.625), pytest.approx(0.5), None)
+    assert recall.title == "guessed recall, mean of folds"
+    assert ("without samples", "anger") in found.rows()
+    assert found.left_out == ()
 
 
 def test_a_class_without_a_test_example_has_no_recall(embedder: Embedder, tmp_path: Path) -> None:

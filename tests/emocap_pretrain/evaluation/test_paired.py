@@ -153,3 +153,12 @@ def test_different_samples_are_counted() -> None:
     twice = replace(of, keys=(of.keys[0], *of.keys[:-1]))
     assert "1 of the other occur more than once" in mismatches((found, of), (found, twice))
     assert "kinds" in mismatches((found, of), (outcomes("answer"), OF))[0]
+
+
+def test_a_fold_that_a_draw_lacks_has_no_median_rank() -> None:
+    ranks = RankOutcomes("to_text", (1, 2, 9, 9), rows=(0, 1, 2, 3))
+    folds = np.array([0, 0, 1, 1])
+    weights = np.array([[1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]])
+    found = metrics_of(ranks, folds)["median_rank_to_text"](weights)
+    assert np.isnan(found[0])
+    assert found[1] == pytest.approx((1.5 + 9) / 2)

@@ -8,15 +8,16 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
-from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 
 from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.evaluation.classification import LabelledRows, LabelledVectors
 from emocap_pretrain.evaluation.features import Features
 from emocap_pretrain.evaluation.few_shot import DRAWS, SHOTS, FewShot, drawn
 from emocap_pretrain.evaluation.linear_probe import LinearProbe
-from emocap_pretrain.evaluation.nearest import NEIGHBOURS, Nearest
+from emocap_pretrain.evaluation.nearest import NEIGHBOURS, Nearest, votes_of
 from emocap_pretrain.evaluation.probe import INVERSE_STRENGTHS, fitted
 from emocap_pretrain.evaluation.task import SplitName
 from emocap_pretrain.run_folder.results import TaskResult
@@ -108,6 +109,16 @@ def test_neighbours_vote_as_those_of_scikit_learn(features) -> None:
     found = scores(Nearest(SETTINGS).result(NO_MODEL, features))
     assert found["neighbours"] == best
     assert found["uar"] == pytest.approx(balanced_accuracy_score(test_truth, predicted(best, test)), abs=1e-9)
+
+
+def test_a_dissimilar_neighbour_has_no_vote_and_the_more_frequent_class_wins_a_tie() -> None:
+    index = NearestNeighbors(n_neighbors=5, metric="cosine", algorithm="brute")
+    train = np.array([[0.0, 1.0], [0.0, 1.0], [-1.0, 0.0], [-1.0, 0.0], [-1.0, 0.1]])
+    index.fit(train)
+    rows = LabelledRows(np.arange(5), np.array([1, 2, 2, 1, 2]), ("none", "one", "two"), (None,) * 5)
+    # All cosines are at most 0: the class "none", which has no neighbour, must not win by 0 against -1.
+    (found,) = votes_of(index, LabelledVectors(rows, train), np.array([[1.0, 0.0]]), (5,)).values()
+    assert found.tolist() == [2]
 
 
 def test_more_neighbours_than_training_examples_are_not_asked_for(features) -> None:

@@ -6,7 +6,7 @@ from result_files import classified, samples
 
 from emocap_pretrain.evaluation.paired import part
 from emocap_pretrain.evaluation.subgroups import named, subgroups
-from emocap_pretrain.run_folder.outcomes import ClassOutcomes, RankOutcomes
+from emocap_pretrain.run_folder.outcomes import AnswerOutcomes, ClassOutcomes, RankOutcomes, Samples
 
 
 def test_a_model_that_is_worse_for_one_group_has_a_significant_difference() -> None:
@@ -83,3 +83,35 @@ def test_the_score_of_a_group_is_that_of_its_samples_alone() -> None:
         own = part(outcomes, np.flatnonzero([gender == each.value for gender in of.labels["gender"]]))
         assert isinstance(own, ClassOutcomes)
         assert each.score == pytest.approx(np.mean(np.array(own.truth) == np.array(own.predicted)))
+
+
+@pytest.mark.parametrize("unlabelled", [False, True])
+def test_whole_persons_change_their_group_also_if_a_sample_has_no_value(unlabelled: bool) -> None:
+    """All samples of a person are equally easy, so samples alone would make differences of persons look certain."""
+    persons, each = 20, 20
+    rows = tuple(range(persons * each))
+    person = np.repeat(np.arange(persons), each)
+    gender = tuple("female" if number % 2 else "male" for number in person)
+    if unlabelled:
+        gender = (None, *gender[1:])
+    of = Samples(tuple(map(str, rows)), tuple(map(str, person)), labels={"gender": gender})
+    ps: list[float] = []
+    for seed in range(40):
+        is_right = np.random.default_rng(seed).random(persons)[person] < 0.5
+        found = subgroups(AnswerOutcomes(rows, tuple(is_right.tolist())), of, "gender", "accuracy")
+        assert found is not None
+        assert found.p is not None
+        ps.append(found.p)
+    assert np.mean(np.array(ps) < 0.05) < 0.15
+    assert np.mean(np.array(ps) < 0.5) < 0.75
+
+
+def test_persons_with_samples_of_several_groups_have_no_p() -> None:
+    of = samples(120, persons=30)
+    glasses = tuple("yes" if number % 2 else "no" for number in range(60)) + ("yes",) * 60
+    found = subgroups(
+        classified(of, 0.5, seed=1).outcomes[0], replace(of, labels={"glasses": glasses}), "glasses", "war"
+    )
+    assert found is not None
+    assert found.difference is not None
+    assert found.p is None
