@@ -33,7 +33,7 @@ from emocap_pretrain.interop.settings import load_config
 from emocap_pretrain.logs import show_logs
 from emocap_pretrain.ranks.runtime import launched
 from emocap_pretrain.run import leave
-from emocap_pretrain.terminal import console, errors_as_lines, say_json
+from emocap_pretrain.terminal import FAILED, console, errors_as_lines, say_json
 
 if TYPE_CHECKING:
     from emocap_pretrain.evaluation.on_benchmarks import BenchmarkCopy
@@ -240,7 +240,8 @@ def command(  # noqa: PLR0913, PLR0917 - one argument for each option
         request = EvaluationRequest(
             model, own, step, weights, interpolate, shares, changes, may_read, activation, copies, captions
         )
-        if found := evaluated(request, device):
+        found = evaluated(request, device)
+        if found:
             output.show(found, as_json=as_json, least=least_group)
             if picture:
                 output.draw(found, picture)
@@ -248,8 +249,11 @@ def command(  # noqa: PLR0913, PLR0917 - one argument for each option
                 page = output.report(found, save, html, thumbnails=thumbnails, least=least_group)
                 if tracking:
                     output.track(found, _tracking(tracking, own), page)
+        # The results of the other benchmarks are printed and saved.
+        exit_code = FAILED if found and found.failures else 0
         if launched():  # Several ranks may have talked through gloo, whose threads can abort Python's shutdown.
-            leave(0)
+            leave(exit_code)
+        raise typer.Exit(exit_code)
 
 
 def _list_tasks(*, as_json: bool) -> None:

@@ -132,6 +132,7 @@ class Evaluation:
     results: tuple[TaskResult, ...]
     other_weights: tuple[OtherWeights, ...]
     has_copies: bool = False
+    failures: tuple[str, ...] = ()
 
     @property
     def weights(self) -> str:
@@ -181,8 +182,10 @@ def evaluated(request: EvaluationRequest, device: str) -> Evaluation | None:
         found = everyone.run_on_main(partial(_prepare, request))
         config, embedder, restored = found.config, found.model.embedder.on(world.device), found.model.restored
         training = everyone.run_on_main(partial(_training_captions, request, restored))
+        failures: tuple[str, ...] = ()
         if request.copies:
-            results = on_benchmarks.evaluate(request.copies, config.evaluation, embedder, everyone)
+            found_on = on_benchmarks.evaluate(request.copies, config.evaluation, embedder, everyone)
+            results, failures = found_on.results, found_on.failures
             results = with_domains(results, training, config.evaluation, url=None)
         else:
             results = results_of(config, embedder, everyone, training)
@@ -193,7 +196,7 @@ def evaluated(request: EvaluationRequest, device: str) -> Evaluation | None:
         if not world.is_main:
             return None
         return Evaluation(
-            request.model, config, embedder, restored, results, other_weights, has_copies=bool(request.copies)
+            request.model, config, embedder, restored, results, other_weights, bool(request.copies), failures
         )
 
 
@@ -205,10 +208,9 @@ def _training_captions(request: EvaluationRequest, restored: "Restored | None") 
     from emocap_pretrain.benchmarks import catalogue
     from emocap_pretrain.config.explain import did_you_mean
     from emocap_pretrain.data.datasets import caption_words
-    from emocap_pretrain.evaluation.domain import TrainingCaptions
+    from emocap_pretrain.evaluation.domain import TrainingCaptions, names_and_datasets
 
-    urls = tuple(each for each in request.trained_on if "/" in each)
-    names = tuple(each for each in request.trained_on if "/" not in each)
+    names, urls = names_and_datasets(request.trained_on)
     for name in names:
         if not name:
             raise ConfigError("--trained-on: give the name of a set of faces, or the folder or URL of a dataset.")
@@ -256,8 +258,8 @@ def _prepare(request: EvaluationRequest) -> PreparedModel:
     else:
         config = with_settings(config, bounded, may_read=request.may_read)
         tasks.require_texts(config.evaluation, has_texts=model.embedder.has_texts)
-        has_local = model.embedder.local is not None
-        notes = tasks.prepare(config.evaluation, has_local=has_local, seconds=tasks.PREPARE_S)
+        has_local, crop = model.embedder.has_maps, model.embedder.crop
+        notes = tasks.prepare(config.evaluation, has_local=has_local, crop=crop, seconds=tasks.PREPARE_S)
     for note in notes:
         log.warning("%s", note)
     return PreparedModel(model, config, start)

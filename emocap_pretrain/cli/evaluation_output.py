@@ -114,6 +114,7 @@ def _tree(evaluated: Evaluation) -> dict[str, Any]:
     facts = (restored.step, restored.weights, restored.share) if restored else (None, None, None)
     about = {"run": evaluated.model, **dict(zip(("step", "weights", "share"), facts, strict=True))}
     results = [result.scores_alone() for result in evaluated.results]
+    about |= {"failures": evaluated.failures} if evaluated.failures else {}
     return about | to_jsonable_python({"results": results, "other_weights": evaluated.other_weights})
 
 

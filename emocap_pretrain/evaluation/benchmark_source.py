@@ -25,7 +25,8 @@ from emocap_pretrain.config.fields import ImageCrop
 from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.data.transform import cropped
 from emocap_pretrain.errors import ConfigError, DataError
-from emocap_pretrain.evaluation.examples import Example, ExampleSource, LeftOut
+from emocap_pretrain.evaluation.examples import Example, LeftOut
+from emocap_pretrain.evaluation.prompt_set import has_whole_prompts
 from emocap_pretrain.evaluation.task import SplitName
 from emocap_pretrain.inference.embedder import Crop
 
@@ -119,6 +120,14 @@ class BenchmarkSource:
         names = tuple(dict.fromkeys(key for each in labels for key in each))
         return LabelValues(values, names, len(self), len(self))
 
+    def digest(self) -> str:
+        """Returns a digest of the names and labels of all items in their order, by which ranks compare their copies."""
+        digest = hashlib.blake2b(digest_size=16)
+        for item in self._items:
+            seen = (item.kind,) if isinstance(item, Problem) else (item.key, sorted(_labels(item).items()), item.group)
+            digest.update(repr(seen).encode(errors="surrogatepass"))
+        return digest.hexdigest()
+
     @cached_property
     def _items(self) -> tuple[Item | Problem, ...]:
         found = self.reader.items(self.root, self.split, self.fold)
@@ -141,7 +150,9 @@ def splits_of(card: Card) -> dict[SplitName, tuple[str, Part]]:
     return found
 
 
-def sources_of(card: Card, root: Path, reader: LayoutReader, fold: int | None = None) -> dict[SplitName, ExampleSource]:
+def sources_of(
+    card: Card, root: Path, reader: LayoutReader, fold: int | None = None
+) -> dict[SplitName, BenchmarkSource]:
     """Returns the source of each split that the card has for an evaluation (`splits_of`)."""
     return {
         name: BenchmarkSource(card, root, reader, split, fold, part) for name, (split, part) in splits_of(card).items()
@@ -160,7 +171,7 @@ def settings_of(settings: EvaluationConfig, card: Card) -> EvaluationConfig:
     changes: dict[str, object] = {"label": CLASS}
     if isinstance(card.target, ClassTarget):
         own, classes = settings.classes or {}, card.target.classes
-        are_whole = bool(own) and settings.templates == ("{}",) and not settings.prompts
+        are_whole = has_whole_prompts(settings)
         if are_whole and settings.compound == "parts" and card.target.parts:
             raise ConfigError(
                 f"benchmark {card.name} has compound classes, and compound=parts ignores their own prompts: leave it "

@@ -9,10 +9,13 @@ other datasets describe, so the user must say this (`data.captions_from`). If it
 unknown.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from emocap_shards.manifest import MANIFEST
 from emocap_shards.mask import MASK
 
 from emocap_pretrain.benchmarks import catalogue
@@ -77,6 +80,20 @@ class TrainingCaptions:
         )
 
 
+def names_and_datasets(texts: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Returns which texts are names of sets of faces, and which are packed datasets: a path, a URL, or a local folder.
+
+    A folder such as `train` has a name like that of a set. It is a dataset if it has a manifest: as a name of a set it
+    would say that the sources of the captions are all known.
+    """
+    names: list[str] = []
+    urls: list[str] = []
+    for text in texts:
+        is_dataset = "/" in text or (bool(text) and Path(text, MANIFEST).is_file())
+        (urls if is_dataset else names).append(text)
+    return tuple(names), tuple(urls)
+
+
 def with_domains(
     results: Iterable[TaskResult], training: TrainingCaptions, settings: EvaluationConfig, *, url: str | None
 ) -> tuple[TaskResult, ...]:
@@ -133,9 +150,16 @@ def _is_split_of(url: str, other: str) -> bool:
 
     The result is False if a secret in one of them is masked, because then the address is not known.
     """
-    one, two = url.rstrip("/"), other.rstrip("/")
-    if MASK in one or MASK in two:
+    if MASK in url or MASK in other:
         return False
+    # A run stores absolute paths, and a user may type relative ones. The link of a split may lead to another name, so
+    # paths are compared both with and without their links.
+    return any(_are_splits(url, other, spell) for spell in (os.path.abspath, os.path.realpath))
+
+
+def _are_splits(url: str, other: str, spell: Callable[[str], str]) -> bool:
+    """Returns whether two addresses are those of one dataset or its splits, if local paths are spelled by `spell`."""
+    one, two = (each.rstrip("/") if "://" in each else spell(each) for each in (url, other))
     if one == two:
         return True
     (folder, _, split), (other_folder, _, other_split) = one.rpartition("/"), two.rpartition("/")

@@ -71,7 +71,7 @@ def of_run(embedder: Embedder, url: str) -> list[MappedFace]:
     `ShardsError` is swallowed here on purpose, without a message, and the result is empty.
     """
     try:
-        return samples(EmotionModel(embedder), url, FACES) if embedder.local else []
+        return samples(EmotionModel(embedder), url, FACES) if embedder.has_maps else []
     except (
         ConfigError,
         ShardsError,

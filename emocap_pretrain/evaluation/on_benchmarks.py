@@ -15,11 +15,10 @@ from emocap_pretrain.benchmarks.card import Card
 from emocap_pretrain.benchmarks.catalogue import card
 from emocap_pretrain.benchmarks.reading.choice import fitting
 from emocap_pretrain.config.schema import EvaluationConfig
-from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.errors import ConfigError, DataError, LostContact
 from emocap_pretrain.evaluation import tasks
-from emocap_pretrain.evaluation.benchmark_source import settings_of, sources_of, splits_of
+from emocap_pretrain.evaluation.benchmark_source import BenchmarkSource, settings_of, sources_of, splits_of
 from emocap_pretrain.evaluation.confusion import SCORES_FOLLOW
-from emocap_pretrain.evaluation.examples import ExampleSource
 from emocap_pretrain.evaluation.features import Extraction
 from emocap_pretrain.evaluation.task import SplitName, Task
 from emocap_pretrain.inference.embedder import Embedder
@@ -124,42 +123,91 @@ def tasks_of(settings: EvaluationConfig, about: Card, *, has_texts: bool = True)
     return able
 
 
+@dataclass(frozen=True, slots=True)
+class BenchmarkResults:
+    """Holds the results on benchmarks.
+
+    Attributes:
+        results: The results of all tasks on all benchmarks that could be evaluated.
+        failures: For each benchmark that could not be evaluated its name and the reason, in one line. Benchmarks that
+            allow no task are not among them.
+    """
+
+    results: tuple[TaskResult, ...]
+    failures: tuple[str, ...] = ()
+
+
 def evaluate(
     copies: Sequence[BenchmarkCopy], settings: EvaluationConfig, embedder: Embedder, world: RankGroup
-) -> tuple[TaskResult, ...]:
+) -> BenchmarkResults:
     """Runs the tasks that each benchmark allows (`tasks_of`), and returns their results on every rank.
 
     This is a collective.
 
     If a benchmark has folds, each score is the mean over the folds, as publications report it. A benchmark on which no
-    task can be run has no result, and a warning names it.
+    task can be run has no result, and a warning names it. So does a warning for a benchmark whose copy or settings
+    cannot be used: the results of the others are kept.
 
     Args:
         copies: The copies, which every rank reads.
         settings: The settings of the evaluation. The cards give the labels in place of the settings.
         embedder: The trained model, on this rank's device.
-        world: The ranks among which the data are divided.
+        world: The ranks among which the data are divided. Nothing else may report lost ranks by `LostContact`.
 
     Raises:
-        ConfigError: If no layout of a card fits its copy.
+        ConfigError, DataError: If no benchmark has a result, because of the first one that cannot be used.
         NoTaskError: If no task can be run on any of the benchmarks.
-        LostContact: If another rank has failed.
+        LostContact: If another rank has failed with an error of another class.
     """
     extraction = tasks.extraction(settings, embedder)
     results: list[TaskResult] = []
-    refused: list[NoTaskError] = []
+    errors: list[tuple[str, ConfigError | DataError]] = []
     for copy in copies:
-        try:
-            results += _on_copy(copy, settings, extraction, world)
-        except NoTaskError as error:  # All ranks raise it: it depends on the card, the settings and exchanged lengths.
-            refused.append(error)
-    if refused and not results:
-        raise refused[0]
-    if refused and world.is_main:
-        _log.warning("%d of %d benchmarks have no result:", len(refused), len(copies))
-        for error in refused:
-            _log.warning("%s", error)
-    return tuple(results)
+        found = _results_or_error(copy, settings, extraction, world)
+        if isinstance(found, list):
+            results += found
+        else:
+            errors.append((copy.card.name, found))
+    failed = [(name, error) for name, error in errors if not isinstance(error, NoTaskError)]
+    if errors and not results:
+        raise (failed or errors)[0][1]
+    if errors and world.is_main:
+        _log.warning("%d of %d benchmarks have no result:", len(errors), len(copies))
+        for name, error in errors:
+            _log.warning("%s", error if isinstance(error, NoTaskError) else f"{name}: {error}")
+    return BenchmarkResults(tuple(results), tuple(f"{name}: {error}" for name, error in failed))
+
+
+_OF_COPY: dict[str, type[ConfigError | DataError]] = {
+    each.__name__: each for each in (NoTaskError, ConfigError, DataError)
+}
+
+
+def _results_or_error(
+    copy: BenchmarkCopy, settings: EvaluationConfig, extraction: Extraction, world: RankGroup
+) -> list[TaskResult] | ConfigError | DataError:
+    """Returns the results on a copy, or the error because of which it has none, on every rank. This is a collective.
+
+    An error ends the work of all ranks at the same collective (`RankGroup.run_on_all`), but its class is not the same
+    on all of them: a `DataError` of one rank is `LostContact` on the others. So the ranks exchange what they have
+    raised, and then all of them continue, or none.
+    """
+    own: Exception | None = None
+    found: list[TaskResult] = []
+    try:
+        found = _on_copy(copy, settings, extraction, world)
+    except Exception as error:  # noqa: BLE001 - raised again below, unless it says that this copy cannot be used
+        own = error
+    kind = next((name for name, each in _OF_COPY.items() if isinstance(own, each)), type(own).__name__)
+    raised = world.gather((kind, str(own)) if own else None)
+    kinds = {each[0] for each in raised if each}
+    if not kinds:
+        return found
+    of_copy = [each for each in raised if each and each[0] in _OF_COPY]
+    if not of_copy or kinds - {*_OF_COPY, LostContact.__name__}:
+        raise own or LostContact(next(each[1] for each in raised if each))
+    name, message = of_copy[0]
+    return _OF_COPY[name](message)
 
 
 def _on_copy(
@@ -169,11 +217,17 @@ def _on_copy(
     has_texts = extraction.embedder.has_texts
     chosen = tasks_of(settings_of(settings, about), about, has_texts=has_texts)
     # Every rank looks at the copy; one on which it is missing or differs must not leave the others waiting.
-    reader = world.run_on_all(lambda: fitting(about, copy.root)[1])[world.rank]
+    fits = world.run_on_all(lambda: fitting(about, copy.root))
+    _check_views(about, [layout.about for layout, _ in fits])
+    reader = fits[world.rank][1]
     folds = [None] if about.folds is None else list(range(1, about.folds + 1))
     sources = [sources_of(about, copy.root, reader, fold) for fold in folds]
-    # The lengths are known only after the files of labels were read.
-    empty = world.run_on_all(partial(_empty, sources))[world.rank]
+    # The items are known only after the files of labels were read.
+    views = world.run_on_all(partial(_views, sources))
+    for of_ranks in zip(*views, strict=True):
+        _check_views(about, of_ranks)
+    # Every rank takes the lengths of rank 0, which are equal to its own.
+    empty: set[SplitName] = {name for name, each in zip(_names(sources), views[0], strict=True) if not each.items}
     able = _with_examples(chosen, empty, settings, about)
     if world.is_main and len(able) < len(chosen):
         names = ", ".join(task.name for task in chosen if task not in able)
@@ -184,12 +238,46 @@ def _on_copy(
     return [replace(each, url=f"{about.name}, {about.scored}", benchmark=about.name) for each in means]
 
 
-def _empty(sources: Sequence[Mapping[SplitName, ExampleSource]]) -> set[SplitName]:
-    """Returns the names of the splits that have no example in at least one fold.
+@dataclass(frozen=True, slots=True)
+class _View:
+    """Says what a rank sees of a split: its address, the number of items, and a digest of their names and labels."""
 
-    `sources` has an entry for each fold: the source of each split, by its name.
+    address: str
+    items: int
+    digest: str
+
+    def __str__(self) -> str:
+        return f"{self.items:,} items of {self.address}"
+
+
+def _names(sources: Sequence[Mapping[SplitName, BenchmarkSource]]) -> list[SplitName]:
+    """Returns the names of the splits of all folds, in the order of `_views`."""
+    return [name for each in sources for name in each]
+
+
+def _views(sources: Sequence[Mapping[SplitName, BenchmarkSource]]) -> list[_View]:
+    """Returns what this rank sees of each split of each fold."""
+    return [_View(each.address, len(each), each.digest()) for of_fold in sources for each in of_fold.values()]
+
+
+def _check_views(about: Card, views: Sequence[object]) -> None:
+    """Checks that all ranks see the same: otherwise their shares would not be those of one dataset.
+
+    Args:
+        about: The card.
+        views: What each rank sees. All ranks pass equal ones, so all of them raise the same error.
+
+    Raises:
+        ConfigError: If a rank sees something else than rank 0.
     """
-    return {name for each in sources for name, source in each.items() if not len(source)}
+    other = next((rank for rank, each in enumerate(views) if each != views[0]), None)
+    if other is None:
+        return
+    one, two = str(views[0]), str(views[other])
+    seen = f"{one}, with other names or labels" if one == two else f"{one}, and {two}"
+    raise ConfigError(
+        f"benchmark {about.name}: the copies of ranks 0 and {other} differ: {seen}; give every rank the same copy."
+    )
 
 
 def _with_examples(

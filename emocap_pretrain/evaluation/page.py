@@ -293,7 +293,8 @@ def _peers(found: Comparison) -> dict[str, Any] | None:
     domains: list[list[str]] = []  # A mark for each model.
     for task in found.tasks:
         card = known_card(task.benchmark) if task.benchmark else None
-        fitting = [each for each in TASKS if each.name == task.task and each.splits == ("test",)]
+        # Those of a trained head would not be scores of prompts.
+        fitting = [each for each in TASKS if each.name == task.task and each.splits == ("test",) and each.reads_texts]
         if card is None or not any(card.target.kind in each.targets for each in fitting):
             continue
         rows = [row for name in card.scores for row in task.rows if row.first.name == name]

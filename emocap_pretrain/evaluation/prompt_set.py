@@ -130,6 +130,11 @@ def expanded(settings: EvaluationConfig, classes: Mapping[str, Sequence[str]]) -
     }
 
 
+def has_whole_prompts(settings: EvaluationConfig) -> bool:
+    """Returns whether the words of the classes are whole prompts, such as those of a user's YAML file."""
+    return bool(settings.classes) and settings.templates == ("{}",) and not settings.prompts
+
+
 def covers(settings: EvaluationConfig, classes: Mapping[str, Sequence[str]]) -> bool:
     """Returns whether the settings give prompts to all of these classes, so that `expanded` raises no error."""
     try:

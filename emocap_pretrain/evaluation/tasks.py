@@ -15,6 +15,7 @@ from emocap_shards.store import open_store
 
 from emocap_pretrain.checkpoint.manifest import Checkpoint
 from emocap_pretrain.config.explain import did_you_mean
+from emocap_pretrain.config.fields import ImageCrop
 from emocap_pretrain.config.objective import LabelConfig
 from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.config.stored import filled
@@ -94,7 +95,9 @@ def tasks_of(settings: EvaluationConfig) -> list[Task]:
     return [known[name](settings) for name in names]
 
 
-def prepare(settings: EvaluationConfig, *, has_local: bool = True, seconds: float | None = None) -> list[str]:
+def prepare(
+    settings: EvaluationConfig, *, has_local: bool = True, crop: ImageCrop = "center", seconds: float | None = None
+) -> list[str]:
     """Checks that the settings of every task fit the dataset, and returns notes for the user. One rank calls it.
 
     This function is called before training, so that a wrong label or class is reported before the first step and not
@@ -103,6 +106,7 @@ def prepare(settings: EvaluationConfig, *, has_local: bool = True, seconds: floa
     Args:
         settings: The evaluation settings. If they name no dataset, nothing is read.
         has_local: Whether the model is, or will be, trained with local sentences.
+        crop: The part of an image that the model reads if the settings name none.
         seconds: Each task may stop reading after this time; None reads everything.
 
     Raises:
@@ -110,7 +114,7 @@ def prepare(settings: EvaluationConfig, *, has_local: bool = True, seconds: floa
         ShardsError: If the data cannot be read.
     """
     tasks = tasks_of(settings)
-    _check_maps(tasks, has_local=has_local)
+    _check_maps(tasks, settings.crop or crop, has_local=has_local)
     sources = sources_of(settings, tasks) if settings.url else {}
     _check_labels(settings, sources, seconds)
     return [note for task in tasks if sources for note in task.prepare(_of(task, sources), seconds=seconds)]
@@ -178,7 +182,7 @@ def _check_labels(
             )
 
 
-def _check_maps(tasks: Sequence[Task], *, has_local: bool) -> bool:
+def _check_maps(tasks: Sequence[Task], crop: ImageCrop, *, has_local: bool) -> bool:
     """Returns whether one of the tasks needs attention maps.
 
     Raises:
@@ -189,6 +193,12 @@ def _check_maps(tasks: Sequence[Task], *, has_local: bool) -> bool:
         raise ConfigError(
             f"evaluation.tasks: {needing[0]} needs a model that is trained with local sentences (objective.local above "
             "0); leave it out."
+        )
+    if needing and crop != "center":
+        # The outlines of regions are shares of this square (`data/regions.py`).
+        raise ConfigError(
+            f"evaluation.tasks: {needing[0]} needs the central square of an image (evaluation.crop: center), in which "
+            f"the regions lie, and the part that is read is {crop!r}; choose --crop center, or leave {needing[0]} out."
         )
     return bool(needing)
 
@@ -280,7 +290,7 @@ def run(
     if with_head := [task for task in tasks if isinstance(task, NEED_A_HEAD)]:
         require_head(with_head, extraction.embedder.model.labels)
     parts = tuple(dict.fromkeys(part for task in tasks for part in task.parts))
-    with_maps = _check_maps(tasks, has_local=extraction.embedder.local is not None)
+    with_maps = _check_maps(tasks, extraction.crop, has_local=extraction.embedder.has_maps)
     needed = {split for task in tasks for split in task.splits}
     # The order of the splits is the same on all ranks.
     collected: dict[SplitName, list[BatchFeatures] | None] = {

@@ -5,7 +5,7 @@ the mean cosine with the former minus that with the latter. F1 takes a unit as s
 the area under the curve of all thresholds.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -60,22 +60,29 @@ class UnitDetection:
 
     def result(self, embedder: Embedder, features: Mapping[SplitName, Features]) -> TaskResult:
         test = features["test"]
-        units = [unit for unit in sentences() if any(unit in labels for labels in test.labels)]
+        units = [unit for unit in sentences() if any(has_label(labels, unit) for labels in test.labels)]
         if not units:
             raise ConfigError(f"no sample of {self.settings.url} has a label of an action unit, such as AU12.")
         found = {unit: detected(embedder, test, unit) for unit in units}
-        f1 = {unit: each.f1 for unit, each in found.items() if each.f1 is not None}
-        auc = {unit: each.auc for unit, each in found.items() if each.auc is not None}
+        f1 = [each.f1 for each in found.values() if each.f1 is not None]
+        auc = [each.auc for each in found.values() if each.auc is not None]
         always = [2 * each.share / (1 + each.share) for each in found.values() if each.f1 is not None]
-        scores = [
-            Score("f1", "action units, mean F1", _mean(f1.values()), Baseline("always shown", _mean(always))),
-            Score("auc", "action units, mean AUC", _mean(auc.values()), Baseline("chance", 0.5)),
-        ]
+        scores: list[Score] = []
+        if f1:
+            baseline = Baseline("always shown", float(np.mean(always)))
+            scores.append(Score("f1", "action units, mean F1", float(np.mean(f1)), baseline))
+        if auc:
+            scores.append(Score("auc", "action units, mean AUC", float(np.mean(auc)), Baseline("chance", 0.5)))
+        if not scores:
+            raise ConfigError(
+                f"{self.settings.url}: no face shows one of the action units {listed(units)}, so they have neither F1 "
+                "nor AUC; leave unit_detection out."
+            )
         samples = tuple(round(each.share * each.samples) for each in found.values())
         values = tuple(each.f1 for each in found.values())
         return TaskResult(
             task=self.name,
-            samples=len(test),
+            samples=sum(any(has_label(labels, unit) for unit in units) for labels in test.labels),
             scores=tuple(scores),
             class_values=(ClassValues("f1", "action units, F1", tuple(units), values, samples),),
             domain=Domain(),
@@ -103,8 +110,8 @@ def detected(embedder: Embedder, features: Features, unit: str) -> Detection:
     """Scores one unit on the examples that have its label."""
     from sklearn.metrics import f1_score, roc_auc_score
 
-    rows = [row for row, labels in enumerate(features.labels) if unit in labels]
-    truth = np.array([float(features.labels[row][unit]) > 0 for row in rows])
+    rows = [row for row, labels in enumerate(features.labels) if has_label(labels, unit)]
+    truth = np.array([_is_shown(features, row, unit) for row in rows])
     scores = unit_scores(embedder, features, unit)[rows]
     f1 = float(f1_score(truth, scores > 0)) if truth.any() else None
     auc = float(roc_auc_score(truth, scores)) if 0 < truth.sum() < len(truth) else None
@@ -124,6 +131,17 @@ def sentences() -> Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]:
     return {unit: (tuple(present[unit]), tuple(absent[unit])) for unit in present if unit in absent}
 
 
-def _mean(values: Iterable[float]) -> float:
-    found = list(values)
-    return float(np.mean(found)) if found else 0.0
+def has_label(labels: Mapping[str, str | float], unit: str) -> bool:
+    """Returns whether an example has a label of this unit. An empty one counts as missing, as in all tasks."""
+    return labels.get(unit, "") != ""
+
+
+def _is_shown(features: Features, row: int, unit: str) -> bool:
+    value = features.labels[row][unit]
+    try:
+        return float(value) > 0
+    except ValueError as error:
+        raise ConfigError(
+            f"the label {unit} of {features.keys[row]} is {value!r}, and the task needs numbers: 0 for a unit that is "
+            "not shown."
+        ) from error

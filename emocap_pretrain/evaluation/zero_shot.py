@@ -76,11 +76,15 @@ class ZeroShot(ClassifiesByPrompts):
 
         Sets without prompts for one of the classes are left out.
         """
+        classes = test.classes
+        if prompt_set.has_whole_prompts(self.settings):
+            # Whole prompts are no words: in a template they would make no sentence.
+            classes = {name: (name,) for name in classes}
         uars: dict[str, float] = {}
         for name in prompt_set.names():
             settings = self.settings.model_copy(update={"prompts": name})
-            if prompt_set.covers(settings, test.classes):
-                templates, words = prompt_set.expanded(settings, test.classes)
+            if prompt_set.covers(settings, classes):
+                templates, words = prompt_set.expanded(settings, classes)
                 uars[name] = self._uar(test, class_embeddings(embedder, templates, words))
         yield Score("uar_lowest_set", "prompted UAR, worst set", min(uars.values()))
         yield Score("uar_highest_set", "prompted UAR, best set", max(uars.values()))

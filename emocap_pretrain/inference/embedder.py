@@ -78,6 +78,11 @@ class Embedder:
         """Returns whether the model can read texts; an image tower alone cannot."""
         return self.tokenizer is not None
 
+    @property
+    def has_maps(self) -> bool:
+        """Returns whether the model was trained to compare local sentences with patches, so that its maps mean much."""
+        return self.local is not None and self.local.is_trained
+
     def square(self, image: UInt8[np.ndarray, "height width 3"]) -> Crop:
         """Returns the square that the tower reads: the part of the image that `crop` names, resized."""
         return cropped(image, self.model.pixels, self.crop)
@@ -182,7 +187,7 @@ class Embedder:
 
     def is_compared_with_patches(self, part: Part) -> bool:
         """Returns whether the model was trained to compare the texts of this part with the patches of images."""
-        return self.local is not None and self.local.is_trained and part.aligned_with == "patches"
+        return self.has_maps and part.aligned_with == "patches"
 
     def length_of(self, part: Part) -> int:
         """Returns the number of tokens to which the texts of a caption part are cut.

@@ -12,12 +12,13 @@ from pretrain_fakes import FakeRuntime
 from torch import Tensor
 
 from emocap_pretrain.config.fields import ImageCrop
-from emocap_pretrain.config.schema import Config
+from emocap_pretrain.config.schema import Config, EvaluationConfig
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.errors import DataError
-from emocap_pretrain.evaluation import tasks
+from emocap_pretrain.evaluation import on_benchmarks, tasks
 from emocap_pretrain.evaluation.examples import Example, LeftOut
 from emocap_pretrain.evaluation.features import Extraction
+from emocap_pretrain.evaluation.on_benchmarks import BenchmarkCopy
 from emocap_pretrain.inference.embedder import Crop, Embedder
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.run_folder.results import TaskResult
@@ -46,6 +47,18 @@ def evaluation_error(world: RankGroup, config: Config) -> str:
     except Exception as error:  # noqa: BLE001 - the test looks at it
         return f"{type(error).__name__}: {error}"
     return ""
+
+
+def evaluate_copies(
+    world: RankGroup, config: Config, copies: Sequence[Sequence[BenchmarkCopy]]
+) -> tuple[list[str], list[str]]:
+    """Evaluates the copies that this rank sees. Returns the benchmarks with results, and why others have none."""
+    settings = EvaluationConfig(tasks=("zero_shot",), batch=4)
+    try:
+        found = on_benchmarks.evaluate(copies[world.rank], settings, embedder_of(config), world)
+    except Exception as error:  # noqa: BLE001 - the test looks at it
+        return [], [f"{type(error).__name__}: {error}"]
+    return [each.benchmark for each in found.results], list(found.failures)
 
 
 def train(world: RankGroup, config: Config) -> None:

@@ -68,7 +68,7 @@ def test_a_model_is_scored_on_a_tiny_copy_of_a_benchmark_of_questions(
     expected = build(card, card.layouts[0], tmp_path)
     (result,) = evaluate(
         [BenchmarkCopy(card, tmp_path)], EvaluationConfig(), embedder_of(tiny_config), RankGroup(Rank(), "cpu", None)
-    )
+    ).results
     assert (result.task, result.samples) == ("multiple_choice", expected[card.scored].total())
 
 

@@ -194,6 +194,12 @@ def test_the_page_is_inert_and_complete() -> None:
     assert "contains images of persons" in text
 
 
+@pytest.mark.parametrize(("task", "is_shown"), [("zero_shot", True), ("fine_tuned_classes", False)])
+def test_only_scores_of_prompts_are_beside_published_scores_of_prompts(task: str, is_shown: bool) -> None:
+    result = classified(OF, 0.5, seed=3, task=task, benchmark="raf_db")
+    assert ("Published scores" in page(compare(models(file_of("a", result))))) == is_shown
+
+
 def test_a_page_of_one_model_compares_nothing_and_shows_no_image() -> None:
     text = page(compare(models(a())))
     assert "Holm" not in text

@@ -12,7 +12,13 @@ from pretrain_fakes import changed
 from emocap_pretrain.benchmarks import catalogue
 from emocap_pretrain.config.schema import Config, EvaluationConfig
 from emocap_pretrain.data.datasets import caption_words
-from emocap_pretrain.evaluation.domain import TrainingCaptions, collections_of, domain_of, with_domains
+from emocap_pretrain.evaluation.domain import (
+    TrainingCaptions,
+    collections_of,
+    domain_of,
+    names_and_datasets,
+    with_domains,
+)
 from emocap_pretrain.run_folder.results import ClassValues, Domain, TaskResult
 
 _file = io.BytesIO()
@@ -38,6 +44,18 @@ def training(config: Config) -> TrainingCaptions:
 )
 def test_splits_of_one_dataset_are_known_by_their_addresses(trained: str, scored: str, kind: str) -> None:
     assert domain_of(TrainingCaptions((trained,)), (), url=scored).kind == kind
+
+
+def test_local_addresses_are_compared_after_they_are_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "faces").mkdir()
+    (tmp_path / "link").symlink_to("faces")
+    monkeypatch.chdir(tmp_path)
+    trained = TrainingCaptions((f"{tmp_path}/faces/train",), ("ferplus",), is_complete=True)
+    for scored in ("faces/test", "./faces/../faces/test/", "link/test", "faces/train"):
+        assert domain_of(trained, ("raf_db",), url=scored).kind == "in domain", scored
+    monkeypatch.chdir(tmp_path / "faces")
+    assert domain_of(trained, ("raf_db",), url="test").kind == "in domain"
+    assert domain_of(trained, ("raf_db",), url="s3://faces/test").kind == "zero-shot"
 
 
 def test_a_set_is_zero_shot_only_if_all_sources_of_captions_and_of_faces_are_known_and_differ() -> None:
@@ -105,3 +123,13 @@ def test_classes_whose_words_no_caption_has_are_zero_shot_classes(tmp_path: Path
     (found,) = with_domains([result], TrainingCaptions((url,), words=words), scornful, url=url)
     assert found.domain is not None
     assert found.domain.unseen == ()
+
+
+def test_a_folder_with_a_dataset_is_no_name_of_a_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_shards([Record("k", PIXEL, "png", Caption("A face.", (), ""))], str(tmp_path / "train"), samples_per_shard=1)
+    (tmp_path / "ferplus").mkdir()  # No dataset.
+    monkeypatch.chdir(tmp_path)
+    assert names_and_datasets(["train", "ferplus", "raf_db", "data/faces", "s3://bucket"]) == (
+        ("ferplus", "raf_db"),
+        ("train", "data/faces", "s3://bucket"),
+    )

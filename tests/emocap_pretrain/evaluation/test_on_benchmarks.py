@@ -11,7 +11,8 @@ import pytest
 import torch
 from benchmark_trees import CODES, build, raf_db
 from cli_calls import called
-from evaluation_jobs import embedder_of
+from evaluation_jobs import embedder_of, evaluate_copies
+from gloo_ranks import on_gloo
 from torch.nn.functional import normalize
 from video_trees import a_frame_folder, a_text, a_video_file
 
@@ -20,12 +21,13 @@ from emocap_pretrain.benchmarks.card import Card, ClassTarget
 from emocap_pretrain.benchmarks.item import CroppedImage, FrameFiles
 from emocap_pretrain.benchmarks.reading.choice import fitting
 from emocap_pretrain.config.schema import Config, EvaluationConfig
-from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.errors import ConfigError, DataError
 from emocap_pretrain.evaluation import prompt_set
 from emocap_pretrain.evaluation.benchmark_source import BenchmarkSource, MediaContent, sources_of
 from emocap_pretrain.evaluation.classification import LabelledRows, scored
 from emocap_pretrain.evaluation.on_benchmarks import BenchmarkCopy, NoTaskError, mean_of_folds, prepare
 from emocap_pretrain.evaluation.on_benchmarks import evaluate as evaluate_all
+from emocap_pretrain.evaluation.result_file import load
 from emocap_pretrain.inference.embedder import Embedder
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.ranks.info import Rank
@@ -46,7 +48,7 @@ def embedder(tiny_config: Config) -> Embedder:
 def evaluate(
     copy: BenchmarkCopy, settings: EvaluationConfig, embedder: Embedder, world: RankGroup
 ) -> tuple[TaskResult, ...]:
-    return evaluate_all([copy], settings, embedder, world)
+    return evaluate_all([copy], settings, embedder, world).results
 
 
 def metrics(results: tuple[TaskResult, ...]) -> dict[str, float]:
@@ -122,7 +124,7 @@ def test_a_benchmark_that_allows_no_task_is_left_out_with_a_reason(
     copies = [BenchmarkCopy(units, tmp_path / "units"), raf_db(tmp_path / "faces", 2)]
     (note,) = prepare(copies, PROMPTS)
     assert note.startswith("left out: benchmark faba_au: none of the tasks can be run, because its target is")
-    (result,) = evaluate_all(copies, PROMPTS, embedder, ALONE)
+    (result,) = evaluate_all(copies, PROMPTS, embedder, ALONE).results
     assert result.benchmark == "raf_db"
     count, reason = [record.getMessage() for record in caplog.records][-2:]
     assert count == "1 of 2 benchmarks have no result:"
@@ -138,7 +140,7 @@ def test_a_benchmark_whose_scored_split_is_empty_does_not_end_the_others(
     (labels,) = (tmp_path / "empty").rglob("list_patition_label.txt")
     lines = labels.read_text().splitlines(keepends=True)
     labels.write_text("".join(line for line in lines if line.startswith("train")))
-    results = evaluate_all([empty, full], PROMPTS, embedder, ALONE)
+    results = evaluate_all([empty, full], PROMPTS, embedder, ALONE).results
     assert len(results) == 1
     assert caplog.records[-1].getMessage() == "benchmark raf_db: the split test has no example for zero_shot."
     with pytest.raises(NoTaskError, match="the split test has no example for zero_shot"):
@@ -308,6 +310,70 @@ def test_the_command_evaluates_copies_and_refuses_other_folders(finished_run: Co
         assert message in done.stderr
     done = called(*words, f"raf_db={tmp_path / 'raf'}", "--data", "faces")
     assert "has its own splits" in done.stderr
+
+
+def without_images(copy: BenchmarkCopy) -> BenchmarkCopy:
+    """Damages all images of a copy."""
+    for path in copy.root.rglob("*.jpg"):
+        path.write_bytes(b"damaged")
+    return copy
+
+
+def test_a_benchmark_that_cannot_be_read_does_not_discard_the_results_of_the_others(
+    embedder: Embedder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    full, broken = raf_db(tmp_path / "full", 2), without_images(raf_db(tmp_path / "broken", 2))
+    found = evaluate_all([full, broken, full], PROMPTS, embedder, ALONE)
+    assert [result.benchmark for result in found.results] == ["raf_db", "raf_db"]
+    (failure,) = found.failures
+    assert failure.startswith("raf_db: raf_db, test has no example that can be read")
+    assert failure in [record.getMessage() for record in caplog.records]
+    with pytest.raises(DataError, match="has no example that can be read"):
+        evaluate_all([broken], PROMPTS, embedder, ALONE)
+
+
+def test_the_command_prints_and_saves_what_it_has_and_ends_with_exit_code_1(
+    finished_run: Config, tmp_path: Path
+) -> None:
+    full, broken = raf_db(tmp_path / "full", 2), without_images(raf_db(tmp_path / "broken", 2))
+    saved = tmp_path / "found.json"
+    words = [word for copy in (full, broken) for word in ("--benchmark", f"raf_db={copy.root}")]
+    done = called(
+        *("evaluate", finished_run.url, "--device", "cpu", *words, "--task", "zero_shot", "--save", saved, "--json")
+    )
+    assert done.exit_code == 1
+    tree = json.loads(done.stdout)
+    assert [result["benchmark"] for result in tree["results"]] == ["raf_db"]
+    assert "has no example that can be read" in tree["failures"][0]
+    assert [each.benchmark for each in load(str(saved)).results()] == ["raf_db"]
+
+
+def test_ranks_keep_the_other_results_if_a_benchmark_fails_and_refuse_copies_that_differ(
+    tiny_config: Config, tmp_path: Path
+) -> None:
+    full, broken, other = (raf_db(tmp_path / name, 2) for name in ("full", "broken", "other"))
+    without_images(broken)
+    (labels,) = other.root.rglob("list_patition_label.txt")
+    lines = labels.read_text().splitlines(keepends=True)
+    told = on_gloo(2, evaluate_copies, tiny_config, [[full, broken]] * 2)
+    assert [names for names, _ in told] == [["raf_db"]] * 2
+    assert all("has no example that can be read" in why for _, (why,) in told)
+    # Rank 1 has a copy without its last test image, one without any, and one whose first two images are exchanged.
+    last = max(number for number, line in enumerate(lines) if line.startswith("test"))
+    tests = [number for number, line in enumerate(lines) if line.startswith("test")]
+    swapped = list(lines)
+    swapped[tests[0]], swapped[tests[1]] = lines[tests[1]], lines[tests[0]]
+    for changed_lines in (
+        [line for number, line in enumerate(lines) if number != last],
+        [line for line in lines if not line.startswith("test")],
+        swapped,
+    ):
+        labels.write_text("".join(changed_lines))
+        told = on_gloo(2, evaluate_copies, tiny_config, [[full], [other]])
+        assert told[0] == told[1]
+        names, (why,) = told[0]
+        assert names == []
+        assert why.startswith("ConfigError: benchmark raf_db: the copies of ranks 0 and 1 differ")
 
 
 def test_a_benchmark_is_evaluated_with_the_classes_of_its_card(embedder: Embedder, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from emocap_pretrain.config.objective import ObjectiveConfig
 from emocap_pretrain.config.schema import Config, EvaluationConfig
 from emocap_pretrain.data.regions import REGIONS_FILE, FaceRegions, write_regions
 from emocap_pretrain.errors import ConfigError
-from emocap_pretrain.evaluation import tasks
+from emocap_pretrain.evaluation import look, tasks
 from emocap_pretrain.evaluation.examples import Example, PackedSource
 from emocap_pretrain.evaluation.features import Extraction, SentenceMaps, joined
 from emocap_pretrain.evaluation.region_grounding import RegionGrounding, means_of_regions, measures, scored
@@ -163,3 +163,31 @@ def test_a_model_without_local_sentences_and_a_dataset_without_regions_are_refus
         tasks.prepare(without)
     no_local = ObjectiveConfig.model_validate({"local": 0})
     assert LocalAlignment.of(no_local, 16) is None
+
+
+def test_maps_are_refused_for_the_whole_image_because_regions_lie_in_the_central_square(
+    tiny_config: Config, faces_with_regions: str
+) -> None:
+    settings = EvaluationConfig(url=faces_with_regions, tasks=(RegionGrounding.name,))
+    message = re.escape("region_grounding needs the central square of an image (evaluation.crop: center)")
+    with pytest.raises(ConfigError, match=message):
+        tasks.prepare(settings.model_copy(update={"crop": "whole"}))
+    with pytest.raises(ConfigError, match=message):  # As SigLIP was published.
+        tasks.prepare(settings, crop="whole")
+    tasks.prepare(settings.model_copy(update={"crop": "center"}), crop="whole")
+    whole = replace(embedder_with_maps(tiny_config), crop="whole")
+    with pytest.raises(ConfigError, match=message):
+        tasks.evaluate(settings, whole, ALONE, url="faces")
+
+
+def test_a_model_that_was_not_trained_on_local_sentences_has_no_maps(
+    tiny_config: Config, faces_with_regions: str
+) -> None:
+    embedder = embedder_with_maps(tiny_config)
+    assert embedder.local is not None
+    untrained = replace(embedder, local=replace(embedder.local, is_trained=False))
+    assert look.of_run(embedder, faces_with_regions)
+    assert look.of_run(untrained, faces_with_regions) == []
+    settings = EvaluationConfig(url=faces_with_regions, tasks=(RegionGrounding.name,))
+    with pytest.raises(ConfigError, match="needs a model that is trained with local sentences"):
+        tasks.evaluate(settings, untrained, ALONE, url="faces")

@@ -101,6 +101,28 @@ def test_a_model_is_scored_on_a_tiny_copy_of_a_benchmark_of_action_units(tiny_co
     build(card, card.layouts[0], tmp_path)
     (result,) = evaluate(
         [BenchmarkCopy(card, tmp_path)], EvaluationConfig(), embedder_of(tiny_config), RankGroup(Rank(), "cpu", None)
-    )
+    ).results
     assert (result.task, result.benchmark) == ("unit_detection", "faba_au")
     assert dict(zip(result.class_values[0].classes, result.class_values[0].samples, strict=True))["AU12"] == 1
+
+
+def test_scores_that_do_not_exist_are_left_out_and_not_0() -> None:
+    vectors = np.zeros((3, len(UNITS)))
+    vectors[:, 0] = 1
+    shown = TASK.result(MODEL, faces(vectors, [{"AU1": 1.0}] * 3))
+    assert {score.name: score.value for score in shown.scores} == {"f1": 1.0}
+    with pytest.raises(ConfigError, match="no face shows one of the action units AU1"):
+        TASK.result(MODEL, faces(vectors, [{"AU1": 0.0}] * 3))
+
+
+def test_only_faces_with_a_label_of_a_unit_count_and_an_empty_label_is_none() -> None:
+    vectors = np.zeros((4, len(UNITS)))
+    vectors[0, 0] = 1
+    labels: list[dict[str, str | float]] = [{"AU1": 1.0}, {"AU1": 0.0}, {"AU1": "", "emotion": "joy"}, {}]
+    result = TASK.result(MODEL, faces(vectors, labels))
+    assert result.samples == 2
+    assert [score.value for score in result.scores] == [1.0, 1.0]
+    with pytest.raises(ConfigError, match="the label AU1 of 1 is 'weak', and the task needs numbers"):
+        TASK.result(MODEL, faces(vectors, [{"AU1": 1.0}, {"AU1": "weak"}, {}, {}]))
+    with pytest.raises(ConfigError, match="has a label of an action unit"):
+        TASK.result(MODEL, faces(vectors, [{"AU1": ""}] * 4))

@@ -199,6 +199,21 @@ def test_every_set_of_prompts_that_knows_the_classes_is_scored_from_the_same_ima
     assert "uar_of_set/descriptions" not in found
 
 
+def test_sets_of_prompts_take_the_names_of_classes_that_have_whole_prompts(tmp_path, monkeypatch):
+    """A sentence in a template, such as "a photo of A face that beams.", would be no prompt."""
+    url = packed(tmp_path, [("red", "anger"), ("blue", "sadness")])
+    whole = {"anger": ("A face that glares.",), "sadness": ("A face that weeps.",)}
+    meaning = {"glares": COLOURS["red"], "weeps": COLOURS["blue"], "anger": COLOURS["red"], "": COLOURS["blue"]}
+    told: list[str] = []
+    read = Embedder.texts
+    monkeypatch.setattr(Embedder, "texts", lambda self, texts, *more: told.extend(texts) or read(self, texts, *more))
+    settings = EvaluationConfig(url=url, classes=whole, templates=("{}",), every_prompt_set=True)
+    found = scores(evaluate(settings, ColourModel(meaning)))
+    assert found["uar_of_set/exp_clip_five"] == 1
+    assert "A face that glares." in told
+    assert not [text for text in told if "A face that" in text and not text.startswith("A face that")]
+
+
 def test_prompts_whose_vectors_are_not_finite_end_the_evaluation(tmp_path):
     url = packed(tmp_path, [("red", "red"), ("blue", "blue")])
     with pytest.raises(DataError, match="prompts of the class 'blue' have vectors that are not finite"):
