@@ -30,22 +30,23 @@ def load(
     """Loads the model of a run, or a CLIP or SigLIP model of another library, for use from Python.
 
     The checkpoint is not trusted: nothing that it names is opened, and no code in it is executed (docs/security.md).
-    While a model is loaded, no other thread of the process may build a model.
+    During this call, no other thread of the process may build a model.
 
     Args:
         source: The folder or URL of a run, or `run:URL@step`; a folder that `emocap export --to safetensors` has
             written; or the folder, file or hub name of a model of another library, as for the setting `model.from`
-            (docs/weights.md), or of an image tower of timm, which cannot embed texts.
-        step: Step of the checkpoint; None takes the newest one.
-        weights: "raw" takes the weights of the step, and "ema" their moving average. None takes the average if the run
-            keeps one.
+            (docs/weights.md), or of an image tower of timm, or `hog`. The last two cannot embed texts.
+        step: For a run, the step of the checkpoint; None takes the newest one.
+        weights: For a run, "raw" takes the weights of the step, and "ema" their moving average. None takes the average
+            if the run keeps one.
         device: Device of the model; "auto" is "cuda" if there is a GPU, and "cpu" otherwise.
         activation: The activation of the towers, for a file of another library that does not contain it.
 
     Raises:
         CheckpointError: If there is no such checkpoint, if it is damaged, or if it has no average for `weights`.
-        ConfigError: If the config and weights do not belong together, if a model cannot be read, or if `device` is
-            "cuda" and there is no GPU.
+        ConfigError: If the config and weights do not belong together, if a model cannot be read, if `step` or `weights`
+            is given for a model of another library or an export, if `activation` is given for a model that is not a
+            CLIP or SigLIP of another library, or if `device` is "cuda" and there is no GPU.
 
     Example:
         model = emocap_pretrain.load("runs/my")

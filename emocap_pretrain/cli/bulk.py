@@ -299,7 +299,10 @@ def _sampling(request: _Request) -> "Sampling":
 
 
 def _state(request: _Request, computation: "Computation", model: "EmotionModel", digest: str) -> dict[str, Any]:
-    """Returns all that decides what the parts contain. A command resumes only if it is equal."""
+    """Returns everything that decides what the parts contain.
+
+    A command uses the parts of an interrupted one only if both have equal states.
+    """
     from pydantic_core import to_jsonable_python
 
     return {

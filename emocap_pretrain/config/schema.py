@@ -401,7 +401,8 @@ class Config(Section):
     def evaluates_checkpoint(self, step: int) -> bool:
         """Returns whether the checkpoint of this step is evaluated during training (`evaluation.every_checkpoints`).
 
-        The result is False for step 0 and for the last step: other settings decide about an evaluation there.
+        The result is False without `evaluation.url`. It is also False for step 0 and for the last step: other settings
+        decide about an evaluation there.
         """
         every = self.evaluation.every_checkpoints
         if self.evaluation.url is None or every is None:

@@ -46,7 +46,11 @@ class MediaContent:
     media: Media
 
     def digest(self) -> bytes:
-        """Returns a digest of the bytes of all files that are read, and of what is chosen of them."""
+        """Returns a digest of the bytes of all files, or of the array, and of the frames or the rectangle in use.
+
+        Raises:
+            DataError: If a file cannot be read.
+        """
         digest = hashlib.blake2b(digest_size=32)
         match self.media:
             case FrameFiles(paths):
@@ -77,7 +81,7 @@ class MediaContent:
 
 @dataclass(frozen=True)
 class BenchmarkSource:
-    """Provides one split of a copy.
+    """Provides the examples of one split of a copy of a benchmark.
 
     Attributes:
         card: The benchmark.
@@ -87,6 +91,7 @@ class BenchmarkSource:
         fold: Number of the fold, from 1; None if the benchmark has none.
         part: Whether all examples are provided, or only those that are held out of training for choices, or only the
             others. Whole persons are held out if the layout names them.
+        may_have_gaps: Whether examples may be left out. Otherwise one that cannot be decoded ends the evaluation.
     """
 
     card: Card
@@ -111,7 +116,11 @@ class BenchmarkSource:
         return len(self._items)
 
     def examples(self, numbers: range) -> Sequence[Example | LeftOut]:
-        """Returns items of the copy. An item whose medium cannot be read is left out when it is decoded."""
+        """Returns the items of the copy with these numbers, as examples.
+
+        An item that the layout reader has found to be wrong, or a video without frames, is a `LeftOut`. A medium that
+        cannot be decoded is found only when its crops are computed.
+        """
         return [_example(self._items[number]) for number in numbers]
 
     def label_values(self, name: str, *, seconds: float | None = None) -> LabelValues:  # noqa: ARG002 - all labels are in memory
@@ -137,10 +146,10 @@ class BenchmarkSource:
 
 
 def splits_of(card: Card) -> dict[SplitName, tuple[str, Part]]:
-    """Returns the split of a card, and the part of it, that each split of an evaluation is.
+    """Returns, for each split of an evaluation, from which split of the card it is read, and from which part of this one.
 
-    A card without a split for choices has one in ten training examples, or persons, held out. A card without a split
-    for training has only the scored split.
+    If the card has no split for choices (`valid`), about one in ten of its training examples, or of their persons, is
+    held out for them. If the card has no split for training, the result has only the scored split.
     """
     found: dict[SplitName, tuple[str, Part]] = {"test": (card.scored, "all")}
     if TRAIN in card.splits:
@@ -160,13 +169,19 @@ def sources_of(
 
 
 def settings_of(settings: EvaluationConfig, card: Card) -> EvaluationConfig:
-    """Returns the settings with the label, the classes and the names of numbers of a card in place of their own.
+    """Returns the settings of an evaluation with the label, the classes and the names of numbers of a card.
 
-    If the settings name the same classes as the card, the words or prompts that they give to these classes are kept.
+    The values of the card replace those of the settings. But if the settings name the same classes as the card, the
+    words or prompts that the settings give to these classes are kept.
+
+    The settings have whole prompts if `classes` is given, `templates` is only `{}` and no set of prompts is named: then
+    the words of a class are its prompts. A compound class, such as "happily surprised", consists of several simple
+    classes.
 
     Raises:
-        ConfigError: If the settings have whole prompts for other classes than the classes of the card; or if they have
-            whole prompts for compound classes, but `compound=parts` would use the prompts of the simple classes.
+        ConfigError: If the settings have whole prompts for other classes than those of the card. Or if they have whole
+            prompts, the card has compound classes, and `compound=parts` is set, which would ignore the prompts of the
+            compound classes and use those of the simple ones.
     """
     changes: dict[str, object] = {"label": CLASS}
     if isinstance(card.target, ClassTarget):

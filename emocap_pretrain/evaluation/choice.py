@@ -33,7 +33,10 @@ from emocap_pretrain.run_folder.results import Baseline, Domain, Score, TaskResu
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Implements the task. Only benchmarks have questions; packed datasets have none."""
+    """Implements the task `multiple_choice`. Its score is the share of questions whose right answer is chosen.
+
+    Only benchmarks have questions; packed datasets have none.
+    """
 
     settings: EvaluationConfig
     name: ClassVar[str] = "multiple_choice"

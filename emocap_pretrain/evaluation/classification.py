@@ -74,7 +74,8 @@ class LabelledVectors:
 class LearnsClasses:
     """Base class of the tasks that learn classes from the vectors of the image tower. They use no prompts.
 
-    The classes are those of the split `train`, if the settings name none; they may be more than those of `test`.
+    If the settings name no classes, the classes are the labels of the split `train`. These may include classes that do
+    not occur in the split `test`.
     """
 
     settings: EvaluationConfig
@@ -90,7 +91,8 @@ class LearnsClasses:
         """Compares the labels of every split with the classes, as far as they can be read within `seconds` seconds.
 
         Raises:
-            ConfigError: If a split has no labels, or a label without a class.
+            ConfigError: If no sample of a split has the label, or a label is not a class.
+            ShardsError: If the data cannot be read.
         """
         for source in sources.values():
             found = source.label_values(self.settings.label, seconds=seconds)
@@ -134,8 +136,8 @@ def scored(
 ) -> TaskResult:
     """Returns UAR and WAR with their intervals, macro-F1, the recall of each class, and the confusion matrix.
 
-    If `scores` are given and exactly two of the classes occur, the result also has the area under the ROC curve (AUC)
-    between these two classes, with its interval.
+    The result also has the area under the ROC curve (AUC) between two classes, with its interval, if `scores` are
+    given, exactly two of the classes occur, and every row has a score of both.
 
     Args:
         task: The name of the task.
@@ -171,9 +173,9 @@ def scored(
 
 
 def _area(title: str, found: LabelledRows, scores: Float[np.ndarray, "labelled classes"]) -> Iterator[Score]:
-    """Yields the AUC with which the difference of two scores separates the two classes that occur.
+    """Yields the area under the ROC curve (AUC) of the difference between the scores of the two classes that occur.
 
-    Yields nothing if another number of classes occurs, or one of the two has no score.
+    Yields nothing if the number of classes that occur is not two, or if a score of one of the two is not finite.
     """
     from sklearn.metrics import roc_auc_score
 
@@ -221,13 +223,20 @@ def classes_of(
 
 
 def classes_of_features(settings: EvaluationConfig, features: Features) -> Mapping[str, Sequence[str]]:
-    """Returns the words of each class, as `classes_of` finds them for the labels of a split."""
+    """Returns the words of each class, as `classes_of` finds them for the labels of a split.
+
+    Raises:
+        ConfigError: As `classes_of` does.
+    """
     kinds = {name: not isinstance(value, str) for labels in features.labels for name, value in labels.items()}
     names = sorted(kinds, key=kinds.__getitem__)  # Labels with texts come first, as in `LabelValues`.
     return classes_of(settings, labelled(features, settings.label)[1], names)
 
 
 def listed(names: Sequence[str]) -> str:
-    """Returns a text with the first few names, and with the number of the other names if there are more."""
+    """Returns a text with the first `SHOWN` names, and with the number of the other names if there are more.
+
+    A name of more than 40 characters is cut.
+    """
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(name if len(name) <= 40 else f"{name[:37]}..." for name in names[:SHOWN]) + more

@@ -80,8 +80,9 @@ class TaskComparison:
         results: The result of each model; None if the model has no result of this task on this dataset.
         rows: The scores.
         refusals: For each model, the reasons why it cannot be compared with the first model: how their samples differ.
-            Empty if the samples are equal.
-        groups: For each model and each label, the scores of the groups of samples with the same value of the label.
+            Empty if the samples are equal, or if one of the two models has no result.
+        groups: For each model the result of `groups_by`: for each label, the scores of the groups of samples with the
+            same value of the label. Empty for a model without a result.
     """
 
     task: str
@@ -168,7 +169,8 @@ def groups_by(result: TaskResult, by: Sequence[str] | None = None, *, least: int
         least: A group with fewer samples is not scored.
 
     Returns:
-        The groups of each entry of the outcomes and each label.
+        The groups of each entry of `result.outcomes` and each label. Entries whose queries are texts, and entries of
+            which the result states no score, have no groups.
 
     Raises:
         ConfigError: If a label has too many values.

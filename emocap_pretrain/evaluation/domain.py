@@ -62,15 +62,15 @@ class TrainingCaptions:
     def also(
         self, sources: Sequence[str] = (), urls: Sequence[str] = (), words: frozenset[str] | None = None
     ) -> "TrainingCaptions":
-        """Returns what is known together with what the user says.
+        """Returns what is known about the training captions, with the sources and addresses that the user adds.
 
-        If the user names any sources, all sources count as known.
+        If the user names any sources, all captions count as coming from the known sources (`is_complete`).
 
         Args:
-            sources: Names of sets of faces from which captions came.
-            urls: Addresses of packed datasets with training captions.
-            words: All words of the captions in `urls`, in lower case, which replace the earlier words; None if the
-                captions were not read.
+            sources: Names of sets of faces from which captions came, in addition to `self.sources`.
+            urls: Addresses of packed datasets with training captions, in addition to `self.urls`.
+            words: All words of the captions that were read, in lower case. They replace `self.words`, and so does None,
+                which says that no captions were read.
         """
         return TrainingCaptions(
             urls=(*self.urls, *urls),
@@ -169,7 +169,7 @@ def _are_splits(url: str, other: str, spell: Callable[[str], str]) -> bool:
 def _unseen(result: TaskResult, training: TrainingCaptions, settings: EvaluationConfig) -> tuple[str, ...]:
     """Returns the classes whose words do not occur in the training captions, not even with another ending.
 
-    The result is empty if the words of the captions are not known.
+    The result is empty if the words of the captions are not known, or if the result has no values by class.
     """
     if training.words is None:
         return ()

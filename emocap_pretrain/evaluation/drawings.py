@@ -57,7 +57,8 @@ class Radar:
 def radar(axes: Sequence[str], models: Mapping[str, Sequence[float | None]]) -> Radar:
     """Returns a radar chart of scores in per cent.
 
-    The outer ring is the highest score, rounded up to a multiple of 20.
+    The outer ring is the highest score, rounded up to a multiple of 20, and at least 20. It is 100 if there is no
+    score. A score below 0 is drawn at the centre.
 
     Args:
         axes: The names of the axes, at least three.
@@ -173,7 +174,7 @@ class Curves:
 
 
 def curves(models: Sequence[Series | None]) -> Curves:
-    """Returns the drawing of one series of several models.
+    """Returns the drawing of one series of several models. Its titles and its level of chance are those of the first.
 
     Args:
         models: The series of each model; None for a model that does not have it. At least one model has it.

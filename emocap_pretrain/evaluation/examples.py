@@ -28,7 +28,11 @@ class Content(Protocol):
     """The encoded image or video of an example."""
 
     def digest(self) -> bytes:
-        """Returns a digest of everything that decides the crops: the encoded bytes, and the chosen part of them."""
+        """Returns a digest of everything that decides the crops: the encoded bytes, and the chosen part of them.
+
+        Raises:
+            DataError, OSError: If the bytes cannot be read.
+        """
         ...
 
     def crops(self, pixels: int, crop: ImageCrop) -> Sequence[Crop]:
@@ -99,7 +103,7 @@ class ExampleSource(Protocol):
         ...
 
     def label_values(self, name: str, *, seconds: float | None = None) -> LabelValues:
-        """Counts the values of the label `name`. Reading stops after `seconds`; None reads everything."""
+        """Counts the values of the label `name`. Reading may stop after `seconds` seconds; None reads everything."""
         ...
 
 

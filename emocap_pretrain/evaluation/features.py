@@ -110,11 +110,11 @@ class Features:
         return len(self.keys)
 
     def reasons(self) -> tuple[tuple[str, int], ...]:
-        """Returns the number of examples that are left out by the reason, the most frequent one first."""
+        """Returns each reason for which examples are left out, with their number. The most frequent one comes first."""
         return tuple(Counter(each.kind for each in self.left_out).most_common())
 
     def why(self) -> str:
-        """Returns the reasons with their numbers as text."""
+        """Returns the reasons for which examples are left out, with the numbers of examples, as text."""
         return ", ".join(f"{count:,} x {reason}" for reason, count in self.reasons())
 
 
@@ -226,6 +226,7 @@ class Extraction:
         Raises:
             DataError: If an example cannot be decoded or has a vector that is not finite, and the source may have no
                 gaps.
+            ShardsError: If the source cannot read its samples.
             ConfigError, LostContact: If another rank has failed (`RankGroup.run_on_all`).
         """
         shares = world.collect_on_main(lambda: list(self._share(source, world)))
@@ -313,8 +314,9 @@ class Extraction:
     ) -> dict[str, np.ndarray]:
         """Returns the attention maps of the sentences whose image could be decoded, as the array `maps`.
 
-        The result is empty if there is no such sentence. The patches of all images of the batch are in memory at the
-        same time. The maps of a video are those of its first frame.
+        The result is empty if there is no such sentence, or if the model was not trained with local sentences. The
+        patches of all images of the batch are in memory at the same time. The maps of a video are those of its first
+        frame.
         """
         decoded = {row: each[0] for row, each in enumerate(crops) if not isinstance(each, DataError)}
         ours = [each for each in sentences if each.row in decoded]
@@ -391,7 +393,7 @@ def _finite(
 
 
 def _digest(example: Example) -> bytes:
-    """Returns the digest of a content. One that cannot be read has the same digest as any other such content."""
+    """Returns the digest of the content of an example. All contents that cannot be read have the same digest."""
     try:
         return example.content.digest()
     except _UNREADABLE:

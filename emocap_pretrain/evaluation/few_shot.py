@@ -28,10 +28,10 @@ DRAWS = 5
 
 @dataclass(frozen=True, slots=True)
 class FewShot(LearnsClasses):
-    """Implements the task. It needs a label in all three splits.
+    """Implements the task `few_shot`. Its scores are the mean and the deviation of UAR for each number of examples.
 
-    A class without training examples is never predicted, so its recall is 0. If the split `valid` lacks a class, the
-    choice is made by the other classes.
+    The task needs the label in all three splits. A class without training examples is never predicted, so its recall is
+    0. If the split `valid` lacks a class, the regularization is chosen by the other classes.
     """
 
     name: ClassVar[str] = "few_shot"
@@ -68,7 +68,10 @@ class FewShot(LearnsClasses):
 
 
 def drawn(truth: Int[np.ndarray, " examples"], shots: int, random: np.random.Generator) -> Int[np.ndarray, " drawn"]:
-    """Returns the places of `shots` examples of each class, drawn without replacement; of all if there are fewer."""
+    """Returns the indices of `shots` random examples of each class, in ascending order, each example at most once.
+
+    Of a class with fewer than `shots` examples, all examples are returned.
+    """
     found: list[np.ndarray] = []
     for number in np.unique(truth):
         places = np.flatnonzero(truth == number)

@@ -30,7 +30,11 @@ from emocap_pretrain.run_folder.results import TaskResult
 
 @dataclass(frozen=True, slots=True)
 class FineTunedClasses(LearnsClasses):
-    """Implements the task. It needs a model whose head predicts classes, and labelled samples in the split `test`."""
+    """Implements the task `fine_tuned_classes`: it scores the classes that the head of a fine-tuned model predicts.
+
+    The scores are UAR, WAR, macro-F1 and, if two classes occur, AUC. The task needs a model whose head predicts
+    classes, and labelled samples in the split `test`.
+    """
 
     name: ClassVar[str] = "fine_tuned_classes"
     about: ClassVar[str] = "scores the classes that the model's own head predicts; UAR, WAR, recall (needs a head)"
@@ -47,9 +51,11 @@ class FineTunedClasses(LearnsClasses):
 
 @dataclass(frozen=True, slots=True)
 class FineTunedNumbers:
-    """Implements the task. It needs a model whose head predicts the labels `evaluation.numbers`.
+    """Implements the task `fine_tuned_numbers`: it scores the numbers that the head of a fine-tuned model predicts.
 
-    At least two examples of the split `test` must have all of these labels. Other examples are left out.
+    The scores are CCC, PCC, RMSE and SAGR of each number, and the mean CCC. The task needs a model whose head predicts
+    the labels `evaluation.numbers`. At least two examples of the split `test` must have all of these labels. Examples
+    that lack one of them are left out.
     """
 
     settings: EvaluationConfig

@@ -18,7 +18,10 @@ from emocap_pretrain.run_folder.results import Score, TaskResult
 
 @dataclass(frozen=True, slots=True)
 class LinearProbe(LearnsClasses):
-    """Implements the task. It needs a label in all three splits."""
+    """Implements the task `linear_probe`. It needs the label in all three splits.
+
+    The scores are UAR, WAR, macro-F1, AUC if two classes occur, and the chosen inverse strength of the regularization.
+    """
 
     name: ClassVar[str] = "linear_probe"
     charts: ClassVar[tuple[tuple[str, ...], ...]] = (("uar",), ("war",), ("macro_f1",), ("auc",), ("inverse_strength",))

@@ -67,8 +67,9 @@ def samples(model: EmotionModel, url: str, count: int, sentences: Sequence[str] 
 def of_run(embedder: Embedder, url: str) -> list[MappedFace]:
     """Returns the attention maps of the first `FACES` samples with their own sentences; none if the model has no maps.
 
-    A run calls this at its end, and a picture that cannot be made must not end the run. So a `ConfigError` or a
-    `ShardsError` is swallowed here on purpose, without a message, and the result is empty.
+    A run calls this function at its end, and so does `emocap evaluate --thumbnails`. A picture that cannot be made must
+    not end a run. So a `ConfigError` or a `ShardsError` is swallowed here on purpose, without a message, and the result
+    is empty.
     """
     try:
         return samples(EmotionModel(embedder), url, FACES) if embedder.has_maps else []

@@ -1,7 +1,7 @@
 """Evaluates a trained model with weights of another kind. The report shows these scores beside the results.
 
-These are the interpolations between the weights of the start and the trained weights, and, if the results belong to the
-moving average, the weights of the step themselves.
+Weights of another kind are the interpolations between the weights at the start of the training and the trained weights.
+If the results belong to the moving average, the weights of the step themselves are another kind, too.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,6 +24,9 @@ def scores_of(restored: Restored, everyone: RankGroup, *, share: float | None = 
         restored: The model, on this rank's device.
         everyone: The ranks among which the data are divided.
         share: The share of the trained weights in the weights of the model; None if these are not interpolated.
+
+    Raises:
+        ConfigError, LostContact: As `tasks.evaluate` does.
     """
     config = restored.config
     embedder = Embedder.of(restored, str(restored.model.logit_scale.device))
@@ -36,16 +39,17 @@ def curve(
 ) -> tuple[OtherWeights, ...]:
     """Returns the scores of the model interpolated with each share, on every rank. This is a collective.
 
-    The weights of the model are replaced while this function runs, and restored at its end.
+    The weights of the model are replaced while this function runs, and restored at its end, but not after an error.
 
     Args:
         restored: The trained model, on this rank's device.
-        start: The weights of the start.
+        start: The weights at the start of the training, by their names in the model.
         shares: The shares of the trained weights.
         everyone: The ranks among which the data are divided.
 
     Raises:
-        ConfigError: If the weights of the start belong to another model.
+        ConfigError: If the weights of the start belong to another model, or as `tasks.evaluate` does.
+        LostContact: As `tasks.evaluate` does.
     """
     trained = {name: each.clone() for name, each in restored.model.state_dict().items()}
     found: list[OtherWeights] = []

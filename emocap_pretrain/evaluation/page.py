@@ -49,7 +49,7 @@ def page(found: Comparison) -> str:
 class _Interval:
     """A score as it is drawn: its text, and on a scale from 0 to 100 its position and the ends of its interval.
 
-    `at` is None for a score that is not a share. Only its text is shown.
+    `at` is None for a score that is not a share. Only the text of such a score is shown.
     """
 
     text: str
@@ -154,8 +154,8 @@ def _change(row: ScoreRow, difference: Difference | None) -> dict[str, Any] | No
 def _recalls(results: Sequence[TaskResult | None]) -> list[dict[str, Any]]:
     """Returns a table for each kind of values by class, such as recalls.
 
-    A table has a row for each class, with the number of its samples and the value of each model. The classes and the
-    numbers of samples are those of the first model that has such values.
+    A table has a row for each of the first `MOST_CLASSES` classes, with the number of its samples and the value of each
+    model. The classes and the numbers of samples are those of the first model that has such values.
     """
     names = dict.fromkeys(each.name for result in results if result for each in result.class_values)
     found: list[dict[str, Any]] = []
@@ -175,7 +175,8 @@ def _recalls(results: Sequence[TaskResult | None]) -> list[dict[str, Any]]:
 def _spreads(results: Sequence[TaskResult | None]) -> list[dict[str, Any]]:
     """Returns the scores that come with their lowest and highest value over several choices, such as over prompts.
 
-    The names of the scores show this (`TaskResult`). All values are in per cent.
+    The names of the scores show this (`TaskResult`). Scores that are not shares are left out. A row has the index of a
+    model, and the lowest value, the score and the highest value in per cent.
     """
     found: dict[tuple[str, str], list[tuple[int, float, float, float]]] = {}
     for number, result in enumerate(results):
@@ -284,9 +285,10 @@ def _mapped_face(number: int, face: SavedFace, found: Comparison) -> dict[str, A
 def _peers(found: Comparison) -> dict[str, Any] | None:
     """Returns scores on benchmarks beside published scores of other models by prompts alone.
 
-    The scores come from the tasks that read only the split `test`. For each of them, the first score of the card with
-    which other models were published is taken, and if there is none, the first score of the card that the task has. The
-    result is None if no such task has a score of a card.
+    The scores come from the tasks that read only the split `test`. The card of a benchmark lists its scores in order.
+    From each task, the first score on this list is taken for which the card has published scores of other models by
+    prompts alone. If there is no such score, the first score on the list that the task has is taken. The result is None
+    if no task has a score on the list of its benchmark.
     """
     axes: list[tuple[str, str]] = []
     columns: list[tuple[str, list[float | None]]] = []

@@ -77,7 +77,8 @@ def entries(outcomes: Outcomes) -> Sequence[object]:
 def mismatches(one: tuple[Outcomes, Samples], other: tuple[Outcomes, Samples]) -> list[str]:
     """Returns the reasons why two outcomes do not belong to the same samples, each with the number of samples.
 
-    The result is empty if they do. A sample with another true value counts as another sample.
+    The result is empty if they belong to the same samples. A sample with another true value counts as another sample.
+    Outcomes of different kinds have this as their only reason.
 
     Args:
         one: The outcomes of the first model, with their samples.

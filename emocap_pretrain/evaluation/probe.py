@@ -54,8 +54,8 @@ def fitted(
 ) -> Probe:
     """Trains a probe with each strength, and returns the one with the highest UAR on the split `valid`.
 
-    If several are equal, the one with the strongest regularization is returned. Every class has the same weight,
-    because UAR is the mean over the classes.
+    If several probes have the same UAR, the one with the strongest regularization is returned. Every class has the same
+    weight in training, because UAR is the mean over the classes.
 
     Args:
         train: Vectors, and the numbers of their classes.

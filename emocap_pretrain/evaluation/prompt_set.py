@@ -108,12 +108,15 @@ def shipped(name: str) -> PromptSetConfig:
 
 
 def expanded(settings: EvaluationConfig, classes: Mapping[str, Sequence[str]]) -> Prompts:
-    """Returns the templates of the settings, and for each class the texts that replace `{}` in them.
+    """Returns templates, and for each class the texts that replace `{}` in the templates.
 
-    If the settings name a set, both come from it (`PromptSetConfig.expanded`). With `compound=parts`, a compound class
-    has all prompts of the simple classes that it consists of. With the ensemble "embeddings", the vector of a compound
-    class is the mean of the unit vectors of all these prompts, scaled to unit length, as in EmoCLIP (Foteinopoulou and
-    Patras, 2024).
+    If the settings name a set of prompts, templates and texts come from this set (`PromptSetConfig.expanded`).
+    Otherwise the templates are those of the settings, and the texts are the words in `classes`.
+
+    With `compound=parts`, the texts of a compound class are those of all simple classes that it consists of. A simple
+    class that is not in `classes` has its name as its only word. If then `settings.ensemble` is "embeddings", the
+    vector of a compound class is the mean of the unit vectors of all these prompts, scaled to unit length, as in
+    EmoCLIP (Foteinopoulou and Patras, 2024).
 
     Args:
         settings: The settings of the evaluation.

@@ -83,7 +83,14 @@ class ClassifiesByPrompts:
     def columns(
         self, embedder: Embedder, classes: Mapping[str, Sequence[str]]
     ) -> Float[Tensor, "templates embedding classes"]:
-        """Returns the mean vector of each class for each template of the settings (`class_embeddings`)."""
+        """Returns the mean vector of the prompts of each class for each template (`class_embeddings`).
+
+        The templates are those of the settings or of the set of prompts that the settings name (`expanded`).
+
+        Raises:
+            ConfigError: If the model cannot read texts, or a class has no prompts.
+            DataError: If the vector of a prompt is not finite.
+        """
         return class_embeddings(embedder, *expanded(self.settings, classes))
 
 

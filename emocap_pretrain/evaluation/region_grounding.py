@@ -100,7 +100,10 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class RegionGrounding:
-    """Implements the task. The scored dataset needs local sentences and the file regions.jsonl."""
+    """Implements the task `region_grounding`: it scores whether attention maps lie in the right regions of faces.
+
+    The scored dataset needs local sentences and the file regions.jsonl.
+    """
 
     settings: EvaluationConfig
     name: ClassVar[str] = "region_grounding"
@@ -239,7 +242,7 @@ def means_of_regions(
 ) -> tuple[Float[np.ndarray, "rows ..."], ...]:
     """Returns the mean of the values in each region, and in the last row the mean of these means.
 
-    NaN values, and regions that have no other values, are left out of the means.
+    NaN values are left out. A region that has only NaN values has the mean NaN, and is left out of the last row.
 
     Args:
         values: The values of each sentence.

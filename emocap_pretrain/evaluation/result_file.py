@@ -210,7 +210,8 @@ def load(address: str) -> ResultFile:
         address: Path or URL of the file.
 
     Raises:
-        ConfigError: If there is no such file, or it is not a valid file of results.
+        ConfigError: If `address` does not name a file, if there is no such file, or if it is not a valid file of
+            results.
         StoreError: If the store does not answer.
     """
     folder, name = _split(address)

@@ -58,7 +58,9 @@ def _directions(part: Part) -> tuple[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Retrieval:
-    """Implements the retrieval task. Its dataset needs no labels; its captions must not occur in the training data.
+    """Implements the task `retrieval`. Its scores are the recall at 1, 5 and 10, and the median rank.
+
+    The scored dataset needs captions and no labels. Its captions must not occur in the training data.
 
     For each part of the captions, and for the whole text of a caption, two directions are measured. From image to text,
     each face with a caption is a query, and the distinct captions are the candidates; if a face has several captions,
@@ -116,7 +118,7 @@ class Retrieval:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Captions:
-    """Holds the distinct captions of a split, as far as one caption part of them is concerned.
+    """Holds the distinct captions of a split. Only the texts of one caption part are considered.
 
     Attributes:
         texts: The text of each distinct caption, in the order in which they first occur. Several sentences are joined.

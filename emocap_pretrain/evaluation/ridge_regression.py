@@ -27,7 +27,11 @@ STRENGTHS = (1e6, 1e5, 1e4, 1e3, 1e2, 1e1, 1.0)  # scikit-learn's alpha; the fir
 
 @dataclass(frozen=True, slots=True)
 class RidgeRegression:
-    """Implements the task. It needs the labels `evaluation.numbers` in all three splits."""
+    """Implements the task `ridge_regression`. It needs the labels `evaluation.numbers` in all three splits.
+
+    The scores are CCC, PCC, RMSE and SAGR of each number, the mean CCC, and the chosen strength of the regularization.
+    Examples that lack one of the labels are left out. At least two examples of each split must have all of them.
+    """
 
     settings: EvaluationConfig
     name: ClassVar[str] = "ridge_regression"

@@ -33,9 +33,10 @@ class GroupScore:
         samples: Number of samples.
         persons: Number of persons or clips; None if they are unknown.
         score: The score; None if the group is too small, or its score is undefined.
-        interval: The 95 % confidence interval of the score.
-        lacks: The classes that occur among all samples but not in this group. If there are any, the UAR of the group is
-            a mean over fewer classes than that of other groups, so the group is left out of the difference.
+        interval: The 95 % confidence interval of the score; None if the group is too small, or the score is undefined.
+        lacks: The classes that occur among all samples but not in this group. Empty if the group is too small, or if
+            the task predicts no classes. A group that lacks classes is left out of the difference, because its UAR is a
+            mean over fewer classes than that of other groups.
     """
 
     value: str
@@ -86,7 +87,8 @@ def subgroups(outcomes: Outcomes, samples: Samples, label: str, score: str, *, l
         least: A group with fewer samples is not scored.
 
     Returns:
-        The scores; None if the label has more than `MOST_GROUPS` values, or the outcomes do not belong to samples.
+        The scores; None if the label has more than `MOST_GROUPS` values (or ranges, see `named`), or if the queries of
+        the outcomes are texts, and not samples.
     """
     if not outcomes.rows:
         return None

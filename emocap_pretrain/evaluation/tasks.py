@@ -110,7 +110,8 @@ def prepare(
         seconds: Each task may stop reading after this time; None reads everything.
 
     Raises:
-        ConfigError: If a task's settings do not fit its data, or a task needs attention maps and `has_local` is False.
+        ConfigError: If the settings name a task that does not exist, if a task's settings do not fit its data, if the
+            samples lack a label that the settings name, or if a task needs attention maps and `has_local` is False.
         ShardsError: If the data cannot be read.
     """
     tasks = tasks_of(settings)
@@ -262,7 +263,10 @@ def evaluate(settings: EvaluationConfig, embedder: Embedder, world: RankGroup, *
 
 
 def extraction(settings: EvaluationConfig, embedder: Embedder) -> Extraction:
-    """Returns what computes the vectors of splits. With a cache, it reads all weights of the model for their digest."""
+    """Returns the object that computes the vectors of splits.
+
+    If the settings name a cache, all weights of the model are read to compute the model's digest.
+    """
     cache = FeatureCache(open_store(settings.cache), embedder.digest()) if settings.cache else None
     return Extraction(embedder, settings.batch, cache=cache, crop=settings.crop or embedder.crop)
 

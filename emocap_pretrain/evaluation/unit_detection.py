@@ -32,7 +32,10 @@ ABSENT = Path(__file__).with_name("absent_units.yaml")
 
 @dataclass(frozen=True, slots=True)
 class UnitDetection:
-    """Implements the task. The labels are named `AU12` and so on; 0 means that a unit is not shown."""
+    """Implements the task `unit_detection`. Its scores are the means of F1 and of AUC over the action units.
+
+    The labels are named `AU12` and so on. A value above 0 means that the unit is shown.
+    """
 
     settings: EvaluationConfig
     name: ClassVar[str] = "unit_detection"
@@ -47,7 +50,16 @@ class UnitDetection:
         return [text for each in sentences().values() for texts in each for text in texts]
 
     def prepare(self, sources: Mapping[SplitName, ExampleSource], *, seconds: float | None = None) -> Sequence[str]:
-        """Checks that the dataset has a label of an action unit that has prompts. It looks at one label only."""
+        """Checks that the samples have a label of an action unit that has prompts.
+
+        Only the values of one label are counted. The names of all labels that were read come with them.
+
+        Returns:
+            A note about the action units without prompts, if there are any.
+
+        Raises:
+            ConfigError: If the samples have labels, and none of them is an action unit with prompts.
+        """
         names = sources["test"].label_values(next(iter(sentences())), seconds=seconds).names
         known = [name for name in names if name in sentences()]
         if names and not known:
@@ -94,8 +106,8 @@ class Detection:
     """Holds how well one unit is found.
 
     Attributes:
-        samples: Number of examples that have the label.
-        share: Share of them that show the unit.
+        samples: Number of examples that have the label of the unit.
+        share: Share of these examples that show the unit.
         f1: F1 of the examples that show the unit; None if none does.
         auc: Area under the curve; None if all or no examples show the unit.
     """

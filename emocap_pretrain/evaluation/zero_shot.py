@@ -21,9 +21,9 @@ from emocap_pretrain.run_folder.results import Domain, Score, TaskResult
 
 @dataclass(frozen=True, slots=True)
 class ZeroShot(ClassifiesByPrompts):
-    """Implements the task `zero_shot` on the labelled images of the split `test`.
+    """Implements the task `zero_shot` on the labelled images of the split `test`. Its scores are UAR, WAR and macro-F1.
 
-    Beside the scores of the classification, the result has the calibration error if there are several classes, the
+    The result also has AUC if exactly two classes occur, the calibration error if there are several classes, the
     lowest and the highest UAR of a single template if there are several templates, and the UAR of every set of prompts
     if `evaluation.every_prompt_set` is true.
     """
@@ -63,7 +63,7 @@ class ZeroShot(ClassifiesByPrompts):
     ) -> Iterator[Score]:
         """Yields the lowest and the highest UAR of a single template, if there are several.
 
-        They say how much the choice of the template alone changes the score.
+        The two scores show how much the choice of the template alone changes the UAR.
         """
         if len(columns) < 2:
             return

@@ -87,8 +87,9 @@ def build_engine(config: Config, model: TowerPair, world: RankGroup, *, class_co
             only if no label has balanced classes.
 
     Raises:
-        ConfigError: If there are more ranks than samples in a global batch, or if `Objective.of` or `Engine` refuses
-            the settings, for example because the optimizer does not support the stage of ZeRO.
+        ConfigError: If there are more ranks than samples in a global batch, if the weights of the teacher cannot be
+            loaded (`load_image_weights`), or if `Objective.of` or `Engine` refuses the settings, for example because
+            the optimizer does not support the stage of ZeRO.
     """
     split = batch_split(config.global_batch, config.micro_batch, ranks=world.world_size)
     averaged = AveragedModel(model, passes=split.passes) if config.objective.mines_by_average else None
