@@ -31,7 +31,7 @@ class Work(NamedTuple):
 
 
 class Advance(NamedTuple):
-    """Counts the pictures since the last report, those with an error, and the weight of all (`parts`)."""
+    """Holds the number of pictures since the last report, how many have an error, and the weight of all (`parts`)."""
 
     pictures: int
     errors: int
@@ -68,6 +68,7 @@ class Computation:
         """Loads the model, and returns the function that computes one part. Each worker of a cluster calls this once.
 
         Raises:
+            ConfigError: If the model cannot be read (`emocap_pretrain.load`), or does not fit the prompts.
             CheckpointError: If the digest of the model is not `digest`, for example because the run has a newer
                 checkpoint.
         """

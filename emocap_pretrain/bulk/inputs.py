@@ -172,6 +172,7 @@ def open_input(where: str, *, image: str = "image", image_root: Path | None = No
 
     Raises:
         ConfigError: If there is nothing that can be read.
+        DataError: If a folder below the given one cannot be read.
         ShardsError: If the dataset or the table cannot be read.
     """
     path = Path(where).expanduser()
@@ -244,6 +245,14 @@ def _walk(root: str, below: str, left_out: Counter[str]) -> Iterator[str]:
     """Yields the paths of images and videos below `root`; the entries of each folder are sorted by name.
 
     Links to folders are not followed, and hidden files and folders are not read.
+
+    Args:
+        root: The folder.
+        below: The folder inside `root` that is listed, with a slash at its end; empty for `root` itself.
+        left_out: Counts the files and links that are not read, by their kind.
+
+    Raises:
+        DataError: If a folder cannot be read.
     """
     try:
         with os.scandir(f"{root}/{below}") as found:

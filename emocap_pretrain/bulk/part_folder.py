@@ -62,7 +62,8 @@ def opened(out: Path, state: Mapping[str, Any], *, force: bool) -> Generator[Par
         force: Whether existing parts are deleted, and an existing output may be replaced.
 
     Raises:
-        ConfigError: If the output exists, another process is writing it, or the folder holds parts of another state.
+        ConfigError: If another process is writing the output; or, without `force`, if the output exists and the folder
+            has no unfinished parts of it, or if the folder holds parts of another state.
         StoreError: If the folder cannot be written.
     """
     folder = PartFolder(out.with_name(f"{out.name}.parts"))

@@ -33,7 +33,8 @@ class Picture:
     Attributes:
         name: The name of the image or video: its path in the folder or table, or the key of a sample.
         content: The image, or the error that takes its place.
-        weight: The share of this picture in the weight of its item (`parts`). The display of progress adds them up.
+        weight: The share of this picture in the weight of its item (`parts`). The display of progress adds up these
+            shares.
         time_s: The time of a frame from the start of its video; None for an image.
         frame: The number of a frame in its video, counted from 0; None for an image.
     """
@@ -46,7 +47,7 @@ class Picture:
 
 
 def crop_of(content: Content, embedder: Embedder) -> Crop | DataError:
-    """Returns the square of an image that the model reads, or the reason why the image cannot be read.
+    """Returns the square of an image that the model reads, or an error with the reason why the image cannot be read.
 
     The error is returned and not raised, so that one unreadable image among many does not end the command.
     """

@@ -41,7 +41,7 @@ class Scorer(Protocol):
 
     @property
     def embedder(self) -> Embedder:
-        """Returns the model, which decides the part and the size of the crops."""
+        """Returns the embedder. It decides which part of an image a crop shows, and how large the crop is."""
         ...
 
     @property
@@ -114,8 +114,9 @@ class PredictionScorer:
         """Embeds the texts.
 
         Raises:
-            ConfigError: If there are fewer than two classes, or if sentences must be compared with patches but the
-                model was trained without local sentences.
+            ConfigError: If there are fewer than two classes, if sentences must be compared with patches but the model
+                was trained without local sentences, or if the model cannot read texts.
+            DataError: If the vector of a prompt of a class is not finite.
         """
         if len(prompts.classes) < 2:
             raise ConfigError("there must be at least two classes, because the scores of all classes sum to 1.")
@@ -169,7 +170,10 @@ class PredictionScorer:
 
 
 def digest_of(model: EmotionModel) -> str:
-    """Returns a SHA-256 digest of all that affects a model's vectors and scores."""
+    """Returns a SHA-256 digest of the model and of how it compares patches with sentences.
+
+    The part of an image that is cropped (`Embedder.crop`) is not part of the digest.
+    """
     return hashlib.sha256(f"{model.local} {model.embedder.digest()}".encode()).hexdigest()
 
 

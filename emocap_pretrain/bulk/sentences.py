@@ -25,7 +25,8 @@ class SentenceColumnConfig(Section):
     """Describes one column of scores: the mean score of an image with some sentences.
 
     `aligned_with` says whether the sentences are compared with the pooled vector of an image, or with its patches as in
-    the local loss. None takes the patches if the model was trained with the local loss.
+    the local loss. None takes the patches if the model was trained with the local loss, and otherwise the pooled
+    vector.
     """
 
     sentences: Words = Field(description="A sentence or a list of sentences.")

@@ -146,7 +146,7 @@ class BenchmarkSource:
 
 
 def splits_of(card: Card) -> dict[SplitName, tuple[str, Part]]:
-    """Returns, for each split of an evaluation, from which split of the card it is read, and from which part of this one.
+    """Returns the split of a card, and the part of this split, from which each split of an evaluation is read.
 
     If the card has no split for choices (`valid`), about one in ten of its training examples, or of their persons, is
     held out for them. If the card has no split for training, the result has only the scored split.

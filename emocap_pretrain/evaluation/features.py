@@ -209,7 +209,7 @@ class Extraction:
         parts: The caption parts whose texts are encoded.
         cache: Keeps vectors between evaluations; with None, all vectors are computed.
         with_maps: Whether the attention maps of local sentences are computed, too. This needs a second pass of the
-            tower, and a model that was trained with local sentences.
+            image tower, and a model that compares patches with sentences (`Embedder.local`).
         crop: The part of each image that is resized for the model: its central square, or the whole image.
     """
 
@@ -314,9 +314,9 @@ class Extraction:
     ) -> dict[str, np.ndarray]:
         """Returns the attention maps of the sentences whose image could be decoded, as the array `maps`.
 
-        The result is empty if there is no such sentence, or if the model was not trained with local sentences. The
-        patches of all images of the batch are in memory at the same time. The maps of a video are those of its first
-        frame.
+        The result is empty if there is no such sentence, or if the model compares no patches with sentences
+        (`Embedder.local` is None). The patches of all images of the batch are in memory at the same time. The maps of a
+        video are those of its first frame.
         """
         decoded = {row: each[0] for row, each in enumerate(crops) if not isinstance(each, DataError)}
         ours = [each for each in sentences if each.row in decoded]

@@ -91,7 +91,7 @@ class Task(Protocol):
 class MapTask(Task, Protocol):
     """A task that also needs the attention maps of the split `test` (`Features.maps`).
 
-    The model must have been trained with local sentences.
+    The model must compare patches with sentences (`Embedder.local`).
     """
 
     needs_maps: ClassVar[Literal[True]]

@@ -72,7 +72,8 @@ def make(
     Raises:
         ConfigError: If the folder holds another captioner, or a setting does not fit the model or the data.
         DataError: If no image has a caption.
-        StoreError: If the dataset cannot be read, or the folder cannot be written.
+        ShardsError: If the dataset cannot be read.
+        StoreError: If a file in the folder cannot be written.
         CheckpointError, TrainingError: As `train` raises them.
     """
     data = computed_patches(embedder, url, settings.images, folder.patches, report=_parts(say))

@@ -6,9 +6,10 @@ of the captions in a draw are added up. The other three scores are means over ca
 rare they are in the references (TF-IDF); these weights always come from the references of all images, and not from
 those of a draw.
 
-METEOR, ROUGE-L and CIDEr-D read the words of a text in lower case, without punctuation. The tools of COCO use a
-tokenizer in Java, which gives about the same words. METEOR matches equal words and equal stems, but no synonyms,
-because WordNet, the dictionary of synonyms that nltk can read, comes with none of these libraries.
+METEOR, ROUGE-L and CIDEr-D read the words of a text in lower case, without punctuation except for apostrophes within
+words. The tools of COCO use a tokenizer in Java, which gives about the same words. METEOR matches equal words and equal
+stems, but no synonyms, because WordNet, the dictionary of synonyms that nltk can read, comes with none of these
+libraries.
 """
 
 import re

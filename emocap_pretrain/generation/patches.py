@@ -171,7 +171,8 @@ def computed_patches(
     Raises:
         ConfigError: If an image lacks the label `settings.person`, or the patches cannot be averaged.
         DataError: If no image has a caption.
-        StoreError: If the dataset cannot be read, or a file cannot be written.
+        ShardsError: If the dataset cannot be read.
+        StoreError: If a file cannot be written.
     """
     digest = _digest(embedder, url, settings)
     place = folder / digest[:16]
@@ -235,6 +236,8 @@ def _write(path: Path, embedder: Embedder, source: ExampleSource, numbers: range
 
     Raises:
         ConfigError: If an image lacks the label `settings.person`, or the patches cannot be averaged.
+        ShardsError: If the dataset cannot be read.
+        StoreError: If a file cannot be written.
     """
     images: list[CaptionedImage] = []
     left_out: dict[str, int] = {}

@@ -77,6 +77,9 @@ class LocalAlignment:
             crops: The images.
             patches: The unit vectors of the patches of these images.
             sentences: The unit vectors of the sentences.
+
+        Raises:
+            ConfigError: As `kept` does.
         """
         similarity = torch.einsum("ipd,nd->nip", patches, sentences)
         weights = pooling_weights(similarity, self.sharpness, self.kept(crops, patches.shape[1]))
@@ -99,6 +102,9 @@ class LocalAlignment:
             patches: The unit vectors of the patches of these images.
             sentences: The unit vectors of the sentences.
             image: For each sentence, the index in `crops` of the image to which the sentence belongs.
+
+        Raises:
+            ConfigError: As `kept` does.
         """
         kept = self.kept(crops, patches.shape[1])
         return region_attention(patches, sentences, image, sharpness=self.sharpness, patch_mask=kept)

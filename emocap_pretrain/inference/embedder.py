@@ -1,8 +1,8 @@
 """Computes the vectors of one batch of images or texts with a trained model.
 
-The evaluation tasks use a model only through an `Embedder`. A task calls `Embedder.cropped` for each sample as soon as
-the sample is decoded. When a batch is complete, it computes the vectors with `Embedder.images` and `Embedder.texts`.
-`EmotionModel` in `model.py` cuts any number of images and texts into such batches.
+An evaluation uses a model only through an `Embedder`: `evaluation/features.py` computes the vectors of images and
+captions batch by batch, and the tasks compute the vectors of prompts. `EmotionModel` in `model.py` cuts any number of
+images and texts into such batches.
 """
 
 import hashlib
@@ -37,8 +37,8 @@ class Embedder:
     """Holds a trained model in evaluation mode, on any device, and its tokenizer.
 
     All vectors are returned in float32 on the CPU, without an autograd graph. The size of a batch may change the last
-    bits of its vectors. So the samples that a task embeds together must not depend on the number of ranks
-    (`Share.batches`).
+    bits of its vectors. So the samples that an evaluation embeds together must not depend on the number of ranks
+    (`evaluation/features.py`).
 
     Attributes:
         model: The towers with their projections.
@@ -168,6 +168,9 @@ class Embedder:
         """Returns the unit vectors of local sentences, which are comparable with those of patches, in one pass.
 
         Each sentence is cut to `length` tokens.
+
+        Raises:
+            ConfigError: If the model cannot read texts.
         """
         tokens = self._encoded(texts, length)
         with torch.inference_mode():
@@ -198,7 +201,10 @@ class Embedder:
         return self.lengths.get(part.name, max(self.lengths.values(), default=self.model.prompt_length))
 
     def digest(self) -> str:
-        """Returns a SHA-256 digest of all that affects the vectors: weights, structure and tokenizer."""
+        """Returns a SHA-256 digest of the model: weights, structure, image size and tokenizer.
+
+        `crop`, `lengths` and `local` are not part of it, although they decide which vectors are computed.
+        """
         tokenizer = json.loads(self.tokenizer.to_json()) if self.tokenizer else {}
         tokenizer.pop("truncation", None)  # That of the last text; every call sets its own.
         digest = hashlib.sha256(f"{self.model} {self.model.pixels} {json.dumps(tokenizer)}".encode())

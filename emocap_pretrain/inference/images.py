@@ -90,6 +90,7 @@ def pixels_of(image: ImageSource) -> UInt8[np.ndarray, "height width 3"]:
     Raises:
         ImageError: If the image cannot be decoded, or has another type or shape than `ImageSource` allows.
         OSError: If the file cannot be read.
+        ValueError: If the path contains a zero byte.
     """
     if _is_file(image):
         return decode_image(_bytes(Path(image)))

@@ -67,9 +67,10 @@ class AttentionMap:
     cosines: Float[np.ndarray, "rows columns"]
 
     def resized(self) -> Float[np.ndarray, "pixels pixels"]:
-        """Returns the weights at the size of `image`, interpolated linearly, with the largest value 1.
+        """Returns the weights at the size of `image`, interpolated linearly and scaled so that the largest value is 1.
 
-        They can be drawn over the image: `plt.imshow(found.image); plt.imshow(found.resized(), alpha=0.5)`.
+        All values are 0 if all weights are. The result can be drawn over the image:
+        `plt.imshow(found.image); plt.imshow(found.resized(), alpha=0.5)`.
         """
         weights = torch.from_numpy(self.weights)[None, None]
         large = interpolate(weights, size=self.image.shape[:2], mode="bilinear", align_corners=False)[0, 0].numpy()
@@ -111,7 +112,11 @@ class EmotionModel:
 
     @property
     def local(self) -> LocalAlignment | None:
-        """Returns how patches are compared with sentences; None if the model was not trained to do so."""
+        """Returns how patches are compared with sentences.
+
+        It is None for a run that was trained without the local loss, and for an image tower alone. For a CLIP or SigLIP
+        of another library it is not None, although the model was not trained to do so (`LocalAlignment.is_trained`).
+        """
         return self._embedder.local
 
     @property
@@ -135,7 +140,9 @@ class EmotionModel:
                 rounding of the vectors, but changes no number of a vector by more than `ROUNDING`.
 
         Raises:
-            DataError: If an image cannot be read. The message has the path of the file, or the index of the image.
+            ConfigError: If the batch size is below 1.
+            DataError: If an image cannot be read, or `images` is a single image. The message has the path of the file,
+                or the index of the image.
         """
         found = [batch.vectors for batch in self.embed_image_batches(images, batch_size=batch_size)]
         return self._joined(found)
@@ -156,7 +163,8 @@ class EmotionModel:
                 and the next one takes its place in the batch. If `skip` is None, the error is raised.
 
         Raises:
-            DataError: If an image cannot be read and `skip` is None.
+            ConfigError: If the batch size is below 1.
+            DataError: If `images` is a single image, or if an image cannot be read and `skip` is None.
         """
         _check_batch_size(batch_size)
         found = crops(_several(images), self._embedder, ahead=2 * batch_size, skip=skip)
@@ -170,6 +178,7 @@ class EmotionModel:
         A text is cut to the number of tokens of a global caption (`model.text.lengths.global` of the run).
 
         Raises:
+            ConfigError: If the batch size is below 1, or the model is an image tower alone, which cannot read texts.
             DataError: If `texts` is a single text, or has an element that is not a text.
         """
         _check_batch_size(batch_size)
@@ -235,7 +244,7 @@ class EmotionModel:
 
         Raises:
             ConfigError: If the model was not trained on labels, so it has no head, or if the batch size is below 1.
-            DataError: If an image cannot be read.
+            DataError: If an image cannot be read, or `images` is a single image.
         """
         labels = self._embedder.model.labels
         if not labels:
@@ -255,8 +264,8 @@ class EmotionModel:
         The local loss with `scope=batch` pools the patches by these weights (docs/method.md, section 2).
 
         Raises:
-            ConfigError: If the run was trained without the local part of captions, or if the patches of the tower are
-                not a square grid.
+            ConfigError: If the run was trained without the local part of captions, if the model is an image tower
+                alone, or if the patches of the tower are not a square grid.
             DataError: If the image cannot be read, or `sentence` is not a text.
         """
         local = self.local

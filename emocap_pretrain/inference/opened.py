@@ -1,7 +1,7 @@
-"""Opens any model that this project can read, by the name that a user gives, for `emocap.load` and `emocap evaluate`.
+"""Opens any model that this project can read, by its name, for `emocap_pretrain.load` and `emocap evaluate`.
 
-The name may be that of a run of this project, of a portable export of a run, of a CLIP or SigLIP model or an image
-tower of another library, or `hog`. No file of a model is trusted (docs/security.md).
+The name may belong to a run of this project, to a portable export of a run, to a CLIP or SigLIP model of another
+library, or to an image tower of another library. Or it is `hog`. No file of a model is trusted (docs/security.md).
 """
 
 from dataclasses import dataclass, replace
