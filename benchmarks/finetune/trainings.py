@@ -1,7 +1,7 @@
 """Trains recipes for the same number of minutes. Each run is a separate process, as a user would start it.
 
 `emocap pretrain` does not train a finished run again, and resumes an interrupted one. So this module stores only the
-number of steps: it follows from the measured speed of a short run, and must not change afterwards.
+number of steps. This number follows from the measured speed of a short run, and must not change afterwards.
 """
 
 import json
@@ -27,6 +27,9 @@ def steps_of(recipe: Path, data: Path, runs: Path, minutes: float) -> int:
     """Returns how many steps of a recipe take `minutes` minutes of training on this machine.
 
     The number is stored in the folder `runs`. So it is the same for all seeds, also if the command is repeated.
+
+    Raises:
+        TrainingError: If the run that measures the speed fails.
     """
     file = runs / f"{recipe.stem}-{minutes:g}-minutes.json"
     if not file.exists():

@@ -1,4 +1,7 @@
-"""Formats the scores of captions as a table: a row for each metric, a column for the captioner and for each floor."""
+"""Formats the scores of captions as a table.
+
+It has a row for each setting and metric, and a column for the captioner and for each floor.
+"""
 
 from collections.abc import Hashable, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Measures how far the vectors of an exported model are from ours, for each format and several models.
+"""Measures the differences between the vectors of a model and those of its export, for each format and several models.
 
 The weights are random, and large enough that a wrong activation or a wrong token changes the vectors visibly. Each
 export is made and compared in a fresh process, as `emocap export` does. If a format cannot hold a model, the reason is
@@ -58,7 +58,7 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
 
 
 def measure(about: Occasion) -> Iterator[Measurement]:
-    """Yields the largest difference from our model, for each model in each format."""
+    """Yields the largest difference between a model and its export, for each model in each format."""
     for name, model in MODELS.items():
         restored = _restored(model)
         for kind in FORMATS.values():

@@ -178,7 +178,9 @@ def _seen(path: Path, points: np.ndarray | None) -> SeenImage | None:
 
 
 def seen_image(image: np.ndarray, points: np.ndarray | None) -> SeenImage:
-    """Returns what is known about an image.
+    """Measures what shows how the face of an image was cut out.
+
+    This is the size of the image, whether a corner is black, and where the eyes are.
 
     Args:
         image: The image [height, width, 3].

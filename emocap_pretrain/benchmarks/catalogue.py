@@ -36,5 +36,6 @@ def parsed(text: bytes) -> Card:
 
     Raises:
         ValidationError: If the text is not a card.
+        YAMLError: If the text is not YAML.
     """
     return _CARD.validate_python(yaml.safe_load(text))

@@ -154,10 +154,10 @@ def _sizes(facts: SplitFacts, items: int, fold: int | None) -> Iterator[Finding]
 
 
 def _classes(facts: SplitFacts, found: Mapping[str, int]) -> Iterator[Finding]:
-    """Yields what the numbers of items by class say.
+    """Yields a finding for each way in which the numbers of items by class differ from the card.
 
-    If they are those of the card, but belong to other classes, the numbers of the classes have another order in the
-    copy. Such a copy can be read without an error, and gives scores near chance.
+    If the numbers are those of the card, but belong to other classes, the copy numbers its classes in another order.
+    Such a copy can be read without an error, and gives scores near chance.
     """
     if lacking := [name for name, count in found.items() if not count]:
         yield Finding("different", f"no item has the class {', '.join(lacking)}")

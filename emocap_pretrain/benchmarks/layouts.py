@@ -26,9 +26,9 @@ Column = Annotated[int, Field(ge=0)] | Text
 VoteRule = Literal["majority", "most"]
 """The rule by which the votes for an image become one class.
 
-`majority` ignores single votes, and the class needs more than half of the votes that remain. `most` takes the class
-with the largest number of votes, and the first one of several. With both rules, the image is left out if "unknown" or
-"not a face" wins.
+`majority` ignores a class with a single vote, and the winner needs more than half of the votes that remain. `most`
+takes the class with the largest number of votes, and the first of several classes with this number. With both rules,
+the image is left out if a code of `left_out` wins, such as "unknown" or "not a face".
 """
 
 
@@ -61,7 +61,7 @@ class ClassFolders(_Layout):
     """The class is the name of a folder: `folders[split]/CLASS/FILE`.
 
     Attributes:
-        folders: The folder of each split. SplitFacts and fold may occur in the path.
+        folders: The folder of each split. `{split}` and `{fold}` may occur in the path.
         files: The pattern of the names of files, such as "*.png"; of folders if `frames` is set.
     """
 
@@ -87,11 +87,12 @@ class Table(_Layout):
             "faces/". Everything up to its last occurrence is dropped, because it is a place on somebody else's disk.
         box: How columns give the rectangle of a face, in pixels; None if the item is the whole image. `corners` uses
             the columns `left`, `top`, `right` and `bottom`, and `size` uses `left`, `top`, `width` and `height`.
-        votes: The names of columns with the numbers of votes for each class, which take the place of `class`. They are
-            codes of classes.
+        votes: The names of columns with the numbers of votes for each class, which take the place of `class`. These
+            names are codes of classes.
         rule: How votes become a class (`VoteRule`).
-        split_column: The name of a column that says the split of a row; with `split_values` by split.
-        split_values: The beginning of the split column's values, by split.
+        split_column: The name of the column that says to which split a row belongs (`split_values`); None if a file has
+            the rows of one split only.
+        split_values: For each split, the beginning of the values in `split_column` of its rows.
         group: The name of the column that says the person or the clip, for folds and intervals.
     """
 
@@ -150,7 +151,7 @@ class FrameLabels(_Layout):
             the form `afew_va`, `{folder}` (the folder of the file of labels), such as
             "cropped_aligned/{video}/{frame:05d}.jpg".
         folds: Number of folds, over which the videos are distributed in turn, in the order of their names; None if
-            there are none. This is for a benchmark whose publications do not say the folds.
+            there are none. It is set for a benchmark whose publications do not say the folds.
     """
 
     kind: Literal["frame_labels"] = "frame_labels"
@@ -209,7 +210,7 @@ class PixelTable(_Layout):
         file: The CSV file with the columns `pixels` and `Usage`.
         usages: The value of `Usage` by split.
         votes: The CSV file with the votes, row by row in the same order; None takes the column `emotion` as the class.
-            Its columns are codes of classes.
+            The names of its columns are codes of classes.
         rule: How votes become a class (`VoteRule`).
         side: Side of the images in pixels.
     """

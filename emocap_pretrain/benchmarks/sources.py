@@ -50,7 +50,7 @@ class DocumentSource(CardSection):
 
 
 class ContentSource(CardSection):
-    """Was counted in the files themselves. `content` names the files."""
+    """The files of a benchmark, in which the fact was counted. `content` names the files."""
 
     content: Text
 

@@ -77,7 +77,7 @@ def _stems(tree: Tree, folder: str, template: str) -> Iterator[str]:
 
 
 def _value(tree: Tree, path: str) -> str | Problem:
-    """Returns the only value of an array as text. Some copies hold texts, and others numbers."""
+    """Returns the only value of an array as text, or the problem. Some copies hold texts, and others numbers."""
     found = tree.file(path, missing="missing label")
     if isinstance(found, Problem):
         return found
@@ -89,7 +89,7 @@ def _value(tree: Tree, path: str) -> str | Problem:
 
 
 def _only_value(file: io.BytesIO) -> str | None:
-    """Returns the value of an array that has one number or text, or None.
+    """Returns the value of an array that has one number or text; None for any other array.
 
     The header is examined first, because numpy would reserve the memory that it states, and would open archives.
     """

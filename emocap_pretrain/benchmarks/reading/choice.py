@@ -31,7 +31,7 @@ READERS: dict[str, Callable[[Any, Target], LayoutReader]] = {
 
 
 def reader_of(layout: Layout, target: Target) -> LayoutReader:
-    """Returns what reads the copies of a layout."""
+    """Returns the reader of the copies that have a layout."""
     return READERS[layout.kind](layout, target)
 
 

@@ -19,7 +19,8 @@ class FileNamesReader:
     """Reads the layout `file_names`.
 
     If the layout has folds, the split `test` of a fold has the items of the fold's persons, and the split `train` has
-    those of all other persons. Without folds, every split of the card has all items.
+    those of all persons of the other folds. Items of a person who is in no fold are left out. Without folds, every
+    split of the card has all items.
     """
 
     def __init__(self, layout: FileNames, target: Target) -> None:

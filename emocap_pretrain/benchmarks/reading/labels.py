@@ -67,7 +67,7 @@ class Codes:
     """Knows the class of each code of a layout, and the codes that are left out."""
 
     def __init__(self, codes: Mapping[str, str], left_out: Mapping[str, str]) -> None:
-        """Raises a `ConfigError` if two codes that count as equal belong to different classes."""
+        """Raises a `ConfigError` if two codes that count as equal belong to different classes, or one is left out."""
         self._classes = _by_plain_code(codes)
         self._left_out = _by_plain_code(left_out)
         if both := sorted(set(self._classes) & set(self._left_out)):
@@ -131,7 +131,7 @@ class LabelReader:
 
 
 def class_by_votes(votes: Mapping[str, int], rule: VoteRule) -> str | None:
-    """Returns the code with enough votes, or None if no code has enough of them."""
+    """Returns the code that wins by the rule (`VoteRule`), or None if no code has enough votes."""
     counted = {code: number for code, number in votes.items() if number > 1} if rule == "majority" else dict(votes)
     if not counted or max(counted.values()) == 0:
         return None
@@ -203,7 +203,10 @@ def _question(target: QuestionTarget, values: Mapping[str, Value], place: str) -
 
 
 def _right_answer(answer: str, options: tuple[str, ...]) -> int | None:
-    """Returns the position that a file gives as a number from 0, as a letter from A, or as the answer itself."""
+    """Returns the position of the right answer, counted from 0; None if the file gives it in no known form.
+
+    The file gives it as the answer itself, as a number from 0, or as a letter from A.
+    """
     if answer in options:
         return options.index(answer)
     if re.fullmatch(r"\d{1,3}", answer):

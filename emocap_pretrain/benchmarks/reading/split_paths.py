@@ -8,7 +8,7 @@ from emocap_pretrain.errors import DataError
 
 
 def values_of(split: str, fold: int | None) -> dict[str, str]:
-    """Returns the values of the fields that a split gives."""
+    """Returns the values of the template fields `{split}` and, with a fold, `{fold}`."""
     return {"split": split} | ({} if fold is None else {"fold": str(fold)})
 
 
@@ -22,7 +22,7 @@ def split_path(paths: Mapping[str, str], split: str, fold: int | None) -> str:
 
 
 def split_paths(paths: Mapping[str, Sequence[str]], split: str, fold: int | None) -> list[str]:
-    """Returns the paths of a split of which the layout has several, with the errors of `split_path`."""
+    """Returns the paths of a split that has several. It raises the errors of `split_path`."""
     if split not in paths:
         raise DataError(f"this layout has no split {split!r}; it has {', '.join(paths)}.")
     try:

@@ -108,7 +108,7 @@ def rows(path: Path, encoding: str, separator: str) -> Iterator[tuple[int, list[
 
 
 def document(path: Path) -> Any:
-    """Returns the content of a JSON file. Comment lines with // before the document are taken.
+    """Returns the content of a JSON file. Comment lines that begin with // may precede the document.
 
     Raises:
         DataError: If the file cannot be opened, has more than `LARGEST_JSON` bytes, is not UTF-8 text (or what its byte

@@ -110,7 +110,7 @@ class Tree:
         return found
 
     def file(self, path: str, *, missing: str = "missing image") -> Path | Problem:
-        """Returns the place of a regular file, or the problem of this kind or another."""
+        """Returns the place of a regular file, or the problem. `missing` is the kind of problem if nothing is there."""
         mode = self._mode(path, missing)
         if isinstance(mode, Problem):
             return mode
