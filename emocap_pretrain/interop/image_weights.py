@@ -91,7 +91,8 @@ def load_image_weights(tower: TimmImageTower, settings: ImageTowerConfig) -> Loa
         The report; None if the settings name no weights.
 
     Raises:
-        ConfigError: If a tensor is missing, superfluous or of another shape. The message has its name.
+        ConfigError: If the weights cannot be read, or if a tensor is missing, superfluous or of another shape. The
+            message then has the name of the tensor.
     """
     if settings.pretrained is None:
         return None

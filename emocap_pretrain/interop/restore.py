@@ -91,10 +91,11 @@ def restore(
             the run's checkpoint of step 0 is read too. None returns the trained weights.
 
     Raises:
-        CheckpointError: If there is no such checkpoint, a file is missing or differs from the manifest, or `weights` is
-            "ema" and the run keeps no average.
-        ConfigError: If the weights do not belong to the model that the config describes, or if it is not safe to build
-            a model from the checkpoint's config, for example because a setting refers to an environment variable.
+        CheckpointError: If there is no such checkpoint, a file is missing or differs from the manifest, `weights` is
+            "ema" and the run keeps no average, or `interpolate` is given and the run has no checkpoint of step 0.
+        ConfigError: If the weights do not belong to the model that the config describes, if `interpolate` is not
+            between 0 and 1, or if it is not safe to build a model from the checkpoint's config, for example because a
+            setting refers to an environment variable.
     """
     store = open_store(run_url)
     checkpoint = chosen(committed(store), run_url, step)
@@ -323,10 +324,11 @@ def _require_inert(config: Config, architecture: Any, weights: WeightShapes) -> 
 
 
 def too_large(image: ImageTowerConfig, settings: Any, weights: WeightShapes) -> str | None:
-    """Returns the reason why a model with these settings could be far larger than its weights; None if it cannot.
+    """Returns why the settings are refused before a model is built; None if no single number is too large.
 
-    The settings and the weights come from the same untrusted source. The reason completes a sentence that begins with
-    "the config".
+    The settings are refused if a number, the pixels or a depth is too large for the weights. The size of the whole
+    model is not checked here: `WeightShapes.budget` limits it. The settings and the weights come from the same
+    untrusted source. The returned reason completes a sentence that begins with "the config".
 
     Args:
         image: The settings of the image tower.

@@ -110,7 +110,10 @@ def _at(tree: Mapping[str, Any], keys: Sequence[str]) -> Any:
 
 
 def _merged(known: Mapping[str, Any], given: Mapping[str, Any]) -> Tree:
-    """Returns a tree with the values of both trees. If both have a value, that of `given` is taken."""
+    """Returns a tree with the values of both trees. If both have a value, that of `given` is taken.
+
+    If `given` names an image tower, its options replace those of `known` as a whole.
+    """
     result = dict(known)
     for key, value in given.items():
         before = result.get(key)

@@ -41,8 +41,8 @@ def write_tokenizer(restored: Restored, folder: Path, text: str) -> None:
     """Writes `tokenizer.json` and `tokenizer_config.json`.
 
     Both the library `tokenizers` and transformers read them. Texts are cut to the length of a prompt, as our own
-    `Embedder` cuts them, and padded at the end. A text tower of SigLIP reads the padding, so for it texts are cut and
-    padded to its number of positions.
+    `Embedder` cuts them, and padded at the end. A text tower of SigLIP reads the padding, so for such a tower texts are
+    cut and padded to its number of positions.
     """
     fast = FastTokenizer.from_str(text)
     found = {

@@ -37,7 +37,8 @@ class CardFacts:
 def inert(value: object) -> str:
     """Returns a Markdown code span with a text, in one line and without control characters.
 
-    A backtick is replaced by an apostrophe, and a text of more than 300 characters is cut.
+    A backtick is replaced by an apostrophe, a vertical bar gets a backslash, and a text of more than 300 characters is
+    cut.
 
     >>> inert("<b> [a](javascript:b)")
     '`<b> [a](javascript:b)`'

@@ -25,8 +25,8 @@ from emocap_pretrain.interop.export.formats import ExportFormat
 from emocap_pretrain.interop.export.probes import probes_of
 from emocap_pretrain.interop.restore import Restored
 
-# The packages whose versions may change the vectors of a model.
 _SPARE_BYTES = 1 << 20  # A disk with less free space is full: torch's error does not say so.
+# The packages whose versions may change the vectors of a model.
 _PACKAGES = ("emocap-pretrain", "torch", "timm", "transformers", "tokenizers")
 
 
@@ -44,14 +44,14 @@ def export(
     Args:
         restored: The model, on the CPU.
         kind: The format.
-        folder: The destination. It must not exist, or be empty.
+        folder: The destination: a folder that does not exist or is empty or, with `force`, that holds an export.
         facts: What the model card says about the run.
         force: Whether an earlier export at the destination is replaced.
         say: Called with a line of progress before each stage.
 
     Raises:
-        ConfigError: If a library is not installed, the destination is not free, the format cannot hold the model, or
-            the export differs from the model by more than `verify.BOUND`.
+        ConfigError: If a library is not installed, the destination is not free or its folder cannot be made, the format
+            cannot hold the model, or the export differs from the model by more than `verify.BOUND`.
         StoreError: If the files cannot be written, for example because the disk is full.
     """
     verify.require_library(kind)

@@ -132,7 +132,10 @@ RESULTS = ("image", "patches", "photo", "text", "sentence", "scale", "local_scal
 def difference(name: str, ours: Any, theirs: Any) -> float:
     """Returns the largest absolute difference of unit vectors, or the difference of a scale or a bias.
 
-    The difference of a scale or a bias is relative to our value, if that is above 1.
+    The difference of a scale or a bias is relative to our value, if this value is above 1.
+
+    Raises:
+        ValueError: If the two results have different shapes.
     """
     if ours.shape != theirs.shape:
         raise ValueError(f"{name} has the shape {list(theirs.shape)}, and {list(ours.shape)} in our model")

@@ -1,9 +1,9 @@
 """Exports a model for transformers.
 
 If both towers are of the family CLIP or SigLIP, it becomes a `CLIPModel` or a `SiglipModel` (`whole_clip.py`). Any
-other model becomes a `VisionTextDualEncoderModel`, whose image tower is a `TimmWrapperModel`. This class projects the
-`pooler_output` of each tower. For an image tower of timm this is its pooled vector. Two kinds of text towers have a
-pooler that fits:
+other model becomes a `VisionTextDualEncoderModel`, whose image tower is a `TimmWrapperModel`. A
+`VisionTextDualEncoderModel` projects the `pooler_output` of each tower. For an image tower of timm, this output is the
+pooled vector. Two kinds of text towers have a pooler that fits:
 
 - CLIP's text model, whose pooler takes the vector of the end token (`pooling: eos`).
 - BERT and its relatives, whose pooler computes tanh(W x + b) of the first token's vector x (`pooling: cls`). The export

@@ -1,9 +1,9 @@
 """Recognizes files of image towers without a text tower and without a config, by the names of their tensors.
 
-These are MobileNetV2 of torchvision and EfficientNet-lite0. Both consist of inverted residual blocks: a pointwise
+The towers are MobileNetV2 of torchvision and EfficientNet-lite0. Both consist of inverted residual blocks: a pointwise
 convolution that expands the channels, a depthwise convolution, and a pointwise convolution that reduces the channels,
-each followed by batch norm. The first block has no expansion. These libraries number the blocks through the whole
-network, and timm numbers them within each stage.
+each followed by batch norm. The first block has no expansion. The files number the blocks through the whole network,
+and timm numbers them within each stage.
 """
 
 from collections.abc import Iterator, Sequence

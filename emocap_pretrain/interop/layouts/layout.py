@@ -40,7 +40,7 @@ _TIMM_SIGLIP = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightsLayout:
-    """Describes weights in the layout of another library: the settings of their model, and how tensors are translated.
+    """Describes the weights of a source: the settings of their model, and how their tensors are translated into ours.
 
     Attributes:
         name: What messages call the layout, such as "OpenAI CLIP".
@@ -49,8 +49,8 @@ class WeightsLayout:
             weights of timm, because timm converts their names, and for weights of a run of this project.
         ignored: Names of tensors in the file that are not loaded, such as a mask. If only the image tower of a CLIP is
             loaded, these are also all other tensors of the CLIP.
-        kind: Which library writes and reads this layout: "openai", "open_clip", "transformers" or "emocap"; for an
-            image tower alone "timm", "torchvision" or "efficientnet".
+        kind: Which library writes and reads this layout: "openai", "open_clip" or "transformers"; for an image tower
+            alone "timm", "torchvision" or "efficientnet"; for a run of this project "emocap".
         crop: The part of an image that the model was published to read.
     """
 
@@ -76,7 +76,7 @@ class ImageTransformer:
         mlp_width: Hidden size of each MLP.
         activation: "gelu", "gelu_tanh" or "quick_gelu".
         mean: Mean of the colour channels in [0, 1] that the model subtracts.
-        std: Standard deviations by which it divides.
+        std: Standard deviations of the colour channels, by which the model divides.
     """
 
     family: str
@@ -223,7 +223,7 @@ def shape_of(shapes: Shapes, name: str, axes: int, where: str) -> tuple[int, ...
     """Returns the shape of a tensor from which sizes of the model are read.
 
     Raises:
-        ConfigError: If there is no such tensor, or it has another number of axes.
+        ConfigError: If there is no such tensor, or it has another number of axes or an axis of size 0.
     """
     shape = shapes.get(name)
     if shape is None:
