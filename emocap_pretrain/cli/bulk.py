@@ -103,7 +103,8 @@ def embed_command(  # noqa: PLR0913, PLR0917 - one argument for each option
 ) -> None:
     """Write the vectors of many images or frames of videos.
 
-    Whole images are read: no face is detected. The same command resumes an interrupted one.
+    No face is detected: the model reads the central square of an image or, if it was published so, the whole image. The
+    same command resumes an interrupted one.
     """
     from emocap_pretrain.bulk.scorers import ModelSource
 
@@ -144,8 +145,8 @@ def predict_command(  # noqa: PLR0913, PLR0917 - one argument for each option
 ) -> None:
     """Write the scores of classes and of sentences for many images or frames of videos.
 
-    Whole images are read: no face is detected. The scores are not calibrated probabilities. The same command resumes an
-    interrupted one.
+    No face is detected: the model reads the central square of an image or, if it was published so, the whole image. The
+    scores are not calibrated probabilities. The same command resumes an interrupted one.
     """
     from emocap_pretrain.bulk.scorers import ModelSource
 
@@ -241,12 +242,14 @@ class Output:
         Args:
             found: The input.
             verb: The word before the bar of progress, such as "embedding".
-            state: All that decides what the parts contain. Parts of an earlier start are used only if it is equal.
+            state: Everything that decides what the parts contain. Parts of an earlier start are used only if the
+                earlier state was equal.
             about: Facts that are stored in the output.
             compute: Computes the given parts, and reports each of them to the bar of progress.
 
         Raises:
             ConfigError: If the output exists, another process is writing it, or earlier parts have another state.
+            StoreError: If a file cannot be written, or the file of a part is damaged.
         """
         from emocap_pretrain.bulk import joining, part_folder
         from emocap_pretrain.bulk.compute import Work
@@ -270,7 +273,11 @@ class Output:
 
 
 def output_place(out: Path) -> Path:
-    """Returns the absolute path of the output, after a check that a file can lie there."""
+    """Returns the absolute path of the output, after a check that the option names a file on a disk.
+
+    Raises:
+        ConfigError: If the option is a URL or names a folder.
+    """
     if re.match(r"[a-z][a-z0-9+]*:/", str(out)):
         raise ConfigError(f"--out {out}: the output is a file on a disk; write it there, and copy it to the URL.")
     path = out.expanduser().absolute()
@@ -328,7 +335,13 @@ class BulkBar(AbstractContextManager["BulkBar"]):
     """Shows the share of the input that is done, the remaining time, and the numbers of images and errors."""
 
     def __init__(self, verb: str, total: int, done: int) -> None:
-        """Shows an empty bar. `total` and `done` are weights of items; `done` is that of an earlier process."""
+        """Shows the bar.
+
+        Args:
+            verb: The word before the bar.
+            total: The weight of all items.
+            done: The weight of the items that an earlier process has computed.
+        """
         self._bar: tqdm[NoReturn] = tqdm(
             total=total,
             initial=done,

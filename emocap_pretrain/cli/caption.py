@@ -217,7 +217,7 @@ def write_command(  # noqa: PLR0913, PLR0917 - one argument for each option
 def _loaded(source: "ModelSource", lm: str) -> "tuple[EmotionModel, LanguageModel]":
     """Returns the model and the language model, on the same device.
 
-    The language model is opened first, because errors in its name are found sooner.
+    The language model is opened first, so that a wrong name of it is reported before the other model is loaded.
     """
     from emocap_pretrain.generation.language_model import load_language_model
     from emocap_pretrain.inference.model import chosen_device

@@ -273,7 +273,7 @@ def _changes(named: dict[str, Any], classes: str | None, prompts: str | None) ->
     """Returns the evaluation settings that the command line sets, as a mapping from their names to their values.
 
     Args:
-        named: The settings whose options have their values; one that is not given is None.
+        named: The settings that take the value of an option as it is, by name; None for an option that is not given.
         classes: The option `--classes`.
         prompts: The option `--prompts`.
     """
@@ -284,7 +284,15 @@ def _changes(named: dict[str, Any], classes: str | None, prompts: str | None) ->
 
 
 def _copies(texts: Sequence[str], *, alone: bool) -> "tuple[BenchmarkCopy, ...]":
-    """Returns the copies that `--benchmark` names. `alone` says that no option chooses another dataset or a picture."""
+    """Returns the copies that `--benchmark` names.
+
+    Args:
+        texts: The values of `--benchmark`.
+        alone: Whether no option is given that is only for packed datasets, such as `--data`, `--by` or `--picture`.
+
+    Raises:
+        ConfigError: If such an option is given beside `--benchmark`, or a value is not the name and folder of a copy.
+    """
     if not texts:
         return ()
     if not alone:

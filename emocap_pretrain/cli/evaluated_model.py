@@ -163,6 +163,9 @@ def evaluated(request: EvaluationRequest, device: str) -> Evaluation | None:
         ConfigError: If `device` is "cuda" and there is no GPU, or the settings do not fit the model or the data.
         CheckpointError: If there is no such checkpoint, or if it is damaged.
         LostContact: If another rank has failed.
+        ShardsError: If a store or a dataset cannot be read, on the rank that reads it.
+        DataError: If no example can be read, on rank 0; or if an example of a packed dataset cannot be decoded, on the
+            rank that reads it.
     """
     import torch
 

@@ -35,7 +35,7 @@ def command(
 ) -> None:
     """Draw attention maps: where in each face the model finds what a sentence says.
 
-    Whole images are read: no face is detected.
+    No face is detected: the model reads the central square of an image or, if it was published so, the whole image.
     """
     show_logs()
     with errors_as_lines(debug=debug):
@@ -59,7 +59,8 @@ def _faces(model: "EmotionModel", source: str, sentences: list[str], count: int)
 
     Raises:
         ConfigError: If the input has no captions, and no sentence is given; or if the model has no maps.
-        DataError: If none of the samples has a local sentence, or an image cannot be read.
+        DataError: If none of the samples has a local sentence, or if an image file or folder cannot be read.
+        ShardsError: If the dataset or the table cannot be read, or an image of the dataset cannot be decoded.
     """
     from itertools import islice
 

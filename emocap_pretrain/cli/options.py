@@ -41,7 +41,10 @@ def parsed_classes(text: str) -> Any:
     """Returns the classes with the words that describe them in prompts.
 
     `text` is a list of classes such as `joy,fear`, whose names are also their words, or a YAML mapping of classes to
-    words such as `{joy: delight, fear: panic}`.
+    words such as `{joy: delight, fear: panic}`. What the mapping holds is not checked here.
+
+    Raises:
+        ConfigError: If the mapping is not YAML.
     """
     if not text.lstrip().startswith("{"):
         return {name: name for name in map(str.strip, text.split(",")) if name}

@@ -19,7 +19,7 @@ def command(
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Write where the eyes, the mouth and so on of each face lie, and which of them each local sentence is about."""
+    """Write regions.jsonl into a dataset: where eyes, mouth and so on lie, and which of them each sentence is about."""
     with errors_as_lines(debug=debug):
         from emocap_pretrain.captions.regions import Landmarks, Missing, find, of_rendered
         from emocap_pretrain.data.regions import REGIONS_FILE, write_regions
