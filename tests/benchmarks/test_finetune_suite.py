@@ -45,9 +45,10 @@ def test_a_table_has_one_row_for_each_recipe_with_the_spread_of_its_seeds() -> N
 
 @pytest.fixture
 def options(tmp_path: Path, new_mlflow: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Returns the options of a comparison of one tiny recipe, whose speed is already stored.
+    """Returns the options of a comparison of one tiny recipe.
 
-    The trainings are processes of their own, which need no time for imports.
+    Each training is forked by `rank_server`, which has already imported the libraries. The speed is stored, so that no
+    run has to measure it.
     """
     monkeypatch.setattr(trainings, "subprocess", rank_server)
     for name in ("train", "valid", "test"):

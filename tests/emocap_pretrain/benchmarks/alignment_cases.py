@@ -1,7 +1,7 @@
 """Makes copies of face images as several tools would crop them: whole, by the box of a detector, or by landmarks.
 
-The caller gives the places of the eyes, the mouth and the box in the original image. Random errors are added to them,
-as a tool makes errors when it finds a face.
+The caller gives the places of the eyes, the mouth and the box in the original image. Random errors are added to these
+places, as a tool makes errors when it finds a face.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Copies of AffectNet of 2021, whose labels are files of one value."""
+"""Tests the reader of copies of AffectNet of 2021, whose labels are files of one value."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Every card can be read, and the reader of every layout on it reads a tiny copy without a problem."""
+"""Tests that every card can be read, and that the reader of every layout on it reads a tiny copy without a problem."""
 
 from collections import Counter
 from pathlib import Path
@@ -25,7 +25,7 @@ GENERATED = [each for each in LAYOUTS if each.values[0].media == "image" and eac
 
 
 def test_every_card_has_tiny_copies() -> None:
-    """A card is named twice in the other file: in its list, and where its copy is written."""
+    """A card whose copies are written by hand is named twice in `BY_HAND`: in its list, and where a copy is written."""
     generated = {each.values[0].name for each in GENERATED}
     by_hand = BY_HAND.read_text()
     assert [name for name in catalogue.names() if name not in generated and by_hand.count(f'"{name}"') < 2] == []

@@ -1,4 +1,4 @@
-"""The paths of a copy: no template and no value leads out of its folder."""
+"""Tests that no template of a path and no value in it leads out of the folder of a copy."""
 
 import os
 from pathlib import Path

@@ -36,7 +36,13 @@ def raf(monkeypatch: pytest.MonkeyPatch) -> Card:
 
 
 def copy(root: Path, codes: Mapping[str, int] = CODES, *, test: Mapping[str, int] = TEST) -> Path:
-    """Writes a copy in the layout of the authors."""
+    """Writes a copy in the layout of the authors.
+
+    Args:
+        root: The folder of the copy.
+        codes: The number that the file of labels has for each class.
+        test: The number of images of each class in the split `test`.
+    """
     lines: list[str] = []
     folder = root / "Image" / "aligned"
     folder.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Copies whose folders are classes: every file is an item or a problem."""
+"""Tests the reader of copies whose folders are classes: every file is an item or a problem."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The layout of a copy is the first one on the card that fits; otherwise every layout says what is missing."""
+"""Tests that the first layout on the card that fits a copy is chosen, and that otherwise each says what is missing."""
 
 from pathlib import Path
 from typing import get_args

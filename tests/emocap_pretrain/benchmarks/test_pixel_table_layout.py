@@ -1,4 +1,4 @@
-"""Copies of FER2013, whose images are cells of a table, with and without the votes of FER+."""
+"""Tests the reader of copies of FER2013, whose images are cells of a table, with and without the votes of FER+."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Copies whose items are the records of JSON files."""
+"""Tests the reader of copies whose items are the records of JSON files."""
 
 import json
 from pathlib import Path

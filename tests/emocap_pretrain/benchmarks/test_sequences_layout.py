@@ -1,4 +1,4 @@
-"""Copies of CK+, whose annotation files name the expression of the last frames of a sequence."""
+"""Tests the reader of copies of CK+, whose annotation files name the expression of the last frames of a sequence."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Copies whose items are the rows of text files."""
+"""Tests the reader of copies whose items are the rows of text files."""
 
 import os
 from pathlib import Path

@@ -68,7 +68,7 @@ def train(world: RankGroup, config: Config) -> None:
 
 @dataclass(frozen=True)
 class Numbered:
-    """Is a source of numbers, which raises an error for the number `wrong`."""
+    """An `ExampleSource` whose examples are numbers. It raises `error` when the number `wrong` is read."""
 
     samples: int
     wrong: int | None = None
@@ -91,7 +91,7 @@ class Numbered:
 
 @dataclass(frozen=True)
 class NumberContent:
-    """Is an image of one colour, which is the number."""
+    """The content of an example: an image whose values are all equal to the number."""
 
     number: int
 
@@ -103,7 +103,7 @@ class NumberContent:
 
 
 class NumberEmbedder:
-    """Returns the number of each image as its vector."""
+    """An embedder without a model. The vector of an image is its number and 1."""
 
     model = SimpleNamespace(pixels=2)
 

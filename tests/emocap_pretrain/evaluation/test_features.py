@@ -40,7 +40,7 @@ def embedder(tiny_config: Config) -> Embedder:
 
 @dataclass(frozen=True)
 class Listed:
-    """Is a source of given examples."""
+    """An `ExampleSource` that has the given examples."""
 
     found: Sequence[Example | LeftOut]
     address: str = "listed"
@@ -59,7 +59,7 @@ class Listed:
 
 @dataclass
 class Frames:
-    """Is a content of frames of one colour each; without any, it cannot be decoded."""
+    """The content of an example: frames of one colour each. A content without frames cannot be decoded."""
 
     colours: Sequence[int]
     decoded: int = 0
@@ -233,7 +233,10 @@ def test_the_digest_of_a_model_does_not_change_with_its_use(embedder: Embedder) 
 
 
 class _Overflowing:
-    """Has infinite pooled vectors for images of the colour 7. The projected vectors of all images are finite."""
+    """An embedder without a model. The pooled vector of an image of the colour 7 has an infinite value.
+
+    The projected vectors of all images are finite.
+    """
 
     model = SimpleNamespace(pixels=2)
 

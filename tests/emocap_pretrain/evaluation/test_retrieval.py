@@ -52,7 +52,10 @@ def naive(captions: Sequence[str], images: np.ndarray, texts: np.ndarray) -> dic
 
 
 def result_of(captions: Sequence[str | Sequence[str]], images: np.ndarray, texts: np.ndarray) -> TaskResult:
-    """Returns the result. `captions` has the caption of each image, or several; `texts` the vector of each caption."""
+    """Returns the result of the task `retrieval`.
+
+    `captions` has one or several captions for each image. `images` and `texts` are the vectors of images and captions.
+    """
     each = [(caption,) if isinstance(caption, str) else tuple(caption) for caption in captions]
     flat = tuple(caption for some in each for caption in some)
     owner = torch.tensor([row for row, some in enumerate(each) for _ in some])

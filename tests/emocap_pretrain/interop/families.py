@@ -1,7 +1,7 @@
 """Writes small models with random weights in the formats of open_clip and transformers, for the tests of `model.from`.
 
-`FAMILIES` has one function for each format. It writes a model into a folder and returns a `Foreign`, which computes the
-vectors of this model with the library that has written it.
+`FAMILIES` has one function for each format. The function writes a model into a folder and returns a `Foreign`, which
+computes the vectors of this model with the library that has written the model.
 """
 
 import importlib
@@ -75,6 +75,7 @@ class Foreign:
         scale: The logarithm of the learned scale.
         bias: The learned bias; None if there is none.
         activation: The setting that the user must add for a file that does not contain the activation.
+        pad: The id of the token with which texts are padded.
         at: Returns the same model for images of another size; None if the library cannot resize the embeddings.
         pixels: Side of the images of the model.
         positions: Number of tokens that the text tower reads.
@@ -246,7 +247,7 @@ _CONVNEXT = {"timm_model_name": "test_convnext", "timm_pool": "avg", "timm_proj"
 
 
 def vit_tiny_patch8_siglip_24(pretrained: bool = False, **options: Any) -> VisionTransformer:
-    """Builds a SigLIP tower that is small enough for tests. It is registered in timm."""
+    """Builds a SigLIP tower that is small enough for tests. This function is registered in timm."""
     sizes = {"patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2, "mlp_ratio": 2.5, "img_size": 24}
     return timm.create_model("vit_base_patch16_siglip_224", pretrained=pretrained, **(sizes | options))
 

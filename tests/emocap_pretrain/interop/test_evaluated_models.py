@@ -54,7 +54,7 @@ evaluate, printed = partial(cli_calls.called, "evaluate"), partial(cli_calls.pri
 def with_tokenizer(folder: Path) -> FastTokenizer:
     """Writes a tokenizer of a few words into the folder of a model, and returns the tokenizer.
 
-    It ends each text with the end token of the models (`END`).
+    The tokenizer ends each text with the end token of the models (`END`).
     """
     vocabulary = {word: number for number, word in enumerate(WORDS)} | {"<end>": END}
     fast = FastTokenizer(models.WordLevel(vocabulary, unk_token="a"))

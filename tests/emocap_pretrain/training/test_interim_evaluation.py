@@ -91,7 +91,10 @@ def require_equal_training(config: Config, other: Config) -> None:
 
 
 class Killed(BaseException):
-    """Ends an attempt as abruptly as a signal, because no handler of the product catches this exception."""
+    """Ends an attempt almost like a signal: no `except Exception` of the product catches this exception.
+
+    The monitor still records the failure.
+    """
 
 
 def kill(*_: object, **_others: object) -> None:
