@@ -52,8 +52,8 @@ class EvaluationRequest:
         may_read: Whether the command may read the dataset that the config names.
         activation: The activation of the towers, for a file of another library that does not contain it.
         copies: Copies of benchmarks. If there are any, they are scored in place of the dataset of the settings.
-        trained_on: The sets of faces and the packed datasets from which training captions came, as the user says. An
-            entry with a "/" is the address of a packed dataset, and any other entry the name of a set.
+        trained_on: The sets of faces and the packed datasets from which training captions came, as the user says.
+            `names_and_datasets` says which entries are addresses of datasets.
 
     Raises:
         ConfigError: If both `shares` and `interpolate` are given.
@@ -123,6 +123,7 @@ class Evaluation:
         results: The results of the tasks.
         other_weights: The results of the interpolations; empty if none were asked for.
         has_copies: Whether copies of benchmarks were scored, and not the dataset of the settings.
+        failures: For each benchmark that could not be evaluated its name and the reason, in one line.
     """
 
     model: str
@@ -164,8 +165,8 @@ def evaluated(request: EvaluationRequest, device: str) -> Evaluation | None:
         CheckpointError: If there is no such checkpoint, or if it is damaged.
         LostContact: If another rank has failed.
         ShardsError: If a store or a dataset cannot be read, on the rank that reads it.
-        DataError: If no example can be read, on rank 0; or if an example of a packed dataset cannot be decoded, on the
-            rank that reads it.
+        DataError: If no example can be read; or if an example of a packed dataset cannot be decoded. For a packed
+            dataset, only the rank that finds this raises a `DataError`, and the others `LostContact`.
     """
     import torch
 

@@ -81,10 +81,14 @@ class TrainingCaptions:
 
 
 def names_and_datasets(texts: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Returns which texts are names of sets of faces, and which are packed datasets: a path, a URL, or a local folder.
+    """Divides texts of the user into names of sets of faces, and addresses of packed datasets.
 
-    A folder such as `train` has a name like that of a set. It is a dataset if it has a manifest: as a name of a set it
-    would say that the sources of the captions are all known.
+    A text with a slash is the path or URL of a dataset. A text without a slash is a name, unless a local folder of this
+    name has a manifest. Such a folder, for example `train`, must not count as a set, because naming any set says that
+    all sources of the captions are known.
+
+    Returns:
+        The names, and the addresses.
     """
     names: list[str] = []
     urls: list[str] = []

@@ -28,7 +28,10 @@ NEIGHBOURS = (1, 5, 10, 20, 50, 100, 200)
 
 @dataclass(frozen=True, slots=True)
 class Nearest(LearnsClasses):
-    """Implements the task. It needs a label in all three splits."""
+    """Implements the task `nearest_neighbours`. It needs the label in all three splits.
+
+    The scores are UAR, WAR, macro-F1 and the chosen number of neighbours.
+    """
 
     name: ClassVar[str] = "nearest_neighbours"
     charts: ClassVar[tuple[tuple[str, ...], ...]] = (("uar",), ("war",), ("macro_f1",), ("neighbours",))
@@ -59,7 +62,7 @@ def votes_of(
     """Returns the predicted class of each vector, by the number of neighbours that vote.
 
     A number above that of the training examples is left out. If two classes have equal votes, the one with more
-    neighbours wins, and among equally many the first one.
+    neighbours wins, and of two with equally many neighbours the first one.
     """
     distances, rows = index.kneighbors(vectors)
     # The cosines, in descending order. A negative vote would make a class without neighbours win with 0.

@@ -67,8 +67,9 @@ def prepare(copies: Sequence[BenchmarkCopy], settings: EvaluationConfig, *, has_
         Notes for the user, one line each: which copies and which tasks are left out.
 
     Raises:
-        ConfigError: If a copy has none of the layouts of its card, if a class has no prompts, or if the settings name
-            a task that needs texts and the model cannot read them.
+        ConfigError: If a copy has none of the layouts of its card; if a class has no prompts, or the prompts do not fit
+            the classes (`settings_of`); or if the settings name a task that does not exist, or one that needs texts
+            although the model cannot read them.
         NoTaskError: If none of the copies allows a task.
     """
     if settings.tasks:
@@ -145,14 +146,15 @@ def evaluate(
     This is a collective.
 
     If a benchmark has folds, each score is the mean over the folds, as publications report it. A benchmark on which no
-    task can be run has no result, and a warning names it. So does a warning for a benchmark whose copy or settings
-    cannot be used: the results of the others are kept.
+    task can be run, or whose copy or settings cannot be used, has no result. A warning names it, and the results of the
+    other benchmarks are kept.
 
     Args:
         copies: The copies, which every rank reads.
         settings: The settings of the evaluation. The cards give the labels in place of the settings.
         embedder: The trained model, on this rank's device.
-        world: The ranks among which the data are divided. Nothing else may report lost ranks by `LostContact`.
+        world: The ranks among which the data are divided. No monitor may raise `LostContact` while this function runs,
+            because the error would count as the failure of another rank on a copy.
 
     Raises:
         ConfigError, DataError: If no benchmark has a result, because of the first one that cannot be used.
@@ -191,6 +193,10 @@ def _results_or_error(
     An error ends the work of all ranks at the same collective (`RankGroup.run_on_all`), but its class is not the same
     on all of them: a `DataError` of one rank is `LostContact` on the others. So the ranks exchange what they have
     raised, and then all of them continue, or none.
+
+    Raises:
+        Exception: If a rank has raised an error of a class that is not in `_OF_COPY`: its own error on that rank, and
+            on the others their own error or `LostContact`.
     """
     own: Exception | None = None
     found: list[TaskResult] = []

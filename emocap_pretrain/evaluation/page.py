@@ -285,7 +285,8 @@ def _mapped_face(number: int, face: SavedFace, found: Comparison) -> dict[str, A
 def _peers(found: Comparison) -> dict[str, Any] | None:
     """Returns scores on benchmarks beside published scores of other models by prompts alone.
 
-    The scores come from the tasks that read only the split `test`. The card of a benchmark lists its scores in order.
+    The scores come from the tasks that use texts and read only the split `test`. The card of a benchmark lists its
+    scores, the most important one first.
     From each task, the first score on this list is taken for which the card has published scores of other models by
     prompts alone. If there is no such score, the first score on the list that the task has is taken. The result is None
     if no task has a score on the list of its benchmark.

@@ -282,7 +282,8 @@ def _of_ranks(outcomes: RankOutcomes) -> dict[str, Metric]:
 def median_rank(ranks: np.ndarray) -> Metric:
     """Returns a function that computes the median rank of each draw, in which each rank occurs as often as its query.
 
-    As in `numpy.median`, the median of an even number of ranks is the mean of the two middle ones.
+    As in `numpy.median`, the median of an even number of ranks is the mean of the two middle ones. A draw without any
+    rank has NaN.
     """
     order = np.argsort(ranks, kind="stable")
     ascending = ranks[order]

@@ -91,7 +91,8 @@ class Task(Protocol):
 class MapTask(Task, Protocol):
     """A task that also needs the attention maps of the split `test` (`Features.maps`).
 
-    The model must compare patches with sentences (`Embedder.local`).
+    The model must have been trained with local sentences (`Embedder.has_maps`), and the central square of each image
+    must be read.
     """
 
     needs_maps: ClassVar[Literal[True]]

@@ -111,7 +111,8 @@ def prepare(
 
     Raises:
         ConfigError: If the settings name a task that does not exist, if a task's settings do not fit its data, if the
-            samples lack a label that the settings name, or if a task needs attention maps and `has_local` is False.
+            samples lack a label that the settings name, or if a task needs attention maps and `has_local` is False or
+            the whole image is read.
         ShardsError: If the data cannot be read.
     """
     tasks = tasks_of(settings)
@@ -187,7 +188,8 @@ def _check_maps(tasks: Sequence[Task], crop: ImageCrop, *, has_local: bool) -> b
     """Returns whether one of the tasks needs attention maps.
 
     Raises:
-        ConfigError: If one needs them, and the model is not trained with local sentences (`has_local` is False).
+        ConfigError: If one needs them, and the model is not trained with local sentences (`has_local` is False) or
+            `crop` is not the central square.
     """
     needing = [task.name for task in tasks if isinstance(task, MapTask)]
     if needing and not has_local:

@@ -34,7 +34,8 @@ ABSENT = Path(__file__).with_name("absent_units.yaml")
 class UnitDetection:
     """Implements the task `unit_detection`. Its scores are the means of F1 and of AUC over the action units.
 
-    The labels are named `AU12` and so on. A value above 0 means that the unit is shown.
+    The labels are named `AU12` and so on. A value above 0 means that the unit is shown. A unit that no face shows is
+    left out of both means, and a unit that every face shows is left out of the mean AUC.
     """
 
     settings: EvaluationConfig

@@ -80,7 +80,10 @@ class Embedder:
 
     @property
     def has_maps(self) -> bool:
-        """Returns whether the model was trained to compare local sentences with patches, so that its maps mean much."""
+        """Returns whether the model was trained to compare local sentences with patches.
+
+        The attention maps of any other model do not show where in a face it sees what a sentence says.
+        """
         return self.local is not None and self.local.is_trained
 
     def square(self, image: UInt8[np.ndarray, "height width 3"]) -> Crop:
