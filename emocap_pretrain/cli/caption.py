@@ -27,6 +27,7 @@ from emocap_pretrain.cli.bulk import (
     output_place,
 )
 from emocap_pretrain.cli.bulk import Source as Input
+from emocap_pretrain.cli.files import check_writable, write_text
 from emocap_pretrain.cli.options import ChosenWeights, Debug, Device, Step
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.logs import show_logs
@@ -129,6 +130,8 @@ def score_command(
     """
     show_logs()
     with errors_as_lines(debug=debug):
+        if captions:
+            check_writable("--captions", captions)
         from emocap_pretrain.bulk.scorers import ModelSource
         from emocap_pretrain.generation.folder import CaptionerFolder
         from emocap_pretrain.generation.metrics import need_libraries
@@ -146,10 +149,10 @@ def score_command(
             opened_patches(folder.patches, document.data),
             computed_patches(embedding.embedder, data, document.images, folder.patches),
         )
+        _show(found, as_json=as_json)
         if captions:
             lines = (json.dumps(each, ensure_ascii=False) for each in found.captions)
-            captions.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        _show(found, as_json=as_json)
+            write_text("--captions", captions, "".join(f"{line}\n" for line in lines))
 
 
 @app.command("write", cls=Command)

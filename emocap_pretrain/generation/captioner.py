@@ -130,7 +130,7 @@ class Captioner:
     def _greedy(self) -> object:
         from transformers import GenerationConfig
 
-        # A config of our own: that of the model may ask for sampling.
+        # What is left out here is also left out in the config of the model (`load_language_model`).
         return GenerationConfig(
             max_new_tokens=self.most_tokens,
             do_sample=False,

@@ -1,7 +1,8 @@
 """Opens causal language models with transformers: a folder, a name on the Hugging Face hub, or a GGUF file.
 
 Somebody else may have written the files, so they are treated as data only. Weights are read from safetensors or GGUF,
-never from a pickle. No code that comes with a model is executed. A folder whose files name another model is refused.
+never from a pickle. No code that comes with a model is executed. A folder whose files name another model is refused,
+and of a folder with a GGUF file only that file is read.
 """
 
 import hashlib
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ from emocap_pretrain.model.json_files import read_json
 from emocap_pretrain.model.transformers_text import TRUST, check_attention, quiet
 
 GGUF = ".gguf"
+_GGUF_NAME = f"model{GGUF}"
 _HUB_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
 _KEY = "--lm"
 
@@ -91,7 +94,11 @@ def load_language_model(name: str, *, device: str = "cpu") -> LanguageModel:
         path = downloaded_folder(name, where, _HUB_FILES)
     if path.is_file():
         _require_gguf(path, where)
-        model, tokenizer = _loaded(path.parent, where, gguf_file=path.name)
+        # transformers reads further files of the folder, such as that of an adapter, which names another model. The
+        # folder with this file may hold such files, so the file is loaded from a folder in which it is alone.
+        with TemporaryDirectory() as alone:
+            (Path(alone) / _GGUF_NAME).symlink_to(path.resolve())
+            model, tokenizer = _loaded(Path(alone), where, gguf_file=_GGUF_NAME)
     else:
         _require_inert(path, where)
         model, tokenizer = _loaded(path, where)
@@ -135,7 +142,7 @@ def _loaded(folder: Path, where: str, **file: str) -> tuple[Any, Any]:
     Raises:
         ConfigError: If transformers cannot load the model or the tokenizer, or weights are missing.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     safe: dict[str, Any] = {} if file else {"use_safetensors": True}
     try:
@@ -155,6 +162,9 @@ def _loaded(folder: Path, where: str, **file: str) -> tuple[Any, Any]:
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise ConfigError(f"{where}: weights are missing, such as {missing}: give a complete model.")
+    # `generate` of transformers 5.23 takes each setting that its caller leaves out from here, also if it is given a
+    # config. A model that asks for a penalty of repetitions would then not be decoded greedily.
+    model.generation_config = GenerationConfig()
     return model, tokenizer
 
 

@@ -36,7 +36,7 @@ from emocap_pretrain.inference.images import READERS, reason
 
 PART_IMAGES = 1024
 BATCH = 64
-SCHEMA = 1
+SCHEMA = 2
 _LARGEST = 65504.0  # Of float16.
 _UNREADABLE = (DataError, ImageError, OSError, ValueError)
 
@@ -50,7 +50,8 @@ class PatchSettings:
             of this part, they are joined with spaces.
         image_tokens: Largest number of patch vectors of an image, a square number. If the tower has more patches, their
             vectors are averaged over cells of their grid (`pooled_to`).
-        person: The name of the label that holds the person of an image; None counts each image as a person of its own.
+        person: The name of the label that holds the person of an image; None counts each image as a person of its own,
+            as an empty value does for its image.
 
     Raises:
         ConfigError: If there is no such part, or `image_tokens` is not a square number.
@@ -80,7 +81,8 @@ class CaptionedImage:
 
     Attributes:
         key: The key of its sample.
-        person: The value of the label `PatchSettings.person`; the key of the sample if this setting is None.
+        person: The value of the label `PatchSettings.person`; the key of the sample if this setting is None, or if the
+            value is empty.
         captions: The texts of the caption part; there is at least one.
     """
 
@@ -300,7 +302,8 @@ def _person(example: Example, settings: PatchSettings) -> str:
     if found is None:
         known = ", ".join(sorted(example.labels)) or "none"
         raise ConfigError(f"--person {settings.person}: {example.key} has no such label; its labels are: {known}.")
-    return label_text(found)
+    # An empty text says that the person is unknown, as in `evaluation/examples.py`. It must not be one person for all.
+    return example.key if found == "" else label_text(found)
 
 
 def _digest(embedder: Embedder, url: str, settings: PatchSettings) -> str:

@@ -1,10 +1,14 @@
 """Tests the loss of a captioner, the captions that it writes, and how patches are averaged."""
 
+import json
+import shutil
+
 import pytest
 import torch
 
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.generation.captioner import IMAGE, Captioner
+from emocap_pretrain.generation.language_model import load_language_model
 from emocap_pretrain.generation.projector import Projector, pooled_to
 
 CAPTIONS = ["The face shows joy.", "There is distinct sadness in this expression.", "The mood is calm."]
@@ -25,6 +29,31 @@ def test_an_image_gets_the_same_caption_in_a_batch_as_alone(captioner):
     assert together == [captioner.written(each[None])[0] for each in given]
     assert len(set(together)) > 1
     assert captioner.written(given[:0]) == []
+
+
+def test_captions_are_decoded_greedily_whatever_the_model_asks_for(llama, captioner, tmp_path):
+    """transformers takes each setting that is not given to it from the model's own settings of the generation."""
+    folder = tmp_path / "asking"
+    shutil.copytree(llama, folder)
+    file = folder / "generation_config.json"
+    asked = {"repetition_penalty": 1.7, "suppress_tokens": [3], "no_repeat_ngram_size": 2, "do_sample": True}
+    file.write_text(json.dumps({**json.loads(file.read_text()), **asked}))
+    asking = Captioner(captioner.projector, load_language_model(str(folder)), most_tokens=12)
+    assert asking.written(images(5)) == captioner.written(images(5)) == [_greedy(captioner, each) for each in images(5)]
+
+
+def _greedy(captioner: Captioner, image: torch.Tensor) -> str:
+    """Returns the caption of an image, computed token by token without the `generate` of transformers."""
+    language, ids = captioner.language, []
+    first, last = (
+        language.embedded(torch.tensor([language.ids(text)]).long()) for text in captioner.prompt.split(IMAGE)
+    )
+    with torch.inference_mode():
+        read = torch.cat([first, captioner.projector(image[None]), last], dim=1)
+        while len(ids) < captioner.most_tokens and language.end_id not in ids:
+            ids.append(int(language.model(inputs_embeds=read).logits[0, -1].argmax()))
+            read = torch.cat([read, language.embedded(torch.tensor([ids[-1:]]))], dim=1)
+    return language.text(ids)
 
 
 def test_the_loss_of_a_batch_is_the_mean_over_the_tokens_of_its_captions(captioner):

@@ -11,7 +11,7 @@ from generation_fakes import write_llama
 
 from emocap_pretrain.captions.rendered.dataset import records
 from emocap_pretrain.generation.folder import DOCUMENT
-from emocap_pretrain.generation.scoring import FLOORS
+from emocap_pretrain.generation.scoring import FLOORS, score
 
 TRAINING = ("--steps", 3, "--batch", 4, "--warmup-steps", 1, "--most-tokens", 12, "--image-tokens", 1)
 
@@ -47,6 +47,33 @@ def test_score_shows_the_captioner_beside_its_floors(captioner, run_url, unseen,
     said = called(*words).stdout
     assert "over nearest image" in said
     assert "8 images of 8 persons." in said
+
+
+def test_captions_that_cannot_be_written_are_named_before_anything_is_scored(
+    captioner, run_url, unseen, llama, tmp_path
+):
+    place = tmp_path / "absent" / "captions.jsonl"
+    words = ("caption", "score", tmp_path / "no_run", unseen, "--lm", llama, "--captioner", captioner)
+    done = called(*words, "--captions", place)
+    assert done.exit_code == 2
+    assert f"--captions {place}: it cannot be written" in " ".join(done.stderr.split())
+
+
+def test_the_scores_are_shown_although_the_captions_cannot_be_written_at_the_end(
+    captioner, run_url, unseen, llama, tmp_path, monkeypatch
+):
+    def scored(*of):
+        found = score(*of)
+        (tmp_path / "captions").rmdir()
+        return found
+
+    (tmp_path / "captions").mkdir()
+    monkeypatch.setattr("emocap_pretrain.generation.scoring.score", scored)
+    words = ("caption", "score", run_url, unseen, "--lm", llama, "--captioner", captioner)
+    done = called(*words, "--captions", tmp_path / "captions" / "all.jsonl")
+    assert done.exit_code == 2
+    assert "8 images of 8 persons." in done.stdout
+    assert "cannot be written" in done.stderr
 
 
 def test_write_gives_the_captions_of_the_score_and_names_unreadable_images(captioner, run_url, unseen, llama, tmp_path):

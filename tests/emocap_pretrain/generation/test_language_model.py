@@ -29,6 +29,19 @@ def test_a_gguf_file_gives_the_same_model_as_the_folder(language, tmp_path):
         assert torch.allclose(found.model(given).logits, language.model(given).logits, atol=1e-4)
 
 
+def test_an_adapter_beside_a_gguf_file_is_not_read(language, tmp_path, monkeypatch):
+    """transformers would look there for an adapter, and load the model that the adapter names."""
+    asked = []
+    for name in ("hf_hub_download", "snapshot_download"):
+        monkeypatch.setattr(f"transformers.utils.hub.{name}", lambda *of, **_: asked.append(of))
+    write_gguf(tmp_path / "tiny.gguf")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "evil/model"}))
+    found = load_language_model(str(tmp_path / "tiny.gguf"))
+    assert found.end_id == language.end_id
+    assert found.ids("The face shows joy.") == language.ids("The face shows joy.")
+    assert not asked
+
+
 def test_weights_in_a_pickle_are_not_read(llama, tmp_path):
     folder = tmp_path / "pickled"
     shutil.copytree(llama, folder)

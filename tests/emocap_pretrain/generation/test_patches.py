@@ -81,6 +81,16 @@ def test_a_label_gives_the_person_and_an_absent_label_is_named(embedder, faces, 
         computed_patches(embedder, faces, PatchSettings(person="who"), tmp_path)
 
 
+def test_an_empty_label_is_an_unknown_person(embedder, tmp_path):
+    made = [
+        replace(each, labels={"who": who}) for each, who in zip(records(4, pixels=32), ("", "a", "", "a"), strict=True)
+    ]
+    write_shards(made, str(tmp_path / "data"), samples_per_shard=4)
+    found = computed_patches(embedder, str(tmp_path / "data"), PatchSettings(person="who"), tmp_path / "patches")
+    first, _, third, _ = (image.key for image in found.images)
+    assert [image.person for image in found.images] == [first, "a", third, "a"]
+
+
 def test_wrong_settings_are_named(tmp_path):
     with pytest.raises(ConfigError, match="--part whole: give one of global, summary, local"):
         PatchSettings(part="whole")
