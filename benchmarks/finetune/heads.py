@@ -59,7 +59,7 @@ def measure(runs: Sequence[Path], occasion: Occasion) -> Iterator[Measurement]:
 
 
 def markdown(lines: Sequence[Measurement]) -> str:
-    """Returns a table with a row for each contender and number of steps. A row has means over the seeds."""
+    """Returns a table with a row for each contender and number of steps. Scores are means over the seeds."""
     columns = ["", "steps", "faces seen", "seeds", "UAR", "WAR", "macro-F1"]
     return table(
         columns,

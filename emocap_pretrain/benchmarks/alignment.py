@@ -59,7 +59,7 @@ class SeenImage:
         height_px: Height of the image.
         is_cornerless: Whether at least one corner is black, as if a tool had turned the image beyond its edge.
         apart: Distance between the middles of both eyes, divided by the square root of the area of the image; None if
-            there are no landmarks, or no face was found. Then `middle` and `roll_deg` mean nothing.
+            there are no landmarks, or no face was found. If it is None, `middle` and `roll_deg` mean nothing.
         middle: The point between both eyes, as shares of the width and the height.
         roll_deg: Angle between the line through both eyes and the horizontal; positive if the eye on the right of the
             image is lower.

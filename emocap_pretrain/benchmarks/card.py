@@ -48,9 +48,9 @@ class NumbersTarget(CardSection):
         names: The names of the numbers.
         lowest: The smallest valid value, after division by `divisor`.
         highest: The largest valid value, after division by `divisor`.
-        divisor: The numbers in the files are divided by it.
+        divisor: The number by which the numbers in the files are divided.
         invalid: The numbers in the files that mean that there is no value.
-        source: Where this was read.
+        source: Where the names and the limits were read.
     """
 
     kind: Literal["numbers"] = "numbers"
@@ -84,7 +84,7 @@ class QuestionTarget(CardSection):
     Attributes:
         right: The position of the right answer in the files, counted from 0; None if the files name it. If all right
             answers are at one position, the answers must be shuffled before they are scored.
-        source: Where this was read.
+        source: Where the form of the questions was read.
     """
 
     kind: Literal["question"] = "question"

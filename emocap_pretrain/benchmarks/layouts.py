@@ -80,11 +80,11 @@ class Table(_Layout):
         header: Whether the first row has the names of the columns.
         encoding: Encoding of the file.
         columns: The columns by the names under which `media` and the label use them. `class` is the column of a class,
-            `caption` that of a caption, and the names of a target of numbers are those of numbers.
+            `caption` that of a caption, and the column of a number has the name of the number.
         media: Path of the image or video, made of columns, such as "Image/aligned/{stem}_aligned.jpg". `{stem}` is
             column `file` without its suffix, and `{folder}` is the folder of the table.
-        after: The folder in the paths of column `file` after which they are relative to the user's copy, such as
-            "faces/". Everything up to its last occurrence is dropped, because it is a place on somebody else's disk.
+        after: A folder in the paths of column `file`, such as "faces/". What comes after its last occurrence is the
+            path within the user's copy. The beginning of the path is dropped: it is a place on somebody else's disk.
         box: How columns give the rectangle of a face, in pixels; None if the item is the whole image. `corners` uses
             the columns `left`, `top`, `right` and `bottom`, and `size` uses `left`, `top`, `width` and `height`.
         votes: The names of columns with the numbers of votes for each class, which take the place of `class`. These
@@ -143,7 +143,7 @@ class FrameLabels(_Layout):
             `frames` has the labels by the name of the frame.
         header: The first row, or None if there is none. A file with another first row is an error, because its labels
             may have another order.
-        names: The names of the values of a frame: those of numbers, `class`, or action units such as "AU12".
+        names: The names of the values of a frame: the names of numbers, `class`, or action units such as "AU12".
         invalid: What the files write for a frame without a label, such as "-1". If one value of a frame is of this
             kind, the frame is left out.
         first: Number of the frame of the first row.
@@ -231,7 +231,7 @@ class Sequences(_Layout):
         media: Folder of the frames, made of the groups of `pattern`.
         pattern: Regular expression of the path of an annotation file, with the groups that `media` uses, and `person`.
         last: Number of frames at the end of a sequence that are items. `frames` is the pattern of their names. There
-            is no official split, so each split of the card has all of them.
+            is no official split, so each split of the card has all these frames.
     """
 
     kind: Literal["sequences"] = "sequences"

@@ -31,7 +31,7 @@ class Work(NamedTuple):
 
 
 class Advance(NamedTuple):
-    """Holds the number of pictures since the last report, how many have an error, and the weight of all (`parts`)."""
+    """Holds the number of pictures since the last report, how many failed, and the weight of all (`bulk/parts.py`)."""
 
     pictures: int
     errors: int

@@ -59,7 +59,7 @@ class BulkInput(Protocol):
     def left_out(self) -> Mapping[str, int]: ...
 
     def weights(self) -> Iterator[int]:
-        """Yields the weight of each item (`parts`)."""
+        """Yields the weight of each item (`bulk/parts.py`)."""
         ...
 
     def slice(self, start: int, stop: int) -> "BulkInput":

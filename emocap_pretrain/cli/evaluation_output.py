@@ -138,8 +138,8 @@ def draw(evaluated: Evaluation, path: Path) -> None:
 def track(evaluated: Evaluation, tracking: TrackingConfig, page: str) -> None:
     """Logs the results as a new run in MLflow.
 
-    The new run is a child of the MLflow run of the training, if the checkpoint names one, whose own scores stay as they
-    are.
+    If the checkpoint names the MLflow run of the training, the new run is a child of that run. The scores of the run of
+    the training stay as they are.
 
     Raises:
         TrackingError: If MLflow does not take all results.

@@ -149,7 +149,7 @@ def splits_of(card: Card) -> dict[SplitName, tuple[str, Part]]:
     """Returns the split of a card, and the part of this split, from which each split of an evaluation is read.
 
     If the card has no split for choices (`valid`), about one in ten of its training examples, or of their persons, is
-    held out for them. If the card has no split for training, the result has only the scored split.
+    held out as this split. If the card has no split for training, the result has only the scored split.
     """
     found: dict[SplitName, tuple[str, Part]] = {"test": (card.scored, "all")}
     if TRAIN in card.splits:

@@ -174,7 +174,9 @@ class Curves:
 
 
 def curves(models: Sequence[Series | None]) -> Curves:
-    """Returns the drawing of one series of several models. Its titles and its level of chance are those of the first.
+    """Returns the drawing of one series of several models.
+
+    The titles and the level of chance are those of the first model that has the series.
 
     Args:
         models: The series of each model; None for a model that does not have it. At least one model has it.

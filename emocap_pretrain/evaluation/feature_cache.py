@@ -28,7 +28,7 @@ class FeatureCache:
 
     Attributes:
         store: The store.
-        model: A digest of the model and of what it does with an image (`Embedder.digest`).
+        model: A digest of the model (`Embedder.digest`).
     """
 
     store: Store

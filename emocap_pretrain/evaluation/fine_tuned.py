@@ -97,8 +97,9 @@ class FineTunedNumbers:
 def label_of_classes(labels: Sequence[LabelConfig], name: str) -> LabelConfig:
     """Returns the label of a model's head whose outputs are compared with the evaluation label `name`.
 
-    This is the label of the same name. If the head has no label of this name, but only one label with classes, it is
-    this one, because a benchmark may name the label otherwise than the training data. Classes are compared by name.
+    The label of the same name is returned. If the head has no label of this name, but only one label with classes, that
+    label is returned, because a benchmark may name the label otherwise than the training data. Classes are compared by
+    name.
 
     Args:
         labels: The labels that the head predicts. Labels with numbers are ignored.

@@ -271,7 +271,7 @@ def _check_views(about: Card, views: Sequence[object]) -> None:
 
     Args:
         about: The card.
-        views: What each rank sees. All ranks pass equal ones, so all of them raise the same error.
+        views: What each rank sees. All ranks pass equal sequences, so all of them raise the same error.
 
     Raises:
         ConfigError: If a rank sees something else than rank 0.

@@ -1,4 +1,4 @@
-"""Trains a probe: a logistic regression on the vectors of an image tower, whose weights stay as they are.
+"""Trains a probe: a logistic regression on the vectors of an image tower. The weights of the tower do not change.
 
 scikit-learn and torchmetrics are imported within functions here and in the tasks, because their imports take seconds
 and only rank 0 needs them.

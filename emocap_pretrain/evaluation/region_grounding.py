@@ -8,7 +8,7 @@ sentence:
 - The pointing game asks whether the point with the largest weight lies in the region (Zhang et al. 2016, "Top-down
   Neural Attention by Excitation Backprop"). Here all points of the patch with the largest weight count equally, so the
   value is `c` of this patch. If several patches have the largest weight, the value is the mean of their `c`. Zhang et
-  al. allow a distance of 15 pixels from the region. Here it is 0, because patches are larger than 15 pixels.
+  al. allow a distance of 15 pixels from the region. Here the distance must be 0: patches are larger than 15 pixels.
 - The attention in the region is `sum(w * c)`, the share of the weights that lies in it. The weight of a patch counts as
   spread evenly over the patch. Wang et al. 2020 ("Score-CAM") call this the energy-based pointing game.
 - The average precision is that of scikit-learn for the points of the image, each ranked by the weight of its patch,

@@ -49,8 +49,8 @@ _TITLES = {"image_to_text": "face to {}caption", "text_to_image": "{}caption to 
 def _directions(part: Part) -> tuple[str, str]:
     """Returns the ends of the names of a part's scores, for the direction from image to text and for the other one.
 
-    They begin with the name of the part, except for global captions: their scores got their names when captions had no
-    other parts.
+    The ends begin with the name of the part, except for global captions: their scores got their names when captions had
+    no other parts.
     """
     to_text, to_image = _TITLES
     return (to_text, to_image) if part is PROMPT_PART else (f"{part.name}_{to_text}", f"{part.name}_{to_image}")

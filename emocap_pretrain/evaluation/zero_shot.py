@@ -24,8 +24,8 @@ class ZeroShot(ClassifiesByPrompts):
     """Implements the task `zero_shot` on the labelled images of the split `test`. Its scores are UAR, WAR and macro-F1.
 
     The result also has AUC if exactly two classes occur, the calibration error if there are several classes, the
-    lowest and the highest UAR of a single template if there are several templates, and the UAR of every set of prompts
-    if `evaluation.every_prompt_set` is true.
+    lowest and the highest UAR of a single template if there are several templates, and, if
+    `evaluation.every_prompt_set` is true, the UAR of every set of prompts, with the lowest and the highest of them.
     """
 
     name: ClassVar[str] = "zero_shot"

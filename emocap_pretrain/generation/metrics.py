@@ -88,7 +88,7 @@ class MeanOfCaptions:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CorpusBleu:
-    """Holds the counts of each caption, from whose sums over the captions BLEU-4 follows, in [0, 1].
+    """Holds the counts of n-grams of each caption. BLEU-4, in [0, 1], follows from their sums over the captions.
 
     The columns of `counts` are the numbers of matching n-grams for n = 1 to 4, the numbers of all n-grams for n = 1 to
     4, the length of the caption, and the length of the reference that is closest to it in length.

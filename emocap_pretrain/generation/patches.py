@@ -50,8 +50,8 @@ class PatchSettings:
             of this part, they are joined with spaces.
         image_tokens: Largest number of patch vectors of an image, a square number. If the tower has more patches, their
             vectors are averaged over cells of their grid (`pooled_to`).
-        person: The name of the label that holds the person of an image; None counts each image as a person of its own,
-            as an empty value does for its image.
+        person: The name of the label that holds the person of an image. None counts each image as a person of its own.
+            An image whose value of the label is empty also counts as a person of its own.
 
     Raises:
         ConfigError: If there is no such part, or `image_tokens` is not a square number.

@@ -160,7 +160,7 @@ def _started(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dic
 
 
 def _fit(source: Source, expected: Mapping[str, tuple[int, ...]], given: Mapping[str, Tensor]) -> Fit:
-    """Compares the shapes. The result has the names of the source, because the user knows those from the file."""
+    """Compares the shapes. The result names tensors as the source does, because the user knows its file."""
     names = {mine: " + ".join(rule.theirs) for rule in source.layout.rules for mine in rule.ours}
     fit = Fit.of(expected, shapes_of(given))
     return Fit(

@@ -67,7 +67,7 @@ class Codes:
     """Knows the class of each code of a layout, and the codes that are left out."""
 
     def __init__(self, codes: Mapping[str, str], left_out: Mapping[str, str]) -> None:
-        """Raises a `ConfigError` if two codes that count as equal belong to different classes, or one is left out."""
+        """Raises a `ConfigError` if equal codes have different classes, or if a code has a class and is left out."""
         self._classes = _by_plain_code(codes)
         self._left_out = _by_plain_code(left_out)
         if both := sorted(set(self._classes) & set(self._left_out)):

@@ -1,4 +1,4 @@
-"""Defines what reads a layout, and what it finds."""
+"""Defines the reader of a layout, and the problems that it reports."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

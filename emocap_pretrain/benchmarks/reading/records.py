@@ -71,7 +71,7 @@ class RecordsReader:
 
 
 def _entered(record: Any, key: str | None) -> Any:
-    """Returns what lies under a key with dots, or None."""
+    """Returns the value under a key that may have dots, such as "image.path"; None if there is none."""
     for part in key.split(".") if key else ():
         if isinstance(record, dict):
             record = cast("dict[str, Any]", record).get(part)

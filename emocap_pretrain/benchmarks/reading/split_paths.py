@@ -22,7 +22,7 @@ def split_path(paths: Mapping[str, str], split: str, fold: int | None) -> str:
 
 
 def split_paths(paths: Mapping[str, Sequence[str]], split: str, fold: int | None) -> list[str]:
-    """Returns the paths of a split that has several. It raises the errors of `split_path`."""
+    """Returns the paths of a split that has several. This function raises the errors of `split_path`."""
     if split not in paths:
         raise DataError(f"this layout has no split {split!r}; it has {', '.join(paths)}.")
     try:

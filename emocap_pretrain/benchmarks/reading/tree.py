@@ -90,7 +90,7 @@ class Tree:
         """Returns the place of a folder.
 
         Raises:
-            DataError: If it is missing, if it is not a folder, or if it lies out of the copy.
+            DataError: If the folder is missing, if it is not a folder, or if it lies out of the copy.
         """
         if not self.exists(path):
             raise DataError(f"{self.root / path} is missing, or leads out of {self.root}.")
@@ -102,7 +102,7 @@ class Tree:
         """Returns the place of a file of labels.
 
         Raises:
-            DataError: If it is missing, if it is not a regular file, or if it lies out of the copy.
+            DataError: If the file is missing, if it is not a regular file, or if it lies out of the copy.
         """
         found = self.file(path, missing="missing file")
         if isinstance(found, Problem):

@@ -165,7 +165,7 @@ def _image(shapes: Shapes, config: Mapping[str, Any], activation: str, where: st
 def text_transformer(
     shapes: Shapes, config: Mapping[str, Any], prefix: str, activation: str, where: str
 ) -> TextTransformer:
-    """Returns the sizes of the text transformer, as those of a CLIP.
+    """Returns the sizes of the text transformer, with the family "clip".
 
     Args:
         shapes: The shapes of all tensors by name.

@@ -134,7 +134,7 @@ class TextTransformer:
         activation: "gelu", "gelu_tanh" or "quick_gelu".
         norm_eps: Epsilon of the layer norms.
         end_id: Id of the end token, whose vector is taken, for "clip".
-        pad_id: Id of the padding token, for "siglip"; None for that of the tokenizer.
+        pad_id: Id of the padding token, for "siglip"; None takes the padding token of the tokenizer.
     """
 
     family: str

@@ -112,7 +112,7 @@ def _made(
 ) -> tuple[Image.Image, np.ndarray]:
     """Returns the image after `turn` and then `crop`, and the positions of the eyes in the result.
 
-    Both are 2 x 3 matrices. `eyes` are the positions of the eyes after `turn` and before `crop`.
+    `turn` and `crop` are 2 x 3 matrices. `eyes` are the positions of the eyes after `turn` and before `crop`.
     """
     both = (np.vstack([crop, [0, 0, 1]]) @ np.vstack([turn, [0, 0, 1]]))[:2]
     return _warped(image, both, size), _moved(crop, eyes)

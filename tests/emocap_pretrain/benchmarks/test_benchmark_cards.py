@@ -25,7 +25,10 @@ GENERATED = [each for each in LAYOUTS if each.values[0].media == "image" and eac
 
 
 def test_every_card_has_tiny_copies() -> None:
-    """A card whose copies are written by hand is named twice in `BY_HAND`: in its list, and where a copy is written."""
+    """A card whose copies are written by hand is named twice in the file `BY_HAND`.
+
+    The first name is in the list of cards of this file, and the second one is where a copy is written.
+    """
     generated = {each.values[0].name for each in GENERATED}
     by_hand = BY_HAND.read_text()
     assert [name for name in catalogue.names() if name not in generated and by_hand.count(f'"{name}"') < 2] == []

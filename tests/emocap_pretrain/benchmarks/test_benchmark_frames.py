@@ -16,7 +16,7 @@ from emocap_pretrain.errors import DataError
 
 
 def the_published_rule(count: int, segments: int) -> list[int]:
-    """States the rule of Exp-CLIP in its own form: the real length of a segment, and its middle rounded down."""
+    """Computes the frames as the code of Exp-CLIP does: a segment has a real length, and its middle is rounded down."""
     if count > segments:
         length = count / segments
         return [int(length / 2 + length * segment) for segment in range(segments)]

@@ -78,7 +78,7 @@ def test_a_right_copy_differs_in_nothing(raf: Card, tmp_path: Path) -> None:
 
 
 def test_a_copy_with_another_class_order_is_told(raf: Card, tmp_path: Path) -> None:
-    """Happiness and sadness are exchanged, which no reader of numbers can notice."""
+    """Happiness and sadness are exchanged. The reader cannot notice it, because the file of labels has only numbers."""
     codes = {**CODES, "happiness": CODES["sadness"], "sadness": CODES["happiness"]}
     assert different(check(raf, copy(tmp_path, codes))) == [
         "test: the classes have another order: happiness has the number of sadness, sadness has the number of happiness"

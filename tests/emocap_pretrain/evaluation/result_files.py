@@ -42,7 +42,7 @@ def classified(
 def found_texts(of: Samples, *, seed: int) -> TaskResult:
     """Returns the result of a retrieval of texts by samples, with random ranks.
 
-    Of the two examples, one has a sample and the other a text as its query.
+    The result has two examples of queries: the query of one is a sample, and that of the other is a text.
     """
     ranks = np.random.default_rng(seed).integers(1, 30, size=len(of))
     texts = (Candidate("a <b>happy</b> face", is_right=False), Candidate("a calm face", is_right=True))

@@ -23,7 +23,7 @@ TASK = Choice(EvaluationConfig(url="faces"))
 
 
 class Words:
-    """Returns the vector of the word that a prompt contains."""
+    """Takes the place of a model. The vector of a prompt has a 1 for each word of `WORDS` that the prompt contains."""
 
     def texts(self, texts: Sequence[str]) -> Tensor:
         return torch.tensor([[float(word in text) for word in WORDS] for text in texts])

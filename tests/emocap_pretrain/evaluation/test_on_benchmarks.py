@@ -377,7 +377,7 @@ def test_ranks_keep_the_other_results_if_a_benchmark_fails_and_refuse_copies_tha
 
 
 def test_a_benchmark_is_evaluated_with_the_classes_of_its_card(embedder: Embedder, tmp_path: Path) -> None:
-    """The classes of a config are for its own dataset."""
+    """The classes in a config describe the config's own dataset, and not the benchmark."""
     own = PROMPTS.model_copy(update={"label": "mood", "classes": {"glad": ("glad",)}})
     (result,) = evaluate(raf_db(tmp_path, 1), own, embedder, ALONE)
     assert result.class_values[0].classes == tuple(CODES)

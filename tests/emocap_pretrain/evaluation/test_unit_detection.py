@@ -28,7 +28,7 @@ UNITS = list(sentences())
 
 
 class OneHot:
-    """Returns vectors of prompts: unit n lies in dimension n, and its absence in the opposite direction."""
+    """Takes the place of a model: prompts of unit n lie in dimension n, and those of its absence opposite."""
 
     def texts(self, texts: Sequence[str]) -> Tensor:
         rows = torch.zeros(len(texts), len(UNITS))

@@ -32,7 +32,7 @@ def test_an_image_gets_the_same_caption_in_a_batch_as_alone(captioner):
 
 
 def test_captions_are_decoded_greedily_whatever_the_model_asks_for(llama, captioner, tmp_path):
-    """transformers takes each setting that is not given to it from the model's own settings of the generation."""
+    """A setting that is not given to transformers' `generate` comes from generation_config.json of the model."""
     folder = tmp_path / "asking"
     shutil.copytree(llama, folder)
     file = folder / "generation_config.json"

@@ -30,7 +30,7 @@ def test_a_gguf_file_gives_the_same_model_as_the_folder(language, tmp_path):
 
 
 def test_an_adapter_beside_a_gguf_file_is_not_read(language, tmp_path, monkeypatch):
-    """transformers would look there for an adapter, and load the model that the adapter names."""
+    """transformers would look for an adapter in the folder of the file, and load the model that the adapter names."""
     asked = []
     for name in ("hf_hub_download", "snapshot_download"):
         monkeypatch.setattr(f"transformers.utils.hub.{name}", lambda *of, **_: asked.append(of))

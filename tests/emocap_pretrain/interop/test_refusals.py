@@ -158,7 +158,7 @@ def test_a_wrong_value_in_the_config_of_open_clip_is_refused(hub_folder, tmp_pat
 
 
 def refusal_of_any(path: Path) -> str:
-    """Returns the message that refuses a model. Unlike that of `refusal`, it may name a setting and not the source."""
+    """Returns the message that refuses a model. Unlike in `refusal`, the message need not begin with the source."""
     with pytest.raises(ConfigError) as refused:
         compared(open_source(str(path)))
     assert "\n" not in str(refused.value)
