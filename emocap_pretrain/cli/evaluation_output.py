@@ -66,7 +66,7 @@ def _result_file(evaluated: Evaluation, *, thumbnails: bool) -> "ResultFile":
         config.name,
         masked_url(evaluated.model),
         restored.step if restored else None,
-        (evaluated.weights or restored.weights) if restored else "",
+        evaluated.weights,
         evaluated.embedder.digest(),
         restored.run_id if restored else "",
     )

@@ -69,14 +69,15 @@ class TrainingCaptions:
         Args:
             sources: Names of sets of faces from which captions came, in addition to `self.sources`.
             urls: Addresses of packed datasets with training captions, in addition to `self.urls`.
-            words: All words of the captions that were read, in lower case. They replace `self.words`, and so does None,
-                which says that no captions were read.
+            words: All words of the captions of the datasets in `urls`, in lower case; None if they were not read. They
+                are dropped if `self.urls` has another dataset, because its captions may have other words.
         """
+        has_unread = any(not any(_is_same(each, read) for read in urls) for each in self.urls)
         return TrainingCaptions(
             urls=(*self.urls, *urls),
             sources=(*self.sources, *sources),
             is_complete=self.is_complete or bool(sources),
-            words=words,
+            words=None if has_unread else words,
         )
 
 
@@ -161,9 +162,20 @@ def _is_split_of(url: str, other: str) -> bool:
     return any(_are_splits(url, other, spell) for spell in (os.path.abspath, os.path.realpath))
 
 
+def _is_same(url: str, other: str) -> bool:
+    """Returns whether two addresses are equal; False if a secret in one of them is masked."""
+    if MASK in url or MASK in other:
+        return False
+    return any(_spelled(url, spell) == _spelled(other, spell) for spell in (os.path.abspath, os.path.realpath))
+
+
+def _spelled(url: str, spell: Callable[[str], str]) -> str:
+    return url.rstrip("/") if "://" in url else spell(url)
+
+
 def _are_splits(url: str, other: str, spell: Callable[[str], str]) -> bool:
     """Returns whether two addresses are those of one dataset or its splits, if local paths are spelled by `spell`."""
-    one, two = (each.rstrip("/") if "://" in each else spell(each) for each in (url, other))
+    one, two = _spelled(url, spell), _spelled(other, spell)
     if one == two:
         return True
     (folder, _, split), (other_folder, _, other_split) = one.rpartition("/"), two.rpartition("/")

@@ -125,6 +125,14 @@ def test_classes_whose_words_no_caption_has_are_zero_shot_classes(tmp_path: Path
     assert found.domain.unseen == ()
 
 
+def test_words_say_nothing_if_another_dataset_of_the_run_was_not_read() -> None:
+    run = TrainingCaptions(("/faces/train", "s3://bucket/more"))
+    words = frozenset({"happy"})
+    assert run.also(urls=("/faces/train",), words=words).words is None
+    assert run.also(urls=("/faces/./train", "s3://bucket/more/"), words=words).words == words
+    assert TrainingCaptions().also(urls=("/faces/train",), words=words).words == words
+
+
 def test_a_folder_with_a_dataset_is_no_name_of_a_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_shards([Record("k", PIXEL, "png", Caption("A face.", (), ""))], str(tmp_path / "train"), samples_per_shard=1)
     (tmp_path / "ferplus").mkdir()  # No dataset.
