@@ -188,6 +188,7 @@ def _summarise(url: str, packed: Packed, bar: Bar, *, dropped: bool = False) -> 
     if packed.duplicates:
         verb = "dropped, see" if dropped else "in"
         parts.append(f"{counted(len(packed.duplicates), 'duplicate')} {verb} {DUPLICATES}")
+    parts.extend(f"{note} of {counted(number, 'image')}" for note, number in packed.notes.items())
     if packed.left_out:
         parts.append(f"left out {described(packed.left_out)}")
     console.print(f"{url}: {', '.join(parts)}.")

@@ -11,7 +11,7 @@ from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 from emocap_shards.errors import ImageError
 
 # The errors that Pillow 13 raises on broken bytes. They have no common base class.
-_BROKEN = (
+UNREADABLE = (
     OSError,
     SyntaxError,
     ValueError,
@@ -51,7 +51,11 @@ _OTHERS = (
     (0, b"<html", "a web page"),
     (0, b"version https://git-lfs", "a Git LFS pointer"),
 )
-_CURES = {"a web page": "download it again", "a Git LFS pointer": "fetch the image with `git lfs pull`"}
+_CURES = {
+    "a web page": "download it again",
+    "a Git LFS pointer": "fetch the image with `git lfs pull`",
+    "a HEIC": "convert it, as with `heif-convert FILE FILE.jpg`",
+}
 
 _JPEG, _SCAN = b"\xff\xd8\xff", b"\xff\xda"
 
@@ -70,17 +74,26 @@ def decode_image(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS) -> U
         ImageError: If the bytes are not a complete JPEG, PNG or WebP, if the image has more than `max_pixels` pixels,
             or if a JPEG has more than `MAX_SCANS` scans.
     """
-    # The two bytes may also occur in metadata, such as a thumbnail, so this is an upper bound of the scans. Image data
-    # cannot contain them, because a JPEG writes FF as FF 00 there.
-    if data[:3] == _JPEG and (scans := bytes(data).count(_SCAN)) > MAX_SCANS:
-        raise ImageError(f"the JPEG has {scans} scans, more than {MAX_SCANS}: save it again")
+    check_scans(data)
     if (pixels := _plain_jpeg(data, max_pixels)) is not None:
         return pixels
     try:
         with _opened(data, max_pixels) as image:
-            return np.array(_rgb(_upright(image)))
-    except _BROKEN as error:
+            return np.array(to_rgb(_upright(image)))
+    except UNREADABLE as error:
         raise _undecodable(error) from error
+
+
+def check_scans(data: bytes | memoryview) -> None:
+    """Checks that a JPEG has at most `MAX_SCANS` scans. Bytes that are not a JPEG pass.
+
+    Raises:
+        ImageError: If it has more.
+    """
+    # The two bytes may also occur in metadata, such as a thumbnail, so this is an upper bound of the scans. Image data
+    # cannot contain them, because a JPEG writes FF as FF 00 there.
+    if data[:3] == _JPEG and (scans := bytes(data).count(_SCAN)) > MAX_SCANS:
+        raise ImageError(f"the JPEG has {scans} scans, more than {MAX_SCANS}: save it again")
 
 
 def pillow_pixels(image: Image.Image, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "height width 3"]:
@@ -91,8 +104,8 @@ def pillow_pixels(image: Image.Image, *, max_pixels: int = MAX_PIXELS) -> UInt8[
     """
     _check_size(image, max_pixels)
     try:
-        return np.array(_rgb(_upright(image)))
-    except _BROKEN as error:
+        return np.array(to_rgb(_upright(image)))
+    except UNREADABLE as error:
         raise _undecodable(error) from error
 
 
@@ -110,7 +123,7 @@ def image_header(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS) -> t
             # MPO is Pillow's name for a JPEG that contains a second one, as some phones write. The first one is used.
             found = "JPEG" if image.format == "MPO" else str(image.format)
             return found, image.width, image.height
-    except _BROKEN as error:
+    except UNREADABLE as error:
         raise ImageError(f"the image has no readable header ({error})") from error
 
 
@@ -166,16 +179,19 @@ def _may_have_exif(data: bytes | memoryview) -> bool:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
-    except _BROKEN:  # The pixels are complete; only the orientation is unknown.
+    except UNREADABLE:  # The pixels are complete; only the orientation is unknown.
         return image
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    """Returns the image in RGB.
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Returns an image of Pillow in RGB; `decode_image` describes the result.
 
     Pillow's own conversion is wrong in three cases, which are handled here. It clips 16-bit values at 255. It shows
     the stored colour of a transparent pixel, although nobody was meant to see this colour; here such a pixel becomes
     white. It inverts the values of every CMYK image, although only images with Adobe's marker contain inverted values.
+
+    Raises:
+        ImageError: If the mode is not one in which Pillow decodes a JPEG, PNG or WebP.
     """
     if image.mode in {"I;16", "I"}:
         return _eight_bits(image).convert("RGB")

@@ -500,12 +500,13 @@ def test_an_image_that_is_none_is_named_with_what_it_is(faces, name):
 def test_nothing_of_a_folder_is_lost_unseen(tmp_path):
     folder = folder_of(tmp_path / "in", 3)
     (folder / "0000.json").unlink()
-    (folder / "0001.png").rename(folder / "0001.gif")
+    (folder / "0001.png").unlink()
+    (folder / "0001.gif").write_bytes(encode(1, kind="GIF"))
     (folder / "linked").symlink_to(tmp_path)
     told = bad_rows(folder)
     assert len(told) == 3
     assert "0000.json is missing, the annotation of the image; captions in .txt files" in told[0]
-    assert "0001.gif: a .gif is not supported; convert it" in told[1]
+    assert "0001.gif: the image is a GIF, not JPEG, PNG or WebP; convert it with --format" in told[1]
     assert "linked: it is a link to a folder" in told[2]
 
 
@@ -551,7 +552,7 @@ def test_what_was_let_go_is_listed_with_the_name_of_its_file(faces, tmp_path):
     table = write_lines(faces / "t.jsonl", [table_row(0), table_row(1, image="bad.png")])
     packed(table, tmp_path / "out", skip_bad=1)
     (listed,) = json.loads((tmp_path / "out" / "skipped.json").read_bytes())
-    assert listed == {"where": f"{table}:2", "reason": "bad.png: the image is empty, a file of 0 bytes"}
+    assert listed == {"where": f"{table}:2", "file": "bad.png", "reason": "the image is empty, a file of 0 bytes"}
 
 
 def test_an_annotation_that_is_no_object_is_a_bad_row(tmp_path):

@@ -12,6 +12,7 @@ written again.
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -38,15 +39,17 @@ class ShardOrigin:
     Attributes:
         rows: Number of rows, including unusable ones.
         sha256: Digest of the stamps of the rows; a stamp changes when its row changes.
-        bad: Each unusable row as (its index among these rows, its place in the source, the reason).
+        bad: Each unusable row with its index among these rows.
         fingerprints: The fingerprints of all other rows, one after the other; empty if the pack does not search
             for duplicates.
+        notes: How often each note occurs among the other rows (`Prepared.notes`).
     """
 
     rows: int
     sha256: str
-    bad: tuple[tuple[int, str, str], ...]
+    bad: tuple[tuple[int, BadRow], ...]
     fingerprints: bytes
+    notes: Mapping[str, int] = field(default_factory=dict[str, int])
 
     def fingerprint(self, number: int) -> bytes:
         """Returns the fingerprint of one usable row. `number` counts the usable rows of the shard, from 0."""
@@ -59,19 +62,23 @@ class ShardOriginBuilder:
 
     rows: int = 0
     digest: Any = field(default_factory=hashlib.sha256)
-    bad: list[tuple[int, str, str]] = field(default_factory=list[tuple[int, str, str]])
+    bad: list[tuple[int, BadRow]] = field(default_factory=list[tuple[int, BadRow]])
     fingerprints: bytearray = field(default_factory=bytearray)
+    notes: Counter[str] = field(default_factory=Counter[str])
 
     def add(self, result: Prepared | BadRow) -> None:
         self.digest.update(result.mark)
         if isinstance(result, BadRow):
-            self.bad.append((self.rows, result.where, result.reason))
+            self.bad.append((self.rows, BadRow(result.where, result.reason, file=result.file)))
         else:
             self.fingerprints += result.fingerprint
+            self.notes.update(result.notes)
         self.rows += 1
 
     def done(self) -> ShardOrigin:
-        return ShardOrigin(self.rows, self.digest.hexdigest(), tuple(self.bad), bytes(self.fingerprints))
+        return ShardOrigin(
+            self.rows, self.digest.hexdigest(), tuple(self.bad), bytes(self.fingerprints), dict(self.notes)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +100,14 @@ class Journal:
     options: Mapping[str, Any]
 
     def put(self, number: int, entry: JournalEntry) -> None:
-        origin = {**asdict(entry.origin), "fingerprints": entry.origin.fingerprints.hex()}
+        found = entry.origin
+        origin = {
+            "rows": found.rows,
+            "sha256": found.sha256,
+            "bad": [(number, row.where, row.reason, row.file) for number, row in found.bad],
+            "fingerprints": found.fingerprints.hex(),
+            "notes": dict(found.notes),
+        }
         # The origin is stored as "stretch", its name in an earlier version, so that a pack which that version began can
         # resume.
         value = {"schema": _SCHEMA, "options": self.options, "shard": asdict(entry.shard), "stretch": origin}
@@ -124,8 +138,10 @@ class Journal:
             value: dict[str, Any] = orjson.loads(self.store.read(_path(number), limit_bytes=_MOST_BYTES))
             self._check_options(value["options"], value["schema"])
             rows = value["stretch"]
-            bad = tuple((row, where, reason) for row, where, reason in rows["bad"])
-            origin = ShardOrigin(rows["rows"], rows["sha256"], bad, bytes.fromhex(rows["fingerprints"]))
+            # Version 0.1.0 wrote neither the file of a bad row nor notes.
+            bad = tuple((row, BadRow(where, why, file="".join(file))) for row, where, why, *file in rows["bad"])
+            fingerprints = bytes.fromhex(rows["fingerprints"])
+            origin = ShardOrigin(rows["rows"], rows["sha256"], bad, fingerprints, dict(rows.get("notes", {})))
             shard = Shard(**value["shard"])
             if shard.path != f"shard-{number:06d}.tar":
                 raise ValueError(f"it belongs to {shard.path}")

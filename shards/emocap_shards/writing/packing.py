@@ -10,6 +10,7 @@ decisions are made in this process and in the order of the rows, so the result d
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
@@ -95,6 +96,7 @@ class Packed:
         duplicates: Samples that look like an earlier one.
         resumed: Number of shards that an earlier, interrupted call had finished.
         left_out: Number of files of the source that belong to no row, by kind, such as ".txt".
+        notes: What is not used of some images, such as "the first of several frames", and of how many images.
     """
 
     manifest: Manifest
@@ -102,6 +104,7 @@ class Packed:
     duplicates: tuple[Duplicate, ...]
     resumed: int
     left_out: Mapping[str, int] = field(default_factory=dict[str, int])
+    notes: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 def pack(
@@ -152,8 +155,10 @@ def pack(
     # The rows of finished shards are taken from `rows` and decided again, so that keys, duplicates and bad rows are
     # known and the iterator is at the first row that is not stored.
     finished = journal.finished()
+    notes = Counter[str]()
     for entry in finished:
         ledger.replay(entry, rows, url=store.url)
+        notes.update(entry.origin.notes)
         shard = entry.shard
         reporter.add(PackProgress(entry.origin.rows, shard.samples, shard.samples, shard.bytes))
     with (
@@ -162,7 +167,7 @@ def pack(
         closing(prepared(rows, options.recipe, processes)) as results,
         ShardWriter(store, journal, options.size, first=len(finished), on_stored=reporter.stored) as writer,
     ):
-        _write(results, ledger, writer, reporter)
+        _write(results, ledger, writer, reporter, notes)
     shards = [*(entry.shard for entry in finished), *writer.done]
     if not shards:
         raise RecordError(_nothing_to_write(str(url), ledger.skipped, _left_out(source)))
@@ -173,7 +178,7 @@ def pack(
     manifest = Manifest(tuple(shards))
     manifest.write(store)
     _clear(journal)
-    return Packed(manifest, tuple(ledger.skipped), tuple(ledger.duplicates), len(finished), _left_out(source))
+    return Packed(manifest, tuple(ledger.skipped), tuple(ledger.duplicates), len(finished), _left_out(source), notes)
 
 
 def _nothing_to_write(url: str, skipped: Sequence[BadRow], left_out: Mapping[str, int]) -> str:
@@ -200,10 +205,16 @@ def _left_out(source: RowSource) -> Mapping[str, int]:
 
 
 def _write(
-    results: Iterator[Prepared | BadRow], ledger: RowLedger, writer: ShardWriter, reporter: "_ProgressReporter"
+    results: Iterator[Prepared | BadRow],
+    ledger: RowLedger,
+    writer: ShardWriter,
+    reporter: "_ProgressReporter",
+    notes: Counter[str],
 ) -> None:
-    """Writes the prepared rows in order, and records each row that is left out."""
+    """Writes the prepared rows in order, records each row that is left out, and counts the notes of the others."""
     for result in results:
+        # The journal counts in the same way: a sample that is dropped as a duplicate counts too.
+        notes.update(result.notes if isinstance(result, Prepared) else ())
         if isinstance(result, BadRow):
             ledger.reject(result)
         elif ledger.admits(result.where, result.key, result.fingerprint):
@@ -277,7 +288,7 @@ def _numbered(rows: Iterator[SourceRow | BadRow]) -> Iterator[SourceRow | BadRow
 def _report(store: Store, ledger: RowLedger) -> None:
     """Writes the lists of bad rows and of duplicates into the store, if there are any."""
     if ledger.skipped:
-        _put(store, SKIPPED, [{"where": bad.where, "reason": bad.reason} for bad in ledger.skipped])
+        _put(store, SKIPPED, [{"where": bad.where, "file": bad.file, "reason": bad.reason} for bad in ledger.skipped])
     if ledger.duplicates:
         _put(store, DUPLICATES, [asdict(duplicate) for duplicate in ledger.duplicates])
 

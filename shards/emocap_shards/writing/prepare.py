@@ -5,7 +5,7 @@ This code runs in worker processes, or in the calling process if there are none.
 
 import io
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -14,9 +14,10 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from emocap_shards.annotation import load_annotation, normal_annotation
-from emocap_shards.decode import FORMATS, checked_header, decode_image, image_header
+from emocap_shards.decode import FORMATS, MAX_PIXELS, checked_header, decode_image
 from emocap_shards.errors import AnnotationError, ImageError, RecordError
 from emocap_shards.printable import short
+from emocap_shards.writing.conversion import CONVERTED, FIRST_FRAME, ImageLook, convert, look
 from emocap_shards.writing.duplicates import fingerprint
 from emocap_shards.writing.row import MAX_FILE_BYTES, BadRow, LocalFile, SourceRow
 
@@ -55,13 +56,14 @@ class EncodingConfig:
         """Returns the encoded image and its new extension. `extension` is the extension that the image had before."""
         new = self.extension or ("jpg" if extension == "jpeg" else extension)
         image = Image.fromarray(pixels)
-        size = self._size(image.width, image.height)
+        size = self.size(image.width, image.height)
         small = image if size == image.size else image.resize(size, Image.Resampling.LANCZOS)
         file = io.BytesIO()
         small.save(file, FORMATS[new], **({} if new == "png" else {"quality": self.quality}))
         return file.getvalue(), new
 
-    def _size(self, width: int, height: int) -> tuple[int, int]:
+    def size(self, width: int, height: int) -> tuple[int, int]:
+        """Returns the new width and height of an image, in pixels."""
         by_longest = (self.longest_px or max(width, height)) / max(width, height)
         by_shortest = (self.shortest_px or min(width, height)) / min(width, height)
         scale = min(1.0, by_longest, by_shortest)
@@ -93,7 +95,10 @@ class PrepareConfig:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Holds a sample that is ready to be written into a shard. `mark` is the stamp of its row (`SourceRow.stamp`)."""
+    """Holds a sample that is ready to be written into a shard. `mark` is the stamp of its row (`SourceRow.stamp`).
+
+    `notes` says what of the image is not used, such as "the first of several frames". The pack counts equal notes.
+    """
 
     where: str
     key: str
@@ -102,17 +107,18 @@ class Prepared:
     annotation: bytes
     mark: bytes
     fingerprint: bytes = b""
+    notes: tuple[str, ...] = ()
 
 
 def prepare(row: SourceRow | BadRow, recipe: PrepareConfig) -> Prepared | BadRow:
     """Returns the sample of a row, or a bad row with the reason why no sample can be made from it."""
     mark = row.stamp()
     if isinstance(row, BadRow):
-        return BadRow(row.where, row.reason, mark)
+        return replace(row, mark=mark)
     try:
         return _prepare(row, recipe, mark)
     except (RecordError, AnnotationError, ImageError) as error:
-        return BadRow(row.where, _with_file(row, str(error)), mark)
+        return BadRow(row.where, str(error), mark, file=row.image.name if isinstance(row.image, LocalFile) else "")
 
 
 def prepare_all(rows: list[SourceRow | BadRow], recipe: PrepareConfig) -> list[Prepared | BadRow]:
@@ -147,12 +153,15 @@ def _prepare(row: SourceRow, recipe: PrepareConfig, mark: bytes) -> Prepared:
         load_annotation(annotation)
         return Prepared(row.where, row.key, row.extension, image, annotation, mark)
     annotation = normal_annotation(annotation)
-    extension = _extension(image, row.extension)
-    pixels = decode_image(image)  # A truncated image has an intact header, and would fail only in training.
+    seen = look(image)
+    # A truncated image has an intact header, and would fail only in training.
+    pixels = _pixels(image, seen, recipe.encoding)
+    extension = _extension(seen, row.extension)
     print_ = fingerprint(image, pixels) if recipe.fingerprints else b""
     if recipe.encoding:
         image, extension = recipe.encoding.encode(pixels, extension)
-    return Prepared(row.where, row.key, extension, image, annotation, mark, print_)
+    notes = (FIRST_FRAME,) if seen.has_frames else ()
+    return Prepared(row.where, row.key, extension, image, annotation, mark, print_, notes)
 
 
 def _annotation(file: LocalFile) -> bytes:
@@ -173,15 +182,31 @@ def _annotation(file: LocalFile) -> bytes:
         ) from error
 
 
-def _with_file(row: SourceRow, reason: str) -> str:
-    """Returns the reason, with the name of the image's file if neither the reason nor the row's place contains it."""
-    name = row.image.name if isinstance(row.image, LocalFile) else ""
-    return reason if name in row.where or name in reason else f"{name}: {reason}"
+def _pixels(image: bytes, seen: ImageLook, encoding: EncodingConfig | None) -> UInt8[np.ndarray, "height width 3"]:
+    """Returns the pixels of an image, which is converted or made smaller if the encoding allows it.
+
+    Raises:
+        ImageError: If the image is broken, or if it could only be packed with another encoding. Then the message names
+            the option to use.
+    """
+    if seen.is_foreign and (encoding is None or encoding.extension is None):
+        ours = "JPEG, PNG or WebP"
+        raise ImageError(
+            f"the image is {CONVERTED[seen.format]}, not {ours}; convert it with --format jpg (or png, webp)"
+        )
+    if seen.is_large and encoding is None:
+        raise ImageError(
+            f"the image is {seen.width} x {seen.height}, more than {MAX_PIXELS} pixels; make it smaller with "
+            "--longest-px, such as --longest-px 2048"
+        )
+    if encoding is None or not (seen.is_foreign or seen.is_large):
+        return decode_image(image)
+    return convert(image, encoding.size)
 
 
-def _extension(image: bytes, hint: str) -> str:
+def _extension(seen: ImageLook, hint: str) -> str:
     """Returns the extension for the image's format: `hint` if it fits the format, and otherwise the usual extension."""
-    found = image_header(image)[0]
-    if FORMATS.get(hint) == found:
+    if FORMATS.get(hint) == seen.format:
         return hint
-    return next(extension for extension, format_ in FORMATS.items() if format_ == found)
+    # An image of another format gets the extension of its encoding.
+    return next((extension for extension, format_ in FORMATS.items() if format_ == seen.format), "")

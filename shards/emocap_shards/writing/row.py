@@ -129,18 +129,25 @@ class SourceRow:
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """Describes a row that must not be written into a shard. `where` is empty if the reason contains the place.
+    """Describes a row that must not be written into a shard.
 
-    `mark` is the stamp of the row, or empty if the source could not make a row.
+    Attributes:
+        where: Place of the row in messages; empty if the reason contains the place.
+        reason: What is wrong with the row.
+        mark: The stamp of the row; empty if the source could not make a row.
+        file: The path of the row's image, as the source names it; empty if the image has none or is not known.
     """
 
     where: str
     reason: str
     mark: bytes = b""
+    file: str = ""
 
     def __str__(self) -> str:
         """Returns a line for the terminal. Control characters, which names in a source may contain, are removed."""
-        return printable(f"{self.where}: {self.reason}" if self.where else self.reason)
+        # A folder's rows have the path as their place, and many reasons name a file that is missing.
+        file = "" if self.file in self.where or self.file in self.reason else self.file
+        return printable(": ".join(part for part in (self.where, file, self.reason) if part))
 
     def stamp(self) -> bytes:
         """Returns bytes that change when the row changes: `mark`, or a digest of the reason if there is no `mark`.

@@ -83,7 +83,7 @@ class RowLedger:
                 "give the same source to resume it, choose another URL, or delete it."
             )
         # The journal has fingerprints of the usable rows only, so these are counted by themselves.
-        bad = {number: BadRow(where, reason) for number, where, reason in entry.origin.bad}
+        bad = dict(entry.origin.bad)
         good = 0
         for number, (where, key) in enumerate(taken):
             if number in bad:

@@ -12,7 +12,8 @@ from emocap_shards.writing.row import BadRow, LocalFile, SourceRow, key_of
 from emocap_shards.writing.row_source import leave_out
 
 ORDER = "order.txt"
-# Formats of images that are not supported. Such a file is a bad row, because the user may expect it to be a sample.
+# Extensions of other images. Such a file is a row, because the user may expect it to be a sample. `prepare` converts it
+# or says why it cannot be taken.
 OTHER_IMAGES = frozenset(
     {
         *("arw", "avif", "bmp", "cr2", "dib", "dng", "gif", "heic", "heif", "ico", "j2k", "jfif", "jp2", "jpe", "jxl"),
@@ -26,9 +27,10 @@ MACOS = "._"  # macOS adds a file with this prefix to each file in an archive or
 class FolderSource:
     """Provides every image below a folder, sorted by path. If a file `order.txt` lists paths, these come first.
 
-    Three things are reported as bad rows, which cannot be packed: a link to a folder (links are not followed), an
-    annotation without an image, and an image in a format that is not supported. Other files are counted in `left_out`,
-    so that no file is left out without a notice.
+    An image in a format that training cannot read is a row too: whether it can be converted depends on the options of
+    the pack. Two things are reported as bad rows, which cannot be packed: a link to a folder (links are not followed)
+    and an annotation without an image. Other files are counted in `left_out`, so that no file is left out without a
+    notice.
     """
 
     folder: Path
@@ -89,10 +91,9 @@ def _walk(root: str, below: str, left_out: Counter[str]) -> Iterator[str | BadRo
 
 
 def _file(entry: "os.DirEntry[str]", below: str, stems: set[str], left_out: Counter[str]) -> str | BadRow | None:
-    """Returns the path relative to the root if the file is an image that can be packed.
+    """Returns the path relative to the root if the file is an image.
 
-    Returns a `BadRow` for an image in a format that is not supported, and for an annotation without an image. Returns
-    None for any other file.
+    Returns a `BadRow` for an annotation without an image, and None for any other file.
 
     Args:
         entry: The file.
@@ -103,12 +104,8 @@ def _file(entry: "os.DirEntry[str]", below: str, stems: set[str], left_out: Coun
     stem, extension = _split(entry.name)
     if entry.name.startswith(MACOS):
         leave_out(left_out, f"{MACOS}* of macOS")
-    elif extension in FORMATS:
+    elif extension in FORMATS or extension in OTHER_IMAGES:
         return below + entry.name
-    elif extension in OTHER_IMAGES:
-        return BadRow(
-            entry.path, f"a .{extension} is not supported; convert it to {', '.join(FORMATS)}, or move it away"
-        )
     elif extension != "json":
         leave_out(left_out, f".{extension}" if extension else "without an extension")
     elif stem not in stems:
