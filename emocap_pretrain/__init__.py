@@ -47,6 +47,7 @@ def load(
         ConfigError: If the config and weights do not belong together, if a model cannot be read, if `step` or `weights`
             is given for a model of another library or an export, if `activation` is given for a model that is not a
             CLIP or SigLIP of another library, or if `device` is "cuda" and there is no GPU.
+        StoreError: If the store of the run cannot be reached.
 
     Example:
         model = emocap_pretrain.load("runs/my")

@@ -74,7 +74,11 @@ def measure(run: Path, device: str, rounds: int, occasion: Occasion) -> Iterator
 
 
 def _answer(program: str, run: Path, device: str) -> Mapping[str, Any]:
-    """Runs a program in a fresh process, passes it the time of its start, and returns the JSON that it prints."""
+    """Runs a program in a fresh process, passes it the time of its start, and returns the JSON that it prints.
+
+    Raises:
+        ValueError: If the process fails.
+    """
     command = [sys.executable, "-c", program, str(time.time()), str(run.absolute()), device]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     if done.returncode:

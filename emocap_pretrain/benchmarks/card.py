@@ -127,7 +127,7 @@ class Published(CardSection):
         value: The score in per cent, or in the unit of the score.
         protocol: What was trained on what, such as "prompts alone" or "fine-tuned".
         exact: Whether the number was printed; False if it was read off a figure.
-        source: Where it was read.
+        source: Where the score was read.
     """
 
     model: Text

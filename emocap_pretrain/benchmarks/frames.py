@@ -86,7 +86,11 @@ def _of_files(paths: tuple[Path, ...], segments: int) -> Iterator[UInt8[np.ndarr
 
 
 def _crop(crop: CroppedImage) -> UInt8[np.ndarray, "height width 3"]:
-    """Returns the part of the rectangle that lies in the image. Detectors often return rectangles that exceed it."""
+    """Returns the part of the rectangle that lies in the image. Rectangles of detectors often exceed the image.
+
+    Raises:
+        DataError: If the rectangle and the image have no pixel in common, or the image cannot be read.
+    """
     pixels = _image(crop.path)
     height, width = pixels.shape[:2]
     rows, columns = slice(max(crop.top, 0), min(crop.bottom, height)), slice(max(crop.left, 0), min(crop.right, width))
@@ -112,7 +116,11 @@ def _image(path: Path) -> UInt8[np.ndarray, "height width 3"]:
 
 
 def _of_old_format(data: bytes) -> UInt8[np.ndarray, "height width 3"]:
-    """Decodes a TIFF or BMP, the formats of some old benchmarks and of some face trackers."""
+    """Decodes a TIFF or BMP, the formats of some old benchmarks and of some face trackers.
+
+    Raises:
+        ImageError: If the image cannot be decoded.
+    """
     try:
         with Image.open(io.BytesIO(data), formats=("TIFF", "BMP")) as image:
             return pillow_pixels(image)

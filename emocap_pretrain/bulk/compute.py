@@ -84,6 +84,7 @@ class Computation:
         The images of a part are already read while the last batches of the previous part are computed.
 
         Raises:
+            ShardsError: If the input is a dataset that cannot be read.
             StoreError: If a file cannot be written, for example because the disk is full, or if the dataset cannot be
                 reached.
         """

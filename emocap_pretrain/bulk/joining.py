@@ -111,7 +111,7 @@ def _parquet(parts: PartTables, path: Path, about: str) -> None:
 
 
 def _grouped(tables: Iterator[Table]) -> Iterator[Table]:
-    """Yields the same rows in tables of at least `ROWS_TOGETHER` rows; the last table may have fewer."""
+    """Yields the rows of `tables` in tables of at least `ROWS_TOGETHER` rows; the last table may have fewer."""
     waiting: list[Table] = []
     for table in tables:
         waiting.append(table)

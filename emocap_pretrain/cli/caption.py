@@ -83,8 +83,8 @@ def train_command(  # noqa: PLR0913, PLR0917 - one argument for each option
 ) -> None:
     """Train a projector from the patches of a frozen image tower to a frozen language model.
 
-    A second training without the image follows, whose captions are a baseline (floor) of emocap caption score. The same
-    command resumes an interrupted one.
+    A second training without the image follows, whose captions are a baseline (floor) of emocap caption score. If a
+    training was interrupted, the same command resumes it.
     """
     show_logs()
     with errors_as_lines(debug=debug):
@@ -221,6 +221,10 @@ def _loaded(source: "ModelSource", lm: str) -> "tuple[EmotionModel, LanguageMode
     """Returns the model and the language model, on the same device.
 
     The language model is opened first, so that a wrong name of it is reported before the other model is loaded.
+
+    Raises:
+        ConfigError: If a model cannot be read, or the device does not exist.
+        CheckpointError: If the model is a run without such a checkpoint.
     """
     from emocap_pretrain.generation.language_model import load_language_model
     from emocap_pretrain.inference.model import chosen_device

@@ -276,6 +276,9 @@ def _changes(named: dict[str, Any], classes: str | None, prompts: str | None) ->
         named: The settings that take the value of an option as it is, by name; None for an option that is not given.
         classes: The option `--classes`.
         prompts: The option `--prompts`.
+
+    Raises:
+        ConfigError: If the value of one of these two options cannot be read.
     """
     found = {name: value for name, value in named.items() if value is not None}
     if classes is not None:
@@ -305,7 +308,11 @@ def _copies(texts: Sequence[str], *, alone: bool) -> "tuple[BenchmarkCopy, ...]"
 
 
 def _prompts(prompts: str) -> dict[str, Any]:
-    """Returns the settings for a set of prompts, for a file of templates, or for a file with the prompts of classes."""
+    """Returns the settings for a set of prompts, for a file of templates, or for a file with the prompts of classes.
+
+    Raises:
+        ConfigError: If `prompts` is neither the name of a set nor a file that can be read.
+    """
     from emocap_pretrain.evaluation import prompt_set
 
     if prompts in prompt_set.names():

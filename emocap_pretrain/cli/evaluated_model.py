@@ -119,7 +119,8 @@ class Evaluation:
         model: The name of the model, as the user gave it.
         config: The config with the settings of this evaluation.
         embedder: The model, which computes vectors.
-        restored: The checkpoint or export of this project that the model is; None for a model of another library.
+        restored: What was read from the checkpoint or the export, for a model of this project; None for a model of
+            another library and for `hog`.
         results: The results of the tasks.
         other_weights: The results of the interpolations; empty if none were asked for.
         has_copies: Whether copies of benchmarks were scored, and not the dataset of the settings.
@@ -208,6 +209,10 @@ def _training_captions(request: EvaluationRequest, restored: "Restored | None") 
     """Returns what is known about the training captions of the model, from the run's config and from the user.
 
     The packed datasets that the user names are read for their words. The datasets that the config names are not read.
+
+    Raises:
+        ConfigError: If `--trained-on` has an empty name.
+        ShardsError: If a dataset that the user names cannot be read.
     """
     from emocap_pretrain.benchmarks import catalogue
     from emocap_pretrain.config.explain import did_you_mean
@@ -231,6 +236,11 @@ def _prepare(request: EvaluationRequest) -> PreparedModel:
 
     The settings are compared with the data here, so that a wrong label or class is reported before the model reads the
     first image. Notes for the user are logged.
+
+    Raises:
+        CheckpointError: If there is no such checkpoint, or if it is damaged.
+        ConfigError: If the model cannot be read, or an option or a setting does not fit the model or the data.
+        ShardsError: If the dataset cannot be read, or a store cannot be reached.
     """
     from emocap_pretrain.evaluation import on_benchmarks, tasks
     from emocap_pretrain.inference.opened import open_model

@@ -93,6 +93,7 @@ def _wait(run_url: str) -> None:
 
     Raises:
         Exit: If the run failed. The command then has exit code 1.
+        StoreError: If the store of the run cannot be reached.
     """
     # Here the store has the long deadline of training, and not that of `open_soon`.
     store = open_store(run_url)

@@ -54,6 +54,7 @@ def _exists(url: str, samples: int) -> bool:
 
     Raises:
         ManifestError: If a dataset with another number of samples exists there.
+        StoreError: If the store cannot be reached.
     """
     store = open_store(url)
     if not store.exists("manifest.json"):

@@ -47,9 +47,10 @@ class TrainingCaptions:
     def of_run(cls, stored: Mapping[str, Any]) -> "TrainingCaptions":
         """Returns what the config of a run says about its training captions. No address in the config is opened.
 
-        If the run began with the weights of a whole model (`model.from`), the sources are incomplete, because the
-        captions of that model are not known. Pretrained weights of a single tower change nothing, because they were
-        not trained on captions of faces.
+        The sources are incomplete (`is_complete`) if the setting `data.captions_from` is not set. They are also
+        incomplete if the run began with the weights of a whole model (`model.from`), because the captions of that model
+        are not known. Pretrained weights of a single tower change nothing, because they were not trained on captions of
+        faces.
 
         Args:
             stored: The config of the run, as `Config.stored` returns it.

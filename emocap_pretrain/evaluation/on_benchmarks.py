@@ -98,11 +98,13 @@ def prepare(copies: Sequence[BenchmarkCopy], settings: EvaluationConfig, *, has_
 
 
 def tasks_of(settings: EvaluationConfig, about: Card, *, has_texts: bool = True) -> list[Task]:
-    """Returns the tasks that a benchmark allows: they can score its kind of target, and it has all splits they need.
+    """Returns the tasks that a benchmark allows.
+
+    A task is allowed if it can score the benchmark's kind of target, and if the benchmark has all splits of the task.
 
     Args:
-        settings: If they name tasks, no other task is returned. A task that needs a head is returned only if they name
-            it.
+        settings: The settings of the evaluation. If they name tasks, no other task is returned. A task that needs a
+            head is returned only if it is named.
         about: The card of the benchmark.
         has_texts: Whether the model can read texts. If not, tasks that need texts are left out.
 

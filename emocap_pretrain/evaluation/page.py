@@ -175,8 +175,9 @@ def _recalls(results: Sequence[TaskResult | None]) -> list[dict[str, Any]]:
 def _spreads(results: Sequence[TaskResult | None]) -> list[dict[str, Any]]:
     """Returns the scores that come with their lowest and highest value over several choices, such as over prompts.
 
-    The names of the scores show this (`TaskResult`). Scores that are not shares are left out. A row has the index of a
-    model, and the lowest value, the score and the highest value in per cent.
+    The lowest and the highest value are found by their names, such as "uar_lowest_template" for the score "uar". Scores
+    that are not shares are left out. A row has the index of a model, and the lowest value, the score and the highest
+    value in per cent.
     """
     found: dict[tuple[str, str], list[tuple[int, float, float, float]]] = {}
     for number, result in enumerate(results):

@@ -268,6 +268,9 @@ def extraction(settings: EvaluationConfig, embedder: Embedder) -> Extraction:
     """Returns the object that computes the vectors of splits.
 
     If the settings name a cache, all weights of the model are read to compute the model's digest.
+
+    Raises:
+        StoreError: If the address of the cache is wrong (`open_store`).
     """
     cache = FeatureCache(open_store(settings.cache), embedder.digest()) if settings.cache else None
     return Extraction(embedder, settings.batch, cache=cache, crop=settings.crop or embedder.crop)
@@ -351,6 +354,9 @@ def cut_prompts(settings: EvaluationConfig, tokenizer: Tokenizer, limit: int) ->
 
     Returns:
         A list with one `CutTexts` for the prompts of all tasks together; empty if there are no prompts.
+
+    Raises:
+        ConfigError: If the settings name a task that does not exist, or their prompts do not fit the classes.
     """
     texts = [prompt for task in tasks_of(settings) for prompt in task.prompts()]
     return [CutTexts.of("prompts", tokenizer, texts, limit)] if texts else []

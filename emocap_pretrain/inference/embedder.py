@@ -82,7 +82,7 @@ class Embedder:
     def has_maps(self) -> bool:
         """Returns whether the model was trained to compare local sentences with patches.
 
-        The attention maps of any other model do not show where in a face it sees what a sentence says.
+        For any other model, an attention map does not show which part of a face a sentence is about.
         """
         return self.local is not None and self.local.is_trained
 

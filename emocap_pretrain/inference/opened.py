@@ -73,6 +73,7 @@ def open_model(
         CheckpointError: If there is no such checkpoint, or if it is damaged.
         ConfigError: If the model cannot be read; if `step`, `weights` or `interpolate` is given and the model is not a
             run; or if `activation` is given and the model is not a CLIP or SigLIP of another library.
+        StoreError: If the store of the run cannot be reached.
     """
     name = where_is(name)
     chosen = {"step": step, "weights": weights, "interpolate": interpolate}

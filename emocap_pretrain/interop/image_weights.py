@@ -130,7 +130,7 @@ def check_image_weights(settings: ImageTowerConfig) -> tuple[str, ...]:
 
 
 def check_teacher(settings: TeacherConfig | None, *, pixels: int) -> tuple[str, ...]:
-    """Compares the weights of a teacher with its tower for images of `pixels` pixels (`check_image_weights`)."""
+    """Compares the weights of a teacher with its tower for images of `pixels` pixels, as `check_image_weights` does."""
     return check_image_weights(teacher_tower(settings, pixels)) if settings else ()
 
 
@@ -270,7 +270,11 @@ def _image_part(layout: WeightsLayout, tensors: Tensors) -> WeightsLayout:
 def _converted(
     settings: ImageTowerConfig, source: ImageSource | None, *, values: bool
 ) -> tuple[Mapping[str, Tensor], LoadReport]:
-    """Returns the weights in the form of the tower, and the report. If `source` is None, timm's hub is the source."""
+    """Returns the weights in the form of the tower, and the report. If `source` is None, timm's hub is the source.
+
+    Raises:
+        ConfigError: If the weights do not fit the tower, or cannot be read.
+    """
     where = f"{settings.key}.pretrained={settings.pretrained}"
     given = None
     if source:

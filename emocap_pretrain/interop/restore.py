@@ -96,6 +96,7 @@ def restore(
         ConfigError: If the weights do not belong to the model that the config describes, if `interpolate` is not
             between 0 and 1, or if it is not safe to build a model from the checkpoint's config, for example because a
             setting refers to an environment variable.
+        StoreError: If the store of the run cannot be reached.
     """
     store = open_store(run_url)
     checkpoint = chosen(committed(store), run_url, step)
@@ -118,7 +119,12 @@ def restore(
 
 
 def has_start(run_url: str) -> bool:
-    """Returns whether the run has a checkpoint of step 0, which holds the weights with which it began."""
+    """Returns whether the run has a checkpoint of step 0, which holds the weights with which it began.
+
+    Raises:
+        CheckpointError: If the manifest of a checkpoint cannot be read.
+        StoreError: If the store of the run cannot be reached.
+    """
     return any(each.step == 0 for each in committed(open_store(run_url)))
 
 
@@ -130,7 +136,7 @@ def restore_start(run_url: str, *, config: Config | None = None) -> TowerPair:
         config: The run's config, as in `restore`.
 
     Raises:
-        CheckpointError: If the run has no checkpoint of step 0; further errors are those of `restore`.
+        CheckpointError: If the run has no checkpoint of step 0. Further errors are those of `restore`.
     """
     if not has_start(run_url):
         raise CheckpointError(

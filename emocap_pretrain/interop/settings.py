@@ -27,6 +27,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: If the config is wrong, or the source of weights cannot be read.
         CheckpointError: If the source is a run without such a checkpoint.
+        StoreError: If the store of a run cannot be reached.
     """
     return completed(load(path, overrides))
 
@@ -39,6 +40,7 @@ def completed(config: Config) -> Config:
     Raises:
         ConfigError: If the source cannot be read, or the user also names pretrained weights of one tower.
         CheckpointError: If the source is a run without such a checkpoint.
+        StoreError: If the store of a run cannot be reached.
     """
     model = config.model
     if model.from_ is None:

@@ -92,6 +92,7 @@ def open_source(name: str, *, activation: str | None = None, key: str = KEY) -> 
     Raises:
         ConfigError: If there are no weights that this project can read.
         CheckpointError: If the source is a run without such a checkpoint.
+        StoreError: If the source is a run whose store cannot be reached.
     """
     if name.startswith(RUN_PREFIX):
         return open_run(name)
@@ -121,6 +122,7 @@ def source_of(model: ModelConfig) -> Source:
     Raises:
         ConfigError: If the source cannot be read.
         CheckpointError: If the source is a run without such a checkpoint.
+        StoreError: If the source is a run whose store cannot be reached.
     """
     architecture = model.text.architecture
     activation = architecture.activation if "activation" in architecture.model_fields_set else None
@@ -187,6 +189,7 @@ def open_run(name: str) -> Source:
     Raises:
         CheckpointError: If the run has no such checkpoint.
         ConfigError: If the settings in the checkpoint cannot be read.
+        StoreError: If the store of the run cannot be reached.
     """
     url, step = run_and_step(name)
     store = open_store(url)

@@ -22,8 +22,8 @@ class StartingPoint:
     """Gives a new run its tokenizer, its first weights and its parent.
 
     The source that `model.from` names is opened when it is first needed, and only once. So every method can raise the
-    errors of opening it: `ConfigError` if the source cannot be read, and `CheckpointError` if it is a run that does not
-    have the checkpoint that the setting asks for.
+    errors of opening it: `ConfigError` if the source cannot be read, `CheckpointError` if it is a run that does not
+    have the checkpoint that the setting asks for, and `StoreError` if the store of this run cannot be reached.
     """
 
     def __init__(self, settings: ModelConfig) -> None:

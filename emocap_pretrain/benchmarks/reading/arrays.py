@@ -66,7 +66,11 @@ def _with(template: str, stem: str) -> str:
 
 
 def _stems(tree: Tree, folder: str, template: str) -> Iterator[str]:
-    """Yields the stems of the files that fit a template."""
+    """Yields the stems of the files that fit a template.
+
+    Raises:
+        DataError: If the folder of the template is missing.
+    """
     path = PurePosixPath(folder) / template
     before, after = path.name.split("{stem}")
     if not tree.exists(str(path.parent)):

@@ -56,7 +56,11 @@ class FileNamesReader:
             raise DataError(f"{root} has no file {self._layout.files}.")
 
     def _tested(self, split: str, fold: int | None) -> frozenset[str] | None:
-        """Returns the persons of the fold's test split; None without folds."""
+        """Returns the persons of the fold's test split; None without folds.
+
+        Raises:
+            DataError: If the layout has folds, and not this fold or this split.
+        """
         if not self._folds:
             return None
         if fold is None or not 1 <= fold <= len(self._folds):

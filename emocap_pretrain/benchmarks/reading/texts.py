@@ -61,7 +61,7 @@ def lines(path: Path, encoding: str) -> Iterator[str]:
     """Yields the lines of a text file, with their ends.
 
     Raises:
-        DataError: If the file cannot be opened, is not in the encoding, or has a line of more than `LONGEST_LINE`
+        DataError: If the file cannot be opened, is not in the encoding, or has a line of `LONGEST_LINE` or more
             characters.
     """
     with opened(path) as file:

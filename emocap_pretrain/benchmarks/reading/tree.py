@@ -83,7 +83,7 @@ class Tree:
         self._contains = lru_cache(maxsize=4096)(self._contains_folder)
 
     def exists(self, path: str) -> bool:
-        """Returns whether a file or folder lies at the path, within the copy."""
+        """Returns whether a file or folder lies at the path, within the copy. The folder of the copy always counts."""
         return path in {"", "."} or not isinstance(self._mode(path, "missing"), Problem)
 
     def folder(self, path: str) -> Path:

@@ -121,6 +121,9 @@ def _renamed(folder: Path) -> Generator[Path]:
     """Yields a new empty folder beside `folder`, and renames it to `folder` after the block.
 
     If the block raises an error, the new folder is deleted, and an earlier export at `folder` stays.
+
+    Raises:
+        ConfigError: If no folder can be made there.
     """
     unique = uuid.uuid4().hex[:12]
     partial, old = (folder.absolute().with_name(f".{folder.name}.{unique}.{end}") for end in ("partial", "old"))

@@ -140,6 +140,9 @@ def _is_native(restored: Restored) -> bool:
     """Returns whether the image tower can become open_clip's own vision transformer.
 
     open_clip has a single setting `quick_gelu` for both towers, so either both or none of them may use QuickGELU.
+
+    Raises:
+        ConfigError: If a tower is of a class that cannot be exported (`towers_of`).
     """
     image, text = towers_of(restored.model, NAME)
     if not whole_clip.is_clip_image(restored.model, image):

@@ -62,6 +62,9 @@ def _write_dual_encoder(
     """Writes the config and the weights of a `VisionTextDualEncoderModel`.
 
     Returns the text of a new tokenizer.json if tokens get other ids, and None otherwise.
+
+    Raises:
+        ConfigError: As `_text` raises it.
     """
     model, scale = restored.model, math.log(numbers_of(restored.model)["scale"])
     weights, tokenizer = _text(restored, text, config)
@@ -137,7 +140,8 @@ def _text(restored: Restored, text: TransformersTextTower, config: Any) -> tuple
     The text is None if no token needs another id. Otherwise the ids in `config` are changed too.
 
     Raises:
-        ConfigError: If no pooler of transformers computes the pooling of the tower.
+        ConfigError: If no pooler of transformers computes the pooling of the tower, or if the tower pools an end token
+            that transformers cannot find (`end_token`).
     """
     weights = {f"text_model.{name}": each for name, each in text.backbone.state_dict().items()}
     has_bias, matrix, tokenizer = restored.config.model.text_bias, restored.model.to_text.weight, None
@@ -163,6 +167,9 @@ def _with_end_token(
 
     transformers does not look for the id `LEGACY_END`. An end token with this id exchanges its id with another token,
     also in `weights`.
+
+    Raises:
+        ConfigError: If texts end with different tokens, or with one that also occurs before the end (`end_token`).
     """
     end = end_token(restored, text, NAME)
     config.eos_token_id = end

@@ -182,7 +182,11 @@ def _text(shapes: Shapes, config: Tree, where: str) -> TextTransformer:
 
 
 def _activation_and_eps(config: Tree, where: str) -> tuple[str, float]:
-    """Returns the activation of the text tower, and the epsilon of its layer norms."""
+    """Returns the activation of the text tower, and the epsilon of its layer norms.
+
+    Raises:
+        ConfigError: If the config describes one of them in a form that this project does not know.
+    """
     activation, norm = config.get("act_kwargs") or {}, config.get("norm_kwargs") or {}
     eps = norm.get("eps", 1e-5) if isinstance(norm, dict) else None
     if activation not in ({}, {"approximate": "tanh"}, {"approximate": "none"}):

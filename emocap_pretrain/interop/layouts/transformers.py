@@ -139,7 +139,8 @@ def _config(tree: Tree, where: str) -> Any:
     """Returns the config as an object of transformers, which fills in the default values.
 
     Raises:
-        ConfigError: If the kind of the model is not known, or transformers refuses the config.
+        ConfigError: If the kind of the model is not known, if a size of a tower is wrong (`size_of`), or if
+            transformers refuses the config.
     """
     kind = str(tree.get("model_type"))[:40]
     if kind not in _CONFIGS:
@@ -161,7 +162,11 @@ def _config(tree: Tree, where: str) -> Any:
 
 
 def _tower(section: Any, name: str, where: str) -> Tree:
-    """Returns the entries of a section that describe a tower, after a check of its sizes."""
+    """Returns the entries of a section that describe a tower, after a check of its sizes.
+
+    Raises:
+        ConfigError: If the section is not a mapping, or a size is wrong (`size_of`).
+    """
     if not isinstance(section, dict):
         raise ConfigError(f"{where}: config.json is wrong: {name} is not a mapping.")
     found: Tree = {
