@@ -216,7 +216,7 @@ def _check(config: Config, devices: "Devices | None", *, prepare_tasks: bool, pr
 
     if is_done(config, open_store(config.url)):
         found = Findings()
-        found.collect(lambda: evaluation(config.evaluation, found, prepare_tasks=prepare_tasks))
+        found.collect(lambda: evaluation(config, found, prepare_tasks=prepare_tasks))
     else:
         found = preflight(config, devices, prepare_tasks=prepare_tasks, note_steps=False)
     found.refuse()

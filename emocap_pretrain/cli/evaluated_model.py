@@ -273,7 +273,8 @@ def _prepare(request: EvaluationRequest) -> PreparedModel:
         config = with_settings(config, bounded, may_read=request.may_read)
         tasks.require_texts(config.evaluation, has_texts=model.embedder.has_texts)
         has_local, crop = model.embedder.has_maps, model.embedder.crop
-        notes = tasks.prepare(config.evaluation, has_local=has_local, crop=crop, seconds=tasks.PREPARE_S)
+        head = model.embedder.model.labels
+        notes = tasks.prepare(config.evaluation, has_local=has_local, crop=crop, head=head, seconds=tasks.PREPARE_S)
     for note in notes:
         log.warning("%s", note)
     return PreparedModel(model, config, start)

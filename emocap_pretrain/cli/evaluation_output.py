@@ -70,7 +70,9 @@ def _result_file(evaluated: Evaluation, *, thumbnails: bool) -> "ResultFile":
         evaluated.embedder.digest(),
         restored.run_id if restored else "",
     )
-    return ResultFile.of(model, evaluated.results, stored, images, faces)
+    # Without the setting, the model decides which part of an image it reads.
+    read = {**stored, "crop": settings.crop or evaluated.embedder.crop}
+    return ResultFile.of(model, evaluated.results, read, images, faces)
 
 
 def show(evaluated: Evaluation, *, as_json: bool, least: int) -> None:

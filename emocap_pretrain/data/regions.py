@@ -40,6 +40,7 @@ Outline: TypeAlias = tuple[int, ...]
 """The corners of a polygon: x, y, x, y, ..."""
 
 _MOST_BYTES = 1 << 30
+_LONGEST_HEADER = 1 << 12
 _MOST_CORNERS, _FARTHEST = 512, 100 * UNIT
 _NAME = re.compile(r"[a-z0-9_]{1,40}")  # Names of scores contain those of regions.
 _SHEET, _LEAST_FINE = 256, 16  # Least sub-cells along the side of the image, and along the side of a cell.
@@ -108,6 +109,19 @@ def has_regions(url: str) -> bool:
     return open_store(url).exists(REGIONS_FILE)
 
 
+def check_header(url: str) -> None:
+    """Checks the first line of the file of regions, which names the version and the dataset.
+
+    Raises:
+        DataError: If it belongs to another dataset or version, or is no such line.
+        NotFound: If there is no such file.
+        StoreError: If the store cannot be read.
+    """
+    store, place = open_store(url), f"{masked_url(url)}/{REGIONS_FILE}"
+    first = store.read_range(REGIONS_FILE, 0, _LONGEST_HEADER).partition(b"\n")[0]
+    _check_header(first, read_manifest(store).digest, place)
+
+
 def read_regions(url: str) -> dict[str, FaceRegions]:
     """Returns the regions of the samples of a dataset, by their keys.
 
@@ -121,12 +135,16 @@ def read_regions(url: str) -> dict[str, FaceRegions]:
         header, *lines = store.read(REGIONS_FILE, limit_bytes=_MOST_BYTES).splitlines() or [b""]
     except NotFound as error:
         raise DataError(f"{place} does not exist: write it with `emocap regions {masked_url(url)}`.") from error
-    about = _parsed(header, f"{place}, line 1")
+    _check_header(header, read_manifest(store).digest, place)
+    return dict(_face(line, f"{place}, line {number}") for number, line in enumerate(lines, 2))
+
+
+def _check_header(line: bytes, dataset: str, place: str) -> None:
+    about = _parsed(line, f"{place}, line 1")
     if about.get("regions") != VERSION:
         raise DataError(f"{place}: the version of the file is {about.get('regions')!r}, and {VERSION} can be read.")
-    if about.get("dataset") != read_manifest(store).digest:
+    if about.get("dataset") != dataset:
         raise DataError(f"{place} belongs to another dataset: write it again with `emocap regions`.")
-    return dict(_face(line, f"{place}, line {number}") for number, line in enumerate(lines, 2))
 
 
 def _parsed(line: bytes, place: str) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from emocap_shards.store import open_store
 
 from emocap_pretrain.checkpoint.manifest import Checkpoint, newest, newest_complete
 from emocap_pretrain.config.batch_split import batch_split
-from emocap_pretrain.config.schema import Config, EvaluationConfig
+from emocap_pretrain.config.schema import Config
 from emocap_pretrain.data.datasets import digest_of, foreign_data
 from emocap_pretrain.data.labels import check_labels
 from emocap_pretrain.data.parts import active_parts
@@ -159,13 +159,13 @@ def preflight(
         _model(config, devices, known, found)
     found.collect(lambda: tasks.require_head(tasks.tasks_of(config.evaluation), config.objective.labels))
     unprepared = prepare_tasks and not tasks.were_prepared(checkpoint, config.stored()["evaluation"])
-    found.collect(lambda: evaluation(config.evaluation, found, prepare_tasks=unprepared))
+    found.collect(lambda: evaluation(config, found, prepare_tasks=unprepared))
     if config.steps == 0 and config.evaluation.url is None:
         found.notes.append("steps=0 trains nothing, and without evaluation.url the run only saves its first weights.")
     return found
 
 
-def evaluation(settings: EvaluationConfig, found: Findings, *, prepare_tasks: bool) -> None:
+def evaluation(config: Config, found: Findings, *, prepare_tasks: bool) -> None:
     """Checks the evaluation dataset and the names of the tasks.
 
     With `prepare_tasks`, each task also checks its settings against its data, for at most `PREPARE_S` seconds. The
@@ -174,12 +174,14 @@ def evaluation(settings: EvaluationConfig, found: Findings, *, prepare_tasks: bo
     Raises:
         ConfigError: If there is no such dataset or task, or if the settings of a task do not fit the data.
     """
+    settings, objective = config.evaluation, config.objective
     tasks.tasks_of(settings)
     if settings.url is None:
         return
     _manifest(settings.url, "evaluation.url")
     if prepare_tasks:
-        found.notes.extend(tasks.prepare(settings, seconds=tasks.PREPARE_S))
+        has_local, head = objective.local > 0, objective.labels
+        found.notes.extend(tasks.prepare(settings, has_local=has_local, head=head, seconds=tasks.PREPARE_S))
 
 
 def _of_run(config: Config, found: Findings) -> Checkpoint | None:

@@ -27,8 +27,10 @@ from emocap_pretrain.evaluation.prompt_set import expanded
 from emocap_pretrain.evaluation.task import SplitName
 from emocap_pretrain.inference.classes import class_cosines, class_embeddings
 from emocap_pretrain.inference.embedder import Embedder
-from emocap_pretrain.run_folder.outcomes import AnswerOutcomes
+from emocap_pretrain.run_folder.outcomes import AnswerOutcomes, answers_digest
 from emocap_pretrain.run_folder.results import Baseline, Domain, Score, TaskResult
+
+NO_QUESTIONS = "multiple_choice needs questions, which only benchmarks have: leave it out."
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,30 +52,35 @@ class Choice:
     def prompts(self) -> Sequence[str]:
         return ()
 
-    def prepare(self, sources: Mapping[SplitName, ExampleSource], *, seconds: float | None = None) -> Sequence[str]:  # noqa: ARG002 - `result` finds out
-        return ()
+    def prepare(self, sources: Mapping[SplitName, ExampleSource], *, seconds: float | None = None) -> Sequence[str]:  # noqa: ARG002 - it reads no sample
+        """Refuses every dataset: this method is called for packed datasets, and only benchmarks have questions."""
+        raise ConfigError(NO_QUESTIONS)
 
     def result(self, embedder: Embedder, features: Mapping[SplitName, Features]) -> TaskResult:
         test = features["test"]
         asked = [(row, question) for row, question in enumerate(test.questions) if question is not None]
         if not asked:
-            raise ConfigError("multiple_choice needs questions, which only benchmarks have: leave it out.")
-        answers = dict.fromkeys(answer for _, question in asked for answer in question.answers)
-        templates, words = expanded(self.settings, {answer: (answer.rstrip(".").lower(),) for answer in answers})
+            raise ConfigError(NO_QUESTIONS)
+        every = dict.fromkeys(answer for _, question in asked for answer in question.answers)
+        templates, words = expanded(self.settings, {answer: (answer.rstrip(".").lower(),) for answer in every})
         columns = class_embeddings(embedder, templates, words)
         cosines = class_cosines(test.images, columns, self.settings.ensemble)
-        place = {answer: number for number, answer in enumerate(answers)}
+        place = {answer: number for number, answer in enumerate(every)}
         is_right = np.array(
             [chosen(cosines[row], question, place, test.keys[row]) == question.right for row, question in asked]
         )
         chance = float(np.mean([1 / len(question.answers) for _, question in asked]))
         accuracy = Score("accuracy", "questions, accuracy", float(is_right.mean()), Baseline("chance", chance))
+        answers = answers_digest(
+            (test.keys[row], [*map("answer: {}".format, each.answers), f"right: {each.answers[each.right]}"])
+            for row, each in asked
+        )
         groups = [test.groups[row] if test.groups else None for row, _ in asked]
         return TaskResult(
             self.name,
             len(asked),
             (accuracy.within(bootstrap(shares(is_right), groups)),),
-            outcomes=(AnswerOutcomes(tuple(row for row, _ in asked), tuple(is_right.tolist())),),
+            outcomes=(AnswerOutcomes(tuple(row for row, _ in asked), tuple(is_right.tolist()), answers),),
             domain=Domain(),
         )
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+from emocap_shards.inspecting.label_values import LabelValues
 from jaxtyping import Float, Int
 
 from emocap_pretrain.benchmarks.card import TargetKind
@@ -94,12 +95,33 @@ class LearnsClasses:
             ConfigError: If no sample of a split has the label, or a label is not a class.
             ShardsError: If the data cannot be read.
         """
-        for source in sources.values():
-            found = source.label_values(self.settings.label, seconds=seconds)
+        counted: dict[SplitName, LabelValues] = {}
+        for split, source in sources.items():
+            found = counted[split] = source.label_values(self.settings.label, seconds=seconds)
             # A reading that was cut off before it found a label says nothing about the dataset.
             if found.values or found.complete:
                 classes_of(self.settings, map(label_text, found.values), found.names, url=source.address)
+        self._check_learned(sources, counted)
         return ()
+
+    def _check_learned(
+        self, sources: Mapping[SplitName, ExampleSource], counted: Mapping[SplitName, LabelValues]
+    ) -> None:
+        """Checks that the split `train` has all classes, if they are those of its labels and all of them were read.
+
+        Raises:
+            ConfigError: If another split has a further class.
+        """
+        if self.settings.classes or "train" not in counted or not counted["train"].complete:
+            return
+        learned = set(map(label_text, counted["train"].values))
+        for split, found in counted.items():
+            if unknown := sorted({*map(label_text, found.values)} - learned):
+                raise ConfigError(
+                    f"evaluation.label={self.settings.label}: {listed(unknown)}, which samples of "
+                    f"{sources[split].address} have, occurs in no sample of {sources['train'].address}, from which the "
+                    "classes are learned; name the classes in evaluation.classes, or take other splits."
+                )
 
     def labelled(
         self, features: Mapping[SplitName, Features]

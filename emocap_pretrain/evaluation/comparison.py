@@ -6,6 +6,7 @@ which the terminal, the JSON output and the HTML page show.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -38,17 +39,19 @@ class ModelResults:
         results: The results of its tasks.
         thumbnails: Small images of some samples, as JPEGs in base64, by the keys of the samples.
         faces: The attention maps of some of the samples that have a small image.
+        evaluation: The settings of the evaluation; empty if they are unknown.
     """
 
     model: EvaluatedModel
     results: tuple[TaskResult, ...]
     thumbnails: Mapping[str, str] = field(default_factory=dict[str, str])
     faces: tuple[SavedFace, ...] = ()
+    evaluation: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @classmethod
     def of(cls, file: ResultFile) -> "ModelResults":
         """Returns the results that a file contains."""
-        return cls(file.model, file.results(), file.thumbnails, file.faces)
+        return cls(file.model, file.results(), file.thumbnails, file.faces, file.evaluation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +136,8 @@ def compare(models: Sequence[ModelResults], *, by: Sequence[str] | None = None, 
     _check_labels(models, by)
     found = [{(result.benchmark, result.task): result for result in each.results} for each in models]
     places = dict.fromkeys(place for each in found for place in each)
-    tasks = [_compared(*place, [each.get(place) for each in found], by, least) for place in places]
+    settings = [each.evaluation for each in models]
+    tasks = [_compared(*place, [each.get(place) for each in found], settings, by, least) for place in places]
     return Comparison(tuple(models), tuple(_corrected(tasks)))
 
 
@@ -211,10 +215,18 @@ def _outcomes(result: TaskResult) -> list[tuple[Outcomes, Samples]]:
 
 
 def _compared(
-    benchmark: str, task: str, results: Sequence[TaskResult | None], by: Sequence[str] | None, least: int
+    benchmark: str,
+    task: str,
+    results: Sequence[TaskResult | None],
+    settings: Sequence[Mapping[str, Any]],
+    by: Sequence[str] | None,
+    least: int,
 ) -> TaskComparison:
     first = results[0]
-    refusals = [() if each is None or first is None else _refusals(first, each) for each in results]
+    refusals = [
+        () if each is None or first is None else _refusals(first, each, settings[0], its)
+        for each, its in zip(results, settings, strict=True)
+    ]
     names = dict.fromkeys(score.name for each in results if each for score in each.scores)
     changes = [{} if refused else _changes(first, each) for each, refused in zip(results, refusals, strict=True)]
     rows = [_row(name, results, changes) for name in names]
@@ -222,11 +234,21 @@ def _compared(
     return TaskComparison(task, benchmark, tuple(results), tuple(rows), tuple(refusals), groups)
 
 
-def _refusals(first: TaskResult, other: TaskResult) -> tuple[str, ...]:
+def _refusals(
+    first: TaskResult, other: TaskResult, settings: Mapping[str, Any], others: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """Returns why two results are not paired. `settings` and `others` are those of their evaluations."""
     if first is other:
         return ()
-    pairs = zip(_outcomes(first), _outcomes(other), strict=False)
-    return tuple(dict.fromkeys(reason for one, another in pairs for reason in mismatches(one, another)))
+    pairs = [*zip(_outcomes(first), _outcomes(other), strict=False)]
+    reasons = [reason for one, another in pairs for reason in mismatches(one, another)]
+    # The ensemble combines prompts. Files of earlier versions do not say which part of an image was read.
+    relevant = ["crop", *(["ensemble"] if first.domain and other.domain else [])] if pairs else []
+    values = [(name, settings.get(name), others.get(name)) for name in relevant]
+    reasons += [
+        f"evaluation.{name} differs: {one} and {two}" for name, one, two in values if one and two and one != two
+    ]
+    return tuple(dict.fromkeys(reasons))
 
 
 def _row(name: str, results: Sequence[TaskResult | None], changes: Sequence[Mapping[str, Difference]]) -> ScoreRow:

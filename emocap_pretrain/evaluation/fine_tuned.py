@@ -4,7 +4,7 @@ The head was trained together with the image tower (`objective.labels`), so noth
 `test` suffices. The scores have the same names as in the tasks that train a probe on the pooled vectors of the tower.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,10 +14,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emocap_pretrain.benchmarks.card import TargetKind
+from emocap_pretrain.config.fields import label_text
 from emocap_pretrain.config.objective import LabelConfig
 from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.data.parts import Part
-from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.errors import ConfigError, DataError
 from emocap_pretrain.evaluation.classification import LabelledRows, LearnsClasses, listed, scored
 from emocap_pretrain.evaluation.examples import ExampleSource
 from emocap_pretrain.evaluation.features import Features
@@ -45,7 +46,7 @@ class FineTunedClasses(LearnsClasses):
         test, label = features["test"], label_of_classes(embedder.model.labels, self.settings.label)
         assert label.classes, "the head of this label predicts classes"
         rows = LabelledRows.of(test, self.settings.label, label.classes)
-        outputs = _outputs(embedder, test)[label.name][rows.rows]
+        outputs = _outputs(embedder, test, [label.name])[label.name][rows.rows]
         return scored(self.name, "fine-tuned", rows, outputs.argmax(-1).numpy(), outputs.double().numpy())
 
 
@@ -81,7 +82,7 @@ class FineTunedNumbers:
         if len(rows) < 2:
             raise ConfigError(f"evaluation.numbers: the split 'test' has fewer than two examples with {names}.")
         _, truth = numbers_of(test, names, rows)
-        outputs = _outputs(embedder, test)
+        outputs = _outputs(embedder, test, names)
         predicted: Float[np.ndarray, "examples numbers"] = (
             torch.cat([outputs[name] for name in names], dim=-1)[torch.from_numpy(rows)].double().numpy()
         )
@@ -120,6 +121,23 @@ def label_of_classes(labels: Sequence[LabelConfig], name: str) -> LabelConfig:
     return named[0]
 
 
+def check_head_classes(
+    labels: Sequence[LabelConfig], settings: EvaluationConfig, source: ExampleSource, *, seconds: float | None = None
+) -> None:
+    """Checks that the head of a model predicts the classes that the samples have, as far as `seconds` suffice.
+
+    Raises:
+        ConfigError: If a sample has another class, or the head predicts no classes.
+    """
+    known = label_of_classes(labels, settings.label).classes or ()
+    found = source.label_values(settings.label, seconds=seconds)
+    if unknown := sorted({*map(label_text, found.values)} - {*known}):
+        raise ConfigError(
+            f"evaluation.label={settings.label}: samples of {source.address} have {listed(unknown)}, which the head of "
+            f"the model does not predict; it predicts {listed(known)}."
+        )
+
+
 def require_numbers(labels: Sequence[LabelConfig], names: Sequence[str]) -> None:
     """Checks that the head of a model predicts all of the numbers `names`.
 
@@ -139,5 +157,17 @@ def require_numbers(labels: Sequence[LabelConfig], names: Sequence[str]) -> None
         )
 
 
-def _outputs(embedder: Embedder, features: Features) -> dict[str, Float[Tensor, "examples outputs"]]:
-    return embedder.head_outputs(features.pooled)
+def _outputs(
+    embedder: Embedder, features: Features, names: Iterable[str]
+) -> dict[str, Float[Tensor, "examples outputs"]]:
+    """Returns the outputs of the head for the labels `names`.
+
+    Raises:
+        DataError: If one of them is not finite. The largest of such outputs would be that of the first class.
+    """
+    outputs = embedder.head_outputs(features.pooled)
+    for name in names:
+        if not (is_finite := outputs[name].isfinite().all(1)).all():
+            first = features.keys[int((~is_finite).nonzero()[0])]
+            raise DataError(f"the outputs of the head for {first} are not finite: the weights may be damaged.")
+    return outputs

@@ -51,6 +51,8 @@ def curve(
         ConfigError: If the weights of the start belong to another model, or as `tasks.evaluate` does.
         LostContact: As `tasks.evaluate` does.
     """
+    if not shares:
+        return ()
     trained = {name: each.clone() for name, each in restored.model.state_dict().items()}
     found: list[OtherWeights] = []
     for share in shares:

@@ -8,7 +8,7 @@ scipy is imported within a function, because its import takes time and most comm
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from emocap_pretrain.run_folder.outcomes import (
     RankOutcomes,
     Samples,
 )
+from emocap_pretrain.run_folder.results import metric_name
 
 Metric = Callable[[Weights], Float[np.ndarray, " draws"]]
 
@@ -94,7 +95,23 @@ def mismatches(one: tuple[Outcomes, Samples], other: tuple[Outcomes, Samples]) -
         (len(theirs.keys() - ours.keys()), "only in the other"),
         (sum(ours[key] != theirs[key] for key in ours.keys() & theirs.keys()), "with another true value"),
     ]
-    return [f"{count:,} {what}" for count, what in found if count]
+    reasons = [f"{count:,} {what}" for count, what in found if count]
+    # Other samples also have other answers, which need not be said.
+    return reasons or [*_choices(one[0], other[0])]
+
+
+def _choices(one: Outcomes, other: Outcomes) -> Iterator[str]:
+    """Yields how the answers differ among which two models have chosen, as far as outcomes of one kind know it."""
+    if isinstance(one, ClassOutcomes) and isinstance(other, ClassOutcomes) and set(one.classes) != set(other.classes):
+        yield f"the classes to choose from differ: {len(one.classes):,} and {len(other.classes):,}"
+    if isinstance(one, RankOutcomes) and isinstance(other, RankOutcomes):
+        counts = (one.candidates, other.candidates)
+        if all(counts) and counts[0] != counts[1]:
+            yield f"the numbers of candidates differ: {counts[0]:,} and {counts[1]:,}"
+    if isinstance(one, RankOutcomes | AnswerOutcomes) and isinstance(other, RankOutcomes | AnswerOutcomes):
+        answers = (one.answers, other.answers)
+        if all(answers) and answers[0] != answers[1]:
+            yield "the answers to choose from, or the right ones, differ"
 
 
 def differences(
@@ -303,8 +320,10 @@ def _of_numbers(outcomes: NumberOutcomes) -> dict[str, Metric]:
     found: dict[str, Metric] = {}
     for name, truth, predicted in zip(outcomes.names, outcomes.truth, outcomes.predicted, strict=True):
         columns = np.array(predicted), np.array(truth)
-        found |= {f"{name}_{score}": _number_score(score, *columns) for score in ("ccc", "pcc", "rmse", "sagr")}
-    concordances = [found[f"{name}_ccc"] for name in outcomes.names]
+        found |= {
+            f"{metric_name(name)}_{score}": _number_score(score, *columns) for score in ("ccc", "pcc", "rmse", "sagr")
+        }
+    concordances = [found[f"{metric_name(name)}_ccc"] for name in outcomes.names]
     return {"ccc": lambda weights: np.mean([each(weights) for each in concordances], axis=0), **found}
 
 

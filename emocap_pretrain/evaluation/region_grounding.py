@@ -31,8 +31,8 @@ from emocap_pretrain.benchmarks.card import TargetKind
 from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.data.parts import Part
 from emocap_pretrain.data.patch_mask import patches_along_a_side
-from emocap_pretrain.data.regions import FaceRegions, coverage, has_regions, read_regions
-from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.data.regions import FaceRegions, check_header, coverage, has_regions, read_regions
+from emocap_pretrain.errors import ConfigError, DataError
 from emocap_pretrain.evaluation.examples import ExampleSource
 from emocap_pretrain.evaluation.features import Features, SentenceMaps
 from emocap_pretrain.evaluation.intervals import LEVEL, draws
@@ -48,6 +48,9 @@ MEASURES: Mapping[str, str] = {
 """The titles of the measures by their names, in the order of the columns of `measures`."""
 
 Measures = Float[np.ndarray, "measures"]
+COVERED = "sentences of faces with several regions"
+"""The sentences that have the map of another sentence as a floor: the own map of the others has a score alone."""
+
 NO_FILE, NO_REGION = "faces without known regions", "local sentences without a known region"
 NO_MAP = "local sentences whose map or region is empty"
 
@@ -122,6 +125,10 @@ class RegionGrounding:
         if not has_regions(self._url):
             where = sources["test"].address
             raise ConfigError(f"{where} has no regions.jsonl: write it with `emocap regions {where}`.")
+        try:
+            check_header(self._url)
+        except DataError as error:
+            raise ConfigError(str(error)) from error
         return ()
 
     def result(self, embedder: Embedder, features: Mapping[SplitName, Features]) -> TaskResult:
@@ -227,8 +234,8 @@ def _scores(found: Scored, groups: Sequence[str | None]) -> list[Score]:
         note = "" if name == "average_precision" else f"at most {ceilings[-1]:.1%}"
         scores.append(score(name, title, (-1, 0, column), Baseline("uniform map", areas[-1], note)))
         if np.isfinite(found.shuffled).any():
-            scores.append(score(f"{name}_shuffled", f"{title}, other sentence", (-1, 1, column)))
-            scores.append(score(f"{name}_difference", f"{title}, difference", (-1, 2, column)))
+            scores.append(score(f"{name}_shuffled", f"{title}, other sentence, {COVERED}", (-1, 1, column)))
+            scores.append(score(f"{name}_difference", f"{title}, difference, {COVERED}", (-1, 2, column)))
     for number, region in enumerate(found.names):
         note = counted(int((found.region == number).sum()), "sentence")
         for column, (name, title) in enumerate(MEASURES.items()):

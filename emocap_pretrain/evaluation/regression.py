@@ -11,7 +11,7 @@ from torch import Tensor
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.evaluation.examples import ExampleSource
 from emocap_pretrain.evaluation.features import Features
-from emocap_pretrain.run_folder.results import Baseline, Score
+from emocap_pretrain.run_folder.results import Baseline, Score, metric_name
 
 
 def check_numbers(sources: Iterable[ExampleSource], names: Sequence[str], *, seconds: float | None = None) -> None:
@@ -25,6 +25,13 @@ def check_numbers(sources: Iterable[ExampleSource], names: Sequence[str], *, sec
     Raises:
         ConfigError: If a split has a text as the value of one of these labels, or no value at all.
     """
+    metrics: dict[str, str] = {}
+    for name in names:
+        if metrics.setdefault(metric_name(name), name) != name:
+            raise ConfigError(
+                f"evaluation.numbers: {metrics[metric_name(name)]} and {name} would have scores of the same name; name "
+                "one of them."
+            )
     for source in sources:
         for name in names:
             found = source.label_values(name, seconds=seconds)
@@ -83,15 +90,16 @@ def scores_of(
     for column, name in enumerate(names):
         ours, theirs = torch.from_numpy(predicted[:, column]), torch.from_numpy(truth[:, column])
         of_mean = sign_of_mean = None
+        metric = metric_name(name)
         if mean is not None:
             constant = torch.full_like(theirs, float(mean[column]))
             of_mean = Baseline("mean of training", rmse(constant, theirs))
             sign_of_mean = Baseline("mean of training", same_sign(constant, theirs))
         found += [
-            Score(f"{name}_ccc", f"{name}, CCC", _finite(concordance_corrcoef(ours, theirs)), is_share=False),
-            Score(f"{name}_pcc", f"{name}, PCC", _finite(pearson_corrcoef(ours, theirs)), is_share=False),
-            Score(f"{name}_rmse", f"{name}, RMSE", rmse(ours, theirs), of_mean, is_share=False),
-            Score(f"{name}_sagr", f"{name}, SAGR", same_sign(ours, theirs), sign_of_mean),
+            Score(f"{metric}_ccc", f"{name}, CCC", _finite(concordance_corrcoef(ours, theirs)), is_share=False),
+            Score(f"{metric}_pcc", f"{name}, PCC", _finite(pearson_corrcoef(ours, theirs)), is_share=False),
+            Score(f"{metric}_rmse", f"{name}, RMSE", rmse(ours, theirs), of_mean, is_share=False),
+            Score(f"{metric}_sagr", f"{name}, SAGR", same_sign(ours, theirs), sign_of_mean),
         ]
     return found
 

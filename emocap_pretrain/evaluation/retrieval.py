@@ -33,7 +33,7 @@ from emocap_pretrain.evaluation.examples import ExampleSource
 from emocap_pretrain.evaluation.features import Features, PartFeatures
 from emocap_pretrain.evaluation.task import SplitName
 from emocap_pretrain.inference.embedder import Embedder
-from emocap_pretrain.run_folder.outcomes import Candidate, FoundExample, RankOutcomes
+from emocap_pretrain.run_folder.outcomes import Candidate, FoundExample, RankOutcomes, answers_digest
 from emocap_pretrain.run_folder.results import Baseline, Score, TaskResult
 
 NEAREST = (1, 5, 10)  # The k of the reported recalls. Their scores' names contain them, so they are a stored format.
@@ -111,7 +111,7 @@ class Retrieval:
             task=self.name,
             samples=len(shown.with_caption),
             scores=tuple(score for each in found.values() for score in each.scores()),
-            outcomes=tuple(outcome for each in found.values() for outcome in each.outcomes()),
+            outcomes=tuple(outcome for each in found.values() for outcome in each.outcomes(test.keys)),
             found=tuple(shown.examples(test.keys)),
         )
 
@@ -269,12 +269,30 @@ class _Places:
         for direction, title, side in zip(_directions(self.part), _TITLES.values(), sides, strict=True):
             yield from _scores(direction, title.format(words), *side)
 
-    def outcomes(self) -> tuple[RankOutcomes, RankOutcomes]:
+    def outcomes(self, keys: Sequence[str]) -> tuple[RankOutcomes, RankOutcomes]:
         """Returns the rank of the best right candidate of each query, for both directions."""
+        texts = tuple(map(_key, self.captions.texts))
+        by_face: dict[str, list[str]] = {}
+        by_text: dict[str, list[str]] = {}
+        for face, text in self.captions.pairs.tolist():
+            by_face.setdefault(keys[face], []).append(texts[text])
+            by_text.setdefault(texts[text], []).append(keys[face])
         to_text, to_image = _directions(self.part)
         return (
-            RankOutcomes(to_text, _ranks(self.of_faces[self.with_caption]), rows=tuple(self.with_caption.tolist())),
-            RankOutcomes(to_image, _ranks(self.of_captions), keys=tuple(map(_key, self.captions.texts))),
+            RankOutcomes(
+                to_text,
+                _ranks(self.of_faces[self.with_caption]),
+                rows=tuple(self.with_caption.tolist()),
+                candidates=len(texts),
+                answers=answers_digest(by_face.items()),
+            ),
+            RankOutcomes(
+                to_image,
+                _ranks(self.of_captions),
+                keys=texts,
+                candidates=len(self.of_faces),
+                answers=answers_digest(by_text.items()),
+            ),
         )
 
     def examples(self, keys: Sequence[str]) -> Iterator[FoundExample]:

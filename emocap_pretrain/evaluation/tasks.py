@@ -31,6 +31,7 @@ from emocap_pretrain.evaluation.few_shot import FewShot
 from emocap_pretrain.evaluation.fine_tuned import (
     FineTunedClasses,
     FineTunedNumbers,
+    check_head_classes,
     label_of_classes,
     require_numbers,
 )
@@ -96,7 +97,12 @@ def tasks_of(settings: EvaluationConfig) -> list[Task]:
 
 
 def prepare(
-    settings: EvaluationConfig, *, has_local: bool = True, crop: ImageCrop = "center", seconds: float | None = None
+    settings: EvaluationConfig,
+    *,
+    has_local: bool = True,
+    crop: ImageCrop = "center",
+    head: Sequence[LabelConfig] | None = None,
+    seconds: float | None = None,
 ) -> list[str]:
     """Checks that the settings of every task fit the dataset, and returns notes for the user. One rank calls it.
 
@@ -107,6 +113,7 @@ def prepare(
         settings: The evaluation settings. If they name no dataset, nothing is read.
         has_local: Whether the model is, or will be, trained with local sentences.
         crop: The part of an image that the model reads if the settings name none.
+        head: The labels that the head of the model predicts; None if they are not checked.
         seconds: Each task may stop reading after this time; None reads everything.
 
     Raises:
@@ -119,6 +126,11 @@ def prepare(
     _check_maps(tasks, settings.crop or crop, has_local=has_local)
     sources = sources_of(settings, tasks) if settings.url else {}
     _check_labels(settings, sources, seconds)
+    if head is not None:
+        require_head(tasks, head)
+        for task in tasks:
+            if isinstance(task, FineTunedClasses) and sources:
+                check_head_classes(head, task.settings, sources["test"], seconds=seconds)
     return [note for task in tasks if sources for note in task.prepare(_of(task, sources), seconds=seconds)]
 
 

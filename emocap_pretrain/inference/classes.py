@@ -176,7 +176,8 @@ def class_cosines(
         ensemble: How the prompts of a class are combined.
     """
     if ensemble == "logits":
-        return (images @ classes).mean(0)
+        # The mean of the cosines, without holding those with each template.
+        return images @ classes.mean(0)
     return images @ normalize(classes.mean(0), dim=0)
 
 

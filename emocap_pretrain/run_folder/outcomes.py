@@ -7,6 +7,7 @@ writes them into a file of their own (`evaluation/result_file.py`).
 `evaluation/paired.py` computes scores from outcomes again, and gives them the same names as the tasks do.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -86,6 +87,8 @@ class RankOutcomes:
         ranks: The rank of each query.
         rows: The row of the sample that is the query, for each query; empty if the queries are texts.
         keys: A name of each query if the queries are texts; otherwise empty.
+        candidates: The number of answers among which the ranks are; 0 if it is unknown.
+        answers: A digest of the right answers of all queries (`answers_digest`); empty if it is unknown.
 
     Raises:
         ValueError: If the lengths differ.
@@ -96,6 +99,8 @@ class RankOutcomes:
     rows: tuple[Index, ...] = ()
     keys: tuple[Key, ...] = ()
     prefix: Name = ""
+    candidates: Index = 0
+    answers: Name = ""
     kind: Literal["rank"] = "rank"
 
     def __post_init__(self) -> None:
@@ -135,6 +140,8 @@ class AnswerOutcomes:
     Attributes:
         rows: The rows of the samples (`Samples`).
         is_right: Whether the right answer was chosen, for each sample.
+        answers: A digest of the answers of all questions and of the right ones (`answers_digest`); empty if it is
+            unknown.
 
     Raises:
         ValueError: If the lengths differ.
@@ -142,6 +149,7 @@ class AnswerOutcomes:
 
     rows: tuple[Index, ...]
     is_right: tuple[bool, ...]
+    answers: Name = ""
     kind: Literal["answer"] = "answer"
 
     def __post_init__(self) -> None:
@@ -182,6 +190,16 @@ class FoundExample:
     rank: Annotated[int, Field(ge=1, le=1 << 40)]
 
 
+def answers_digest(queries: Iterable[tuple[str, Iterable[str]]]) -> str:
+    """Returns a digest of the right answers of queries. It depends neither on the order of queries nor of answers.
+
+    Args:
+        queries: The name of each query, and its right answers.
+    """
+    found = sorted((query, sorted(answers)) for query, answers in queries)
+    return hashlib.blake2b(repr(found).encode(errors="surrogatepass"), digest_size=12).hexdigest()
+
+
 def joined(parts: Sequence[Outcomes]) -> Outcomes:
     """Returns the outcomes of several parts of the samples as one, part after part.
 
@@ -201,6 +219,14 @@ def joined(parts: Sequence[Outcomes]) -> Outcomes:
     changes: dict[str, Any] = {
         name: tuple(chain.from_iterable(getattr(part, name) for part in parts)) for name in columns
     }
+    if isinstance(first, RankOutcomes | AnswerOutcomes):
+        digests = [part.answers for part in parts if isinstance(part, RankOutcomes | AnswerOutcomes)]
+        changes["answers"] = (
+            hashlib.blake2b(" ".join(digests).encode(), digest_size=12).hexdigest() if all(digests) else ""
+        )
+    if isinstance(first, RankOutcomes):
+        counts = [part.candidates for part in parts if isinstance(part, RankOutcomes)]
+        changes["candidates"] = sum(counts) if all(counts) else 0
     if isinstance(first, NumberOutcomes):
         for name in ("truth", "predicted"):
             by_number = zip(*(getattr(part, name) for part in parts), strict=True)

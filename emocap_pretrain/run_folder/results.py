@@ -26,6 +26,16 @@ Weights = Literal["raw", "ema"]
 WEIGHTS_TITLES: dict[Weights, str] = {"raw": "weights of the step", "ema": "moving average of the weights"}
 
 _NAME = re.compile(r"[a-z0-9_]+(/[a-z0-9_]+)*")
+_OTHERS = re.compile(r"[^a-z0-9_]")
+
+
+def metric_name(label: str) -> str:
+    """Returns the name of a label of a dataset as a part of the names of scores, which allow fewer characters.
+
+    >>> metric_name("Arousal (SAM)")
+    'arousal__sam_'
+    """
+    return _OTHERS.sub("_", label.lower())
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,7 +66,7 @@ def prepare_tasks(config: Config, store: Store) -> None:
         ConfigError: If the settings of a task do not fit the data.
     """
     if not tasks.were_prepared(newest_checkpoint(store), config.stored()["evaluation"]):
-        tasks.prepare(config.evaluation, has_local=config.objective.local > 0)
+        tasks.prepare(config.evaluation, has_local=config.objective.local > 0, head=config.objective.labels)
 
 
 def conclude(

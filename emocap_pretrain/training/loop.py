@@ -78,7 +78,8 @@ def pretrain(config: Config, runtime: Runtime) -> None:
         # A finished run begins no attempt, so its status and its history of attempts stay as they are.
         if patient.run_on_main(lambda: is_done(config, store)):
             if not patient.run_on_main(lambda: conclude_again(config, store)):
-                patient.run_on_main(lambda: tasks.prepare(config.evaluation, has_local=config.objective.local > 0))
+                has_local, head = config.objective.local > 0, config.objective.labels
+                patient.run_on_main(lambda: tasks.prepare(config.evaluation, has_local=has_local, head=head))
                 before_training = results_before_training(config, store, patient, world.device)
                 evaluate_again(config, store, before_training, patient, world.device)
             return

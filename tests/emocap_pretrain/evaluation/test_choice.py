@@ -12,11 +12,14 @@ from emocap_pretrain.benchmarks import catalogue
 from emocap_pretrain.benchmarks.item import Question
 from emocap_pretrain.config.schema import Config, EvaluationConfig
 from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.evaluation import tasks
 from emocap_pretrain.evaluation.choice import Choice
 from emocap_pretrain.evaluation.features import Features
 from emocap_pretrain.evaluation.on_benchmarks import BenchmarkCopy, evaluate
+from emocap_pretrain.evaluation.paired import mismatches
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.ranks.info import Rank
+from emocap_pretrain.run_folder.outcomes import Samples
 
 WORDS = ("anger", "fear", "joy", "sadness")
 TASK = Choice(EvaluationConfig(url="faces"))
@@ -75,3 +78,19 @@ def test_a_model_is_scored_on_a_tiny_copy_of_a_benchmark_of_questions(
 def test_a_dataset_without_questions_is_refused() -> None:
     with pytest.raises(ConfigError, match="needs questions, which only benchmarks have"):
         TASK.result(MODEL, asked(torch.eye(4), [None] * 4))
+
+
+def test_a_packed_dataset_is_refused_before_it_is_read(faces: str) -> None:
+    with pytest.raises(ConfigError, match="needs questions, which only benchmarks have"):
+        tasks.prepare(EvaluationConfig(url=faces, tasks=("multiple_choice",)))
+
+
+def test_the_questions_of_two_models_are_compared_by_their_answers() -> None:
+    questions = [Question("Which?", ("Joy", "Fear"), 0), Question("Which?", ("Joy", "Fear"), 1)]
+    easier = [questions[0], Question("Which?", ("Joy", "Fear", "Anger"), 1)]
+    one, same, other = (
+        (TASK.result(MODEL, asked(torch.eye(4)[:2], each)).outcomes[0], Samples(("image 0", "image 1")))
+        for each in (questions, questions, easier)
+    )
+    assert mismatches(one, same) == []
+    assert mismatches(one, other) == ["the answers to choose from, or the right ones, differ"]

@@ -19,7 +19,7 @@ from emocap_pretrain.evaluation.page import page
 from emocap_pretrain.evaluation.paired import metrics_of
 from emocap_pretrain.evaluation.result_file import ResultFile, save
 from emocap_pretrain.run_folder.outcomes import NumberOutcomes
-from emocap_pretrain.run_folder.results import Score, TaskResult
+from emocap_pretrain.run_folder.results import Domain, Score, TaskResult
 
 OF = samples(120, persons=60)
 EVIL = "<script>alert(1)</script>\" onload='x' \u202e"
@@ -231,3 +231,22 @@ def test_groups_of_a_score_that_is_no_share_have_numbers_and_not_per_cent(tmp_pa
     assert f"{male:.4g} [" in text
     assert f"{100 * male:.1f}%" not in text
     assert "points" not in text.split("minus male")[1][:40]
+
+
+def test_results_with_another_crop_or_ensemble_are_not_paired() -> None:
+    def of(crop: str | None, ensemble: str, domain: Domain | None) -> ResultFile:
+        found = file_of("a", replace(classified(OF, 0.3, seed=1), domain=domain))
+        return replace(found, evaluation={"crop": crop, "ensemble": ensemble})
+
+    def refused(one: ResultFile, other: ResultFile) -> tuple[str, ...]:
+        return compare(models(one, other)).tasks[0].refusals[1]
+
+    first = of("center", "logits", Domain())
+    assert refused(first, of("center", "logits", Domain())) == ()
+    assert refused(first, of("whole", "logits", Domain())) == ("evaluation.crop differs: center and whole",)
+    assert refused(first, of("center", "embeddings", Domain())) == (
+        "evaluation.ensemble differs: logits and embeddings",
+    )
+    assert refused(first, of(None, "logits", Domain())) == ()  # As in files of earlier versions.
+    # The ensemble changes nothing in a task without prompts.
+    assert refused(of("center", "logits", None), of("center", "embeddings", None)) == ()

@@ -17,6 +17,8 @@ from emocap_pretrain.run_folder.outcomes import (
     Outcomes,
     RankOutcomes,
     Samples,
+    answers_digest,
+    joined,
 )
 
 RANDOM = np.random.default_rng(7)
@@ -162,3 +164,35 @@ def test_a_fold_that_a_draw_lacks_has_no_median_rank() -> None:
     found = metrics_of(ranks, folds)["median_rank_to_text"](weights)
     assert np.isnan(found[0])
     assert found[1] == pytest.approx((1.5 + 9) / 2)
+
+
+def test_models_that_chose_among_other_classes_or_candidates_are_not_paired() -> None:
+    of = samples(40)
+    (three,) = classified(of, 0.5, seed=1).outcomes
+    assert isinstance(three, ClassOutcomes)
+    more = replace(three, classes=(*three.classes, "contempt"))
+    assert mismatches((three, of), (more, of)) == ["the classes to choose from differ: 4 and 5"]
+    ranks = RankOutcomes("to_text", (1,) * 40, rows=tuple(range(40)), candidates=40, answers="ab")
+    for changes, reason in (
+        ({"candidates": 80}, "the numbers of candidates differ: 40 and 80"),
+        ({"answers": "cd"}, "the answers to choose from, or the right ones, differ"),
+    ):
+        assert mismatches((ranks, of), (replace(ranks, **changes), of)) == [reason]
+    # Files of earlier versions do not have them.
+    assert mismatches((ranks, of), (replace(ranks, candidates=0, answers=""), of)) == []
+    assert mismatches((ranks, of), (ranks, of)) == []
+
+
+def test_the_digest_of_answers_does_not_depend_on_the_order_of_queries() -> None:
+    queries = [("a", ["x", "y"]), ("b", ["z"])]
+    assert answers_digest(queries) == answers_digest([("b", ["z"]), ("a", ["y", "x"])])
+    assert answers_digest(queries) != answers_digest([("a", ["x"]), ("b", ["y", "z"])])
+
+
+def test_joined_folds_keep_what_is_known_of_their_answers() -> None:
+    first, second = (AnswerOutcomes((number,), (True,), answers=answers) for number, answers in enumerate(("ab", "cd")))
+    assert joined([first, second]).answers  # pyright: ignore[reportAttributeAccessIssue]
+    assert joined([first, second]) != joined([first, replace(second, answers="ef")])
+    assert joined([first, replace(second, answers="")]).answers == ""  # pyright: ignore[reportAttributeAccessIssue]
+    ranks = RankOutcomes("to_text", (1,), rows=(0,), candidates=4)
+    assert joined([ranks, ranks]).candidates == 8  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,21 +1,31 @@
 """Tests the tasks that train on vectors: against scikit-learn's own classes, and for what they must not look at."""
 
+import io
 from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from emocap_shards.sample import Caption, Record
+from emocap_shards.writer import write_shards
+from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 
+from emocap_pretrain.config.objective import LabelConfig
 from emocap_pretrain.config.schema import EvaluationConfig
-from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.errors import ConfigError, DataError
+from emocap_pretrain.evaluation import tasks
 from emocap_pretrain.evaluation.classification import LabelledRows, LabelledVectors
+from emocap_pretrain.evaluation.examples import ExampleSource, PackedSource
 from emocap_pretrain.evaluation.features import Features
 from emocap_pretrain.evaluation.few_shot import DRAWS, SHOTS, FewShot, drawn
+from emocap_pretrain.evaluation.fine_tuned import FineTunedClasses, FineTunedNumbers
 from emocap_pretrain.evaluation.linear_probe import LinearProbe
 from emocap_pretrain.evaluation.nearest import NEIGHBOURS, Nearest, votes_of
 from emocap_pretrain.evaluation.probe import INVERSE_STRENGTHS, fitted
@@ -179,6 +189,58 @@ def test_a_class_that_training_or_choices_lack_does_not_end_the_evaluation(featu
     features["valid"] = Features(valid.keys, valid.images, valid.pooled, labels)
     for task in (FewShot, LinearProbe, Nearest):
         assert scores(task(settings).result(NO_MODEL, features))
+
+
+def packed(folder: Path, *labels: str) -> PackedSource:
+    """Writes a dataset of one pixel for each label."""
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(file, "PNG")
+    samples = [
+        Record(f"k{number}", file.getvalue(), "png", Caption("A face.", (), ""), {"emotion": label})
+        for number, label in enumerate(labels)
+    ]
+    write_shards(samples, str(folder), samples_per_shard=len(samples))
+    return PackedSource(str(folder))
+
+
+def test_a_class_that_training_lacks_is_found_before_anything_is_computed(tmp_path: Path) -> None:
+    sources: dict[SplitName, ExampleSource] = {
+        "train": packed(tmp_path / "train", "joy", "fear"),
+        "valid": packed(tmp_path / "valid", "joy"),
+        "test": packed(tmp_path / "test", "joy", "contempt"),
+    }
+    with pytest.raises(ConfigError, match=r"contempt, which samples of .*test have, occurs in no sample of .*train"):
+        LinearProbe(SETTINGS).prepare(sources)
+    named = SETTINGS.model_copy(update={"classes": {name: (name,) for name in ("joy", "fear", "contempt")}})
+    assert LinearProbe(named).prepare(sources) == ()
+
+
+def test_classes_that_the_head_of_a_model_does_not_predict_are_found_before_anything_is_computed(faces: str) -> None:
+    settings = EvaluationConfig(url=faces, tasks=("fine_tuned_classes",))
+    with pytest.raises(ConfigError, match="which the head of the model does not predict; it predicts joy, mirth"):
+        tasks.prepare(settings, head=[LabelConfig.model_validate({"name": "emotion", "classes": ["joy", "mirth"]})])
+    with pytest.raises(ConfigError, match="has no head that predicts classes"):
+        tasks.prepare(settings, head=[])
+    known = sorted(map(str, PackedSource(faces).label_values("emotion").values))
+    assert tasks.prepare(settings, head=[LabelConfig.model_validate({"name": "emotion", "classes": known})]) == []
+
+
+@pytest.mark.parametrize("task", [FineTunedClasses, FineTunedNumbers])
+def test_outputs_of_a_head_that_are_not_finite_end_the_evaluation(task: Any) -> None:
+    labels = [LabelConfig.model_validate({"name": "emotion", "classes": NAMES}), *map(number, ("valence", "arousal"))]
+    outputs = {each.name: torch.zeros(3, each.outputs) for each in labels}
+    outputs["emotion" if task is FineTunedClasses else "arousal"][1] = float("nan")
+    model: Any = SimpleNamespace(model=SimpleNamespace(labels=labels), head_outputs=lambda _: outputs)
+    vectors = torch.zeros(3, 2)
+    found = Features(
+        ("a", "b", "c"), vectors, vectors, tuple({"emotion": "joy", "valence": 0.1, "arousal": 0.2} for _ in range(3))
+    )
+    with pytest.raises(DataError, match="outputs of the head for b are not finite"):
+        task(SETTINGS).result(model, {"test": found})
+
+
+def number(name: str) -> LabelConfig:
+    return LabelConfig.model_validate({"name": name})
 
 
 def test_training_on_a_single_class_is_refused(features) -> None:

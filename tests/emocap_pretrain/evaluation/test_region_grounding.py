@@ -1,19 +1,23 @@
 """Tests the scores of attention maps on maps whose weight lies in a known region, and against scikit-learn."""
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from emocap_shards.writer import write_shards
 from evaluation_jobs import embedder_of
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
 from emocap_pretrain.captions.regions import Missing, find, of_rendered
+from emocap_pretrain.captions.rendered.dataset import records
 from emocap_pretrain.config.objective import ObjectiveConfig
 from emocap_pretrain.config.schema import Config, EvaluationConfig
 from emocap_pretrain.data.regions import REGIONS_FILE, FaceRegions, write_regions
@@ -132,6 +136,9 @@ def test_a_model_of_random_weights_is_evaluated_on_rendered_faces(
         scores["attention"].value - scores["attention_shuffled"].value, abs=0.02
     )
     assert {"attention/eyes", "pointing/mouth", "average_precision/eyebrows"} <= scores.keys()
+    covered = "sentences of faces with several regions"
+    assert scores["attention_difference"].title == f"attention in the region, difference, {covered}"
+    assert scores["attention_shuffled"].title == f"attention in the region, other sentence, {covered}"
     assert tasks.evaluate(settings, embedder, ALONE, url="faces") == (result,)
     assert tasks.evaluate(settings.model_copy(update={"cache": None}), embedder, ALONE, url="faces") == (result,)
 
@@ -191,3 +198,14 @@ def test_a_model_that_was_not_trained_on_local_sentences_has_no_maps(
     settings = EvaluationConfig(url=faces_with_regions, tasks=(RegionGrounding.name,))
     with pytest.raises(ConfigError, match="needs a model that is trained with local sentences"):
         tasks.evaluate(settings, untrained, ALONE, url="faces")
+
+
+def test_a_file_of_another_dataset_is_refused_before_anything_is_computed(faces: str, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    write_shards(records(3, pixels=16), str(other), samples_per_shard=3)
+    (other / REGIONS_FILE).write_text(json.dumps({"regions": 1, "dataset": "another"}) + "\n")
+    settings = EvaluationConfig(url=str(other), tasks=(RegionGrounding.name,))
+    with pytest.raises(ConfigError, match="belongs to another dataset: write it again"):
+        tasks.prepare(settings)
+    write_regions(str(other), [("a", FACE)])
+    assert tasks.prepare(settings) == []

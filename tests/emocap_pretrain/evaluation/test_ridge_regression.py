@@ -1,5 +1,6 @@
 """Tests the regression of numbers: its scores against their formulas, and its choices against scikit-learn."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.evaluation.examples import PackedSource
 from emocap_pretrain.evaluation.features import Features
+from emocap_pretrain.evaluation.paired import metrics_of
 from emocap_pretrain.evaluation.regression import scores_of
 from emocap_pretrain.evaluation.ridge_regression import STRENGTHS, RidgeRegression
 from emocap_pretrain.evaluation.task import SplitName
@@ -115,3 +117,26 @@ def test_a_split_without_numbers_is_named() -> None:
     features: dict[SplitName, Features] = {"train": split(9, 1), "valid": split(9, 2, lacking=9), "test": split(9, 3)}
     with pytest.raises(ConfigError, match="the split 'valid' has fewer than two examples"):
         RidgeRegression(SETTINGS).result(NO_MODEL, features)
+
+
+def test_a_label_may_be_written_as_its_table_has_it() -> None:
+    """Names of metrics have lower-case letters alone, and outcomes give the scores the same names."""
+    names = ("Valence", "arousal (SAM)")
+    features: dict[SplitName, Features] = {}
+    for number, name in enumerate(("train", "valid", "test")):
+        found = split(60, number)
+        labels = tuple({names[0]: each["valence"], names[1]: each["arousal"]} for each in found.labels)
+        features[name] = replace(found, labels=labels)  # pyright: ignore[reportArgumentType]
+    result = RidgeRegression(SETTINGS.model_copy(update={"numbers": names})).result(NO_MODEL, features)
+    stated = {score.name: score for score in result.scores}
+    assert stated["valence_ccc"].title == "Valence, CCC"
+    assert "arousal__sam__rmse" in stated
+    for name, metric in metrics_of(result.outcomes[0]).items():
+        assert metric(np.ones((1, 60)))[0] == pytest.approx(stated[name].value, abs=1e-6), name
+
+
+def test_numbers_whose_metrics_would_have_one_name_are_refused_before_they_are_read(faces: str) -> None:
+    with pytest.raises(ConfigError, match="Valence and valence would have scores of the same name"):
+        RidgeRegression(EvaluationConfig(url=faces, numbers=("Valence", "valence"))).prepare(
+            {"test": PackedSource(faces)}
+        )
