@@ -91,7 +91,6 @@ def test_whole_persons_change_their_group_also_if_a_sample_has_no_value(
 ) -> None:
     """All samples of a person are equally easy, so samples alone would make differences of persons look certain."""
     monkeypatch.setattr("emocap_pretrain.evaluation.subgroups.PERMUTATIONS", 100)
-    monkeypatch.setattr("emocap_pretrain.evaluation.intervals.DRAWS", 100)
     persons, each = 20, 20
     rows = tuple(range(persons * each))
     person = np.repeat(np.arange(persons), each)
