@@ -52,7 +52,8 @@ class Item:
     """Holds one item of a split of a benchmark.
 
     Attributes:
-        key: A name that is unique within the benchmark: the path of the medium, or a row of its table. Paths use "/".
+        key: A name that is unique within the benchmark: the path of the medium, a row of its table, or both. Paths use
+            "/".
         media: The image or video.
         class_name: The name of the class; None if the target is not a class.
         numbers: Numbers by their names, after division by the target's divisor. Invalid ones are left out.

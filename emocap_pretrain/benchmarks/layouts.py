@@ -83,8 +83,8 @@ class Table(_Layout):
             `caption` that of a caption, and the column of a number has the name of the number.
         media: Path of the image or video, made of columns, such as "Image/aligned/{stem}_aligned.jpg". `{stem}` is
             column `file` without its suffix, and `{folder}` is the folder of the table.
-        after: A folder in the paths of column `file`, such as "faces/". What comes after its last occurrence is the
-            path within the user's copy. The beginning of the path is dropped: it is a place on somebody else's disk.
+        after: A folder in the paths of column `file`, such as "faces/". Only what comes after its last occurrence is
+            used as `file`. The beginning of the path is dropped: it is a place on somebody else's disk.
         box: How columns give the rectangle of a face, in pixels; None if the item is the whole image. `corners` uses
             the columns `left`, `top`, `right` and `bottom`, and `size` uses `left`, `top`, `width` and `height`.
         votes: The names of columns with the numbers of votes for each class, which take the place of `class`. These

@@ -69,8 +69,10 @@ class Computation:
 
         Raises:
             ConfigError: If the model cannot be read (`emocap_pretrain.load`), or does not fit the prompts.
-            CheckpointError: If the digest of the model is not `digest`, for example because the run has a newer
-                checkpoint.
+            CheckpointError: If there is no such checkpoint, or if the digest of the model is not `digest`, for example
+                because the run has a newer checkpoint.
+            DataError: If the vector of a prompt is not finite.
+            StoreError: If the store of the run cannot be reached.
         """
         model = self.model.load()
         if digest_of(model) != self.digest:

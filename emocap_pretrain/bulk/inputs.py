@@ -69,7 +69,11 @@ class BulkInput(Protocol):
     def pictures(self, embedder: Embedder, sampling: Sampling) -> Iterator[Picture]:
         """Yields the pictures of all items in order.
 
-        Frames are yielded as the squares that the model reads, because whole frames would need much memory.
+        Frames are yielded as the squares that the model reads, because whole frames would need much memory. If an image
+        or a sample cannot be read, the content of its picture is the error.
+
+        Raises:
+            ShardsError: If a packed dataset cannot be opened.
         """
         ...
 
@@ -172,7 +176,7 @@ def open_input(where: str, *, image: str = "image", image_root: Path | None = No
 
     Raises:
         ConfigError: If there is nothing that can be read.
-        DataError: If a folder below the given one cannot be read.
+        DataError: If the folder, or a folder below it, cannot be read.
         ShardsError: If the dataset or the table cannot be read.
     """
     path = Path(where).expanduser()

@@ -63,7 +63,7 @@ def opened(out: Path, state: Mapping[str, Any], *, force: bool) -> Generator[Par
 
     Raises:
         ConfigError: If another process is writing the output; or, without `force`, if the output exists and the folder
-            has no unfinished parts of it, or if the folder holds parts of another state.
+            has no unfinished parts of it, or if the folder holds parts of another state or an unreadable state.
         StoreError: If the folder cannot be written.
     """
     folder = PartFolder(out.with_name(f"{out.name}.parts"))

@@ -33,8 +33,8 @@ class Picture:
     Attributes:
         name: The name of the image or video: its path in the folder or table, or the key of a sample.
         content: The image, or the error that takes its place.
-        weight: The share of this picture in the weight of its item (`parts`). The display of progress adds up these
-            shares.
+        weight: The share of this picture in the weight of its item (`bulk/parts.py`). The display of progress adds up
+            these shares.
         time_s: The time of a frame from the start of its video; None for an image.
         frame: The number of a frame in its video, counted from 0; None for an image.
     """

@@ -223,8 +223,8 @@ def _loaded(source: "ModelSource", lm: str) -> "tuple[EmotionModel, LanguageMode
     The language model is opened first, so that a wrong name of it is reported before the other model is loaded.
 
     Raises:
-        ConfigError: If a model cannot be read, or the device does not exist.
-        CheckpointError: If the model is a run without such a checkpoint.
+        ConfigError: If the language model cannot be read, or the device does not exist. Further errors are those of
+            `emocap_pretrain.load`.
     """
     from emocap_pretrain.generation.language_model import load_language_model
     from emocap_pretrain.inference.model import chosen_device

@@ -58,7 +58,7 @@ class CheckpointRow:
 
 @app.command("list", cls=Command)
 def list_command(url: Url, as_json: AsJson = False, debug: Debug = False) -> None:
-    """List the checkpoints, newest first. Sizes of files are compared; no file is read."""
+    """List the checkpoints, newest first. Sizes of files are compared; no file except the manifests is read."""
     with errors_as_lines(debug=debug):
         store = open_soon(url)
         rows = [row for folder in step_folders(store) for row in _rows(store, folder)]

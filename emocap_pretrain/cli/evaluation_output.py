@@ -36,6 +36,7 @@ def report(evaluated: Evaluation, save: str | None, html: Path | None, *, thumbn
     Raises:
         ConfigError: If a file cannot be written, or would be too large.
         StoreError: If the store of `save` cannot be written.
+        ShardsError: If `thumbnails` is True and the dataset cannot be read.
     """
     from emocap_pretrain.evaluation import result_file
     from emocap_pretrain.evaluation.comparison import ModelResults, compare

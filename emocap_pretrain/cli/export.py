@@ -79,7 +79,10 @@ def _facts(run_url: str, restored: "Restored") -> "CardFacts":
 
 
 def _parent(run: RunDocument) -> str:
-    """Returns the run whose weights this run began with, or, if the folder is a copy, the run that was copied."""
+    """Returns the run whose weights this run began with, or, if the folder is a copy, the run that was copied.
+
+    The result is empty if there is neither.
+    """
     if run.warm_start is None:
         return run.parent
     from emocap_pretrain.interop.export.card import last_parts

@@ -58,7 +58,8 @@ def _faces(model: "EmotionModel", source: str, sentences: list[str], count: int)
     """Returns the attention maps of the first `count` faces of the input, and the name of the input for the picture.
 
     Raises:
-        ConfigError: If the input has no captions, and no sentence is given; or if the model has no maps.
+        ConfigError: If the input is of no known kind; if it has no captions, and no sentence is given; or if the model
+            has no maps.
         DataError: If none of the samples has a local sentence, or if an image file or folder cannot be read.
         ShardsError: If the dataset or the table cannot be read, or an image of the dataset cannot be decoded.
     """

@@ -52,7 +52,10 @@ def command(
 
 
 def _may_continue(newest: AttemptState) -> bool:
-    """Returns whether the run is alive, or was alive so recently that a supervisor may still restart it."""
+    """Returns whether the run is alive, or was alive so recently that a supervisor may still restart it.
+
+    The result is False if the run is done, or was asked to stop.
+    """
     over = newest.how == "done" or newest.reason.startswith(STOP_REQUESTED)
     return not over and (newest.alive or newest.silent_s < AGAIN_S)
 

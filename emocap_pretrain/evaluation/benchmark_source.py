@@ -46,7 +46,9 @@ class MediaContent:
     media: Media
 
     def digest(self) -> bytes:
-        """Returns a digest of the bytes of all files, or of the array, and of the frames or the rectangle in use.
+        """Returns a digest of the bytes of the files that are read, or of the array, and of the frames or rectangle.
+
+        Of a video whose frames are files, only the chosen frames are read.
 
         Raises:
             DataError: If a file cannot be read.
@@ -120,6 +122,9 @@ class BenchmarkSource:
 
         An item that the layout reader has found to be wrong, or a video without frames, is a `LeftOut`. A medium that
         cannot be decoded is found only when its crops are computed.
+
+        Raises:
+            DataError: If the copy lacks the split, or a file of labels cannot be read.
         """
         return [_example(self._items[number]) for number in numbers]
 

@@ -35,7 +35,7 @@ class TrainingCaptions:
         urls: The addresses of the packed datasets with the captions, as a config stores them.
         sources: The names of benchmarks, or of other sets of faces, from whose faces or labels captions came.
         is_complete: Whether all captions came from `sources`. False if this is not known.
-        words: All words in the captions of the datasets that were read, in lower case; None if none was read.
+        words: All words in the captions of the datasets `urls`, in lower case; None if one of them was not read.
     """
 
     urls: tuple[str, ...] = ()
@@ -186,7 +186,8 @@ def _are_splits(url: str, other: str, spell: Callable[[str], str]) -> bool:
 def _unseen(result: TaskResult, training: TrainingCaptions, settings: EvaluationConfig) -> tuple[str, ...]:
     """Returns the classes whose words do not occur in the training captions, not even with another ending.
 
-    The result is empty if the words of the captions are not known, or if the result has no values by class.
+    The name of a class counts as one of its words. The result is empty if the words of the captions are not known, or
+    if `result` has no values by class.
     """
     if training.words is None:
         return ()

@@ -152,6 +152,7 @@ class PackedSource:
         Raises:
             DamagedSample: If a sample is damaged.
             DamagedShard, StoreError: If a shard cannot be read.
+            ManifestError: If there is no dataset at the URL.
         """
         return [_example(sample, self.group) for sample in self._library.fetch(np.asarray(numbers), direct=True)]
 

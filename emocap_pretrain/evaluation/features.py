@@ -317,6 +317,9 @@ class Extraction:
         The result is empty if there is no such sentence, or if the model compares no patches with sentences
         (`Embedder.local` is None). The patches of all images of the batch are in memory at the same time. The maps of a
         video are those of its first frame.
+
+        Raises:
+            ConfigError: As `LocalAlignment.kept` does.
         """
         decoded = {row: each[0] for row, each in enumerate(crops) if not isinstance(each, DataError)}
         ours = [each for each in sentences if each.row in decoded]

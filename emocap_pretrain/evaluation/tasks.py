@@ -306,7 +306,8 @@ def run(
         by: Labels of the scored samples that the results keep.
 
     Raises:
-        ConfigError, LostContact: As `evaluate` does.
+        ConfigError, LostContact: As `evaluate` does. All ranks also raise a `ConfigError` if the model lacks the head
+            or the attention maps that a task needs.
     """
     if with_head := [task for task in tasks if isinstance(task, NEED_A_HEAD)]:
         require_head(with_head, extraction.embedder.model.labels)

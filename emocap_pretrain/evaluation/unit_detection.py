@@ -109,7 +109,7 @@ class Detection:
     Attributes:
         samples: Number of examples that have the label of the unit.
         share: Share of these examples that show the unit.
-        f1: F1 of the examples that show the unit; None if none does.
+        f1: F1 of the prediction that the unit is shown; None if no example shows the unit.
         auc: Area under the curve; None if all or no examples show the unit.
     """
 

@@ -38,8 +38,8 @@ class CaptionerDocument:
     Attributes:
         model: The digest of the model whose image tower is used.
         language_model: The digest of the language model.
-        data: `PatchFiles.digest` of the training data: a digest of the model, the manifest of the dataset, `images`
-            and the batch size of the image tower. The vectors themselves are not part of it.
+        data: `PatchFiles.digest` of the training data: a digest of the model and its crop, the manifest of the dataset,
+            `images` and the batch size of the image tower. The vectors themselves are not part of it.
         images: Which texts, patches and persons are read from the dataset.
         tokens: Number of tokens of an image in the prompt.
         patch_width: Size of the vector of a patch.
@@ -85,6 +85,7 @@ class CaptionerFolder:
 
         Raises:
             ConfigError: If the document in the folder cannot be read, or differs in anything else.
+            StoreError: If the document cannot be written.
         """
         found = storage.read(self.store, DOCUMENT, CAPTIONER)
         if found is None:

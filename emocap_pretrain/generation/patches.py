@@ -102,7 +102,8 @@ class PatchFiles:
         left_out: Number of images of the dataset that have no vectors, by the reason: an image cannot be decoded, or
             has no caption.
         parts: The paths of the parts that have images, without the suffix of their files.
-        digest: A digest of the model, the manifest of the dataset, the settings and the batch size of the tower.
+        digest: A digest of the model and its crop, the manifest of the dataset, the settings and the batch size of the
+            tower.
     """
 
     images: tuple[CaptionedImage, ...]
@@ -193,6 +194,8 @@ def computed_patches(
 
 def opened_patches(folder: Path, digest: str) -> PatchFiles:
     """Opens the vectors of a dataset that `computed_patches` has written. The dataset itself is not needed.
+
+    If `computed_patches` was interrupted, the result has only the images of the finished parts.
 
     Args:
         folder: The folder that `computed_patches` was given.

@@ -88,7 +88,8 @@ def pixels_of(image: ImageSource) -> UInt8[np.ndarray, "height width 3"]:
     """Returns the upright pixels of an image in RGB with 8 bits.
 
     Raises:
-        ImageError: If the image cannot be decoded, or has another type or shape than `ImageSource` allows.
+        ImageError: If the image cannot be decoded, has another type or shape than `ImageSource` allows, or is a file of
+            more than `LARGEST_FILE_BYTES` bytes.
         OSError: If the file cannot be read.
         ValueError: If the path contains a zero byte.
     """

@@ -70,7 +70,8 @@ def open_model(
             that names its activation, this argument is ignored.
 
     Raises:
-        CheckpointError: If there is no such checkpoint, or if it is damaged.
+        CheckpointError: If there is no such checkpoint, if it is damaged, if it has no average for `weights`, or if
+            `interpolate` is given and the run has no checkpoint of step 0.
         ConfigError: If the model cannot be read; if `step`, `weights` or `interpolate` is given and the model is not a
             run; or if `activation` is given and the model is not a CLIP or SigLIP of another library.
         StoreError: If the store of the run cannot be reached.

@@ -72,7 +72,7 @@ class LoadedImageTower:
 
 
 def image_settings(pretrained: str, key: str) -> Tree:
-    """Returns the settings of an image tower that its weights determine.
+    """Returns the settings of an image tower that its weights determine; empty if they determine none.
 
     Args:
         pretrained: The value of the setting `pretrained`, which must not be "hub".

@@ -284,8 +284,8 @@ def downloaded_folder(name: str, where: str, patterns: Sequence[str]) -> Path:
         patterns: Patterns such as "*.json", which the names of downloaded files match.
 
     Raises:
-        ConfigError: If the hub has no such model, if it cannot be reached and its cache lacks the model, or if `name`
-            cannot be a name on the hub.
+        ConfigError: If the hub has no such model or does not send it, if it cannot be reached and its cache lacks the
+            model, or if `name` cannot be a name on the hub.
     """
     try:
         return Path(snapshot_download(name.removeprefix(_HUB_PREFIX), allow_patterns=list(patterns)))

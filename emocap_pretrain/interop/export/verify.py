@@ -38,7 +38,8 @@ def require_library(kind: ExportFormat) -> None:
 def differences(kind: ExportFormat, folder: Path, probes: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, float]:
     """Loads the export in a fresh process, and returns the largest difference of each result by its name.
 
-    The names are those of `probes_of`. A difference is absolute for unit vectors, and relative for scales and the bias.
+    The names are those of `probes_of`. A difference is absolute for unit vectors. The difference of a scale or the bias
+    is relative to our value, if this value is above 1.
 
     Raises:
         ConfigError: If the library cannot load the export, or a difference exceeds `BOUND`.

@@ -185,7 +185,8 @@ def size_of(config: Mapping[str, Any], key: str, default: int | None, where: str
     """Returns a size in a config that is not trusted; `default` if the config does not have it.
 
     Raises:
-        ConfigError: If the value is not a whole number from 1 to `LARGEST_SIZE`.
+        ConfigError: If the value is not a whole number from 1 to `LARGEST_SIZE`, or if it is missing and `default` is
+            None.
     """
     value = default if config.get(key) is None else config[key]
     if type(value) is not int or not 1 <= value <= LARGEST_SIZE:
