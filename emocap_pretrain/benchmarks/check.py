@@ -81,7 +81,7 @@ def check(card: Card, root: Path, *, landmarks: Path | None = None) -> CheckedCo
 
     Raises:
         ConfigError: If no layout of the card fits the folder.
-        DataError: If the file of landmarks cannot be read.
+        DataError: If the file of landmarks cannot be read, or a file or folder that shows the layout (`fitting`).
     """
     layout, reader = fitting(card, root)
     folds = [None] if card.folds is None else list(range(1, card.folds + 1))

@@ -297,7 +297,11 @@ def _library(url: str) -> Library:
 
 
 def _fetched(library: Library, numbers: range) -> Iterator[Encoded | DamagedSample | DamagedShard]:
-    """Yields each sample, or what is wrong with it or with its shard."""
+    """Yields each sample, or what is wrong with it or with its shard.
+
+    Raises:
+        StoreError: If the store does not answer.
+    """
     try:
         yield from library.fetch(np.asarray(numbers), direct=True)
     except DamagedShard as error:

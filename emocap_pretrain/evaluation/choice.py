@@ -53,7 +53,11 @@ class Choice:
         return ()
 
     def prepare(self, sources: Mapping[SplitName, ExampleSource], *, seconds: float | None = None) -> Sequence[str]:  # noqa: ARG002 - it reads no sample
-        """Refuses every dataset: this method is called for packed datasets, and only benchmarks have questions."""
+        """Refuses every dataset: this method is called for packed datasets, and only benchmarks have questions.
+
+        Raises:
+            ConfigError: Always.
+        """
         raise ConfigError(NO_QUESTIONS)
 
     def result(self, embedder: Embedder, features: Mapping[SplitName, Features]) -> TaskResult:

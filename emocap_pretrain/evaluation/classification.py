@@ -107,10 +107,12 @@ class LearnsClasses:
     def _check_learned(
         self, sources: Mapping[SplitName, ExampleSource], counted: Mapping[SplitName, LabelValues]
     ) -> None:
-        """Checks that the split `train` has all classes, if they are those of its labels and all of them were read.
+        """Checks that the split `train` has every class that another split has.
+
+        Nothing is checked if the settings name the classes, or if not all labels of `train` were read.
 
         Raises:
-            ConfigError: If another split has a further class.
+            ConfigError: If another split has a class that `train` lacks.
         """
         if self.settings.classes or "train" not in counted or not counted["train"].complete:
             return

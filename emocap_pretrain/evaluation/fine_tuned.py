@@ -124,10 +124,13 @@ def label_of_classes(labels: Sequence[LabelConfig], name: str) -> LabelConfig:
 def check_head_classes(
     labels: Sequence[LabelConfig], settings: EvaluationConfig, source: ExampleSource, *, seconds: float | None = None
 ) -> None:
-    """Checks that the head of a model predicts the classes that the samples have, as far as `seconds` suffice.
+    """Checks that the head of a model predicts the classes that the samples of `source` have.
+
+    All samples are read, or only those that can be read within `seconds` seconds.
 
     Raises:
-        ConfigError: If a sample has another class, or the head predicts no classes.
+        ConfigError: If a sample has another class; further reasons are those of `label_of_classes`.
+        ShardsError: If the data cannot be read.
     """
     known = label_of_classes(labels, settings.label).classes or ()
     found = source.label_values(settings.label, seconds=seconds)

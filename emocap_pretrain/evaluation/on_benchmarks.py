@@ -70,6 +70,7 @@ def prepare(copies: Sequence[BenchmarkCopy], settings: EvaluationConfig, *, has_
         ConfigError: If a copy has none of the layouts of its card; if a class has no prompts, or the prompts do not fit
             the classes (`settings_of`); or if the settings name a task that does not exist, or one that needs texts
             although the model cannot read them.
+        DataError: If a file or folder that shows the layout of a copy exists, but cannot be read.
         NoTaskError: If none of the copies allows a task.
     """
     if settings.tasks:
@@ -162,6 +163,7 @@ def evaluate(
         ConfigError, DataError: If no benchmark has a result, because of the first one that cannot be used.
         NoTaskError: If no task can be run on any of the benchmarks.
         LostContact: If another rank has failed with an error of another class.
+        StoreError: If the address of the cache is wrong (`tasks.extraction`).
     """
     extraction = tasks.extraction(settings, embedder)
     results: list[TaskResult] = []

@@ -56,6 +56,7 @@ class ClassifiesByPrompts:
 
         Raises:
             ConfigError: If a split has no labels, a label is not a class, or a class has no prompts.
+            ShardsError: If the data cannot be read.
         """
         notes: list[str] = []
         for source in sources.values():

@@ -24,6 +24,7 @@ def check_numbers(sources: Iterable[ExampleSource], names: Sequence[str], *, sec
 
     Raises:
         ConfigError: If a split has a text as the value of one of these labels, or no value at all.
+        ShardsError: If the data cannot be read.
     """
     metrics: dict[str, str] = {}
     for name in names:

@@ -183,6 +183,7 @@ def _check_labels(
 
     Raises:
         ConfigError: If all samples were read within `seconds`, and none has one of these labels.
+        ShardsError: If the data cannot be read.
     """
     named = [("group", settings.group), *(("by", name) for name in settings.by)]
     for key, name in named:
@@ -270,6 +271,7 @@ def evaluate(settings: EvaluationConfig, embedder: Embedder, world: RankGroup, *
     Raises:
         ConfigError: If the error of the failed rank is a `ConfigError`. The message is the same.
         LostContact: If the failed rank has raised any other error.
+        StoreError: If the address of the cache is wrong (`extraction`), on all ranks.
     """
     tasks = tasks_of(settings)
     results = run(tasks, sources_of(settings, tasks), extraction(settings, embedder), world, by=settings.by)

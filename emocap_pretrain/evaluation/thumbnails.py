@@ -42,6 +42,9 @@ def thumbnails(source: ExampleSource, keys: Collection[str]) -> dict[str, str]:
     Args:
         source: The samples, which are read in their order until all keys are found.
         keys: The keys of the wanted samples.
+
+    Raises:
+        ShardsError: If the samples of a packed dataset cannot be read.
     """
     wanted, found = set(keys), dict[str, str]()
     for first in range(0, len(source), _BLOCK):

@@ -60,6 +60,7 @@ class UnitDetection:
 
         Raises:
             ConfigError: If the samples have labels, and none of them is an action unit with prompts.
+            ShardsError: If the data cannot be read.
         """
         names = sources["test"].label_values(next(iter(sentences())), seconds=seconds).names
         known = [name for name in names if name in sentences()]
@@ -120,7 +121,11 @@ class Detection:
 
 
 def detected(embedder: Embedder, features: Features, unit: str) -> Detection:
-    """Scores one unit on the examples that have its label."""
+    """Scores one unit on the examples that have its label.
+
+    Raises:
+        ConfigError: If the model cannot read texts, or a label is not a number.
+    """
     from sklearn.metrics import f1_score, roc_auc_score
 
     rows = [row for row, labels in enumerate(features.labels) if has_label(labels, unit)]
@@ -132,7 +137,11 @@ def detected(embedder: Embedder, features: Features, unit: str) -> Detection:
 
 
 def unit_scores(embedder: Embedder, features: Features, unit: str) -> Float[np.ndarray, " examples"]:
-    """Returns the mean cosine with the prompts of the presence of a unit, minus that with those of its absence."""
+    """Returns the mean cosine with the prompts of a unit's presence, minus that with the prompts of its absence.
+
+    Raises:
+        ConfigError: If the model cannot read texts.
+    """
     present, absent = (embedder.texts(texts).mean(0) for texts in sentences()[unit])
     return (features.images @ (present - absent)).double().numpy()
 

@@ -75,6 +75,10 @@ class ZeroShot(ClassifiesByPrompts):
         """Yields the lowest and the highest UAR of the package's sets of prompts, and then the UAR of each set.
 
         Sets without prompts for one of the classes are left out.
+
+        Raises:
+            ConfigError: If the model cannot read texts.
+            DataError: If the vector of a prompt is not finite.
         """
         classes = test.classes
         if prompt_set.has_whole_prompts(self.settings):

@@ -15,8 +15,8 @@ from emocap_pretrain.inference.embedder import Crop, Embedder
 class CaptionScorer:
     """Implements `bulk.scorers.Scorer` with one column, `caption`.
 
-    The patch vectors are rounded to float16, as in training and in `emocap caption score`, so that an equal crop gets
-    the same caption as there.
+    The patch vectors are rounded to float16, as in training and in `emocap caption score`. So an equal crop gets the
+    same caption as in `emocap caption score`, if the captioner computes in float32.
 
     Attributes:
         embedder: The model whose image tower is used.

@@ -94,7 +94,8 @@ def load_weights(model: TowerPair, source: Source, *, extend: str = "interpolate
         values: Whether the weights are read and loaded. If it is False, only names and shapes are compared.
 
     Raises:
-        ConfigError: If a tensor is missing, superfluous or of another shape. The message has its name.
+        ConfigError: If a tensor is missing, superfluous or of another shape. The message has its name. Further errors
+            are those of `Source.open_tensors`: for a run, those of `restore`.
     """
     tensors = source.open_tensors()
     given = translated(source.layout, tensors, source.where, values=values)

@@ -43,6 +43,7 @@ def fitting(card: Card, root: Path) -> tuple[Layout, LayoutReader]:
 
     Raises:
         ConfigError: If the folder does not exist, or if no layout fits.
+        DataError: If a file or folder that shows a layout exists, but cannot be read.
     """
     if not root.is_dir():
         raise ConfigError(f"{root} is not a folder.")

@@ -52,7 +52,11 @@ class ClassFoldersReader:
         return media if isinstance(media, Problem) else labels.item(path, media)
 
     def _lacks_classes(self, tree: Tree, folder: str) -> str | None:
-        """Returns the path of the first class if the folder has none of the classes."""
+        """Returns the path of the first class if the folder has none of the classes, and otherwise None.
+
+        Raises:
+            DataError: If the folder cannot be listed.
+        """
         there = {plain(name) for name in tree.names(folder)}
         codes: Mapping[str, str] = self._layout.codes
         return None if any(plain(code) in there for code in codes) else joined(folder, next(iter(codes), "*"))

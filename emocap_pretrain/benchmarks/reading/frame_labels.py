@@ -132,7 +132,11 @@ class FrameLabelsReader:
         return Labels(units=shown)
 
     def _header_problem(self, place: Path) -> str | None:
-        """Returns what is wrong with the first row; None if it is the header of the layout."""
+        """Returns what is wrong with the first row; None if it is the header of the layout, or if the layout has none.
+
+        Raises:
+            DataError: If the file cannot be read.
+        """
         expected = self._layout.header
         if expected is None:
             return None

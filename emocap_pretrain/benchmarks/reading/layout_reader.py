@@ -25,7 +25,11 @@ class LayoutReader(Protocol):
     """Reads the items of one split of a copy. There is one implementation for each kind of layout."""
 
     def fits(self, root: Path) -> str | None:
-        """Returns None if the folder `root` looks like the layout; otherwise the first path that is missing."""
+        """Returns None if the folder `root` looks like the layout; otherwise the first path that is missing.
+
+        Raises:
+            DataError: If a file or folder that shows the layout exists, but cannot be read.
+        """
         ...
 
     def items(self, root: Path, split: str, fold: int | None) -> Iterator[Item | Problem]:

@@ -122,6 +122,9 @@ class Tree:
         Args:
             path: The file, or the folder of the frames.
             frames: Pattern of the names of frames; None if the path is one file.
+
+        Raises:
+            DataError: If the folder of the frames cannot be listed.
         """
         if frames is None:
             found = self.file(path)
@@ -132,7 +135,11 @@ class Tree:
         return paths if isinstance(paths, Problem) else FrameFiles(paths)
 
     def frames(self, path: str, pattern: str) -> tuple[Path, ...] | Problem:
-        """Returns the frames in a folder in the order of time, or the problem. There is at least one frame."""
+        """Returns the frames in a folder in the order of time, or the problem. There is at least one frame.
+
+        Raises:
+            DataError: If the folder cannot be listed.
+        """
         mode = self._mode(path, "missing folder of frames")
         if isinstance(mode, Problem):
             return mode

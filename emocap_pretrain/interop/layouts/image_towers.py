@@ -71,7 +71,10 @@ def _efficientnet() -> list[Rule]:
 
 
 def _blocks(stages: Sequence[int]) -> Iterator[tuple[str, tuple[tuple[str, str], ...]]]:
-    """Yields timm's prefix and modules of each block, from the first block to the last."""
+    """Yields the prefix of each block's names in timm, and the names of its pairs of a convolution and a batch norm.
+
+    `stages` has the number of blocks in each stage. The blocks come in the order of the network.
+    """
     for stage, count in enumerate(stages):
         for number in range(count):
             yield f"blocks.{stage}.{number}.", _BLOCK if stage else _FIRST
