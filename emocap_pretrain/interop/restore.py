@@ -122,7 +122,7 @@ def has_start(run_url: str) -> bool:
     """Returns whether the run has a checkpoint of step 0, which holds the weights with which it began.
 
     Raises:
-        CheckpointError: If the manifest of a checkpoint cannot be read.
+        CheckpointError: If a manifest is undamaged, but this version of the package cannot use it.
         StoreError: If the store of the run cannot be reached.
     """
     return any(each.step == 0 for each in committed(open_store(run_url)))

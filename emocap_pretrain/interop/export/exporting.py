@@ -84,7 +84,8 @@ def require_free(folder: Path, *, force: bool) -> None:
     """Checks that an export may be written to a folder.
 
     Raises:
-        ConfigError: If there is a file, or a folder that is not empty. With `force`, an earlier export may be there.
+        ConfigError: If there is a link, a file, or a folder that is not empty. With `force`, the folder may hold an
+            earlier export.
     """
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise ConfigError(f"{folder} is not a folder: give another --out.")

@@ -12,7 +12,7 @@ ALONE = [None]
 
 @given(st.integers(1, 30), st.integers(1, 4), st.integers(0, 2**31))
 def test_a_weight_counts_the_example_that_often(samples: int, classes: int, seed: int) -> None:
-    """The scores of weights are those of a list in which every example is repeated."""
+    """A score with weights equals the score of a list that repeats each example as often as its weight says."""
     random = np.random.default_rng(seed)
     truth, is_right = random.integers(0, classes, samples), random.random(samples) < 0.5
     weights = random.integers(0, 3, (5, samples)).astype(float)
