@@ -63,13 +63,13 @@ def find(
         DamagedSample: If a sample is damaged.
     """
     for sample in _samples(url):
-        caption = load_annotation(sample.annotation)[0][0]
-        areas = areas_of(sample, caption)
+        captions, _ = load_annotation(sample.annotation)
+        areas = areas_of(sample, captions[0]) if captions else None
         if not areas:
             missing.samples += 1
             missing.examples.extend([sample.key] * (len(missing.examples) < 3))
             continue
-        named = [area_of(sentence) for sentence in caption.local]
+        named = [area_of(sentence) for sentence in captions[0].local]
         missing.sentences += named.count(None)
         # A region that the face does not have, such as one outside of the picture, has no sentence either.
         yield sample.key, FaceRegions(areas, tuple(each if each in areas else None for each in named))

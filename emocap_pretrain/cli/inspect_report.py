@@ -33,9 +33,10 @@ def _blocks(summary: Summary) -> Iterable[RenderableType]:
     yield _looked(summary)
     if summary.looked.samples == summary.looked.damaged:  # No sample was read, so there is nothing to describe.
         return
-    yield _parts(summary)
-    yield from _vocabularies(summary)
-    yield _repeats(summary)
+    if summary.captions_per_image.most:
+        yield _parts(summary)
+        yield from _vocabularies(summary)
+        yield _repeats(summary)
     yield _images(summary)
     for name, counts in summary.text_labels.items():
         yield _balance(name, counts)
@@ -54,6 +55,9 @@ def _stock(summary: Summary) -> RenderableType:
     lines.append(" (exact, from the manifest)\n", style="dim not bold")
     noun = "sample" if samples.most == 1 else "samples"
     each = f"a shard has {_range(samples)} {noun}, {_range(sizes, size)}"
+    if stock.without_caption:
+        share = "all" if stock.without_caption == stock.samples else f"{stock.without_caption:,}"
+        lines.append(f"{share} of the samples have labels and no caption\n", style="not bold")
     lines.append(f"{each}\ndigest {stock.digest[:16]}", style="not bold")
     return lines
 

@@ -13,6 +13,7 @@ import typer
 import yaml
 from emocap_shards.writing.packing import DUPLICATES
 from emocap_shards.writing.prepare import EXTENSIONS
+from emocap_shards.writing.sources.columns import CaptionRule
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from emocap_pretrain.errors import ConfigError
@@ -105,6 +106,10 @@ Summary = Annotated[str, _column(help="Summary.")]
 Further = Annotated[list[str] | None, _column(help="Other captions of the image; can be repeated.")]
 Key = Annotated[str, _column(help="Key; default the image's path.")]
 Label = Annotated[list[str] | None, _column(help="A label; can be repeated.")]
+Captions = Annotated[
+    CaptionRule,
+    _column(help="Whether rows need captions; auto: not if they have labels and no column looks like captions."),
+]
 ImageRoot = Annotated[Path | None, _column(help="Folder to which paths are relative, and which they must not leave.")]
 
 # Options of `pack` on the encoding of the images.

@@ -37,6 +37,7 @@ def pack_command(  # noqa: PLR0913, PLR0917 - one argument for each option
     further: options.Further = None,
     key: options.Key = "key",
     label: options.Label = None,
+    captions: options.Captions = "auto",
     image_root: options.ImageRoot = None,
     image_format: options.Format = None,
     quality: options.Quality = None,
@@ -52,13 +53,13 @@ def pack_command(  # noqa: PLR0913, PLR0917 - one argument for each option
     processes: options.Processes = options.DEFAULT_PROCESSES,
     debug: options.Debug = False,
 ) -> None:
-    """Pack captioned images into WebDataset shards with a manifest.
+    """Pack images with captions, labels or both into WebDataset shards with a manifest.
 
     The same command resumes an interrupted pack. Images are not changed unless an option on images is given.
     """
     with errors_as_lines(debug=debug):
         others = tuple(further or STANDARD.further)
-        columns = TableColumns(image, global_, local, summary, others, key, tuple(label or ()))
+        columns = TableColumns(image, global_, local, summary, others, key, tuple(label or ()), captions)
         search = find_duplicates or drop_duplicates
         pack_options = PackConfig(
             size=_shard_size(shard_samples, shard_bytes),
@@ -179,6 +180,9 @@ def _summarise(url: str, packed: Packed, bar: Bar, *, dropped: bool = False) -> 
     manifest = packed.manifest
     stock = f"{counted(manifest.samples, 'sample')} in {counted(len(manifest.shards), 'shard')}"
     parts = [stock, f"{manifest.total_bytes / 1e6:,.1f} MB"]
+    if manifest.without_caption:
+        share = "all" if manifest.without_caption == manifest.samples else f"{manifest.without_caption:,} of them"
+        parts.append(f"{share} without a caption")
     if packed.resumed:
         parts.append(f"{packed.resumed} of them from an earlier run")
     if bar.rows > 100:  # The rate of fewer rows says little.

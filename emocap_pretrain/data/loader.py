@@ -29,7 +29,7 @@ from emocap_shards.cursor import Cursor
 from emocap_shards.errors import DamagedSample, ShardsError
 from emocap_shards.inspecting.wording import counted, size
 from emocap_shards.mask import remember, secrets
-from emocap_shards.sample import Sample
+from emocap_shards.sample import Caption, Sample
 from emocap_shards.stream import Stream
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
@@ -84,14 +84,14 @@ class Collate:
     def prepare(self, sample: Sample) -> Sample:
         """Returns the sample with the augmented image for its epoch. If that image is mirrored, so is the caption.
 
-        An image whose caption cannot be mirrored is never mirrored. The image of the result has the size that the image
-        tower needs. The stream calls this method as soon as it has decoded a sample, while the decoded image is still
-        in the CPU's cache. Keeping the decoded images of a whole step in memory would cost a third of the time of
-        decoding.
+        An image whose caption cannot be mirrored is never mirrored; one without a caption can be. The image of the
+        result has the size that the image tower needs. The stream calls this method as soon as it has decoded a sample,
+        while the decoded image is still in the CPU's cache. Keeping the decoded images of a whole step in memory would
+        cost a third of the time of decoding.
         """
         key = (self.seed, sample.epoch, sample.index)
-        mirrored_caption = mirrored(sample.caption) if self.flip else None
-        flip = self.flip if mirrored_caption else 0.0
+        mirrored_caption = mirrored(sample.caption) if self.flip and sample.caption else None
+        flip = self.flip if mirrored_caption or sample.caption is None else 0.0
         image, flipped = augment(sample.image, self.pixels, crop=self.crop, flip=flip, key=key)
         caption = mirrored_caption if mirrored_caption and flipped else sample.caption
         return replace(sample, image=image, caption=caption)
@@ -111,7 +111,7 @@ class Collate:
         return rows * each + PAGES_BYTES
 
     def _texts(self, part: Part, samples: Sequence[Sample]) -> Texts:
-        by_image = [part.texts_to_encode(sample.caption) for sample in samples]
+        by_image = [part.texts_to_encode(_caption(sample)) for sample in samples]
         encoded = self.tokenizer.encode([text for texts in by_image for text in texts], self.lengths[part.name])
         # Such a part has exactly one text for each image, so text i belongs to image i.
         if part.aligned_with == "image":
@@ -126,6 +126,20 @@ class Collate:
         for row, sample in zip(images.numpy(), samples, strict=True):
             row[:] = sample.image.transpose(2, 0, 1)
         return images
+
+
+def _caption(sample: Sample) -> Caption:
+    """Returns the caption of a sample for a caption part that the objective uses.
+
+    Raises:
+        DataError: If the sample has none. The manifest counts such samples, and a start refuses them, so the manifest
+            is wrong.
+    """
+    if sample.caption is None:
+        raise DataError(
+            f"sample {sample.key!r} has no caption, although its manifest says that it has; run `emocap verify`."
+        )
+    return sample.caption
 
 
 def _identities(texts: Texts) -> torch.Tensor:

@@ -22,6 +22,7 @@ import torch
 from emocap_shards.errors import ManifestError, ShardsError
 from emocap_shards.inspecting.wording import counted
 from emocap_shards.manifest import MANIFEST, Manifest, read_manifest
+from emocap_shards.mask import masked_url
 from emocap_shards.store import open_store
 
 from emocap_pretrain.checkpoint.manifest import Checkpoint, newest, newest_complete
@@ -139,6 +140,7 @@ def preflight(
     checkpoint = _of_run(config, found)
     manifests = _datasets(config, found)
     _contrast(config, manifests, found)
+    _captions(config, manifests, found)
     # The labels of a run that resumes were checked when it began.
     if manifests and not checkpoint:
         labels = config.objective.labels
@@ -285,6 +287,25 @@ def _contrast(config: Config, manifests: Sequence[Manifest], found: Findings) ->
             f"the last batch of every epoch has one of the {samples:,} samples, whose loss is 0; data.drop_last=true "
             "leaves it out."
         )
+
+
+def _captions(config: Config, manifests: Sequence[Manifest], found: Findings) -> None:
+    """Checks that every sample has a caption if the objective reads captions."""
+    objective = config.objective
+    without = sum(manifest.without_caption for manifest in manifests)
+    parts = ", ".join(f"objective.{part.name}" for part in active_parts(objective.weights))
+    if not without or not parts:
+        return
+    places = zip(config.data.datasets, manifests, strict=True)
+    counts = " and ".join(
+        f"{manifest.without_caption:,} of the {manifest.samples:,} samples of {masked_url(dataset.url)}"
+        for dataset, manifest in places
+        if manifest.without_caption
+    )
+    found.add(
+        f"{counts} have no caption, which {parts} needs: set the weights of the caption parts to 0 and train on "
+        "objective.labels, or pack the samples with captions alone (--captions required)."
+    )
 
 
 def _resumes(

@@ -156,6 +156,11 @@ class PackedSource:
         """
         return [_example(sample, self.group) for sample in self._library.fetch(np.asarray(numbers), direct=True)]
 
+    @property
+    def without_caption(self) -> int:
+        """The number of samples that have labels and no caption, from the manifest."""
+        return self._library.without_caption
+
     def label_values(self, name: str, *, seconds: float | None = None) -> LabelValues:
         # Several tasks ask for the same label, and each count reads the annotations of the dataset.
         if (name, seconds) not in self._counts:

@@ -58,7 +58,8 @@ def samples(model: EmotionModel, url: str, count: int, sentences: Sequence[str] 
     found: list[MappedFace] = []
     for example in examples:
         if isinstance(example, Example) and isinstance(example.content, EncodedImage):
-            chosen = sentences or example.captions[0].local[:SENTENCES]
+            first = example.captions[0].local if example.captions else ()
+            chosen = sentences or first[:SENTENCES]
             if chosen:
                 found.append(looked_at(model, example.key, decode_image(example.content.data), chosen))
     return found

@@ -131,7 +131,8 @@ def prepare(
         for task in tasks:
             if isinstance(task, FineTunedClasses) and sources:
                 check_head_classes(head, task.settings, sources["test"], seconds=seconds)
-    return [note for task in tasks if sources for note in task.prepare(_of(task, sources), seconds=seconds)]
+    notes = _check_captions(tasks, sources)
+    return notes + [note for task in tasks if sources for note in task.prepare(_of(task, sources), seconds=seconds)]
 
 
 def require_head(tasks: Sequence[Task], labels: Sequence[LabelConfig]) -> None:
@@ -195,6 +196,25 @@ def _check_labels(
                 f"evaluation.{key}={name}: no sample of {sources['test'].address} has this label; its samples have "
                 f"{listed(found.names) if found.names else 'no labels'}."
             )
+
+
+def _check_captions(tasks: Sequence[Task], sources: Mapping[SplitName, ExampleSource]) -> list[str]:
+    """Checks that there are captions for the tasks that need them, and returns notes for the user.
+
+    Raises:
+        ConfigError: If such a task has a packed dataset in which no sample has a caption.
+    """
+    test = sources.get("test")
+    needing = ", ".join(task.name for task in tasks if task.parts or isinstance(task, MapTask))
+    if not needing or not isinstance(test, PackedSource) or not test.without_caption:
+        return []
+    if test.without_caption == len(test):
+        raise ConfigError(
+            f"evaluation.url: the {counted(len(test), 'sample')} of {test.address} have labels and no caption, which "
+            f"{needing} needs; leave it out of evaluation.tasks, or give a dataset with captions."
+        )
+    share = f"{test.without_caption:,} of the {len(test):,} samples of {test.address}"
+    return [f"{needing}: {share} have no caption and are left out."]
 
 
 def _check_maps(tasks: Sequence[Task], crop: ImageCrop, *, has_local: bool) -> bool:

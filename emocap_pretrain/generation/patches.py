@@ -177,10 +177,12 @@ def computed_patches(
         ShardsError: If the dataset cannot be read.
         StoreError: If a file cannot be written.
     """
+    source = PackedSource(url)
+    if source.without_caption == len(source):
+        raise DataError(f"{source.address}: its samples have labels and no caption; give a dataset with captions.")
     digest = _digest(embedder, url, settings)
     place = folder / digest[:16]
     place.mkdir(parents=True, exist_ok=True)
-    source = PackedSource(url)
     parts: list[Path] = []
     for first in range(0, len(source), PART_IMAGES):
         path = place / f"part-{first // PART_IMAGES:06d}"

@@ -17,6 +17,7 @@ from emocap_pretrain.data.datasets import DatasetUse
 from emocap_pretrain.inference.model import AttentionMap
 from emocap_pretrain.run_folder.results import ConfusionMatrix, Curve
 
+_LABELS = 16  # The most labels that the preview shows of a sample without a caption.
 MAP_PX, MAP_COLUMNS = 170, 28  # The side of an attention map, and the letters in a line below it.
 CELL_PX, FACE_PX, FONT_PX = 680, 240, 11  # The width of a sample's cell, the side of its image, the size of its text.
 
@@ -34,8 +35,8 @@ def subject(run: str, data: Sequence[DatasetUse], *, step: int | None = None) ->
 def preview(samples: Sequence[Sample], path: Path, *, of: str) -> None:
     """Draws samples with all parts of their captions into the file `path`, in two columns below the title `of`.
 
-    The title is the result of `subject`. The picture is drawn by Pillow. Matplotlib would take about one second to
-    draw so much text, which would delay the start of each new run.
+    A sample without a caption is shown with its labels. The title is the result of `subject`. The picture is drawn by
+    Pillow. Matplotlib would take about one second to draw so much text, which would delay the start of each new run.
     """
     font = ImageFont.truetype(Path(mpl.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", FONT_PX)
     cells = [_cell(sample, font) for sample in samples]
@@ -63,6 +64,9 @@ def _cell(sample: Sample, font: ImageFont.FreeTypeFont) -> Image.Image:
 
 
 def _caption(sample: Sample) -> str:
+    if sample.caption is None:
+        labels = [f"{name}: {value}" for name, value in sample.labels.items()]
+        return "\n".join(textwrap.shorten(each, 62, placeholder="…") for each in labels[:_LABELS])
     parts = [f"Global: {sample.caption.global_}", *(f"· {text}" for text in sample.caption.local)]
     parts.append(f"Summary: {sample.caption.summary}")
     return "\n".join(textwrap.fill(part, 62, subsequent_indent="  ") for part in parts)

@@ -1,7 +1,8 @@
 """Reads and writes the JSON member of a sample: {"caption": {"global", "local", "summary"}, "labels": {...}}.
 
 A member is a file in the tar of a shard. An image with several captions has its first caption under "caption". Its
-other captions have the same form and are in a list under "further".
+other captions have the same form and are in a list under "further". A sample that has labels may lack "caption"
+(decision 41).
 
 Readers accept any JSON with this content. The writer always writes one line with sorted keys. So equal samples give
 equal bytes, on which the digests of shards depend.
@@ -21,15 +22,20 @@ Labels = Mapping[str, str | float]
 MAX_WHOLE = 1 << 53  # Up to here every integer has its own float.
 
 
-def dump_annotation(caption: Caption, labels: Labels, further: Sequence[Caption] = ()) -> bytes:
+def dump_annotation(caption: Caption | None, labels: Labels, further: Sequence[Caption] = ()) -> bytes:
     """Returns one line of UTF-8 JSON with sorted keys, so that equal annotations give equal bytes.
 
-    `further` holds the other captions of the image.
+    `further` holds the other captions of the image. With None for `caption` the image has no caption; it then needs a
+    label.
 
     Raises:
         AnnotationError: If `load_annotation` would refuse the result.
     """
-    return _line([_parts(each) for each in (caption, *further)], _with_floats(_labels(dict(labels))))
+    known = _labels(dict(labels))
+    if caption is None:
+        _refuse_empty(known, further)
+    captions = () if caption is None else (caption, *further)
+    return _line([_parts(each) for each in captions], _with_floats(known))
 
 
 def normal_annotation(data: bytes | memoryview) -> bytes:
@@ -46,10 +52,13 @@ def normal_annotation(data: bytes | memoryview) -> bytes:
 
 
 def load_annotation(data: bytes | memoryview) -> tuple[tuple[Caption, ...], Labels]:
-    """Returns the captions of an image, at least one, and its labels. Integer labels are converted to floats.
+    """Returns the captions of an image and its labels. Integer labels are converted to floats.
+
+    An image without captions has labels.
 
     Raises:
-        AnnotationError: If the bytes are not JSON with the content of an annotation, or a caption has no global part.
+        AnnotationError: If the bytes are not JSON with the content of an annotation, a caption has no global part, or
+            there is neither a caption nor a label.
     """
     captions, labels = _parsed(data)
     return captions, _with_floats(labels)
@@ -67,12 +76,23 @@ def _parsed(data: bytes | memoryview) -> tuple[tuple[Caption, ...], Labels]:
     further = annotation.get("further", [])
     if not isinstance(further, list):
         raise AnnotationError('"further" is not a list of captions')
-    captions = _caption(annotation.get("caption")), *map(_caption, cast("list[object]", further))
-    return captions, _labels(annotation.get("labels", {}))
+    labels = _labels(annotation.get("labels", {}))
+    if annotation.get("caption") is None:
+        _refuse_empty(labels, cast("list[object]", further))
+        return (), labels
+    return (_caption(annotation["caption"]), *map(_caption, cast("list[object]", further))), labels
+
+
+def _refuse_empty(labels: Labels, further: Sequence[object]) -> None:
+    """Checks that an annotation without a caption is one of labels alone."""
+    if further:
+        raise AnnotationError('there are "further" captions without a "caption" object')
+    if not labels:
+        raise AnnotationError('there is neither a "caption" object nor a label')
 
 
 def _line(parts: Sequence[dict[str, Any]], labels: Labels) -> bytes:
-    annotation: dict[str, Any] = {"caption": parts[0], "labels": labels}
+    annotation: dict[str, Any] = {"caption": parts[0], "labels": labels} if parts else {"labels": labels}
     if parts[1:]:
         annotation["further"] = parts[1:]
     # This form is a part of the format. Another writer of JSON, or other options, would change the digests of equal
@@ -94,7 +114,9 @@ def _caption(value: object) -> Caption:
     parts = cast("dict[str, Any]", value)
     global_, local, summary = parts.get("global"), parts.get("local", []), parts.get("summary", "")
     if not (isinstance(global_, str) and global_.strip()):
-        raise AnnotationError('the caption has no "global" part; every sample needs one')
+        raise AnnotationError(
+            'the caption has no "global" part; a caption needs one, and a sample with labels needs no caption'
+        )
     if not isinstance(local, list) or not all(
         isinstance(part, str) and part.strip() for part in cast("list[object]", local)
     ):

@@ -40,6 +40,7 @@ class Library:
         weights: The share of each dataset in a mixture, relative to the other weights.
         uses_cache: Whether at least one dataset is read through the cache.
         total_bytes: The size of all datasets together.
+        without_caption: The number of samples of all datasets that have labels and no caption.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Library:
         )
         self.uses_cache = cache is not None and any(not store.is_near for store, _ in datasets)
         self.total_bytes = sum(manifest.total_bytes for _, manifest in datasets)
+        self.without_caption = sum(manifest.without_caption for _, manifest in datasets)
         self._readers = [
             Reader(
                 store,

@@ -23,10 +23,13 @@ from emocap_shards.store import Store, open_store
 from emocap_shards.store.protocol import DOCUMENT_BYTES, checked
 
 MANIFEST = "manifest.json"
-SCHEMA = 1
+# Datasets in which every sample has a caption keep schema 1, so that version 0.1.0 reads them and their digests stay.
+# Datasets with samples without a caption have schema 2, which version 0.1.0 refuses with one line (decision 41).
+SCHEMAS = (1, 2)
 # Bounds on the numbers in a manifest, so that a forged one cannot make a reader allocate all memory.
 _MOST_BYTES, _MOST_PATH = 1 << 40, 1024
 MOST_SAMPLES = 1 << 20  # Per shard. A window of the shuffle holds the ids of all samples of its shards.
+_READ = " and ".join(map(str, SCHEMAS))
 _LEAST_SAMPLE = 1024  # Bytes of the two tar headers of a sample.
 
 
@@ -35,7 +38,8 @@ class Shard:
     """One shard: a tar of samples, and a file with the index of these samples.
 
     Paths are relative to the dataset's root, and digests are hexadecimal. `samples` and `bytes` are the number of
-    samples in the tar and the size of the tar.
+    samples in the tar and the size of the tar. `without_caption` is the number of those samples that have labels and no
+    caption.
     """
 
     path: str
@@ -44,6 +48,7 @@ class Shard:
     sha256: str
     index_path: str
     index_sha256: str
+    without_caption: int = 0
 
 
 class Shards(Sequence[Shard]):
@@ -68,6 +73,12 @@ class Shards(Sequence[Shard]):
         digests = {name: _digests([row[name] for row in rows]) for name in ("sha256", "index_sha256")}
         most = {"samples": MOST_SAMPLES, "bytes": _MOST_BYTES}
         numbers = {name: _numbers([row[name] for row in rows], name, most[name]) for name in most}
+        bare = [row.get("without_caption", 0) for row in rows]
+        if any(isinstance(count, bool) or not isinstance(count, int) for count in bare):
+            raise ValueError("without_caption of a shard is not an integer")
+        numbers["without_caption"] = np.array(bare, dtype=np.int64)
+        if ((numbers["without_caption"] < 0) | (numbers["without_caption"] > numbers["samples"])).any():
+            raise ValueError("a shard has more samples without a caption than samples, or fewer than 0")
         if len(set(texts["path"])) < len(rows):
             raise ValueError("two shards have the same path")
         if (numbers["samples"] > numbers["bytes"] // _LEAST_SAMPLE).any():
@@ -82,6 +93,10 @@ class Shards(Sequence[Shard]):
     @property
     def bytes(self) -> Ids:
         return self._columns["bytes"]
+
+    @property
+    def without_caption(self) -> Ids:
+        return self._columns["without_caption"]
 
     def __len__(self) -> int:
         return len(self._columns["samples"])
@@ -134,6 +149,11 @@ class Manifest:
         return int(self.counts.sum())
 
     @property
+    def without_caption(self) -> int:
+        """The number of samples that have labels and no caption."""
+        return int(self.shards.without_caption.sum())
+
+    @property
     def total_bytes(self) -> int:
         return int(self.shards.bytes.sum())
 
@@ -147,7 +167,12 @@ class Manifest:
 
     def dump(self) -> bytes:
         """Returns the bytes of the manifest; equal manifests give equal bytes."""
-        rows = {"schema": SCHEMA, "shards": [asdict(shard) for shard in self.shards]}
+        shards = [asdict(shard) for shard in self.shards]
+        schema = 2 if self.without_caption else 1
+        if schema == 1:
+            for shard in shards:
+                del shard["without_caption"]
+        rows = {"schema": schema, "shards": shards}
         return json.dumps(rows, indent=1, sort_keys=True).encode()
 
     def write(self, store: Store) -> None:
@@ -202,9 +227,9 @@ def _parsed(data: bytes, url: str) -> Shards:
     try:
         value = cast("dict[str, Any]", orjson.loads(data))
         schema = int(value["schema"])
-        if schema != SCHEMA:
-            cure = "update emocap_pretrain" if schema > SCHEMA else "pack it again"
-            raise ManifestError(f"{url}: the manifest has schema {schema}, this code reads {SCHEMA}: {cure}.")
+        if schema not in SCHEMAS:
+            cure = "update emocap_pretrain" if schema > SCHEMAS[-1] else "pack it again"
+            raise ManifestError(f"{url}: the manifest has schema {schema}, this code reads {_READ}: {cure}.")
         shards = Shards.of(value["shards"])
     except (ValueError, KeyError, TypeError, OverflowError, StoreError) as error:
         raise ManifestError(f"{url}: {MANIFEST} is damaged ({error!r}): pack the dataset again.") from error
@@ -221,6 +246,7 @@ def _shard(row: Mapping[str, Any]) -> Shard:
         sha256=row["sha256"].tobytes().hex(),
         index_path=row["index_path"].decode(),
         index_sha256=row["index_sha256"].tobytes().hex(),
+        without_caption=int(row["without_caption"]),
     )
 
 

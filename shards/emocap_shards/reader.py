@@ -234,6 +234,8 @@ def decoded(sample: Encoded | DamagedSample, *, seed: int = 0, epoch: int = 0) -
         image = decode_image(view[slice(*sample.image_at)])
     except (AnnotationError, ImageError) as error:
         return DamagedSample.at(sample.shard, sample.key, str(error))
+    if not captions:
+        return Sample(sample.index, sample.key, image, None, labels, epoch=epoch)
     shown = _view(len(captions), (seed, epoch, sample.index))
     further = captions[:shown] + captions[shown + 1 :]
     return Sample(sample.index, sample.key, image, captions[shown], labels, further, epoch)

@@ -28,13 +28,13 @@ class Record:
 
     `image` holds the encoded bytes exactly as they will lie in the tar. `extension` names the encoding ("jpg", "png",
     "webp"). `key` contains no dot and no slash. `further` holds other captions of the same image. In each epoch a
-    `Stream` chooses one caption from `caption` and `further`.
+    `Stream` chooses one caption from `caption` and `further`. With None for `caption` the image has labels alone.
     """
 
     key: str
     image: bytes
     extension: str
-    caption: Caption
+    caption: Caption | None
     labels: Mapping[str, str | float] = field(default_factory=dict[str, str | float])
     further: tuple[Caption, ...] = ()
 
@@ -72,13 +72,14 @@ class Sample:
 
     `index` is the number of the sample in the order of the manifests, which does not depend on epochs or world size.
     `image` is upright RGB. `caption` is the caption that was chosen for this epoch, and `further` holds the image's
-    other captions. `epoch` is the number of complete passes over the sample's dataset before the current pass.
+    other captions; if the image has labels alone, `caption` is None. `epoch` is the number of complete passes over the
+    sample's dataset before the current pass.
     """
 
     index: int
     key: str
     image: UInt8[np.ndarray, "height width 3"]
-    caption: Caption
+    caption: Caption | None
     labels: Mapping[str, str | float]
     further: tuple[Caption, ...] = ()
     epoch: int = 0

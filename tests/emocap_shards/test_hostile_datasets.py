@@ -28,7 +28,8 @@ def shard(number=0, *, samples, size=1 << 39):
 
 def put(folder, shards):
     """Writes a manifest as a program of other people may write it."""
-    rows = {"schema": 1, "shards": [asdict(each) for each in shards]}
+    fields = [{name: value for name, value in asdict(each).items() if name != "without_caption"} for each in shards]
+    rows = {"schema": 1, "shards": fields}
     open_store(folder).put("manifest.json", json.dumps(rows).encode())
     return str(folder)
 

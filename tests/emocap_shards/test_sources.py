@@ -351,15 +351,10 @@ def test_a_table_whose_columns_cannot_be_found_says_what_it_looks_like(faces, te
         bad_rows(faces / "t.csv")
 
 
-def test_labels_alone_are_refused_with_a_way_to_pack_them(faces, tmp_path):
-    (faces / "t.csv").write_text("image,mood\n0.png,joy\n")
-    with pytest.raises(
-        RecordError, match=r"labels alone needs a caption too, and the label can serve as one \(--global mood\)"
-    ):
-        bad_rows(faces / "t.csv", TableColumns(labels=("mood",)))
-    packed(faces / "t.csv", tmp_path / "out", TableColumns(global_="mood", labels=("mood",)))
-    ((_, (caption,), labels),) = read_back(tmp_path / "out")
-    assert (caption.global_, labels) == ("joy", {"mood": "joy"})
+def test_labels_beside_a_column_that_may_hold_captions_are_refused_with_a_way_to_pack_them(faces, tmp_path):
+    (faces / "t.csv").write_text("image,mood,text\n0.png,joy,Glad.\n")
+    with pytest.raises(RecordError, match=r"if the images have labels and no captions, give --captions none"):
+        packed(faces / "t.csv", tmp_path / "out", TableColumns(labels=("mood",)))
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from emocap_shards.index import ShardIndex, Slot, load_index, most_index_bytes
 from emocap_shards.inspecting.faults import Fault, FaultKind
 from emocap_shards.inspecting.tape import Tape
 from emocap_shards.manifest import Shard
+from emocap_shards.sample import Caption
 from emocap_shards.store import Store
 
 _BLOCK = tarfile.BLOCKSIZE
@@ -133,14 +134,23 @@ def _bytes(tape: Tape, store: Store, shard: Shard, index: ShardIndex | None) -> 
 
 
 def _samples(store: Store, tape: Tape, shard: Shard, index: ShardIndex) -> Iterator[Fault]:
+    without_caption, sound = 0, True
     for row, slot in enumerate(index):
         block = tape.take(slot.offset, slot.offset + slot.length)
         if len(block) < slot.length:
             yield _cut(tape.position, shard, index, row)
             return
         # A damaged sample is read a second time. If the bytes differ, the way is at fault and not the store.
-        if fault := _sample(block, slot, shard):
-            yield _unsteady(store, slot, shard, block) or fault
+        found = _sample(block, slot, shard)
+        if isinstance(found, Fault):
+            sound = False
+            yield _unsteady(store, slot, shard, block) or found
+        else:
+            without_caption += not found
+    # A start of a run trusts the number in the manifest.
+    if sound and without_caption != shard.without_caption:
+        reason = f"{without_caption} of its samples have no caption, the manifest says {shard.without_caption}"
+        yield _fault(FaultKind.ANNOTATION, shard, reason)
 
 
 def _cut(size: int, shard: Shard, index: ShardIndex, row: int) -> Fault:
@@ -151,8 +161,8 @@ def _cut(size: int, shard: Shard, index: ShardIndex, row: int) -> Fault:
     return _fault(FaultKind.CUT, shard, f"the shard ends {where} at byte {size:,}{more}", key=index[row].key, lost=lost)
 
 
-def _sample(block: bytes, slot: Slot, shard: Shard) -> Fault | None:
-    """Returns the fault of one sample, whose bytes are `block`, or None if it has no fault."""
+def _sample(block: bytes, slot: Slot, shard: Shard) -> Fault | tuple[Caption, ...]:
+    """Returns the fault of one sample, whose bytes are `block`, or its captions if it has no fault."""
     if (found := google_crc32c.value(block)) != slot.crc32c:
         kind, what = _changed(block)
         reason = f"{what} (CRC-32C {found:08x}, the index says {slot.crc32c:08x})"
@@ -162,7 +172,7 @@ def _sample(block: bytes, slot: Slot, shard: Shard) -> Fault | None:
         parts = _members(block)
         if parts.key != slot.key:
             raise ValueError(f"the index says this key, but its members have the key {parts.key!r}")
-        load_annotation(parts.annotation)
+        captions, _ = load_annotation(parts.annotation)
         checked_header(parts.image, parts.extension)
         decode_image(parts.image)
     except AnnotationError as error:
@@ -171,7 +181,7 @@ def _sample(block: bytes, slot: Slot, shard: Shard) -> Fault | None:
         return _fault(FaultKind.IMAGE, shard, str(error), key=slot.key, lost=1)
     except ValueError as error:
         return _fault(FaultKind.MEMBERS, shard, str(error), key=slot.key, lost=1)
-    return None
+    return captions
 
 
 def _changed(block: bytes) -> tuple[FaultKind, str]:

@@ -31,6 +31,7 @@ class ManifestSummary:
     bytes: int
     samples_per_shard: Spread
     bytes_per_shard: Spread
+    without_caption: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,4 +257,5 @@ def _stock(url: str, manifest: Manifest) -> ManifestSummary:
         bytes=manifest.total_bytes,
         samples_per_shard=spread_of(manifest.counts),
         bytes_per_shard=spread_of(shard.bytes for shard in manifest.shards),
+        without_caption=manifest.without_caption,
     )

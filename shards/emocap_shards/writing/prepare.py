@@ -98,6 +98,8 @@ class Prepared:
     """Holds a sample that is ready to be written into a shard. `mark` is the stamp of its row (`SourceRow.stamp`).
 
     `notes` says what of the image is not used, such as "the first of several frames". The pack counts equal notes.
+
+    `has_caption` is false if the annotation has labels alone.
     """
 
     where: str
@@ -108,6 +110,7 @@ class Prepared:
     mark: bytes
     fingerprint: bytes = b""
     notes: tuple[str, ...] = ()
+    has_caption: bool = True
 
 
 def prepare(row: SourceRow | BadRow, recipe: PrepareConfig) -> Prepared | BadRow:
@@ -150,9 +153,10 @@ def _prepare(row: SourceRow, recipe: PrepareConfig, mark: bytes) -> Prepared:
     if recipe.trusted:
         # The checksum has shown that the bytes are those that were packed, so no pixel is decoded again.
         checked_header(image, row.extension)
-        load_annotation(annotation)
-        return Prepared(row.where, row.key, row.extension, image, annotation, mark)
+        captions, _ = load_annotation(annotation)
+        return Prepared(row.where, row.key, row.extension, image, annotation, mark, has_caption=bool(captions))
     annotation = normal_annotation(annotation)
+    captions, _ = load_annotation(annotation)
     seen = look(image)
     # A truncated image has an intact header, and would fail only in training.
     pixels = _pixels(image, seen, recipe.encoding)
@@ -161,7 +165,9 @@ def _prepare(row: SourceRow, recipe: PrepareConfig, mark: bytes) -> Prepared:
     if recipe.encoding:
         image, extension = recipe.encoding.encode(pixels, extension)
     notes = (FIRST_FRAME,) if seen.has_frames else ()
-    return Prepared(row.where, row.key, extension, image, annotation, mark, print_, notes)
+    return Prepared(
+        row.where, row.key, extension, image, annotation, mark, print_, notes, has_caption=bool(captions)
+    )
 
 
 def _annotation(file: LocalFile) -> bytes:

@@ -89,6 +89,7 @@ class ShardWriter:
         self._pending: deque[Future[Shard]] = deque()
         self._tar: TarFile | None = None
         self._origin = ShardOriginBuilder()
+        self._without_caption = 0  # Samples of the current tar.
         self.done: list[Shard] = []
 
     def __enter__(self) -> "ShardWriter":
@@ -116,6 +117,7 @@ class ShardWriter:
                 self._tar = TarFile(Path(self._folder.name, f"{self._next}.tar"))
             self._tar.add(sample.key, sample.extension, sample.image, sample.annotation)
         self._origin.add(sample)
+        self._without_caption += not sample.has_caption
         if self._size.is_full(self._tar):
             self._hand_over(self._tar)
 
@@ -133,10 +135,11 @@ class ShardWriter:
     def _hand_over(self, tar: TarFile) -> None:
         """Closes the tar and submits it for upload. Then waits until at most two shards remain to be stored."""
         origin, number = self._origin.done(), self._next
-        self._tar, self._origin, self._next = None, ShardOriginBuilder(), number + 1
+        bare = self._without_caption
+        self._tar, self._origin, self._next, self._without_caption = None, ShardOriginBuilder(), number + 1, 0
         with _disk():
             tar.close()
-        self._pending.append(self._thread.submit(self._upload, number, tar, origin))
+        self._pending.append(self._thread.submit(self._upload, number, tar, origin, bare))
         # Uploads that have ended are collected at once, for the report of progress; others only if too many wait.
         while len(self._pending) > _WAITING or (self._pending and self._pending[0].done()):
             self._collect()
@@ -145,7 +148,7 @@ class ShardWriter:
         self.done.append(self._pending.popleft().result())
         self._on_stored(self.done[-1])
 
-    def _upload(self, number: int, tar: TarFile, origin: ShardOrigin) -> Shard:
+    def _upload(self, number: int, tar: TarFile, origin: ShardOrigin, without_caption: int) -> Shard:
         """Stores a shard, its index and then its journal entry, and deletes the tar. It runs in the upload thread."""
         with _disk():
             sealed = seal(tar.path, tar.spans)
@@ -153,9 +156,8 @@ class ShardWriter:
         if len(index) > MOST_INDEX_BYTES:
             raise RecordError(f"the index of shard {number} has {len(index)} bytes: put fewer samples into a shard.")
         path, index_path = f"shard-{number:06d}.tar", f"shard-{number:06d}.npy"
-        shard = Shard(
-            path, len(sealed.slots), sealed.bytes, sealed.sha256, index_path, hashlib.sha256(index).hexdigest()
-        )
+        digest = hashlib.sha256(index).hexdigest()
+        shard = Shard(path, len(sealed.slots), sealed.bytes, sealed.sha256, index_path, digest, without_caption)
         # Another pack may have finished at this URL meanwhile, and its shards have the same names.
         refuse_dataset(self._store)
         # The journal entry is the last of the three: after a crash before it, the shard is written again.

@@ -4,15 +4,19 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args
 
 from emocap_shards.annotation import MAX_WHOLE
 from emocap_shards.errors import AnnotationError, RecordError
 from emocap_shards.printable import short
 from emocap_shards.writing.row import BadRow, ImageFolders, LocalFile, SourceRow, key_of
+
+CaptionRule = Literal["auto", "required", "optional", "none"]
+"""Says whether a row needs a caption. With "auto", rows with labels need none if no column looks like a caption."""
+CAPTION_RULES: tuple[CaptionRule, ...] = get_args(CaptionRule)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,10 @@ class TableColumns:
             index of the row.
         labels: Names of labels. Each is a column, or a member of the object in the column "labels". If this is empty,
             all members of that object are labels.
+        captions: Whether a row needs a caption. "required": every row needs one. "optional": a row with a label may
+            lack one. "none": captions are not read. "auto": as "required", except for rows that have labels, neither a
+            column of the global part nor one whose name looks like that of captions, while `global_` has its standard
+            name.
     """
 
     image: str = "image"
@@ -45,6 +53,11 @@ class TableColumns:
     further: tuple[str, ...] = ("further",)
     key: str = "key"
     labels: tuple[str, ...] = ()
+    captions: CaptionRule = "auto"
+
+    def __post_init__(self) -> None:
+        if self.captions not in CAPTION_RULES:
+            raise RecordError(f"captions={short(self.captions)} is not one of {', '.join(CAPTION_RULES)}.")
 
     def check(self, present: Sequence[str], *, where: str) -> None:
         """Checks that a table with the columns `present` can be read. `where` names the table in the error.
@@ -59,8 +72,19 @@ class TableColumns:
         """Returns the columns that are needed and not `present`."""
         # If the rows have an object `labels`, a named label may be one of its members, which only a row shows.
         labels = () if "labels" in present else self.labels
-        wanted = [self.image, *labels, *self.named_further] + ([] if "caption" in present else [self.global_])
+        further = () if self.captions == "none" else self.named_further
+        needs_global = "caption" not in present and not self.may_lack_captions(present)
+        wanted = [self.image, *labels, *further] + ([self.global_] if needs_global else [])
         return [name for name in wanted if name not in present]
+
+    def may_lack_captions(self, present: Collection[str]) -> bool:
+        """Returns whether a row with the columns `present` may have labels alone."""
+        if self.captions != "auto":
+            return self.captions != "required"
+        has_labels = bool(self.labels) or "labels" in present
+        is_named = self.global_ != STANDARD.global_ or bool(self.named_further)
+        others = set(present) - {self.image, self.key, *self.labels}
+        return has_labels and not is_named and self.global_ not in present and not any(map(_CAPTION.search, others))
 
     def lacking(self, missing: Sequence[str], present: Sequence[str]) -> str:
         """Returns the error message about missing columns. The message also lists the columns that are present."""
@@ -70,12 +94,8 @@ class TableColumns:
         lines = f"there is no column {', '.join(map(repr, missing))}, but {names or 'none'}"
         options = "--image, --global, --label" + (", --further" if set(missing) & set(self.named_further) else "")
         # A table that has labels and no captions gets a hint of its own.
-        alone = self.labels and self.global_ in missing and self.labels[0] in present
-        cure = (
-            f"; data with labels alone needs a caption too, and the label can serve as one (--global {self.labels[0]})"
-            if alone
-            else ""
-        )
+        alone = self.global_ in missing and (bool(self.labels) or "labels" in present)
+        cure = "; if the images have labels and no captions, give --captions none" if alone else ""
         return f"{lines}; say which is which with {options}{cure}"
 
     @property
@@ -92,6 +112,8 @@ class TableColumns:
 
 STANDARD = TableColumns()
 _EMPTY = (None, "")
+# Names of columns that probably hold captions. A table with such a column is not taken as one of labels alone.
+_CAPTION = re.compile("^(local|further)$|caption|text|txt|title|descri|sentence|summary|prompt", re.IGNORECASE)
 _SHOWN = 12
 URL = re.compile("(https?|s3|gs)://", re.IGNORECASE)
 NO_URLS = "URLs are not fetched here: download them with img2dataset (--output_format webdataset) and pack its tars"
@@ -170,7 +192,9 @@ def annotation_of(values: Mapping[str, Any], columns: TableColumns) -> bytes:
         KeyError: If a needed column is missing.
         AnnotationError: If JSON cannot represent a value.
     """
-    if columns.global_ not in values and isinstance(values.get("caption"), Mapping):
+    if _lacks_caption(values, columns):
+        captions: list[object] = []
+    elif columns.global_ not in values and isinstance(values.get("caption"), Mapping):
         captions = [values["caption"], *map(_view, _further(values, columns))]
     else:
         first, *others = _texts(values[columns.global_])
@@ -178,13 +202,28 @@ def annotation_of(values: Mapping[str, Any], columns: TableColumns) -> bytes:
         summary = "" if summary is None else summary
         views = [*others, *_further(values, columns)]
         captions = [{"global": first, "local": local, "summary": summary}, *map(_view, views)]
-    annotation: dict[str, Any] = {"caption": captions[0], "labels": _labels(values, columns)}
+    # The order of the keys is part of a row's stamp, by which a pack of an earlier version resumes.
+    annotation: dict[str, Any] = {"caption": captions[0]} if captions else {}
+    annotation["labels"] = _labels(values, columns)
     if captions[1:]:
         annotation["further"] = captions[1:]
     try:
         return json.dumps(annotation, ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError) as error:
         raise AnnotationError(f"the row holds a value that JSON cannot represent ({error})") from error
+
+
+def _lacks_caption(values: Mapping[str, Any], columns: TableColumns) -> bool:
+    """Returns whether a row has labels alone, and may have.
+
+    Such a row has neither the global part nor further captions. A row that has only one of the other parts is one whose
+    global part was forgotten.
+    """
+    if columns.captions == "none":
+        return True
+    parts = (values.get(columns.global_), values.get("caption"), *map(values.get, (columns.local, columns.summary)))
+    given = [part for part in parts if part not in (None, "", [])]
+    return not given and not any(_further(values, columns)) and columns.may_lack_captions(list(values))
 
 
 def _own_key(image: bytes | LocalFile, value: object, images: ImageFolders) -> str:
