@@ -38,6 +38,21 @@ def byte_size(text: str) -> int:
         raise typer.BadParameter(f"{text!r} is not a size; write it like 256MB or 1GiB.") from error
 
 
+def named_values(text: str) -> dict[str, str]:
+    """Returns the names of values from a text such as "1=surprise,2=fear".
+
+    >>> named_values("1=surprise, 2=fear")
+    {'1': 'surprise', '2': 'fear'}
+
+    Raises:
+        BadParameter: If a pair has no value or no name, or a value has two names. Typer prints this error.
+    """
+    pairs = [(value.strip(), name.strip()) for value, _, name in (each.partition("=") for each in text.split(","))]
+    if not all(value and name for value, name in pairs) or len({value for value, _ in pairs}) < len(pairs):
+        raise typer.BadParameter(f"{text!r} does not name each value once; write it like 1=surprise,2=fear.")
+    return dict(pairs)
+
+
 def parsed_classes(text: str) -> Any:
     """Returns the classes with the words that describe them in prompts.
 
@@ -106,6 +121,10 @@ Summary = Annotated[str, _column(help="Summary.")]
 Further = Annotated[list[str] | None, _column(help="Other captions of the image; can be repeated.")]
 Key = Annotated[str, _column(help="Key; default the image's path.")]
 Label = Annotated[list[str] | None, _column(help="A label; can be repeated.")]
+LabelNames = Annotated[
+    dict[str, str] | None,
+    _column(parser=named_values, metavar="NAMES", help="Names of the label's values, such as 1=surprise,2=fear."),
+]
 Captions = Annotated[
     CaptionRule,
     _column(help="Whether rows need captions; auto: not if they have labels and no column looks like captions."),

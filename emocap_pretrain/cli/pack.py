@@ -13,10 +13,12 @@ import typer
 from emocap_shards.errors import RecordError
 from emocap_shards.inspecting.wording import counted
 from emocap_shards.manifest import read_manifest
+from emocap_shards.printable import printable
 from emocap_shards.writing.duplicates import DuplicateConfig
 from emocap_shards.writing.packing import DUPLICATES, SKIPPED, PackConfig, Packed, PackProgress, described, pack
 from emocap_shards.writing.prepare import EncodingConfig, Extension, PrepareConfig
 from emocap_shards.writing.reshard import reshard
+from emocap_shards.writing.row_source import Noted
 from emocap_shards.writing.shards import ShardSize
 from emocap_shards.writing.sources.choice import open_source
 from emocap_shards.writing.sources.columns import STANDARD, TableColumns
@@ -37,6 +39,7 @@ def pack_command(  # noqa: PLR0913, PLR0917 - one argument for each option
     further: options.Further = None,
     key: options.Key = "key",
     label: options.Label = None,
+    label_names: options.LabelNames = None,
     captions: options.Captions = "auto",
     image_root: options.ImageRoot = None,
     image_format: options.Format = None,
@@ -59,7 +62,9 @@ def pack_command(  # noqa: PLR0913, PLR0917 - one argument for each option
     """
     with errors_as_lines(debug=debug):
         others = tuple(further or STANDARD.further)
-        columns = TableColumns(image, global_, local, summary, others, key, tuple(label or ()), captions)
+        columns = TableColumns(
+            image, global_, local, summary, others, key, tuple(label or ()), captions, label_names or {}
+        )
         search = find_duplicates or drop_duplicates
         pack_options = PackConfig(
             size=_shard_size(shard_samples, shard_bytes),
@@ -70,6 +75,8 @@ def pack_command(  # noqa: PLR0913, PLR0917 - one argument for each option
         )
         _refuse_inside(source, out)
         opened = open_source(source, columns, image_root=image_root)
+        for note in opened.notes if isinstance(opened, Noted) else ():
+            console.print(printable(note), markup=False)
         with Bar("packing", opened.total) as bar:
             packed = pack(opened, out, pack_options, processes=processes, progress=bar.show)
         _summarise(out, packed, bar, dropped=drop_duplicates)

@@ -500,7 +500,7 @@ def test_nothing_of_a_folder_is_lost_unseen(tmp_path):
     (folder / "linked").symlink_to(tmp_path)
     told = bad_rows(folder)
     assert len(told) == 3
-    assert "0000.json is missing, the annotation of the image; captions in .txt files" in told[0]
+    assert "0000.json is missing, the annotation of the image; if its folder has the name of its class" in told[0]
     assert "0001.gif: the image is a GIF, not JPEG, PNG or WebP; convert it with --format" in told[1]
     assert "linked: it is a link to a folder" in told[2]
 

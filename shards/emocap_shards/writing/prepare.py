@@ -174,8 +174,8 @@ def _annotation(file: LocalFile) -> bytes:
     """Reads the annotation of an image.
 
     Raises:
-        RecordError: If the file cannot be read. If it is missing, the message also says that captions are not read
-            from other places, such as .txt files.
+        RecordError: If the file cannot be read. If it is missing, the message also says what to do with folders of
+            classes, and that captions are not read from other places, such as .txt files.
     """
     try:
         return file.read()
@@ -183,8 +183,9 @@ def _annotation(file: LocalFile) -> bytes:
         if not isinstance(error.__cause__, FileNotFoundError):
             raise
         raise RecordError(
-            f"{file.path} is missing, the annotation of the image; captions in .txt files, in a metadata.jsonl or "
-            "in names of folders are not read: write a table with the columns image and global, and pack that"
+            f"{file.path} is missing, the annotation of the image; if its folder has the name of its class, give "
+            "the name of that label (--label emotion); captions in .txt files or in a metadata.jsonl are not read: "
+            "write a table with the columns image and global, and pack that"
         ) from error
 
 

@@ -1,7 +1,7 @@
 """Defines the interface of a source, which provides the rows of a pack."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from emocap_shards.writing.row import BadRow, SourceRow
@@ -38,6 +38,16 @@ class Selective(Protocol):
     @property
     def left_out(self) -> Mapping[str, int]:
         """Returns the number of files that `rows` has ignored so far, by kind, such as ".txt"."""
+        ...
+
+
+@runtime_checkable
+class Noted(Protocol):
+    """Describes a source that tells the user how it has read its input, such as which of two annotations it takes."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Returns lines for the user, which are known before the first row is read."""
         ...
 
 

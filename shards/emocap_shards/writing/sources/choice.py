@@ -3,6 +3,8 @@
 import glob
 import os
 import re
+from collections import Counter
+from itertools import islice
 from pathlib import Path
 
 from emocap_shards.decode import FORMATS
@@ -13,7 +15,7 @@ from emocap_shards.writing.reading import matching
 from emocap_shards.writing.row import ImageFolders
 from emocap_shards.writing.row_source import RowSource
 from emocap_shards.writing.sources.columns import STANDARD, TableColumns
-from emocap_shards.writing.sources.folder import FolderSource
+from emocap_shards.writing.sources.folder import FolderSource, walk_images
 from emocap_shards.writing.sources.text_tables import DelimitedSource, JsonLinesSource
 
 _TAR = re.compile(r"\.(tar|tgz|tar\.(gz|bz2|xz))$")
@@ -26,9 +28,10 @@ _PACKED = {
 }
 _JSON_LINES = {".jsonl", ".ndjson"}
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_EXAMINED = 64  # Number of images beside which an annotation is searched, to find out what a folder holds.
 _KINDS = (
-    "a folder of image + .json pairs, a table (.csv, .tsv, .jsonl, .parquet), a Hugging Face dataset saved to disk, "
-    "tars ('faces-{000..099}.tar', 's3://bucket/*.tar') or a packed dataset"
+    "a folder of image + .json pairs or of class folders, a table (.csv, .tsv, .jsonl, .parquet), a Hugging Face "
+    "dataset saved to disk, tars ('faces-{000..099}.tar', 's3://bucket/*.tar') or a packed dataset"
 )
 
 
@@ -99,7 +102,32 @@ def _folder(path: Path, columns: TableColumns, image_root: str | Path | None) ->
         raise RecordError(f"{path} holds the splits {', '.join(splits)}; name one of them, such as {path / splits[0]}.")
     if (path / STATE).is_file():
         return HuggingFaceSource(path, columns, _images(image_root, path))
-    return _tars_in(path, columns) or FolderSource(path)
+    return _tars_in(path, columns) or _images_in(path, columns)
+
+
+def _images_in(path: Path, columns: TableColumns) -> RowSource:
+    """Returns a source for the images of a folder: with annotations beside them, or in one folder for each class."""
+    from emocap_shards.writing.sources.class_folders import ClassFolderSource, class_folders, listed
+
+    classes = class_folders(path)
+    is_annotated = _is_annotated(path)
+    if not classes or not columns.labels:
+        return FolderSource(path)
+    if is_annotated:
+        note = f"{path}: the labels are those of the .json files; the names of its folders ({listed(classes)}) are not."
+        return FolderSource(path, notes=(note,))
+    if len(columns.labels) > 1:
+        raise RecordError(f"{path}: folders of classes give one label, not {', '.join(columns.labels)}.")
+    if columns.captions == "required":
+        raise RecordError(f"{path}: folders of classes have no captions; leave --captions out.")
+    return ClassFolderSource(path, columns)
+
+
+def _is_annotated(path: Path) -> bool:
+    """Returns whether one of the first images of the folder has an annotation beside it."""
+    root = os.path.realpath(path)
+    images = (Path(root, found) for found in walk_images(root, "", Counter()) if isinstance(found, str))
+    return any(each.with_suffix(".json").exists() for each in islice(images, _EXAMINED))
 
 
 def _tars_in(folder: Path, columns: TableColumns) -> RowSource | None:

@@ -5,7 +5,7 @@ import math
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any, Literal, cast, get_args
 
@@ -44,6 +44,8 @@ class TableColumns:
             lack one. "none": captions are not read. "auto": as "required", except for rows that have labels, neither a
             column of the global part nor one whose name looks like that of captions, while `global_` has its standard
             name.
+        label_names: The names of the values of the one label in `labels`, such as {"1": "surprise"}. If it is not
+            empty, every value must have a name.
     """
 
     image: str = "image"
@@ -54,10 +56,13 @@ class TableColumns:
     key: str = "key"
     labels: tuple[str, ...] = ()
     captions: CaptionRule = "auto"
+    label_names: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def __post_init__(self) -> None:
         if self.captions not in CAPTION_RULES:
             raise RecordError(f"captions={short(self.captions)} is not one of {', '.join(CAPTION_RULES)}.")
+        if self.label_names and len(self.labels) != 1:
+            raise RecordError(f"names of values belong to one label, but there are {len(self.labels)} (--label).")
 
     def check(self, present: Sequence[str], *, where: str) -> None:
         """Checks that a table with the columns `present` can be read. `where` names the table in the error.
@@ -249,9 +254,8 @@ def _labels(values: Mapping[str, Any], columns: TableColumns) -> dict[str, Any]:
     given = values.get("labels")
     if columns.labels:
         inside = cast("Mapping[str, object]", given) if isinstance(given, Mapping) else {}
-        return _given(
-            {name: inside[name] if name in inside else _without_fraction(values[name]) for name in columns.labels}
-        )
+        found = {name: inside[name] if name in inside else _without_fraction(values[name]) for name in columns.labels}
+        return _named(_given(found), columns.label_names)
     if given not in _EMPTY and not isinstance(given, Mapping):
         raise AnnotationError('"labels" is not an object')
     return _given({} if given in _EMPTY else given)
@@ -270,6 +274,20 @@ def _given(labels: Mapping[str, object]) -> dict[str, object]:
         if isinstance(label, int) and abs(label) > MAX_WHOLE:
             raise AnnotationError(f"label {name!r} is {label}, a number of more than 53 bits; write it as text")
     return {name: label for name, label in found.items() if not _is_missing(label)}
+
+
+def _named(labels: dict[str, object], names: Mapping[str, str]) -> dict[str, object]:
+    """Returns the labels with the names of their values, if there are names.
+
+    Raises:
+        AnnotationError: If a value has no name.
+    """
+    if not names:
+        return labels
+    for name, value in labels.items():
+        if str(value) not in names:
+            raise AnnotationError(f"label {name!r} is {short(value)}, which --label-names does not name")
+    return {name: names[str(value)] for name, value in labels.items()}
 
 
 def _without_fraction(label: object) -> object:

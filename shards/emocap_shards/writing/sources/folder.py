@@ -35,6 +35,7 @@ class FolderSource:
 
     folder: Path
     left_out: Counter[str] = field(default_factory=Counter[str], compare=False)
+    notes: tuple[str, ...] = ()
 
     @property
     def total(self) -> int | None:
@@ -47,7 +48,7 @@ class FolderSource:
         for path in ordered:
             yield _row(root, path)
         known = frozenset(ordered)
-        for found in _walk(root, "", self.left_out):
+        for found in walk_images(root, "", self.left_out):
             if isinstance(found, BadRow):
                 yield found
             elif found not in known:
@@ -69,7 +70,7 @@ def _ordered(folder: Path) -> list[str]:
         raise RecordError(f"{file} cannot be read ({error}).") from error
 
 
-def _walk(root: str, below: str, left_out: Counter[str]) -> Iterator[str | BadRow]:
+def walk_images(root: str, below: str, left_out: Counter[str]) -> Iterator[str | BadRow]:
     """Yields the paths of images relative to `root`, sorted folder by folder, and bad rows.
 
     Only the entries of the current folder and its parents are in memory.
@@ -83,7 +84,7 @@ def _walk(root: str, below: str, left_out: Counter[str]) -> Iterator[str | BadRo
     stems = {stem for entry in entries for stem, extension in [_split(entry.name)] if extension in images}
     for entry in entries:
         if entry.is_dir(follow_symlinks=False):
-            yield from _walk(root, f"{below}{entry.name}/", left_out)
+            yield from walk_images(root, f"{below}{entry.name}/", left_out)
         elif entry.is_dir():
             yield BadRow(entry.path, "it is a link to a folder and not followed; copy the folder, or pack it too")
         elif below + entry.name != ORDER and (found := _file(entry, below, stems, left_out)) is not None:
