@@ -109,6 +109,9 @@ ShardBytes = Annotated[
     int | None, typer.Option(parser=byte_size, metavar="SIZE", help="Bytes in a shard, such as 256MB.")
 ]
 SkipBad = Annotated[int, typer.Option(help="Largest number of bad samples to skip and report.", min=0)]
+OnlyKeys = Annotated[
+    str | None, typer.Option("--only-keys", metavar="PATTERN", help="Pack only rows with such a key: 'train_*'.")
+]
 NumberKeys = Annotated[bool, typer.Option("--number-keys", help="Number the keys: 000000000 and so on.")]
 Processes = Annotated[int, typer.Option(help="Worker processes.", min=1)]
 
@@ -130,6 +133,20 @@ Captions = Annotated[
     _column(help="Whether rows need captions; auto: not if they have labels and no column looks like captions."),
 ]
 ImageRoot = Annotated[Path | None, _column(help="Folder to which paths are relative, and which they must not leave.")]
+
+ImageName = Annotated[
+    str,
+    _column(metavar="NAME", help="Name of the image's file if it is another one, such as '{stem}_aligned.jpg'."),
+]
+Columns = Annotated[
+    str | None, _column(metavar="NAMES", help="Columns of a table or list without a header, such as image,emotion.")
+]
+Delimiter = Annotated[
+    str | None, _column(help="Delimiter of a text table: a character, or comma, tab, semicolon, bar, space.")
+]
+TextEncoding = Annotated[
+    str | None, _column("--encoding", help="Encoding of a text table, such as gb18030; default UTF-8.")
+]
 
 # Options of `pack` on the encoding of the images.
 _encoding = partial(typer.Option, rich_help_panel="Images")

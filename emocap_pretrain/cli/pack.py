@@ -18,10 +18,11 @@ from emocap_shards.writing.duplicates import DuplicateConfig
 from emocap_shards.writing.packing import DUPLICATES, SKIPPED, PackConfig, Packed, PackProgress, described, pack
 from emocap_shards.writing.prepare import EncodingConfig, Extension, PrepareConfig
 from emocap_shards.writing.reshard import reshard
-from emocap_shards.writing.row_source import Noted
+from emocap_shards.writing.row_source import KeyedSource, Noted
 from emocap_shards.writing.shards import ShardSize
 from emocap_shards.writing.sources.choice import open_source
 from emocap_shards.writing.sources.columns import STANDARD, TableColumns
+from emocap_shards.writing.sources.text_tables import TextTableConfig
 from emocap_shards.writing.unpack import unpack
 from tqdm import tqdm
 
@@ -42,6 +43,10 @@ def pack_command(  # noqa: PLR0913, PLR0917 - one argument for each option
     label_names: options.LabelNames = None,
     captions: options.Captions = "auto",
     image_root: options.ImageRoot = None,
+    image_name: options.ImageName = "",
+    columns: options.Columns = None,
+    delimiter: options.Delimiter = None,
+    encoding: options.TextEncoding = None,
     image_format: options.Format = None,
     quality: options.Quality = None,
     longest_px: options.LongestPx = None,
@@ -52,6 +57,7 @@ def pack_command(  # noqa: PLR0913, PLR0917 - one argument for each option
     shard_samples: options.ShardLimit = None,
     shard_bytes: options.ShardBytes = None,
     skip_bad: options.SkipBad = 0,
+    only_keys: options.OnlyKeys = None,
     number_keys: options.NumberKeys = False,
     processes: options.Processes = options.DEFAULT_PROCESSES,
     debug: options.Debug = False,
@@ -62,9 +68,12 @@ def pack_command(  # noqa: PLR0913, PLR0917 - one argument for each option
     """
     with errors_as_lines(debug=debug):
         others = tuple(further or STANDARD.further)
-        columns = TableColumns(
-            image, global_, local, summary, others, key, tuple(label or ()), captions, label_names or {}
+        labels = tuple(label or ())
+        mapping = TableColumns(
+            image, global_, local, summary, others, key, labels, captions, label_names or {}, image_name
         )
+        names = tuple(name.strip() for name in columns.split(",")) if columns else ()
+        text_table = TextTableConfig(delimiter, names, encoding)
         search = find_duplicates or drop_duplicates
         pack_options = PackConfig(
             size=_shard_size(shard_samples, shard_bytes),
@@ -74,7 +83,9 @@ def pack_command(  # noqa: PLR0913, PLR0917 - one argument for each option
             skip_bad=skip_bad,
         )
         _refuse_inside(source, out)
-        opened = open_source(source, columns, image_root=image_root)
+        opened = open_source(source, mapping, image_root=image_root, text_table=text_table)
+        if only_keys is not None:
+            opened = KeyedSource(opened, only_keys)
         for note in opened.notes if isinstance(opened, Noted) else ():
             console.print(printable(note), markup=False)
         with Bar("packing", opened.total) as bar:

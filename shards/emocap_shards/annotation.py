@@ -16,6 +16,7 @@ from typing import Any, cast
 import orjson
 
 from emocap_shards.errors import AnnotationError
+from emocap_shards.printable import short
 from emocap_shards.sample import Caption
 
 Labels = Mapping[str, str | float]
@@ -132,7 +133,7 @@ def _labels(value: object) -> Labels:
     labels = cast("dict[object, Any]", value)
     for name, label in labels.items():
         if not isinstance(name, str) or not _is_label(label):
-            raise AnnotationError(f"label {name!r} is {label!r}; a label is a text or a finite number")
+            raise AnnotationError(f"label {short(name)} is {short(label)}; a label is a text or a finite number")
     return {str(name): label for name, label in labels.items()}
 
 

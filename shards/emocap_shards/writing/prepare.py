@@ -165,9 +165,7 @@ def _prepare(row: SourceRow, recipe: PrepareConfig, mark: bytes) -> Prepared:
     if recipe.encoding:
         image, extension = recipe.encoding.encode(pixels, extension)
     notes = (FIRST_FRAME,) if seen.has_frames else ()
-    return Prepared(
-        row.where, row.key, extension, image, annotation, mark, print_, notes, has_caption=bool(captions)
-    )
+    return Prepared(row.where, row.key, extension, image, annotation, mark, print_, notes, has_caption=bool(captions))
 
 
 def _annotation(file: LocalFile) -> bytes:

@@ -3,6 +3,7 @@
 import glob
 import os
 import re
+import shlex
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -11,12 +12,19 @@ from emocap_shards.decode import FORMATS
 from emocap_shards.errors import RecordError
 from emocap_shards.manifest import MANIFEST
 from emocap_shards.store import open_store
+from emocap_shards.writing.dataset import DatasetSource
 from emocap_shards.writing.reading import matching
 from emocap_shards.writing.row import ImageFolders
 from emocap_shards.writing.row_source import RowSource
 from emocap_shards.writing.sources.columns import STANDARD, TableColumns
 from emocap_shards.writing.sources.folder import FolderSource, walk_images
-from emocap_shards.writing.sources.text_tables import DelimitedSource, JsonLinesSource
+from emocap_shards.writing.sources.text_tables import (
+    WHITE_SPACE,
+    DelimitedSource,
+    JsonArraySource,
+    JsonLinesSource,
+    TextTableConfig,
+)
 
 _TAR = re.compile(r"\.(tar|tgz|tar\.(gz|bz2|xz))$")
 _PACKED = {
@@ -27,16 +35,22 @@ _PACKED = {
     ".gz": "gunzip FILE",
 }
 _JSON_LINES = {".jsonl", ".ndjson"}
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": WHITE_SPACE, ".lst": WHITE_SPACE, ".list": WHITE_SPACE}
+TEXT_TABLE = TextTableConfig()
 _EXAMINED = 64  # Number of images beside which an annotation is searched, to find out what a folder holds.
 _KINDS = (
-    "a folder of image + .json pairs or of class folders, a table (.csv, .tsv, .jsonl, .parquet), a Hugging Face "
-    "dataset saved to disk, tars ('faces-{000..099}.tar', 's3://bucket/*.tar') or a packed dataset"
+    "a folder of image + .json pairs or of class folders, a table (.csv, .tsv, .jsonl, .json, .parquet), a list "
+    "(.txt, .lst, .list), a Hugging Face dataset saved to disk, tars ('faces-{000..099}.tar', 's3://bucket/*.tar') or "
+    "a packed dataset"
 )
 
 
 def open_source(
-    where: str | Path, columns: TableColumns = STANDARD, *, image_root: str | Path | None = None
+    where: str | Path,
+    columns: TableColumns = STANDARD,
+    *,
+    image_root: str | Path | None = None,
+    text_table: TextTableConfig = TEXT_TABLE,
 ) -> RowSource:
     """Returns the source at a path, a pattern with {braces} and wild cards, or a URL.
 
@@ -47,6 +61,7 @@ def open_source(
         image_root: The folder that contains all images of a table, and to which their paths are relative; by default
             the table's own folder. A path that would lead out of it, such as ../faces/x.jpg, is relative to the table's
             folder instead. The image itself must lie below `image_root` in any case.
+        text_table: The delimiter, the names of the columns and the encoding of a text table, if it does not say them.
 
     Raises:
         RecordError: If there is no source of a known kind.
@@ -58,7 +73,17 @@ def open_source(
         open_source("s3://bucket/laion-*.tar", TableColumns(global_="txt"))
         ```
     """
-    text = str(where)
+    source = _opened(str(where), columns, image_root, text_table)
+    if not isinstance(source, DelimitedSource) and (text_table.delimiter is not None or text_table.names):
+        raise RecordError(f"{where}: only text tables and lists have a delimiter and lack a header; leave both out.")
+    if not isinstance(source, DelimitedSource | JsonLinesSource | JsonArraySource) and text_table.encoding is not None:
+        raise RecordError(f"{where}: only text tables have an encoding; leave it out.")
+    if isinstance(source, FolderSource | DatasetSource) and (columns.label_names or columns.image_name):
+        raise RecordError(f"{where}: names of labels and images can be changed in tables and folders of classes only.")
+    return source
+
+
+def _opened(text: str, columns: TableColumns, image_root: str | Path | None, text_table: TextTableConfig) -> RowSource:
     # The order matters: a pattern of tars may be a URL too, and every other URL must be that of a packed dataset.
     if _TAR.search(text):
         # The webdataset library imports torch, which the other sources do not need.
@@ -73,24 +98,22 @@ def open_source(
         return ParquetSource(paths, columns, _images(image_root, paths[0].parent))
     if "://" in text or Path(text, MANIFEST).is_file():
         return _dataset(text)
-    return _local(Path(text), columns, image_root)
+    return _local(Path(text), columns, image_root, text_table)
 
 
-def _local(path: Path, columns: TableColumns, image_root: str | Path | None) -> RowSource:
+def _local(path: Path, columns: TableColumns, image_root: str | Path | None, text_table: TextTableConfig) -> RowSource:
     if path.is_dir():
         return _folder(path, columns, image_root)
     images = _images(image_root, path.parent)
     if path.is_file() and path.suffix in _JSON_LINES:
-        return JsonLinesSource(path, columns, images)
-    if path.is_file() and path.suffix in _DELIMITERS:
-        return DelimitedSource(path, columns, images, _DELIMITERS[path.suffix])
-    if path.is_file() and path.suffix in _PACKED:
-        raise RecordError(f"{path} has a compression that is not supported; unpack it: `{_PACKED[path.suffix]}`.")
+        return JsonLinesSource(path, columns, images, text_table.encoding)
     if path.is_file() and path.suffix == ".json":
-        cure = f"write one object a line (`jq -c '.[]' {path.name} > {path.stem}.jsonl`)"
-        raise RecordError(f"{path} is one JSON document, but a table is a .jsonl; {cure}.")
-    if path.is_file() and path.suffix in {".txt", ".lst", ".list"}:
-        raise RecordError(f"{path} is a list without column names; write a .csv with a header, such as image,global.")
+        return JsonArraySource(path, columns, images, text_table.encoding)
+    if path.is_file() and path.suffix in _DELIMITERS:
+        return DelimitedSource(path, columns, images, _DELIMITERS[path.suffix], text_table)
+    if path.is_file() and path.suffix in _PACKED:
+        cure = _PACKED[path.suffix].replace("FILE", shlex.quote(path.name))
+        raise RecordError(f"{path} has a compression that is not supported; unpack it (`{cure}`), and pack the result.")
     raise RecordError(f"{path} is not a source; give {_KINDS}.")
 
 
@@ -151,8 +174,6 @@ def _tars_in(folder: Path, columns: TableColumns) -> RowSource | None:
 
 
 def _dataset(url: str) -> RowSource:
-    from emocap_shards.writing.dataset import DatasetSource
-
     if not open_store(url).exists(MANIFEST):
         raise RecordError(f"{url} holds no {MANIFEST}; give {_KINDS}.")
     return DatasetSource.open([url])

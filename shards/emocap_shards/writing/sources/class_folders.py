@@ -12,7 +12,7 @@ from emocap_shards.errors import AnnotationError, RecordError
 from emocap_shards.printable import short
 from emocap_shards.writing.row import BadRow, LocalFile, SourceRow, key_of
 from emocap_shards.writing.sources.columns import TableColumns, annotation_of
-from emocap_shards.writing.sources.folder import walk_images
+from emocap_shards.writing.sources.folder import OTHER_IMAGES, walk_images
 
 _SPLITS = frozenset({"train", "training", "valid", "validation", "val", "test", "testing", "dev", "eval"})
 _SHOWN = 6
@@ -87,7 +87,7 @@ def _holds_image(folder: Path) -> bool:
     for entry in _entries(folder):
         if entry.is_dir(follow_symlinks=False):
             folders.append(folder / entry.name)
-        elif os.path.splitext(entry.name)[1][1:].lower() in FORMATS:  # noqa: PTH122
+        elif os.path.splitext(entry.name)[1][1:].lower() in FORMATS.keys() | OTHER_IMAGES:  # noqa: PTH122
             return True
     return any(map(_holds_image, folders))
 

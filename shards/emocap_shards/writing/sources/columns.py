@@ -10,6 +10,7 @@ from pathlib import PurePath
 from typing import Any, Literal, cast, get_args
 
 from emocap_shards.annotation import MAX_WHOLE
+from emocap_shards.decode import FORMATS
 from emocap_shards.errors import AnnotationError, RecordError
 from emocap_shards.printable import short
 from emocap_shards.writing.row import BadRow, ImageFolders, LocalFile, SourceRow, key_of
@@ -46,6 +47,9 @@ class TableColumns:
             name.
         label_names: The names of the values of the one label in `labels`, such as {"1": "surprise"}. If it is not
             empty, every value must have a name.
+        image_name: The name of the file of an image whose table has another name for it, such as
+            "{stem}_aligned.jpg"; "{stem}" is the name in the table without its suffix, and "{name}" the whole name. The
+            folder in the table stays.
     """
 
     image: str = "image"
@@ -57,10 +61,18 @@ class TableColumns:
     labels: tuple[str, ...] = ()
     captions: CaptionRule = "auto"
     label_names: Mapping[str, str] = field(default_factory=dict[str, str])
+    image_name: str = ""
 
     def __post_init__(self) -> None:
         if self.captions not in CAPTION_RULES:
             raise RecordError(f"captions={short(self.captions)} is not one of {', '.join(CAPTION_RULES)}.")
+        if self.image_name and (
+            not _PLACE.search(self.image_name) or set(_PLACE.sub("", self.image_name)) & set("{}/")
+        ):
+            raise RecordError(
+                f"image_name={short(self.image_name)}: a name has {{stem}} or {{name}}, and no slash, such as "
+                "{stem}_aligned.jpg."
+            )
         if self.label_names and len(self.labels) != 1:
             raise RecordError(f"names of values belong to one label, but there are {len(self.labels)} (--label).")
 
@@ -101,6 +113,8 @@ class TableColumns:
         # A table that has labels and no captions gets a hint of its own.
         alone = self.global_ in missing and (bool(self.labels) or "labels" in present)
         cure = "; if the images have labels and no captions, give --captions none" if alone else ""
+        if not alone and missing == [self.global_]:
+            cure = "; if the images have labels and no captions, name the labels with --label"
         return f"{lines}; say which is which with {options}{cure}"
 
     @property
@@ -117,6 +131,8 @@ class TableColumns:
 
 STANDARD = TableColumns()
 _EMPTY = (None, "")
+_PLACE = re.compile(r"\{(stem|name)\}")
+_SUFFIXES = FORMATS.keys() | {"bmp", "gif", "tif", "tiff", "avif", "heic", "heif", "jfif"}
 # Names of columns that probably hold captions. A table with such a column is not taken as one of labels alone.
 _CAPTION = re.compile("^(local|further)$|caption|text|txt|title|descri|sentence|summary|prompt", re.IGNORECASE)
 _SHOWN = 12
@@ -134,7 +150,8 @@ def row_of(
     nor the image's path gives a key. `images` are the folders to which the path of an image may be relative.
     """
     try:
-        image = image_of(values[columns.image], images)
+        value = _on_disk(values[columns.image], columns.image_name)
+        image = image_of(value, images)
         annotation = annotation_of(values, columns)
     except KeyError as error:
         return BadRow(where, columns.lacking([str(error.args[0])], _names(values)))
@@ -144,7 +161,7 @@ def row_of(
     given = values.get(columns.key)
     if not isinstance(given, str | int | None):
         return BadRow(where, f"the key {short(given)} is an unusable key; a key is text or a whole number")
-    key = _own_key(image, values[columns.image], images) if given is None or given == "" else str(given)
+    key = _own_key(image, value, images) if given is None or given == "" else str(given)
     return SourceRow(where, key or f"{number:09d}", image, annotation, extension)
 
 
@@ -182,6 +199,17 @@ def image_of(value: object, images: ImageFolders) -> bytes | LocalFile:
     raise RecordError(f"the image is {type(value).__name__}, neither a path nor encoded bytes")
 
 
+def _on_disk(value: object, name: str) -> object:
+    """Returns the value of the image column with the name that the file has on the disk (`TableColumns.image_name`)."""
+    if not name or not isinstance(value, str) or not value:
+        return value
+    folder, slash, given = value.replace("\\", "/").rpartition("/")
+    stem, dot, suffix = given.rpartition(".")
+    # What follows the last dot of a name such as "person.01" is no suffix.
+    stem = stem if dot and suffix.lower() in _SUFFIXES else given
+    return folder + slash + _PLACE.sub(lambda place: stem if place.group(1) == "stem" else given, name)
+
+
 def _with_slashes(path: str, images: ImageFolders) -> str:
     """Returns the path with slashes instead of Windows' backslashes, unless a file has exactly this name."""
     is_foreign = "\\" in path and not os.path.lexists(os.path.join(images.root, path))  # noqa: PTH118
@@ -202,7 +230,7 @@ def annotation_of(values: Mapping[str, Any], columns: TableColumns) -> bytes:
     elif columns.global_ not in values and isinstance(values.get("caption"), Mapping):
         captions = [values["caption"], *map(_view, _further(values, columns))]
     else:
-        first, *others = _texts(values[columns.global_])
+        first, *others = _texts(values[_global_column(values, columns)])
         local, summary = _items(values.get(columns.local)), values.get(columns.summary)
         summary = "" if summary is None else summary
         views = [*others, *_further(values, columns)]
@@ -216,6 +244,13 @@ def annotation_of(values: Mapping[str, Any], columns: TableColumns) -> bytes:
         return json.dumps(annotation, ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError) as error:
         raise AnnotationError(f"the row holds a value that JSON cannot represent ({error})") from error
+
+
+def _global_column(values: Mapping[str, Any], columns: TableColumns) -> str:
+    """Returns the column of the global part: a text in the column "caption" is one, if no other column is named."""
+    is_text = isinstance(values.get("caption"), str | list)
+    is_absent = columns.global_ not in values and columns.global_ == STANDARD.global_
+    return "caption" if is_absent and is_text else columns.global_
 
 
 def _lacks_caption(values: Mapping[str, Any], columns: TableColumns) -> bool:
@@ -272,7 +307,7 @@ def _given(labels: Mapping[str, object]) -> dict[str, object]:
         if isinstance(label, float) and math.isinf(label):
             raise AnnotationError(f"label {name!r} is {label!r}; a label is a text or a finite number")
         if isinstance(label, int) and abs(label) > MAX_WHOLE:
-            raise AnnotationError(f"label {name!r} is {label}, a number of more than 53 bits; write it as text")
+            raise AnnotationError(f"label {name!r} is {short(label)}, a number of more than 53 bits; write it as text")
     return {name: label for name, label in found.items() if not _is_missing(label)}
 
 

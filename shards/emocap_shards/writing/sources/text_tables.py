@@ -1,4 +1,4 @@
-"""Reads tables from text files: CSV and TSV with a header, and files with one JSON object in each line."""
+"""Reads tables from text files: CSV and TSV, lists such as "a.jpg 5", and files with one JSON object in each line."""
 
 import codecs
 import csv
@@ -7,18 +7,21 @@ import re
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TextIO, cast
 
 import orjson
 
 from emocap_shards.errors import RecordError
-from emocap_shards.writing.row import BadRow, ImageFolders, SourceRow
+from emocap_shards.printable import short
+from emocap_shards.writing.row import MAX_FILE_BYTES, BadRow, ImageFolders, SourceRow
 from emocap_shards.writing.sources.columns import NO_URLS, URL, TableColumns, row_of
 
 MAX_LINE_BYTES = 1 << 26
 _NO_UTF8 = (
-    "it is not UTF-8; save the table as UTF-8, as with `iconv -f GB18030 -t UTF-8` if it comes from a Chinese Windows"
+    "it is not UTF-8; name the encoding of the table, such as --encoding gb18030 if it comes from a Chinese Windows, "
+    "or save it as UTF-8"
 )
 
 # Matches a number as other programs write it, including infinity. "001" does not match, because a number would lose its
@@ -28,7 +31,11 @@ _NUMBER = re.compile(
     re.IGNORECASE,
 )
 _MISSING = {"", "nan"}
+WHITE_SPACE = " "
+"""The delimiter of lists: any number of blanks and tabs separate two cells, and quotes have no meaning."""
 _DELIMITERS = (",", "\t", ";", "|")
+_EXAMINED = 100  # Lines of a table without a header that are read to find its delimiter.
+_DELIMITER_NAMES = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar", WHITE_SPACE: "space"}
 _HEADER = 1 << 16  # The number of characters of the first line that are examined.
 _VALUE = re.compile(r"\.(jpe?g|png|webp)$|^https?://", re.IGNORECASE)
 # The messages of Python's csv about a quote that is open at the end of the file, and about a cell that is too long.
@@ -36,9 +43,43 @@ _ENDLESS = re.compile("unexpected end of data|field larger than field limit")
 
 
 @dataclass(frozen=True, slots=True)
+class TextTableConfig:
+    """Says what a text table cannot say itself.
+
+    Attributes:
+        delimiter: The character between two cells, or its name (`comma`, `tab`, `semicolon`, `bar`, `space`); " "
+            stands for any number of blanks and tabs. With None it is found.
+        names: The names of the columns of a table without a header; empty if the first line has them.
+        encoding: The encoding. With None it is UTF-8, or UTF-16 if the file begins with its byte order mark.
+    """
+
+    delimiter: str | None = None
+    names: tuple[str, ...] = ()
+    encoding: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.delimiter is not None:
+            named = {name: letter for letter, name in _DELIMITER_NAMES.items()} | {"\\t": "\t"}
+            letter = named.get(self.delimiter, self.delimiter)
+            if len(letter) != 1 or letter in '"\r\n' or not letter.isascii():
+                raise RecordError(
+                    f"delimiter {short(self.delimiter)} is neither one character nor one of "
+                    f"{', '.join(_DELIMITER_NAMES.values())}."
+                )
+            object.__setattr__(self, "delimiter", letter)
+        if len(set(self.names)) < len(self.names) or not all(self.names):
+            raise RecordError(f"the columns {', '.join(map(short, self.names))} need names that differ (--columns).")
+        if self.encoding is not None and not _is_encoding(self.encoding):
+            raise RecordError(f"there is no encoding {short(self.encoding)}; give one such as gb18030 or utf-16.")
+
+
+@dataclass(frozen=True, slots=True)
 class DelimitedSource:
     """Reads the rows of a table. If `delimiter` does not split the header into the needed columns, other delimiters are
     tried.
+
+    The file has a header unless `form` names the columns. Then the delimiter must split each of the first lines into as
+    many cells; if only one of the other delimiters does, it is taken.
 
     In a column of labels, an empty cell or `nan` means that the row does not have this label. If all other cells of the
     column are plain numbers, its labels are numbers, and otherwise texts. "001" and integers of more than 15 digits are
@@ -50,6 +91,7 @@ class DelimitedSource:
     columns: TableColumns
     images: ImageFolders
     delimiter: str = ","
+    form: TextTableConfig = TextTableConfig()
 
     @property
     def total(self) -> int | None:
@@ -63,37 +105,68 @@ class DelimitedSource:
 
     @contextmanager
     def _table(self) -> Generator[tuple[list[str], Iterator[tuple[int, list[str] | str]]]]:
-        """Opens the table, checks that its header has the needed columns, and yields the header and the rows
-        (`_records`).
-        """
-        # Bytes that are not UTF-8 become surrogates, so that only the rows with such bytes are bad. "utf-8-sig" drops a
-        # byte order mark, and the csv module needs the line ends as they are.
-        with _read(self.path), self.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            _refuse_utf16(file.buffer.peek(2)[:2], self.path)  # pyright: ignore[reportAttributeAccessIssue]
-            delimiter = self._delimiter(file.readline(_HEADER))
-            # The whole table is read with the delimiter that was found, from its header on.
+        """Opens the table, checks that it has the needed columns, and yields their names and the rows (`_records`)."""
+        with _read(self.path), _opened(self.path, self.form.encoding) as file:
+            delimiter = self._delimiter(file)
+            # The whole table is read with the delimiter that was found, from its first line on.
             file.seek(0)
-            # Without `strict`, a quote that is never closed would not be an error.
-            table = csv.reader(file, delimiter=delimiter, strict=True)
-            header = _header(table, str(self.path))
-            if any(map(_VALUE.search, header)) and self.columns.missing(header):
-                sample = f"{self.columns.image}{delimiter}{self.columns.global_}"
-                urls = f"; {NO_URLS}" if any(map(URL.match, header)) else ""
-                raise RecordError(
-                    f"{self.path}:1: the first line has values; put names before it, such as {sample!r}{urls}."
-                )
+            if delimiter == WHITE_SPACE:
+                table: _Table = _Words(file)
+            else:
+                # Without `strict`, a quote that is never closed would not be an error.
+                table = csv.reader(file, delimiter=delimiter, strict=True)
+            header = list(self.form.names) or self._header(table, delimiter)
             self.columns.check(header, where=str(self.path))
             yield header, _records(table, str(self.path))
 
-    def _delimiter(self, first: str) -> str:
-        """Returns the delimiter that splits the first line into the needed columns, or else the one that gives the most
-        cells.
+    def _header(self, table: "_Table", delimiter: str) -> list[str]:
+        header = _header(table, str(self.path))
+        has_values = self.delimiter == WHITE_SPACE or any(map(_VALUE.search, header))
+        if has_values and self.columns.missing(header):
+            first = short((" " if delimiter == WHITE_SPACE else delimiter).join(header))
+            if any(map(URL.match, header)):
+                raise RecordError(f"{self.path}:1: the first line is {first}; {NO_URLS}.")
+            others = self.columns.labels or (self.columns.global_,)
+            raise RecordError(
+                f"{self.path}:1: the first line is {first}, which does not name the needed columns; name the columns "
+                f"in their order, such as --columns {','.join((self.columns.image, *others))}."
+            )
+        return header
+
+    def _delimiter(self, file: TextIO) -> str:
+        """Returns the delimiter of the table.
+
+        With a header it is the one that splits the first line into the needed columns, or else the one that gives the
+        most cells. Without a header it is the one that splits the first lines into as many cells as there are names.
+
+        Raises:
+            RecordError: If there is no header, and several delimiters or none of them fit.
         """
+        if self.form.delimiter is not None:
+            return self.form.delimiter
         ways = [self.delimiter, *(each for each in _DELIMITERS if each != self.delimiter)]
-        cells = {each: next(csv.reader([first], delimiter=each), []) for each in ways}
-        fitting = [each for each in ways if not self.columns.missing(cells[each])]
-        # If none fits, the error lists the columns of the way that gives the most.
-        return fitting[0] if fitting else max(ways, key=lambda each: len(cells[each]))
+        if not self.form.names:
+            first = file.readline(_HEADER)
+            cells = {each: _cells(first, each) for each in ways}
+            fitting = [each for each in ways if not self.columns.missing(cells[each])]
+            # If none fits, the error lists the columns of the way that gives the most.
+            return fitting[0] if fitting else max(ways, key=lambda each: len(cells[each]))
+        lines = [line for line in islice(iter(lambda: file.readline(_HEADER), ""), _EXAMINED) if line.strip()]
+        fitting = [
+            each
+            for each in dict.fromkeys([*ways, WHITE_SPACE])
+            if all(len(_cells(line, each)) == len(self.form.names) for line in lines)
+        ]
+        if self.delimiter in fitting or not lines:
+            return self.delimiter
+        if len(fitting) != 1:
+            found = " and ".join(_DELIMITER_NAMES[each] for each in fitting) or "no delimiter"
+            raise RecordError(
+                f"{self.path}:1: {found} would split the first lines into the {len(self.form.names)} columns "
+                f"{', '.join(self.form.names)}, such as {short(lines[0].rstrip())}; correct --columns, or give "
+                "--delimiter."
+            )
+        return fitting[0]
 
     def _numeric_labels(self) -> frozenset[str]:
         """Returns the columns of labels in which every cell that is not missing is a plain number."""
@@ -113,9 +186,10 @@ class DelimitedSource:
         if isinstance(cells, str):
             return BadRow(where, cells)
         if len(cells) != len(header):
-            return BadRow(where, f"it has {len(cells)} cells, the header {len(header)}")
+            what = "--columns" if self.form.names else "the header"
+            return BadRow(where, f"it has {len(cells)} cells, {what} {len(header)}")
         if not all(map(_is_text, cells)):
-            return BadRow(where, _NO_UTF8)
+            return BadRow(where, _undecodable(self.form.encoding))
         values: dict[str, Any] = dict(zip(header, cells, strict=True))
         labels = {name: _label(values[name], number=name in numeric) for name in self.columns.labels}
         return row_of(values | labels, self.columns, where=where, number=number, images=self.images)
@@ -128,6 +202,7 @@ class JsonLinesSource:
     path: Path
     columns: TableColumns
     images: ImageFolders
+    encoding: str | None = None
 
     @property
     def total(self) -> int | None:
@@ -135,22 +210,101 @@ class JsonLinesSource:
 
     def rows(self) -> Iterator[SourceRow | BadRow]:
         number = 0
-        with _read(self.path), self.path.open("rb") as file:
-            _refuse_utf16(file.peek(2)[:2], self.path)
-            for line, read in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES), b""), 1):
-                text = read.removeprefix(codecs.BOM_UTF8) if line == 1 else read
+        with _read(self.path), _opened(self.path, self.encoding, newline="\n") as file:
+            for line, text in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES), ""), 1):
                 if text.strip():
                     yield self._row(text, where=f"{self.path}:{line}", number=number)
                     number += 1
 
-    def _row(self, text: bytes, *, where: str, number: int) -> SourceRow | BadRow:
+    def _row(self, text: str, *, where: str, number: int) -> SourceRow | BadRow:
         try:
+            # A text with surrogates, which stand for bytes that are not UTF-8, is refused.
             values: Any = orjson.loads(text)
         except ValueError as error:
-            return BadRow(where, _NO_UTF8 if _is_no_utf8(text) else f"the line is not JSON ({error})")
+            reason = f"the line is not JSON ({error})" if _is_text(text) else _undecodable(self.encoding)
+            return BadRow(where, reason)
         if not isinstance(values, dict):
             return BadRow(where, "the line is not a JSON object")
         return row_of(cast("dict[str, Any]", values), self.columns, where=where, number=number, images=self.images)
+
+
+@dataclass(frozen=True, slots=True)
+class JsonArraySource:
+    """Reads a JSON document that is one list of objects. The document is read into memory."""
+
+    path: Path
+    columns: TableColumns
+    images: ImageFolders
+    encoding: str | None = None
+
+    @property
+    def total(self) -> int | None:
+        return None
+
+    def rows(self) -> Iterator[SourceRow | BadRow]:
+        for number, values in enumerate(self._list()):
+            where = f"{self.path}: object {number}"
+            if isinstance(values, dict):
+                found = cast("dict[str, Any]", values)
+                yield row_of(found, self.columns, where=where, number=number, images=self.images)
+            else:
+                yield BadRow(where, f"{short(values)} is not a JSON object")
+
+    def _list(self) -> list[object]:
+        with _read(self.path), _opened(self.path, self.encoding) as file:
+            text = file.read(MAX_FILE_BYTES + 1)
+        if len(text) > MAX_FILE_BYTES:
+            raise RecordError(f"{self.path} has more than {MAX_FILE_BYTES:,} letters; {self._cure}.")
+        try:
+            value: Any = orjson.loads(text)
+        except ValueError as error:
+            reason = f"it is not JSON ({error})" if _is_text(text) else _undecodable(self.encoding)
+            raise RecordError(f"{self.path} cannot be read: {reason}.") from error
+        if isinstance(value, list):
+            return cast("list[object]", value)
+        inside = [name for name, each in value.items() if isinstance(each, list)] if isinstance(value, dict) else []
+        raise RecordError(
+            f"{self.path} is {'an object' if isinstance(value, dict) else 'one value'} and not a list of objects; "
+            + (
+                f"its member {short(inside[0])} is a list: `jq '.{inside[0]}' {self.path.name}`."
+                if inside
+                else f"{self._cure}."
+            )
+        )
+
+    @property
+    def _cure(self) -> str:
+        return f"write one object a line (`jq -c '.[]' {self.path.name} > {self.path.stem}.jsonl`)"
+
+
+_Table = Any  # A reader of Python's csv, whose type has no public name, or `_Words`.
+
+
+class _Words:
+    """Yields the words of each line, as a reader of csv yields its cells."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self.line_num = 0
+
+    def __iter__(self) -> "_Words":
+        return self
+
+    def __next__(self) -> list[str]:
+        line = self._file.readline(MAX_LINE_BYTES)
+        if not line:
+            raise StopIteration
+        self.line_num += 1
+        return line.split()
+
+
+def _cells(line: str, delimiter: str) -> list[str]:
+    if delimiter == WHITE_SPACE:
+        return line.split()
+    try:
+        return next(csv.reader([line], delimiter=delimiter), [])
+    except csv.Error:
+        return []
 
 
 @contextmanager
@@ -159,19 +313,33 @@ def _read(path: Path) -> Generator[None]:
         yield
     except OSError as error:
         raise RecordError(f"{os.fspath(path)} cannot be read ({error.strerror}).") from error
+    except UnicodeError as error:
+        raise RecordError(f"{os.fspath(path)} cannot be read ({error}); correct it, or --encoding.") from error
 
 
-def _refuse_utf16(head: bytes, path: Path) -> None:
-    """Checks that the first two bytes of a file, `head`, are not the byte order mark of UTF-16.
+def _opened(path: Path, encoding: str | None, *, newline: str = "") -> TextIO:
+    """Opens a text table.
 
-    Raises:
-        RecordError: If `head` is this byte order mark.
+    Bytes that cannot be decoded become surrogates, so that only the rows with such bytes are bad. "utf-8-sig" drops a
+    byte order mark, and the csv module needs the line ends as they are.
     """
-    if head[:2] in {codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE}:
-        raise RecordError(f"{path} is UTF-16; save it as UTF-8, as with `iconv -f UTF-16 -t UTF-8 OLD > NEW`.")
+    name = codecs.lookup(encoding or "utf-8").name
+    with path.open("rb") as file:
+        has_mark = file.read(2) in {codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE}
+    if has_mark and (encoding is None or name.startswith("utf-16")):
+        name = "utf-16"
+    encoding = "utf-8-sig" if name == "utf-8" else name
+    return path.open(encoding=encoding, errors="surrogateescape", newline=newline)
 
 
-def _header(table: Any, where: str) -> list[str]:
+def _is_encoding(name: str) -> bool:
+    try:
+        return bool(getattr(codecs.lookup(name), "_is_text_encoding", False))
+    except (LookupError, ValueError):
+        return False
+
+
+def _header(table: _Table, where: str) -> list[str]:
     try:
         header: list[str] = next(table, [])
     except csv.Error as error:
@@ -183,7 +351,7 @@ def _header(table: Any, where: str) -> list[str]:
     return header
 
 
-def _records(table: Any, where: str) -> Iterator[tuple[int, list[str] | str]]:
+def _records(table: _Table, where: str) -> Iterator[tuple[int, list[str] | str]]:
     """Yields (line number, cells) for each row that is not empty. If a row spans several lines, the number is that of
     the first line.
 
@@ -212,9 +380,9 @@ def _records(table: Any, where: str) -> Iterator[tuple[int, list[str] | str]]:
             yield line, cells
 
 
-def _is_text(cell: str) -> bool:
-    """Returns whether the bytes of a cell are valid UTF-8. Bytes that are not valid were read as surrogates."""
-    return not any("\udc80" <= letter <= "\udcff" for letter in cell)
+def _is_text(text: str) -> bool:
+    """Returns whether all bytes of a text could be decoded. Bytes that could not were read as surrogates."""
+    return not any("\udc80" <= letter <= "\udcff" for letter in text)
 
 
 def _is_number_or_missing(cell: str) -> bool:
@@ -231,9 +399,5 @@ def _label(cell: str, *, number: bool) -> str | float | None:
     return float(cell) if number else cell
 
 
-def _is_no_utf8(text: bytes) -> bool:
-    try:
-        text.decode()
-    except UnicodeDecodeError:
-        return True
-    return False
+def _undecodable(encoding: str | None) -> str:
+    return _NO_UTF8 if encoding is None else f"it has bytes that are not {encoding}; correct --encoding, or the row"
