@@ -170,11 +170,11 @@ class PredictionScorer:
 
 
 def digest_of(model: EmotionModel) -> str:
-    """Returns a SHA-256 digest of the model and of how it compares patches with sentences.
-
-    The part of an image that is cropped (`Embedder.crop`) is not part of the digest.
+    """Returns a SHA-256 digest of the model, of the part of an image that it reads, and of how it compares patches with
+    sentences.
     """
-    return hashlib.sha256(f"{model.local} {model.embedder.digest()}".encode()).hexdigest()
+    about = f"{model.local} {model.embedder.crop} {model.embedder.digest()}"
+    return hashlib.sha256(about.encode()).hexdigest()
 
 
 def _aligned(key: str, column: SentenceColumnConfig, model: EmotionModel) -> str:

@@ -306,7 +306,7 @@ def _sampling(request: _Request) -> "Sampling":
 
 
 def _state(request: _Request, computation: "Computation", model: "EmotionModel", digest: str) -> dict[str, Any]:
-    """Returns everything that decides what the parts contain, except the crop of the model (`Embedder.crop`).
+    """Returns everything that decides what the parts contain.
 
     A command uses the parts of an interrupted one only if both have equal states.
     """

@@ -22,7 +22,7 @@ from emocap_pretrain.config.fields import ImageCrop
 from emocap_pretrain.data.batch import Texts
 from emocap_pretrain.data.parts import Part
 from emocap_pretrain.data.tokenizer import Tokenizer
-from emocap_pretrain.data.transform import center_crop, channels_first, cropped
+from emocap_pretrain.data.transform import channels_first, cropped
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.inference.alignment import LocalAlignment
 from emocap_pretrain.interop.restore import Restored
@@ -91,8 +91,8 @@ class Embedder:
         return cropped(image, self.model.pixels, self.crop)
 
     def cropped(self, sample: Sample) -> Sample:
-        """Returns the sample with the central square of its image, resized to the size that the tower reads."""
-        return replace(sample, image=center_crop(sample.image, self.model.pixels))
+        """Returns the sample with the square of its image that the tower reads."""
+        return replace(sample, image=self.square(sample.image))
 
     def images(self, samples: Sequence[Sample]) -> Float[Tensor, "samples embedding"]:
         """Returns the unit vectors of the images of samples that `cropped` has returned, in one pass of the tower."""

@@ -12,6 +12,7 @@ from emocap_pretrain.bulk.scorers import EmbeddingScorer, ModelSource, Predictio
 from emocap_pretrain.bulk.sentences import SentenceColumnConfig
 from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.errors import CheckpointError, ConfigError
+from emocap_pretrain.inference.model import EmotionModel
 
 CLASSES = {"joy": ("joy", "delight"), "fear": ("fear",), "calm": ("calm",)}
 BROWS = ("the brows are drawn together", "the brows are raised")
@@ -83,6 +84,8 @@ def test_a_single_class_is_refused(model):
 def test_the_digest_depends_on_every_weight(run_url):
     model = emocap.load(run_url, device="cpu")
     before = digest_of(model)
+    whole = EmotionModel(replace(model.embedder, crop="whole"))
+    assert digest_of(whole) != before
     assert digest_of(emocap.load(run_url, device="cpu")) == before
     with torch.no_grad():
         next(iter(model.embedder.model.image.parameters())).view(-1)[-1] += 1e-3
