@@ -147,6 +147,7 @@ Delimiter = Annotated[
 TextEncoding = Annotated[
     str | None, _column("--encoding", help="Encoding of a text table, such as gb18030; default UTF-8.")
 ]
+Flat = Annotated[bool, _column("--flat", help="Divide captions of several sentences into global, local and summary.")]
 
 # Options of `pack` on the encoding of the images.
 _encoding = partial(typer.Option, rich_help_panel="Images")

@@ -26,6 +26,7 @@ from emocap_shards.writing.sources.text_tables import TextTableConfig
 from emocap_shards.writing.unpack import unpack
 from tqdm import tqdm
 
+from emocap_pretrain.captions.flat import divided
 from emocap_pretrain.cli import options
 from emocap_pretrain.terminal import console, errors_as_lines
 
@@ -47,6 +48,7 @@ def pack_command(  # noqa: PLR0913, PLR0917 - one argument for each option
     columns: options.Columns = None,
     delimiter: options.Delimiter = None,
     encoding: options.TextEncoding = None,
+    flat: options.Flat = False,
     image_format: options.Format = None,
     quality: options.Quality = None,
     longest_px: options.LongestPx = None,
@@ -75,9 +77,10 @@ def pack_command(  # noqa: PLR0913, PLR0917 - one argument for each option
         names = tuple(name.strip() for name in columns.split(",")) if columns else ()
         text_table = TextTableConfig(delimiter, names, encoding)
         search = find_duplicates or drop_duplicates
+        image_encoding = _encoding(image_format, quality, longest_px, shortest_px)
         pack_options = PackConfig(
             size=_shard_size(shard_samples, shard_bytes),
-            recipe=PrepareConfig(_encoding(image_format, quality, longest_px, shortest_px), fingerprints=search),
+            recipe=PrepareConfig(image_encoding, fingerprints=search, captions=divided if flat else None),
             duplicates=DuplicateConfig(duplicate_bits, drop_duplicates) if search else None,
             number_keys=number_keys,
             skip_bad=skip_bad,

@@ -10,7 +10,7 @@ equal bytes, on which the digests of shards depend.
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import orjson
@@ -39,17 +39,17 @@ def dump_annotation(caption: Caption | None, labels: Labels, further: Sequence[C
     return _line([_parts(each) for each in captions], _with_floats(known))
 
 
-def normal_annotation(data: bytes | memoryview) -> bytes:
+def normal_annotation(data: bytes | memoryview, change: Callable[[Caption], Caption] | None = None) -> bytes:
     """Returns an annotation as one line with sorted keys, as `dump_annotation` does.
 
-    Integer labels are not converted to floats, unlike in `load_annotation`. So an annotation that was read from a shard
-    keeps its bytes when it is packed again.
+    If `change` is given, its result replaces each caption. Integer labels are not converted to floats, unlike in
+    `load_annotation`. So an annotation that was read from a shard keeps its bytes when it is packed again.
 
     Raises:
         AnnotationError: If `load_annotation` would refuse `data`.
     """
     captions, labels = _parsed(data)
-    return _line([_parts(caption) for caption in captions], labels)
+    return _line([_parts(change(caption) if change else caption) for caption in captions], labels)
 
 
 def load_annotation(data: bytes | memoryview) -> tuple[tuple[Caption, ...], Labels]:

@@ -5,6 +5,7 @@ This code runs in worker processes, or in the calling process if there are none.
 
 import io
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -17,6 +18,7 @@ from emocap_shards.annotation import load_annotation, normal_annotation
 from emocap_shards.decode import FORMATS, MAX_PIXELS, checked_header, decode_image
 from emocap_shards.errors import AnnotationError, ImageError, RecordError
 from emocap_shards.printable import short
+from emocap_shards.sample import Caption
 from emocap_shards.writing.conversion import CONVERTED, FIRST_FRAME, ImageLook, convert, look
 from emocap_shards.writing.duplicates import fingerprint
 from emocap_shards.writing.row import MAX_FILE_BYTES, BadRow, LocalFile, SourceRow
@@ -80,17 +82,23 @@ class PrepareConfig:
             serve to find duplicates.
         trusted: Whether the samples come from a dataset and have passed its checksums. If so, only their annotations
             and the headers of their images are checked again.
+        captions: Changes each caption, and gives equal captions for equal ones; None keeps the captions. Worker
+            processes find this function by its module and name.
     """
 
     encoding: EncodingConfig | None = None
     fingerprints: bool = False
     trusted: bool = False
+    captions: Callable[[Caption], Caption] | None = None
 
     def describe(self) -> dict[str, Any]:
         """Returns the settings that determine the bytes of a dataset, with Pillow's version if it encodes images."""
         # Another version of Pillow may encode the same pixels to other bytes.
         encoding = self.encoding and {**asdict(self.encoding), "pillow": PIL.__version__}
-        return {"encoding": encoding, "fingerprints": self.fingerprints}
+        settings: dict[str, Any] = {"encoding": encoding, "fingerprints": self.fingerprints}
+        if self.captions:  # It is left out otherwise, because version 0.1.0 did not have it.
+            settings["captions"] = f"{self.captions.__module__}.{self.captions.__qualname__}"
+        return settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +163,7 @@ def _prepare(row: SourceRow, recipe: PrepareConfig, mark: bytes) -> Prepared:
         checked_header(image, row.extension)
         captions, _ = load_annotation(annotation)
         return Prepared(row.where, row.key, row.extension, image, annotation, mark, has_caption=bool(captions))
-    annotation = normal_annotation(annotation)
+    annotation = normal_annotation(annotation, recipe.captions)
     captions, _ = load_annotation(annotation)
     seen = look(image)
     # A truncated image has an intact header, and would fail only in training.
