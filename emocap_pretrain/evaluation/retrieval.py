@@ -274,7 +274,8 @@ class _Places:
         texts = tuple(map(_key, self.captions.texts))
         by_face: dict[str, list[str]] = {}
         by_text: dict[str, list[str]] = {}
-        for face, text in self.captions.pairs.tolist():
+        pairs: list[tuple[int, int]] = self.captions.pairs.tolist()
+        for face, text in pairs:
             by_face.setdefault(keys[face], []).append(texts[text])
             by_text.setdefault(texts[text], []).append(keys[face])
         to_text, to_image = _directions(self.part)
