@@ -132,11 +132,9 @@ def _show_task(task: "TaskComparison", letters: Sequence[str]) -> None:
             title = row.first.title if number == 0 else ""
             rows.append((title, letters[number], _value(score), *_change(row.first, row.differences[number])))
     columns = ("", "", "score", f"minus {letters[0]}", "p")
-    # A single model is compared with nothing.
-    shown = [row[:3] for row in rows] if len(letters) == 1 else rows
-    console.print(
-        tables.grid(f"{task.place}, {task.task}, {counted(samples, 'sample')}", columns[: len(shown[0])], shown, left=2)
-    )
+    width = 3 if len(letters) == 1 else len(columns)  # A single model is compared with nothing.
+    title = f"{task.place}, {task.task}, {counted(samples, 'sample')}"
+    console.print(tables.grid(title, columns[:width], [row[:width] for row in rows], left=2))
     for letter, result in zip(letters, task.results, strict=True):
         for name, text in result.domain.rows() if result and result.domain else ():
             console.print(f"{letter}: {name} {text}")

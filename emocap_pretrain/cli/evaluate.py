@@ -16,7 +16,6 @@ from emocap_pretrain.cli import evaluation_output as output
 from emocap_pretrain.cli import tables
 from emocap_pretrain.cli.compare import By, Html, Least, labels_of
 from emocap_pretrain.cli.evaluated_model import EvaluationRequest, evaluated
-from emocap_pretrain.cli.files import check_writable
 from emocap_pretrain.cli.options import (
     ChosenWeights,
     Debug,
@@ -231,24 +230,30 @@ def command(  # noqa: PLR0913, PLR0917 - one argument for each option
         }
         changes = _changes(named, classes, prompts)
         may_read = stored_data or own is not None
-        if html:
-            check_writable("--html", html)
+        logged = _tracking(tracking, own) if tracking else None
+        wanted = output.Wanted(save, html, picture, logged, thumbnails, as_json, least_group)
+        wanted.check()
         copies = _copies(
             benchmark or (), alone=not (group or by or data or stored_data or train or valid or curve or picture)
         )
         shares, captions = _shares(curve), tuple(trained_on or ())
         request = EvaluationRequest(
-            model, own, step, weights, interpolate, shares, changes, may_read, activation, copies, captions
+            model,
+            own,
+            step,
+            weights,
+            interpolate,
+            shares,
+            changes,
+            may_read,
+            activation,
+            copies,
+            captions,
+            needs_matrix=picture is not None and not shares,
         )
         found = evaluated(request, device)
         if found:
-            output.show(found, as_json=as_json, least=least_group)
-            if picture:
-                output.draw(found, picture)
-            if save or html or tracking:
-                page = output.report(found, save, html, thumbnails=thumbnails, least=least_group)
-                if tracking:
-                    output.track(found, _tracking(tracking, own), page)
+            output.give(found, wanted)
         # The results of the other benchmarks are printed and saved.
         exit_code = FAILED if found and found.failures else 0
         if launched():  # Several ranks may have talked through gloo, whose threads can abort Python's shutdown.

@@ -54,6 +54,7 @@ class EvaluationRequest:
         copies: Copies of benchmarks. If there are any, they are scored in place of the dataset of the settings.
         trained_on: The sets of faces and the packed datasets from which training captions came, as the user says.
             `names_and_datasets` says which entries are addresses of datasets.
+        needs_matrix: Whether one of the tasks must give a confusion matrix, which is drawn.
 
     Raises:
         ConfigError: If both `shares` and `interpolate` are given.
@@ -70,6 +71,7 @@ class EvaluationRequest:
     activation: "Activation | None" = None
     copies: "tuple[BenchmarkCopy, ...]" = ()
     trained_on: tuple[str, ...] = ()
+    needs_matrix: bool = False
 
     def __post_init__(self) -> None:
         if self.shares and self.interpolate is not None:
@@ -271,6 +273,8 @@ def _prepare(request: EvaluationRequest) -> PreparedModel:
         notes = on_benchmarks.prepare(request.copies, config.evaluation, has_texts=model.embedder.has_texts)
     else:
         config = with_settings(config, bounded, may_read=request.may_read)
+        if request.needs_matrix:
+            tasks.require_matrix(config.evaluation)
         tasks.require_texts(config.evaluation, has_texts=model.embedder.has_texts)
         has_local, crop = model.embedder.has_maps, model.embedder.crop
         head = model.embedder.model.labels

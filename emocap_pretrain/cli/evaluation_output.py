@@ -1,7 +1,9 @@
 """Prints, saves, draws and tracks the results of `emocap evaluate`."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +12,7 @@ from emocap_shards.mask import masked_url
 from emocap_pretrain.cli import tables
 from emocap_pretrain.cli.compare import show_groups
 from emocap_pretrain.cli.evaluated_model import Evaluation
-from emocap_pretrain.cli.files import write_text
+from emocap_pretrain.cli.files import check_writable, write_text
 from emocap_pretrain.config.schema import TrackingConfig
 from emocap_pretrain.errors import ConfigError, TrackingError
 from emocap_pretrain.run_folder.results import TaskResult, curves, other_weights_rows
@@ -22,33 +24,89 @@ if TYPE_CHECKING:
 
 RESULTS_FILE, PAGE_FILE = "results.json", "report.html"
 
+log = logging.getLogger(__name__)
 
-def report(evaluated: Evaluation, save: str | None, html: Path | None, *, thumbnails: bool, least: int) -> str:
-    """Writes the file of results and the HTML page, and returns the page.
 
-    Args:
-        evaluated: The results.
-        save: Path or URL of the file of results; None writes no file.
-        html: Path of the HTML page; None writes no page.
-        thumbnails: Whether the file and the page contain small images of samples, and attention maps.
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Says what the user wants besides the printed tables, and how groups are shown.
+
+    Attributes:
+        save: The path or URL of the file of results; None writes none.
+        html: The HTML page; None writes none.
+        picture: The picture of a confusion matrix or of interpolations; None draws none.
+        tracking: Where the results are logged; None logs them nowhere.
+        thumbnails: Whether the file and the page contain small images of samples.
+        as_json: Whether JSON is printed in place of tables.
         least: A group with fewer samples is not scored.
-
-    Raises:
-        ConfigError: If a file cannot be written, or would be too large.
-        StoreError: If the store of `save` cannot be written.
-        ShardsError: If `thumbnails` is True and the dataset cannot be read.
     """
+
+    save: str | None
+    html: Path | None
+    picture: Path | None
+    tracking: TrackingConfig | None
+    thumbnails: bool
+    as_json: bool
+    least: int
+
+    def check(self) -> None:
+        """Checks that the files can be written. A command calls this before the evaluation.
+
+        Raises:
+            ConfigError: If one of them cannot be written.
+            StoreError: If there is no store for the address of the file of results.
+        """
+        if self.save:
+            from emocap_pretrain.evaluation import result_file
+
+            result_file.check_place(self.save)
+        for option, path in (("--html", self.html), ("--picture", self.picture)):
+            if path:
+                check_writable(option, path)
+
+
+def give(evaluated: Evaluation, wanted: Wanted) -> None:
+    """Saves the results first, because they are needed most, and then prints, draws, writes and logs them.
+
+    An output that fails does not prevent those after it. The first error is raised at the end, and the others are
+    logged.
+    """
+    errors: list[Exception] = []
+    for output in _outputs(evaluated, wanted):
+        try:
+            output()
+        except Exception as error:  # noqa: BLE001 - raised below
+            if str(error) not in map(str, errors):
+                errors.append(error)
+    for error in errors[1:]:
+        log.error("%s", error)
+    if errors:
+        raise errors[0]
+
+
+def _outputs(evaluated: Evaluation, wanted: Wanted) -> Iterator[Callable[[], object]]:
+    """Yields functions, each of which makes one of the outputs."""
     from emocap_pretrain.evaluation import result_file
     from emocap_pretrain.evaluation.comparison import ModelResults, compare
     from emocap_pretrain.evaluation.page import page
 
-    file = _result_file(evaluated, thumbnails=thumbnails)
-    if save:
-        result_file.save(save, file)
-    text = page(compare([ModelResults.of(file)], least=least))
-    if html:
-        write_text("--html", html, text)
-    return text
+    @cache
+    def file() -> "ResultFile":
+        return _result_file(evaluated, thumbnails=wanted.thumbnails)
+
+    @cache
+    def text() -> str:
+        return page(compare([ModelResults.of(file())], least=wanted.least))
+
+    if save := wanted.save:
+        yield lambda: result_file.save(save, file())
+    yield lambda: show(evaluated, as_json=wanted.as_json, least=wanted.least)
+    if picture := wanted.picture:
+        yield lambda: draw(evaluated, picture)
+    if html := wanted.html:
+        yield lambda: write_text("--html", html, text())
+    if tracking := wanted.tracking:
+        yield lambda: track(evaluated, tracking, text())
 
 
 def _result_file(evaluated: Evaluation, *, thumbnails: bool) -> "ResultFile":
@@ -79,9 +137,12 @@ def _result_file(evaluated: Evaluation, *, thumbnails: bool) -> "ResultFile":
 def show(evaluated: Evaluation, *, as_json: bool, least: int) -> None:
     from emocap_pretrain.evaluation.comparison import groups_by
 
-    groups = [(result, groups_by(result, least=least)) for result in evaluated.results]
     if as_json:
-        say_json(_tree(evaluated) | _groups_tree(groups))
+        tree = _tree(evaluated)
+        try:
+            tree |= _groups_tree([(result, groups_by(result, least=least)) for result in evaluated.results])
+        finally:  # A label that cannot be used must not hide the scores.
+            say_json(tree)
         return
     title = evaluated.title(evaluated.model)
     # One table for each dataset: a packed one, or each benchmark.
@@ -98,8 +159,8 @@ def show(evaluated: Evaluation, *, as_json: bool, least: int) -> None:
             for name, samples, value in rows
         ]
         console.print(tables.grid(f"{values.title} by class{where}", ("class", "samples", values.name, ""), cells))
-    for result, found in groups:
-        show_groups(found, result.task)
+    for result in evaluated.results:
+        show_groups(groups_by(result, least=least), result.task)
 
 
 def _groups_tree(groups: "Sequence[tuple[TaskResult, tuple[Subgroups, ...]]]") -> dict[str, Any]:

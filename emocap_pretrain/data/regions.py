@@ -17,8 +17,9 @@ shards, so it can be added to a dataset that exists already.
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any, TypeAlias, cast
 
 import numpy as np
@@ -39,9 +40,10 @@ UNIT = 1000
 Outline: TypeAlias = tuple[int, ...]
 """The corners of a polygon: x, y, x, y, ..."""
 
-_MOST_BYTES = 1 << 30
+# Somebody else may have written the file. The lines that this package writes have about 1 kB.
+_MOST_BYTES, _MOST_LINE_BYTES = 1 << 30, 1 << 16
+_MOST_REGIONS, _MOST_OUTLINES, _MOST_CORNERS, _FARTHEST = 64, 64, 512, 100 * UNIT
 _LONGEST_HEADER = 1 << 12
-_MOST_CORNERS, _FARTHEST = 512, 100 * UNIT
 _NAME = re.compile(r"[a-z0-9_]{1,40}")  # Names of scores contain those of regions.
 _SHEET, _LEAST_FINE = 256, 16  # Least sub-cells along the side of the image, and along the side of a cell.
 
@@ -122,21 +124,35 @@ def check_header(url: str) -> None:
     _check_header(first, read_manifest(store).digest, place)
 
 
-def read_regions(url: str) -> dict[str, FaceRegions]:
+def read_regions(url: str, keys: Container[str] | None = None) -> dict[str, FaceRegions]:
     """Returns the regions of the samples of a dataset, by their keys.
 
+    Args:
+        url: The dataset.
+        keys: The keys of the samples whose regions are needed; None takes all. The regions of other samples are not
+            kept in memory.
+
     Raises:
-        DataError: If there is no such file, it belongs to another dataset or version, or a line does not have the form
-            that this module describes.
+        DataError: If there is no such file, it belongs to another dataset or version, a line does not have the form
+            that this module describes or is too large, or two lines have the same key.
         StoreError: If the store cannot be read.
     """
     store, place = open_store(url), f"{masked_url(url)}/{REGIONS_FILE}"
     try:
-        header, *lines = store.read(REGIONS_FILE, limit_bytes=_MOST_BYTES).splitlines() or [b""]
+        lines = BytesIO(store.read(REGIONS_FILE, limit_bytes=_MOST_BYTES))
     except NotFound as error:
         raise DataError(f"{place} does not exist: write it with `emocap regions {masked_url(url)}`.") from error
-    _check_header(header, read_manifest(store).digest, place)
-    return dict(_face(line, f"{place}, line {number}") for number, line in enumerate(lines, 2))
+    _check_header(lines.readline(), read_manifest(store).digest, place)
+    found: dict[str, FaceRegions] = {}
+    seen: set[str] = set()
+    for number, line in enumerate(lines, 2):
+        key, value = _keyed(line, f"{place}, line {number}")
+        if key in seen:
+            raise DataError(f"{place}, line {number}: an earlier line has the same key {key!r}.")
+        seen.add(key)
+        if keys is None or key in keys:
+            found[key] = _face(value, f"{place}, line {number}")
+    return found
 
 
 def _check_header(line: bytes, dataset: str, place: str) -> None:
@@ -148,6 +164,8 @@ def _check_header(line: bytes, dataset: str, place: str) -> None:
 
 
 def _parsed(line: bytes, place: str) -> dict[str, Any]:
+    if len(line) > _MOST_LINE_BYTES:
+        raise DataError(f"{place}: it has {len(line):,} bytes, and a line may have {_MOST_LINE_BYTES:,}.")
     try:
         value: Any = orjson.loads(line)
     except ValueError as error:
@@ -157,22 +175,33 @@ def _parsed(line: bytes, place: str) -> dict[str, Any]:
     return cast("dict[str, Any]", value)
 
 
-def _face(line: bytes, place: str) -> tuple[str, FaceRegions]:
+def _keyed(line: bytes, place: str) -> tuple[str, dict[str, Any]]:
     value = _parsed(line, place)
-    key, areas, local = value.get("key"), value.get("areas"), value.get("local")
-    if not isinstance(key, str) or not isinstance(areas, dict) or not isinstance(local, list):
-        raise DataError(f"{place}: a line needs the text `key`, the object `areas` and the list `local`.")
+    key = value.get("key")
+    if not isinstance(key, str):
+        raise DataError(f"{place}: a line needs the text `key`.")
+    return key, value
+
+
+def _face(value: Mapping[str, Any], place: str) -> FaceRegions:
+    areas, local = value.get("areas"), value.get("local")
+    if not isinstance(areas, dict) or not isinstance(local, list):
+        raise DataError(f"{place}: a line needs the object `areas` and the list `local`.")
+    if len(cast("dict[str, Any]", areas)) > _MOST_REGIONS:
+        raise DataError(f"{place}: a face may have {_MOST_REGIONS} regions.")
     known: dict[str, tuple[Outline, ...]] = {}
     for name, outlines in cast("dict[str, Any]", areas).items():
         if not _NAME.fullmatch(name):
             raise DataError(f"{place}: a region is called {name!r}; take lower-case letters, digits and _.")
         if not isinstance(outlines, list) or not all(map(_is_outline, cast("list[Any]", outlines))):
             raise DataError(f"{place}: the region {name!r} is not a list of polygons [x, y, x, y, ...].")
+        if len(cast("list[Any]", outlines)) > _MOST_OUTLINES:
+            raise DataError(f"{place}: the region {name!r} may have {_MOST_OUTLINES} outlines.")
         known[name] = tuple(tuple(each) for each in cast("list[list[int]]", outlines))
     about = cast("list[Any]", local)
     if odd := [each for each in about if each is not None and each not in known]:
         raise DataError(f"{place}: a sentence is about {odd[0]!r}, which is no region of the face.")
-    return key, FaceRegions(known, tuple(about))
+    return FaceRegions(known, tuple(about))
 
 
 def _is_outline(value: Any) -> bool:

@@ -59,6 +59,27 @@ def draws(groups: Sequence[str | None], count: int = DRAWS) -> Iterator[Weights]
         yield drawn[:, of_group].astype(np.float64)
 
 
+def class_sums(numbers: np.ndarray, classes: int) -> Callable[[Weights], Float[np.ndarray, "draws classes"]]:
+    """Returns a function that adds up the weights of the examples of each class, for each draw.
+
+    Its memory does not grow with the product of examples and classes, as that of a matrix of memberships would.
+
+    Args:
+        numbers: The number of the class of each example.
+        classes: The number of classes.
+    """
+    order = np.argsort(numbers, kind="stable")
+    present, firsts = np.unique(numbers[order], return_index=True)  # The first place of each class in this order.
+
+    def sums(weights: Weights) -> Float[np.ndarray, "draws classes"]:
+        found = np.zeros((len(weights), classes))
+        if len(present):
+            found[:, present] = np.add.reduceat(weights[:, order], firsts, axis=1)
+        return found
+
+    return sums
+
+
 def mean_recalls(
     truth: np.ndarray, is_right: np.ndarray, classes: int
 ) -> Callable[[Weights], Float[np.ndarray, " draws"]]:
@@ -71,11 +92,10 @@ def mean_recalls(
         is_right: Whether the class of each example was predicted.
         classes: The number of classes.
     """
-    members = np.eye(classes)[truth]
+    of_classes = class_sums(truth, classes)
 
     def scores(weights: Weights) -> Float[np.ndarray, " draws"]:
-        samples = weights @ members
-        hits = weights @ (members * is_right[:, None])
+        samples, hits = of_classes(weights), of_classes(weights * is_right)
         with np.errstate(invalid="ignore"):
             return np.nanmean(hits / samples, axis=1)
 

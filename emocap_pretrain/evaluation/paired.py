@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from emocap_pretrain.evaluation.intervals import LEVEL, Weights, draws, mean_recalls, shares
+from emocap_pretrain.evaluation.intervals import LEVEL, Weights, class_sums, draws, mean_recalls, shares
 from emocap_pretrain.run_folder.outcomes import (
     AnswerOutcomes,
     ClassOutcomes,
@@ -280,10 +280,10 @@ def mean_f1(truth: np.ndarray, predicted: np.ndarray, classes: int) -> Metric:
         predicted: The index of the predicted class of each sample.
         classes: The number of classes.
     """
-    members, named = np.eye(classes)[truth], np.eye(classes)[predicted]
+    of_truth, of_guesses, is_right = class_sums(truth, classes), class_sums(predicted, classes), truth == predicted
 
     def scores(weights: Weights) -> Float[np.ndarray, " draws"]:
-        true, hits, guesses = weights @ members, weights @ (members * named), weights @ named
+        true, hits, guesses = of_truth(weights), of_truth(weights * is_right), of_guesses(weights)
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.nanmean(np.where(true > 0, 2 * hits / (true + guesses), np.nan), axis=1)
 

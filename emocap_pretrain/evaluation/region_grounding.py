@@ -136,7 +136,7 @@ class RegionGrounding:
         if test.maps is None:
             raise ConfigError(f"{self.settings.url} has no local sentences, which the maps need.")
         patches_along_a_side(test.maps.weights.shape[1], embedder.model.pixels)
-        found = scored(test.keys, test.maps, read_regions(self._url))
+        found = scored(test.keys, test.maps, read_regions(self._url, set(test.keys)))
         if not found.names:
             raise ConfigError(f"{self.settings.url}: no local sentence has a known region.")
         # Persons or clips are drawn as wholes, like in the other tasks.

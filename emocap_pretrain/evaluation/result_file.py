@@ -7,13 +7,15 @@ nothing in it is opened or executed.
 """
 
 import base64
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 from emocap_shards.store import open_store
+from emocap_shards.store.folder import FolderStore
 from pydantic import Field, StringConstraints
 
 from emocap_pretrain.errors import ConfigError
@@ -22,7 +24,7 @@ from emocap_pretrain.run_folder.outcomes import FoundExample, Key, Name, Outcome
 from emocap_pretrain.run_folder.results import Count, TaskResult
 from emocap_pretrain.run_folder.storage import DocumentKind, Unreadable, read
 
-LIMIT_BYTES = 1 << 26  # A million samples with keys, two ranks and a group are about 50 MB.
+LIMIT_BYTES = 1 << 26  # Classes need about 20 bytes for each face; the ranks of all caption parts a further 160.
 MOST_THUMBNAILS, LARGEST_THUMBNAIL = 200, 20_000
 MOST_FACES, MOST_SENTENCES, MOST_PATCHES = 12, 10, 64  # With attention maps: faces, sentences of each, rows or columns.
 
@@ -223,6 +225,25 @@ def load(address: str) -> ResultFile:
     return found
 
 
+def check_place(address: str) -> None:
+    """Checks that `save` can write to an address. A command calls this before the evaluation.
+
+    Only the place of a local file is checked; no request is sent to a server.
+
+    Raises:
+        ConfigError: If the address does not name a file, or a local file cannot be written.
+        StoreError: If there is no store for the address.
+    """
+    folder, name = _split(address)
+    store = open_store(folder)
+    if not isinstance(store, FolderStore):
+        return
+    root = Path(store.root)
+    existing = next(each for each in (root, *root.parents) if each.exists())  # `save` makes the folders below it.
+    if (root / name).is_dir() or not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
+        raise ConfigError(f"--save {address}: it cannot be written; give a file in a folder that you may write.")
+
+
 def save(address: str, file: ResultFile) -> None:
     """Writes a file of results, and replaces an existing file.
 
@@ -231,17 +252,21 @@ def save(address: str, file: ResultFile) -> None:
         file: The content.
 
     Raises:
-        ConfigError: If the file would be larger than `LIMIT_BYTES`, which `load` would refuse; or if `address` does not
-            name a file.
+        ConfigError: If `load` would refuse the file: it would be larger than `LIMIT_BYTES`, or contains a text or a
+            number outside of the bounds; or if `address` does not name a file. Nothing is written then.
         StoreError: If the store cannot write the file.
     """
+    folder, name = _split(address)
     data = RESULT_FILE.dump(file)
     if len(data) > LIMIT_BYTES:
         raise ConfigError(
             f"--save {address}: {sum(map(len, file.samples)):,} samples need {len(data):,} bytes, and at "
             f"most {LIMIT_BYTES:,} are read: evaluate fewer benchmarks or tasks at once."
         )
-    folder, name = _split(address)
+    try:
+        RESULT_FILE.parse(data)
+    except ValueError as error:
+        raise ConfigError(f"--save {address}: the results do not fit into the file ({error}).") from error
     open_store(folder).put(name, data)
 
 

@@ -40,6 +40,7 @@ from emocap_pretrain.evaluation.nearest import Nearest
 from emocap_pretrain.evaluation.region_grounding import RegionGrounding
 from emocap_pretrain.evaluation.retrieval import Retrieval
 from emocap_pretrain.evaluation.ridge_regression import RidgeRegression
+from emocap_pretrain.evaluation.subgroups import MOST_GROUPS, named
 from emocap_pretrain.evaluation.task import MapTask, SplitName, Task
 from emocap_pretrain.evaluation.temperature_scaling import TemperatureScaling
 from emocap_pretrain.evaluation.unit_detection import UnitDetection
@@ -70,6 +71,17 @@ TASKS: tuple[type[Task], ...] = (
 )
 NEED_A_HEAD: tuple[type[Task], ...] = (FineTunedClasses, FineTunedNumbers)
 """The tasks that few models allow. They run only if the settings name them."""
+WITHOUT_MATRIX: tuple[type[Task], ...] = (
+    TemperatureScaling,
+    Retrieval,
+    FewShot,
+    RidgeRegression,
+    UnitDetection,
+    Choice,
+    RegionGrounding,
+    FineTunedNumbers,
+)
+"""The tasks that give no confusion matrix."""
 DEFAULT = (ZeroShot,)  # The tasks if the settings name none.
 _NAMED = 3  # Number of examples without vectors that a warning names.
 PREPARE_S = 20.0  # Seconds for which each task may read before a start. The ranks read the rest before the first step.
@@ -152,6 +164,17 @@ def require_head(tasks: Sequence[Task], labels: Sequence[LabelConfig]) -> None:
             require_numbers(labels, task.settings.numbers)
 
 
+def require_matrix(settings: EvaluationConfig) -> None:
+    """Checks that one of the tasks can give a confusion matrix.
+
+    Raises:
+        ConfigError: If all of them are among `WITHOUT_MATRIX`.
+    """
+    tasks = tasks_of(settings)
+    if all(isinstance(task, WITHOUT_MATRIX) for task in tasks):
+        raise ConfigError(f"--picture: {', '.join(task.name for task in tasks)} gives no confusion matrix to draw.")
+
+
 def sources_of(settings: EvaluationConfig, tasks: Sequence[Task]) -> dict[SplitName, ExampleSource]:
     """Returns the sources of all splits that the tasks need, by the name of the split.
 
@@ -180,14 +203,15 @@ def sources_of(settings: EvaluationConfig, tasks: Sequence[Task]) -> dict[SplitN
 def _check_labels(
     settings: EvaluationConfig, sources: Mapping[SplitName, ExampleSource], seconds: float | None
 ) -> None:
-    """Checks that the split `test` has the labels that the settings `group` and `by` name.
+    """Checks that the split `test` has the labels that the settings `group` and `by` name, and can be divided by `by`.
 
     Raises:
-        ConfigError: If all samples were read within `seconds`, and none has one of these labels.
+        ConfigError: If all samples were read within `seconds`, and none has one of these labels; or if a label of `by`
+            has too many values.
         ShardsError: If the data cannot be read.
     """
-    named = [("group", settings.group), *(("by", name) for name in settings.by)]
-    for key, name in named:
+    labels = [("group", settings.group), *(("by", name) for name in settings.by)]
+    for key, name in labels:
         if name is None or "test" not in sources:
             continue
         found = sources["test"].label_values(name, seconds=seconds)
@@ -195,6 +219,11 @@ def _check_labels(
             raise ConfigError(
                 f"evaluation.{key}={name}: no sample of {sources['test'].address} has this label; its samples have "
                 f"{listed(found.names) if found.names else 'no labels'}."
+            )
+        if key == "by" and (count := len(set(named(tuple(found.values))))) > MOST_GROUPS:
+            raise ConfigError(
+                f"evaluation.by={name}: it has {'' if found.complete else 'at least '}{count:,} values, and at most "
+                f"{MOST_GROUPS} are scored; give a label with few, such as gender."
             )
 
 

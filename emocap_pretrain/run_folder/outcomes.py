@@ -13,13 +13,19 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, PlainSerializer
 
 # Somebody else may have written a file with outcomes, so texts and numbers have bounds.
 Key = Annotated[str, Field(max_length=1024)]
 Name = Annotated[str, Field(max_length=200)]
 Number = Annotated[float, Field(allow_inf_nan=False, ge=-1e12, le=1e12)]
 Index = Annotated[int, Field(ge=0, le=1 << 40)]
+Rows = Annotated[
+    tuple[Index, ...], PlainSerializer(lambda rows: [] if _are_all(rows) else list(rows), return_type=list[int])
+]
+"""The rows of samples. A document holds no numbers if they are those of all samples in their order."""
+
+Classes = Annotated[tuple[Name, ...], Field(min_length=1, max_length=1000)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +51,7 @@ class Samples:
 
     def __post_init__(self) -> None:
         columns = {"groups": self.groups or self.keys, "folds": self.folds or self.keys, **self.labels}
-        _check_lengths(len(self.keys), **columns)
+        check_lengths(len(self.keys), **columns)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -56,7 +62,7 @@ class ClassOutcomes:
     """Holds the true and the predicted class of samples.
 
     Attributes:
-        rows: The rows of the samples (`Samples`).
+        rows: The rows of the samples (`Samples`); if none are given, all rows in their order.
         classes: The names of the classes.
         truth: The true class of each sample, as an index into `classes`.
         predicted: The predicted class of each sample, as an index into `classes`.
@@ -65,15 +71,16 @@ class ClassOutcomes:
         ValueError: If the lengths differ, or an index is too large.
     """
 
-    rows: tuple[Index, ...]
-    classes: tuple[Name, ...]
+    rows: Rows
+    classes: Classes
     truth: tuple[Index, ...]
     predicted: tuple[Index, ...]
     kind: Literal["class"] = "class"
 
     def __post_init__(self) -> None:
-        _check_lengths(len(self.rows), truth=self.truth, predicted=self.predicted)
-        if max((*self.truth, *self.predicted), default=0) >= max(1, len(self.classes)):
+        _fill_rows(self, len(self.truth))
+        check_lengths(len(self.rows), truth=self.truth, predicted=self.predicted)
+        if max((*self.truth, *self.predicted), default=-1) >= len(self.classes):
             raise ValueError(f"the number of a class is not below {len(self.classes)}, the number of classes")
 
 
@@ -85,18 +92,19 @@ class RankOutcomes:
         direction: The last part of the names of scores, such as `a_to_b` in `recall_at_5_a_to_b`.
         prefix: The first part of the names of scores, such as `local_`; empty if there is none.
         ranks: The rank of each query.
-        rows: The row of the sample that is the query, for each query; empty if the queries are texts.
+        rows: The row of the sample that is the query, for each query; empty if the queries are texts. If neither rows
+            nor keys are given, the queries are all samples in their order.
         keys: A name of each query if the queries are texts; otherwise empty.
         candidates: The number of answers among which the ranks are; 0 if it is unknown.
         answers: A digest of the right answers of all queries (`answers_digest`); empty if it is unknown.
 
     Raises:
-        ValueError: If the lengths differ.
+        ValueError: If the lengths differ, or there are both rows and keys.
     """
 
     direction: Name
     ranks: tuple[Annotated[int, Field(ge=1, le=1 << 40)], ...]
-    rows: tuple[Index, ...] = ()
+    rows: Rows = ()
     keys: tuple[Key, ...] = ()
     prefix: Name = ""
     candidates: Index = 0
@@ -104,7 +112,11 @@ class RankOutcomes:
     kind: Literal["rank"] = "rank"
 
     def __post_init__(self) -> None:
-        _check_lengths(len(self.ranks), **({"keys": self.keys} if self.keys else {"rows": self.rows}))
+        if self.keys and self.rows:
+            raise ValueError("a query is either a sample or a text, so there cannot be both rows and keys")
+        if not self.keys:
+            _fill_rows(self, len(self.ranks))
+        check_lengths(len(self.ranks), **({"keys": self.keys} if self.keys else {"rows": self.rows}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +124,7 @@ class NumberOutcomes:
     """Holds true and predicted numbers of samples, such as valence and arousal.
 
     Attributes:
-        rows: The rows of the samples (`Samples`).
+        rows: The rows of the samples (`Samples`); if none are given, all rows in their order.
         names: What the numbers measure.
         truth: For each name a column with the true number of each sample.
         predicted: For each name a column with the predicted number of each sample.
@@ -121,16 +133,17 @@ class NumberOutcomes:
         ValueError: If the lengths differ.
     """
 
-    rows: tuple[Index, ...]
-    names: tuple[Name, ...]
+    rows: Rows
+    names: Annotated[tuple[Name, ...], Field(min_length=1)]
     truth: tuple[tuple[Number, ...], ...]
     predicted: tuple[tuple[Number, ...], ...]
     kind: Literal["numbers"] = "numbers"
 
     def __post_init__(self) -> None:
-        _check_lengths(len(self.names), truth=self.truth, predicted=self.predicted)
+        check_lengths(len(self.names), truth=self.truth, predicted=self.predicted)
+        _fill_rows(self, len(self.truth[0]) if self.truth else 0)
         for column in (*self.truth, *self.predicted):
-            _check_lengths(len(self.rows), numbers=column)
+            check_lengths(len(self.rows), numbers=column)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +151,7 @@ class AnswerOutcomes:
     """Says for the question of each sample whether the model chose the right answer.
 
     Attributes:
-        rows: The rows of the samples (`Samples`).
+        rows: The rows of the samples (`Samples`); if none are given, all rows in their order.
         is_right: Whether the right answer was chosen, for each sample.
         answers: A digest of the answers of all questions and of the right ones (`answers_digest`); empty if it is
             unknown.
@@ -147,13 +160,14 @@ class AnswerOutcomes:
         ValueError: If the lengths differ.
     """
 
-    rows: tuple[Index, ...]
+    rows: Rows
     is_right: tuple[bool, ...]
     answers: Name = ""
     kind: Literal["answer"] = "answer"
 
     def __post_init__(self) -> None:
-        _check_lengths(len(self.rows), is_right=self.is_right)
+        _fill_rows(self, len(self.is_right))
+        check_lengths(len(self.rows), is_right=self.is_right)
 
 
 Outcomes = Annotated[ClassOutcomes | RankOutcomes | NumberOutcomes | AnswerOutcomes, Field(discriminator="kind")]
@@ -234,8 +248,23 @@ def joined(parts: Sequence[Outcomes]) -> Outcomes:
     return replace(first, **changes)
 
 
-def _check_lengths(wanted: int, **columns: Iterable[object]) -> None:
+def _are_all(rows: Sequence[int]) -> bool:
+    """Returns whether rows are those of the first samples in their order."""
+    return all(row == place for place, row in enumerate(rows))
+
+
+def _fill_rows(outcomes: Outcomes, count: int) -> None:
+    """Gives outcomes without rows those of the first `count` samples. Their dataclass is frozen."""
+    if not outcomes.rows:
+        object.__setattr__(outcomes, "rows", tuple(range(count)))
+
+
+def check_lengths(wanted: int, **columns: Sequence[object]) -> None:
+    """Checks that columns have the wanted number of entries.
+
+    Raises:
+        ValueError: If one of them has another number. The message contains the name of the column.
+    """
     for name, column in columns.items():
-        found = len(tuple(column))
-        if found != wanted:
-            raise ValueError(f"{name} has {found} entries, and should have {wanted}")
+        if len(column) != wanted:
+            raise ValueError(f"{name} has {len(column)} entries, and should have {wanted}")

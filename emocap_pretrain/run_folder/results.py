@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from emocap_shards.inspecting.wording import counted
 from pydantic import Field
 
-from emocap_pretrain.run_folder.outcomes import FoundExample, Outcomes, Samples
+from emocap_pretrain.run_folder.outcomes import FoundExample, Number, Outcomes, Samples, check_lengths
 
 # Types of fields. pydantic checks their bounds when a document is read, and not when a value is made in code.
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -47,7 +47,7 @@ class Baseline:
     """
 
     name: str
-    value: Finite
+    value: Number
     note: str = ""
 
     def text(self, *, is_share: bool) -> str:
@@ -78,10 +78,10 @@ class Score:
 
     name: str
     title: str
-    value: Finite
+    value: Number
     baseline: Baseline | None = None
     is_share: bool = True
-    interval: tuple[Finite, Finite] | None = None
+    interval: tuple[Number, Number] | None = None
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -112,6 +112,9 @@ class ClassValues:
     """Holds one fraction for each class, such as the recall. The value is None for a class without samples.
 
     `samples` is the number of samples of each class.
+
+    Raises:
+        ValueError: If the lengths differ.
     """
 
     name: str
@@ -120,18 +123,29 @@ class ClassValues:
     values: tuple[Share | None, ...]
     samples: tuple[Count, ...]
 
+    def __post_init__(self) -> None:
+        check_lengths(len(self.classes), values=self.values, samples=self.samples)
+
 
 @dataclass(frozen=True, slots=True)
 class ConfusionMatrix:
     """Holds a confusion matrix: `counts[t][p]` samples of class t were predicted as class p.
 
     `title` is the title of its plot.
+
+    Raises:
+        ValueError: If there is no class, or `counts` does not have a row and a column for each class.
     """
 
     name: str
     title: str
-    classes: tuple[str, ...]
+    classes: Annotated[tuple[str, ...], Field(min_length=1)]
     counts: tuple[tuple[Count, ...], ...]
+
+    def __post_init__(self) -> None:
+        check_lengths(len(self.classes), counts=self.counts)
+        for row in self.counts:
+            check_lengths(len(self.classes), **{"a row of counts": row})
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,14 +168,13 @@ class Series:
     name: str
     title: str
     x_title: str
-    x: tuple[Finite, ...]
+    x: tuple[Number, ...]
     values: tuple[Share, ...]
     deviations: tuple[Share, ...]
     chance: Share | None = None
 
     def __post_init__(self) -> None:
-        if not len(self.x) == len(self.values) == len(self.deviations):
-            raise ValueError(f"the series {self.name} has columns of different lengths")
+        check_lengths(len(self.x), values=self.values, deviations=self.deviations)
 
 
 @dataclass(frozen=True, slots=True)

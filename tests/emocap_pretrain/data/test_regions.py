@@ -76,12 +76,16 @@ def test_a_missing_file_and_one_of_another_dataset_are_refused(data: str, tmp_pa
     ("line", "message"),
     [
         ({"key": 3, "areas": {}, "local": []}, "needs the text `key`"),
-        ({"key": "a", "areas": {"eyes": [[1, 2, 3]]}, "local": []}, "'eyes' is not a list of polygons"),
-        ({"key": "a", "areas": {"eyes": [[0, 0, 1e9, 0, 1, 1]]}, "local": []}, "'eyes' is not a list of polygons"),
-        ({"key": "a", "areas": {"eyes": [[0, 0, True, 0, 1, 1]]}, "local": []}, "'eyes' is not a list of polygons"),
-        ({"key": "a", "areas": {"The eyes": []}, "local": []}, "a region is called 'The eyes'"),
-        ({"key": "a", "areas": {}, "local": ["eyes"]}, "a sentence is about 'eyes', which is no region of the face"),
+        ({"key": "b", "areas": {"eyes": [[1, 2, 3]]}, "local": []}, "'eyes' is not a list of polygons"),
+        ({"key": "b", "areas": {"eyes": [[0, 0, 1e9, 0, 1, 1]]}, "local": []}, "'eyes' is not a list of polygons"),
+        ({"key": "b", "areas": {"eyes": [[0, 0, True, 0, 1, 1]]}, "local": []}, "'eyes' is not a list of polygons"),
+        ({"key": "b", "areas": {"The eyes": []}, "local": []}, "a region is called 'The eyes'"),
+        ({"key": "b", "areas": {}, "local": ["eyes"]}, "a sentence is about 'eyes', which is no region of the face"),
         ([1], "list instead of an object"),
+        ({"key": "a", "areas": {}, "local": []}, "an earlier line has the same key 'a'"),
+        ({"key": "b", "areas": {f"r{each}": [] for each in range(65)}, "local": []}, "a face may have 64 regions"),
+        ({"key": "b", "areas": {"eyes": [TRIANGLE] * 65}, "local": []}, "'eyes' may have 64 outlines"),
+        ({"key": "b", "areas": {}, "local": [], "x": "x" * (1 << 16)}, "a line may have 65,536"),
     ],
 )
 def test_a_wrong_line_is_named(data: str, line: Any, message: str):
@@ -89,6 +93,16 @@ def test_a_wrong_line_is_named(data: str, line: Any, message: str):
     path = Path(data, REGIONS_FILE)
     path.write_text(path.read_text() + json.dumps(line) + "\n")
     with pytest.raises(DataError, match=re.escape(f"{REGIONS_FILE}, line 3: ") + ".*" + re.escape(message)):
+        read_regions(data)
+
+
+def test_only_the_faces_that_are_needed_are_kept(data: str):
+    write_regions(data, [(key, FACE) for key in ("a", "b", "c")])
+    assert read_regions(data, {"b", "d"}) == {"b": FACE}
+    path = Path(data, REGIONS_FILE)
+    path.write_text(path.read_text() + json.dumps({"key": "e", "areas": 3, "local": 3}) + "\n")
+    assert read_regions(data, {"b"}) == {"b": FACE}
+    with pytest.raises(DataError, match="line 5: a line needs the object `areas`"):
         read_regions(data)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 from emocap_shards.inspecting.label_values import LabelValues
 from emocap_shards.sample import Caption
@@ -157,6 +158,38 @@ def test_cached_vectors_are_not_computed_again_and_another_model_has_others(
     other = Extraction(changed, 2, (), FeatureCache(open_store(tmp_path), changed.digest()))
     assert not torch.equal(features(source, other).images, first.images)
     assert [content.decoded for content in contents] == [2] * 5
+
+
+@pytest.mark.parametrize("damage", ["a flipped bit", "a missing array", "another file", "no checksum"])
+def test_a_damaged_file_of_a_cache_is_computed_again(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = FeatureCache(open_store(tmp_path), "m")
+    arrays = {"decoded": np.array([True, False]), "images": np.ones((1, 4), dtype=np.float32)}
+    path, other = (cache.path([content], []) for content in (b"a", b"b"))
+    for each in (path, other):
+        cache.write(each, arrays)
+    found = cache.read(path)
+    assert found is not None
+    assert found.keys() == arrays.keys()
+    assert all((found[name] == arrays[name]).all() for name in arrays)
+    file = tmp_path / path
+    data, stored = bytearray(file.read_bytes()), safetensors.numpy.load(file.read_bytes())
+    match damage:
+        case "a flipped bit":
+            place = data.rindex(arrays["images"].tobytes())
+            data[place] ^= 1
+        case "a missing array":
+            data = safetensors.numpy.save({name: each for name, each in stored.items() if name != "decoded"})
+        case "another file":
+            data = (tmp_path / other).read_bytes()
+        case _:
+            data = safetensors.numpy.save(arrays)
+    file.write_bytes(data)
+    assert cache.read(path) is None
+    assert "is damaged, and its vectors are computed again" in caplog.text
+    cache.write(path, arrays)
+    assert cache.read(path) is not None
 
 
 def test_a_cache_that_cannot_be_written_is_a_warning(

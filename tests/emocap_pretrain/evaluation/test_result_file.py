@@ -10,6 +10,7 @@ from result_files import classified, file_of, found_texts, mapped, samples, with
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.evaluation.result_file import LIMIT_BYTES, RESULT_FILE, load, save
 from emocap_pretrain.run_folder.documents import REPORT
+from emocap_pretrain.run_folder.outcomes import ClassOutcomes
 from emocap_pretrain.run_folder.report import Report
 
 OF = samples(30, persons=15)
@@ -56,8 +57,11 @@ def test_reports_do_not_contain_what_was_found_for_each_sample() -> None:
     [
         (lambda body: body.pop("tasks"), "tasks: field required"),
         (lambda body: body.update(made_by="somebody"), "made_by"),
-        (lambda body: body["tasks"][0]["outcomes"][0]["rows"].__setitem__(0, 10**6), "has no sample"),
-        (lambda body: body["tasks"][0]["outcomes"][0]["rows"].pop(), "truth has 30 entries, and should have 29"),
+        (lambda body: body["tasks"][0]["outcomes"][0].update(rows=[10**6, *range(29)]), "has no sample"),
+        (
+            lambda body: body["tasks"][0]["outcomes"][0].update(rows=[*range(29)]),
+            "truth has 30 entries, and should have 29",
+        ),
         (lambda body: body["tasks"][0]["outcomes"][0]["truth"].__setitem__(0, 99), "not below 4"),
         (lambda body: body["tasks"][0]["outcomes"][0]["truth"].__setitem__(0, -1), "greater than or equal to 0"),
         (lambda body: body["tasks"][0].update(samples=None), "have no samples"),
@@ -109,3 +113,22 @@ def test_a_file_that_would_be_too_large_is_not_written(tmp_path: Path, monkeypat
     with pytest.raises(ConfigError, match="30 samples need"):
         save(str(tmp_path / "a.json"), replace(FILE))
     assert not (tmp_path / "a.json").exists()
+
+
+def test_results_that_could_not_be_read_again_are_not_written(tmp_path: Path) -> None:
+    of = replace(OF, keys=("x" * 1100, *OF.keys[1:]))
+    with pytest.raises(ConfigError, match=r"results do not fit into the file .samples.0.keys.0: .* at most 1024"):
+        save(str(tmp_path / "a.json"), file_of("a", classified(of, 0.5, seed=1)))
+    assert not (tmp_path / "a.json").exists()
+
+
+def test_rows_of_all_samples_take_no_room_in_a_file(tmp_path: Path) -> None:
+    whole, chosen = classified(OF, 0.5, seed=1), classified(OF, 0.5, seed=1, task="chosen")
+    (outcomes,) = chosen.outcomes
+    assert isinstance(outcomes, ClassOutcomes)
+    part = replace(outcomes, rows=(2, 1), truth=outcomes.truth[:2], predicted=outcomes.predicted[:2])
+    file = file_of("a", whole, replace(chosen, outcomes=(part,)), found_texts(OF, seed=1))
+    save(str(tmp_path / "a.json"), file)
+    tasks = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))["tasks"]
+    assert [task["outcomes"][0]["rows"] for task in tasks] == [[], [2, 1], []]
+    assert load(str(tmp_path / "a.json")) == file

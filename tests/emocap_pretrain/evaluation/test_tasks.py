@@ -1,14 +1,17 @@
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from emocap_shards.writer import write_shards
 from pretrain_fakes import changed
 
+from emocap_pretrain.captions.rendered.dataset import records
 from emocap_pretrain.checkpoint.manifest import Checkpoint
 from emocap_pretrain.config.schema import Config, EvaluationConfig
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.evaluation.task import Task
-from emocap_pretrain.evaluation.tasks import DEFAULT, TASKS, prepare, tasks_of, were_prepared
+from emocap_pretrain.evaluation.tasks import DEFAULT, TASKS, prepare, require_matrix, tasks_of, were_prepared
 
 PACKAGE = Path(__file__).parents[3] / "emocap_pretrain"
 
@@ -46,6 +49,29 @@ def test_an_unknown_task_is_refused_before_anything_is_read(names: list[str], me
 
 def test_nothing_is_prepared_without_a_dataset() -> None:
     assert prepare(EvaluationConfig()) == []
+
+
+@pytest.mark.parametrize(("values", "is_refused"), [(24, False), (25, True)])
+def test_a_label_of_too_many_values_is_refused_before_anything_is_computed(
+    tmp_path: Path, values: int, *, is_refused: bool
+) -> None:
+    faces = [
+        replace(each, labels={"emotion": "anger", "name": f"person {number}", "age": number})
+        for number, each in enumerate(records(values, pixels=32))
+    ]
+    write_shards(faces, str(tmp_path / "faces"), samples_per_shard=30)
+    settings = EvaluationConfig(url=str(tmp_path / "faces"), label="emotion", by=("age", "name"))
+    if is_refused:
+        with pytest.raises(ConfigError, match=r"evaluation\.by=name: it has 25 values, and at most 24"):
+            prepare(settings)
+    else:
+        prepare(settings)
+
+
+def test_a_matrix_needs_a_task_that_gives_one() -> None:
+    require_matrix(EvaluationConfig(tasks=("retrieval", "zero_shot")))
+    with pytest.raises(ConfigError, match="--picture: retrieval, multiple_choice gives no confusion matrix"):
+        require_matrix(EvaluationConfig(tasks=("retrieval", "multiple_choice")))
 
 
 def test_a_checkpoint_with_the_same_settings_was_prepared_also_if_it_knew_fewer_of_them(tiny_config: Config) -> None:
