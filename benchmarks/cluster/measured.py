@@ -141,7 +141,10 @@ def recover(place: Site, size: RunSize, rounds: int, about: Occasion, command: S
 
 
 def _floor(config: Path, place: Site, size: RunSize) -> dict[str, float]:
-    """Returns the seconds of each part of a start on rank 0, for the finished run of `config` (see `floor`)."""
+    """Starts the ranks of the finished run of `config` again, with `benchmarks.cluster.floor` in place of training.
+
+    Returns the seconds that rank 0 needs for each step of this start, such as the imports.
+    """
     answer = config.parent / "floor.json"
     ranks = ("--nproc_per_node", str(size.ranks), "--master_port", free_port())
     command = ["torchrun", *ranks, "-m", "benchmarks.cluster.floor", str(config), str(answer)]

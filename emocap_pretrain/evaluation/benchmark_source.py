@@ -179,14 +179,13 @@ def settings_of(settings: EvaluationConfig, card: Card) -> EvaluationConfig:
     The values of the card replace those of the settings. But if the settings name the same classes as the card, the
     words or prompts that the settings give to these classes are kept.
 
-    The settings have whole prompts if `classes` is given, `templates` is only `{}` and no set of prompts is named: then
-    the words of a class are its prompts. A compound class, such as "happily surprised", consists of several simple
-    classes.
+    Some settings have whole prompts: `classes` is given, `templates` is only `{}`, and no set of prompts is named. The
+    words of a class are then its prompts. Two such cases are refused (Raises). A compound class, such as "happily
+    surprised", consists of several simple classes.
 
     Raises:
-        ConfigError: If the settings have whole prompts for other classes than those of the card. Or if they have whole
-            prompts, the card has compound classes, and `compound=parts` is set, which would ignore the prompts of the
-            compound classes and use those of the simple ones.
+        ConfigError: If the settings have whole prompts, and either their classes are not those of the card, or the card
+            has compound classes and `compound=parts` is set, which would ignore the prompts of the compound classes.
     """
     changes: dict[str, object] = {"label": CLASS}
     if isinstance(card.target, ClassTarget):

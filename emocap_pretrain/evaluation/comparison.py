@@ -147,7 +147,7 @@ def check(results: ModelResults) -> None:
     A stated score that does not follow from outcomes is not checked.
 
     Raises:
-        ConfigError: If a score differs by more than `TOLERANCE`.
+        ConfigError: If a score differs by more than `TOLERANCE`, relative to scores above 1.
     """
     for result in results.results:
         stated = {score.name: score.value for score in result.scores}

@@ -83,8 +83,8 @@ class Scored:
         region: The index in `names` of the region that each sentence is about.
         names: The names of the regions that sentences are about.
         own: The measures of the map of each sentence.
-        shuffled: The measures of the maps of the sentences about other regions of the same face, in the region of each
-            sentence, as means over these maps; NaN if the face has no such sentence.
+        shuffled: A control for each sentence: the maps of the same face's sentences about other regions, measured in
+            the region of this sentence, and averaged. NaN if the face has no such sentence.
         areas: The area share of the region of each sentence.
         ceiling: The largest share of a patch that the region of each sentence covers. No map can have a larger value in
             the pointing game, or more of its weight in the region.

@@ -193,7 +193,10 @@ def _until(texts: Texts, end_id: int) -> Bool[Tensor, "texts length"]:
 def _backbone(
     settings: TextTowerConfig, vocabulary: Vocabulary, weights: bool, architecture: Mapping[str, Any] | None
 ) -> tuple[nn.Module, tuple[str, ...]]:
-    """Builds the encoder in one of the three ways, and returns it with remarks for the user on its weights."""
+    """Builds the encoder, and returns it with remarks for the user on its weights.
+
+    It is built from scratch, from the recorded config of a pretrained encoder, or with its pretrained weights.
+    """
     if settings.pretrained is None:
         return _from_scratch(settings, vocabulary), ()
     if architecture is not None:

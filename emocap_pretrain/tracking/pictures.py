@@ -53,7 +53,7 @@ def preview(samples: Sequence[Sample], path: Path, *, of: str) -> None:
 
 
 def _cell(sample: Sample, font: ImageFont.FreeTypeFont) -> Image.Image:
-    """Returns a picture of one sample: its image, and beside it its key and caption."""
+    """Returns a picture of one sample: its image, and beside it its key, and its caption or labels."""
     words = (2 * FONT_PX + FACE_PX, FONT_PX)
     text = f"{sample.key}\n\n{_caption(sample)}"
     _, _, _, bottom = ImageDraw.Draw(Image.new("RGB", (1, 1))).multiline_textbbox(words, text, font)

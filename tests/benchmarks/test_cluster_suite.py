@@ -78,7 +78,10 @@ def test_a_measured_line_says_its_ratio():
 
 
 class Place:
-    """Imitates a site without a run. A step takes 0.3 s under Ray, otherwise 0.1 s; step 0 is logged at second 5."""
+    """Takes the place of `benchmarks.cluster.job.Site`, and starts no run.
+
+    The logged times say that a step takes 0.3 s under Ray, otherwise 0.1 s; step 0 is logged at second 5.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

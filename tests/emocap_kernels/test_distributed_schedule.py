@@ -14,7 +14,10 @@ from hypothesis import strategies as st
 
 @st.composite
 def layouts(draw: st.DrawFn) -> tuple[int, int, int]:
-    """Draws the number of ranks, the number of ranks on each machine, and the number of pieces."""
+    """Draws arguments of `plan_stages`: the number of ranks, that of each machine, and `pieces`.
+
+    `pieces` is the largest number of stages for the rows of the own machine.
+    """
     node, nodes = draw(st.integers(1, 6)), draw(st.integers(1, 5))
     return node * nodes, node, draw(st.integers(0, 8))
 

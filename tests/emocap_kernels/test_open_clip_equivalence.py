@@ -97,7 +97,10 @@ def ranks_job(group: Any, rank: int, payload: tuple[str, torch.dtype]) -> list[l
 
 
 def mean_reduced(answers: list[list[Tensor]]) -> list[Tensor]:
-    """Returns what DDP computes: means of loss, scale and bias, and the rows of the vectors, each from its own rank."""
+    """Returns what DDP computes: means over the ranks of the loss and of the gradients of scale and bias.
+
+    The gradients of the image and text rows are joined over the ranks and divided by the number of ranks.
+    """
     loss, image, text, *numbers = (list(each) for each in zip(*answers, strict=True))
     means = [torch.stack(each).mean(0) for each in (loss, *numbers)]
     return [*means, *(torch.cat(each) / len(answers) for each in (image, text))]

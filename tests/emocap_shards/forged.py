@@ -27,7 +27,7 @@ def sample(key: str, members: Mapping[str, bytes] | None = None) -> tuple[str, b
 def forge(
     folder: Path, shards: Sequence[Sequence[tuple[str, bytes]]], *, between: bytes = b"", end: bytes = END
 ) -> Path:
-    """Writes the dataset; `between` is written before each sample except the first."""
+    """Writes the dataset; `between` is written before each sample except the first of a shard."""
     rows: list[Shard] = []
     for number, samples in enumerate(shards):
         slots, tar = _laid_out(samples, between)

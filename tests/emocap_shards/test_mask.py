@@ -42,7 +42,7 @@ def drawn(source: random.Random) -> str:
 
 
 def pieces(secret: str) -> set[str]:
-    """Returns every piece of a secret that is too long to occur in a text by chance."""
+    """Returns all pieces of 8 characters of a secret. A piece of this length does not occur in a text by chance."""
     return {secret[start : start + 8] for start in range(len(secret) - 7)}
 
 

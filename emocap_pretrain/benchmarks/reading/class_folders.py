@@ -13,7 +13,10 @@ from emocap_pretrain.benchmarks.reading.tree import Tree
 
 
 class ClassFoldersReader:
-    """Reads the layout `class_folders`. Every file and folder of a split is an item or a problem."""
+    """Reads the layout `class_folders`.
+
+    Every entry of a class folder, and every unknown folder, is an item or a problem.
+    """
 
     def __init__(self, layout: ClassFolders, target: Target) -> None:
         self._layout = layout

@@ -33,7 +33,11 @@ OWN = frozenset({"to_patch.weight", "to_sentence.weight", "local_logit_scale", "
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Holds the name of a family, "clip" or "siglip", and the rules that write the weights of a model for its class."""
+    """Holds the name of a family, "clip" or "siglip", and the rules for its weights.
+
+    The rules translate the weights of our model into those of the family's class in transformers, `CLIPModel` or
+    `SiglipModel`.
+    """
 
     name: str
     rules: tuple[Rule, ...]

@@ -31,7 +31,7 @@ class Histogram:
     """Holds the bars of a histogram and the texts below it.
 
     `mean_x` is the horizontal position of the mean in the plot. If one bar is so high that it is cut, `peak` is a text
-    that says which values this bar counts, and what share of all values they are; otherwise `peak` is empty.
+    that says which values this bar counts, and what share of the sampled values they are; otherwise `peak` is empty.
     """
 
     name: str

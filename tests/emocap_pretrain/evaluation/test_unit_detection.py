@@ -1,4 +1,7 @@
-"""Tests the detection of action units, with vectors that say in which direction each unit lies."""
+"""Tests the detection of action units with a fake model.
+
+The vector of the prompts of unit n is 1 in dimension n, and that of the prompts of its absence is the opposite vector.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -110,7 +110,10 @@ def write(engine: Engine, folder: Path) -> None:
 
 
 def engine_from(config: Config, stage: int, folder: Path, layout: Layout, step: int) -> Engine:
-    """Returns a new engine with other weights, which are replaced by those in the folder."""
+    """Returns a new engine with the weights and the optimizer's state in the folder.
+
+    Its model was first initialised from another seed.
+    """
     config = changed(config, engine__zero_stage=stage)
     torch.manual_seed(100)
     model = build_model(config, VOCABULARY)
