@@ -145,3 +145,67 @@ def test_a_pack_that_ends_while_its_workers_start_prints_its_error_alone(tmp_pat
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1, done.stderr
     assert done.stderr.startswith("error: t.csv:2: ")
+
+
+@pytest.fixture
+def lists(tmp_path: Path) -> Path:
+    """Writes a list of two splits, whose images have other names on the disk, and returns its path."""
+    (tmp_path / "aligned").mkdir()
+    names = ("train_0", "test_0", "train_1")
+    for name in names:
+        Image.new("RGB", (8, 8)).save(tmp_path / "aligned" / f"{name}_aligned.png")
+    (tmp_path / "list.txt").write_text("".join(f"{name}.png {number}\n" for number, name in enumerate(names)))
+    return tmp_path / "list.txt"
+
+
+LIST = ("--columns", "image, emotion", "--label", "emotion", "--image-name", "{stem}_aligned.png")
+
+
+def test_a_list_of_a_benchmark_is_packed_with_the_names_of_its_classes(
+    emocap: Callable[..., Done], lists: Path, tmp_path: Path
+) -> None:
+    options = (
+        "--image-root",
+        tmp_path / "aligned",
+        "--only-keys",
+        "train_*",
+        "--label-names",
+        "0=joy, 1=anger, 2=fear",
+    )
+    done = emocap("pack", lists, tmp_path / "a", *LIST, *options, "--delimiter", "space", "--processes", "1")
+    assert done.code == 0, done.err
+    assert done.out == (
+        f"{tmp_path}/a: 2 samples in 1 shard, 0.0 MB, all without a caption, left out 1 whose key is not train_*.\n"
+    )
+    shown = emocap("inspect", tmp_path / "a")
+    assert "all of the samples have labels and no caption" in shown.out
+    assert "Label emotion: 2 values" in shown.out
+    assert "Repeated texts" not in shown.out
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--delimiter", "::"), "delimiter '::' is neither one character nor one of comma, tab"),
+        (("--encoding", "utf-9"), "there is no encoding 'utf-9'"),
+        (("--image-name", "x.jpg"), "a name has {stem} or {name}"),
+        (("--captions", "some"), "'some' is not one of"),
+        (("--label-names", "1=joy,1=fear"), "does not name each value once"),
+        (("--encoding", "gbk", "--encoding", "gb18030"), "--encoding is given 2 times"),
+    ],
+)
+def test_options_of_tables_that_cannot_be_are_refused(
+    emocap: Callable[..., Done], lists: Path, tmp_path: Path, options: tuple[str, ...], told: str
+) -> None:
+    done = emocap("pack", lists, tmp_path / "a", "--label", "emotion", *options)
+    assert done.code != 0
+    assert told in " ".join(done.err.replace("│", " ").split())
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_note_says_that_annotations_win_over_folders(emocap: Callable[..., Done], tmp_path: Path) -> None:
+    (tmp_path / "in/joy").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "in/joy/a.png")
+    (tmp_path / "in/joy/a.json").write_text('{"labels": {"emotion": "calm"}}')
+    done = emocap("pack", tmp_path / "in", tmp_path / "out", "--label", "emotion", "--processes", "1")
+    assert "the labels are those of the .json files" in " ".join(done.out.split())

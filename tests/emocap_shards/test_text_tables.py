@@ -124,7 +124,7 @@ def test_only_the_rows_with_some_keys_are_kept_and_the_others_are_counted(faces)
         found = list(source.rows())
         assert [row.key for row in found if isinstance(row, SourceRow)] == ["train_0", "train_1"]
         assert sum(isinstance(row, BadRow) for row in found) == 1
-        assert source.left_out == {"rows of other keys than train_*": 1}
+        assert source.left_out == {"whose key is not train_*": 1}
 
 
 @anywhere

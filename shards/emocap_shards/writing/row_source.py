@@ -83,7 +83,7 @@ class KeyedSource:
             self.left_out.clear()
             self.left_out.update(self.source.left_out if isinstance(self.source, Selective) else {})
             if others:
-                self.left_out[f"rows of other keys than {self.pattern}"] = others
+                self.left_out[f"whose key is not {self.pattern}"] = others
 
 
 def leave_out(left_out: Counter[str], kind: str) -> None:

@@ -66,14 +66,14 @@ def test_a_run_on_labels_alone_needs_no_captions(tiny_config: Config, pack: Call
         url,
         steps=2,
         global_batch=6,
-        evaluation__tasks=["fine_tuned_numbers"],
+        evaluation__tasks=["fine_tuned_numbers", "zero_shot"],
         evaluation__numbers=["valence"],
     )
     assert preflight(config).problems == []
     pretrain(config, FakeRuntime())
     report = RunFolder(open_store(config.url)).report(2)
     assert report is not None
-    assert [result.task for result in report.results] == ["fine_tuned_numbers"]
+    assert [result.task for result in report.results] == ["fine_tuned_numbers", "zero_shot"]
 
 
 def test_captions_in_training_are_refused_in_one_line_that_counts(
