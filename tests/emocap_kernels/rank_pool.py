@@ -40,7 +40,7 @@ def _serve(rank: int, store_path: str, pipe: Connection) -> None:
 
 
 class RankPool:
-    """Starts `LARGEST` processes once, and runs a function of (group, rank, payload) on one of them for each payload."""
+    """Starts `LARGEST` processes once, and runs a function of (group, rank, payload) on one of them per payload."""
 
     def __init__(self) -> None:
         context = server()
