@@ -165,9 +165,8 @@ def test_a_model_without_local_sentences_and_a_dataset_without_regions_are_refus
         tasks.prepare(settings, has_local=False)
     with pytest.raises(ConfigError, match="needs a model that is trained with local sentences"):
         tasks.evaluate(settings, embedder_of(tiny_config), ALONE, url="faces")
-    without = settings.model_copy(update={"url": f"{faces}/nowhere"})
     with pytest.raises(ConfigError, match=f"has no {re.escape(REGIONS_FILE)}: write it with `emocap regions"):
-        tasks.prepare(without)
+        tasks.prepare(settings)
     no_local = ObjectiveConfig.model_validate({"local": 0})
     assert LocalAlignment.of(no_local, 16) is None
 
