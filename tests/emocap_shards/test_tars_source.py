@@ -2,9 +2,11 @@ import io
 import json
 import tarfile
 
+import pyarrow as pa
 import pytest
 from emocap_shards.annotation import load_annotation
 from emocap_shards.errors import RecordError
+from emocap_shards.manifest import read_manifest
 from emocap_shards.store import open_store
 from emocap_shards.writing.sources import tars
 from emocap_shards.writing.sources.choice import open_source
@@ -141,8 +143,8 @@ def test_a_strangers_extensions_are_counted_by_name_up_to_a_bound(tmp_path):
     ("name", "told"),
     [
         (
-            "a.tar.zst",
-            r"has a compression that is not supported; unpack it \(`zstd -d a\.tar\.zst`\), and pack the result",
+            "a.csv.zst",
+            r"has a compression that is not supported; unpack it \(`zstd -d a\.csv\.zst`\), and pack the result",
         ),
         ("a.zip", r"unpack it \(`unzip a\.zip`"),
     ],
@@ -288,3 +290,22 @@ def test_a_header_of_megabytes_is_refused(tmp_path, format_):
     (told,) = bad_rows(tmp_path / "x.tar")
     assert "a header has 20971" in told
     assert "the limit is 1048576" in told
+
+
+def test_a_tar_of_zstandard_is_read_from_front_to_back_in_any_number_of_frames(tmp_path):
+    data = foreign(tmp_path / "a.tar", range(40)).read_bytes()
+    packed(str(tmp_path / "a.tar"), tmp_path / "plain")
+    half = len(data) // 2
+    frames = pa.compress(data[:half], "zstd", asbytes=True) + pa.compress(data[half:], "zstd", asbytes=True)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.tar.zst").write_bytes(frames)
+    assert packed(tmp_path / "in/a.tar.zst", tmp_path / "out").manifest == read_manifest(tmp_path / "plain")
+    assert packed(tmp_path / "in", tmp_path / "folder").manifest == read_manifest(tmp_path / "plain")
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: data[::-1]])
+def test_a_damaged_tar_of_zstandard_is_a_bad_row(tmp_path, damage):
+    data = pa.compress(foreign(tmp_path / "a.tar", range(40)).read_bytes(), "zstd", asbytes=True)
+    (tmp_path / "a.tar.zst").write_bytes(damage(data))
+    *_, told = bad_rows(tmp_path / "a.tar.zst")
+    assert "the tar cannot be read to its end" in told

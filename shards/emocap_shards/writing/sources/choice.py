@@ -26,7 +26,7 @@ from emocap_shards.writing.sources.text_tables import (
     TextTableConfig,
 )
 
-_TAR = re.compile(r"\.(tar|tgz|tar\.(gz|bz2|xz))$")
+_TAR = re.compile(r"\.(tar|tgz|tar\.(gz|bz2|xz|zst))$")
 _PACKED = {
     ".zst": "zstd -d FILE",
     ".zip": "unzip FILE",

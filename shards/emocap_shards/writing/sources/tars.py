@@ -2,15 +2,18 @@
 apart from the extension.
 """
 
+import io
 import re
 import tarfile
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from tarfile import HeaderError, ReadError
 from typing import Any, cast
 
 import orjson
+import pyarrow as pa
 from webdataset.tariterators import base_plus_ext, group_by_keys
 
 from emocap_shards.decode import FORMATS
@@ -140,7 +143,11 @@ def _members(
     sample, sample_bytes = "", 0
     try:
         # In the mode "r|*" the tar is read once from front to back, whatever its compression.
-        with open_object(store, path) as file, tarfile.open(fileobj=file, mode="r|*", tarinfo=_StrictInfo) as tar:
+        with (
+            open_object(store, path) as stored,
+            _unpacked(stored, path) as file,
+            tarfile.open(fileobj=file, mode="r|*", tarinfo=_StrictInfo) as tar,
+        ):
             for member in tar:
                 if member.isdir() or _META.match(member.name):
                     continue
@@ -169,6 +176,13 @@ def _members(
         raise RecordError(f"{url} does not exist; correct its name, or copy the file there.") from error
     except (tarfile.TarError, EOFError, OSError) as error:
         stray.append(BadRow(url, f"the tar cannot be read to its end, and the samples that follow are lost ({error})"))
+
+
+def _unpacked(file: io.BufferedReader, path: str) -> AbstractContextManager[Any]:
+    """Returns the file that is read as a tar: `file`, or what Zstandard has compressed, which `tarfile` cannot read."""
+    return (
+        pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd") if path.endswith(".zst") else nullcontext(file)
+    )
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
