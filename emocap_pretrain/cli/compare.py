@@ -138,6 +138,9 @@ def _show_task(task: "TaskComparison", letters: Sequence[str]) -> None:
     for letter, result in zip(letters, task.results, strict=True):
         for name, text in result.domain.rows() if result and result.domain else ():
             console.print(f"{letter}: {name} {text}")
+    for letter, remarks in zip(letters, task.remarks, strict=True):
+        if remarks:
+            console.print(f"{letter}: {'; '.join(remarks)}")
     for letter, reasons in zip(letters, task.refusals, strict=True):
         if reasons:
             console.print(
@@ -183,6 +186,7 @@ def _tree(found: "Comparison") -> dict[str, Any]:
                 {"score": row.first.name, "scores": row.scores, "differences": row.differences} for row in each.rows
             ],
             "refusals": each.refusals,
+            "remarks": each.remarks,
             "groups": each.groups,
         }
         for each in found.tasks

@@ -84,6 +84,7 @@ class TaskComparison:
         rows: The scores.
         refusals: For each model, the reasons why it cannot be compared with the first model: how their samples differ.
             Empty if the samples are equal, or if one of the two models has no result.
+        remarks: For each model, other settings than those of the first model, which do not prevent a comparison.
         groups: For each model the result of `groups_by`: for each label, the scores of the groups of samples with the
             same value of the label. Empty for a model without a result.
     """
@@ -93,6 +94,7 @@ class TaskComparison:
     results: tuple[TaskResult | None, ...]
     rows: tuple[ScoreRow, ...]
     refusals: tuple[tuple[str, ...], ...]
+    remarks: tuple[tuple[str, ...], ...]
     groups: tuple[tuple[Subgroups, ...], ...]
 
     @property
@@ -223,32 +225,37 @@ def _compared(
     least: int,
 ) -> TaskComparison:
     first = results[0]
-    refusals = [
-        () if each is None or first is None else _refusals(first, each, settings[0], its)
+    refusals = [() if each is None or first is None else _refusals(first, each) for each in results]
+    remarks = [
+        () if each is None or first is None else _remarks(first, each, settings[0], its)
         for each, its in zip(results, settings, strict=True)
     ]
     names = dict.fromkeys(score.name for each in results if each for score in each.scores)
     changes = [{} if refused else _changes(first, each) for each, refused in zip(results, refusals, strict=True)]
     rows = [_row(name, results, changes) for name in names]
     groups = tuple(groups_by(each, by, least=least) if each else () for each in results)
-    return TaskComparison(task, benchmark, tuple(results), tuple(rows), tuple(refusals), groups)
+    return TaskComparison(task, benchmark, tuple(results), tuple(rows), tuple(refusals), tuple(remarks), groups)
 
 
-def _refusals(
-    first: TaskResult, other: TaskResult, settings: Mapping[str, Any], others: Mapping[str, Any]
-) -> tuple[str, ...]:
-    """Returns why two results are not paired. `settings` and `others` are those of their evaluations."""
+def _refusals(first: TaskResult, other: TaskResult) -> tuple[str, ...]:
+    """Returns why two results are not paired."""
     if first is other:
         return ()
-    pairs = [*zip(_outcomes(first), _outcomes(other), strict=False)]
-    reasons = [reason for one, another in pairs for reason in mismatches(one, another)]
+    pairs = zip(_outcomes(first), _outcomes(other), strict=False)
+    return tuple(dict.fromkeys(reason for one, another in pairs for reason in mismatches(one, another)))
+
+
+def _remarks(
+    first: TaskResult, other: TaskResult, settings: Mapping[str, Any], others: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """Returns which settings of the evaluations differ, of those that change what a model sees or how prompts count.
+
+    A pair of results may still be compared: the difference is then also one of these settings.
+    """
     # The ensemble combines prompts. Files of earlier versions do not say which part of an image was read.
-    relevant = ["crop", *(["ensemble"] if first.domain and other.domain else [])] if pairs else []
+    relevant = ["crop", *(["ensemble"] if first.domain and other.domain else [])]
     values = [(name, settings.get(name), others.get(name)) for name in relevant]
-    reasons += [
-        f"evaluation.{name} differs: {one} and {two}" for name, one, two in values if one and two and one != two
-    ]
-    return tuple(dict.fromkeys(reasons))
+    return tuple(f"evaluation.{name} is {two}, not {one}" for name, one, two in values if one and two and one != two)
 
 
 def _row(name: str, results: Sequence[TaskResult | None], changes: Sequence[Mapping[str, Difference]]) -> ScoreRow:

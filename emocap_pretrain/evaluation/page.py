@@ -97,6 +97,7 @@ def _task(number: int, task: TaskComparison, found: Comparison) -> dict[str, Any
             for letter, each in zip(letters, results, strict=True)
             for _, value in (each.domain.rows() if each and each.domain else ())
         ],
+        "remarks": [(letter, each) for letter, each in zip(letters, task.remarks, strict=True) if each],
         "refusals": [(letter, each) for letter, each in zip(letters, task.refusals, strict=True) if each],
         "rows": [_row(row) for row in task.rows],
         "matrices": [

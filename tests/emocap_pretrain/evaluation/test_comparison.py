@@ -233,20 +233,22 @@ def test_groups_of_a_score_that_is_no_share_have_numbers_and_not_per_cent(tmp_pa
     assert "points" not in text.split("minus male")[1][:40]
 
 
-def test_results_with_another_crop_or_ensemble_are_not_paired() -> None:
+def test_another_crop_or_ensemble_is_a_remark_beside_the_difference() -> None:
     def of(crop: str | None, ensemble: str, domain: Domain | None) -> ResultFile:
         found = file_of("a", replace(classified(OF, 0.3, seed=1), domain=domain))
         return replace(found, evaluation={"crop": crop, "ensemble": ensemble})
 
-    def refused(one: ResultFile, other: ResultFile) -> tuple[str, ...]:
-        return compare(models(one, other)).tasks[0].refusals[1]
+    def remarks(one: ResultFile, other: ResultFile) -> tuple[str, ...]:
+        (task,) = compare(models(one, other)).tasks
+        assert task.refusals[1] == ()
+        assert task.rows[0].differences[1] is not None
+        return task.remarks[1]
 
     first = of("center", "logits", Domain())
-    assert refused(first, of("center", "logits", Domain())) == ()
-    assert refused(first, of("whole", "logits", Domain())) == ("evaluation.crop differs: center and whole",)
-    assert refused(first, of("center", "embeddings", Domain())) == (
-        "evaluation.ensemble differs: logits and embeddings",
-    )
-    assert refused(first, of(None, "logits", Domain())) == ()  # As in files of earlier versions.
+    assert remarks(first, of("center", "logits", Domain())) == ()
+    assert remarks(first, of("whole", "logits", Domain())) == ("evaluation.crop is whole, not center",)
+    assert remarks(first, of("center", "embeddings", Domain())) == ("evaluation.ensemble is embeddings, not logits",)
+    assert remarks(first, of(None, "logits", Domain())) == ()  # As in files of earlier versions.
     # The ensemble changes nothing in a task without prompts.
-    assert refused(of("center", "logits", None), of("center", "embeddings", None)) == ()
+    assert remarks(of("center", "logits", None), of("center", "embeddings", None)) == ()
+    assert "B: evaluation.crop is whole, not center." in page(compare(models(first, of("whole", "logits", Domain()))))

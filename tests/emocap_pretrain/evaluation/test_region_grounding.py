@@ -159,14 +159,17 @@ def test_the_maps_are_those_of_the_python_interface(tiny_config: Config, faces: 
         assert maps.weights[row].numpy() == pytest.approx(found, abs=1e-6)
 
 
-def test_a_model_without_local_sentences_and_a_dataset_without_regions_are_refused(tiny_config: Config, faces: str):
+def test_a_model_without_local_sentences_and_a_dataset_without_regions_are_refused(
+    tiny_config: Config, faces: str, tmp_path: Path
+):
     settings = EvaluationConfig(url=faces, tasks=(RegionGrounding.name,))
     with pytest.raises(ConfigError, match=re.escape("needs a model that is trained with local sentences")):
         tasks.prepare(settings, has_local=False)
     with pytest.raises(ConfigError, match="needs a model that is trained with local sentences"):
         tasks.evaluate(settings, embedder_of(tiny_config), ALONE, url="faces")
+    write_shards(records(4, pixels=32), str(tmp_path), samples_per_shard=4)
     with pytest.raises(ConfigError, match=f"has no {re.escape(REGIONS_FILE)}: write it with `emocap regions"):
-        tasks.prepare(settings)
+        tasks.prepare(settings.model_copy(update={"url": str(tmp_path)}))
     no_local = ObjectiveConfig.model_validate({"local": 0})
     assert LocalAlignment.of(no_local, 16) is None
 
