@@ -284,6 +284,11 @@ class EvaluationConfig(Section):
         "whole changes its proportions; null takes what the model was published with (a run: center).",
     )
     batch: Positive = Field(default=256, description="Samples of one pass of the encoders.")
+    loss_batch: Annotated[int, Field(ge=2)] = Field(
+        default=256,
+        description="Samples whose images and captions are compared with each other when the loss on this dataset is "
+        "measured; the value of the loss depends on it.",
+    )
     before_training: Literal["auto", "always", "never"] = Field(
         default="auto",
         description="Whether a new run also evaluates its model before the first step, so that the report shows what "

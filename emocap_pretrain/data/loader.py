@@ -115,7 +115,7 @@ class Collate:
         encoded = self.tokenizer.encode([text for texts in by_image for text in texts], self.lengths[part.name])
         # Such a part has exactly one text for each image, so text i belongs to image i.
         if part.aligned_with == "image":
-            return replace(encoded, identity=_identities(encoded))
+            return replace(encoded, identity=identities(encoded))
         # For counts of 2, 0 and 3 the owners are 0, 0, 2, 2, 2: ascending, as `Texts.starts` requires.
         counts = torch.tensor([len(texts) for texts in by_image], dtype=torch.int64)
         return replace(encoded, owner=torch.repeat_interleave(counts))
@@ -142,7 +142,7 @@ def _caption(sample: Sample) -> Caption:
     return sample.caption
 
 
-def _identities(texts: Texts) -> torch.Tensor:
+def identities(texts: Texts) -> torch.Tensor:
     """Returns a hash of the tokens of each text, without padding. Equal tokens have equal hashes on every rank.
 
     The tokens are those that the tower reads, after truncation: for the loss, two texts are the same text if they

@@ -99,7 +99,7 @@ def scores_of(
         found += [
             Score(f"{metric}_ccc", f"{name}, CCC", _finite(concordance_corrcoef(ours, theirs)), is_share=False),
             Score(f"{metric}_pcc", f"{name}, PCC", _finite(pearson_corrcoef(ours, theirs)), is_share=False),
-            Score(f"{metric}_rmse", f"{name}, RMSE", rmse(ours, theirs), of_mean, is_share=False),
+            Score(f"{metric}_rmse", f"{name}, RMSE", rmse(ours, theirs), of_mean, is_share=False, lower_is_better=True),
             Score(f"{metric}_sagr", f"{name}, SAGR", same_sign(ours, theirs), sign_of_mean),
         ]
     return found

@@ -374,7 +374,10 @@ def _scores(
         baseline = Baseline("chance", chance / len(before))
         scores.append(Score(f"recall_at_{k}_{direction}", f"{title}, recall at {k}", recall, baseline))
     rank = float(np.median(before.numpy())) + 1
-    return [*scores, Score(f"median_rank_{direction}", f"{title}, median rank", rank, is_share=False)]
+    return [
+        *scores,
+        Score(f"median_rank_{direction}", f"{title}, median rank", rank, is_share=False, lower_is_better=True),
+    ]
 
 
 def chance_recall(k: int, right: int, candidates: int) -> float:

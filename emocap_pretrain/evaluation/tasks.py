@@ -35,6 +35,7 @@ from emocap_pretrain.evaluation.fine_tuned import (
     label_of_classes,
     require_numbers,
 )
+from emocap_pretrain.evaluation.held_out_loss import HeldOutLoss
 from emocap_pretrain.evaluation.linear_probe import LinearProbe
 from emocap_pretrain.evaluation.nearest import Nearest
 from emocap_pretrain.evaluation.region_grounding import RegionGrounding
@@ -68,6 +69,7 @@ TASKS: tuple[type[Task], ...] = (
     RegionGrounding,
     FineTunedClasses,
     FineTunedNumbers,
+    HeldOutLoss,
 )
 NEED_A_HEAD: tuple[type[Task], ...] = (FineTunedClasses, FineTunedNumbers)
 """The tasks that few models allow. They run only if the settings name them."""

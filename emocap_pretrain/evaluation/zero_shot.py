@@ -56,7 +56,7 @@ class ZeroShot(ClassifiesByPrompts):
     ) -> Iterator[Score]:
         if len(test.classes) > 1:
             error = calibration_error(embedder.model.scale * cosines, test.rows.truth)
-            yield Score("ece", "prompted calibration error", error)
+            yield Score("ece", "prompted calibration error", error, lower_is_better=True)
 
     def _by_template(
         self, test: LabelledImages, columns: Float[Tensor, "templates embedding classes"]

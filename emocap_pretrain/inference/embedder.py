@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from emocap_pretrain.config.fields import ImageCrop
+from emocap_pretrain.config.objective import ObjectiveConfig
 from emocap_pretrain.data.batch import Texts
 from emocap_pretrain.data.parts import Part
 from emocap_pretrain.data.tokenizer import Tokenizer
@@ -49,6 +50,7 @@ class Embedder:
             says what holds for a part that is missing here.
         crop: The part of an image that the model was published to read: "center" or "whole". An evaluation may choose
             the other one.
+        objective: What a run of this project was trained with; None for the model of another library.
 
     Example:
         Embedder.of(restore("runs/faces"), "cpu").texts(["a happy face"])
@@ -59,6 +61,7 @@ class Embedder:
     local: LocalAlignment | None = None
     lengths: Mapping[str, int] = field(default_factory=dict[str, int])
     crop: ImageCrop = "center"
+    objective: ObjectiveConfig | None = None
 
     @classmethod
     def of(cls, restored: Restored, device: str) -> "Embedder":
@@ -66,7 +69,8 @@ class Embedder:
         settings = restored.config
         lengths = settings.model.text.lengths
         local = LocalAlignment.of(settings.objective, lengths.local)
-        return cls(restored.model.to(device), restored.tokenizer, local, lengths.by_part)
+        model = restored.model.to(device)
+        return cls(model, restored.tokenizer, local, lengths.by_part, objective=settings.objective)
 
     def on(self, device: str) -> Self:
         """Moves the model itself to a device, and returns this embedder."""

@@ -67,6 +67,8 @@ class Score:
         baseline: The score that needs no model, for comparison; None if there is none.
         is_share: Whether the number is a fraction in [0, 1], which is shown in per cent.
         interval: The bounds of a 95 % confidence interval; None if there is none.
+        lower_is_better: Whether a smaller number is a better one, as for a loss. It decides which checkpoint is the
+            best one (`checkpoint.keep_best`).
 
     Raises:
         ValueError: If the name has characters that MLflow refuses, or the value is not finite.
@@ -82,6 +84,7 @@ class Score:
     baseline: Baseline | None = None
     is_share: bool = True
     interval: tuple[Number, Number] | None = None
+    lower_is_better: bool = False
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):

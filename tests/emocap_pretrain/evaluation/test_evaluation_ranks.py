@@ -16,22 +16,25 @@ from emocap_pretrain.ranks.info import Rank
 from emocap_pretrain.run_folder.folder import RunFolder
 from emocap_pretrain.run_folder.report import Report
 
-BOTH = ["zero_shot", "retrieval"]
+ALL = ["zero_shot", "retrieval", "held_out_loss"]
 ALONE = RankGroup(Rank(), "cpu", None)
 
 
 @pytest.fixture
 def config(tiny_config: Config) -> Config:
-    """Returns the config of a run that evaluates 24 faces in batches of seven; the fourth batch has three faces."""
-    return changed(tiny_config, evaluation__tasks=BOTH, evaluation__batch=7)
+    """Returns the config of a run that evaluates 24 faces in batches of seven; the fourth batch has three faces.
+
+    The loss compares ten faces with each other.
+    """
+    return changed(tiny_config, evaluation__tasks=ALL, evaluation__batch=7, evaluation__loss_batch=10)
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 6])
 def test_any_number_of_ranks_gives_the_results_of_one_to_the_bit(config: Config, ranks: int) -> None:
     """Two of six ranks have no batch, because there are four batches."""
     wanted = evaluate(ALONE, config)
-    assert [result.task for result in wanted] == BOTH
-    assert [result.samples for result in wanted] == [24, 24]
+    assert [result.task for result in wanted] == ALL
+    assert [result.samples for result in wanted] == [24, 24, 20]
     assert on_gloo(ranks, evaluate, config) == [wanted] * ranks
 
 
@@ -67,8 +70,8 @@ def test_a_finished_run_is_evaluated_again_on_two_ranks_with_the_results_of_one(
 ) -> None:
     trained = finished(changed(config, steps=2))
     first = report(trained)
-    assert [result.task for result in first.results] == BOTH
-    turned = changed(trained, evaluation__tasks=BOTH[::-1])
+    assert [result.task for result in first.results] == ALL
+    turned = changed(trained, evaluation__tasks=ALL[::-1])
     on_gloo(2, train, turned)
     assert report(turned) == replace(first, results=first.results[::-1], evaluation=turned.stored()["evaluation"])
     # Nothing is left to do: the report stays as it is.
