@@ -22,7 +22,7 @@ __all__ = ["load"]
 def load(
     source: "str | os.PathLike[str]",
     *,
-    step: int | None = None,
+    step: int | Literal["best"] | None = None,
     weights: Literal["raw", "ema"] | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     activation: Literal["quick_gelu", "gelu", "gelu_tanh"] | None = None,
@@ -36,7 +36,7 @@ def load(
         source: The folder or URL of a run, or `run:URL@step`; a folder that `emocap export --to safetensors` has
             written; or the folder, file or hub name of a model of another library, as for the setting `model.from`
             (docs/weights.md), or of an image tower of timm, or `hog`. The last two cannot embed texts.
-        step: For a run, the step of the checkpoint; None takes the newest one.
+        step: For a run, the step of the checkpoint; "best" takes the best evaluated one, and None the newest one.
         weights: For a run, "raw" takes the weights of the step, and "ema" their moving average. None takes the average
             if the run keeps one.
         device: Device of the model; "auto" is "cuda" if there is a GPU, and "cpu" otherwise.

@@ -15,6 +15,7 @@ from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.inference.classes import Classification, class_cosines, class_embeddings
 from emocap_pretrain.inference.embedder import Crop, Embedder
 from emocap_pretrain.inference.model import Activation, Device, EmotionModel, load
+from emocap_pretrain.interop.restore import StepChoice
 from emocap_pretrain.run_folder.results import Weights
 
 Field: TypeAlias = Any
@@ -59,7 +60,7 @@ class ModelSource:
     """Holds the arguments of `inference.model.load`. Unlike the model, they can be sent to other processes."""
 
     source: str
-    step: int | None = None
+    step: StepChoice | None = None
     weights: Weights | None = None
     device: Device = "auto"
     activation: Activation | None = None

@@ -17,6 +17,7 @@ from itertools import islice
 
 from emocap_shards.store import Store
 
+from emocap_pretrain.checkpoint.best import Criterion, steps_to_keep
 from emocap_pretrain.checkpoint.layout import (
     StepFolder,
     delete_checkpoint,
@@ -41,10 +42,12 @@ class Retention:
         keep_last: Number of newest intact checkpoints that are kept. Damaged checkpoints that are newer than the
             oldest of these are kept too.
         keep_every: Checkpoints at multiples of this step are kept as well.
+        keep_best: The score by which the best evaluated checkpoint is found, which is kept as well; None for no score.
     """
 
     keep_last: int = 3
     keep_every: int | None = None
+    keep_best: Criterion | None = None
 
     def oldest(self, steps: Iterable[int], is_intact: Callable[[int], bool] = lambda _: True) -> int:
         """Returns the oldest step that is kept because of `keep_last`.
@@ -65,8 +68,24 @@ class Retention:
         return counted[-1] if len(counted) == self.keep_last else -1
 
     def keeps(self, step: int, oldest: int) -> bool:
-        """Returns whether the checkpoint of a step is kept; `oldest` is the result of the method `oldest`."""
+        """Returns whether the checkpoint of a step is kept; `oldest` is the result of the method `oldest`.
+
+        The best checkpoint is kept too (`best`).
+        """
         return step == 0 or step >= oldest or (self.keep_every is not None and step % self.keep_every == 0)
+
+    def best(self, store: Store, steps: Iterable[int], oldest: int) -> frozenset[int]:
+        """Returns the steps that are kept because their checkpoint is, or may be, the best evaluated one.
+
+        Args:
+            store: The run's store, which holds the results.
+            steps: Every step that has a manifest.
+            oldest: The result of the method `oldest`.
+        """
+        everything = sorted(steps)
+        if self.keep_best is None or all(self.keeps(step, oldest) for step in everything):
+            return frozenset()
+        return steps_to_keep(store, self.keep_best, everything)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +164,11 @@ def deletions(
     # A damaged checkpoint is in this mapping too. It does not count towards `keep_last`, but it can be deleted.
     committed = {each.step: each for each in folders if each.manifest_bytes is not None}
     oldest = retention.oldest(committed, lambda step: counts(committed[step]))
+    best = retention.best(store, committed, oldest)
     found: list[Deletion] = []
     for folder in folders:
-        includes_checkpoint = folder.manifest_bytes is not None and not retention.keeps(folder.step, oldest)
+        is_kept = retention.keeps(folder.step, oldest) or folder.step in best
+        includes_checkpoint = folder.manifest_bytes is not None and not is_kept
         if includes_checkpoint:
             names = tuple(each for each in folder.attempts if run_attempt_of(each) is not None)
         else:

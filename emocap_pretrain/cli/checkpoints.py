@@ -16,8 +16,9 @@ from emocap_shards.inspecting.wording import size
 from emocap_shards.store import Store, open_store
 from tqdm import tqdm
 
+from emocap_pretrain.checkpoint.best import Criterion
 from emocap_pretrain.checkpoint.layout import StepFolder, manifest_of, step_folders
-from emocap_pretrain.checkpoint.manifest import Checkpoint, mismatched_files, read_listed
+from emocap_pretrain.checkpoint.manifest import Checkpoint, mismatched_files, newest, read_listed
 from emocap_pretrain.checkpoint.retention import Retention, delete, deletions, unfinished
 from emocap_pretrain.checkpoint.verify import damaged_files
 from emocap_pretrain.cli.options import Debug
@@ -107,6 +108,12 @@ def prune_command(
     keep_every: Annotated[
         int | None, typer.Option(help="Also keep checkpoints at multiples of this step.", min=1)
     ] = None,
+    keep_best: Annotated[
+        str | None,
+        typer.Option(
+            help="Also keep the best evaluated checkpoint by this score; default checkpoint.keep_best of the run."
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be deleted; delete nothing.")] = False,
     sizes_only: Annotated[
         bool, typer.Option("--sizes-only", help="Compare only the sizes of the kept files; do not read every byte.")
@@ -120,7 +127,8 @@ def prune_command(
     is right. If too few checkpoints count, none is deleted.
     """
     with errors_as_lines(debug=debug):
-        store, retention = open_soon(url), Retention(keep_last, keep_every)
+        store = open_soon(url)
+        retention = Retention(keep_last, keep_every, Criterion.of_checkpoint(newest(store), keep_best))
         alive = _alive(store)
         if alive is not None and not force and not dry_run:
             raise ConfigError(

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from emocap_pretrain.evaluation.on_benchmarks import BenchmarkCopy
     from emocap_pretrain.inference.embedder import Embedder
     from emocap_pretrain.inference.opened import Activation, OpenedModel
-    from emocap_pretrain.interop.restore import Restored
+    from emocap_pretrain.interop.restore import Restored, StepChoice
 
 LARGEST_BATCH = 1024  # Limits the batch size that a stored config can request.
 
@@ -42,7 +42,7 @@ class EvaluationRequest:
     Attributes:
         model: The name of the model, as the user gave it.
         own: The user's own config; None takes the config in the checkpoint, which is not trusted.
-        step: Step of the checkpoint; None takes the newest one.
+        step: Step of the checkpoint, or "best"; None takes the newest one.
         weights: "raw" takes the weights of the step, and "ema" their moving average; None takes the average if the run
             keeps one.
         interpolate: If this share `a` is not None, the weights (1 - a) * start + a * trained are evaluated in place of
@@ -62,7 +62,7 @@ class EvaluationRequest:
 
     model: str
     own: Config | None
-    step: int | None
+    step: "StepChoice | None"
     weights: Weights | None
     interpolate: float | None
     shares: tuple[float, ...]

@@ -53,6 +53,22 @@ def named_values(text: str) -> dict[str, str]:
     return dict(pairs)
 
 
+def chosen_step(text: str) -> int | Literal["best"]:
+    """Returns the step that a text such as "400" names, or "best".
+
+    >>> chosen_step("400"), chosen_step("best")
+    (400, 'best')
+
+    Raises:
+        BadParameter: If the text is neither. Typer prints this error as a wrong use of the option.
+    """
+    if text == "best":
+        return "best"
+    if not text.isdecimal():
+        raise typer.BadParameter(f"{text!r} is not a step; give a number such as 400, or best.")
+    return int(text)
+
+
 def parsed_classes(text: str) -> Any:
     """Returns the classes with the words that describe them in prompts.
 
@@ -90,7 +106,14 @@ def lines_of(path: Path) -> list[str]:
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 # Options of the commands that use a trained model.
-Step = Annotated[int | None, typer.Option(help="Step of the checkpoint; default the newest one.")]
+Step = Annotated[
+    Any,
+    typer.Option(
+        parser=chosen_step,
+        metavar="N|best",
+        help="Step of the checkpoint, or best (checkpoint.keep_best of the run); default the newest one.",
+    ),
+]
 ChosenWeights = Annotated[
     Weights | None,
     typer.Option("--weights", help="Weights of the step, or their moving average; default ema if the run has it."),

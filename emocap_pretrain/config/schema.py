@@ -201,6 +201,11 @@ class CheckpointConfig(Section):
     keep_every: Positive | None = Field(
         default=None, description="Checkpoints at multiples of this step are never deleted."
     )
+    keep_best: Annotated[str, Field(pattern=r"^[a-z0-9_]+/[a-z0-9_]+(/[a-z0-9_]+)*$")] | None = Field(
+        default=None,
+        description="A score of an evaluation task as TASK/SCORE; the evaluated checkpoint with its best value is "
+        "never deleted. Needs evaluation.every_checkpoints.",
+    )
 
 
 class TrackingConfig(Section):
@@ -299,6 +304,14 @@ class EvaluationConfig(Section):
         description="During training, every n-th checkpoint is evaluated too: those at multiples of this number times "
         "checkpoint.every_steps. Training waits meanwhile; null evaluates the last one only.",
     )
+    stop_after: Positive | None = Field(
+        default=None,
+        description="The run ends early once the score of checkpoint.keep_best has not improved at this number of "
+        "evaluated checkpoints in a row; null trains all steps.",
+    )
+    min_improvement: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        default=0.0, description="An improvement by at most this number does not count for stop_after."
+    )
     interpolate: tuple[Fraction, ...] = Field(
         default=(),
         description="Shares a of the trained weights, such as [0, 0.25, 0.5, 0.75, 1]. For each of them the run also "
@@ -375,6 +388,21 @@ class Config(Section):
                     "objective.mining.features=ema needs the whole average on every rank, and engine.zero_stage=3 "
                     "divides the weights: set engine.zero_stage to 0, 1 or 2."
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _the_best_is_found_by_evaluations(self) -> Self:
+        if self.checkpoint.keep_best is not None and (
+            self.evaluation.url is None or self.evaluation.every_checkpoints is None
+        ):
+            raise ValueError(
+                f"checkpoint.keep_best={self.checkpoint.keep_best} needs checkpoints that are evaluated during "
+                "training: set evaluation.url and evaluation.every_checkpoints, or leave it out."
+            )
+        if self.evaluation.stop_after is not None and self.checkpoint.keep_best is None:
+            raise ValueError(
+                "evaluation.stop_after needs a score that has to improve: set checkpoint.keep_best to TASK/SCORE."
+            )
         return self
 
     def stored(self) -> dict[str, Any]:

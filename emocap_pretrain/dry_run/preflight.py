@@ -160,6 +160,7 @@ def preflight(
     if not checkpoint and not found.problems:
         _model(config, devices, known, found)
     found.collect(lambda: tasks.require_head(tasks.tasks_of(config.evaluation), config.objective.labels))
+    found.collect(lambda: tasks.require_score(config.checkpoint.keep_best, config.evaluation))
     unprepared = prepare_tasks and not tasks.were_prepared(checkpoint, config.stored()["evaluation"])
     found.collect(lambda: evaluation(config, found, prepare_tasks=unprepared))
     if config.steps == 0 and config.evaluation.url is None:

@@ -110,6 +110,31 @@ def tasks_of(settings: EvaluationConfig) -> list[Task]:
     return [known[name](settings) for name in names]
 
 
+def require_score(keep_best: str | None, settings: EvaluationConfig) -> None:
+    """Checks that `checkpoint.keep_best` names a score of a task that the run evaluates.
+
+    The scores that are known before an evaluation are those of the charts of the task.
+
+    Raises:
+        ConfigError: If it does not. The message names the tasks, or the scores of the task.
+    """
+    if keep_best is None:
+        return
+    name, _, score = keep_best.partition("/")
+    by_name = {task.name: task for task in tasks_of(settings)}
+    if name not in by_name:
+        raise ConfigError(
+            f"checkpoint.keep_best={keep_best}: evaluation.tasks does not have {name!r}; the tasks of this run are "
+            f"{', '.join(by_name)}."
+        )
+    scores = [each for chart in by_name[name].charts for each in chart]
+    if score not in scores:
+        raise ConfigError(
+            f"checkpoint.keep_best={keep_best}: {name} has no score {score!r} that a checkpoint can be chosen by; take "
+            f"one of {', '.join(scores)}."
+        )
+
+
 def prepare(
     settings: EvaluationConfig,
     *,

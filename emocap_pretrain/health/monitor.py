@@ -111,6 +111,7 @@ class Monitor:
         fields = {"name": name, "steps": steps, "ranks": world.world_size, "hosts": tuple(sorted(set(self._hosts)))}
         self._status = StatusThread(attempt, self.position, **fields) if world.is_main else None
         self._stop_reason = STOP_SIGNALLED
+        self._ended_early = False  # Whether the run is done although it has not made all steps.
         self._hangs = False  # Whether the diagnosis says that the other ranks wait for this rank.
 
     def __enter__(self) -> "Monitor":
@@ -244,6 +245,10 @@ class Monitor:
             self._profiler.start(request, self.position.step)
             self.timer.record = self._profiler.recording
 
+    def end_early(self) -> None:
+        """Says that the run is done although it has not made all steps. Otherwise it counts as stopped."""
+        self._ended_early = True
+
     def update_status(self, **fields: Any) -> None:
         """Replaces fields of the run's status, such as the step of the newest checkpoint. Only rank 0 has a status."""
         if self._status:
@@ -253,7 +258,7 @@ class Monitor:
         """Records that training has ended without an error, and ends all threads."""
         # The watchdog is closed last: until then a rank that is lost while others finish is still noticed.
         self._profiler.close(UPLOAD_S)
-        done = self.position.step >= self._steps
+        done = self.position.step >= self._steps or self._ended_early
         self.position.end(DONE)
         if self._status:
             saved = "the state is saved" if self.position.step else "before the first step, so no training is lost"

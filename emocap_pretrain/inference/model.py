@@ -35,6 +35,7 @@ from emocap_pretrain.inference.classes import (
 from emocap_pretrain.inference.embedder import Embedder
 from emocap_pretrain.inference.images import ImageSource, crops
 from emocap_pretrain.inference.opened import Activation, open_model
+from emocap_pretrain.interop.restore import StepChoice
 from emocap_pretrain.run_folder.results import Weights
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -286,7 +287,7 @@ class EmotionModel:
 def load(
     source: str | os.PathLike[str],
     *,
-    step: int | None = None,
+    step: StepChoice | None = None,
     weights: Weights | None = None,
     device: Device = "auto",
     activation: Activation | None = None,

@@ -17,7 +17,7 @@ from emocap_pretrain.inference.embedder import Embedder
 from emocap_pretrain.interop.export import portable
 from emocap_pretrain.interop.image_weights import is_image_tower, load_image_tower
 from emocap_pretrain.interop.load import load_source
-from emocap_pretrain.interop.restore import Restored, restore
+from emocap_pretrain.interop.restore import Restored, StepChoice, restore
 from emocap_pretrain.interop.source import is_foreign, local_copy, run_and_step
 from emocap_pretrain.model.hog import HogTower
 from emocap_pretrain.model.pair import image_alone
@@ -47,7 +47,7 @@ class OpenedModel:
 def open_model(
     name: str,
     *,
-    step: int | None = None,
+    step: StepChoice | None = None,
     weights: Weights | None = None,
     config: Config | None = None,
     interpolate: float | None = None,
@@ -56,10 +56,10 @@ def open_model(
     """Opens a model on the CPU. This is not a collective: one process reads the model, and may send it to others.
 
     Args:
-        name: The folder or URL of a run, `run:URL` or `run:URL@step`; a folder that `emocap export --to safetensors`
-            has written; a folder, file or hub name of a CLIP or SigLIP of another library, as for `model.from`; a
-            folder, file or hub name of an image tower of timm; or `hog`.
-        step: For a run, the step of the checkpoint; None takes the newest one.
+        name: The folder or URL of a run, `run:URL`, `run:URL@step` or `run:URL@best`; a folder that
+            `emocap export --to safetensors` has written; a folder, file or hub name of a CLIP or SigLIP of another
+            library, as for `model.from`; a folder, file or hub name of an image tower of timm; or `hog`.
+        step: For a run, the step of the checkpoint, or "best" (`restore`); None takes the newest one.
         weights: For a run, "raw" for the weights of the step or "ema" for their moving average; None takes the average
             if the run keeps one.
         config: The user's own config of the run (`restore`). For an export, only its section `evaluation` is used, and

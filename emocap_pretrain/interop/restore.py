@@ -16,15 +16,16 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from emocap_shards.store import open_store
+from emocap_shards.store import Store, open_store
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
+from emocap_pretrain.checkpoint.best import Criterion, best_checkpoint
 from emocap_pretrain.checkpoint.layout import ENGINE, TOKENIZER, WEIGHTS
 from emocap_pretrain.checkpoint.loader import downloaded
 from emocap_pretrain.checkpoint.manifest import Checkpoint, committed
@@ -40,6 +41,9 @@ from emocap_pretrain.model.lora import merge_adapters
 from emocap_pretrain.model.pair import TowerPair
 from emocap_pretrain.model.weights import Fit, shapes_of
 from emocap_pretrain.run_folder.results import Weights
+
+StepChoice = int | Literal["best"]
+"""A checkpoint of a run: the one of a step, or the best evaluated one."""
 
 # A text among the options of a tower may name a type of layer. It cannot be a path or a URL, which contain a slash.
 _PLAIN_OPTION = re.compile(r"[A-Za-z0-9_.-]{0,40}")
@@ -70,7 +74,7 @@ class Restored:
 def restore(
     run_url: str,
     *,
-    step: int | None = None,
+    step: StepChoice | None = None,
     config: Config | None = None,
     weights: Weights | None = None,
     interpolate: float | None = None,
@@ -82,7 +86,7 @@ def restore(
 
     Args:
         run_url: The run's `url`.
-        step: Step of the checkpoint; None takes the newest one.
+        step: Step of the checkpoint, or "best" (`chosen`); None takes the newest one.
         config: The run's config, if the user gives it; it is trusted. With None the config in the checkpoint is used,
             which is not trusted.
         weights: "raw" takes the weights of the step, and "ema" their moving average, for which all engine files of the
@@ -99,7 +103,7 @@ def restore(
         StoreError: If the store of the run cannot be reached.
     """
     store = open_store(run_url)
-    checkpoint = chosen(committed(store), run_url, step)
+    checkpoint = chosen(store, run_url, step)
     weights = _chosen_weights(weights, checkpoint, run_url)
     needed = (WEIGHTS, TOKENIZER, ENGINE) if weights == "ema" else (WEIGHTS, TOKENIZER)
     with downloaded(store, checkpoint, lambda path: path.partition("/")[0] in needed) as folder:
@@ -193,20 +197,36 @@ def model_of(
     return config, model.eval(), tokenizer
 
 
-def chosen(found: list[Checkpoint], run_url: str, step: int | None) -> Checkpoint:
+def chosen(store: Store, run_url: str, step: StepChoice | None) -> Checkpoint:
     """Returns the checkpoint of a step, or the newest one if `step` is None.
+
+    With "best", it is the best evaluated checkpoint by the score that `checkpoint.keep_best` of the run names
+    (`checkpoint/best.py`).
 
     Raises:
         CheckpointError: If there is no such checkpoint. The message lists the steps that exist.
     """
-    by_step = {each.step: each for each in found}
-    chosen = max(by_step, default=-1) if step is None else step
-    if chosen not in by_step:
-        steps = ", ".join(map(str, sorted(by_step))) or "none"
+    by_step = {each.step: each for each in committed(store)}
+    steps = ", ".join(map(str, sorted(by_step))) or "none"
+    if step == "best":
+        criterion = Criterion.of_checkpoint(by_step[max(by_step)]) if by_step else None
+        if criterion is None:
+            raise CheckpointError(
+                f"{run_url} does not say which checkpoint is the best: its settings have no checkpoint.keep_best; "
+                f"steps: {steps}."
+            )
+        best = best_checkpoint(store, criterion, by_step)
+        if best is None:
+            raise CheckpointError(
+                f"{run_url} has no checkpoint that was evaluated with {criterion.name}; steps: {steps}."
+            )
+        step = best.step
+    number = max(by_step, default=-1) if step is None else step
+    if number not in by_step:
         raise CheckpointError(
             f"{run_url} has no checkpoint{'' if step is None else f' of step {step}'}; steps: {steps}."
         )
-    return by_step[chosen]
+    return by_step[number]
 
 
 def _chosen_weights(weights: Weights | None, checkpoint: Checkpoint, run_url: str) -> Weights:

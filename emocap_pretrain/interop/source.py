@@ -20,7 +20,6 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from emocap_pretrain.checkpoint.layout import TOKENIZER
 from emocap_pretrain.checkpoint.loader import downloaded
-from emocap_pretrain.checkpoint.manifest import committed
 from emocap_pretrain.config.load import from_stored
 from emocap_pretrain.config.location import PACKAGE_PREFIX, RUN_PREFIX, located
 from emocap_pretrain.config.model import ModelConfig
@@ -28,7 +27,7 @@ from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.interop.layouts import clip, open_clip, transformers
 from emocap_pretrain.interop.layouts.layout import Tree, WeightsLayout
-from emocap_pretrain.interop.restore import LONGEST_ID, chosen, restore
+from emocap_pretrain.interop.restore import LONGEST_ID, StepChoice, chosen, restore
 from emocap_pretrain.interop.tensors import Tensors, open_tensors
 from emocap_pretrain.model.json_files import read_json
 from emocap_pretrain.model.weights import shapes_of
@@ -181,7 +180,7 @@ def is_openai(tensors: Tensors) -> bool:
 
 
 def open_run(name: str) -> Source:
-    """Opens the checkpoint of a run that `run:URL` or `run:URL@step` names.
+    """Opens the checkpoint of a run that `run:URL`, `run:URL@step` or `run:URL@best` names.
 
     Only the manifest is read here. It is not trusted, so its settings are only data. When the tensors are opened,
     `restore` builds the model from these settings, with all of its checks.
@@ -193,7 +192,7 @@ def open_run(name: str) -> Source:
     """
     url, step = run_and_step(name)
     store = open_store(url)
-    checkpoint = chosen(committed(store), url, step)
+    checkpoint = chosen(store, url, step)
     model = from_stored(checkpoint.state.get("config")).model
     tree = model.model_dump(mode="json", include=_BUILDING)
     tree["text"]["tokenizer"] = "from"
@@ -218,13 +217,15 @@ def open_run(name: str) -> Source:
     )
 
 
-def run_and_step(name: str) -> tuple[str, int | None]:
-    """Returns the URL and the step in `run:URL@step`; the step is None in `run:URL`.
+def run_and_step(name: str) -> tuple[str, StepChoice | None]:
+    """Returns the URL and the step in `run:URL@step` or `run:URL@best`; the step is None in `run:URL`.
 
-    >>> run_and_step("run:s3://bucket/runs/faces@400"), run_and_step("run:runs/a@b")
-    (('s3://bucket/runs/faces', 400), ('runs/a@b', None))
+    >>> run_and_step("run:s3://bucket/runs/faces@400"), run_and_step("run:runs/a@b"), run_and_step("run:runs/a@best")
+    (('s3://bucket/runs/faces', 400), ('runs/a@b', None), ('runs/a', 'best'))
     """
     url, _, step = name.removeprefix(RUN_PREFIX).rpartition("@")
+    if url and step == "best":
+        return url, "best"
     return (url, int(step)) if url and step.isdecimal() else (name.removeprefix(RUN_PREFIX), None)
 
 

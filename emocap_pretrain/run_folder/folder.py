@@ -135,13 +135,15 @@ class RunFolder:
     def report(self, steps: int) -> Report | None:
         """Returns the report of the run; None if there is no report, or if it belongs to a step before `steps`.
 
+        The report of a run that ended early counts as one of its last step.
+
         If the report cannot be read, the result is None too, and the next attempt evaluates the last checkpoint again.
         """
         report = storage.read(self.store, REPORT_FILE, REPORT)
         if isinstance(report, Unreadable):
             log.warning("%s: the run is evaluated again", report)
             return None
-        return report if report and report.step >= steps else None
+        return report if report and (report.step >= steps or report.early_end) else None
 
     def write_report(self, report: Report) -> None:
         """Writes `report.json`, so that the run counts as done from then on."""

@@ -28,6 +28,7 @@ from emocap_pretrain.run_folder.results import (
     Weights,
     other_weights_rows,
 )
+from emocap_pretrain.run_folder.scored_steps import EarlyEnd, ScoredStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,9 @@ class Report:
         before_training: The results of the same tasks before the first step; empty if they were not measured.
         warm_start: The checkpoint of another run with whose weights this run began; None for any other run.
         other_weights: The results of the same model with other weights.
+        best: The best evaluated checkpoint that exists, by the score of `checkpoint.keep_best`; None without this
+            setting.
+        early_end: Why the run ended before its last step; None if it has made all steps.
     """
 
     name: str
@@ -69,6 +73,23 @@ class Report:
     before_training: tuple[TaskResult, ...] = ()
     warm_start: Parent | None = None
     other_weights: tuple[OtherWeights, ...] = ()
+    best: ScoredStep | None = None
+    early_end: EarlyEnd | None = None
+
+    def ends(self, steps: int, keep_best: str | None, stop_after: int | None, min_improvement: float) -> bool:
+        """Returns whether nothing is left to train: all steps are made, or the run has ended early.
+
+        A run that has ended early can be trained further with settings with which it would not have ended, such as a
+        larger `stop_after`.
+
+        Args:
+            steps: The number of steps of the run.
+            keep_best: The setting `checkpoint.keep_best`.
+            stop_after: The setting `evaluation.stop_after`.
+            min_improvement: The setting `evaluation.min_improvement`.
+        """
+        ended_early = self.early_end is not None and self.early_end.holds(keep_best, stop_after, min_improvement)
+        return self.step >= steps or ended_early
 
     def evaluated_with(self, settings: dict[str, Any]) -> bool:
         """Returns whether `results` were computed with these evaluation settings.
@@ -128,9 +149,10 @@ def _decisive(settings: dict[str, Any]) -> dict[str, Any]:
     """Returns the evaluation settings on which the results of a checkpoint depend.
 
     The others are left out: the number of samples in a batch (`batch`), which other steps are evaluated
-    (`before_training`, `every_checkpoints`), and the labels whose values `emocap evaluate` scores separately (`by`).
+    (`before_training`, `every_checkpoints`), when the run ends early (`stop_after`, `min_improvement`), and the labels
+    whose values `emocap evaluate` scores separately (`by`).
     """
-    others = ("batch", "before_training", "every_checkpoints", "by")
+    others = ("batch", "before_training", "every_checkpoints", "stop_after", "min_improvement", "by")
     return {name: value for name, value in settings.items() if name not in others}
 
 
@@ -146,9 +168,18 @@ def _rows(report: Report) -> list[tuple[str, str]]:
         *([("scores", "before training → after training")] if before else []),
         *(row for result in report.results for row in result.rows(before.get(result.task))),
         *other_weights_rows(report.other_weights),
+        *([("ended early", report.early_end.text())] if report.early_end else []),
+        *(_best_rows(report.best, report.url) if report.best else []),
         *([("evaluated weights", WEIGHTS_TITLES[report.weights])] if report.weights != "raw" else []),
         *([("started from", report.warm_start.text())] if report.warm_start else []),
         ("run folder", report.url),
+    ]
+
+
+def _best_rows(best: ScoredStep, url: str) -> list[tuple[str, str]]:
+    return [
+        ("best checkpoint", best.text()),
+        ("use it", f"emocap evaluate {url} --step {best.step}, or run:{url}@{best.step} as model.from"),
     ]
 
 

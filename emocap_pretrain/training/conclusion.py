@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 from emocap_shards.mask import masked
 from emocap_shards.store import Store
 
+from emocap_pretrain.checkpoint.best import Criterion, best_checkpoint, write_results
+from emocap_pretrain.checkpoint.manifest import committed
 from emocap_pretrain.checkpoint.manifest import newest as newest_checkpoint
 from emocap_pretrain.checkpoint.state import Progress
 from emocap_pretrain.config.schema import Config
@@ -35,6 +37,7 @@ from emocap_pretrain.run_folder.documents import REPORT
 from emocap_pretrain.run_folder.folder import REPORT_FILE, RunFolder
 from emocap_pretrain.run_folder.report import Report
 from emocap_pretrain.run_folder.results import OtherWeights, TaskResult, Weights, curves
+from emocap_pretrain.run_folder.scored_steps import EarlyEnd, ScoredStep
 from emocap_pretrain.tracking.spool import readable_rows, row
 from emocap_pretrain.tracking.tracker import Tracker
 from emocap_pretrain.training.build import tracked_run
@@ -44,33 +47,53 @@ log = logging.getLogger(__name__)
 
 
 def is_done(config: Config, store: Store) -> bool:
-    """Returns whether the run in this folder is finished: its report exists and covers all `steps` of the config.
+    """Returns whether the run in this folder is finished: its report exists, and nothing is left to train.
 
-    If `steps` was raised after the report was written, the run is not finished. The function reads only `run.json` and
-    `report.json`.
+    If `steps` was raised after the report was written, the run is not finished. The same holds for a run that has ended
+    early, if it would not have ended with the current settings. The function reads only `run.json` and `report.json`.
 
     Raises:
         ConfigError: If the folder belongs to a run with other settings.
     """
     folder = RunFolder(store)
-    return folder.run_id(config) is not None and folder.report(config.steps) is not None
+    if folder.run_id(config) is None:
+        return False
+    report, evaluation = folder.report(config.steps), config.evaluation
+    if report is None:
+        return False
+    return report.ends(config.steps, config.checkpoint.keep_best, evaluation.stop_after, evaluation.min_improvement)
+
+
+def reopen(config: Config, store: Store) -> None:
+    """Changes the report of a run that has ended early and is trained further, so that the run does not count as done.
+
+    The driver of the run would otherwise take a failed attempt for the end of the run.
+    """
+    report = RunFolder(store).report(config.steps)
+    if report and report.early_end:
+        RunFolder(store).write_report(replace(report, early_end=None))
 
 
 def prepare_tasks(config: Config, store: Store) -> None:
     """Lets each evaluation task check its settings against its data before training begins.
 
-    Nothing is checked if the newest checkpoint was saved with the same evaluation settings, because the attempt that
+    The data are not read if the newest checkpoint was saved with the same evaluation settings, because the attempt that
     saved it has made this check.
 
     Raises:
-        ConfigError: If the settings of a task do not fit the data.
+        ConfigError: If the settings of a task do not fit the data, or no task has the score `checkpoint.keep_best`.
     """
+    tasks.require_score(config.checkpoint.keep_best, config.evaluation)
     if not tasks.were_prepared(newest_checkpoint(store), config.stored()["evaluation"]):
         tasks.prepare(config.evaluation, has_local=config.objective.local > 0, head=config.objective.labels)
 
 
 def conclude(
-    session: Session, progress: Progress, before_training: tuple[TaskResult, ...], everyone: RankGroup
+    session: Session,
+    progress: Progress,
+    before_training: tuple[TaskResult, ...],
+    everyone: RankGroup,
+    early_end: EarlyEnd | None = None,
 ) -> None:
     """Evaluates the last checkpoint on all ranks, tracks the results and writes the report. This is a collective.
 
@@ -79,6 +102,7 @@ def conclude(
         progress: The seconds of training over all attempts, and the metrics that were logged last.
         before_training: The results at step 0. They are the results of a run without steps, which has no others.
         everyone: A group of all ranks from `RankGroup.patient`, whose timeout is longer than an evaluation.
+        early_end: Why the run ends before its last step; None if it has made all steps.
     """
     config, stored, step = session.config, session.config.stored(), session.engine.step
     # All ranks evaluate. From here on the other ranks have nothing to do, and no collective follows.
@@ -88,6 +112,7 @@ def conclude(
     else:
         weights, results, maps, other_weights = "raw", before_training, (), ()
     if not session.world.is_main:
+        session.concluded.set()
         return
     report = Report(
         name=config.name,
@@ -106,6 +131,8 @@ def conclude(
         before_training=before_training if step else (),
         warm_start=RunFolder(session.store).warm_start(),
         other_weights=other_weights,
+        best=_best(config, session.store, step, results),
+        early_end=early_end,
     )
     # First the tracker gets everything, then what it has not received is stored, and last the report is written. After
     # a crash in between, the next attempt does all of it again.
@@ -114,6 +141,19 @@ def conclude(
     # The report ends the run, so all that the tracker has not received is stored before it.
     session.keep_unsent([row("status", 0, {"status": "FINISHED"})])
     RunFolder(session.store).write_report(report)
+    session.concluded.set()
+
+
+def _best(config: Config, store: Store, step: int, results: tuple[TaskResult, ...]) -> ScoredStep | None:
+    """Stores the results of the last step beside those of earlier ones, and returns the best evaluated checkpoint.
+
+    Nothing is stored, and the result is None, if the settings name no score.
+    """
+    criterion = Criterion.of(config.checkpoint.keep_best, config.stored()["evaluation"])
+    if criterion is None:
+        return None
+    write_results(store, step, results, config.stored()["evaluation"])
+    return best_checkpoint(store, criterion, [each.step for each in committed(store)])
 
 
 def conclude_again(config: Config, store: Store) -> bool:
@@ -152,7 +192,8 @@ def evaluate_again(
     if report:
         before_training = before_training if report.step else ()
         report = replace(report, weights=weights, results=results, other_weights=other_weights)
-        report = replace(report, before_training=before_training)
+        best = _best(config, store, report.step, results)
+        report = replace(report, before_training=before_training, best=best)
         _replace_results(config, store, report, maps)
 
 

@@ -1,7 +1,7 @@
 """Evaluates checkpoints of a run before its end: the checkpoint of step 0, and every n-th checkpoint.
 
-    <run>/before_training.json                 the results at step 0, and the evaluation settings that led to them
-    <run>/evaluations/step-00002000.json       the same for a later step (`evaluation.every_checkpoints`)
+`checkpoint/best.py` says where the results lie, and compares them. If they do not improve any more, the run ends early
+(`early_end_at`).
 
 The model is evaluated as at the end of the run: the checkpoint is committed, and all ranks evaluate the model that is
 restored from it. So the evaluation does not touch the model that is trained, at any stage of ZeRO. It changes no bit of
@@ -16,19 +16,19 @@ import logging
 
 from emocap_shards.store import Store
 
-from emocap_pretrain.checkpoint.manifest import Checkpoint
+from emocap_pretrain.checkpoint.best import Criterion, belong, file_of, history, write_results
 from emocap_pretrain.checkpoint.manifest import read as read_checkpoint
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.run_folder import storage
-from emocap_pretrain.run_folder.documents import STEP_RESULTS, StepResults
+from emocap_pretrain.run_folder.documents import STEP_RESULTS
 from emocap_pretrain.run_folder.report import same_evaluation
 from emocap_pretrain.run_folder.results import TaskResult
+from emocap_pretrain.run_folder.scored_steps import EarlyEnd, evaluations_without_improvement
 from emocap_pretrain.run_folder.storage import Unreadable
 from emocap_pretrain.training.conclusion import evaluate_checkpoint, track
 from emocap_pretrain.training.session import Session
 
-BEFORE_TRAINING_FILE = "before_training.json"
 Results = tuple[TaskResult, ...]
 
 log = logging.getLogger(__name__)
@@ -44,6 +44,24 @@ def evaluate_step(session: Session, everyone: RankGroup) -> None:
     results = _results_of(config, session.store, everyone, session.world.device, step)
     if session.world.is_main:
         track(session.tracker, config, results, step, before_training=step == 0 < config.steps)
+        _warn_without_score(Criterion.of(config.checkpoint.keep_best, config.stored()["evaluation"]), results, step)
+
+
+def early_end_at(config: Config, store: Store, step: int) -> EarlyEnd | None:
+    """Returns why the run ends at a step, after the checkpoint of this step was evaluated; None if training continues.
+
+    The result depends only on the settings and on the stored results of this and of earlier steps. So it is the same
+    after the run was killed and resumed. Rank 0 alone calls this function.
+    """
+    criterion = Criterion.of(config.checkpoint.keep_best, config.stored()["evaluation"])
+    bound = config.evaluation.stop_after
+    if criterion is None or bound is None:
+        return None
+    scored, least = history(store, criterion, step), config.evaluation.min_improvement
+    # The checkpoint of this step is not evaluated if a stop was requested. Then a later evaluation decides.
+    if not scored or scored[-1].step != step or evaluations_without_improvement(scored, least) < bound:
+        return None
+    return EarlyEnd(tuple(scored), bound, least, config.steps)
 
 
 def results_before_training(config: Config, store: Store, everyone: RankGroup, device: str) -> Results:
@@ -63,15 +81,14 @@ def _results_of(config: Config, store: Store, everyone: RankGroup, device: str, 
     if everyone.is_main:
         log.info("evaluating the model as it was before the first step" if step == 0 else f"evaluating step {step}")
     results = evaluate_checkpoint(config, everyone, device, step=step).results
-    everyone.run_on_main(lambda: _keep(config, store, step, results))
+    everyone.run_on_main(lambda: write_results(store, step, results, config.stored()["evaluation"]))
     return results
 
 
-def _keep(config: Config, store: Store, step: int, results: Results) -> None:
-    checkpoint = read_checkpoint(store, step)
-    digest = checkpoint.digest if checkpoint else ""
-    found = StepResults(results, config.stored()["evaluation"], digest)
-    storage.write(store, _file_of(step), STEP_RESULTS, found)
+def _warn_without_score(criterion: Criterion | None, results: Results, step: int) -> None:
+    if criterion and not criterion.of_results(step, results):
+        names = ", ".join(sorted(name for result in results for name in result.metrics()))
+        log.warning("step %d has no score checkpoint.keep_best=%s; its scores are %s", step, criterion.name, names)
 
 
 def _known(config: Config, store: Store, step: int) -> Results | None:
@@ -79,26 +96,13 @@ def _known(config: Config, store: Store, step: int) -> Results | None:
 
     Otherwise the result is None if the step must be evaluated, or () if it cannot be, because it has no checkpoint.
     """
-    found, checkpoint = storage.read(store, _file_of(step), STEP_RESULTS), read_checkpoint(store, step)
+    found, checkpoint = storage.read(store, file_of(step), STEP_RESULTS), read_checkpoint(store, step)
     if isinstance(found, Unreadable):
         log.warning("%s: step %d is evaluated again if its checkpoint still exists", found, step)
-    elif found and _belong(found, checkpoint) and same_evaluation(found.evaluation, config.stored()["evaluation"]):
+    elif found and belong(found, checkpoint) and same_evaluation(found.evaluation, config.stored()["evaluation"]):
         return found.results
     if checkpoint:
         return None
     what = f"results of step {step}" if step else "results from before training"
     log.info("the report will have no %s, because the run has no checkpoint of step %d", what, step)
     return ()
-
-
-def _belong(found: StepResults, checkpoint: Checkpoint | None) -> bool:
-    """Returns whether stored results were computed from this checkpoint, by the digest of its manifest.
-
-    The result is also True if there is no checkpoint, or if the results have no digest. An earlier version stored only
-    results of step 0 and no digest; the weights of step 0 never change.
-    """
-    return not (checkpoint and found.checkpoint) or found.checkpoint == checkpoint.digest
-
-
-def _file_of(step: int) -> str:
-    return f"evaluations/step-{step:08d}.json" if step else BEFORE_TRAINING_FILE

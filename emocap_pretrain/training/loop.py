@@ -4,7 +4,8 @@
 which holds everything that the loop uses. `_train` is the loop. `_step` makes one step with the engine (`engine.py`)
 and the loss guard (`guard.py`). At logged steps, `_exchange` combines the measurements of all ranks
 (`health/monitor.py`). When the last step is done, `conclusion.py` evaluates the run and writes its report. The initial
-weights and every n-th checkpoint are evaluated too if the settings ask for it (`interim_evaluation.py`).
+weights and every n-th checkpoint are evaluated too if the settings ask for it (`interim_evaluation.py`), and the run
+ends early if their scores do not improve any more.
 
 In an ordinary step, only the loss and DeepSpeed call collectives. Further collectives are called in steps that are
 logged or saved, and in steps after which the ranks ask one another whether training must stop.
@@ -32,10 +33,11 @@ from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.ranks.join import joined
 from emocap_pretrain.ranks.runtime import Runtime
 from emocap_pretrain.run_folder.attempts import Attempt
+from emocap_pretrain.run_folder.scored_steps import EarlyEnd
 from emocap_pretrain.tracking.hosts import JobHostMetrics
-from emocap_pretrain.training.conclusion import conclude, conclude_again, evaluate_again, is_done, prepare_tasks
+from emocap_pretrain.training.conclusion import conclude, conclude_again, evaluate_again, is_done, prepare_tasks, reopen
 from emocap_pretrain.training.engine import Metrics, Timed
-from emocap_pretrain.training.interim_evaluation import evaluate_step, results_before_training
+from emocap_pretrain.training.interim_evaluation import early_end_at, evaluate_step, results_before_training
 from emocap_pretrain.training.session import Session, open_session
 
 log = logging.getLogger(__name__)
@@ -49,9 +51,10 @@ def pretrain(config: Config, runtime: Runtime) -> None:
     """Trains the run at `config.url` from its newest checkpoint to its last step, evaluates it, and writes its report.
 
     Every rank of the job calls this function. A finished run is not trained again; if its evaluation settings have
-    changed, it is evaluated again. When the runtime or a user asks to stop, a checkpoint is committed and the function
-    returns. A later attempt resumes from that checkpoint, on any number of ranks. With the same number of ranks and the
-    same stage of ZeRO, its weights are identical, to the bit, to those of a run that was never interrupted.
+    changed, it is evaluated again. With `evaluation.stop_after` a run may be finished before its last step. When the
+    runtime or a user asks to stop, a checkpoint is committed and the function returns. A later attempt resumes from
+    that checkpoint, on any number of ranks. With the same number of ranks and the same stage of ZeRO, its weights are
+    identical, to the bit, to those of a run that was never interrupted.
 
     Example:
         pretrain(load(Path("cfg.yaml"), []), EnvRuntime.from_environment("cpu"))  # A job of one rank.
@@ -83,6 +86,7 @@ def pretrain(config: Config, runtime: Runtime) -> None:
                 before_training = results_before_training(config, store, patient, world.device)
                 evaluate_again(config, store, before_training, patient, world.device)
             return
+        patient.run_on_main(lambda: reopen(config, store))
         # A task that does not fit its data is refused now, before an attempt is counted and hours before it would run.
         patient.run_on_main(lambda: prepare_tasks(config, store))
         # Rank 0 takes the number; every rank then has the same attempt.
@@ -100,13 +104,15 @@ def pretrain(config: Config, runtime: Runtime) -> None:
         with ExitStack() as opened, monitor:
             session = opened.enter_context(open_session(config, world, attempt, patient))
             stopping = _begin(session, runtime, monitor, patient)
-            progress = _train(session, runtime, monitor, patient, stopping=stopping)
+            progress, early_end = _train(session, runtime, monitor, patient, stopping=stopping)
             # If training was stopped, the block ends here, and the monitor records that the attempt was stopped.
-            if session.engine.step >= config.steps:
+            if early_end or session.engine.step >= config.steps:
                 session.guard.require_updates(session.engine.step)
                 monitor.enter("evaluating", session.engine.step)
                 before_training = results_before_training(config, store, patient, world.device)
-                conclude(session, progress, before_training, patient)
+                conclude(session, progress, before_training, patient, early_end)
+                if early_end:
+                    monitor.end_early()
 
 
 def _begin(session: Session, runtime: Runtime, monitor: Monitor, patient: RankGroup) -> bool:
@@ -150,18 +156,38 @@ def _evaluate(session: Session, runtime: Runtime, monitor: Monitor, patient: Ran
     return time.perf_counter() - began
 
 
-def _train(session: Session, runtime: Runtime, monitor: Monitor, patient: RankGroup, *, stopping: bool) -> Progress:
-    """Trains until the last step or until a request to stop. The last checkpoint is committed when this returns.
+def _early_end(session: Session, patient: RankGroup) -> EarlyEnd | None:
+    """Returns, on every rank, why the run ends at the current step; None if it continues. This is a collective.
+
+    Rank 0 decides, because the decision depends on results in the store.
+    """
+    config, step = session.config, session.engine.step
+    if config.evaluation.stop_after is None or not config.evaluates_checkpoint(step):
+        return None
+    return patient.run_on_main(lambda: early_end_at(config, session.store, step))
+
+
+def _train(
+    session: Session, runtime: Runtime, monitor: Monitor, patient: RankGroup, *, stopping: bool
+) -> tuple[Progress, EarlyEnd | None]:
+    """Trains until the last step, until the evaluated checkpoints do not improve any more, or until a request to stop.
+
+    The last checkpoint is committed when this returns.
 
     Every rank runs this loop, and its collectives must have the same order on all ranks. So each branch that leads to a
     collective depends only on values that are equal on all ranks: the step, the settings and exchanged values.
+
+    Returns:
+        The progress, and why the run ends before its last step; None if it does not.
     """
     config, engine, timed = session.config, session.engine, monitor.timer.measure
     hosts = JobHostMetrics(session.world, Path(config.data.cache))
     # Until the first logged step gives the time of a step, every step is polled.
     began, progress, poll_every = time.perf_counter(), session.before, 1
+    # An earlier attempt may have been killed between the last evaluation and the end of the run.
+    early_end = None if stopping else _early_end(session, patient)
     monitor.enter("training", engine.step)
-    while engine.step < config.steps and not stopping:
+    while engine.step < config.steps and not (stopping or early_end):
         with timed("data"):
             batch, cursor = session.next_batch()
         metrics = _step(session, batch, timed)
@@ -189,6 +215,7 @@ def _train(session: Session, runtime: Runtime, monitor: Monitor, patient: RankGr
             monitor.enter("saved", engine.step)
             if saved and not stopping and config.evaluates_checkpoint(engine.step):
                 began += _evaluate(session, runtime, monitor, patient)  # An evaluation is not time of training.
+                early_end = _early_end(session, patient)
         # The sweep counts checkpoints of earlier steps as good, because this step was made from their weights.
         if logs:
             _report_checkpoints(session.saver.finished(), session, runtime, monitor)
@@ -198,7 +225,7 @@ def _train(session: Session, runtime: Runtime, monitor: Monitor, patient: RankGr
     _report_checkpoints(session.saver.wait(), session, runtime, monitor)
     session.sweep(ended=True)
     _report_checkpoints(session.saver.wait(), session, runtime, monitor)
-    return progress
+    return progress, early_end
 
 
 def _step(session: Session, batch: Batch, timed: Timed) -> Metrics:

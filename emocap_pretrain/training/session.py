@@ -8,9 +8,10 @@ whose methods the loop calls.
 
 import logging
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from threading import Event
 
 import torch
 from emocap_shards.background import Background
@@ -19,6 +20,7 @@ from emocap_shards.errors import StoreError
 from emocap_shards.inspecting.wording import counted
 from emocap_shards.store import Store
 
+from emocap_pretrain.checkpoint.best import Criterion
 from emocap_pretrain.checkpoint.layout import ENGINE, TOKENIZER, WEIGHTS
 from emocap_pretrain.checkpoint.loader import Resumed, resumable
 from emocap_pretrain.checkpoint.manifest import Checkpoint
@@ -90,6 +92,7 @@ class Session:
         before: Progress of the earlier attempts: their time of training, and the metrics that were logged last.
         class_counts: The number of training samples of each class, by the name of the label, for the labels whose
             classes are balanced; empty if there is none.
+        concluded: Set once the run is done: it has made all steps or has ended early, and its report is written.
     """
 
     config: Config
@@ -106,6 +109,7 @@ class Session:
     quarantine: Quarantine
     before: Progress
     class_counts: Counts
+    concluded: Event = field(default_factory=Event)
 
     def save(self, cursor: Cursor, progress: Progress) -> bool:
         """Begins to save a checkpoint of the current step, in the background. This is a collective.
@@ -218,7 +222,8 @@ class Session:
         if kind in (TrainingError, RolledBack):
             self._finish_checkpoint()
         self.saver.close()
-        unbroken: RunStatus = "FINISHED" if self.engine.step >= self.config.steps else "KILLED"
+        is_done = self.concluded.is_set() or self.engine.step >= self.config.steps
+        unbroken: RunStatus = "FINISHED" if is_done else "KILLED"
         self.tracker.finish("FAILED" if kind else unbroken)
         if self.tracker.superseded and kind is not Superseded:
             log.warning(
@@ -331,7 +336,8 @@ def open_session(config: Config, world: RankGroup, attempt: Attempt, opening: Ra
         if weights:
             opening.run_on_main(lambda: store.put(WEIGHTS_REPORT, weights.encode()))
             tracker.log_text(WEIGHTS_REPORT, weights)
-        retention = Retention(config.checkpoint.keep_last, config.checkpoint.keep_every)
+        best = Criterion.of(config.checkpoint.keep_best, config.stored()["evaluation"])
+        retention = Retention(config.checkpoint.keep_last, config.checkpoint.keep_every, best)
         refused, newest = (found.refused, engine.step) if found else ((), -1)
         return Session(
             config=config,

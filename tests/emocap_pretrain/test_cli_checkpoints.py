@@ -13,6 +13,7 @@ from pretrain_fakes import aged
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
+from emocap_pretrain.checkpoint.best import write_results
 from emocap_pretrain.checkpoint.commit import commit
 from emocap_pretrain.checkpoint.layout import manifest_of
 from emocap_pretrain.checkpoint.manifest import Checkpoint, committed
@@ -23,9 +24,13 @@ from emocap_pretrain.ranks.info import Rank
 from emocap_pretrain.run_folder import attempts
 from emocap_pretrain.run_folder.attempts import Attempt
 from emocap_pretrain.run_folder.documents import Status
+from emocap_pretrain.run_folder.results import Score, TaskResult
 
 ALONE = RankGroup(Rank(), "cpu", None)
-STATE = {"config": {"engine": {"zero_stage": 2}}, "progress": {"seconds": 9.0, "row": {"loss": 3.14159}}}
+STATE: dict[str, Any] = {
+    "config": {"engine": {"zero_stage": 2}},
+    "progress": {"seconds": 9.0, "row": {"loss": 3.14159}},
+}
 
 
 @pytest.fixture
@@ -126,6 +131,23 @@ def test_verify_without_anything_to_verify_is_a_value_to_correct(store: Store) -
     done = emocap("verify", store.url, "--step", 3)
     assert done.exit_code == 2
     assert "has no checkpoint of step 3; steps: 2." in done.stderr
+
+
+def test_prune_keeps_the_best_checkpoint_of_the_run_or_of_the_given_score(
+    store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = Attempt.begin(store)
+    settings = {"checkpoint": {"keep_best": "task/uar"}, "evaluation": {"url": "faces"}}
+    monkeypatch.setitem(STATE, "config", settings)
+    saved(store, 2, 4, 6, 8, start=start)
+    start.write_status(Status(at=time.time(), state="ended"))
+    for step, uar, loss in ((2, 0.9, 0.5), (4, 0.5, 0.1), (6, 0.7, 0.3)):
+        scores = (Score("uar", "UAR", uar), Score("loss", "loss", loss, lower_is_better=True))
+        write_results(store, step, (TaskResult("task", 8, scores),), {"url": "faces"})
+    checkpoints.prune_command(store.url, keep_last=1, keep_best="task/loss", dry_run=True)
+    assert [line[:6] for line in capsys.readouterr().out.splitlines()[:-1]] == ["step 6", "step 2"]
+    checkpoints.prune_command(store.url, keep_last=1)
+    assert [each.step for each in committed(store)] == [8, 2]
 
 
 def test_prune_prints_what_it_deletes_and_with_dry_run_deletes_nothing(

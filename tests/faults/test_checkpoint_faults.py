@@ -10,20 +10,27 @@ from emocap_shards.errors import StoreError
 from emocap_shards.store import Store, open_store
 from fault_sweep import CountedStore, Counter, emptied, operations_of, struck, sweep, sweep_far
 
+from emocap_pretrain.checkpoint.best import Criterion, file_of, write_results
 from emocap_pretrain.checkpoint.loader import resumable
 from emocap_pretrain.checkpoint.manifest import committed
 from emocap_pretrain.checkpoint.retention import Retention
 from emocap_pretrain.checkpoint.saver import Saver
 from emocap_pretrain.checkpoint.verify import damaged_files
+from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.errors import CheckpointError
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.ranks.info import Rank
+from emocap_pretrain.run_folder import storage
 from emocap_pretrain.run_folder.attempts import Attempt
+from emocap_pretrain.run_folder.documents import STEP_RESULTS
+from emocap_pretrain.run_folder.results import Score, TaskResult
 
 ALONE = RankGroup(Rank(), "cpu", None)
 FILES = ("engine/rank-00000.safetensors", "model.safetensors")
 EXPECTED = (StoreError, CheckpointError)
 EVERY, STEPS = 2, 4
+SETTINGS = EvaluationConfig(url="faces").model_dump(mode="json")
+BEST = Criterion("task/loss", SETTINGS)
 
 
 def content(step: int, name: str) -> bytes:
@@ -47,16 +54,31 @@ def resumed_step(store: Store) -> int:
         return found.checkpoint.step
 
 
-def attempt(store: Store, until: int = STEPS) -> None:
-    """Resumes from the newest checkpoint, saves every `EVERY` steps and keeps one checkpoint, as a run does."""
+def evaluate(store: Store, step: int) -> None:
+    """Stores the loss of a checkpoint, unless it is stored, as an evaluation during training does. Step 2 is best."""
+    found = storage.read(store, file_of(step), STEP_RESULTS)
+    if step and found is None:
+        score = Score("loss", "loss", float(step), is_share=False, lower_is_better=True)
+        write_results(store, step, (TaskResult("task", 8, (score,)),), SETTINGS)
+
+
+def attempt(store: Store, until: int = STEPS, best: Criterion | None = None) -> None:
+    """Resumes from the newest checkpoint, saves every `EVERY` steps and keeps one checkpoint, as a run does.
+
+    With `best`, it also evaluates each checkpoint before the next step, and keeps the best one.
+    """
     own = Attempt.begin(store)
     step = resumed_step(store)
-    saver = Saver(store, ALONE, run_attempt=own, retention=Retention(1), newest=step)
+    saver = Saver(store, ALONE, run_attempt=own, retention=Retention(1, keep_best=best), newest=step)
     try:
+        if best:
+            evaluate(store, step)
         while step < until:
             step += EVERY
             saver.save(step, {"cursor": step}, partial(write, step))
             saver.wait()
+            if best:
+                evaluate(store, step)
             saver.sweep(step + 1)
             saver.wait()
             saver.swept()
@@ -104,6 +126,26 @@ def test_after_a_failure_or_kill_at_any_operation_the_newest_checkpoint_is_intac
         return open_store(tmp_path / str(number))
 
     assert sweep_all(fresh) == {"killed", "failed", "ended"}
+
+
+def test_after_a_failure_or_kill_at_any_operation_the_best_checkpoint_exists(tmp_path: Path) -> None:
+    attempt(open_store(tmp_path / "saved"), until=2 * EVERY, best=BEST)
+
+    def fresh(number: int) -> Store:
+        shutil.copytree(tmp_path / "saved", tmp_path / str(number))
+        return open_store(tmp_path / str(number))
+
+    def act(store: Store, counter: Counter) -> None:
+        attempt(CountedStore(store, counter), until=3 * EVERY, best=BEST)
+
+    operations = operations_of(partial(act, fresh(0)))
+    for number, fault in enumerate(sweep(operations), 1):
+        store = fresh(number)
+        struck(partial(act, store), fault, EXPECTED)
+        assert EVERY in {each.step for each in committed(store)}, f"{fault}: the best checkpoint is gone"
+        attempt(store, until=3 * EVERY, best=BEST)
+        assert {EVERY, 3 * EVERY} <= {each.step for each in committed(store)}, str(fault)
+        assert damaged_files(store, committed(store)[-1]) == []
 
 
 @pytest.mark.slow

@@ -32,7 +32,8 @@ def test_a_misspelt_key_of_a_section_is_compared_with_that_section():
 
 def test_the_error_for_a_key_unlike_all_others_lists_the_known_keys():
     message = refusal(TEXT + "checkpoint:\n  zzz: 1\n")
-    assert message == "cfg.yaml:8: unknown key checkpoint.zzz; known here: every_steps, keep_last, keep_every."
+    known = "every_steps, keep_last, keep_every, keep_best"
+    assert message == f"cfg.yaml:8: unknown key checkpoint.zzz; known here: {known}."
 
 
 @pytest.mark.parametrize(

@@ -123,3 +123,22 @@ def test_a_kind_for_an_unknown_caption_part_is_refused():
 def test_a_patch_mask_together_with_patch_dropout_is_refused(tiny_config):
     with pytest.raises(ValueError, match=r"patch_mask needs the position of each patch.* set one of the two"):
         changed(tiny_config, objective__patch_mask={"contrast": 8}, model__image__patch_dropout=0.5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"checkpoint__keep_best": "a/b"},
+            "checkpoint.keep_best=a/b needs checkpoints that are evaluated during",
+        ),
+        ({"evaluation__stop_after": 2}, "evaluation.stop_after needs a score that has to improve"),
+        ({"checkpoint__keep_best": "no score"}, "String should match pattern"),
+    ],
+)
+def test_a_best_checkpoint_needs_evaluations_during_training(tiny_config, changes, message):
+    with pytest.raises(ValidationError) as refused:
+        changed(tiny_config, **changes)
+    assert message in str(refused.value)
+    whole = {"checkpoint__keep_best": "a/b", "evaluation__stop_after": 2, "evaluation__every_checkpoints": 1}
+    assert changed(tiny_config, **whole).checkpoint.keep_best == "a/b"

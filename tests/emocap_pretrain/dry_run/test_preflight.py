@@ -150,6 +150,12 @@ def test_several_problems_are_a_line_each_and_refused_together(tiny_config: Conf
         wrong.refuse()
 
 
+def test_a_score_that_the_task_of_a_best_checkpoint_does_not_have_is_a_problem(tiny_config: Config) -> None:
+    best = {"checkpoint__keep_best": "zero_shot/uaar", "evaluation__every_checkpoints": 1}
+    line = problem(changed(tiny_config, **best))
+    assert line.startswith("checkpoint.keep_best=zero_shot/uaar: zero_shot has no score 'uaar'")
+
+
 def test_the_error_for_a_label_that_no_sample_has_lists_the_labels(tiny_config: Config) -> None:
     line = problem(changed(tiny_config, evaluation__label="mood"))
     assert re.fullmatch(

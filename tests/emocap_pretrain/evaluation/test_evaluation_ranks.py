@@ -88,3 +88,14 @@ def test_two_ranks_with_divided_parameters_evaluate_their_first_weights_as_one_r
     alone = changed(both, url=str(tmp_path / "alone"), steps=0)
     on_gloo(1, train, alone)
     assert report(both).before_training == report(alone).results
+
+
+def test_two_ranks_end_early_together_and_one_rank_trains_the_run_further(config: Config) -> None:
+    tasks: dict[str, object] = {"evaluation__tasks": ["held_out_loss"], "checkpoint__every_steps": 1}
+    best: dict[str, object] = {"checkpoint__keep_best": "held_out_loss/loss", "evaluation__every_checkpoints": 1}
+    # No loss improves by so much, so the second evaluated checkpoint ends the run.
+    early = changed(config, **tasks, **best, evaluation__stop_after=1, evaluation__min_improvement=1e6)
+    on_gloo(2, train, early)
+    assert (report(early).step, report(early).ranks) == (2, 2)
+    finished(changed(early, evaluation__stop_after=None))
+    assert (report(early).step, report(early).ranks, report(early).early_end) == (4, 1, None)

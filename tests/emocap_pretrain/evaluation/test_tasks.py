@@ -11,7 +11,15 @@ from emocap_pretrain.checkpoint.manifest import Checkpoint
 from emocap_pretrain.config.schema import Config, EvaluationConfig
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.evaluation.task import Task
-from emocap_pretrain.evaluation.tasks import DEFAULT, TASKS, prepare, require_matrix, tasks_of, were_prepared
+from emocap_pretrain.evaluation.tasks import (
+    DEFAULT,
+    TASKS,
+    prepare,
+    require_matrix,
+    require_score,
+    tasks_of,
+    were_prepared,
+)
 
 PACKAGE = Path(__file__).parents[3] / "emocap_pretrain"
 
@@ -45,6 +53,20 @@ def test_an_unknown_task_is_refused_before_anything_is_read(names: list[str], me
     for act in (tasks_of, prepare):
         with pytest.raises(ConfigError, match=re.escape(f"evaluation.tasks: {message}")):
             act(EvaluationConfig(tasks=tuple(names)))
+
+
+@pytest.mark.parametrize(
+    ("keep_best", "message"),
+    [
+        ("retrieval/recall", "evaluation.tasks does not have 'retrieval'; the tasks of this run are zero_shot."),
+        ("zero_shot/uaar", "zero_shot has no score 'uaar' that a checkpoint can be chosen by; take one of uar, "),
+    ],
+)
+def test_a_score_that_no_task_of_the_run_has_cannot_choose_the_best_checkpoint(keep_best: str, message: str) -> None:
+    require_score("zero_shot/uar", EvaluationConfig())
+    require_score(None, EvaluationConfig())
+    with pytest.raises(ConfigError, match=re.escape(f"checkpoint.keep_best={keep_best}: {message}")):
+        require_score(keep_best, EvaluationConfig())
 
 
 def test_nothing_is_prepared_without_a_dataset() -> None:

@@ -18,11 +18,18 @@ from emocap_pretrain.checkpoint.loader import downloaded
 from emocap_pretrain.checkpoint.manifest import Checkpoint, committed
 from emocap_pretrain.config.model import ImageTowerConfig, ModelConfig, TextTowerConfig, starts_from_weights
 from emocap_pretrain.config.schema import Config
+from emocap_pretrain.errors import CheckpointError
 from emocap_pretrain.evaluation import tasks
+from emocap_pretrain.interop.restore import chosen, restore
+from emocap_pretrain.interop.source import run_and_step
 from emocap_pretrain.model.timm_image import TimmImageTower
 from emocap_pretrain.record import RunRecord
 from emocap_pretrain.run_folder.folder import RunFolder
 from emocap_pretrain.run_folder.report import Report
+from emocap_pretrain.run_folder.results import Score, TaskResult
+from emocap_pretrain.run_folder.state import RunState
+from emocap_pretrain.training import loop
+from emocap_pretrain.training.conclusion import EvaluatedCheckpoint
 from emocap_pretrain.training.loop import pretrain
 
 STEPS = {"steps": 6, "checkpoint__every_steps": 1}
@@ -326,3 +333,157 @@ def test_results_of_a_checkpoint_that_was_trained_again_are_not_taken_for_its_ow
     shutil.rmtree(Path(config.url, "checkpoints", "step-00000003"))  # The next attempt begins at step 2.
     pretrain(config, FakeRuntime())
     assert len(evaluations) == 1 + 3
+
+
+# The losses that the scripted evaluations below find at each step. Step 2 is the best one, and step 3 is as good.
+LOSSES = {1: 0.5, 2: 0.2, 3: 0.2, 4: 0.4, 5: 0.3, 6: 0.25}
+BY_LOSS: dict[str, object] = {
+    **STEPS,
+    "checkpoint__keep_last": 1,
+    "checkpoint__keep_best": "held_out_loss/loss",
+    "evaluation__tasks": ["held_out_loss"],
+    "evaluation__every_checkpoints": 1,
+}
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Replaces each evaluation by the loss of its step in `LOSSES`. Returns a list with the step of each evaluation."""
+    found: list[int] = []
+
+    def evaluate(config: Config, *_: object, step: int | None = None, **_others: object) -> EvaluatedCheckpoint:
+        at = saved(config)[0].step if step is None else step
+        found.append(at)
+        score = Score("loss", "held-out loss", LOSSES[at], is_share=False, lower_is_better=True)
+        return EvaluatedCheckpoint("raw", (TaskResult("held_out_loss", 8, (score,), url="faces"),))
+
+    for module in ("interim_evaluation", "conclusion"):
+        monkeypatch.setattr(f"emocap_pretrain.training.{module}.evaluate_checkpoint", evaluate)
+    return found
+
+
+def test_the_best_checkpoint_is_kept_named_in_the_report_and_restored_by_this_word(
+    new_run: Callable[..., Config], scripted: list[int]
+) -> None:
+    plain, config = new_run("plain", **STEPS, evaluation__url=None), new_run(**BY_LOSS)
+    pretrain(plain, FakeRuntime())
+    scripted.clear()
+    pretrain(config, FakeRuntime())
+    require_equal_training(config, plain)
+    assert scripted == [1, 2, 3, 4, 5, 6]
+    assert [each.step for each in saved(config)] == [6, 2]
+    report = report_of(config)
+    assert report.best is not None
+    assert (report.best.step, report.best.score.value, report.early_end) == (2, 0.2, None)
+    assert "| best checkpoint | step 2: held-out loss 0.2 |" in report.markdown()
+    assert f"emocap evaluate {config.url} --step 2, or run:{config.url}@2" in report.markdown()
+    assert restore(config.url, step="best").step == 2
+    assert run_and_step(f"run:{config.url}@best") == (config.url, "best")
+    assert chosen(open_store(config.url), config.url, None).step == 6
+    with pytest.raises(CheckpointError, match=r"its settings have no checkpoint\.keep_best; steps: 4, 5, 6\."):
+        chosen(open_store(plain.url), plain.url, "best")
+
+
+def test_a_run_that_is_stopped_after_every_step_keeps_the_same_best_checkpoint(
+    new_run: Callable[..., Config], scripted: list[int]
+) -> None:
+    config = new_run(**BY_LOSS)
+    # Each attempt evaluates the checkpoint of the one before it, and then makes one step; the first one makes two. It
+    # evaluates step 1, which is the best one until step 2 is evaluated.
+    for newest in (2, 3, 4, 5):
+        pretrain(config, FakeRuntime(stop_after=2))
+        assert [each.step for each in saved(config)] == ([2, 1] if newest == 2 else [newest, 2])
+    assert RunFolder(open_store(config.url)).report(6) is None
+    pretrain(config, FakeRuntime())
+    assert [each.step for each in saved(config)] == [6, 2]
+    assert scripted == [1, 2, 3, 4, 5, 6]
+    best = report_of(config).best
+    assert best is not None
+    assert best.step == 2
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_validation_and_stops_after_every_step_change_no_bit_of_the_training(
+    new_run: Callable[..., Config], stage: int
+) -> None:
+    model: dict[str, object] = {"model__image__patch_dropout": 0.5, "engine__zero_stage": stage, "steps": 6}
+    plain = new_run("plain", **model, evaluation__url=None)
+    config = new_run(**{**model, **BY_LOSS, "checkpoint__every_steps": 3})
+    pretrain(plain, FakeRuntime())
+    # The fourth attempt asks a second time after it has evaluated the checkpoint of step 3.
+    for stop_after in (1, 1, 1, 2, 1, 1):
+        pretrain(config, FakeRuntime(stop_after=stop_after))
+    require_equal_training(config, plain)
+    assert [step for step, _ in curve(config, "held_out_loss/loss")] == [3, 6]
+
+
+def test_a_run_whose_score_no_longer_improves_ends_early_and_can_be_trained_further(
+    new_run: Callable[..., Config], scripted: list[int]
+) -> None:
+    plain, config = new_run("plain", **STEPS, evaluation__url=None), new_run(**BY_LOSS, evaluation__stop_after=2)
+    pretrain(plain, FakeRuntime())
+    runtime = FakeRuntime()
+    pretrain(config, runtime)
+    assert runtime.beats == [1, 2, 3, 4]
+    report, store = report_of(config), open_store(config.url)
+    assert (report.step, report.best and report.best.step, [each.step for each in saved(config)]) == (4, 2, [4, 2])
+    assert "| ended early | before step 6: held_out_loss/loss has not improved since step 2" in report.markdown()
+    assert MlflowClient(config.tracking.uri).get_run(report.run_id).info.status == "FINISHED"
+    assert RunState.read(store, last=1).newest.how == "done"
+    assert RunRecord(store, 6).done()
+    # It is finished: the same command neither trains nor evaluates it again.
+    scripted.clear()
+    pretrain(config, runtime)
+    assert (runtime.beats, scripted) == ([1, 2, 3, 4], [])
+    # Other evaluation settings evaluate it again, and do not train it.
+    pretrain(changed(config, evaluation__label="mood"), runtime)
+    assert (runtime.beats, scripted, report_of(config).early_end) == ([1, 2, 3, 4], [4], report.early_end)
+    # More patience trains it further, from where it ended.
+    patient = changed(config, evaluation__stop_after=3)
+    pretrain(patient, runtime)
+    assert runtime.beats == [1, 2, 3, 4, 5]
+    assert report_of(patient).step == 5
+    endless = changed(config, evaluation__stop_after=None)
+    pretrain(endless, runtime)
+    assert runtime.beats == [1, 2, 3, 4, 5, 6]
+    assert (report_of(endless).step, report_of(endless).early_end) == (6, None)
+    require_equal_training(endless, plain)
+
+
+@pytest.mark.parametrize("place", ["early_end_at", "conclude"])
+def test_a_kill_between_the_last_evaluation_and_the_end_repeats_no_step(
+    new_run: Callable[..., Config], scripted: list[int], place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = new_run(**BY_LOSS, evaluation__stop_after=1)
+    original: Any = getattr(loop, place)
+
+    def killing(*arguments: Any, **others: Any) -> Any:
+        if scripted[-1] == 3:  # The first checkpoint that does not improve the loss.
+            raise Killed
+        return original(*arguments, **others)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, place, killing)
+        with pytest.raises(Killed):
+            pretrain(config, FakeRuntime())
+    runtime = FakeRuntime()
+    pretrain(config, runtime)
+    assert runtime.beats == []
+    assert (report_of(config).step, scripted) == (3, [1, 2, 3, 3])
+    assert report_of(config).early_end
+
+
+def test_a_failure_while_a_run_that_ended_early_is_trained_further_leaves_a_run_that_is_not_done(
+    new_run: Callable[..., Config], scripted: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = new_run(**BY_LOSS, evaluation__stop_after=1)
+    pretrain(config, FakeRuntime())
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "open_session", kill)
+        with pytest.raises(Killed):
+            pretrain(changed(config, evaluation__stop_after=None), FakeRuntime())
+    assert not RunRecord(open_store(config.url), 6).done()
+    # With the old patience it ends where it ended before.
+    runtime = FakeRuntime()
+    pretrain(config, runtime)
+    assert (runtime.beats, report_of(config).step, len(scripted)) == ([], 3, 5)
