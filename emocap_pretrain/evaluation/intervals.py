@@ -32,10 +32,14 @@ def bootstrap(
         The percentiles; NaN if no draw has a score.
     """
     found = np.concatenate([scores(weights) for weights in draws(groups)])
-    found = found[np.isfinite(found)]
-    if not found.size:
-        return float("nan"), float("nan")
-    low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return percentiles(found[np.isfinite(found)]) or (float("nan"), float("nan"))
+
+
+def percentiles(drawn: Float[np.ndarray, " draws"]) -> tuple[float, float] | None:
+    """Returns the bounds between which the share `LEVEL` of finite scores lies; None if there is no score."""
+    if not drawn.size:
+        return None
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 

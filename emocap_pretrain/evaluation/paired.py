@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from emocap_pretrain.evaluation.intervals import LEVEL, Weights, class_sums, draws, mean_recalls, shares
+from emocap_pretrain.evaluation.intervals import Weights, class_sums, draws, mean_recalls, percentiles, shares
 from emocap_pretrain.run_folder.outcomes import (
     AnswerOutcomes,
     ClassOutcomes,
@@ -23,6 +23,7 @@ from emocap_pretrain.run_folder.outcomes import (
     Outcomes,
     RankOutcomes,
     Samples,
+    columns,
 )
 from emocap_pretrain.run_folder.results import metric_name
 
@@ -154,12 +155,8 @@ def differences(
 
 def _by_bootstrap(value: float, drawn: Float[np.ndarray, " draws"]) -> Difference:
     drawn = drawn[np.isfinite(drawn)]
-    interval = None
-    if drawn.size:
-        low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        interval = (float(low), float(high))
     fewer = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
-    return Difference(value, interval, min(1.0, 2 * (fewer + 1) / (len(drawn) + 1)), "paired bootstrap")
+    return Difference(value, percentiles(drawn), min(1.0, 2 * (fewer + 1) / (len(drawn) + 1)), "paired bootstrap")
 
 
 def mcnemar(one: np.ndarray, other: np.ndarray) -> float:
@@ -227,16 +224,7 @@ def part(outcomes: Outcomes, places: Int[np.ndarray, " chosen"]) -> Outcomes:
     def of(column: Sequence[object]) -> tuple[object, ...]:
         return tuple(column[place] for place in places)
 
-    match outcomes:
-        case ClassOutcomes():
-            names = ("rows", "truth", "predicted")
-        case RankOutcomes():
-            names = ("ranks", "keys" if outcomes.keys else "rows")
-        case NumberOutcomes():
-            names = ("rows",)
-        case AnswerOutcomes():
-            names = ("rows", "is_right")
-    changes: dict[str, Any] = {name: of(getattr(outcomes, name)) for name in names}
+    changes: dict[str, Any] = {name: of(getattr(outcomes, name)) for name in columns(outcomes)}
     if isinstance(outcomes, NumberOutcomes):
         changes |= {name: tuple(map(of, getattr(outcomes, name))) for name in ("truth", "predicted")}
     return replace(outcomes, **changes)

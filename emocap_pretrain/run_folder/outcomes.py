@@ -214,6 +214,23 @@ def answers_digest(queries: Iterable[tuple[str, Iterable[str]]]) -> str:
     return hashlib.blake2b(repr(found).encode(errors="surrogatepass"), digest_size=12).hexdigest()
 
 
+def columns(outcomes: Outcomes) -> tuple[str, ...]:
+    """Returns the names of the attributes that have one value for each entry.
+
+    The columns of `NumberOutcomes.truth` and `NumberOutcomes.predicted`, of which there are several, are not among
+    them.
+    """
+    match outcomes:
+        case ClassOutcomes():
+            return ("rows", "truth", "predicted")
+        case RankOutcomes():
+            return ("ranks", "keys" if outcomes.keys else "rows")
+        case NumberOutcomes():
+            return ("rows",)
+        case AnswerOutcomes():
+            return ("rows", "is_right")
+
+
 def joined(parts: Sequence[Outcomes]) -> Outcomes:
     """Returns the outcomes of several parts of the samples as one, part after part.
 
@@ -221,17 +238,8 @@ def joined(parts: Sequence[Outcomes]) -> Outcomes:
     samples: names of texts are not joined.
     """
     first = parts[0]
-    match first:
-        case ClassOutcomes():
-            columns = ("rows", "truth", "predicted")
-        case RankOutcomes():
-            columns = ("rows", "ranks")
-        case NumberOutcomes():
-            columns = ("rows",)
-        case AnswerOutcomes():
-            columns = ("rows", "is_right")
     changes: dict[str, Any] = {
-        name: tuple(chain.from_iterable(getattr(part, name) for part in parts)) for name in columns
+        name: tuple(chain.from_iterable(getattr(part, name) for part in parts)) for name in columns(first)
     }
     if isinstance(first, RankOutcomes | AnswerOutcomes):
         digests = [part.answers for part in parts if isinstance(part, RankOutcomes | AnswerOutcomes)]
