@@ -7,7 +7,10 @@ environment:
     .venv-landmarks/bin/pip install mediapipe==0.10.21      # this wheel contains the models
     .venv-landmarks/bin/python launch/landmarks.py faces.npz landmarks.npz
 
-The input is a folder, or an .npz with `images` uint8 [n, height, width] or [n, height, width, 3] and `name` [n].
+The input is a folder of images, the file fer2013.csv of FER2013, or an .npz with `images` uint8 [n, height, width] or
+[n, height, width, 3] and `name` [n]. The rows of fer2013.csv have the names fer2013-00000, fer2013-00001, ..., by which
+`emocap import ferplus --landmarks` finds them.
+
 The output contains these arrays:
 
     name       the names of the images [n]
@@ -22,6 +25,8 @@ because finished parts are stored next to the output.
 """
 
 import argparse
+import csv
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -112,9 +117,28 @@ def source(path: Path) -> tuple[list[str], Callable[[int], np.ndarray]]:
         files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
         names = [p.relative_to(path).as_posix() for p in files]
         return names, lambda number: np.asarray(Image.open(files[number]).convert("RGB"))
-    with np.load(path) as stored:
-        images, names = stored["images"], [str(name) for name in stored["name"]]
+    if path.suffix.lower() == ".csv":
+        images = pixels_of(path)
+        names = [f"fer2013-{number:05d}" for number in range(len(images))]
+    else:
+        with np.load(path) as stored:
+            images, names = stored["images"], [str(name) for name in stored["name"]]
     return names, lambda number: np.asarray(Image.fromarray(images[number]).convert("RGB"))
+
+
+def pixels_of(path: Path) -> np.ndarray:
+    """Returns the grey images of a CSV file like fer2013.csv, uint8 [n, side, side].
+
+    The column `pixels` lists the numbers of the pixels of a square image.
+    """
+    images: list[np.ndarray] = []
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        table = csv.reader(file)
+        column = [name.strip().lower() for name in next(table, [])].index("pixels")
+        for row in table:
+            values = np.array(row[column].split(), dtype=int).astype(np.uint8)
+            images.append(values.reshape(math.isqrt(len(values)), -1))
+    return np.stack(images)
 
 
 def part_files(folder: Path, total: int) -> Iterator[tuple[Path, range]]:
@@ -146,7 +170,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("faces", type=Path, help="an .npz of crops, or a folder of images")
+    parser.add_argument("faces", type=Path, help="fer2013.csv, an .npz of crops, or a folder of images")
     parser.add_argument("out", type=Path, help="the .npz to write")
     parser.add_argument("--limit", type=int, help="analyse only the first LIMIT images")
     arguments = parser.parse_args()

@@ -16,6 +16,7 @@ from emocap_pretrain.cli import (
     compare,
     evaluate,
     export,
+    importing,
     inspect,
     look,
     pack,
@@ -61,6 +62,7 @@ for name, function in {
 app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(benchmarks.app, name="benchmarks")
 app.add_typer(caption.app, name="caption")
+app.add_typer(importing.app, name="import")
 
 
 def main() -> None:

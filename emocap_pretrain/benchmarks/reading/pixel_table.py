@@ -1,6 +1,6 @@
 """Reads copies of FER2013, in which the pixels of an image are a cell of a table, with or without the votes of FER+."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
@@ -58,7 +58,7 @@ class PixelTableReader:
         labels = self._row_labels(row, votes, place)
         if isinstance(labels, Problem):
             return labels
-        image = _image(row["pixels"], self._layout.side)
+        image = image_of(row["pixels"], self._layout.side)
         return Problem("the pixels are not an image", place) if image is None else labels.item(place, image)
 
     def _row_labels(self, row: Row, votes: Row, place: str) -> Labels | Problem:
@@ -76,23 +76,35 @@ class PixelTableReader:
         """
         layout = self._layout
         needed = ("pixels", "usage") if layout.votes else ("pixels", "usage", "emotion")
-        table = _named(tree, layout.file, needed)
+        table = named_rows(tree, layout.file, needed)
         if layout.votes is None:
             for place, row in table:
                 yield place, row, {}
             return
         codes = [code.casefold() for code in (*layout.codes, *layout.left_out)]
-        for ours, theirs in zip_longest(table, _named(tree, layout.votes, ("usage", *codes))):
-            if ours is None or theirs is None:
-                raise DataError(f"{layout.file} and {layout.votes} have different numbers of rows.")
-            if ours[1]["usage"] != theirs[1]["usage"]:
-                raise DataError(
-                    f"{ours[0]} and {theirs[0]} are of different usages, so the tables do not belong together."
-                )
-            yield ours[0], ours[1], theirs[1]
+        yield from joined(table, named_rows(tree, layout.votes, ("usage", *codes)), (layout.file, layout.votes))
 
 
-def _named(tree: Tree, file: str, needed: tuple[str, ...]) -> Iterator[tuple[str, Row]]:
+def joined(
+    table: Iterable[tuple[str, Row]], votes: Iterable[tuple[str, Row]], files: tuple[str, str]
+) -> Iterator[tuple[str, Row, Row]]:
+    """Yields the place and the cells of each row of `table`, and the row of `votes` with the same number.
+
+    FER+ belongs to FER2013 row by row; the names of its images do not say the rows. `files` are the names of both
+    tables for messages.
+
+    Raises:
+        DataError: If the tables have different numbers of rows, or if two rows differ in their usage.
+    """
+    for ours, theirs in zip_longest(table, votes):
+        if ours is None or theirs is None:
+            raise DataError(f"{files[0]} and {files[1]} have different numbers of rows.")
+        if ours[1]["usage"] != theirs[1]["usage"]:
+            raise DataError(f"{ours[0]} and {theirs[0]} are of different usages, so the tables do not belong together.")
+        yield ours[0], ours[1], theirs[1]
+
+
+def named_rows(tree: Tree, file: str, needed: tuple[str, ...]) -> Iterator[tuple[str, Row]]:
     """Yields the place of each row, and its cells by the names of the columns in lower case.
 
     Raises:
@@ -108,7 +120,11 @@ def _named(tree: Tree, file: str, needed: tuple[str, ...]) -> Iterator[tuple[str
         yield f"{file}:{number}", {name: cell.strip() for name, cell in zip(header, row, strict=True)}
 
 
-def _image(pixels: str, side: int) -> UInt8[np.ndarray, "height width"] | None:
+def image_of(pixels: str, side: int) -> UInt8[np.ndarray, "height width"] | None:
+    """Returns the square image whose pixels a cell lists; None if the cell holds anything else.
+
+    `side` is the width and height in pixels. The cell has one number of 0 to 255 for each pixel, row by row.
+    """
     values = _of_digits(pixels)
     if values is None:
         try:

@@ -5,9 +5,10 @@ part and the summary of the splits "train" and "valid" also use the votes. **A c
 contains nothing that depends on the votes**: its global part is "A face.", its summary lists the measured cues, and no
 vote decides whether a test image is included. The votes are in its labels, for the evaluation.
 
-The images lie in an .npz file with `images` uint8 [n, 48, 48], `votes` uint8 [n, 10], `vote_names` (the names of the
-ten columns of `votes`), `usage` (the split of each image) and `name`. launch/landmarks.py writes the landmarks. Keep
-the faces, and all data derived from them, out of every repository.
+The images are read from the published tables (`load_tables`), or from an .npz file with `images` uint8 [n, 48, 48],
+`votes` uint8 [n, 10], `vote_names` (the names of the ten columns of `votes`), `usage` (the split of each image) and
+`name`. launch/landmarks.py writes the landmarks. Keep the faces, and all data derived from them, out of every
+repository.
 """
 
 import io
@@ -17,15 +18,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from emocap_shards.sample import Record
+from emocap_shards.sample import Caption, Record
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
 from emocap_pretrain.captions.ferplus.captioner import caption, caption_without_votes
 from emocap_pretrain.captions.ferplus.cues import find_cues
 from emocap_pretrain.captions.ferplus.geometry import Population, measure
+from emocap_pretrain.captions.ferplus.tables import PublishedImages, read_ferplus
 from emocap_pretrain.captions.ferplus.votes import Votes, is_face, majority
 from emocap_pretrain.captions.grammar.looks import RegionState
+from emocap_pretrain.errors import DataError
 
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
@@ -40,14 +43,14 @@ class Faces:
     """Holds the FER+ set in memory; row `i` of every field belongs to the same face.
 
     All landmarks of a face are NaN unless several detections of the face agree. A single landmark is NaN if it lies
-    outside of the image.
+    outside of the image. With None for `landmarks` the faces get no captions.
     """
 
     names: Sequence[str]
     images: UInt8[np.ndarray, "faces height width"]
     votes: Sequence[Votes]
     usage: Sequence[str]
-    landmarks: Float32[np.ndarray, "faces 478 3"]
+    landmarks: Float32[np.ndarray, "faces 478 3"] | None
 
     def rows(self, split: Split) -> list[int]:
         return [row for row, usage in enumerate(self.usage) if usage == _USAGE[split]]
@@ -73,26 +76,63 @@ def load(npz_path: str | Path, landmarks_path: str | Path) -> Faces:
     )
 
 
+def load_tables(table: Path, votes: Path, landmarks_path: Path | None) -> tuple[Faces, int]:
+    """Reads the images and votes from the published tables, and the landmarks if their file is given.
+
+    Returns the faces, and the number of rows that are left out because FER+ gives them no name.
+
+    Raises:
+        DataError: If a table or the file of landmarks cannot be read, if the tables do not belong together, or if an
+            image has no row in the file of landmarks.
+    """
+    found = read_ferplus(table, votes)
+    try:
+        landmarks = None if landmarks_path is None else _landmarks_of(landmarks_path, found)
+    except (OSError, KeyError, ValueError) as error:
+        raise DataError(f"the landmarks {landmarks_path} cannot be used ({str(error).rstrip('.')}).") from error
+    return Faces(found.names, found.images, found.votes, found.usage, landmarks), found.left_out
+
+
+def _landmarks_of(path: Path, found: PublishedImages) -> Float32[np.ndarray, "faces 478 3"]:
+    """Returns the landmarks by the names of FER+, or by the rows of fer2013.csv if the file was made from that."""
+    with np.load(path) as stored:
+        is_by_row = found.rows[0] in set(stored["name"].tolist())
+    return _landmarks(path, found.rows if is_by_row else found.names, size_px=found.images.shape[1:])
+
+
+def fer2013_records(found: PublishedImages, split: Split) -> Iterator[Record]:
+    """Yields the images of one split of FER2013 with the label `emotion` and without captions."""
+    for row, usage in enumerate(found.usage):
+        if usage == _USAGE[split]:
+            yield Record(found.rows[row], _png(found.images[row]), "png", None, {"emotion": found.emotions[row]})
+
+
 def records(faces: Faces, split: Split) -> Iterator[Record]:
-    """Yields the captioned faces of one split, in the order of the file.
+    """Yields the faces of one split, in the order of the file: with captions if there are landmarks.
 
     Images for which `is_face` is False are left out, except in the split "test".
     """
-    cues = find_all_cues(faces)
+    cues = None if faces.landmarks is None else find_all_cues(faces, faces.landmarks)
     for row in faces.rows(split):
         if split == "test" or is_face(faces.votes[row]):
-            yield _record(faces, row, cues[row], split)
+            yield _record(faces, row, None if cues is None else cues[row], split)
 
 
-def find_all_cues(faces: Faces) -> list[tuple[RegionState, ...]]:
+def find_all_cues(faces: Faces, landmarks: Float32[np.ndarray, "faces 478 3"]) -> list[tuple[RegionState, ...]]:
     """Returns, for each face, its cues: the visible states of its regions.
 
     Each face is compared with the faces of the training split. So the cues of a test face do not depend on the other
     test faces.
+
+    Raises:
+        DataError: If too few faces of the training split have landmarks.
     """
-    measurements = measure(faces.landmarks)
+    measurements = measure(landmarks)
     train = faces.rows("train")
-    population = Population.fit({name: values[train] for name, values in measurements.items()})
+    try:
+        population = Population.fit({name: values[train] for name, values in measurements.items()})
+    except ValueError as error:
+        raise DataError(str(error)) from error
     columns = {name: values.tolist() for name, values in population.ranks(measurements).items()}
     return [find_cues({name: values[row] for name, values in columns.items()}) for row in range(len(faces.names))]
 
@@ -108,16 +148,15 @@ def labels(votes: Votes) -> dict[str, str | float]:
     return {"emotion": majority(votes), **shares}
 
 
-def _record(faces: Faces, row: int, cues: Sequence[RegionState], split: Split) -> Record:
+def _record(faces: Faces, row: int, cues: Sequence[RegionState] | None, split: Split) -> Record:
     key = Path(faces.names[row]).stem
     votes = faces.votes[row]
-    return Record(
-        key=key,
-        image=_png(faces.images[row]),
-        extension="png",
-        caption=caption_without_votes(cues, key) if split == "test" else caption(votes, cues, key),
-        labels=labels(votes),
-    )
+    text = None if cues is None else _caption(votes, cues, key, split)
+    return Record(key=key, image=_png(faces.images[row]), extension="png", caption=text, labels=labels(votes))
+
+
+def _caption(votes: Votes, cues: Sequence[RegionState], key: str, split: Split) -> Caption:
+    return caption_without_votes(cues, key) if split == "test" else caption(votes, cues, key)
 
 
 def _png(image: UInt8[np.ndarray, "height width"]) -> bytes:

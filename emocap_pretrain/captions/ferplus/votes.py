@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from emocap_pretrain.captions.grammar.action_units import Degree
 from emocap_pretrain.captions.grammar.emotions import EMOTIONS, EmotionState
 
-_UNSURE = ("unknown", "NF")  # The votes of FER+ for "cannot tell" and for "not a face".
+UNSURE = ("unknown", "NF")  # The votes of FER+ for "cannot tell" and for "not a face".
 Votes = Mapping[str, int]
 
 
@@ -23,9 +23,9 @@ def without_outliers(votes: Votes) -> dict[str, int]:
     Raises:
         ValueError: If the names of the votes are not those of FER+.
     """
-    if set(votes) != {*EMOTIONS, *_UNSURE}:
+    if set(votes) != {*EMOTIONS, *UNSURE}:
         raise ValueError(
-            f"votes for {', '.join(sorted(votes))}, but the names are {', '.join((*EMOTIONS, *_UNSURE))}; "
+            f"votes for {', '.join(sorted(votes))}, but the names are {', '.join((*EMOTIONS, *UNSURE))}; "
             "map them by name."
         )
     return {name: count if count > 1 else 0 for name, count in votes.items()}
@@ -44,7 +44,7 @@ def is_face(votes: Votes) -> bool:
     If only one person voted for an emotion, for "unknown" or for "NF", this vote does not count.
     """
     kept = without_outliers(votes)
-    return max(kept[name] for name in EMOTIONS) > sum(kept[name] for name in _UNSURE)
+    return max(kept[name] for name in EMOTIONS) > sum(kept[name] for name in UNSURE)
 
 
 def emotion_state(votes: Votes, *, expressive: bool = True) -> EmotionState:

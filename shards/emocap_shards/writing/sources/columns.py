@@ -191,7 +191,8 @@ def image_of(value: object, images: ImageFolders) -> bytes | LocalFile:
             raise RecordError(f"the image is the URL {short(value)}; {NO_URLS}")
         if _PIXELS.fullmatch(value[:64]):
             raise RecordError(
-                f"the image is {short(value)}, a text of numbers; write the images as files, and their paths"
+                f"the image is {short(value)}, a text of numbers; write the images as files, and their paths "
+                "(`emocap import` packs the tables of FER2013 and FER+)"
             )
         return LocalFile(images.root, _with_slashes(value, images), images.table)
     if value in _EMPTY:

@@ -1,0 +1,161 @@
+"""Tests `emocap import` on small tables in the form of FER2013 and FER+. The images are noise."""
+
+import io
+import runpy
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_calls import called
+from emocap_shards.annotation import load_annotation
+from emocap_shards.library import Library
+from landmark_cases import crowd
+from PIL import Image
+
+from emocap_pretrain.captions.ferplus.__main__ import main
+from emocap_pretrain.captions.ferplus.dataset import labels
+from emocap_pretrain.captions.ferplus.votes import EMOTIONS
+
+VOTE_NAMES = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt", "unknown", "NF")
+USAGES = ("Training", "Training", "PublicTest", "PrivateTest")
+ROWS = 100
+NAMELESS = 7
+LANDMARKS = Path(__file__).parents[4] / "launch" / "landmarks.py"
+
+
+@pytest.fixture
+def tables(tmp_path):
+    """Writes fer2013.csv and fer2013new.csv; returns their paths, the images and the votes."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (ROWS, 48, 48), np.uint8)
+    votes = np.stack([rng.multinomial(10, rng.dirichlet(np.full(10, 0.3))) for _ in range(ROWS)])
+    ours, theirs = ["emotion,pixels,Usage"], ["Usage,Image name," + ",".join(VOTE_NAMES)]
+    for number in range(ROWS):
+        usage = USAGES[number % 4]
+        ours.append(f"{number % 7},{' '.join(map(str, images[number].ravel()))},{usage}")
+        # The numbers in the names of FER+ are not those of the rows.
+        name = "" if number == NAMELESS else f"fer{number + 100:07d}.png"
+        theirs.append(f"{usage},{name}," + ",".join(map(str, votes[number])))
+    table, new = tmp_path / "fer2013.csv", tmp_path / "fer2013new.csv"
+    table.write_text("\n".join(ours) + "\n")
+    new.write_text("\n".join(theirs) + "\n")
+    return table, new, images, votes
+
+
+def read(url):
+    """Returns (key, pixels, captions, labels) of each sample."""
+    library = Library.open(str(url))
+    found = library.fetch(np.arange(sum(library.samples)), direct=True)
+    return [
+        (each.key, np.asarray(Image.open(io.BytesIO(each.image))), *load_annotation(each.annotation)) for each in found
+    ]
+
+
+def landmarks_of(path, names):
+    """Writes landmarks of a face that several passes agree on, for images with these names."""
+    points = crowd(len(names), seed=3).astype(np.float32)
+    spread = np.full(len(names), 0.01, np.float32)
+    np.savez(path, name=np.array(names), landmarks=points, found=np.ones(len(names), bool), spread=spread)
+    return path
+
+
+def test_fer2013_is_packed_from_its_table_with_the_names_of_its_classes(tables, tmp_path):
+    table, _, images, _ = tables
+    done = called("import", "fer2013", table, tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    found = read(tmp_path / "out" / "train")
+    assert [key for key, *_ in found][:3] == ["fer2013-00000", "fer2013-00001", "fer2013-00004"]
+    assert all((pixels == images[int(key[-5:])]).all() for key, pixels, *_ in found)
+    assert not any(captions for _, _, captions, _ in found)
+    names = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral")
+    assert [given for *_, given in found] == [{"emotion": names[int(key[-5:]) % 7]} for key, *_ in found]
+    assert [len(read(tmp_path / "out" / split)) for split in ("train", "valid", "test")] == [50, 25, 25]
+
+
+def test_ferplus_has_the_votes_as_labels_and_leaves_out_images_without_a_face(tables, tmp_path):
+    table, new, images, votes = tables
+    done = called("import", "ferplus", table, new, tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    assert "left out 1 row without a name in FER+" in " ".join(done.output.split())
+    found = read(tmp_path / "out" / "test")
+    expected = [number for number in range(3, ROWS, 4) if number != NAMELESS]
+    assert [key for key, *_ in found] == [f"fer{number + 100:07d}" for number in expected]
+    for number, (_, pixels, captions, given) in zip(expected, found, strict=True):
+        assert (pixels == images[number]).all()
+        assert not captions
+        assert given == labels(dict(zip(VOTE_NAMES, votes[number].tolist(), strict=True)))
+    assert Counter(EMOTIONS) == Counter(VOTE_NAMES[:8])
+
+
+@pytest.mark.parametrize("by_row", [False, True], ids=["names of FER+", "rows of the table"])
+def test_with_landmarks_the_captions_are_those_of_the_command_for_an_npz(tables, tmp_path, by_row):
+    table, new, images, votes = tables
+    kept = [number for number in range(ROWS) if number != NAMELESS]
+    names = [f"fer{number + 100:07d}.png" for number in kept]
+    usage = np.array([USAGES[number % 4] for number in kept])
+    npz = tmp_path / "set.npz"
+    np.savez(
+        npz, images=images[kept], votes=votes[kept].astype(np.uint8), vote_names=VOTE_NAMES, usage=usage, name=names
+    )
+    landmarks = landmarks_of(tmp_path / "a.npz", names)
+    main(["--npz", str(npz), "--landmarks", str(landmarks), "--out", str(tmp_path / "old")])
+    if by_row:
+        landmarks = landmarks_of(tmp_path / "b.npz", [f"fer2013-{number:05d}" for number in kept])
+    done = called("import", "ferplus", table, new, tmp_path / "new", "--landmarks", landmarks)
+    assert done.exit_code == 0, done.output
+    for split in ("train", "valid", "test"):
+        shards = [(tmp_path / place / split / "shard-000000.tar").read_bytes() for place in ("old", "new")]
+        assert shards[0] == shards[1]
+        assert all(captions for _, _, captions, _ in read(tmp_path / "new" / split))
+
+
+def test_landmarks_that_cannot_be_used_are_refused_with_the_name_of_their_file(tables, tmp_path):
+    table, new, *_ = tables
+    few = landmarks_of(tmp_path / "few.npz", [f"fer{number + 100:07d}.png" for number in range(9)])
+    other = tmp_path / "other.npz"
+    np.savez(other, images=np.zeros(3))
+    cases = ((few, "no row for 91 of 99 images"), (other, "name"), (tmp_path / "none.npz", "No such file"))
+    for landmarks, told in cases:
+        done = called("import", "ferplus", table, new, tmp_path / "out", "--landmarks", landmarks)
+        assert done.exit_code == 1
+        output = " ".join(done.output.split())
+        assert landmarks.name in output
+        assert told in output
+
+
+def test_the_script_of_the_landmarks_names_the_rows_of_the_table_in_the_same_way(tables):
+    table, _, images, _ = tables
+    names, image_of = runpy.run_path(str(LANDMARKS))["source"](table)
+    assert names == [f"fer2013-{number:05d}" for number in range(ROWS)]
+    assert (image_of(5) == images[5][..., None]).all()
+    assert image_of(5).shape == (48, 48, 3)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        (",Usage", ",Split", "fer2013.csv has no column 'usage'"),
+        (",PublicTest", ",Other", "are of different usages"),
+        ("3,", "9,", "fer2013.csv:5: the emotion '9' is not a number of 0 to 6"),
+        (" 2", " 999", "the pixels are not 48 x 48 numbers of 0 to 255"),
+    ],
+)
+def test_a_table_that_cannot_be_read_is_refused_in_a_short_line(tables, tmp_path, old, new, told):
+    table, votes, *_ = tables
+    lines = table.read_text().splitlines()
+    lines = [line.replace(old, new, 1) if old != "3," or line.startswith("3,") else line for line in lines]
+    table.write_text("\n".join(lines) + "\n")
+    done = called("import", "ferplus", table, votes, tmp_path / "out")
+    assert done.exit_code != 0
+    output = " ".join(done.output.split())
+    assert told in output
+    assert len(output) < 400
+
+
+def test_an_import_does_not_write_over_a_dataset(tables, tmp_path):
+    table, *_ = tables
+    assert called("import", "fer2013", table, tmp_path / "out").exit_code == 0
+    done = called("import", "fer2013", table, tmp_path / "out")
+    assert done.exit_code != 0
+    assert "holds a dataset" in " ".join(done.output.split())
