@@ -181,7 +181,7 @@ def _annotation(file: LocalFile) -> bytes:
 
     Raises:
         RecordError: If the file cannot be read. If it is missing, the message also says what to do with folders of
-            classes, and that captions are not read from other places, such as .txt files.
+            classes, and with captions in other places.
     """
     try:
         return file.read()
@@ -190,7 +190,7 @@ def _annotation(file: LocalFile) -> bytes:
             raise
         raise RecordError(
             f"{file.path} is missing, the annotation of the image; if its folder has the name of its class, give "
-            "the name of that label (--label emotion); captions in .txt files or in a metadata.jsonl are not read: "
+            "the name of that label (--label emotion); for captions in another place, "
             "write a table with the columns image and global, and pack that"
         ) from error
 

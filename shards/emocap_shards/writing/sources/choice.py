@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -18,12 +19,14 @@ from emocap_shards.writing.row import ImageFolders
 from emocap_shards.writing.row_source import RowSource
 from emocap_shards.writing.sources.columns import STANDARD, TableColumns
 from emocap_shards.writing.sources.folder import FolderSource, walk_images
+from emocap_shards.writing.sources.sidecars import SidecarSource, has_sidecars
 from emocap_shards.writing.sources.text_tables import (
     WHITE_SPACE,
     DelimitedSource,
     JsonArraySource,
     JsonLinesSource,
     TextTableConfig,
+    column_names,
 )
 
 _TAR = re.compile(r"\.(tar|tgz|tar\.(gz|bz2|xz|zst))$")
@@ -125,13 +128,37 @@ def _folder(path: Path, columns: TableColumns, image_root: str | Path | None) ->
         raise RecordError(f"{path} holds the splits {', '.join(splits)}; name one of them, such as {path / splits[0]}.")
     if (path / STATE).is_file():
         return HuggingFaceSource(path, columns, _images(image_root, path))
-    return _tars_in(path, columns) or _images_in(path, columns)
+    return _tars_in(path, columns) or _metadata_of(path, columns, image_root) or _images_in(path, columns)
+
+
+def _metadata_of(path: Path, columns: TableColumns, image_root: str | Path | None) -> RowSource | None:
+    """Returns a source for the table of a folder in the form of Hugging Face's ImageFolder; None if it has none.
+
+    The table has the column `file_name`. Its captions are in the column of the global part, or else in `text` or
+    `caption`.
+    """
+    for table in (path / "metadata.jsonl", path / "metadata.csv"):
+        present = column_names(table) if table.is_file() else ()
+        if "file_name" not in present:
+            continue
+        image = columns.image if columns.image in present else "file_name"
+        texts = [name for name in (columns.global_, "text", "caption") if name in present]
+        mapped = replace(columns, image=image, global_=texts[0] if texts else columns.global_)
+        images = _images(image_root, path)
+        return (
+            JsonLinesSource(table, mapped, images)
+            if table.suffix == ".jsonl"
+            else DelimitedSource(table, mapped, images)
+        )
+    return None
 
 
 def _images_in(path: Path, columns: TableColumns) -> RowSource:
     """Returns a source for the images of a folder: with annotations beside them, or in one folder for each class."""
     from emocap_shards.writing.sources.class_folders import ClassFolderSource, class_folders, listed
 
+    if has_sidecars(path, columns):
+        return SidecarSource(path, columns)
     classes = class_folders(path)
     is_annotated = _is_annotated(path)
     if not classes or not columns.labels:

@@ -307,6 +307,22 @@ def _cells(line: str, delimiter: str) -> list[str]:
         return []
 
 
+def column_names(path: Path) -> tuple[str, ...]:
+    """Returns the columns of the first row of a table: the cells of a CSV's first line, or the names in a JSON object.
+
+    The result is empty if the first line is neither.
+    """
+    with _read(path), path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        first = file.readline(MAX_LINE_BYTES)
+    if path.suffix not in {".jsonl", ".ndjson"}:
+        return tuple(next(csv.reader([first]), []))
+    try:
+        value: Any = orjson.loads(first)
+    except ValueError:
+        return ()
+    return tuple(cast("dict[str, Any]", value)) if isinstance(value, dict) else ()
+
+
 @contextmanager
 def _read(path: Path) -> Generator[None]:
     try:
