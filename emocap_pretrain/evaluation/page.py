@@ -267,7 +267,7 @@ def _mapped_face(number: int, face: SavedFace, found: Comparison) -> dict[str, A
         rows, columns = len(each.weights), len(each.weights[0])
         largest = max(map(max, each.weights))
         squares = [
-            (round(column * 96 / columns, 2), round(row * 96 / rows, 2), round(0.85 * weight / largest, 3))
+            (round(column * 96 / columns, 2), round(row * 96 / rows, 2), round(0.6 * weight / largest, 3))
             for row, weights in enumerate(each.weights)
             for column, weight in enumerate(weights)
             if weight > 0.02 * largest  # Also false for a map whose weights are all 0.

@@ -190,7 +190,7 @@ def test_the_page_is_inert_and_complete() -> None:
     assert text.count(TINY_JPEG) == 2  # An example of the search, and a face with attention maps.
     assert "largest weight 100.0% (uniform 16.7%)" in text
     squares = [each for tag, each in tags if tag == "rect" and each.get("width") == "32.0"]
-    assert [(each["x"], each["y"], each["fill-opacity"]) for each in squares] == [("64.0", "0.0", "0.85")] * 2
+    assert [(each["x"], each["y"], each["fill-opacity"]) for each in squares] == [("64.0", "0.0", "0.6")] * 2
     assert "contains images of persons" in text
 
 
