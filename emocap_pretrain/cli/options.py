@@ -170,6 +170,10 @@ Delimiter = Annotated[
 TextEncoding = Annotated[
     str | None, _column("--encoding", help="Encoding of a text table, such as gb18030; default UTF-8.")
 ]
+Frames = Annotated[
+    int | None,
+    _column(help="Frames to take of each video whose row names a folder; 1: the middle one.", min=1),
+]
 Flat = Annotated[bool, _column("--flat", help="Divide captions of several sentences into global, local and summary.")]
 
 # Options of `pack` on the encoding of the images.

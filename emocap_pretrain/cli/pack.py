@@ -22,6 +22,7 @@ from emocap_shards.writing.row_source import KeyedSource, Noted
 from emocap_shards.writing.shards import ShardSize
 from emocap_shards.writing.sources.choice import open_source
 from emocap_shards.writing.sources.columns import STANDARD, TableColumns
+from emocap_shards.writing.sources.frames import FrameSource
 from emocap_shards.writing.sources.text_tables import TextTableConfig
 from emocap_shards.writing.unpack import unpack
 from tqdm import tqdm
@@ -48,6 +49,7 @@ def pack_command(  # noqa: PLR0913, PLR0917 - one argument for each option
     columns: options.Columns = None,
     delimiter: options.Delimiter = None,
     encoding: options.TextEncoding = None,
+    frames: options.Frames = None,
     flat: options.Flat = False,
     image_format: options.Format = None,
     quality: options.Quality = None,
@@ -91,6 +93,7 @@ def pack_command(  # noqa: PLR0913, PLR0917 - one argument for each option
             opened = KeyedSource(opened, only_keys)
         for note in opened.notes if isinstance(opened, Noted) else ():
             console.print(printable(note), markup=False)
+        opened = FrameSource(opened, frames) if frames else opened
         with Bar("packing", opened.total) as bar:
             packed = pack(opened, out, pack_options, processes=processes, progress=bar.show)
         _summarise(out, packed, bar, dropped=drop_duplicates)

@@ -79,6 +79,9 @@ class LocalFile:
                 if status.st_size > MAX_FILE_BYTES:
                     raise RecordError(f"{self.name} has {status.st_size} bytes; the limit is {MAX_FILE_BYTES}")
                 return file.read()
+        except IsADirectoryError as error:
+            cure = "if it holds the frames of a video, --frames takes some of them"
+            raise RecordError(f"{self.name} is a folder and not an image; {cure}") from error
         except OSError as error:
             raise RecordError(f"{self.name} cannot be read ({error.strerror or error})") from error
 
