@@ -21,7 +21,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import groupby
 from pathlib import Path
@@ -452,7 +452,7 @@ def _client(settings: TrackingConfig) -> MlflowClient:
 
 
 @contextmanager
-def _alone(uri: str) -> Iterator[None]:
+def _alone(uri: str) -> Generator[None]:
     """Lets one process at a time open an SQLite file in a folder, which is created if it is missing.
 
     MLflow makes the tables of a new file. If two runs begin at once, it fails in one of them, because a table exists.
