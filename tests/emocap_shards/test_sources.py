@@ -459,7 +459,7 @@ def test_what_is_no_plain_file_is_not_waited_for(tmp_path):
         write_lines(tmp_path / "t.jsonl", [table_row(0, image="pipe.png"), table_row(0, image="folder.png")])
     )
     assert "not a plain file" in told[0]
-    assert "folder.png cannot be read" in told[1]
+    assert "folder.png is a folder and not an image" in told[1]
 
 
 def test_a_file_of_many_gigabytes_is_not_loaded(tmp_path):
@@ -553,6 +553,13 @@ def test_what_was_let_go_is_listed_with_the_name_of_its_file(faces, tmp_path):
     packed(table, tmp_path / "out", skip_bad=1)
     (listed,) = json.loads((tmp_path / "out" / "skipped.json").read_bytes())
     assert listed == {"where": f"{table}:2", "file": "bad.png", "reason": "the image is empty, a file of 0 bytes"}
+
+
+def test_a_row_whose_caption_is_unusable_is_listed_with_its_image(faces, tmp_path):
+    table = write_lines(faces / "t.jsonl", [table_row(0), table_row(1, labels=3)])
+    packed(table, tmp_path / "out", skip_bad=1)
+    (listed,) = json.loads((tmp_path / "out" / "skipped.json").read_bytes())
+    assert listed == {"where": f"{table}:2", "file": "1.png", "reason": '"labels" is not an object'}
 
 
 def test_an_annotation_that_is_no_object_is_a_bad_row(tmp_path):

@@ -136,6 +136,7 @@ _SUFFIXES = FORMATS.keys() | {"bmp", "gif", "tif", "tiff", "avif", "heic", "heif
 # Names of columns that probably hold captions. A table with such a column is not taken as one of labels alone.
 _CAPTION = re.compile("^(local|further)$|caption|text|txt|title|descri|sentence|summary|prompt", re.IGNORECASE)
 _SHOWN = 12
+_LONGEST_PATH = 300  # A longer text in the image column is not a path.
 URL = re.compile("(https?|s3|gs)://", re.IGNORECASE)
 NO_URLS = "URLs are not fetched here: download them with img2dataset (--output_format webdataset) and pack its tars"
 _PIXELS = re.compile(r"[\d.,\s]{64}")  # A cell that lists the values of pixels begins like this, as in FER2013.
@@ -156,13 +157,20 @@ def row_of(
     except KeyError as error:
         return BadRow(where, columns.lacking([str(error.args[0])], _names(values)))
     except (AnnotationError, RecordError) as error:
-        return BadRow(where, str(error))
+        return BadRow(where, str(error), file=_file_of(values[columns.image]))
     extension = PurePath(image.path).suffix[1:].lower() if isinstance(image, LocalFile) else ""
     given = values.get(columns.key)
     if not isinstance(given, str | int | None):
         return BadRow(where, f"the key {short(given)} is an unusable key; a key is text or a whole number")
     key = _own_key(image, value, images) if given is None or given == "" else str(given)
     return SourceRow(where, key or f"{number:09d}", image, annotation, extension)
+
+
+def _file_of(value: object) -> str:
+    """Returns the path in the image column, for messages; "" if the column holds no path, or a very long text."""
+    if isinstance(value, Mapping):
+        value = cast("Mapping[str, object]", value).get("path")
+    return value if isinstance(value, str) and len(value) <= _LONGEST_PATH else ""
 
 
 def _names(values: Mapping[str, Any]) -> list[str]:
