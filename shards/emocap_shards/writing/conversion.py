@@ -98,13 +98,11 @@ def look(data: bytes) -> ImageLook:
                 )
             has_frames = bool(getattr(image, "is_animated", False))
             return ImageLook(str(image.format), image.width, image.height, has_frames)
-    except UnidentifiedImageError:
-        pass
+    except UnidentifiedImageError as error:
+        image_header(data)  # It raises an error that names the format, if it knows one.
+        raise ImageError("the bytes are not an image") from error
     except UNREADABLE as error:
         raise ImageError(f"the image has no readable header ({error})") from error
-    # It names the formats that cannot be taken.
-    image_header(data)
-    raise ImageError("the bytes are not an image")
 
 
 def _is_raw(data: bytes, image: Image.Image) -> bool:

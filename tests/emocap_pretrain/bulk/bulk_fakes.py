@@ -17,7 +17,7 @@ from emocap_pretrain.data.transform import center_crop
 
 
 class SquaresOf8:
-    """Stands for a model that reads the central square of an image, resized to 8 pixels."""
+    """Imitates a model that reads the central square of an image, resized to 8 pixels."""
 
     def square(self, image: np.ndarray) -> np.ndarray:
         return center_crop(image, 8)

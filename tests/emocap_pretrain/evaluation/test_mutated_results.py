@@ -57,7 +57,7 @@ def _paths(value: Any, before: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [*([before] if before else []), *(path for key, each in inner for path in _paths(each, (*before, key)))]
 
 
-# A field of each list stands for the others, so that long lists are not chosen more often than short ones.
+# One field of each list is changed, and not all of them, so that long lists are not chosen more often than short ones.
 PATHS = [path for path in _paths(BODY) if all(not isinstance(key, int) or key < 5 for key in path)]
 
 

@@ -48,7 +48,7 @@ class TextTableConfig:
 
     Attributes:
         delimiter: The character between two cells, or its name (`comma`, `tab`, `semicolon`, `bar`, `space`); " "
-            stands for any number of blanks and tabs. With None it is found.
+            means any number of blanks and tabs. With None it is found.
         names: The names of the columns of a table without a header; empty if the first line has them.
         encoding: The encoding. With None it is UTF-8, or UTF-16 if the file begins with its byte order mark.
     """
@@ -218,7 +218,7 @@ class JsonLinesSource:
 
     def _row(self, text: str, *, where: str, number: int) -> SourceRow | BadRow:
         try:
-            # A text with surrogates, which stand for bytes that are not UTF-8, is refused.
+            # A text with surrogates is refused. They take the place of bytes that are not UTF-8.
             values: Any = orjson.loads(text)
         except ValueError as error:
             reason = f"the line is not JSON ({error})" if _is_text(text) else _undecodable(self.encoding)
