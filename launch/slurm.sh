@@ -23,12 +23,13 @@ cd "${EMOCAP:-${SLURM_SUBMIT_DIR:?start it by sbatch}}"
 export PATH="$PWD/.venv/bin:$PATH"
 export NCCL_SOCKET_IFNAME="${NCCL_SOCKET_IFNAME:-^lo,docker}"
 
+# The signal goes to `emocap restart`, which asks the ranks to save. srun would follow a SIGTERM with SIGKILL. The trap is
+# set before the start, because a signal between the start and a later trap would end the job without a requeue.
+trap 'kill -TERM "${!:?the ranks had not started}"' USR1 TERM
 # srun must not kill ranks when another one has ended: they detect the loss themselves, and rank 0 reports it.
 emocap restart -- srun --kill-on-bad-exit=0 --wait=0 --gpu-bind=none --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
   python -m emocap_pretrain.run "$@" &
 ranks=$!
-# The signal goes to `emocap restart`, which asks the ranks to save. srun would follow a SIGTERM with SIGKILL.
-trap 'kill -TERM "$ranks"' USR1 TERM
 # A trapped signal ends `wait` early, while the ranks still save, so this waits until they have ended.
 while code=0; wait "$ranks" || code=$?; kill -0 "$ranks" 2>/dev/null; do :; done
 
