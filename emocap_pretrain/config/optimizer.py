@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from emocap_pretrain.config.fields import Count, Decay, Fraction, Section, Weight
+from emocap_pretrain.config.fields import Count, Decay, Fraction, Positive, Section, Weight
 
 
 class SgdConfig(Section):
@@ -33,7 +33,7 @@ class AdafactorConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """Configures the optimizer, its parameter groups, and the learning rate: a linear warm-up with a cosine decay."""
+    """Configures the optimizer, its parameter groups, and the learning rate of each step."""
 
     name: Literal["adamw", "sgd", "adafactor"] = Field(
         default="adamw", description="adafactor works on whole parameters and needs engine.zero_stage=0."
@@ -62,7 +62,22 @@ class OptimizerConfig(Section):
         default=True, description="Whether the embeddings of tokens and positions have weight decay too."
     )
     warmup_steps: Count = Field(default=500, description="Steps in which the learning rate grows linearly to lr.")
-    final_share: Fraction = Field(default=0.0, description="Learning rate of the last step as a share of `lr`.")
+    schedule: Literal["cosine", "wsd", "constant"] = Field(
+        default="cosine",
+        description="Learning rate after the warm-up: cosine falls over all steps, wsd stays at lr and falls in the "
+        "last decay_steps, constant stays at lr.",
+    )
+    final_share: Fraction = Field(
+        default=0.0, description="Learning rate of the last step as a share of `lr`, for cosine and wsd."
+    )
+    decay_steps: Positive | None = Field(
+        default=None, description="Steps of the decay of wsd; default a fifth of all steps."
+    )
+    decay_shape: Literal["linear", "sqrt"] = Field(
+        default="linear",
+        description="Form of the decay of wsd. After the share p of its steps, linear leaves 1 - p of lr, and sqrt "
+        "1 - sqrt(p).",
+    )
     clip_norm: Weight = Field(default=1.0, description="Largest norm of the whole gradient; 0 never clips.")
 
     @model_validator(mode="after")
@@ -72,10 +87,22 @@ class OptimizerConfig(Section):
                 raise ValueError(f"{key} belongs to name={owner}, and name is {self.name}: leave it out.")
         return self
 
+    @model_validator(mode="after")
+    def _has_no_settings_of_another_schedule(self) -> "OptimizerConfig":
+        for key, owners in _SCHEDULES.items():
+            if self.schedule not in owners and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(
+                    f"{key} belongs to schedule={' and '.join(owners)}, and schedule is {self.schedule}: leave it out."
+                )
+        return self
+
 
 # Settings that only one optimizer has. For another optimizer they must keep their defaults, so that no setting is
 # without an effect.
 _OWNERS = {"betas": "adamw", "eps": "adamw", "sgd": "sgd", "adafactor": "adafactor"}
+
+
+_SCHEDULES = {"final_share": ("cosine", "wsd"), "decay_steps": ("wsd",), "decay_shape": ("wsd",)}
 
 
 class EmaConfig(Section):

@@ -370,6 +370,16 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _the_decay_has_room(self) -> Self:
+        warmup, decay = self.optimizer.warmup_steps, self.optimizer.decay_steps
+        if self.steps and decay is not None and warmup + decay > self.steps:
+            raise ValueError(
+                f"optimizer.warmup_steps={warmup} and optimizer.decay_steps={decay} are more than steps={self.steps}: "
+                "set fewer of them, or more steps."
+            )
+        return self
+
+    @model_validator(mode="after")
     def _patch_mask_needs_all_patches(self) -> Self:
         if self.objective.patch_mask and self.model.image.patch_dropout:
             raise ValueError(

@@ -1,10 +1,11 @@
 """Defines the engine, which makes one optimizer step at a time, and saves and restores the state of training.
 
-The engine is the only class through which training uses DeepSpeed. Six modules belong to it. `zero.py` alone uses
+The engine is the only class through which training uses DeepSpeed. Seven modules belong to it. `zero.py` alone uses
 internals of DeepSpeed. `optimizer.py` describes each optimizer by an `OptimizerSpec`, and `ema.py` adds the moving
-average of the weights to it. `state_layout.py` computes which rank holds which part of the optimizer's state.
-`snapshot.py` copies the weights and this state to host memory and to files, and reads the files.
-`representation_cache.py` encodes the rows of a rank in several passes if a rank has more than `micro_batch` rows.
+average of the weights to it. `schedule.py` computes the learning rate of a step. `state_layout.py` computes which rank
+holds which part of the optimizer's state. `snapshot.py` copies the weights and this state to host memory and to files,
+and reads the files. `representation_cache.py` encodes the rows of a rank in several passes if a rank has more than
+`micro_batch` rows.
 
 The weights are float32 at every stage of ZeRO, and bf16 is used only by autocast inside the model (decision 4). ZeRO
 keeps copies of the weights in float32. These copies equal the weights, because the weights are float32 too. So a
@@ -30,8 +31,9 @@ from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.training import ema, zero
 from emocap_pretrain.training.ema import AveragedModel
 from emocap_pretrain.training.objective import Objective
-from emocap_pretrain.training.optimizer import learning_rate, optimizer_of, parameter_groups
+from emocap_pretrain.training.optimizer import optimizer_of, parameter_groups
 from emocap_pretrain.training.representation_cache import Cached
+from emocap_pretrain.training.schedule import learning_rate
 from emocap_pretrain.training.snapshot import Snapshot, read
 from emocap_pretrain.training.state_layout import Layout
 

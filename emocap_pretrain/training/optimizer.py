@@ -1,11 +1,10 @@
-"""Defines the optimizers, the learning rate of each step, and the parameter groups of a model.
+"""Defines the optimizers and the parameter groups of a model.
 
 Each optimizer is described by a value, its `OptimizerSpec`, and no other module depends on a particular optimizer. The
 snapshot, the checkpoint, the estimate of memory and the forecast of the step time read the spec. So an optimizer with a
 correct spec works with all of them (decision 24). docs/extend/optimizer.md shows how to add an optimizer.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -131,25 +130,6 @@ def optimizer_of(settings: OptimizerConfig, zero_stage: int) -> OptimizerSpec:
             "set engine.zero_stage=0, or another optimizer.name."
         )
     return spec
-
-
-def learning_rate(settings: OptimizerConfig, step: int, steps: int) -> float:
-    """Returns the learning rate of a step.
-
-    It grows linearly to `lr` during the warm-up. Then it falls along half a cosine, to `lr * final_share` at the last
-    step.
-
-    Args:
-        settings: The settings of the optimizer.
-        step: Number of steps done before this one.
-        steps: Number of steps of the whole run.
-    """
-    # The first step has `step` 0 and already a rate above 0. The last step has `steps - 1`, where the cosine ends.
-    if step < settings.warmup_steps:
-        return settings.lr * (step + 1) / settings.warmup_steps
-    progress = (step - settings.warmup_steps) / max(1, steps - 1 - settings.warmup_steps)
-    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-    return settings.lr * (settings.final_share + (1 - settings.final_share) * cosine)
 
 
 @dataclass(frozen=True, slots=True)

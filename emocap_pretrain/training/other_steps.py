@@ -2,7 +2,7 @@
 
 from emocap_pretrain.checkpoint.manifest import Checkpoint
 from emocap_pretrain.config.optimizer import OptimizerConfig
-from emocap_pretrain.training.optimizer import learning_rate
+from emocap_pretrain.training.schedule import learning_rate
 
 
 def note_on_other_steps(rate: OptimizerConfig, steps: int, checkpoint: Checkpoint) -> str | None:
@@ -14,8 +14,8 @@ def note_on_other_steps(rate: OptimizerConfig, steps: int, checkpoint: Checkpoin
         checkpoint: The checkpoint from which the run resumes. Its config has the former setting `steps`.
 
     Returns:
-        One line. It is None if the number of steps is the same, or if the checkpoint was saved before the first step,
-        because there was no learning rate yet.
+        One line. It is None if the number of steps is the same, if the checkpoint was saved before the first step,
+        because there was no learning rate yet, or if the schedule is constant and there are steps left.
     """
     stored, done = checkpoint.state.get("config"), checkpoint.step
     before = stored.get("steps") if isinstance(stored, dict) else None
@@ -24,15 +24,16 @@ def note_on_other_steps(rate: OptimizerConfig, steps: int, checkpoint: Checkpoin
     head = f"steps was {before:,} until step {done:,} and is {steps:,} now"
     if done >= steps:
         return f"{head}: there is no step left to train."
+    if rate.schedule == "constant":
+        return None
     now = f"{learning_rate(rate, done, steps):.3g}"
     end = f"{learning_rate(rate, steps - 1, steps):.3g}"
     if done >= before:
         ended = f"{learning_rate(rate, before - 1, before):.3g}"
         return (
-            f"{head}: the learning rate had ended its cosine at {ended} in step {before:,}; it returns to {now} in "
+            f"{head}: the learning rate had ended its decay at {ended} in step {before:,}; it returns to {now} in "
             f"step {done + 1:,} and falls to {end} in step {steps:,}."
         )
     was = f"{learning_rate(rate, done, before):.3g}"
-    return (
-        f"{head}: the learning rate of step {done + 1:,} is {now} instead of {was}, and falls to {end} at the new end."
-    )
+    change = f"is {now} instead of {was}" if now != was else f"stays {now}"
+    return f"{head}: the learning rate of step {done + 1:,} {change}, and falls to {end} at the new end."

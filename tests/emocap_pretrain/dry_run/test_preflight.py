@@ -283,7 +283,7 @@ def test_more_steps_after_the_end_of_the_schedule_are_noted_with_the_learning_ra
 ) -> None:
     (note,) = found(trained(3, steps=6)).notes
     assert note == (
-        "steps was 3 until step 3 and is 6 now: the learning rate had ended its cosine at 0 in step 3; "
+        "steps was 3 until step 3 and is 6 now: the learning rate had ended its decay at 0 in step 3; "
         "it returns to 0.0005 in step 4 and falls to 0 in step 6."
     )
 

@@ -18,7 +18,7 @@ from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.ranks.info import Rank
 from emocap_pretrain.training.build import build_collate, build_engine, build_model
 from emocap_pretrain.training.engine import Engine
-from emocap_pretrain.training.optimizer import learning_rate
+from emocap_pretrain.training.schedule import learning_rate
 from emocap_pretrain.training.snapshot import fill
 
 ALONE = RankGroup(Rank(), "cpu", None)
