@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, Self, cast
 from emocap_shards.mask import holds_secret, masked_url
 from pydantic import Field, PrivateAttr, model_validator
 
+from emocap_pretrain.config.augmentation import AugmentConfig
 from emocap_pretrain.config.fields import (
     Classes,
     Count,
@@ -90,6 +91,9 @@ class DataConfig(Section):
         description="Probability that an image is mirrored. English captions that name a side are changed with it "
         "(left becomes right); an image with an ambiguous caption is not mirrored. If captions name sides in another "
         "language, set 0.",
+    )
+    augment: AugmentConfig = Field(
+        default=AugmentConfig(), description="Further random changes of images; none by default."
     )
 
     @property

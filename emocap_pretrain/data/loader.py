@@ -33,8 +33,10 @@ from emocap_shards.sample import Caption, Sample
 from emocap_shards.stream import Stream
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from emocap_pretrain.config.augmentation import AugmentConfig
 from emocap_pretrain.config.objective import LabelConfig
 from emocap_pretrain.config.schema import DataConfig
+from emocap_pretrain.data.augmentation import changed, random_numbers, rotation_degrees
 from emocap_pretrain.data.batch import Batch, Texts
 from emocap_pretrain.data.labels import label_targets
 from emocap_pretrain.data.mirror import mirrored
@@ -70,6 +72,7 @@ class Collate:
         crop: Smallest share of the shorter image side that a random crop keeps, in [0, 1].
         flip: Probability that an image is mirrored, if its caption can be mirrored too.
         labels: The labels that the objective uses; the batch has no other labels.
+        augmentation: Further random changes of an image.
     """
 
     tokenizer: Tokenizer
@@ -80,6 +83,7 @@ class Collate:
     crop: float
     flip: float
     labels: tuple[LabelConfig, ...] = ()
+    augmentation: AugmentConfig = AugmentConfig()  # noqa: RUF009 - a frozen value
 
     def prepare(self, sample: Sample) -> Sample:
         """Returns the sample with the augmented image for its epoch. If that image is mirrored, so is the caption.
@@ -92,8 +96,12 @@ class Collate:
         key = (self.seed, sample.epoch, sample.index)
         mirrored_caption = mirrored(sample.caption) if self.flip and sample.caption else None
         flip = self.flip if mirrored_caption or sample.caption is None else 0.0
-        image, flipped = augment(sample.image, self.pixels, crop=self.crop, flip=flip, key=key)
-        caption = mirrored_caption if mirrored_caption and flipped else sample.caption
+        numbers, shown = random_numbers(key), sample.caption
+        degrees = rotation_degrees(self.augmentation, numbers, shown)
+        image, flipped = augment(sample.image, self.pixels, crop=self.crop, flip=flip, key=key, degrees=degrees)
+        detail_px = min(self.pixels, *sample.image.shape[:2])
+        image = changed(image, self.augmentation, numbers, shown, detail_px=detail_px)
+        caption = mirrored_caption if mirrored_caption and flipped else shown
         return replace(sample, image=image, caption=caption)
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:

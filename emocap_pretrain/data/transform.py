@@ -1,4 +1,4 @@
-"""Crops, mirrors and resizes decoded images to the size that the tower needs.
+"""Crops, rotates, mirrors and resizes decoded images to the size that the tower needs.
 
 The random numbers for a sample depend only on (seed, epoch, sample index). Therefore they are the same on any rank, in
 any loader process and in any attempt (decision 2).
@@ -6,11 +6,13 @@ any loader process and in any attempt (decision 2).
 Images here are numpy arrays of bytes, [height, width, 3], as the stream yields them. `Collate` puts the channels first.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
+from PIL import Image
 from torch.nn.functional import interpolate
 
 from emocap_pretrain.config.fields import ImageCrop
@@ -23,6 +25,7 @@ def augment(
     crop: float,
     flip: float,
     key: tuple[int, int, int],
+    degrees: float = 0.0,
 ) -> tuple[UInt8[np.ndarray, "pixels pixels 3"], bool]:
     """Returns a random square crop, resized to `pixels`, and whether it is mirrored.
 
@@ -32,15 +35,39 @@ def augment(
         crop: Smallest share of the shorter side that the crop keeps, in [0, 1].
         flip: Probability that the crop is mirrored, in [0, 1].
         key: (seed, epoch, sample index), which determines all random numbers.
+        degrees: Angle by which the crop is rotated about its centre, counterclockwise and before it is mirrored. Its
+            corners show what surrounds the crop; beyond the border of the image they repeat the pixels of the border.
     """
     # The numbers are drawn in a fixed order and all of them always, so that `flip` does not change the crop.
     random = np.random.default_rng(key)
     height, width = image.shape[:2]
     side = max(1, round(min(height, width) * random.uniform(crop, 1.0)))
     top, left = (int(random.integers(0, extent - side + 1)) for extent in (height, width))
-    square = _resized(image[top : top + side, left : left + side], pixels)
+    if degrees:
+        square = _rotated(image, (top, left, side), pixels, degrees)
+    else:
+        square = resized(image[top : top + side, left : left + side], pixels)
     mirrored = bool(random.random() < flip)
     return (square[:, ::-1] if mirrored else square), mirrored
+
+
+def _rotated(
+    image: UInt8[np.ndarray, "height width 3"], square: tuple[int, int, int], pixels: int, degrees: float
+) -> UInt8[np.ndarray, "pixels pixels 3"]:
+    """Returns the square (top, left, side) of an image, rotated about its centre and resized to `pixels`."""
+    top, left, side = square
+    # The rotated square lies within a larger upright one. This one is resized first, so that fewer pixels are rotated.
+    angle = math.radians(degrees)
+    margin = math.ceil(side * (abs(math.cos(angle)) + abs(math.sin(angle)) - 1) / 2)
+    ends = [(start - margin, start + side + margin) for start in (top, left)]
+    inside = [slice(max(0, first), last) for first, last in ends]
+    lacking = [
+        (max(0, -first), max(0, last - extent)) for (first, last), extent in zip(ends, image.shape[:2], strict=True)
+    ]
+    around = np.pad(image[inside[0], inside[1]], (*lacking, (0, 0)), mode="edge")
+    border = round(pixels * margin / side)
+    turned = Image.fromarray(resized(around, pixels + 2 * border)).rotate(degrees, Image.Resampling.BILINEAR)
+    return np.asarray(turned)[border : border + pixels, border : border + pixels]
 
 
 def center_crop(image: UInt8[np.ndarray, "height width 3"], pixels: int) -> UInt8[np.ndarray, "pixels pixels 3"]:
@@ -48,7 +75,7 @@ def center_crop(image: UInt8[np.ndarray, "height width 3"], pixels: int) -> UInt
     height, width = image.shape[:2]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
-    return _resized(image[top : top + side, left : left + side], pixels)
+    return resized(image[top : top + side, left : left + side], pixels)
 
 
 def cropped(
@@ -58,7 +85,7 @@ def cropped(
 
     A whole image that is not square is stretched to a square.
     """
-    return center_crop(image, pixels) if crop == "center" else _resized(image, pixels)
+    return center_crop(image, pixels) if crop == "center" else resized(image, pixels)
 
 
 def channels_first(
@@ -72,7 +99,7 @@ def channels_first(
     return torch.from_numpy(np.ascontiguousarray(np.stack([image.transpose(2, 0, 1) for image in images])))
 
 
-def _resized(image: UInt8[np.ndarray, "height width 3"], pixels: int) -> UInt8[np.ndarray, "pixels pixels 3"]:
+def resized(image: UInt8[np.ndarray, "height width 3"], pixels: int) -> UInt8[np.ndarray, "pixels pixels 3"]:
     """Returns the image resized with an antialiased bicubic filter.
 
     The values differ from those of Pillow only by rounding (by at most 2 of 255). This function takes a quarter of the

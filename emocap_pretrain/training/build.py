@@ -44,6 +44,7 @@ def build_collate(config: Config, tokenizer: Tokenizer) -> Collate:
         crop=config.data.crop,
         flip=config.data.flip,
         labels=config.objective.labels,
+        augmentation=config.data.augment,
     )
 
 
