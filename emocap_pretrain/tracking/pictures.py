@@ -20,6 +20,7 @@ from emocap_pretrain.run_folder.results import ConfusionMatrix, Curve
 _LABELS = 16  # The most labels that the preview shows of a sample without a caption.
 MAP_PX, MAP_COLUMNS = 170, 28  # The side of an attention map, and the letters in a line below it.
 CELL_PX, FACE_PX, FONT_PX = 680, 240, 11  # The width of a sample's cell, the side of its image, the size of its text.
+FORM_PX = 120  # The side of an image as it is trained; two of them have the height of `FACE_PX`.
 
 
 def subject(run: str, data: Sequence[DatasetUse], *, step: int | None = None) -> str:
@@ -32,33 +33,50 @@ def subject(run: str, data: Sequence[DatasetUse], *, step: int | None = None) ->
     return f"run {run}{at} · " + " + ".join(f"{each.name} ({each.short_digest})" for each in data)
 
 
-def preview(samples: Sequence[Sample], path: Path, *, of: str) -> None:
+def preview(samples: Sequence[Sample], path: Path, *, of: str, forms: Sequence[Sequence[Sample]] = ()) -> None:
     """Draws samples with all parts of their captions into the file `path`, in two columns below the title `of`.
 
-    A sample without a caption is shown with its labels. The title is the result of `subject`. The picture is drawn by
-    Pillow. Matplotlib would take about one second to draw so much text, which would delay the start of each new run.
+    A sample without a caption is shown with its labels. The picture is drawn by Pillow. Matplotlib would take about one
+    second to draw so much text, which would delay the start of each new run.
+
+    Args:
+        samples: The samples as they are stored.
+        path: The file that is written.
+        of: The title; `subject` returns it.
+        forms: Four forms of each sample in which it is trained, beside the stored one. If it is empty, only the stored
+            form is drawn.
     """
     font = ImageFont.truetype(Path(mpl.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", FONT_PX)
-    cells = [_cell(sample, font) for sample in samples]
+    shown = forms or [()] * len(samples)
+    cells = [_cell(sample, forms_of, font) for sample, forms_of in zip(samples, shown, strict=True)]
     rows = [cells[first : first + 2] for first in range(0, len(cells), 2)]
     heights = [max(cell.height for cell in row) for row in rows]
-    top = 3 * FONT_PX
-    page = Image.new("RGB", (2 * CELL_PX, top + sum(heights)), "white")
-    ImageDraw.Draw(page).text((FONT_PX, FONT_PX), of, "black", font)
+    how = "\nLarge: as stored. Small: as trained, in the epochs 0 to 3." if forms else ""
+    top = (5 if forms else 3) * FONT_PX
+    width = cells[0].width
+    page = Image.new("RGB", (2 * width, top + sum(heights)), "white")
+    ImageDraw.Draw(page).multiline_text((FONT_PX, FONT_PX), of + how, "black", font)
     for row, height in zip(rows, heights, strict=True):
         for column, cell in enumerate(row):
-            page.paste(cell, (column * CELL_PX, top))
+            page.paste(cell, (column * width, top))
         top += height
     page.save(path)
 
 
-def _cell(sample: Sample, font: ImageFont.FreeTypeFont) -> Image.Image:
-    """Returns a picture of one sample: its image, and beside it its key, and its caption or labels."""
-    words = (2 * FONT_PX + FACE_PX, FONT_PX)
+def _cell(sample: Sample, forms: Sequence[Sample], font: ImageFont.FreeTypeFont) -> Image.Image:
+    """Returns a picture of one sample: its image, its forms, and beside them its key, and its caption or labels."""
+    # Two columns of forms; the gap before the text is that between the border and the image.
+    beside = 2 * FORM_PX + FONT_PX if forms else 0
+    words = (2 * FONT_PX + FACE_PX + beside, FONT_PX)
     text = f"{sample.key}\n\n{_caption(sample)}"
     _, _, _, bottom = ImageDraw.Draw(Image.new("RGB", (1, 1))).multiline_textbbox(words, text, font)
-    cell = Image.new("RGB", (CELL_PX, int(max(bottom, FONT_PX + FACE_PX)) + FONT_PX), "white")
+    cell = Image.new("RGB", (CELL_PX + beside, int(max(bottom, FONT_PX + FACE_PX)) + FONT_PX), "white")
     cell.paste(Image.fromarray(sample.image).resize((FACE_PX, FACE_PX)), (FONT_PX, FONT_PX))
+    for place, form in enumerate(forms):
+        left, top = 2 * FONT_PX + FACE_PX + place % 2 * FORM_PX, FONT_PX + place // 2 * FORM_PX
+        # A mirrored image is a view of reversed columns, which Pillow does not read. A white line divides the forms.
+        small = Image.fromarray(np.ascontiguousarray(form.image)).resize((FORM_PX - 2, FORM_PX - 2))
+        cell.paste(small, (left, top))
     ImageDraw.Draw(cell).multiline_text(words, text, "black", font)
     return cell
 

@@ -18,6 +18,7 @@ from emocap_pretrain.checkpoint.layout import steps_listed
 from emocap_pretrain.checkpoint.manifest import Checkpoint
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.data.datasets import cut_captions, training_data
+from emocap_pretrain.data.loader import Collate
 from emocap_pretrain.data.parts import PROMPT_PART
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.evaluation.tasks import cut_prompts
@@ -30,7 +31,7 @@ from emocap_pretrain.tracking.spool import Row, readable_rows
 from emocap_pretrain.tracking.tracker import MemoryTracker, Tracker
 from emocap_pretrain.training.build import tracked_run
 
-PREVIEWED = 8  # Samples in the picture of a new run.
+PREVIEWED, EPOCHS = 8, 4  # Samples in the picture of a new run, and the epochs whose forms of them it shows.
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ def open_tracker(
     attempt: Attempt,
     run_id: str | None,
     stream: Stream,
-    tokenizer: Tokenizer,
+    collate: Collate,
     found: Checkpoint | None,
     saved: list[Row],
     warm_start: Parent | None = None,
@@ -54,7 +55,8 @@ def open_tracker(
         attempt: This attempt.
         run_id: MLflow's id of the run that earlier attempts have recorded; None if there is none yet.
         stream: The stream of samples. For a new run, a picture of its first samples is tracked.
-        tokenizer: The tokenizer of the run. For a new run, it counts the texts that are cut.
+        collate: Makes batches of the run. For a new run, it gives the samples of the picture the form in which they are
+            trained, and its tokenizer counts the texts that are cut.
         found: The checkpoint from which the run resumes; None without a checkpoint.
         saved: The rows (reports) that the tracker had not received when the checkpoint `found` was saved; empty on all
             ranks but rank 0.
@@ -89,8 +91,8 @@ def open_tracker(
             folder.write_run(config, begun[0].run_id, parent=parent, warm_start=began_with)
             data = training_data(config.data, config.stored()["data"])
             begun[0].log_datasets(data)
-            _preview(begun[0], stream, of=pictures.subject(config.name, data))
-            _count_cut_texts(begun[0], config, tokenizer)
+            _preview(begun[0], stream, collate, of=pictures.subject(config.name, data))
+            _count_cut_texts(begun[0], config, collate.tokenizer)
         return begun[0].run_id
 
     shared = world.run_on_main(begin)
@@ -123,23 +125,25 @@ def _parent(config: Config, attempt: Attempt, run_id: str) -> str:
     return ""
 
 
-def _preview(tracker: Tracker, stream: Stream, *, of: str) -> None:
+def _preview(tracker: Tracker, stream: Stream, collate: Collate, *, of: str) -> None:
+    """Tracks a picture of the first samples of the run, as they are stored and as the first epochs train them."""
     from emocap_pretrain.tracking import pictures
 
     with TemporaryDirectory(prefix="emocap-") as folder:
         path = Path(folder) / "samples.png"
-        # The first samples of the dataset in storage order, wherever the stream of the run itself begins.
+        # The first samples of the first step, wherever the stream of this attempt begins.
         first = replace(
             stream,
             rank=0,
             world_size=1,
             local_world_size=1,
             global_batch=PREVIEWED,
-            shuffle=False,
             start=Cursor(),
             drop_last=False,
         )
-        pictures.preview(next(first.steps()).samples, path, of=of)
+        samples = next(first.steps()).samples
+        forms = [[collate.prepare(replace(sample, epoch=epoch)) for epoch in range(EPOCHS)] for sample in samples]
+        pictures.preview(samples, path, of=of, forms=forms)
         tracker.log_picture("pictures/samples.png", path)
 
 

@@ -332,7 +332,7 @@ def open_session(config: Config, world: RankGroup, attempt: Attempt, opening: Ra
         checkpoint = found.checkpoint if found else None
         # A run that has begun has its parent in `run.json`, and the parent's checkpoint may be deleted.
         parent = None if found else opening.run_on_main(lambda: starting_point.parent)
-        tracker = open_tracker(config, opening, attempt, run_id, stream, tokenizer, checkpoint, rows, parent)
+        tracker = open_tracker(config, opening, attempt, run_id, stream, collate, checkpoint, rows, parent)
         if weights:
             opening.run_on_main(lambda: store.put(WEIGHTS_REPORT, weights.encode()))
             tracker.log_text(WEIGHTS_REPORT, weights)

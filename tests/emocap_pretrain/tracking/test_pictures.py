@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,19 @@ def test_a_preview_shows_the_images_of_its_samples(tmp_path):
     pixels = decoded(tmp_path / "p.png").reshape(-1, 3)
     for colour in ((255, 0, 0), (0, 0, 255)):
         assert (pixels == colour).all(1).sum() > 10_000
+
+
+def test_a_preview_shows_four_forms_of_each_sample_beside_the_stored_one(tmp_path):
+    stored = [sample("a", (255, 0, 0)), sample("b", (0, 0, 255))]
+    greens = [[sample("a", (0, level, row)) for level in (60, 120, 180, 240)] for row in (0, 9)]
+    mirrored = [[replace(each, image=each.image[:, ::-1]) for each in forms] for forms in greens]
+    pictures.preview(stored, tmp_path / "p.png", of="run tiny", forms=mirrored)
+    page = decoded(tmp_path / "p.png")
+    assert page.shape[1] > 2 * pictures.CELL_PX
+    for forms in greens:
+        for form in forms:
+            assert (page == form.image[0, 0]).all(2).sum() == (pictures.FORM_PX - 2) ** 2
+    assert (page == (255, 0, 0)).all(2).sum() == pictures.FACE_PX**2
 
 
 @pytest.mark.parametrize("text", [r"$\nothing{$ like a formula", "$5 and $6", "a_b^c", "% # & \\", "x" * 300, ""])
