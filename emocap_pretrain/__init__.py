@@ -23,7 +23,7 @@ def load(
     source: "str | os.PathLike[str]",
     *,
     step: int | Literal["best"] | None = None,
-    weights: Literal["raw", "ema"] | None = None,
+    weights: Literal["raw", "ema", "schedule_free"] | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     activation: Literal["quick_gelu", "gelu", "gelu_tanh"] | None = None,
 ) -> "EmotionModel":
@@ -37,8 +37,8 @@ def load(
             written; or the folder, file or hub name of a model of another library, as for the setting `model.from`
             (docs/weights.md), or of an image tower of timm, or `hog`. The last two cannot embed texts.
         step: For a run, the step of the checkpoint; "best" takes the best evaluated one, and None the newest one.
-        weights: For a run, "raw" takes the weights of the step, and "ema" their moving average. None takes the average
-            if the run keeps one.
+        weights: For a run, "raw" takes the weights of the step, "ema" their moving average, and "schedule_free" the
+            average that the optimizer schedule_free means for use. None takes the average if the run keeps one.
         device: Device of the model; "auto" is "cuda" if there is a GPU, and "cpu" otherwise.
         activation: The activation of the towers, for a file of another library that does not contain it.
 

@@ -3,7 +3,7 @@
 Run it as `python docs/pictures/architecture.py` after a change of the contracts.
 
 Each package is a box with the layers of its contract, the highest first. A layer imports only from layers below it. A
-framework is named in the one layer that may import it. A test compares the committed picture with the contracts.
+framework is named in the layers that may import it. A test compares the committed picture with the contracts.
 """
 
 import tomllib

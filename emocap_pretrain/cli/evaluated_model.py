@@ -19,7 +19,7 @@ from emocap_pretrain.config.schema import ClusterConfig, Config
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.ranks.runtime import EnvRuntime
 from emocap_pretrain.run_folder.folder import RUN_FILE
-from emocap_pretrain.run_folder.results import WEIGHTS_TITLES, OtherWeights, TaskResult, Weights
+from emocap_pretrain.run_folder.results import WEIGHTS_TITLES, OtherWeights, TaskResult, Weights, average_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,8 +43,8 @@ class EvaluationRequest:
         model: The name of the model, as the user gave it.
         own: The user's own config; None takes the config in the checkpoint, which is not trusted.
         step: Step of the checkpoint, or "best"; None takes the newest one.
-        weights: "raw" takes the weights of the step, and "ema" their moving average; None takes the average if the run
-            keeps one.
+        weights: "raw" takes the weights of the step, and "ema" or "schedule_free" their average; None takes the average
+            if the run keeps one.
         interpolate: If this share `a` is not None, the weights (1 - a) * start + a * trained are evaluated in place of
             the trained weights.
         shares: Shares of interpolations that are evaluated in addition to the trained weights.
@@ -147,8 +147,8 @@ class Evaluation:
         """
         if self.restored is None:
             return ""
-        share, average = self.restored.share, self.config.ema
-        named = [WEIGHTS_TITLES[self.restored.weights]] if average else []
+        share, average = self.restored.share, average_of(self.config.stored())
+        named = [WEIGHTS_TITLES[self.restored.weights]] if average != "raw" else []
         return ", ".join(named if share is None else [*named, f"interpolated with share {share:g}"])
 
     def title(self, name: str) -> str:

@@ -116,7 +116,7 @@ Step = Annotated[
 ]
 ChosenWeights = Annotated[
     Weights | None,
-    typer.Option("--weights", help="Weights of the step, or their moving average; default ema if the run has it."),
+    typer.Option("--weights", help="Weights of the step, or their average; default the average if the run has one."),
 ]
 OwnConfig = Annotated[Path | None, typer.Option(help="The run's YAML file, if you trust it more than the checkpoint.")]
 Device = Annotated[

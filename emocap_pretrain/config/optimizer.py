@@ -32,11 +32,20 @@ class AdafactorConfig(Section):
     )
 
 
+class MuonConfig(Section):
+    """Holds the settings that only the optimizer `muon` has."""
+
+    momentum: Decay = Field(default=0.95, description="Decay of the momentum of matrices.")
+    nesterov: bool = Field(default=True, description="Nesterov's form of the momentum of matrices.")
+
+
 class OptimizerConfig(Section):
     """Configures the optimizer, its parameter groups, and the learning rate of each step."""
 
-    name: Literal["adamw", "sgd", "adafactor"] = Field(
-        default="adamw", description="adafactor works on whole parameters and needs engine.zero_stage=0."
+    name: Literal["adamw", "sgd", "adafactor", "lion", "lamb", "muon", "schedule_free"] = Field(
+        default="adamw",
+        description="adafactor, lamb and muon work on whole parameters and need engine.zero_stage=0. muon updates "
+        "matrices, and AdamW the rest. schedule_free is AdamW that averages its weights; it needs schedule=constant.",
     )
     lr: float = Field(default=5e-4, gt=0, description="Learning rate at the end of the warm-up.")
     lr_scales: dict[str, Annotated[float, Field(gt=0)]] = Field(
@@ -49,14 +58,22 @@ class OptimizerConfig(Section):
         description="Factor of lr from each layer of a tower to the one before it. Below 1, the layers next to the "
         "pixels and tokens learn most slowly.",
     )
-    betas: tuple[Decay, Decay] = Field(default=(0.9, 0.98), description="Decays of the moments of adamw.")
-    eps: float = Field(default=1e-6, gt=0, description="Term that adamw adds to the denominator.")
+    betas: tuple[Decay, Decay] = Field(
+        default=(0.9, 0.98),
+        description="Decays of the moments of adamw and lamb, and for lion those of the update and of the momentum. "
+        "muon uses them for AdamW. For schedule_free the first one is the share of the average in the weights at which "
+        "gradients are computed.",
+    )
+    eps: float = Field(
+        default=1e-6, gt=0, description="Term that is added to the denominator of adamw, lamb, muon and schedule_free."
+    )
     sgd: SgdConfig = Field(default=SgdConfig(), description="Settings that only sgd has.")
     adafactor: AdafactorConfig = Field(default=AdafactorConfig(), description="Settings that only adafactor has.")
+    muon: MuonConfig = Field(default=MuonConfig(), description="Settings that only muon has.")
     weight_decay: Weight = Field(
         default=0.2,
-        description="Weight decay of matrices; vectors have none. adamw and adafactor shrink the weights by it; sgd "
-        "adds it to the gradient.",
+        description="Weight decay of matrices; vectors have none. sgd adds it to the gradient, lamb and "
+        "schedule_free to the update, and the others shrink the weights by it.",
     )
     decay_embeddings: bool = Field(
         default=True, description="Whether the embeddings of tokens and positions have weight decay too."
@@ -82,9 +99,20 @@ class OptimizerConfig(Section):
 
     @model_validator(mode="after")
     def _has_no_settings_of_another_optimizer(self) -> "OptimizerConfig":
-        for key, owner in _OWNERS.items():
-            if owner != self.name and getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(f"{key} belongs to name={owner}, and name is {self.name}: leave it out.")
+        for key, owners in _OWNERS.items():
+            if self.name not in owners and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} belongs to name={', '.join(owners)}, and name is {self.name}: leave it out.")
+        return self
+
+    @model_validator(mode="after")
+    def _schedule_free_has_no_schedule(self) -> "OptimizerConfig":
+        if self.name == "schedule_free":
+            if self.schedule != "constant":
+                raise ValueError(
+                    f"name=schedule_free takes the place of the schedule {self.schedule}: set schedule=constant."
+                )
+            if not self.betas[0]:
+                raise ValueError("name=schedule_free needs betas whose first value is above 0, such as 0.9.")
         return self
 
     @model_validator(mode="after")
@@ -97,11 +125,15 @@ class OptimizerConfig(Section):
         return self
 
 
-# Settings that only one optimizer has. For another optimizer they must keep their defaults, so that no setting is
+# Settings that only some optimizers have. For another optimizer they must keep their defaults, so that no setting is
 # without an effect.
-_OWNERS = {"betas": "adamw", "eps": "adamw", "sgd": "sgd", "adafactor": "adafactor"}
-
-
+_OWNERS = {
+    "betas": ("adamw", "lion", "lamb", "muon", "schedule_free"),
+    "eps": ("adamw", "lamb", "muon", "schedule_free"),
+    "sgd": ("sgd",),
+    "adafactor": ("adafactor",),
+    "muon": ("muon",),
+}
 _SCHEDULES = {"final_share": ("cosine", "wsd"), "decay_steps": ("wsd",), "decay_shape": ("wsd",)}
 
 

@@ -393,6 +393,15 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _there_is_one_average(self) -> Self:
+        if self.ema is not None and self.optimizer.name == "schedule_free":
+            raise ValueError(
+                "ema: optimizer.name=schedule_free averages the weights itself, and this average is evaluated and "
+                "exported: leave ema out."
+            )
+        return self
+
+    @model_validator(mode="after")
     def _the_average_can_guide(self) -> Self:
         if self.objective.mines_by_average:
             if self.ema is None:

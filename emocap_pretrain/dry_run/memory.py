@@ -133,7 +133,8 @@ def estimate(config: Config, ranks: int, *, on_gpu: bool, shortest: bool = False
     optimizer = with_average(optimizer_of(config.optimizer, stage), config.ema)
     # The parts that are counted without a trace. Everything is stored in float32 (decision 4).
     trained = [each for group in groups for each in group.parameters.values()]
-    state = sum(optimizer.state_elements(each) for each in trained) * FLOAT
+    numbers = (optimizer.state_elements(each, group.options) for group in groups for each in group.parameters.values())
+    state = sum(numbers) * FLOAT
     masters = sum(each.numel() for each in trained) * FLOAT
     return MemoryEstimate(
         parameters=parameters,

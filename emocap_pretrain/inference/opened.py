@@ -60,8 +60,8 @@ def open_model(
             `emocap export --to safetensors` has written; a folder, file or hub name of a CLIP or SigLIP of another
             library, as for `model.from`; a folder, file or hub name of an image tower of timm; or `hog`.
         step: For a run, the step of the checkpoint, or "best" (`restore`); None takes the newest one.
-        weights: For a run, "raw" for the weights of the step or "ema" for their moving average; None takes the average
-            if the run keeps one.
+        weights: For a run, "raw" for the weights of the step, "ema" for their moving average, or "schedule_free" for
+            the average of this optimizer; None takes the average if the run keeps one.
         config: The user's own config of the run (`restore`). For an export, only its section `evaluation` is used, and
             for a model of another library nothing of it.
         interpolate: For a run, the share `a` in the interpolation (1 - a) * start + a * trained of its weights; None

@@ -34,13 +34,13 @@ from emocap_pretrain.config.model import ImageTowerConfig
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.errors import CheckpointError, ConfigError
-from emocap_pretrain.interop.average import with_average
+from emocap_pretrain.interop.average import with_average, with_schedule_free
 from emocap_pretrain.interop.interpolation import interpolated
 from emocap_pretrain.interop.layouts.layout import TIMM_NAME
 from emocap_pretrain.model.lora import merge_adapters
 from emocap_pretrain.model.pair import TowerPair
 from emocap_pretrain.model.weights import Fit, shapes_of
-from emocap_pretrain.run_folder.results import Weights
+from emocap_pretrain.run_folder.results import Weights, average_of
 
 StepChoice = int | Literal["best"]
 """A checkpoint of a run: the one of a step, or the best evaluated one."""
@@ -56,9 +56,9 @@ class Restored:
     """Holds a restored model in evaluation mode, with its config, tokenizer and step.
 
     `run_id` is MLflow's id of the run, and `data_digest` the digest of its datasets, as the checkpoint contains them;
-    each is empty if the checkpoint has none. `weights` says whether the model has the weights of the step ("raw") or
-    their moving average ("ema"). `share` is the share of these weights in an interpolation with the weights of the
-    start; it is None if the weights are not interpolated.
+    each is empty if the checkpoint has none. `weights` says whether the model has the weights of the step ("raw"),
+    their moving average ("ema"), or the average of schedule-free AdamW ("schedule_free"). `share` is the share of these
+    weights in an interpolation with the weights of the start; it is None if the weights are not interpolated.
     """
 
     config: Config
@@ -89,14 +89,16 @@ def restore(
         step: Step of the checkpoint, or "best" (`chosen`); None takes the newest one.
         config: The run's config, if the user gives it; it is trusted. With None the config in the checkpoint is used,
             which is not trusted.
-        weights: "raw" takes the weights of the step, and "ema" their moving average, for which all engine files of the
-            checkpoint are read. None takes the average if the run keeps one.
+        weights: "raw" takes the weights of the step, "ema" their moving average, and "schedule_free" the average that
+            this optimizer means for use. For an average, all engine files of the checkpoint are read. None takes the
+            average if the run keeps one.
         interpolate: A share `a` from 0 to 1 returns the model with the weights (1 - a) * start + a * trained, for which
             the run's checkpoint of step 0 is read too. None returns the trained weights.
 
     Raises:
-        CheckpointError: If there is no such checkpoint, a file is missing or differs from the manifest, `weights` is
-            "ema" and the run keeps no average, or `interpolate` is given and the run has no checkpoint of step 0.
+        CheckpointError: If there is no such checkpoint, a file is missing or differs from the manifest, `weights`
+            names an average that the run does not keep, or `interpolate` is given and the run has no checkpoint of step
+            0.
         ConfigError: If the weights do not belong to the model that the config describes, if `interpolate` is not
             between 0 and 1, or if it is not safe to build a model from the checkpoint's config, for example because a
             setting refers to an environment variable.
@@ -105,14 +107,14 @@ def restore(
     store = open_store(run_url)
     checkpoint = chosen(store, run_url, step)
     weights = _chosen_weights(weights, checkpoint, run_url)
-    needed = (WEIGHTS, TOKENIZER, ENGINE) if weights == "ema" else (WEIGHTS, TOKENIZER)
+    needed = (WEIGHTS, TOKENIZER) if weights == "raw" else (WEIGHTS, TOKENIZER, ENGINE)
     with downloaded(store, checkpoint, lambda path: path.partition("/")[0] in needed) as folder:
         settings, model, tokenizer = model_of(
             folder,
             checkpoint.state.get("config"),
             checkpoint.state.get("text_architecture"),
             trusted=config,
-            average=weights == "ema",
+            weights=weights,
         )
     if interpolate is not None:
         # The settings of the checkpoint must not be passed here, because they would then count as trusted.
@@ -151,7 +153,7 @@ def restore_start(run_url: str, *, config: Config | None = None) -> TowerPair:
 
 
 def model_of(
-    folder: Path, stored: Any, architecture: Any, *, trusted: Config | None = None, average: bool = False
+    folder: Path, stored: Any, architecture: Any, *, trusted: Config | None = None, weights: Weights = "raw"
 ) -> tuple[Config, TowerPair, Tokenizer]:
     """Builds a model in evaluation mode from a folder with weights and a tokenizer. The folder is not trusted.
 
@@ -163,18 +165,18 @@ def model_of(
         stored: The settings, as `Config.stored` returns them.
         architecture: The configuration of a pretrained text tower (`TextTower.recorded`); None if there is none.
         trusted: A config of the user, which replaces `stored`.
-        average: Whether the trained parameters get their moving average. All engine files must then be in the folder.
+        weights: Which weights the trained parameters get. For an average, all engine files must be in the folder.
 
     Raises:
         CheckpointError: If the weights are not a safetensors file, or the average cannot be read.
         ConfigError: If the weights do not belong to the model that the config describes, or if it is not safe to build
             a model from `stored`.
     """
-    weights = WeightShapes.read(folder / WEIGHTS)
+    shapes = WeightShapes.read(folder / WEIGHTS)
     config = trusted
     if config is None:
         config = from_stored(stored)
-        _require_inert(config, architecture, weights)
+        _require_inert(config, architecture, shapes)
     tokenizer = Tokenizer.from_json((folder / TOKENIZER).read_text(encoding="utf-8"))
     build = partial(
         TowerPair.of,
@@ -186,11 +188,10 @@ def model_of(
         text_architecture=architecture,
     )
     # Nothing is allocated before this comparison. After it, the model is known to be as large as the weights.
-    with torch.device("meta"), weights.budget():
-        weights.require_fit(build())
+    with torch.device("meta"), shapes.budget():
+        shapes.require_fit(build())
     model = build()
-    values = load_file(folder / WEIGHTS)
-    model.load_state_dict(with_average(values, folder) if average else values)
+    model.load_state_dict(_values(folder, weights, config))
     if config.model.has_adapters:
         merge_adapters(model)
         config = config.model_copy(update={"model": config.model.without_adapters()})
@@ -229,14 +230,34 @@ def chosen(store: Store, run_url: str, step: StepChoice | None) -> Checkpoint:
     return by_step[number]
 
 
+def _values(folder: Path, weights: Weights, config: Config) -> dict[str, Tensor]:
+    values = load_file(folder / WEIGHTS)
+    match weights:
+        case "raw":
+            return values
+        case "ema":
+            return with_average(values, folder)
+        case "schedule_free":
+            # The config may be that of the user, with another optimizer.
+            if config.optimizer.name != "schedule_free":
+                raise CheckpointError(
+                    f"the checkpoint holds the state of schedule_free, and optimizer.name is {config.optimizer.name}: "
+                    "give the config with which the run was trained."
+                )
+            return with_schedule_free(values, folder, beta=config.optimizer.betas[0])
+
+
 def _chosen_weights(weights: Weights | None, checkpoint: Checkpoint, run_url: str) -> Weights:
-    config = checkpoint.state.get("config")
-    has_average = isinstance(config, dict) and config.get("ema") is not None
-    if weights == "ema" and not has_average:
+    kept = average_of(checkpoint.state.get("config"))
+    if weights == "ema" and kept != "ema":
         raise CheckpointError(
             f"{run_url} keeps no moving average of its weights (its setting ema is null): choose the weights raw."
         )
-    return weights or ("ema" if has_average else "raw")
+    if weights == "schedule_free" and kept != "schedule_free":
+        raise CheckpointError(
+            f"{run_url} was not trained with optimizer.name=schedule_free: choose other weights than schedule_free."
+        )
+    return weights or kept
 
 
 @dataclass(frozen=True, slots=True)

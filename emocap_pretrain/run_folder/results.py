@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, cast
 
 from emocap_shards.inspecting.wording import counted
 from pydantic import Field
@@ -21,12 +21,26 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]  # JSON has neither NaN nor infinity.
 Count = Annotated[int, Field(ge=0, le=1 << 53)]  # Up to 2**53, every integer is also a float64.
 
-# The weights of a checkpoint: those of its step, or their moving average. Each has its name in texts for the user.
-Weights = Literal["raw", "ema"]
-WEIGHTS_TITLES: dict[Weights, str] = {"raw": "weights of the step", "ema": "moving average of the weights"}
+# The weights of a checkpoint: those of its step, their moving average, or the average of schedule-free AdamW.
+# Each has its name in texts for the user.
+Weights = Literal["raw", "ema", "schedule_free"]
+WEIGHTS_TITLES: dict[Weights, str] = {
+    "raw": "weights of the step",
+    "ema": "moving average of the weights",
+    "schedule_free": "average of schedule-free AdamW",
+}
 
 _NAME = re.compile(r"[a-z0-9_]+(/[a-z0-9_]+)*")
 _OTHERS = re.compile(r"[^a-z0-9_]")
+
+
+def average_of(stored: Any) -> Weights:
+    """Returns which average of the weights a run with these stored settings keeps; "raw" if it keeps none."""
+    settings = cast("dict[str, Any]", stored) if isinstance(stored, dict) else {}
+    optimizer = settings.get("optimizer")
+    if isinstance(optimizer, dict) and cast("dict[str, Any]", optimizer).get("name") == "schedule_free":
+        return "schedule_free"
+    return "ema" if settings.get("ema") is not None else "raw"
 
 
 def metric_name(label: str) -> str:
@@ -297,7 +311,7 @@ class OtherWeights:
     """Holds the results of the trained model with other weights, which are shown beside the results of a checkpoint.
 
     Args:
-        weights: The trained weights: those of the step, or their moving average.
+        weights: The trained weights: those of the step, or their average.
         share: The share `a` of the trained weights in (1 - a) * start + a * trained; None if they are not interpolated.
         results: The scores of each task, without values by class and confusion matrices.
     """

@@ -36,7 +36,7 @@ from emocap_pretrain.run_folder.attempts import newest
 from emocap_pretrain.run_folder.documents import REPORT
 from emocap_pretrain.run_folder.folder import REPORT_FILE, RunFolder
 from emocap_pretrain.run_folder.report import Report
-from emocap_pretrain.run_folder.results import OtherWeights, TaskResult, Weights, curves
+from emocap_pretrain.run_folder.results import OtherWeights, TaskResult, Weights, average_of, curves
 from emocap_pretrain.run_folder.scored_steps import EarlyEnd, ScoredStep
 from emocap_pretrain.tracking.spool import readable_rows, row
 from emocap_pretrain.tracking.tracker import Tracker
@@ -298,7 +298,7 @@ def evaluate_checkpoint(
 
     Returns:
         Which weights of the checkpoint were evaluated, and the results; no results if the config names no evaluation
-        dataset. A run that keeps a moving average of its weights evaluates the average.
+        dataset. A run that keeps an average of its weights evaluates the average.
     """
     url = config.evaluation.url
     if url is None:
@@ -314,13 +314,13 @@ def evaluate_checkpoint(
 def _evaluate_other_weights(config: Config, everyone: RankGroup, device: str) -> tuple[OtherWeights, ...]:
     """Evaluates the newest checkpoint with other weights than `evaluate_checkpoint`. This is a collective.
 
-    These are the weights of the step, if the run keeps their moving average, and the interpolations that the settings
+    These are the weights of the step, if the run keeps an average of them, and the interpolations that the settings
     name. If the start of the run is not known, a warning is logged: an error would come after all training.
     """
     found, shares = tuple[OtherWeights, ...](), config.evaluation.interpolate
     if config.evaluation.url is None:
         return found
-    if config.ema:
+    if average_of(config.stored()) != "raw":
         raw = everyone.run_on_main(lambda: restore(config.url, config=config, weights="raw"))
         raw.model.to(device)
         found = (scores_of(raw, everyone),)

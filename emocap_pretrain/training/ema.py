@@ -22,7 +22,7 @@ from emocap_pretrain.checkpoint.layout import AVERAGE
 from emocap_pretrain.config.optimizer import EmaConfig
 from emocap_pretrain.data.batch import Batch
 from emocap_pretrain.model.pair import Embeddings, TowerPair
-from emocap_pretrain.training.optimizer import OptimizerSpec, State
+from emocap_pretrain.training.optimizer import OptimizerSpec, Options, State
 from emocap_pretrain.training.representation_cache import Cached
 
 UPDATES = "ema_updates"  # The state that counts the updates of the weights since the average began.
@@ -37,8 +37,8 @@ def with_average(spec: OptimizerSpec, settings: EmaConfig | None) -> OptimizerSp
     if settings is None:
         return spec
 
-    def begin(tensor: Tensor) -> State:
-        return {**spec.begin(tensor), AVERAGE: tensor.detach().clone(), UPDATES: torch.tensor(0.0)}
+    def begin(tensor: Tensor, options: Options) -> State:
+        return {**spec.begin(tensor, options), AVERAGE: tensor.detach().clone(), UPDATES: torch.tensor(0.0)}
 
     return replace(spec, begin=begin, per_element=(*spec.per_element, AVERAGE), global_=(*spec.global_, UPDATES))
 

@@ -249,7 +249,7 @@ class Engine:
         rank = self._world.rank
         paths = [folder / name for name in saved.files_for(self.layout, rank)]
         slices = zero.state_slices(self._engine, self._optimizer, self.layout, rank)
-        zero.set_global_state(self._engine, self._optimizer, read(paths, slices, self._optimizer.global_))
+        zero.set_global_state(self._engine, self._optimizer, read(paths, slices, self._optimizer.numbers))
         self._load_averaged()
         self.step = step
 

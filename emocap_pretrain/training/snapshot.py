@@ -84,7 +84,7 @@ class Snapshot:
         Args:
             weights: The weights of the whole model. Every rank iterates over them, and rank 0 alone copies them.
             slices: The slices of the optimizer's state that this rank stores.
-            global_: The optimizer's scalars, which every rank stores.
+            global_: The optimizer's single numbers and vectors of them, which every rank stores (`zero.global_state`).
 
         Raises:
             CheckpointError: If the previous snapshot is not released yet.
@@ -151,16 +151,16 @@ def read(paths: Iterable[Path], slices: Iterable[StateSlice], global_: Iterable[
     Args:
         paths: Files of the checkpoint, written by any number of ranks.
         slices: The slices of this rank's optimizer. Their tensors are overwritten.
-        global_: Names of the optimizer's scalars.
+        global_: Names of the tensors that every rank has stored (`OptimizerSpec.numbers`).
 
     Returns:
-        The scalars by name.
+        The tensors that every rank has stored, by name.
 
     Raises:
         CheckpointError: If the files do not contain the whole state.
     """
     held, names = {each.slice.name: each for each in slices}, tuple(global_)
-    # The scalars are in every file and count once: `found` collects them by name.
+    # What every rank has stored counts once for each name: `found` collects it by name.
     missing = len(names) + sum(_elements(each) for each in held.values())
     found: State = {}
     for path in paths:

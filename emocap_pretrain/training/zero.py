@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from emocap_pretrain.ranks.group import RankGroup
-from emocap_pretrain.training.optimizer import OptimizerSpec, ParameterGroup, State
+from emocap_pretrain.training.optimizer import OptimizerSpec, Options, ParameterGroup, State
 from emocap_pretrain.training.state_layout import Layout, Slice
 
 BUCKET = 50_000_000  # Elements of a communication buffer, which DeepSpeed allocates even for a small model.
@@ -140,7 +140,11 @@ def states(engine: Any, spec: OptimizerSpec) -> list[tuple[Tensor, State]]:
     state is created if there was no update yet.
     """
     optimizer = _torch_optimizer(engine)
-    return [(tensor, _state(optimizer, spec, tensor)) for tensor in _tensors(engine)]
+    return [
+        (tensor, _state(optimizer, spec, tensor, group))
+        for group, tensors in zip(optimizer.param_groups, _tensors(engine), strict=True)
+        for tensor in tensors
+    ]
 
 
 def state_slices(engine: Any, spec: OptimizerSpec, layout: Layout, rank: int) -> Iterator[StateSlice]:
@@ -157,20 +161,31 @@ def state_slices(engine: Any, spec: OptimizerSpec, layout: Layout, rank: int) ->
 
 
 def global_state(engine: Any, spec: OptimizerSpec) -> State:
-    """Returns the scalars in the optimizer's state, such as the number of updates that changed the weights."""
-    # They are equal for all tensors (`OptimizerSpec.global_`), so the first tensor's are enough.
-    _, state = states(engine, spec)[0]
-    return {name: state[name] for name in spec.global_}
+    """Returns the numbers that the optimizer keeps once, or once for each parameter group.
+
+    These are the scalars in `OptimizerSpec.global_`, and for each name in `OptimizerSpec.per_group` one vector, which
+    has the values of all groups in their order.
+    """
+    # The scalars are equal for all tensors that have them. With Muon, matrices have no `step`.
+    kept = [state for _, state in states(engine, spec)]
+    scalars = {name: next((each[name] for each in kept if name in each), torch.tensor(0.0)) for name in spec.global_}
+    groups = _torch_optimizer(engine).param_groups
+    vectors = {name: [float(group[name]) for group in groups] for name in spec.per_group}
+    return scalars | {name: torch.tensor(values, dtype=torch.float64) for name, values in vectors.items()}
 
 
 def set_global_state(engine: Any, spec: OptimizerSpec, values: Mapping[str, Tensor]) -> None:
-    """Sets the scalars in the optimizer's state, such as the number of updates, to `values`.
+    """Sets the numbers that `global_state` returns to `values`.
 
     The state of each tensor that the optimizer updates has its own copy of the scalars. All copies are set.
     """
     for _, state in states(engine, spec):
-        for name in spec.global_:
+        for name in state.keys() & set(spec.global_):
             state[name].copy_(values[name])
+    for name, begun in spec.per_group.items():
+        for group, value in zip(_torch_optimizer(engine).param_groups, values[name].tolist(), strict=True):
+            # The optimizer may keep a tensor there, and otherwise a number of this type.
+            group[name] = torch.tensor(value) if isinstance(group[name], Tensor) else type(begun)(value)
 
 
 def weights(engine: Any) -> Iterator[tuple[str, Tensor]]:
@@ -211,23 +226,26 @@ def _torch_optimizer(engine: Any) -> torch.optim.Optimizer:
     return engine.optimizer if engine.zero_optimization_stage() == 0 else engine.optimizer.optimizer
 
 
-def _tensors(engine: Any) -> list[Tensor]:
-    """Returns the tensors that the optimizer updates on this rank: parameters, or one flat tensor for each group."""
+def _tensors(engine: Any) -> list[list[Tensor]]:
+    """Returns, for each parameter group, the tensors that the optimizer updates on this rank.
+
+    These are the parameters of the group, or with ZeRO one flat tensor.
+    """
     match engine.zero_optimization_stage():
         case 0:
-            return [each for group in engine.optimizer.param_groups for each in group["params"]]
+            return [group["params"] for group in engine.optimizer.param_groups]
         case 3:
-            return engine.optimizer.fp32_partitioned_groups_flat
+            return [[each] for each in engine.optimizer.fp32_partitioned_groups_flat]
         case _:
-            return engine.optimizer.single_partition_of_fp32_groups
+            return [[each] for each in engine.optimizer.single_partition_of_fp32_groups]
 
 
-def _state(optimizer: torch.optim.Optimizer, spec: OptimizerSpec, tensor: Tensor) -> State:
+def _state(optimizer: torch.optim.Optimizer, spec: OptimizerSpec, tensor: Tensor, options: Options) -> State:
     """Returns the optimizer's state of one tensor. Before the first update it creates the state as torch would."""
     # Torch creates the state at the first update only, but a snapshot may be taken, or a checkpoint loaded, before it.
     state = optimizer.state[tensor]
     if not state:
-        state.update(spec.begin(tensor))
+        state.update(spec.begin(tensor, options))
     return state
 
 

@@ -151,10 +151,16 @@ def test_the_error_for_a_value_of_the_file_has_its_line_also_with_overrides():
         ("optimizer: {lr: quick}", "optimizer.lr='quick': it should be a number."),
         ("optimizer: {betas: [0.9, 1.0]}", "optimizer.betas.1=1.0: it should be less than 1."),
         ("optimizer: {betas: [0.9]}", "optimizer.betas.1 is required."),
-        ("optimizer: {name: sgd, eps: 1.0e-8}", "eps belongs to name=adamw, and name is sgd: leave it out."),
+        (
+            "optimizer: {name: sgd, eps: 1.0e-8}",
+            "eps belongs to name=adamw, lamb, muon, schedule_free, and name is sgd: leave it out.",
+        ),
         ("optimizer: {sgd: {momentum: 0.5}}", "sgd belongs to name=sgd, and name is adamw: leave it out."),
         ("optimizer: {name: sgd, sgd: {momentum: 0, nesterov: true}}", "nesterov=true needs a momentum above 0."),
-        ("optimizer: {name: lion}", "optimizer.name='lion': it should be 'adamw', 'sgd' or 'adafactor'."),
+        (
+            "optimizer: {name: xyz}",
+            "it should be 'adamw', 'sgd', 'adafactor', 'lion', 'lamb', 'muon' or 'schedule_free'.",
+        ),
         ("engine: {precision: bf61}", "engine.precision='bf61': it should be 'fp32' or 'bf16'; did you mean bf16?"),
         ("engine: {zero_stage: 5}", "engine.zero_stage=5: it should be 0, 1, 2 or 3."),
         ("model: {initial_scale: 200}", "it should be less than or equal to 100; the nearest that works is 100.0."),

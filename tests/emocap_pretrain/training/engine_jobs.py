@@ -103,7 +103,19 @@ def resumed(
     return [_resumed(world, config, stage, source.folder(root), layout) for stage, source, layout in sources]
 
 
+def moved(world: RankGroup, config: Config, stage: int, source: Path, layout: dict[str, Any], target: Path) -> None:
+    """Loads a snapshot of another job at a stage, and writes it again without a step."""
+    snapshot = _loaded(world, config, stage, source, layout).snapshot()
+    snapshot.write(target)
+    snapshot.release()
+
+
 def _resumed(world: RankGroup, config: Config, stage: int, folder: Path, layout: dict[str, Any]) -> Steps:
+    engine = _loaded(world, config, stage, folder, layout)
+    return stepped(engine, config, world, range(SAVED_AT, config.steps))
+
+
+def _loaded(world: RankGroup, config: Config, stage: int, folder: Path, layout: dict[str, Any]) -> Engine:
     config = changed(config, engine__zero_stage=stage)
     torch.manual_seed(100 + world.rank)
     model = build_model(config, VOCABULARY)
@@ -111,7 +123,7 @@ def _resumed(world: RankGroup, config: Config, stage: int, folder: Path, layout:
         fill(model, folder / WEIGHTS)
     engine = build_engine(config, model, world)
     engine.load(folder, Layout.from_json(layout), SAVED_AT)
-    return stepped(engine, config, world, range(SAVED_AT, config.steps))
+    return engine
 
 
 def states_at(world: RankGroup, config: Config, stages: Sequence[int]) -> dict[int, dict[str, Any]]:

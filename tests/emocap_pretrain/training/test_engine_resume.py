@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_jobs import Place, Steps, resumed, saved
+from engine_jobs import Place, Steps, moved, resumed, saved
 from frozen_cases import frozen_config
 from gloo_ranks import on_gloo
 from optimizer_cases import with_optimizer
@@ -16,8 +16,9 @@ from pretrain_fakes import changed
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from emocap_pretrain.checkpoint.layout import HEADER
+from emocap_pretrain.checkpoint.layout import HEADER, WEIGHTS
 from emocap_pretrain.config.schema import Config
+from emocap_pretrain.interop.average import _whole
 
 STAGES = (0, 1, 2, 3)
 Case = tuple[Place, Place]  # Saved by, loaded by.
@@ -104,6 +105,37 @@ def test_sgd_continues_at_another_number_of_ranks_and_another_stage(config: Conf
 def test_adafactor_continues_at_another_number_of_ranks(config: Config, tmp_path: Path) -> None:
     cases = [(Place(1, 0), Place(2, 0)), (Place(2, 0), Place(1, 0)), (Place(2, 0), Place(2, 0))]
     check(cases, with_optimizer(config, "adafactor"), tmp_path)
+
+
+def test_schedule_free_continues_at_another_number_of_ranks_and_another_stage(config: Config, tmp_path: Path) -> None:
+    others = [(Place(1, 1), Place(2, 3)), (Place(2, 3), Place(1, 0))]
+    check([(Place(2, 2), Place(2, 2)), *others], with_optimizer(config, "schedule_free", layer_decay=0.5), tmp_path)
+
+
+def test_the_state_of_lion_moves_to_other_ranks_to_the_bit(config: Config, tmp_path: Path) -> None:
+    # The further steps cannot be compared: where the gradient is rounding noise, Lion makes full steps of either sign.
+    config, source = with_optimizer(config, "lion"), Place(2, 2)
+    layout, _ = on_gloo(2, saved, config, [2], tmp_path)[0][2]
+    before = whole_state(source.folder(tmp_path))
+    for target in (Place(1, 0), Place(3, 3)):
+        on_gloo(target.ranks, moved, config, target.stage, source.folder(tmp_path), layout, target.folder(tmp_path))
+        after = whole_state(target.folder(tmp_path))
+        assert before.keys() == after.keys()
+        assert all(each.equal(after[name]) for name, each in before.items())
+
+
+def whole_state(folder: Path) -> dict[str, torch.Tensor]:
+    """Returns the momentum of each parameter, put together from the files of all ranks."""
+    weights = load_file(folder / WEIGHTS)
+    return _whole(weights, folder, "exp_avg", "momentum")
+
+
+@pytest.mark.parametrize("name", ["lamb", "muon"])
+def test_an_optimizer_of_whole_parameters_continues_at_another_number_of_ranks(
+    config: Config, tmp_path: Path, name: str
+) -> None:
+    cases = [(Place(1, 0), Place(2, 0)), (Place(2, 0), Place(1, 0)), (Place(2, 0), Place(2, 0))]
+    check(cases, with_optimizer(config, name), tmp_path)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Tests the optimizers: the state that they declare, their parameter groups, what resumes and what is refused."""
 
+import copy
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import torch
 from engine_batches import VOCABULARY
 from engine_jobs import Steps, engine_at, stepped, weights_of
-from optimizer_cases import CASES, with_optimizer
+from optimizer_cases import CASES, STAGES, with_optimizer
 from pretrain_fakes import changed, stand_alone
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -46,17 +47,27 @@ def test_the_config_and_the_tests_know_every_optimizer() -> None:
     assert named == OPTIMIZERS.keys() == set(NAMES)
 
 
+def group_of(spec: OptimizerSpec, parameter: nn.Parameter) -> dict[str, Any]:
+    """Returns the parameter group in which the spec puts a parameter."""
+    options = spec.matrix_options if spec.matrix_options and parameter.ndim == 2 else spec.other_options
+    return {**options, "params": [parameter], "lr": 0.1, "weight_decay": 0.1}
+
+
 @pytest.mark.parametrize("shape", [(3,), (3, 4), (2, 3, 4, 5)])
 @pytest.mark.parametrize("name", NAMES)
-def test_an_optimizer_declares_exactly_the_state_that_torch_keeps(
+def test_an_optimizer_declares_exactly_the_state_that_it_keeps(
     config: Config, name: str, shape: tuple[int, ...]
 ) -> None:
     spec = optimizer_of(with_optimizer(config, name).optimizer, 0)
     parameter = nn.Parameter(torch.ones(shape))
-    optimizer = spec.make([{"params": [parameter], "lr": 0.1, "weight_decay": 0.1}])
+    group = group_of(spec, parameter)
+    optimizer = spec.make([group])
+    options = copy.deepcopy(optimizer.param_groups[0])
     parameter.grad = torch.ones(shape)
     optimizer.step()
-    kept, begun = optimizer.state[parameter], spec.begin(parameter.detach())
+    # Muon keeps there too what it has read from the options of the group.
+    kept = {key: value for key, value in optimizer.state[parameter].items() if key != "use_muon"}
+    begun = spec.begin(parameter.detach(), group)
     assert kept.keys() == begun.keys()
     assert kept.keys() <= {*spec.per_element, *spec.per_parameter, *spec.global_}
     for key, value in kept.items():
@@ -66,16 +77,21 @@ def test_an_optimizer_declares_exactly_the_state_that_torch_keeps(
         if key in spec.global_:
             assert value.ndim == 0
     stored = [value.numel() for key, value in kept.items() if key not in spec.global_]
-    assert spec.state_elements(parameter) == sum(stored)
+    assert spec.state_elements(parameter, group) == sum(stored)
+    # `scheduled_lr` is only for logs: each step of schedule-free AdamW computes it anew.
+    options["scheduled_lr"] = optimizer.param_groups[0].get("scheduled_lr")
+    assert spec.per_group.keys() == {
+        key for key, value in optimizer.param_groups[0].items() if key != "params" and value != options.get(key)
+    }
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_state_before_the_first_update_equals_that_of_torch(config: Config, name: str) -> None:
+def test_the_state_before_the_first_update_equals_that_of_the_library(config: Config, name: str) -> None:
     spec = optimizer_of(with_optimizer(config, name).optimizer, 0)
     torch.manual_seed(0)
     own, given = (nn.Parameter(torch.arange(6.0).view(2, 3)) for _ in range(2))
-    optimizers = [spec.make([{"params": [each], "lr": 0.1, "weight_decay": 0.1}]) for each in (own, given)]
-    optimizers[1].state[given].update(spec.begin(given.detach()))
+    optimizers = [spec.make([group_of(spec, each)]) for each in (own, given)]
+    optimizers[1].state[given].update(spec.begin(given.detach(), optimizers[1].param_groups[0]))
     for _ in range(3):
         gradient = torch.randn(2, 3)
         for each, optimizer in zip((own, given), optimizers, strict=True):
@@ -143,6 +159,10 @@ def test_a_checkpoint_holds_the_states_of_its_optimizer_by_name(config: Config, 
         "adamw": {"exp_avg", "exp_avg_sq", "step"},
         "sgd": {"momentum_buffer"},
         "adafactor": {"variance", "row_var", "col_var", "step"},
+        "lion": {"exp_avg"},
+        "lamb": {"exp_avg", "exp_avg_sq", "step"},
+        "muon": {"momentum_buffer", "exp_avg", "exp_avg_sq", "step"},
+        "schedule_free": {"z", "exp_avg_sq", "k", "weight_sum", "lr_max"},
     }
     stored = load_file(tmp_path / "adafactor" / file_of(0))
     assert stored["row_var/to_image.weight"].shape == (16, 1)
@@ -214,16 +234,20 @@ def offsets_of(engine: Engine) -> dict[str, int]:
     return {name: 0 for group in engine.layout.groups for name, _ in group}
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
-def test_an_optimizer_of_whole_parameters_is_refused_where_zero_cuts_them(config: Config, stage: int) -> None:
-    config = changed(with_optimizer(config, "adafactor"), engine__zero_stage=stage)
-    with pytest.raises(ConfigError, match=f"adafactor needs whole parameters, and engine.zero_stage={stage} divides"):
+@pytest.mark.parametrize(
+    ("name", "stage"), [(name, stage) for name in NAMES for stage in range(4) if stage not in STAGES[name]]
+)
+def test_an_optimizer_of_whole_parameters_is_refused_where_zero_cuts_them(
+    config: Config, name: str, stage: int
+) -> None:
+    config = changed(with_optimizer(config, name), engine__zero_stage=stage)
+    with pytest.raises(ConfigError, match=f"{name} needs whole parameters, and engine.zero_stage={stage} divides"):
         build_engine(config, build_model(config, VOCABULARY), ALONE)
 
 
 def test_a_state_per_parameter_needs_whole_parameters() -> None:
     with pytest.raises(ValueError, match="needs whole_parameters=True"):
-        OptimizerSpec(name="x", make=torch.optim.SGD, begin=lambda _: {}, per_parameter=("norm",))
+        OptimizerSpec(name="x", make=torch.optim.SGD, begin=lambda *_: {}, per_parameter=("norm",))
 
 
 def members(config: Config, **changes: Any) -> list[tuple[set[str], float, float]]:
@@ -283,6 +307,20 @@ def test_layers_next_to_the_input_learn_more_slowly(config: Config) -> None:
     }
     factors = {name: 0.5 if name.startswith("image.") else 2.0 if name.startswith("to_text.") else 1.0 for name in both}
     assert both == {name: factors[name] * scale for name, scale in scales.items()}
+
+
+def test_muon_updates_matrices_and_adamw_the_rest(config: Config) -> None:
+    config = with_optimizer(config, "muon")
+    groups = parameter_groups(build_model(config, VOCABULARY), config.optimizer)
+    by_muon = {name for group in groups if group.options["use_muon"] for name in group.parameters}
+    rest = {name for group in groups if not group.options["use_muon"] for name in group.parameters}
+    parameters = trained(config)
+    assert by_muon | rest == parameters.keys()
+    assert "to_image.weight" in by_muon
+    embeddings = {name for name, each in parameters.items() if each.ndim == 2 and name in rest}
+    assert {name.split(".")[-2] for name in embeddings} == {"token_embedding", "position_embedding"}
+    assert {parameters[name].ndim for name in by_muon} == {2}
+    assert [group.weight_decay for group in groups] == [0.2, 0.2, 0.0]
 
 
 @pytest.mark.parametrize("part", ["imag", "image.backbone.block", "nothing"])

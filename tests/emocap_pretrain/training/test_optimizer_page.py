@@ -86,4 +86,4 @@ def test_the_page_declares_exactly_the_state_that_torch_keeps(
     made = spec.make([{"params": [parameter], "lr": 0.1, "weight_decay": 0.1}])
     parameter.grad = torch.ones(shape)
     made.step()
-    assert made.state[parameter].keys() == spec.begin(parameter).keys() == {*spec.per_element, *spec.global_}
+    assert made.state[parameter].keys() == spec.begin(parameter, {}).keys() == {*spec.per_element, *spec.global_}
