@@ -30,10 +30,13 @@ class GuardState:
     Args:
         losses: The last losses, oldest first.
         skipped: The steps whose update was left out, each with the reason. They count towards `health.max_skips`.
+        overflowed: Those last steps in a row whose update was left out because a gradient overflowed in fp16. They do
+            not count towards `health.max_skips`.
     """
 
     losses: tuple[Finite, ...] = ()
     skipped: tuple[tuple[Count, str], ...] = ()
+    overflowed: tuple[Count, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

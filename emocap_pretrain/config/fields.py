@@ -21,6 +21,7 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 Freeze = Literal["all"] | Annotated[int, Field(ge=0, strict=True)]
 ModuleName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$", max_length=80)]
 ImageCrop = Literal["center", "whole"]  # The part of an image that is resized: its central square, or the whole image.
+Precision = Literal["fp32", "bf16", "fp16"]  # Of the products in the towers. Weights are always float32.
 Length = Annotated[int, Field(ge=3)]  # Tokens: the start token, the end token, and at least one between them.
 
 

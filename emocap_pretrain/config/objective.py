@@ -208,7 +208,7 @@ class ObjectiveConfig(Section):
     vectors: Literal["auto", "fp32", "bf16"] = Field(
         default="auto",
         description="Precision of the embeddings that the losses multiply and ranks exchange; auto is "
-        "engine.precision.",
+        "engine.precision, and fp32 with fp16.",
     )
     model_config = ConfigDict(serialize_by_alias=True)
 

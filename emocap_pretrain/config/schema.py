@@ -26,6 +26,7 @@ from emocap_pretrain.config.fields import (
     Fraction,
     ImageCrop,
     Positive,
+    Precision,
     Section,
     SetName,
     Template,
@@ -125,7 +126,10 @@ class EngineConfig(Section):
         description="What is partitioned over the ranks: 0 nothing, 1 the optimizer's state, 2 the gradients too, "
         "3 the parameters too.",
     )
-    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="bf16 runs the towers under autocast.")
+    precision: Precision = Field(
+        default="fp32",
+        description="bf16 and fp16 run the towers under autocast. fp16 is for GPUs without bf16, and scales the loss.",
+    )
 
 
 class ClusterConfig(Section):

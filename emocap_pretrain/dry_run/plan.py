@@ -142,7 +142,7 @@ class RunPlan:
         It follows from the time of a step if the user has measured one, and otherwise from the type of this host's GPU.
         The result is None if there is neither a measured step nor a GPU of a known type.
         """
-        half = self.config.engine.precision == "bf16"
+        half = self.config.engine.precision != "fp32"
         name = torch.cuda.get_device_name() if self.on_gpu and torch.cuda.is_available() else ""
         flops = device_flops(name, half=half)
         if self.assumed.step_s is not None:

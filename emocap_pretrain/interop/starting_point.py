@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
+from emocap_pretrain.config.fields import Precision
 from emocap_pretrain.config.model import ModelConfig
 from emocap_pretrain.config.objective import ObjectiveConfig
 from emocap_pretrain.data.tokenizer import Tokenizer, Vocabulary
@@ -52,7 +53,7 @@ class StartingPoint:
         """Returns the tokenizer. `train` trains one on the captions, if `model.text.tokenizer` is "data"."""
         return train() if self.settings.text.tokenizer == "data" else self._existing_tokenizer()
 
-    def empty_model(self, objective: ObjectiveConfig, precision: Literal["fp32", "bf16"] = "fp32") -> TowerPair:
+    def empty_model(self, objective: ObjectiveConfig, precision: Precision = "fp32") -> TowerPair:
         """Returns the model on the device "meta", so that it needs almost no memory.
 
         A tokenizer that is trained on the captions has at most as many tokens as `model.text.vocabulary` says. This

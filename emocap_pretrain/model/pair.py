@@ -5,13 +5,13 @@ predicts the labels from the pooled vectors of the image tower. `TowerPair.of` b
 `TowerPair.forward` maps a `Batch` to `Embeddings`, from which `training/objective.py` computes the loss. The towers are
 in `timm_image.py` and `transformers_text.py`; they implement the interfaces of `towers.py`.
 
-Towers and projections may run in bf16. Vectors are always normalized in float32, because the losses need unit vectors.
-Scales are always float32, because a step changes a scale by less than bf16 can represent (decision 4).
+Towers and projections may run in bf16 or fp16. Vectors are always normalized in float32, because the losses need unit
+vectors. Scales are always float32, because a step changes a scale by less than bf16 can represent (decision 4).
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Self, cast
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 from emocap_kernels.contrastive.objectives import objective_of
@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from emocap_pretrain.config.fields import Precision
 from emocap_pretrain.config.model import ModelConfig
 from emocap_pretrain.config.objective import LabelConfig, ObjectiveConfig
 from emocap_pretrain.data.batch import Batch, Texts
@@ -98,7 +99,7 @@ class TowerPair(nn.Module):
         project_images: bool = True,
         text_bias: bool = False,
         prompt_length: int = 48,
-        precision: Literal["fp32", "bf16"] = "fp32",
+        precision: Precision = "fp32",
         labels: Sequence[LabelConfig] = (),
     ) -> None:
         """Combines two towers with projections into a shared space and with two learned scales.
@@ -116,8 +117,8 @@ class TowerPair(nn.Module):
                 `embedding`.
             text_bias: Whether the projection of the texts that are compared with whole images has a bias.
             prompt_length: Largest number of tokens of an evaluation prompt.
-            precision: "bf16" runs towers and projections of `forward` under autocast. The methods for an evaluation,
-                such as `embed_images`, always compute in float32.
+            precision: "bf16" and "fp16" run towers and projections of `forward` under autocast. The methods for an
+                evaluation, such as `embed_images`, always compute in float32.
             labels: The labels that the head predicts. Without labels the model has no head.
 
         Raises:
@@ -152,7 +153,7 @@ class TowerPair(nn.Module):
         objective: ObjectiveConfig,
         vocabulary: Vocabulary,
         *,
-        precision: Literal["fp32", "bf16"] = "fp32",
+        precision: Precision = "fp32",
         weights: bool = True,
         text_architecture: Mapping[str, Any] | None = None,
     ) -> "TowerPair":
@@ -166,7 +167,7 @@ class TowerPair(nn.Module):
             objective: The settings of the loss. They decide which caption parts are encoded, and whether there is a
                 bias.
             vocabulary: Size and padding id of the tokenizer, for the text embedding.
-            precision: "bf16" runs towers and projections under autocast.
+            precision: "bf16" and "fp16" run towers and projections under autocast.
             weights: Whether the weights of a pretrained text tower are loaded. False is for a model that takes its
                 weights from a checkpoint. The weights of the image tower are random in any case;
                 `StartingPoint.load_into` loads them.
@@ -230,7 +231,7 @@ class TowerPair(nn.Module):
         each module before its forward pass. Their order is the same on all ranks, because the parts have a fixed order,
         and because a rank without rows runs the towers too.
         """
-        with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        with autocast(batch.images.device, self.precision):
             pooled, patches = self.image.encode_image(batch.images)
             image, patches = self.to_image(pooled), self.to_patch(patches)
             texts = {part.name: self._encoded(part, batch.texts[part.name]) for part in self._parts}
@@ -281,7 +282,7 @@ class TowerPair(nn.Module):
     def embed_images(self, images: Tensor) -> Float[Tensor, "batch embedding"]:
         """Returns the unit vectors of images, for an evaluation.
 
-        It does not use autocast, so an evaluation computes in float32, also if the run was trained in bf16.
+        It does not use autocast, so an evaluation computes in float32, also if the run was trained in bf16 or fp16.
         """
         return functional.normalize(self.to_image(self.image.encode_image(images)[0]), dim=-1)
 
@@ -382,6 +383,12 @@ def _zero_linear(width: int, outputs: int) -> nn.Linear:
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Returns the context in which towers run with this precision: autocast, which does nothing for "fp32"."""
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype, enabled=precision != "fp32")
 
 
 def _unit(vectors: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from emocap_pretrain.config.model import ImageTowerConfig
 from emocap_pretrain.config.objective import TeacherConfig
+from emocap_pretrain.model.pair import autocast
 from emocap_pretrain.model.timm_image import TimmImageTower
 
 
@@ -40,7 +41,7 @@ class Teacher(nn.Module):
         Args:
             settings: Name and options of the tower, and the source of its weights.
             pixels: Side of the images.
-            precision: `engine.precision`; "bf16" runs the tower under autocast.
+            precision: `engine.precision`; "bf16" and "fp16" run the tower under autocast.
             rows_at_once: Largest number of images in one forward pass; None for no limit.
 
         Raises:
@@ -61,7 +62,7 @@ class Teacher(nn.Module):
         """
         # `split` refuses a size of 0, and returns one empty part for an empty batch, so `torch.cat` has an argument.
         parts = images.split(self._rows_at_once or max(1, len(images)))
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
+        with autocast(images.device, self._precision):
             pooled = [self.tower.encode_image(part)[0].float() for part in parts]
         return functional.normalize(torch.cat(pooled), dim=-1)
 

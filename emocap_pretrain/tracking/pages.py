@@ -45,7 +45,15 @@ _SECTIONS: dict[str, Charts] = {
         _by_part("recall_at_1_text_to_image"),
         _by_part("positives"),
     ),
-    "Optimization": (("learning_rate",), ("gradient_norm",), ("scale", "local_scale"), ("bias",), ("skipped",)),
+    "Optimization": (
+        ("learning_rate",),
+        ("gradient_norm",),
+        ("scale", "local_scale"),
+        ("bias",),
+        ("skipped",),
+        ("loss_scale",),
+        ("overflows",),
+    ),
     "Speed": (
         ("samples_per_s",),
         ("time/step_s", *(f"time/{name}_s" for name in _TIMES)),

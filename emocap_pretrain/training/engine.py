@@ -1,15 +1,16 @@
 """Defines the engine, which makes one optimizer step at a time, and saves and restores the state of training.
 
-The engine is the only class through which training uses DeepSpeed. Seven modules belong to it. `zero.py` alone uses
+The engine is the only class through which training uses DeepSpeed. Eight modules belong to it. `zero.py` alone uses
 internals of DeepSpeed. `optimizer.py` describes each optimizer by an `OptimizerSpec`, and `ema.py` adds the moving
 average of the weights to it. `schedule.py` computes the learning rate of a step. `state_layout.py` computes which rank
 holds which part of the optimizer's state. `snapshot.py` copies the weights and this state to host memory and to files,
 and reads the files. `representation_cache.py` encodes the rows of a rank in several passes if a rank has more than
 `micro_batch` rows.
 
-The weights are float32 at every stage of ZeRO, and bf16 is used only by autocast inside the model (decision 4). ZeRO
-keeps copies of the weights in float32. These copies equal the weights, because the weights are float32 too. So a
-checkpoint stores the weights only once, together with the optimizer's state (decision 16).
+The weights are float32 at every stage of ZeRO. bf16 and fp16 are used only by autocast inside the model (decision 4);
+`loss_scale.py` defines the loss scale of fp16. ZeRO keeps copies of the weights in float32. These copies equal the
+weights, because the weights are float32 too. So a checkpoint stores the weights only once, together with the state of
+the optimizer (decision 16).
 """
 
 import math
@@ -30,6 +31,7 @@ from emocap_pretrain.model.pair import Embeddings, TowerPair
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.training import ema, zero
 from emocap_pretrain.training.ema import AveragedModel
+from emocap_pretrain.training.loss_scale import NAMES, LossScale
 from emocap_pretrain.training.objective import Objective
 from emocap_pretrain.training.optimizer import optimizer_of, parameter_groups
 from emocap_pretrain.training.representation_cache import Cached
@@ -42,7 +44,9 @@ Metrics = dict[str, Tensor | float]
 """Scalars of a step by name, equal on all ranks. Tensors are still on the device, so no caller has to wait for them.
 
 `skipped` is 1.0 if the step did not change the weights. `finite` is 1.0 until the first step with a loss or gradient
-that is not finite, and 0.0 from that step on.
+that is not finite, and 0.0 from that step on. With fp16, `loss_scale` is the loss scale of the step, `overflows` counts
+the updates that were left out because a gradient overflowed, and `overflowed` is 1.0 if this step is one of them. Such
+a step counts as finite and has no `gradient_norm`.
 """
 
 
@@ -146,6 +150,7 @@ class Engine:
         self._snapshot = Snapshot(world.rank, world.device)  # One object, because its host memory is used again.
         self.step = 0
         self._finite = torch.ones((), device=world.device)
+        self._loss_scale = LossScale() if model.precision == "fp16" else None
 
     @property
     def learning_rate(self) -> float:
@@ -193,7 +198,8 @@ class Engine:
 
         Returns:
             The metrics of the step. Among them is `gradient_norm`, the norm of the gradient before clipping. If a
-            gradient is not finite, the weights do not change, `skipped` is 1.0 and `gradient_norm` is infinite.
+            gradient is not finite, the weights do not change, `skipped` is 1.0 and `gradient_norm` is infinite. With
+            fp16 such a gradient makes the loss scale smaller, and the step has no `gradient_norm`.
         """
         rate = self.learning_rate
         zero.set_learning_rate(self._engine, rate)
@@ -205,7 +211,10 @@ class Engine:
                 kept = ema.update(zero.states(self._engine, self._optimizer), self._average)
                 if self._averaged:
                     self._averaged.update(self._engine.module, kept)
-        return {**self._end_step(forward, rate, updated=updated, finite=updated), "gradient_norm": norm}
+        scaling = self._adapt_loss_scale(updated=updated)
+        overflowed = bool(scaling.get("overflowed"))
+        metrics = {**self._end_step(forward, rate, updated=updated, finite=updated or overflowed), **scaling}
+        return metrics if overflowed else {**metrics, "gradient_norm": norm}
 
     def discard(self, forward: Forward) -> Metrics:
         """Ends the step without an update of the weights."""
@@ -229,7 +238,8 @@ class Engine:
         engine, rank = self._engine, self._world.rank
         held = {each.slice.name: each for each in zero.state_slices(engine, self._optimizer, self.layout, rank)}
         mine = (held[each.name].part(each) for each in self.layout.slices(rank))
-        self._snapshot.take(zero.weights(engine), mine, zero.global_state(engine, self._optimizer))
+        scale = self._loss_scale.to_tensors() if self._loss_scale else {}
+        self._snapshot.take(zero.weights(engine), mine, zero.global_state(engine, self._optimizer) | scale)
         return self._snapshot
 
     def load(self, folder: Path, saved: Layout, step: int) -> None:
@@ -249,7 +259,10 @@ class Engine:
         rank = self._world.rank
         paths = [folder / name for name in saved.files_for(self.layout, rank)]
         slices = zero.state_slices(self._engine, self._optimizer, self.layout, rank)
-        zero.set_global_state(self._engine, self._optimizer, read(paths, slices, self._optimizer.numbers))
+        found = read(paths, slices, (*self._optimizer.numbers, *(NAMES if self._loss_scale else ())))
+        zero.set_global_state(self._engine, self._optimizer, found)
+        if self._loss_scale:
+            self._loss_scale = LossScale.from_tensors(found)
         self._load_averaged()
         self.step = step
 
@@ -277,7 +290,7 @@ class Engine:
 
     def _backward(self, forward: Forward) -> None:
         if forward.cached is None:
-            self._engine.backward(forward.graph)
+            self._engine.backward(self._scaled(forward.graph))
             return
         # The graph of the loss ends at the cached embeddings, which are leaves. So this backward pass reaches no
         # parameter, and DeepSpeed need not know of it. The surrogates then carry the gradients of the leaves to the
@@ -285,7 +298,22 @@ class Engine:
         forward.graph.backward()
         with zero.reduced_once(self._engine):
             for surrogate in forward.cached.surrogates():
-                self._engine.backward(surrogate)
+                self._engine.backward(self._scaled(surrogate))
+
+    def _scaled(self, loss: Tensor) -> Tensor:
+        return zero.scaled_loss(self._engine, loss, self._loss_scale.value) if self._loss_scale else loss
+
+    def _adapt_loss_scale(self, *, updated: bool) -> dict[str, float]:
+        """Computes the loss scale of the next step. Returns the metrics of this step's scale, without fp16 none."""
+        before = self._loss_scale
+        if before is None:
+            return {}
+        self._loss_scale = before.after(overflowed=not updated)
+        return {
+            "loss_scale": before.value,
+            "overflows": float(self._loss_scale.overflows),
+            "overflowed": float(not updated and before.can_shrink),
+        }
 
     def _update_weights(self) -> tuple[bool, Tensor | float]:
         """Updates the weights. Returns whether they have changed, and the gradient's norm before clipping.
@@ -298,6 +326,8 @@ class Engine:
             updated = self._engine.was_step_applied()
             return updated, self._engine.get_global_grad_norm() if updated else math.inf
         # Without ZeRO, DeepSpeed would also update with gradients that are not finite, and does not return the norm.
+        if self._loss_scale:
+            zero.unscale(self._engine, self._loss_scale.value)
         bound = self._settings.clip_norm or math.inf
         norm = nn.utils.clip_grad_norm_(self._engine.module.parameters(), bound)
         if not norm.isfinite():

@@ -85,6 +85,8 @@ class Guard:
         self._to_skip = dict(to_skip or {})
         # All updates that are left out, of this attempt and of earlier ones. Its length is compared with `max_skips`.
         self._skipped = dict(self._to_skip)
+        # The last steps in a row whose update the loss scale of fp16 has left out. They do not count as failures.
+        self._overflowed: list[int] = []
         self._losses: deque[float] = deque(maxlen=WINDOW)
 
     @classmethod
@@ -128,13 +130,20 @@ class Guard:
             self._skipped[step] = verdict.reason
         return verdict
 
+    def overflowed(self, step: int) -> None:
+        """Records that the update of `step` was left out because a gradient overflowed in fp16.
+
+        That is how the loss scale is found, so it does not count towards `health.max_skips`.
+        """
+        self._overflowed = [*self._overflowed, step] if self.streak(step - 1) else [step]
+
     def streak(self, step: int) -> int:
         """Returns the number of consecutive updates that were left out, counted backwards from `step`.
 
         So `step - streak(step)` is the last step whose update was made, and the weights have not changed since then.
         """
         first = step
-        while first in self._skipped:
+        while first in self._skipped or first in self._overflowed:
             first -= 1
         return step - first
 
@@ -147,21 +156,24 @@ class Guard:
         """
         streak = self.streak(step)
         if streak and streak >= min(HOPELESS, step):
+            reason = self._skipped.get(step, "a gradient overflowed in fp16")
             raise TrainingError(
-                f"the updates of the last {streak} of {step} steps were left out ({self._skipped[step]}), so the run "
+                f"the updates of the last {streak} of {step} steps were left out ({reason}), so the run "
                 f"has not trained since step {step - streak}: begin a new run with a smaller optimizer.lr or a longer "
                 "warm-up, or from an older checkpoint; the checkpoints before that step are kept."
             )
 
     def state(self) -> dict[str, Any]:
         """Returns the state as a JSON value, which a checkpoint stores."""
-        return {"losses": list(self._losses), "skipped": [[step, why] for step, why in sorted(self._skipped.items())]}
+        skipped = [[step, why] for step, why in sorted(self._skipped.items())]
+        return {"losses": list(self._losses), "skipped": skipped, "overflowed": list(self._overflowed)}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Restores a state that the method `state` has returned."""
         # `skipped.json` may hold steps that are newer than the checkpoint, so both lists are merged.
         self._losses = deque(state["losses"], maxlen=WINDOW)
         self._skipped = self._to_skip | {int(step): str(why) for step, why in state["skipped"]}
+        self._overflowed = [int(step) for step in state.get("overflowed", ())]
 
     def remember(self, store: Store, step: int, reason: str) -> None:
         """Adds `step` to `skipped.json`, so that all later attempts leave out its update.

@@ -243,7 +243,9 @@ def _step(session: Session, batch: Batch, timed: Timed) -> Metrics:
     verdict = guard.judge(engine.step + 1, forward.loss)
     metrics = engine.update(forward, timed=timed) if verdict.applies else engine.discard(forward)
     # The loss was good, but the engine has left the update out, because a gradient was not finite. All ranks know it.
-    if verdict.applies and metrics["skipped"]:
+    if metrics.get("overflowed"):
+        guard.overflowed(engine.step)
+    elif verdict.applies and metrics["skipped"]:
         verdict = guard.update_failed(engine.step) or verdict
     session.enforce(verdict)
     return metrics

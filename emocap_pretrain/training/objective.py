@@ -378,7 +378,7 @@ def vector_dtype(settings: ObjectiveConfig, precision: str) -> torch.dtype:
 
     With bfloat16 the ranks exchange half as many bytes as with float32. The losses sum products in float32 with either
     dtype. With bfloat16 the error of a cosine is about 1e-4, which is less than the error that a tower in bfloat16
-    causes (decision 4).
+    causes (decision 4). float16 is never used: its products could overflow.
     """
     chosen = precision if settings.vectors == "auto" else settings.vectors
     return torch.bfloat16 if chosen == "bf16" else torch.float32

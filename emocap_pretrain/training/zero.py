@@ -127,6 +127,25 @@ def forget_forward(engine: Any) -> None:
         engine.optimizer.parameter_offload.partition_all_parameters()
 
 
+def scaled_loss(engine: Any, loss: Tensor, scale: float) -> Tensor:
+    """Returns the loss for `engine.backward`, so that the gradients are multiplied by `scale`.
+
+    Under ZeRO 1 to 3, DeepSpeed multiplies the loss, and divides the gradients when it clips them in `engine.step`. At
+    stage 0 it does neither, and `unscale` divides the gradients.
+    """
+    if engine.zero_optimization_stage() == 0:
+        return loss * scale
+    engine.optimizer.loss_scale = scale
+    return loss
+
+
+def unscale(engine: Any, scale: float) -> None:
+    """Divides the gradients of all parameters by `scale`. It is for stage 0 alone."""
+    for parameter in engine.module.parameters():
+        if parameter.grad is not None:
+            parameter.grad.mul_(1 / scale)
+
+
 def set_learning_rate(engine: Any, rate: float) -> None:
     """Sets the learning rate of the next update. Each parameter group multiplies it by its own factor `lr_scale`."""
     for group in engine.optimizer.param_groups:

@@ -161,7 +161,7 @@ def test_the_error_for_a_value_of_the_file_has_its_line_also_with_overrides():
             "optimizer: {name: xyz}",
             "it should be 'adamw', 'sgd', 'adafactor', 'lion', 'lamb', 'muon' or 'schedule_free'.",
         ),
-        ("engine: {precision: bf61}", "engine.precision='bf61': it should be 'fp32' or 'bf16'; did you mean bf16?"),
+        ("engine: {precision: bf61}", "it should be 'fp32', 'bf16' or 'fp16'; did you mean bf16?"),
         ("engine: {zero_stage: 5}", "engine.zero_stage=5: it should be 0, 1, 2 or 3."),
         ("model: {initial_scale: 200}", "it should be less than or equal to 100; the nearest that works is 100.0."),
         ("model: {image: {patch_dropout: 1}}", "model.image.patch_dropout=1: it should be less than 1."),

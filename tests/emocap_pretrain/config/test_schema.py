@@ -35,7 +35,7 @@ def test_the_command_prints_a_json_schema_of_the_settings():
     assert set(schema["required"]) == {"name", "url", "steps", "global_batch", "data"}
     assert schema["additionalProperties"] is False
     assert resolved(schema, "steps")["minimum"] == 0
-    assert resolved(schema, "engine", "precision")["enum"] == ["fp32", "bf16"]
+    assert resolved(schema, "engine", "precision")["enum"] == ["fp32", "bf16", "fp16"]
     assert "global" in resolved(schema, "objective")["properties"]
     assert "whole" not in resolved(schema, "objective")["properties"]
 
