@@ -248,7 +248,7 @@ class Extraction:
         texts, sentences = self._texts(examples), self._sentences(examples)
         path, arrays = "", None
         if self.cache:
-            contents = [_digest(each) for each in examples]
+            contents = list(readers.map(_digest, examples))
             # The settings of the comparison decide the maps, and are not part of the model's digest.
             mapped = [f"map {self.embedder.local} {each.row}: {each.text}" for each in sentences]
             lengths = {part.name: self.embedder.length_of(part) for part in self.parts}

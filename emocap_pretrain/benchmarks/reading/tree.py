@@ -63,8 +63,8 @@ def fixed_folder(template: str) -> str:
 
 def is_contained(path: str) -> bool:
     """Returns whether a relative path stays in its folder as far as its text says."""
-    parsed = PurePosixPath(path)
-    return bool(parsed.parts) and not parsed.is_absolute() and ".." not in parsed.parts and "\0" not in path
+    parts = path.split("/")
+    return bool(parts[0]) and ".." not in parts and "\0" not in path and any(part != "." for part in parts if part)
 
 
 def in_order(name: str) -> tuple[tuple[int, int, str], ...]:
@@ -78,6 +78,7 @@ class Tree:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._root = str(root)
         self._real = os.path.realpath(root)
         # The folders of a benchmark are few, so that most files cost one call of the system.
         self._contains = lru_cache(maxsize=4096)(self._contains_folder)
@@ -191,24 +192,24 @@ class Tree:
                 yield from self._glob(path, parts[1:])
 
     def _mode(self, path: str, missing: str) -> int | Problem:
+        # Every image of a copy passes here, and the functions of `os` are several times as fast as those of pathlib.
         if not is_contained(path):
             return Problem("path leads out of the folder", path)
+        place = f"{self._root}/{path}"
         try:
-            mode = (self.root / path).stat().st_mode
+            mode = os.lstat(place).st_mode
+            is_link = stat.S_ISLNK(mode)
+            if is_link:
+                mode = os.stat(place).st_mode  # noqa: PTH116 - fast
         except (FileNotFoundError, NotADirectoryError):
             return Problem(missing, path)
         except (OSError, ValueError) as error:  # Too long, not permitted, or not a name on this system.
             return Problem(f"unreadable path ({getattr(error, 'strerror', None) or 'not a name'})", path)
-        return mode if self._is_inside(path) else Problem("path leads out of the folder", path)
-
-    def _is_inside(self, path: str) -> bool:
-        place = self.root / path
-        if place.is_symlink():
-            return self._has(os.path.realpath(place))
-        return self._contains(str(PurePosixPath(path).parent))
+        is_inside = self._has(os.path.realpath(place)) if is_link else self._contains(path.rpartition("/")[0])
+        return mode if is_inside else Problem("path leads out of the folder", path)
 
     def _contains_folder(self, path: str) -> bool:
-        return self._has(os.path.realpath(self.root / path))
+        return self._has(os.path.realpath(f"{self._root}/{path}"))
 
     def _has(self, real: str) -> bool:
         return real == self._real or real.startswith(self._real.rstrip("/") + "/")
