@@ -13,7 +13,16 @@ from emocap_pretrain.run_folder.results import TaskResult
 
 WHAT = "score of an evaluated model"
 # The scores in the table, with their titles; the record has all.
-SHOWN = {"uar": "UAR", "war": "WAR", "auc": "AUC", "recall_at_5_image_to_text": "R@5", "attention": "in the region"}
+SHOWN = {
+    "uar": "UAR",
+    "war": "WAR",
+    "auc": "AUC",
+    "recall_at_5_image_to_text": "R@5 of the global text",
+    "recall_at_5_summary_image_to_text": "R@5 of the summary",
+    "recall_at_5_whole_image_to_text": "R@5 of the whole text",
+    "attention": "in the region",
+    "attention_difference": "in the region, less another sentence",
+}
 
 
 MOST_CLASSES = 60  # With more, such as the units of a face, the record leaves the values by class out.

@@ -57,6 +57,7 @@ def measure(plan: CaptionPlan, occasion: Occasion) -> Iterator[Measurement]:
         report=lambda done, images: say(f"captions of {done:,} of {images:,} images"),
     )
     setting = {
+        "model": plan.model.rstrip("/").rpartition("/")[2],
         "part": document.images.part,
         "language_model": Path(plan.language_model).name,
         "steps": document.training.steps,

@@ -19,7 +19,7 @@ def markdown(lines: Sequence[Measurement]) -> str:
     minus this score, and by the paired 95 % interval of the difference.
     """
     floors = list(dict.fromkeys(line.contender for line in lines if line.contender != CAPTIONER))
-    columns = ["steps", "metric", CAPTIONER, *(f"{floor} (difference)" for floor in floors)]
+    columns = ["image tower of", "steps", "metric", CAPTIONER, *(f"{floor} (difference)" for floor in floors)]
     return table(columns, (_row(those, floors) for those in grouped(lines, _metric).values()))
 
 
@@ -30,7 +30,7 @@ def _metric(line: Measurement) -> Hashable:
 def _row(lines: Sequence[Measurement], floors: Sequence[str]) -> list[str]:
     found = {line.contender: line for line in lines}
     ours = found[CAPTIONER]
-    about = [str(ours.setting["steps"]), ours.unit, f"{ours.median:.3f} {_interval(ours)}"]
+    about = [str(ours.setting["model"]), str(ours.setting["steps"]), ours.unit, f"{ours.median:.3f} {_interval(ours)}"]
     return [*about, *(_floor(found[floor]) if floor in found else "" for floor in floors)]
 
 
