@@ -31,7 +31,9 @@ Html = Annotated[Path | None, typer.Option(help="Write everything to this HTML p
 
 
 def command(
-    files: Annotated[list[str], typer.Argument(help="Files of emocap evaluate --save; the first is the reference.")],
+    files: Annotated[
+        list[str], typer.Argument(help="Files of emocap evaluate --save; the first model is the reference.")
+    ],
     by: By = None,
     least_group: Least = 20,
     html: Html = None,
@@ -43,9 +45,9 @@ def command(
         if html:
             check_writable("--html", html)
         from emocap_pretrain.evaluation import result_file
-        from emocap_pretrain.evaluation.comparison import ModelResults, compare
+        from emocap_pretrain.evaluation.comparison import by_model, compare
 
-        models = [ModelResults.of(result_file.load(each)) for each in files]
+        models = by_model([result_file.load(each) for each in files])
         found = compare(models, by=labels_of(by) if by else None, least=least_group)
         if html:
             from emocap_pretrain.evaluation.page import page

@@ -27,6 +27,7 @@ from emocap_pretrain.evaluation.subgroups import LEAST, MOST_GROUPS, Subgroups, 
 from emocap_pretrain.run_folder.outcomes import Outcomes, Samples
 from emocap_pretrain.run_folder.results import Score, TaskResult
 
+_ALIKE = ("crop", "ensemble")  # Settings that change what a model sees, or how its prompts count.
 TOLERANCE = 1e-6  # Relative to the score; sums in another order differ by less.
 
 
@@ -52,6 +53,43 @@ class ModelResults:
     def of(cls, file: ResultFile) -> "ModelResults":
         """Returns the results that a file contains."""
         return cls(file.model, file.results(), file.thumbnails, file.faces, file.evaluation)
+
+    def also_on(self, other: "ModelResults") -> "ModelResults | None":
+        """Returns these results together with those of the same model on other datasets.
+
+        The result is None if `other` is about another model, if both have a result of one task on one dataset, if they
+        were evaluated with other settings of `_ALIKE`, or if they show different images under one key.
+        """
+        places = {(each.benchmark, each.url, each.task) for each in self.results}
+        if (
+            (self.model.digest, self.model.title()) != (other.model.digest, other.model.title())
+            or any((each.benchmark, each.url, each.task) in places for each in other.results)
+            or any(self.evaluation.get(name) != other.evaluation.get(name) for name in _ALIKE)
+            or any(self.thumbnails.get(key, image) != image for key, image in other.thumbnails.items())
+        ):
+            return None
+        return replace(
+            self,
+            results=self.results + other.results,
+            thumbnails={**self.thumbnails, **other.thumbnails},
+            faces=self.faces + other.faces,
+        )
+
+
+def by_model(files: Sequence[ResultFile]) -> list[ModelResults]:
+    """Returns the results of each model, in the order of the files.
+
+    The files of one model on different datasets become one entry (`ModelResults.also_on`).
+    """
+    found: list[ModelResults] = []
+    for each in map(ModelResults.of, files):
+        for number, earlier in enumerate(found):
+            if together := earlier.also_on(each):
+                found[number] = together
+                break
+        else:
+            found.append(each)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,11 +174,28 @@ def compare(models: Sequence[ModelResults], *, by: Sequence[str] | None = None, 
     for each in models:
         check(each)
     _check_labels(models, by)
-    found = [{(result.benchmark, result.task): result for result in each.results} for each in models]
+    # Packed datasets are told apart by their addresses only where a model was evaluated on several of them: otherwise
+    # copies of one dataset at two addresses could not be compared, and other samples would not be refused.
+    with_address = any(_has_several_datasets(each.results) for each in models)
+    found = [
+        {
+            (each.benchmark, each.task, each.url if with_address and not each.benchmark else ""): each
+            for each in model.results
+        }
+        for model in models
+    ]
     places = dict.fromkeys(place for each in found for place in each)
     settings = [each.evaluation for each in models]
-    tasks = [_compared(*place, [each.get(place) for each in found], settings, by, least) for place in places]
+    tasks = [
+        _compared(benchmark, task, [each.get((benchmark, task, url)) for each in found], settings, by, least)
+        for benchmark, task, url in places
+    ]
     return Comparison(tuple(models), tuple(_corrected(tasks)))
+
+
+def _has_several_datasets(results: Sequence[TaskResult]) -> bool:
+    packed = {(each.task, each.url) for each in results if not each.benchmark}
+    return len({task for task, _ in packed}) < len(packed)
 
 
 def check(results: ModelResults) -> None:
@@ -253,7 +308,7 @@ def _remarks(
     A pair of results may still be compared: the difference is then also one of these settings.
     """
     # The ensemble combines prompts. Files of earlier versions do not say which part of an image was read.
-    relevant = ["crop", *(["ensemble"] if first.domain and other.domain else [])]
+    relevant = _ALIKE if first.domain and other.domain else _ALIKE[:1]
     values = [(name, settings.get(name), others.get(name)) for name in relevant]
     return tuple(f"evaluation.{name} is {two}, not {one}" for name, one, two in values if one and two and one != two)
 

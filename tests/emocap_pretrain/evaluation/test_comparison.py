@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +15,10 @@ from result_files import classified, file_of, found_texts, mapped, samples, with
 from rich.console import Console
 
 from emocap_pretrain.errors import ConfigError
-from emocap_pretrain.evaluation.comparison import ModelResults, compare
+from emocap_pretrain.evaluation.comparison import ModelResults, by_model, compare
 from emocap_pretrain.evaluation.page import page
 from emocap_pretrain.evaluation.paired import metrics_of
-from emocap_pretrain.evaluation.result_file import ResultFile, save
+from emocap_pretrain.evaluation.result_file import EvaluatedModel, ResultFile, save
 from emocap_pretrain.run_folder.outcomes import NumberOutcomes
 from emocap_pretrain.run_folder.results import Domain, Score, TaskResult
 
@@ -252,3 +253,33 @@ def test_another_crop_or_ensemble_is_a_remark_beside_the_difference() -> None:
     # The ensemble changes nothing in a task without prompts.
     assert remarks(of("center", "logits", None), of("center", "embeddings", None)) == ()
     assert "B: evaluation.crop is whole, not center." in page(compare(models(first, of("whole", "logits", Domain()))))
+
+
+def test_files_of_one_model_on_several_datasets_are_one_model_in_the_comparison(tmp_path: Path) -> None:
+    saved = [
+        file_of(name, replace(classified(of, 0.6, seed=seed), url=url))
+        for name, seed in (("a", 1), ("b", 2))
+        for url, of in (("faces", OF), ("photos", samples(30, prefix="photo")))
+    ]
+    tree = printed("compare", *files(tmp_path, *saved), "--json")
+    assert [each["name"] for each in tree["models"]] == ["a", "b"]
+    assert [[each["url"] for each in task["results"]] for task in tree["tasks"]] == [["faces"] * 2, ["photos"] * 2]
+    assert all(task["rows"][0]["differences"][1] for task in tree["tasks"])
+
+
+@pytest.mark.parametrize(
+    ("change", "entries"),
+    [
+        ({"model": EvaluatedModel("a", "/runs/a", 60, "raw", "cd" * 32)}, 2),
+        ({"evaluation": {"crop": "whole"}}, 2),
+        ({"thumbnails": {OF.keys[0]: "/9j/other"}}, 2),
+        ({"evaluation": {"templates": ["{}"]}}, 1),
+        ({}, 1),
+    ],
+)
+def test_only_results_of_one_model_in_one_way_are_put_together(change: dict[str, Any], entries: int) -> None:
+    first = file_of("a", classified(OF, 0.3, seed=1), thumbnails={OF.keys[0]: TINY_JPEG})
+    other = file_of("a", replace(classified(OF, 0.3, seed=1), url="photos"), thumbnails={OF.keys[0]: TINY_JPEG})
+    assert len(by_model([first, replace(other, **change)])) == entries
+    # The same task on the same dataset is another evaluation of the model.
+    assert len(by_model([first, first])) == 2
