@@ -18,7 +18,7 @@ from emocap_shards.writing.duplicates import DuplicateConfig
 from emocap_shards.writing.packing import DUPLICATES, SKIPPED, PackConfig, Packed, PackProgress, described, pack
 from emocap_shards.writing.prepare import EncodingConfig, Extension, PrepareConfig
 from emocap_shards.writing.reshard import reshard
-from emocap_shards.writing.row_source import KeyedSource, Noted
+from emocap_shards.writing.row_source import CountedSource, KeyedSource, Noted, RowSource
 from emocap_shards.writing.shards import ShardSize
 from emocap_shards.writing.sources.choice import open_source
 from emocap_shards.writing.sources.columns import STANDARD, TableColumns
@@ -71,13 +71,14 @@ def pack_command(  # noqa: PLR0913, PLR0917 - one argument for each option
     The same command resumes an interrupted pack. Images are not changed unless an option on images is given.
     """
     with errors_as_lines(debug=debug):
-        others = tuple(further or STANDARD.further)
-        labels = tuple(label or ())
+        _refuse_inside(source, out)
+        others, labels = tuple(further or STANDARD.further), tuple(label or ())
         mapping = TableColumns(
             image, global_, local, summary, others, key, labels, captions, label_names or {}, image_name
         )
         names = tuple(name.strip() for name in columns.split(",")) if columns else ()
         text_table = TextTableConfig(delimiter, names, encoding)
+        rows = _selected(open_source(source, mapping, image_root=image_root, text_table=text_table), only_keys, frames)
         search = find_duplicates or drop_duplicates
         image_encoding = _encoding(image_format, quality, longest_px, shortest_px)
         pack_options = PackConfig(
@@ -87,15 +88,8 @@ def pack_command(  # noqa: PLR0913, PLR0917 - one argument for each option
             number_keys=number_keys,
             skip_bad=skip_bad,
         )
-        _refuse_inside(source, out)
-        opened = open_source(source, mapping, image_root=image_root, text_table=text_table)
-        if only_keys is not None:
-            opened = KeyedSource(opened, only_keys)
-        for note in opened.notes if isinstance(opened, Noted) else ():
-            console.print(printable(note), markup=False)
-        opened = FrameSource(opened, frames) if frames else opened
-        with Bar("packing", opened.total) as bar:
-            packed = pack(opened, out, pack_options, processes=processes, progress=bar.show)
+        with Bar("packing", rows.total if isinstance(rows, CountedSource) else None) as bar:
+            packed = pack(rows, out, pack_options, processes=processes, progress=bar.show)
         _summarise(out, packed, bar, dropped=drop_duplicates)
 
 
@@ -149,6 +143,15 @@ def _refuse_inside(source: str, out: str) -> None:
     folder, target = Path(source).absolute(), Path(out).absolute()
     if folder.is_dir() and "://" not in out and (target == folder or folder in target.parents):
         raise RecordError(f"{out} lies in the source {source}: choose a place for the dataset outside of the source.")
+
+
+def _selected(source: RowSource, only_keys: str | None, frames: int | None) -> RowSource:
+    """Returns the rows that the options select, and prints what the source says to the user."""
+    for note in source.notes if isinstance(source, Noted) else ():
+        console.print(printable(note), markup=False)
+    if only_keys is not None:
+        source = KeyedSource(source, only_keys)
+    return FrameSource(source, frames) if frames else source
 
 
 def _shard_size(samples: int | None, size_bytes: int | None) -> ShardSize:

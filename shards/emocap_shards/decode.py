@@ -79,7 +79,7 @@ def decode_image(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS) -> U
         return pixels
     try:
         with _opened(data, max_pixels) as image:
-            return np.array(to_rgb(_upright(image)))
+            return np.array(to_rgb(upright(image)))
     except UNREADABLE as error:
         raise _undecodable(error) from error
 
@@ -104,7 +104,7 @@ def pillow_pixels(image: Image.Image, *, max_pixels: int = MAX_PIXELS) -> UInt8[
     """
     _check_size(image, max_pixels)
     try:
-        return np.array(to_rgb(_upright(image)))
+        return np.array(to_rgb(upright(image)))
     except UNREADABLE as error:
         raise _undecodable(error) from error
 
@@ -176,7 +176,8 @@ def _may_have_exif(data: bytes | memoryview) -> bool:
     return True
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
+    """Returns an image of Pillow turned by its EXIF orientation, if that can be read."""
     try:
         return ImageOps.exif_transpose(image)
     except UNREADABLE:  # The pixels are complete; only the orientation is unknown.
@@ -248,11 +249,15 @@ def _refusal(head: bytes) -> str:
     if not head:
         return "the image is empty, a file of 0 bytes"
     known = "JPEG, PNG or WebP"
-    start = head.lstrip().lower() if head.lstrip().startswith(b"<") else head
-    for place, signature, name in _OTHERS:
-        if start[place:].startswith(signature):
-            cure = _CURES.get(name, "convert it, as with `magick FILE FILE.png`")
-            return f"the image is {name}, not {known}; {cure}"
+    if name := other_format(head):
+        cure = _CURES.get(name, "convert it, as with `magick FILE FILE.png`")
+        return f"the image is {name}, not {known}; {cure}"
     if head.startswith((_JPEG, b"\x89PNG", b"RIFF")):
         return "the image cannot be decoded: its header is broken"
     return f"the bytes are not a {known} image"
+
+
+def other_format(head: bytes) -> str:
+    """Returns the name of a format that training cannot read, such as "a TIFF", by its first bytes; otherwise ""."""
+    start = head.lstrip().lower() if head.lstrip().startswith(b"<") else head
+    return next((name for place, sign, name in _OTHERS if start[place:].startswith(sign)), "")

@@ -1,5 +1,7 @@
 """Makes text of unknown origin, such as keys, captions, labels and messages of servers, safe to print on a terminal."""
 
+from collections.abc import Sequence
+
 
 def printable(text: str, *, lines: bool = False) -> str:
     """Returns the text with a replacement for each character that could control a terminal.
@@ -27,3 +29,9 @@ def short(value: object, letters: int = 80) -> str:
     if len(text) <= letters:
         return text
     return f"{text[: letters // 2]}...{text[-(letters // 4) :]} ({len(text):,} characters)"
+
+
+def listed(names: Sequence[object], most: int) -> str:
+    """Returns the first `most` names as one text for messages, and how many others there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(short, names[:most])) + more

@@ -67,10 +67,6 @@ def write_shards(
 class _Records:
     records: Iterable[Record]
 
-    @property
-    def total(self) -> int | None:
-        return None
-
     def rows(self) -> Iterator[SourceRow | BadRow]:
         return map(_row, self.records)
 

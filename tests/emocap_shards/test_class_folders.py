@@ -81,7 +81,7 @@ def test_annotations_win_over_folders_and_a_line_says_so(train, tmp_path):
     assert note.endswith("the labels are those of the .json files; the names of its folders ('fear', 'joy') are not.")
     packed(train, tmp_path / "out", EMOTION)
     assert {labels["emotion"] for _, labels in labels_of(tmp_path / "out").values()} == {"calm"}
-    assert open_source(train).notes == ()
+    assert not isinstance(open_source(train), Noted)
 
 
 @pytest.mark.parametrize(
@@ -101,9 +101,22 @@ def test_files_that_belong_to_no_class_are_bad_rows_or_counted(train, tmp_path):
     (train / "joy/x.bmp").write_bytes(b"")
     (train / "joy/._a.png").write_bytes(b"")
     (train / "joy/notes.md").write_text("")
+    (train / "classes.json").write_text("{}")
+    (train / ".ipynb_checkpoints").mkdir()
+    (train / ".ipynb_checkpoints/a-checkpoint.png").write_bytes(encode(2))
     lines = bad_rows(train, EMOTION)
     assert any("stray.png: it lies beside the folders of classes" in line for line in lines)
-    assert packed(train, tmp_path / "out", EMOTION, skip_bad=2).left_out == {"._* of macOS": 1, ".md": 1}
+    done = packed(train, tmp_path / "out", EMOTION, skip_bad=2)
+    assert done.left_out == {"._* of macOS": 1, ".md": 1, ".json": 1, "hidden": 1}
+    assert done.manifest.samples == 4
+
+
+def test_an_annotation_that_is_not_read_is_counted(train, tmp_path):
+    # Only the annotations beside the first 64 images decide how the folder is read.
+    for number in range(64):
+        (train / "fear" / f"{number:03d}.png").write_bytes(encode(number))
+    (train / "joy/b.json").write_text("{}")
+    assert packed(train, tmp_path / "out", EMOTION).left_out == {".json": 1}
 
 
 @given(st.text(min_size=1, max_size=30))

@@ -153,6 +153,12 @@ def test_a_format_that_cannot_be_converted_is_named_in_a_folder(tmp_path):
     assert "0000.svg: the image is an SVG" in told[1]
 
 
+@pytest.mark.parametrize("head", [b"II*\0\x08" + bytes(9), b"GIF89a", b"BM"])
+def test_a_broken_header_of_a_format_that_is_converted_is_no_reason_to_convert_it(head):
+    with pytest.raises(ImageError, match=r"^the image is a (TIFF|GIF|BMP) that cannot be decoded: its header is"):
+        look(head)
+
+
 def test_frames_that_are_left_out_are_counted_also_after_an_interruption(tmp_path):
     folder = folder_of(tmp_path / "in", 6)
     for number in (0, 1, 4):

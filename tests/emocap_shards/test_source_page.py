@@ -35,7 +35,7 @@ def choice_of_the_page() -> ModuleType:
     module = ModuleType("choice_of_the_page")
     exec(source, module.__dict__)
     text = Path(str(choice.__file__)).read_text(encoding="utf-8")
-    before = '    if path.is_file() and path.suffix == ".json":\n'
+    before = '    if path.is_file() and path.suffix.lower() in {".json", *JSON_LINES, *_DELIMITERS}:\n'
     assert text.count(before) == 1
     exec(text.replace(before, textwrap.indent(branch, "    ") + before), module.__dict__)
     return module

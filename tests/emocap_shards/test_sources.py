@@ -4,6 +4,7 @@ import os
 import struct
 import uuid
 import zlib
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -222,7 +223,7 @@ def test_a_key_is_made_of_a_path(path, key):
 BAD_LINES = {
     b"{": "the line is not JSON",
     b"\xff\xfe": "it is not UTF-8; name the encoding of the table",
-    b"[1]": "the line is not a JSON object",
+    b"[1]": "[1] is not a JSON object",
     b'{"image": "0.png"}': "there is no column 'global'",
     b'{"global": "Glad."}': "there is no column 'image'",
     b'{"image": "9.png", "global": "Glad."}': "9.png cannot be read",
@@ -522,6 +523,19 @@ def test_files_of_a_folder_that_are_not_images_are_counted_by_their_extension(tm
     assert described(done.left_out) == "3 .txt, 2 ._* of macOS, 1 .npy, 1 without an extension"
 
 
+def test_a_name_that_is_not_utf8_is_a_bad_row_or_gets_a_number(tmp_path):
+    folder = folder_of(tmp_path / "in", 2)
+    for suffix in (b".png", b".json"):
+        name = os.fsencode(folder) + b"/0000\xff" + suffix
+        Path(os.fsdecode(name)).write_bytes((folder / ("0001" + suffix.decode())).read_bytes())
+    # With one sample in a shard, the journal of the second shard contains the bad row.
+    assert packed(folder, tmp_path / "out", samples=1, skip_bad=1).manifest.samples == 2
+    (bad,) = json.loads((tmp_path / "out/skipped.json").read_bytes())
+    assert bad["file"] == "0000?.png"
+    assert "unusable key" in bad["reason"]
+    assert packed(folder, tmp_path / "numbered", number_keys=True).manifest.samples == 3
+
+
 def test_a_folder_without_images_is_refused_with_what_it_holds(tmp_path):
     for number in range(3):
         (tmp_path / f"{number}.\x1b[2Jtxt").write_bytes(b"x")
@@ -559,7 +573,8 @@ def test_a_row_whose_caption_is_unusable_is_listed_with_its_image(faces, tmp_pat
     table = write_lines(faces / "t.jsonl", [table_row(0), table_row(1, labels=3)])
     packed(table, tmp_path / "out", skip_bad=1)
     (listed,) = json.loads((tmp_path / "out" / "skipped.json").read_bytes())
-    assert listed == {"where": f"{table}:2", "file": "1.png", "reason": '"labels" is not an object'}
+    reason = '"labels" is not an object; if it is a label, name it (--label labels)'
+    assert listed == {"where": f"{table}:2", "file": "1.png", "reason": reason}
 
 
 def test_an_annotation_that_is_no_object_is_a_bad_row(tmp_path):

@@ -10,10 +10,12 @@ from emocap_shards.manifest import read_manifest
 from emocap_shards.store import open_store
 from emocap_shards.writing.sources import tars
 from emocap_shards.writing.sources.choice import open_source
+from emocap_shards.writing.sources.class_folders import ClassFolderSource
 from emocap_shards.writing.sources.columns import TableColumns
 from pack_cases import bad_rows, folder_of, packed, samples_of
 from shard_cases import encode
 
+BOM_TEXT = "\ufeffAnother face.\n".encode()
 CAPTION = json.dumps({"caption": {"global": "Glad."}, "labels": {"emotion": "joy"}}).encode()
 
 
@@ -97,10 +99,17 @@ def test_a_folder_that_img2dataset_has_written_is_packed_by_its_name(tmp_path):
 
 
 def test_a_caption_as_text_in_the_json_is_taken_where_nothing_else_is(tmp_path):
-    members = [("a.png", encode(0)), ("a.json", b'{"caption": "A face."}')]
-    packed(tar_of(tmp_path / "x.tar", members), tmp_path / "out")
-    (sample,) = samples_of(tmp_path / "out")
-    assert load_annotation(sample.annotation)[0][0].global_ == "A face."
+    members = [("a.png", encode(0)), ("a.json", b'{"caption": "A face."}'), ("b.png", encode(1)), ("b.txt", BOM_TEXT)]
+    packed(tar_of(tmp_path / "X.TAR", members), tmp_path / "out")
+    captions = [load_annotation(sample.annotation)[0][0].global_ for sample in samples_of(tmp_path / "out")]
+    assert captions == ["A face.", "Another face."]
+
+
+def test_a_tar_beside_folders_of_images_is_not_what_is_packed(tmp_path):
+    img2dataset(tmp_path, range(2))
+    (tmp_path / "joy").mkdir()
+    (tmp_path / "joy/a.bmp").write_bytes(encode(0, kind="BMP"))
+    assert isinstance(open_source(tmp_path, TableColumns(labels=("emotion",))), ClassFolderSource)
 
 
 def test_tars_of_several_kinds_in_one_folder_have_to_be_named(tmp_path):
@@ -183,7 +192,7 @@ def test_an_image_member_of_a_longer_name_is_found_by_it(tmp_path):
 
 BAD_GROUPS = {
     "no image": ([("a.txt", b"Glad.")], "it has no image, but txt"),
-    "json that is a list": ([("a.png", encode(0)), ("a.json", b"[1]")], '"json" member is list, not an object'),
+    "json that is a list": ([("a.png", encode(0)), ("a.json", b"[1]")], '"json" member is list, not a JSON object'),
     "json that is none": ([("a.png", encode(0)), ("a.json", b"{")], '"json" member is not JSON'),
     "text that is none": ([("a.png", encode(0)), ("a.txt", b"\xff")], "'txt' is not UTF-8"),
     "no caption": ([("a.png", encode(0)), ("a.cls", b"1")], "no column 'global'"),

@@ -9,24 +9,25 @@ from emocap_shards.annotation import load_annotation
 from emocap_shards.errors import RecordError
 from emocap_shards.writing.row import BadRow, ImageFolders, SourceRow
 from emocap_shards.writing.row_source import KeyedSource
+from emocap_shards.writing.sources import text_tables
 from emocap_shards.writing.sources.choice import open_source
 from emocap_shards.writing.sources.columns import TableColumns
 from emocap_shards.writing.sources.text_tables import (
     WHITE_SPACE,
     DelimitedSource,
-    JsonArraySource,
-    JsonLinesSource,
+    JsonSource,
     TextTableConfig,
 )
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from pack_cases import table_row
+from pack_cases import packed, table_row
 from shard_cases import encode
 
 EMOTION = TableColumns(labels=("emotion",))
 IMAGE_EMOTION = TextTableConfig(names=("image", "emotion"))
 letters = st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Z"], exclude_characters=',;|"\ufeff')
 words = st.text(letters, min_size=1, max_size=12)
+finite = words.filter(lambda word: word.casefold().strip("+-") not in {"inf", "infinity"})
 anywhere = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -131,7 +132,7 @@ def test_only_the_rows_with_some_keys_are_kept_and_the_others_are_counted(faces)
 @given(
     delimiter=st.sampled_from([",", "\t", ";", "|"]),
     default=st.sampled_from([",", "\t", WHITE_SPACE]),
-    table=st.lists(st.tuples(words, words), min_size=1, max_size=5),
+    table=st.lists(st.tuples(words, finite), min_size=1, max_size=5),
 )
 def test_the_delimiter_of_a_table_without_a_header_is_found(faces, delimiter, default, table):
     path = faces / "t.csv"
@@ -245,6 +246,45 @@ def test_another_json_document_is_named_with_what_to_do(faces, text, told):
     assert told in refused(faces / "t.json", TableColumns())
 
 
+def test_json_lines_are_found_under_the_name_of_a_document(faces):
+    (faces / "t.json").write_text(json.dumps(table_row(0)) + "\n\n" + json.dumps(table_row(1)) + "\n3\n")
+    (one, two, bad) = rows(faces / "t.json", TableColumns())
+    assert (one.key, two.key) == ("0", "1")
+    assert str(bad).endswith("t.json:4: 3 is not a JSON object")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "txt", "jsonl"])
+def test_a_line_that_is_too_long_ends_the_table(faces, monkeypatch, suffix):
+    row = {"csv": "0.png,{}", "txt": "0.png {}", "jsonl": '{{"image": "0.png", "emotion": "{}"}}'}[suffix]
+    (faces / f"t.{suffix}").write_text(row.format("joy") + "\n" + row.format("joy" * 99) + "\n")
+    monkeypatch.setattr(text_tables, "MAX_LINE_BYTES", 100)
+    form = TextTableConfig() if suffix == "jsonl" else IMAGE_EMOTION
+    assert f"t.{suffix}:2: the line has 100 or more letters" in refused(faces / f"t.{suffix}", EMOTION, form)
+
+
+def test_the_header_may_follow_empty_lines_and_have_columns_without_names(faces):
+    (faces / "t.csv").write_text("\n\nimage\temotion\t\t\n0.png\tjoy\t\t\n")
+    assert read(faces / "t.csv", EMOTION) == [("0.png", (), {"emotion": "joy"})]
+    (faces / "t.csv").write_text("image,emotion,emotion\n0.png,joy,fear\n")
+    assert "the header names the column 'emotion' twice" in refused(faces / "t.csv", EMOTION)
+    (faces / "t.csv").write_text("")
+    assert refused(faces / "t.csv", EMOTION).endswith("t.csv is empty.")
+
+
+def test_a_label_beside_a_column_labels_must_be_a_column(faces):
+    (faces / "t.csv").write_text("image,labels\n0.png,joy\n")
+    assert "there is no column 'emotion', but 'image', 'labels'" in refused(faces / "t.csv", EMOTION)
+    assert read(faces / "t.csv", TableColumns(labels=("labels",))) == [("0.png", (), {"labels": "joy"})]
+
+
+def test_a_first_line_that_names_a_folder_is_not_taken_for_a_header(faces):
+    (faces / "clips/one").mkdir(parents=True)
+    (faces / "t.csv").write_text("clips/one 3\n")
+    assert "the first line is 'clips/one 3', which does not name the needed columns" in refused(
+        faces / "t.csv", EMOTION
+    )
+
+
 def test_a_json_document_in_another_encoding_is_named(faces):
     (faces / "t.json").write_bytes(json.dumps([{"image": "\u8138"}], ensure_ascii=False).encode("gb18030"))
     assert "it is not UTF-8; name the encoding" in refused(faces / "t.json", TableColumns())
@@ -252,9 +292,14 @@ def test_a_json_document_in_another_encoding_is_named(faces):
 
 def test_what_only_text_tables_have_is_refused_for_other_sources(faces):
     (faces / "t.jsonl").write_text(json.dumps(table_row(0)))
-    assert "only text tables and lists have a delimiter" in refused(faces / "t.jsonl", TableColumns(), IMAGE_EMOTION)
-    assert "only text tables have an encoding" in refused(faces, TableColumns(), TextTableConfig(encoding="gbk"))
-    assert "in tables and folders of classes only" in refused(faces, TableColumns(image_name="{stem}.png"))
+    told = "cannot be used for this kind of source; leave it out"
+    assert f"--columns {told}" in refused(faces / "t.jsonl", TableColumns(), IMAGE_EMOTION)
+    assert f"--encoding {told}" in refused(faces, TableColumns(), TextTableConfig(encoding="gbk"))
+    assert f"--image-name {told}" in refused(faces, TableColumns(image_name="{stem}.png"))
+    with pytest.raises(RecordError, match=f"--image-root {told}"):
+        open_source(faces, image_root=faces)
+    packed(faces / "t.jsonl", faces / "out")
+    assert f"--global, --label {told}" in refused(faces / "out", TableColumns(global_="text", labels=("emotion",)))
 
 
 def test_a_text_in_the_column_caption_is_the_global_part(faces):
@@ -274,7 +319,7 @@ def test_long_values_are_cut_in_messages(faces):
 
 
 def test_the_sources_of_text_are_chosen_by_the_suffix(faces):
-    kinds = {"a.txt": DelimitedSource, "a.tsv": DelimitedSource, "a.ndjson": JsonLinesSource, "a.json": JsonArraySource}
+    kinds = {"a.txt": DelimitedSource, "A.TSV": DelimitedSource, "a.ndjson": JsonSource, "a.JSON": JsonSource}
     for name, kind in kinds.items():
         (faces / name).touch()
         assert isinstance(open_source(faces / name), kind)

@@ -1,11 +1,10 @@
 """Reads copies in which each image has its labels in `.npy` files."""
 
-import io
-import math
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-import numpy as np
+from emocap_shards.writing.sources.folder import natural_order
+from emocap_shards.writing.sources.values import only_value
 
 from emocap_pretrain.benchmarks.card import Target
 from emocap_pretrain.benchmarks.item import Item
@@ -14,7 +13,7 @@ from emocap_pretrain.benchmarks.reading import texts
 from emocap_pretrain.benchmarks.reading.labels import Codes, LabelReader, Value
 from emocap_pretrain.benchmarks.reading.layout_reader import Problem
 from emocap_pretrain.benchmarks.reading.split_paths import first_missing, joined, lack_of_copy, split_path
-from emocap_pretrain.benchmarks.reading.tree import Tree, fixed_folder, in_order
+from emocap_pretrain.benchmarks.reading.tree import Tree, fixed_folder
 from emocap_pretrain.errors import DataError
 
 LARGEST_ARRAY = 1 << 16
@@ -43,7 +42,7 @@ class ArraysReader:
         stems = {
             stem for each in (self._layout.media, *self._layout.arrays.values()) for stem in _stems(tree, folder, each)
         }
-        for stem in sorted(stems, key=in_order):
+        for stem in sorted(stems, key=natural_order):
             yield self._item(tree, folder, stem)
 
     def _item(self, tree: Tree, folder: str, stem: str) -> Item | Problem:
@@ -86,24 +85,7 @@ def _value(tree: Tree, path: str) -> str | Problem:
     if isinstance(found, Problem):
         return found
     try:
-        value = _only_value(io.BytesIO(texts.small(found, LARGEST_ARRAY)))
+        value = only_value(texts.small(found, LARGEST_ARRAY))
     except (DataError, ValueError) as error:
         return Problem("unreadable label", f"{path}: {error}")
     return Problem("unreadable label", f"{path}: not one number or text") if value is None else value
-
-
-def _only_value(file: io.BytesIO) -> str | None:
-    """Returns the value of an array that has one number or text; None for any other array.
-
-    The header is examined first, because numpy would reserve the memory that it states, and would open archives.
-    """
-    version = np.lib.format.read_magic(file)
-    if version not in {(1, 0), (2, 0)}:
-        return None
-    is_first = version == (1, 0)
-    shape, _, kind = (
-        np.lib.format.read_array_header_1_0(file) if is_first else np.lib.format.read_array_header_2_0(file)
-    )
-    if math.prod(shape) != 1 or kind.kind not in "iufU":
-        return None
-    return str(np.frombuffer(file.read(kind.itemsize), kind)[0])

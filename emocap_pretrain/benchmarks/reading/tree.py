@@ -13,15 +13,15 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
+from emocap_shards.writing.sources.folder import natural_order
+
 from emocap_pretrain.benchmarks.item import FrameFiles, Media, VideoFile
 from emocap_pretrain.benchmarks.reading.layout_reader import Problem
+from emocap_pretrain.data.videos import SUFFIXES
 from emocap_pretrain.errors import DataError
 
-VIDEOS = frozenset({".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
 FIELD = re.compile(r"\{([A-Za-z_][\w.]*)(?::0([1-9])d)?\}")
 """A field of a template: its name, and the number of digits or None."""
-
-_DIGITS = re.compile(r"(\d+)")
 
 
 class BadPath(ValueError):  # noqa: N818 - it becomes a `Problem`
@@ -65,12 +65,6 @@ def is_contained(path: str) -> bool:
     """Returns whether a relative path stays in its folder as far as its text says."""
     parts = path.split("/")
     return bool(parts[0]) and ".." not in parts and "\0" not in path and any(part != "." for part in parts if part)
-
-
-def in_order(name: str) -> tuple[tuple[int, int, str], ...]:
-    """Returns the sort key of a name, in which numbers count as numbers: "frame9" is before "frame10"."""
-    parts = _DIGITS.split(name)
-    return tuple((1, int(part), part) if place % 2 else (0, 0, part) for place, part in enumerate(parts))
 
 
 class Tree:
@@ -129,7 +123,7 @@ class Tree:
         """
         if frames is None:
             found = self.file(path)
-            if isinstance(found, Path) and found.suffix.lower() in VIDEOS:
+            if isinstance(found, Path) and found.suffix.lower() in SUFFIXES:
                 return VideoFile(found)
             return found
         paths = self.frames(path, frames)
@@ -164,7 +158,7 @@ class Tree:
             found = [name for name in os.listdir(self.root / path) if _matches(name, pattern)]  # noqa: PTH208 - fast
         except OSError as error:
             raise DataError(f"{self.root / path} cannot be listed: {error.strerror}.") from error
-        return sorted(found, key=in_order)
+        return sorted(found, key=natural_order)
 
     def matches(self, path: str, pattern: str) -> bool:
         """Returns whether the last part of a path matches a pattern."""

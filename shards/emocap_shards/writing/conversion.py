@@ -11,9 +11,18 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
-from emocap_shards.decode import FORMATS, MAX_PIXELS, UNREADABLE, check_scans, image_header, to_rgb
+from emocap_shards.decode import (
+    FORMATS,
+    MAX_PIXELS,
+    UNREADABLE,
+    check_scans,
+    image_header,
+    other_format,
+    to_rgb,
+    upright,
+)
 from emocap_shards.errors import ImageError
 
 CONVERTED = {
@@ -33,16 +42,6 @@ _STRIP_PIXELS = 1 << 22
 _BITS, _SAMPLE_FORMAT, _PHOTOMETRIC = 258, 339, 262  # Tags of TIFF.
 _KIND, _DNG_VERSION = 254, 50706
 _UNSIGNED, _WHITE_IS_ZERO, _PREVIEW = 1, 0, 1
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""The transposition that turns an image upright, by the value of its EXIF orientation."""
 
 Size = tuple[int, int]
 
@@ -99,6 +98,8 @@ def look(data: bytes) -> ImageLook:
             has_frames = bool(getattr(image, "is_animated", False))
             return ImageLook(str(image.format), image.width, image.height, has_frames)
     except UnidentifiedImageError as error:
+        if (name := other_format(data[:64])) in CONVERTED.values():
+            raise ImageError(f"the image is {name} that cannot be decoded: its header is broken") from error
         image_header(data)  # It raises an error that names the format, if it knows one.
         raise ImageError("the bytes are not an image") from error
     except UNREADABLE as error:
@@ -133,7 +134,7 @@ def convert(data: bytes, new_size: Callable[[int, int], Size]) -> UInt8[np.ndarr
         with _opened(data) as image:
             if image.width * image.height <= MAX_PIXELS:
                 image.load()
-                return np.array(_rgb(_upright(image), of=image))
+                return np.array(_rgb(upright(image), of=image))
             return np.array(_shrunk(data, image, new_size))
     except UNREADABLE as error:
         raise ImageError(f"the image cannot be decoded ({error})") from error
@@ -143,21 +144,14 @@ def _opened(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data), formats=[*sorted(set(FORMATS.values())), *CONVERTED])
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except UNREADABLE:  # The pixels are complete; only the orientation is unknown.
-        return image
-
-
 def _shrunk(data: bytes, image: Image.Image, new_size: Callable[[int, int], Size]) -> Image.Image:
     orientation = _orientation(image)
     is_turned = orientation in {5, 6, 7, 8}
-    upright = (image.height, image.width) if is_turned else image.size
-    wanted = new_size(*upright)
+    size = (image.height, image.width) if is_turned else image.size
+    wanted = new_size(*size)
     if wanted[0] * wanted[1] > MAX_PIXELS:
         raise ImageError(
-            f"the image is {upright[0]} x {upright[1]}, more than {MAX_PIXELS} pixels; make it smaller with "
+            f"the image is {size[0]} x {size[1]}, more than {MAX_PIXELS} pixels; make it smaller with "
             "--longest-px, such as --longest-px 2048"
         )
     stored = (wanted[1], wanted[0]) if is_turned else wanted
@@ -168,8 +162,8 @@ def _shrunk(data: bytes, image: Image.Image, new_size: Callable[[int, int], Size
     image.load()
     factor = max(1, min(image.width // (2 * stored[0]), image.height // (2 * stored[1])))
     small = _in_strips(image, factor)
-    turn = _TURNS.get(orientation)
-    return small if turn is None else small.transpose(turn)
+    small.getexif()[ExifTags.Base.Orientation] = orientation
+    return upright(small)
 
 
 def _orientation(image: Image.Image) -> int:

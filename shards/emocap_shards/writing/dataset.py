@@ -64,7 +64,7 @@ class DatasetSource:
         return cls(tuple(urls), manifests, seed)
 
     @property
-    def total(self) -> int | None:
+    def total(self) -> int:
         return sum(manifest.samples for manifest in self.manifests)
 
     def rows(self) -> Iterator[SourceRow | BadRow]:

@@ -111,7 +111,9 @@ class Journal:
         # The origin is stored as "stretch", its name in an earlier version, so that a pack which that version began can
         # resume.
         value = {"schema": _SCHEMA, "options": self.options, "shard": asdict(entry.shard), "stretch": origin}
-        self.store.put(_path(number), json.dumps(value, ensure_ascii=False, sort_keys=True).encode())
+        # The place of a bad row may contain a name that is not UTF-8; "?" replaces its other bytes.
+        text = json.dumps(value, ensure_ascii=False, sort_keys=True)
+        self.store.put(_path(number), text.encode(errors="replace"))
 
     def finished(self) -> list[JournalEntry]:
         """Returns the entries of the finished shards, in order of their numbers.

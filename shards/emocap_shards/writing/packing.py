@@ -26,7 +26,7 @@ from emocap_shards.writing.journal import Journal
 from emocap_shards.writing.prepare import PrepareConfig, Prepared
 from emocap_shards.writing.row import BadRow, SourceRow
 from emocap_shards.writing.row_ledger import RowLedger
-from emocap_shards.writing.row_source import RowSource, Selective
+from emocap_shards.writing.row_source import RowSource, left_out_of
 from emocap_shards.writing.shards import ShardSize, ShardWriter
 from emocap_shards.writing.workers import prepared
 
@@ -170,7 +170,7 @@ def pack(
         _write(results, ledger, writer, reporter, notes)
     shards = [*(entry.shard for entry in finished), *writer.done]
     if not shards:
-        raise RecordError(_nothing_to_write(str(url), ledger.skipped, _left_out(source)))
+        raise RecordError(_nothing_to_write(str(url), ledger.skipped, left_out_of(source)))
     # Everything else is stored before the manifest, with which the dataset begins to exist for readers. After a crash
     # from here on, the same command finds all shards finished, or a dataset with a journal that it deletes.
     _refuse_another_pack(store, journal, shards)
@@ -178,7 +178,7 @@ def pack(
     manifest = Manifest(tuple(shards))
     manifest.write(store)
     _clear(journal)
-    return Packed(manifest, tuple(ledger.skipped), tuple(ledger.duplicates), len(finished), _left_out(source), notes)
+    return Packed(manifest, tuple(ledger.skipped), tuple(ledger.duplicates), len(finished), left_out_of(source), notes)
 
 
 def _nothing_to_write(url: str, skipped: Sequence[BadRow], left_out: Mapping[str, int]) -> str:
@@ -198,10 +198,6 @@ def described(left_out: Mapping[str, int]) -> str:
     kinds = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
     more = f" and {len(kinds) - _KINDS_SHOWN} further kinds" if len(kinds) > _KINDS_SHOWN else ""
     return ", ".join(f"{count:,} {printable(kind)}" for kind, count in kinds[:_KINDS_SHOWN]) + more
-
-
-def _left_out(source: RowSource) -> Mapping[str, int]:
-    return dict(source.left_out) if isinstance(source, Selective) else {}
 
 
 def _write(
@@ -294,4 +290,5 @@ def _report(store: Store, ledger: RowLedger) -> None:
 
 
 def _put(store: Store, path: str, rows: list[dict[str, Any]]) -> None:
-    store.put(path, json.dumps(rows, ensure_ascii=False, indent=1).encode())
+    # A name of a file that is not UTF-8 cannot be written as text; "?" replaces its other bytes.
+    store.put(path, json.dumps(rows, ensure_ascii=False, indent=1).encode(errors="replace"))

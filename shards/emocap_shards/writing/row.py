@@ -124,9 +124,9 @@ class SourceRow:
         A file is not read; its path, its size and the time of its last change are used instead of its bytes. A pack
         that resumes compares the stamps to find out whether the source has changed.
         """
-        digest = hashlib.sha256(f"{self.key}\0{self.extension}\0".encode())
+        digest = hashlib.sha256(_encoded(f"{self.key}\0{self.extension}\0"))
         for part in (self.image, self.annotation):
-            digest.update(hashlib.sha256(part.stamp().encode() if isinstance(part, LocalFile) else part).digest())
+            digest.update(hashlib.sha256(_encoded(part.stamp()) if isinstance(part, LocalFile) else part).digest())
         return digest.digest()
 
 
@@ -158,7 +158,11 @@ class BadRow:
         The journal keeps a digest of the stamps of a shard's rows. A pack that resumes computes this digest again from
         the source, and fails if the two differ.
         """
-        return self.mark or hashlib.sha256(self.reason.encode()).digest()
+        return self.mark or hashlib.sha256(_encoded(self.reason)).digest()
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode(errors="surrogateescape")  # The name of a file that is not UTF-8 contains surrogates.
 
 
 def key_of(path: str) -> str:

@@ -19,11 +19,6 @@ class RowSource(Protocol):
     `LocalFile`, which a worker process reads later. docs/extend/source.md shows how to write a source.
     """
 
-    @property
-    def total(self) -> int | None:
-        """Returns the number of rows, or None if the rows would have to be read to count them."""
-        ...
-
     def rows(self) -> Iterator[SourceRow | BadRow]:
         """Yields the rows from the first one on.
 
@@ -31,6 +26,14 @@ class RowSource(Protocol):
             RecordError: If the source as a whole cannot be read.
         """
         ...
+
+
+@runtime_checkable
+class CountedSource(Protocol):
+    """Describes a source that knows the number of its rows before it reads them."""
+
+    @property
+    def total(self) -> int: ...
 
 
 @runtime_checkable
@@ -64,14 +67,6 @@ class KeyedSource:
     pattern: str
     left_out: Counter[str] = field(default_factory=Counter[str], compare=False)
 
-    @property
-    def total(self) -> int | None:
-        return None
-
-    @property
-    def notes(self) -> Sequence[str]:
-        return self.source.notes if isinstance(self.source, Noted) else ()
-
     def rows(self) -> Iterator[SourceRow | BadRow]:
         others = 0
         for row in self.source.rows():
@@ -81,9 +76,22 @@ class KeyedSource:
                 others += 1
             # Until a source is read to its end, its own counts may still grow.
             self.left_out.clear()
-            self.left_out.update(self.source.left_out if isinstance(self.source, Selective) else {})
+            self.left_out.update(left_out_of(self.source))
             if others:
                 self.left_out[f"whose key is not {self.pattern}"] = others
+
+
+def left_out_of(source: RowSource) -> dict[str, int]:
+    """Returns the number of files that a source has ignored so far, by kind; nothing if it counts none."""
+    return dict(source.left_out) if isinstance(source, Selective) else {}
+
+
+def take_back(left_out: Counter[str], used: Mapping[str, int]) -> None:
+    """Subtracts the numbers of files that belong to rows after all, by kind."""
+    left_out.subtract(used)
+    for kind in used:
+        if left_out[kind] <= 0:
+            del left_out[kind]
 
 
 def leave_out(left_out: Counter[str], kind: str) -> None:

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 from benchmark_trees import image
+from emocap_shards.writing.sources.folder import natural_order
 from hypothesis import given
 from hypothesis import strategies as st
 
 from emocap_pretrain.benchmarks.reading.layout_reader import Problem
-from emocap_pretrain.benchmarks.reading.tree import BadPath, Tree, filled, fixed_folder, in_order, is_contained
+from emocap_pretrain.benchmarks.reading.tree import BadPath, Tree, filled, fixed_folder, is_contained
 
 VALUES = st.one_of(
     st.text(max_size=20),
@@ -105,7 +106,7 @@ def test_a_pattern_reports_a_link_out_of_the_copy_and_does_not_follow_it(copy: P
 
 def test_numbers_in_names_count_as_numbers() -> None:
     names = ["f10", "f9", "f", "10", "9", "f9a"]
-    assert sorted(names, key=in_order) == ["9", "10", "f", "f9", "f9a", "f10"]
+    assert sorted(names, key=natural_order) == ["9", "10", "f", "f9", "f9a", "f10"]
 
 
 @pytest.mark.parametrize(

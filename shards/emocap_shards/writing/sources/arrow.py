@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from emocap_shards.errors import RecordError
 from emocap_shards.writing.row import BadRow, ImageFolders, LocalFile, SourceRow
 from emocap_shards.writing.sources.columns import TableColumns, row_of
+from emocap_shards.writing.sources.values import object_of
 
 STATE = "state.json"
 SPLITS = "dataset_dict.json"
@@ -41,10 +42,6 @@ class HuggingFaceSource:
     folder: Path
     columns: TableColumns
     images: ImageFolders
-
-    @property
-    def total(self) -> int | None:
-        return None
 
     def rows(self) -> Iterator[SourceRow | BadRow]:
         classes = self._classes()
@@ -95,7 +92,7 @@ class ParquetSource:
     images: ImageFolders
 
     @property
-    def total(self) -> int | None:
+    def total(self) -> int:
         return sum(_opened(path).metadata.num_rows for path in self.paths)
 
     def rows(self) -> Iterator[SourceRow | BadRow]:
@@ -163,12 +160,9 @@ def _class_name(value: object, names: list[str]) -> str | None:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        return object_of(path.read_bytes(), path.name)
+    except (OSError, RecordError) as error:
         raise RecordError(f"{path} cannot be read ({error}); save the dataset again with save_to_disk.") from error
-    if not isinstance(value, dict):
-        raise RecordError(f"{path} holds no JSON object; save the dataset again with save_to_disk.")
-    return cast("dict[str, Any]", value)
 
 
 def _opened(path: Path) -> pq.ParquetFile:

@@ -4,32 +4,32 @@ import glob
 import os
 import re
 import shlex
-from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
-from emocap_shards.decode import FORMATS
 from emocap_shards.errors import RecordError
 from emocap_shards.manifest import MANIFEST
+from emocap_shards.printable import listed
 from emocap_shards.store import open_store
 from emocap_shards.writing.dataset import DatasetSource
 from emocap_shards.writing.reading import matching
 from emocap_shards.writing.row import ImageFolders
 from emocap_shards.writing.row_source import RowSource
+from emocap_shards.writing.sources.class_folders import ClassFolderSource, class_folders
 from emocap_shards.writing.sources.columns import STANDARD, TableColumns
-from emocap_shards.writing.sources.folder import FolderSource, walk_images
-from emocap_shards.writing.sources.sidecars import SidecarSource, has_sidecars
+from emocap_shards.writing.sources.folder import FolderSource, holds_image
+from emocap_shards.writing.sources.metadata import TABLES, MetadataSource, metadata_columns
+from emocap_shards.writing.sources.sidecars import SidecarSource, array_labels, kind_beside
 from emocap_shards.writing.sources.text_tables import (
+    JSON_LINES,
     WHITE_SPACE,
     DelimitedSource,
-    JsonArraySource,
-    JsonLinesSource,
+    JsonSource,
     TextTableConfig,
-    column_names,
 )
 
-_TAR = re.compile(r"\.(tar|tgz|tar\.(gz|bz2|xz|zst))$")
+_TAR = re.compile(r"\.(tar|tgz|tar\.(gz|bz2|xz|zst))$", re.IGNORECASE)
 _PACKED = {
     ".zst": "zstd -d FILE",
     ".zip": "unzip FILE",
@@ -37,10 +37,9 @@ _PACKED = {
     ".rar": "unrar x FILE",
     ".gz": "gunzip FILE",
 }
-_JSON_LINES = {".jsonl", ".ndjson"}
 _DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": WHITE_SPACE, ".lst": WHITE_SPACE, ".list": WHITE_SPACE}
 TEXT_TABLE = TextTableConfig()
-_EXAMINED = 64  # Number of images beside which an annotation is searched, to find out what a folder holds.
+_LABELS = frozenset({"--label", "--label-names", "--captions"})
 _KINDS = (
     "a folder of image + .json pairs or of class folders, a table (.csv, .tsv, .jsonl, .json, .parquet), a list "
     "(.txt, .lst, .list), a Hugging Face dataset saved to disk, tars ('faces-{000..099}.tar', 's3://bucket/*.tar') or "
@@ -59,15 +58,14 @@ def open_source(
 
     Args:
         where: The path, pattern or URL.
-        columns: Names of the columns of the source. They are ignored for a packed dataset, and for a folder with one
-            image and one annotation file for each sample.
+        columns: Names of the columns of the source.
         image_root: The folder that contains all images of a table, and to which their paths are relative; by default
             the table's own folder. A path that would lead out of it, such as ../faces/x.jpg, is relative to the table's
             folder instead. The image itself must lie below `image_root` in any case.
         text_table: The delimiter, the names of the columns and the encoding of a text table, if it does not say them.
 
     Raises:
-        RecordError: If there is no source of a known kind.
+        RecordError: If there is no source of a known kind, or if it does not use all that is given.
 
     Example:
         ```python
@@ -77,13 +75,24 @@ def open_source(
         ```
     """
     source = _opened(str(where), columns, image_root, text_table)
-    if not isinstance(source, DelimitedSource) and (text_table.delimiter is not None or text_table.names):
-        raise RecordError(f"{where}: only text tables and lists have a delimiter and lack a header; leave both out.")
-    if not isinstance(source, DelimitedSource | JsonLinesSource | JsonArraySource) and text_table.encoding is not None:
-        raise RecordError(f"{where}: only text tables have an encoding; leave it out.")
-    if isinstance(source, FolderSource | DatasetSource) and (columns.label_names or columns.image_name):
-        raise RecordError(f"{where}: names of labels and images can be changed in tables and folders of classes only.")
+    given = {*columns.given, *text_table.given, *(() if image_root is None else ("--image-root",))}
+    if unused := sorted(given - _used(source, given)):
+        raise RecordError(f"{where}: {', '.join(unused)} cannot be used for this kind of source; leave it out.")
     return source
+
+
+def _used(source: RowSource, given: Iterable[str]) -> set[str]:
+    """Returns those of the options `given` that a source uses."""
+    table = source.table if isinstance(source, MetadataSource) else source
+    if isinstance(table, DatasetSource):
+        return set()
+    if isinstance(table, FolderSource | ClassFolderSource):
+        return {*_LABELS}
+    used = set(given) - ({"--image"} if isinstance(table, SidecarSource) else set())
+    if not isinstance(table, DelimitedSource):
+        used -= {"--delimiter", "--columns"} | ({"--encoding"} if not isinstance(table, JsonSource) else set())
+    # Only sources with paths have folders to which paths are relative.
+    return used if hasattr(table, "images") else used - {"--image-root", "--image-name"}
 
 
 def _opened(text: str, columns: TableColumns, image_root: str | Path | None, text_table: TextTableConfig) -> RowSource:
@@ -92,8 +101,8 @@ def _opened(text: str, columns: TableColumns, image_root: str | Path | None, tex
         # The webdataset library imports torch, which the other sources do not need.
         from emocap_shards.writing.sources.tars import TarsSource
 
-        return TarsSource(text, columns)
-    if text.endswith(".parquet") and "://" not in text:
+        return TarsSource(text, _with_texts(columns))
+    if text.lower().endswith(".parquet") and "://" not in text:
         from emocap_shards.writing.sources.arrow import ParquetSource
 
         paths = [Path(store.url, path) for store, path in matching(text)]
@@ -106,66 +115,59 @@ def _opened(text: str, columns: TableColumns, image_root: str | Path | None, tex
 
 def _local(path: Path, columns: TableColumns, image_root: str | Path | None, text_table: TextTableConfig) -> RowSource:
     if path.is_dir():
-        return _folder(path, columns, image_root)
+        return _folder(path, columns, image_root, text_table)
     images = _images(image_root, path.parent)
-    if path.is_file() and path.suffix in _JSON_LINES:
-        return JsonLinesSource(path, columns, images, text_table.encoding)
-    if path.is_file() and path.suffix == ".json":
-        return JsonArraySource(path, columns, images, text_table.encoding)
-    if path.is_file() and path.suffix in _DELIMITERS:
-        return DelimitedSource(path, columns, images, _DELIMITERS[path.suffix], text_table)
-    if path.is_file() and path.suffix in _PACKED:
-        cure = _PACKED[path.suffix].replace("FILE", shlex.quote(path.name))
+    if path.is_file() and path.suffix.lower() in {".json", *JSON_LINES, *_DELIMITERS}:
+        return _text_table(path, columns, images, text_table)
+    if path.is_file() and path.suffix.lower() in _PACKED:
+        cure = _PACKED[path.suffix.lower()].replace("FILE", shlex.quote(path.name))
         raise RecordError(f"{path} has a compression that is not supported; unpack it (`{cure}`), and pack the result.")
     raise RecordError(f"{path} is not a source; give {_KINDS}.")
 
 
-def _folder(path: Path, columns: TableColumns, image_root: str | Path | None) -> RowSource:
+def _text_table(
+    path: Path, columns: TableColumns, images: ImageFolders, form: TextTableConfig
+) -> DelimitedSource | JsonSource:
+    suffix = path.suffix.lower()
+    if suffix not in _DELIMITERS:
+        return JsonSource(path, columns, images, form.encoding)
+    return DelimitedSource(path, columns, images, _DELIMITERS[suffix], form)
+
+
+def _folder(path: Path, columns: TableColumns, image_root: str | Path | None, form: TextTableConfig) -> RowSource:
     from emocap_shards.writing.sources.arrow import SPLITS, STATE, HuggingFaceSource
 
+    images = _images(image_root, path)
     if (path / SPLITS).is_file():
         splits = sorted(each.name for each in path.iterdir() if (each / STATE).is_file())
         raise RecordError(f"{path} holds the splits {', '.join(splits)}; name one of them, such as {path / splits[0]}.")
     if (path / STATE).is_file():
-        return HuggingFaceSource(path, columns, _images(image_root, path))
-    return _tars_in(path, columns) or _metadata_of(path, columns, image_root) or _images_in(path, columns)
-
-
-def _metadata_of(path: Path, columns: TableColumns, image_root: str | Path | None) -> RowSource | None:
-    """Returns a source for the table of a folder in the form of Hugging Face's ImageFolder; None if it has none.
-
-    The table has the column `file_name`. Its captions are in the column of the global part, or else in `text` or
-    `caption`.
-    """
-    for table in (path / "metadata.jsonl", path / "metadata.csv"):
-        present = column_names(table) if table.is_file() else ()
-        if "file_name" not in present:
-            continue
-        image = columns.image if columns.image in present else "file_name"
-        texts = [name for name in (columns.global_, "text", "caption") if name in present]
-        mapped = replace(columns, image=image, global_=texts[0] if texts else columns.global_)
-        images = _images(image_root, path)
-        return (
-            JsonLinesSource(table, mapped, images)
-            if table.suffix == ".jsonl"
-            else DelimitedSource(table, mapped, images)
-        )
-    return None
+        return HuggingFaceSource(path, columns, images)
+    if (tars := _tars_in(path, columns)) is not None:
+        return tars
+    for name in TABLES:
+        if (path / name).is_file():
+            table = _text_table(path / name, metadata_columns(columns), images, form)
+            if table.columns.image in table.names():
+                return MetadataSource(table)
+    return _images_in(path, columns)
 
 
 def _images_in(path: Path, columns: TableColumns) -> RowSource:
     """Returns a source for the images of a folder: with annotations beside them, or in one folder for each class."""
-    from emocap_shards.writing.sources.class_folders import ClassFolderSource, class_folders, listed
-
-    if has_sidecars(path, columns):
-        return SidecarSource(path, columns)
-    classes = class_folders(path)
-    is_annotated = _is_annotated(path)
-    if not classes or not columns.labels:
+    kind = kind_beside(path, columns)
+    classes = class_folders(path) if columns.labels and kind != "other" else []
+    if kind == "other":
+        return SidecarSource(path, _with_texts(columns))
+    if kind == "annotation" and columns.given and columns.given <= _LABELS:
+        others = f"the names of its folders ({listed(classes, 6)}) are not"
+        notes = (f"{path}: the labels are those of the .json files; {others}.",) if classes else ()
+        return SidecarSource(path, columns, notes=notes)
+    if not kind and (names := array_labels(path)):
+        cure = f"name them, such as with --label {names[0]}"
+        raise RecordError(f"{path} has labels in arrays ({listed(names, 6)}); {cure}.")
+    if kind == "annotation" or not classes:
         return FolderSource(path)
-    if is_annotated:
-        note = f"{path}: the labels are those of the .json files; the names of its folders ({listed(classes)}) are not."
-        return FolderSource(path, notes=(note,))
     if len(columns.labels) > 1:
         raise RecordError(f"{path}: folders of classes give one label, not {', '.join(columns.labels)}.")
     if columns.captions == "required":
@@ -173,11 +175,9 @@ def _images_in(path: Path, columns: TableColumns) -> RowSource:
     return ClassFolderSource(path, columns)
 
 
-def _is_annotated(path: Path) -> bool:
-    """Returns whether one of the first images of the folder has an annotation beside it."""
-    root = os.path.realpath(path)
-    images = (Path(root, found) for found in walk_images(root, "", Counter()) if isinstance(found, str))
-    return any(each.with_suffix(".json").exists() for each in islice(images, _EXAMINED))
+def _with_texts(columns: TableColumns) -> TableColumns:
+    """Returns the columns for samples whose caption may also be a text of its own, or a field of JSON."""
+    return replace(columns, instead=("txt", "caption"))
 
 
 def _tars_in(folder: Path, columns: TableColumns) -> RowSource | None:
@@ -185,10 +185,9 @@ def _tars_in(folder: Path, columns: TableColumns) -> RowSource | None:
 
     Returns None if the folder holds no tar, or also holds images.
     """
-    names = [each.name for each in folder.iterdir()]
     # img2dataset also writes files of statistics beside its tars, so only images matter for the choice.
-    tars = [name for name in names if _TAR.search(name)]
-    if not tars or any(Path(name).suffix[1:].lower() in FORMATS for name in names):
+    tars = [each.name for each in folder.iterdir() if _TAR.search(each.name)]
+    if not tars or holds_image(folder):
         return None
     from emocap_shards.writing.sources.tars import TarsSource
 
@@ -197,7 +196,7 @@ def _tars_in(folder: Path, columns: TableColumns) -> RowSource | None:
         raise RecordError(
             f"{folder} holds tars of several kinds ({', '.join(sorted(kinds))}); name one, such as *.tar."
         )
-    return TarsSource(f"{glob.escape(str(folder))}/*{kinds.pop()}", columns)
+    return TarsSource(f"{glob.escape(str(folder))}/*{kinds.pop()}", _with_texts(columns))
 
 
 def _dataset(url: str) -> RowSource:

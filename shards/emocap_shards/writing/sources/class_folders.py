@@ -4,18 +4,14 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 
-from emocap_shards.decode import FORMATS
 from emocap_shards.errors import AnnotationError, RecordError
-from emocap_shards.printable import short
 from emocap_shards.writing.row import BadRow, LocalFile, SourceRow, key_of
 from emocap_shards.writing.sources.columns import TableColumns, annotation_of
-from emocap_shards.writing.sources.folder import OTHER_IMAGES, walk_images
+from emocap_shards.writing.sources.folder import entries_of, holds_image, is_hidden, split_name, walk_images
 
 _SPLITS = frozenset({"train", "training", "valid", "validation", "val", "test", "testing", "dev", "eval"})
-_SHOWN = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +30,10 @@ class ClassFolderSource:
     columns: TableColumns
     left_out: Counter[str] = field(default_factory=Counter[str], compare=False)
 
-    @property
-    def total(self) -> int | None:
-        return None
-
     def rows(self) -> Iterator[SourceRow | BadRow]:
         self.left_out.clear()
         root = os.path.realpath(self.folder)
-        for found in walk_images(root, "", self.left_out):
+        for found in walk_images(root, self.left_out):
             yield found if isinstance(found, BadRow) else self._row(root, found)
 
     def _row(self, root: str, path: str) -> SourceRow | BadRow:
@@ -54,21 +46,19 @@ class ClassFolderSource:
             annotation = annotation_of({label: name}, self.columns)
         except AnnotationError as error:
             return BadRow(where, str(error))
-        extension = os.path.splitext(path)[1][1:].lower()  # noqa: PTH122
-        return SourceRow(where, key_of(path), LocalFile(root, path), annotation, extension)
+        return SourceRow(where, key_of(path), LocalFile(root, path), annotation, split_name(path)[1])
 
 
 def class_folders(folder: Path) -> list[str]:
-    """Returns the names of the folders directly in `folder` that hold images, sorted.
+    """Returns the names of the folders directly in `folder` that hold images, sorted, without hidden ones.
 
     Of each folder, entries are read until the first image, so the call is cheap also for many images.
 
     Raises:
         RecordError: If the folders are those of splits, which in turn hold folders.
     """
-    names = sorted(each.name for each in _entries(folder) if each.is_dir(follow_symlinks=False))
-    holding = [name for name in names if _holds_image(folder / name)]
-    if holding and {name.lower() for name in holding} <= _SPLITS and _has_folders(folder / holding[0]):
+    holding = [name for name in _folders(folder) if holds_image(folder / name)]
+    if holding and {name.lower() for name in holding} <= _SPLITS and _folders(folder / holding[0]):
         raise RecordError(
             f"{folder} holds {', '.join(holding)}, which are splits and not classes; name one of them, such as "
             f"{folder / holding[0]}."
@@ -76,29 +66,6 @@ def class_folders(folder: Path) -> list[str]:
     return holding
 
 
-def listed(names: list[str]) -> str:
-    """Returns the first names as text, and how many others there are."""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(map(short, islice(names, _SHOWN))) + more
-
-
-def _holds_image(folder: Path) -> bool:
-    folders: list[Path] = []
-    for entry in _entries(folder):
-        if entry.is_dir(follow_symlinks=False):
-            folders.append(folder / entry.name)
-        elif os.path.splitext(entry.name)[1][1:].lower() in FORMATS.keys() | OTHER_IMAGES:  # noqa: PTH122
-            return True
-    return any(map(_holds_image, folders))
-
-
-def _has_folders(folder: Path) -> bool:
-    return any(entry.is_dir(follow_symlinks=False) for entry in _entries(folder))
-
-
-def _entries(folder: Path) -> Iterator["os.DirEntry[str]"]:
-    try:
-        with os.scandir(folder) as found:
-            yield from found
-    except OSError as error:
-        raise RecordError(f"the folder {folder} cannot be read ({error.strerror}).") from error
+def _folders(folder: Path) -> list[str]:
+    found = (entry.name for entry in entries_of(folder) if entry.is_dir(follow_symlinks=False))
+    return sorted(name for name in found if not is_hidden(name))

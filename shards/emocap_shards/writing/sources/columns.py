@@ -5,14 +5,14 @@ import math
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import PurePath
 from typing import Any, Literal, cast, get_args
 
 from emocap_shards.annotation import MAX_WHOLE
 from emocap_shards.decode import FORMATS
 from emocap_shards.errors import AnnotationError, RecordError
-from emocap_shards.printable import short
+from emocap_shards.printable import listed, short
 from emocap_shards.writing.row import BadRow, ImageFolders, LocalFile, SourceRow, key_of
 
 CaptionRule = Literal["auto", "required", "optional", "none"]
@@ -50,6 +50,7 @@ class TableColumns:
         image_name: The name of the file of an image whose table has another name for it, such as
             "{stem}_aligned.jpg"; "{stem}" is the name in the table without its suffix, and "{name}" the whole name. The
             folder in the table stays.
+        instead: The columns that hold the global part of rows without the column `global_`, if the source says them.
     """
 
     image: str = "image"
@@ -62,6 +63,7 @@ class TableColumns:
     captions: CaptionRule = "auto"
     label_names: Mapping[str, str] = field(default_factory=dict[str, str])
     image_name: str = ""
+    instead: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.captions not in CAPTION_RULES:
@@ -90,7 +92,7 @@ class TableColumns:
         # If the rows have an object `labels`, a named label may be one of its members, which only a row shows.
         labels = () if "labels" in present else self.labels
         further = () if self.captions == "none" else self.named_further
-        needs_global = "caption" not in present and not self.may_lack_captions(present)
+        needs_global = not {"caption", *self.instead} & set(present) and not self.may_lack_captions(present)
         wanted = [self.image, *labels, *further] + ([self.global_] if needs_global else [])
         return [name for name in wanted if name not in present]
 
@@ -105,10 +107,7 @@ class TableColumns:
 
     def lacking(self, missing: Sequence[str], present: Sequence[str]) -> str:
         """Returns the error message about missing columns. The message also lists the columns that are present."""
-        names = ", ".join(map(short, present[:_SHOWN])) + (
-            f" and {len(present) - _SHOWN} more" if len(present) > _SHOWN else ""
-        )
-        lines = f"there is no column {', '.join(map(repr, missing))}, but {names or 'none'}"
+        lines = f"there is no column {', '.join(map(repr, missing))}, but {listed(present, _SHOWN) or 'none'}"
         options = "--image, --global, --label" + (", --further" if set(missing) & set(self.named_further) else "")
         # A table that has labels and no captions gets a hint of its own.
         alone = self.global_ in missing and (bool(self.labels) or "labels" in present)
@@ -123,10 +122,16 @@ class TableColumns:
         return () if self.further == STANDARD.further else self.further
 
     @property
+    def given(self) -> frozenset[str]:
+        """Returns the options of `emocap pack` with which the user has set attributes, such as "--label"."""
+        names = [each.name for each in fields(self) if getattr(self, each.name) != getattr(STANDARD, each.name)]
+        return frozenset("--label" if name == "labels" else f"--{name.strip('_').replace('_', '-')}" for name in names)
+
+    @property
     def used(self) -> frozenset[str]:
         """Returns all columns that a row may need."""
         parts = {self.image, self.global_, self.local, self.summary, self.key}
-        return frozenset({*parts, *self.further, *self.labels, "caption", "labels"})
+        return frozenset({*parts, *self.further, *self.labels, *self.instead, "caption", "labels"})
 
 
 STANDARD = TableColumns()
@@ -155,7 +160,8 @@ def row_of(
         image = image_of(value, images)
         annotation = annotation_of(values, columns)
     except KeyError as error:
-        return BadRow(where, columns.lacking([str(error.args[0])], _names(values)))
+        lacking = columns.lacking([str(error.args[0])], _names(values))
+        return BadRow(where, lacking, file=_file_of(values.get(columns.image)))
     except (AnnotationError, RecordError) as error:
         return BadRow(where, str(error), file=_file_of(values[columns.image]))
     extension = PurePath(image.path).suffix[1:].lower() if isinstance(image, LocalFile) else ""
@@ -256,10 +262,16 @@ def annotation_of(values: Mapping[str, Any], columns: TableColumns) -> bytes:
 
 
 def _global_column(values: Mapping[str, Any], columns: TableColumns) -> str:
-    """Returns the column of the global part: a text in the column "caption" is one, if no other column is named."""
-    is_text = isinstance(values.get("caption"), str | list)
-    is_absent = columns.global_ not in values and columns.global_ == STANDARD.global_
-    return "caption" if is_absent and is_text else columns.global_
+    """Returns the column of the global part of a row.
+
+    In a row without `columns.global_` it is the first of `columns.instead` that has a text. If neither is named by the
+    user or by the source, it is the column "caption".
+    """
+    if columns.global_ in values:
+        return columns.global_
+    instead = columns.instead or (("caption",) if columns.global_ == STANDARD.global_ else ())
+    found = [name for name in instead if isinstance(values.get(name), str | list)]
+    return next((name for name in found if values[name]), found[0] if found else columns.global_)
 
 
 def _lacks_caption(values: Mapping[str, Any], columns: TableColumns) -> bool:
@@ -270,7 +282,7 @@ def _lacks_caption(values: Mapping[str, Any], columns: TableColumns) -> bool:
     """
     if columns.captions == "none":
         return True
-    parts = (values.get(columns.global_), values.get("caption"), *map(values.get, (columns.local, columns.summary)))
+    parts = map(values.get, (columns.global_, columns.local, columns.summary, "caption", *columns.instead))
     given = [part for part in parts if part not in (None, "", [])]
     return not given and not any(_further(values, columns)) and columns.may_lack_captions(list(values))
 
@@ -301,7 +313,7 @@ def _labels(values: Mapping[str, Any], columns: TableColumns) -> dict[str, Any]:
         found = {name: inside[name] if name in inside else _without_fraction(values[name]) for name in columns.labels}
         return _named(_given(found), columns.label_names)
     if given not in _EMPTY and not isinstance(given, Mapping):
-        raise AnnotationError('"labels" is not an object')
+        raise AnnotationError('"labels" is not an object; if it is a label, name it (--label labels)')
     return _given({} if given in _EMPTY else given)
 
 

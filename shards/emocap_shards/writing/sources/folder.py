@@ -1,8 +1,12 @@
-"""Reads a folder of images, each with an annotation of the same name and the suffix .json."""
+"""Reads a folder of images, each with an annotation of the same name and the suffix .json.
+
+Other sources find the images of a folder with the functions of this module.
+"""
 
 import os
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +24,8 @@ OTHER_IMAGES = frozenset(
         *("nef", "pbm", "pgm", "pnm", "ppm", "psd", "svg", "tga", "tif", "tiff"),
     }
 )
+IMAGES = FORMATS.keys() | OTHER_IMAGES
+_DIGITS = re.compile(r"(\d+)")
 MACOS = "._"  # macOS adds a file with this prefix to each file in an archive or on a foreign file system.
 
 
@@ -35,11 +41,6 @@ class FolderSource:
 
     folder: Path
     left_out: Counter[str] = field(default_factory=Counter[str], compare=False)
-    notes: tuple[str, ...] = ()
-
-    @property
-    def total(self) -> int | None:
-        return None
 
     def rows(self) -> Iterator[SourceRow | BadRow]:
         self.left_out.clear()
@@ -48,7 +49,7 @@ class FolderSource:
         for path in ordered:
             yield _row(root, path)
         known = frozenset(ordered)
-        for found in walk_images(root, "", self.left_out):
+        for found in walk_images(root, self.left_out, has_pairs=True):
             if isinstance(found, BadRow):
                 yield found
             elif found not in known:
@@ -56,7 +57,7 @@ class FolderSource:
 
 
 def _row(root: str, path: str) -> SourceRow:
-    stem, extension = _split(path)
+    stem, extension = split_name(path)
     where = os.path.join(root, path)  # noqa: PTH118
     return SourceRow(where, key_of(path), LocalFile(root, path), LocalFile(root, f"{stem}.json"), extension)
 
@@ -65,55 +66,92 @@ def _ordered(folder: Path) -> list[str]:
     """Returns the paths that the folder's `order.txt` lists, one in each line, or nothing if there is no such file."""
     file = folder / ORDER
     try:
-        return [line for line in file.read_text(encoding="utf-8").split("\n") if line] if file.exists() else []
+        return [line for line in file.read_text(encoding="utf-8-sig").split("\n") if line] if file.exists() else []
     except (OSError, UnicodeDecodeError) as error:
         raise RecordError(f"{file} cannot be read ({error}).") from error
 
 
-def walk_images(root: str, below: str, left_out: Counter[str]) -> Iterator[str | BadRow]:
+def walk_images(
+    root: str,
+    left_out: Counter[str],
+    *,
+    extensions: Collection[str] = IMAGES,
+    has_pairs: bool = False,
+    below: str = "",
+) -> Iterator[str | BadRow]:
     """Yields the paths of images relative to `root`, sorted folder by folder, and bad rows.
 
     Only the entries of the current folder and its parents are in memory.
-    """
-    try:
-        with os.scandir(f"{root}/{below}") as found:
-            entries = sorted(found, key=lambda entry: entry.name)
-    except OSError as error:
-        raise RecordError(f"the folder {root}/{below} cannot be read ({error.strerror}).") from error
-    images = FORMATS.keys() | OTHER_IMAGES
-    stems = {stem for entry in entries for stem, extension in [_split(entry.name)] if extension in images}
-    for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
-            yield from walk_images(root, f"{below}{entry.name}/", left_out)
-        elif entry.is_dir():
-            yield BadRow(entry.path, "it is a link to a folder and not followed; copy the folder, or pack it too")
-        elif below + entry.name != ORDER and (found := _file(entry, below, stems, left_out)) is not None:
-            yield found
-
-
-def _file(entry: "os.DirEntry[str]", below: str, stems: set[str], left_out: Counter[str]) -> str | BadRow | None:
-    """Returns the path relative to the root if the file is an image.
-
-    Returns a `BadRow` for an annotation without an image, and None for any other file.
 
     Args:
-        entry: The file.
-        below: Path of the file's folder relative to the root, with a slash at the end; empty for the root itself.
-        stems: Names, without extensions, of the images in this folder.
-        left_out: Counts the files that are neither images nor annotations.
+        root: The folder.
+        left_out: Counts the other files, and hidden files and folders.
+        extensions: The extensions of images.
+        has_pairs: Whether `FolderSource` reads the folder. Then `order.txt` and annotations are not counted, and an
+            annotation without an image is a bad row.
+        below: The folder that is walked, relative to the root, with a slash at the end; empty for the root itself.
     """
-    stem, extension = _split(entry.name)
-    if entry.name.startswith(MACOS):
-        leave_out(left_out, f"{MACOS}* of macOS")
-    elif extension in FORMATS or extension in OTHER_IMAGES:
-        return below + entry.name
-    elif extension != "json":
-        leave_out(left_out, f".{extension}" if extension else "without an extension")
-    elif stem not in stems:
-        return BadRow(entry.path, f"there is no image with its name ({', '.join(FORMATS)}); add it, or move this away")
-    return None
+    entries = sorted(entries_of(f"{root}/{below}"), key=lambda entry: entry.name)
+    stems = {split_name(entry.name)[0] for entry in entries if is_image(entry.name)}
+    for entry in entries:
+        stem, extension = split_name(entry.name)
+        if is_hidden(entry.name):
+            leave_out(left_out, f"{MACOS}* of macOS" if entry.name.startswith(MACOS) else "hidden")
+        elif entry.is_dir(follow_symlinks=False):
+            inner = f"{below}{entry.name}/"
+            yield from walk_images(root, left_out, extensions=extensions, has_pairs=has_pairs, below=inner)
+        elif entry.is_dir():
+            yield BadRow(entry.path, "it is a link to a folder and not followed; copy the folder, or pack it too")
+        elif extension in extensions:
+            yield below + entry.name
+        elif not has_pairs or (extension != "json" and below + entry.name != ORDER):
+            leave_out(left_out, f".{extension}" if extension else "without an extension")
+        elif extension == "json" and stem not in stems:
+            known = ", ".join(FORMATS)
+            yield BadRow(entry.path, f"there is no image with its name ({known}); add it, or move this away")
 
 
-def _split(name: str) -> tuple[str, str]:
+def entries_of(folder: str | Path) -> Iterator["os.DirEntry[str]"]:
+    """Yields the entries of a folder in any order.
+
+    Raises:
+        RecordError: If the folder cannot be read.
+    """
+    try:
+        with os.scandir(folder) as found:
+            yield from found
+    except OSError as error:
+        raise RecordError(f"the folder {folder} cannot be read ({error.strerror}).") from error
+
+
+def holds_image(folder: Path) -> bool:
+    """Returns whether an image lies in a folder or below it. Entries are read until the first image."""
+    folders: list[Path] = []
+    for entry in entries_of(folder):
+        if entry.is_dir(follow_symlinks=False):
+            folders.extend([] if is_hidden(entry.name) else [folder / entry.name])
+        elif is_image(entry.name):
+            return True
+    return any(map(holds_image, folders))
+
+
+def is_image(name: str) -> bool:
+    """Returns whether a file has the name of an image, in any format, and is not hidden."""
+    return split_name(name)[1] in IMAGES and not is_hidden(name)
+
+
+def is_hidden(name: str) -> bool:
+    """Returns whether a file or folder is hidden, such as `.ipynb_checkpoints`, in which Jupyter keeps copies."""
+    return name.startswith(".")
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Returns the name or path of a file without its extension, and the extension in lower case without the dot."""
     stem, extension = os.path.splitext(name)  # noqa: PTH122 - a Path for each file would take most of the time
     return stem, extension[1:].lower()
+
+
+def natural_order(name: str) -> tuple[tuple[int, int, str], ...]:
+    """Returns the sort key of a name, in which numbers count as numbers: "frame9" is before "frame10"."""
+    parts = _DIGITS.split(name)
+    return tuple((1, int(part), part) if place % 2 else (0, 0, part) for place, part in enumerate(parts))

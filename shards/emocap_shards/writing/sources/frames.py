@@ -1,22 +1,19 @@
 """Takes some frames of each video of a table or list, if the video is a folder of images."""
 
 import os
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
 
-from emocap_shards.decode import FORMATS
 from emocap_shards.errors import RecordError
 from emocap_shards.writing.row import BadRow, LocalFile, SourceRow
-from emocap_shards.writing.row_source import RowSource, Selective
-from emocap_shards.writing.sources.folder import OTHER_IMAGES
+from emocap_shards.writing.row_source import RowSource, left_out_of
+from emocap_shards.writing.sources.folder import is_image, natural_order, split_name
 
 CLIP = "clip"
 """The label that holds the key of the video from which a frame is taken."""
-_DIGITS = re.compile(r"(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +33,8 @@ class FrameSource:
             raise RecordError(f"frames={self.count}; at least one frame of each video is taken (--frames 1).")
 
     @property
-    def total(self) -> int | None:
-        return None
-
-    @property
     def left_out(self) -> Mapping[str, int]:
-        return self.source.left_out if isinstance(self.source, Selective) else {}
+        return left_out_of(self.source)
 
     def rows(self) -> Iterator[SourceRow | BadRow]:
         for row in self.source.rows():
@@ -53,7 +46,7 @@ class FrameSource:
 
     def _frames(self, row: SourceRow, image: LocalFile, folder: str) -> Iterator[SourceRow | BadRow]:
         try:
-            names = sorted(filter(_is_image, os.listdir(folder)), key=_in_order)  # noqa: PTH208
+            names = sorted(filter(is_image, os.listdir(folder)), key=natural_order)  # noqa: PTH208
         except OSError as error:
             yield BadRow(row.where, f"the folder cannot be read ({error.strerror})", file=image.name)
             return
@@ -66,9 +59,9 @@ class FrameSource:
         count = min(self.count, len(names))
         for number in range(count):
             name = names[(2 * number + 1) * len(names) // (2 * count)]
-            stem, extension = os.path.splitext(name)  # noqa: PTH122
+            stem, extension = split_name(name)
             frame = replace(image, path=f"{image.path.rstrip('/')}/{name}")
-            yield SourceRow(row.where, f"{row.key}-{stem.replace('.', '_')}", frame, data, extension[1:].lower())
+            yield SourceRow(row.where, f"{row.key}-{stem.replace('.', '_')}", frame, data, extension)
 
 
 def _folder_of(row: SourceRow | BadRow) -> str | None:
@@ -80,13 +73,3 @@ def _folder_of(row: SourceRow | BadRow) -> str | None:
     except RecordError:  # `prepare` raises it again for this row.
         return None
     return place if os.path.isdir(place) else None  # noqa: PTH112
-
-
-def _is_image(name: str) -> bool:
-    return os.path.splitext(name)[1][1:].lower() in FORMATS.keys() | OTHER_IMAGES and not name.startswith(".")  # noqa: PTH122
-
-
-def _in_order(name: str) -> tuple[tuple[int, int, str], ...]:
-    """Returns the sort key of a name, in which numbers count as numbers: "frame9" is before "frame10"."""
-    parts = _DIGITS.split(name)
-    return tuple((1, int(part), part) if place % 2 else (0, 0, part) for place, part in enumerate(parts))

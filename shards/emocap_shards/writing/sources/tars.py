@@ -8,11 +8,10 @@ import tarfile
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from tarfile import HeaderError, ReadError
-from typing import Any, cast
+from typing import Any
 
-import orjson
 import pyarrow as pa
 from webdataset.tariterators import base_plus_ext, group_by_keys
 
@@ -23,6 +22,8 @@ from emocap_shards.writing.reading import matching, open_object
 from emocap_shards.writing.row import MAX_FILE_BYTES, BadRow, ImageFolders, SourceRow, key_of
 from emocap_shards.writing.row_source import leave_out
 from emocap_shards.writing.sources.columns import TableColumns, row_of
+from emocap_shards.writing.sources.folder import MACOS
+from emocap_shards.writing.sources.values import object_of, text_of
 
 # typeshed does not declare these two classes.
 _BROKEN = (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError)  # pyright: ignore[reportAttributeAccessIssue]
@@ -51,24 +52,18 @@ class TarsSource:
     its extension, such as "txt" or "cls", is the name of the column. The image is the member that the image column
     names, or else the first JPEG, PNG or WebP.
 
-    If a row lacks the column that should hold the global part of the caption, the column "txt" replaces it, or else a
-    column "caption" that holds a text, as img2dataset writes it. The key of a row is read from the key column; if the
-    row has no such column, the key is the common name of the members. Members that are not needed are counted in
-    `left_out`.
+    The key of a row is read from the key column; if the row has no such column, the key is the common name of the
+    members. Members that are not needed are counted in `left_out`.
     """
 
     pattern: str
     columns: TableColumns
     left_out: Counter[str] = field(default_factory=Counter[str], compare=False)
 
-    @property
-    def total(self) -> int | None:
-        return None
-
     def rows(self) -> Iterator[SourceRow | BadRow]:
         self.left_out.clear()
         number = 0
-        needed = self.columns.used | {"txt", "json", *FORMATS}
+        needed = self.columns.used | {"json", *FORMATS}
         for store, path in matching(self.pattern):
             url = f"{store.url}/{path}"
             stray: list[BadRow] = []
@@ -88,7 +83,7 @@ class TarsSource:
             values = self._values(members, name)
         except RecordError as error:
             return BadRow(where, str(error))
-        row = row_of(values, self._mapped(values), where=where, number=number, images=ImageFolders("/", "/"))
+        row = row_of(values, self.columns, where=where, number=number, images=ImageFolders("/", "/"))
         if isinstance(row, SourceRow) and not isinstance(row.image, bytes):
             return BadRow(where, "its image is a path, but in a tar the image must be one of the members")
         return row
@@ -109,22 +104,12 @@ class TarsSource:
             why = " (what follows the first dot of a name is its extension: other dots split samples)" if dots else ""
             found = ", ".join(members) or "nothing"
             raise RecordError(f"it has no image, but {found}{why}; rename the members, or name one with --image")
-        wanted = (self.columns.used | {"txt"}) - {image, "json"}
-        texts = {each: _text(data, each) for each, data in members.items() if data is not None and each in wanted}
-        fields = _object(members.get("json")) | texts
-        return {self.columns.key: key_of(name)} | fields | {self.columns.image: members[image]}
-
-    def _mapped(self, values: Mapping[str, Any]) -> TableColumns:
-        """Returns which columns of a row with these values hold the image, the parts of the caption and the labels.
-
-        If the row lacks the column that should hold the global part of the caption, the column "txt" replaces it, or
-        the column "caption" if the row has no column "txt". Nothing is replaced if the column "caption" holds the
-        complete caption as an object.
-        """
-        if self.columns.global_ in values or isinstance(values.get("caption"), Mapping):
-            return self.columns
-        found = [name for name in ("txt", "caption") if name in values]
-        return replace(self.columns, global_=found[0]) if found else self.columns
+        values: dict[str, Any] = {self.columns.key: key_of(name)}
+        if (data := members.get("json")) is not None:
+            values |= object_of(data, 'its "json" member')
+        for each in self.columns.used & members.keys() - {image, "json"}:
+            values[each] = text_of(members[each] or b"", f"its member {each!r}")
+        return values | {self.columns.image: members[image]}
 
 
 def _members(
@@ -152,7 +137,7 @@ def _members(
                 if member.isdir() or _META.match(member.name):
                     continue
                 if _MACOS.search(member.name):
-                    leave_out(left_out, "._* of macOS")
+                    leave_out(left_out, f"{MACOS}* of macOS")
                     continue
                 if reason := _fault(member, seen):
                     stray.append(BadRow(f"{url}: {member.name}", reason))
@@ -233,20 +218,3 @@ class _StrictInfo(tarfile.TarInfo):
             if isinstance(error, _BROKEN):
                 raise ReadError(str(error)) from error
             raise
-
-
-def _text(data: bytes, member: str) -> str:
-    try:
-        return data.decode().strip()
-    except UnicodeDecodeError as error:
-        raise RecordError(f"its member {member!r} is not UTF-8 ({error})") from error
-
-
-def _object(data: bytes | None) -> dict[str, Any]:
-    try:
-        value: Any = {} if data is None else orjson.loads(data)
-    except ValueError as error:
-        raise RecordError(f'its "json" member is not JSON ({error})') from error
-    if not isinstance(value, dict):
-        raise RecordError(f'its "json" member is {type(value).__name__}, not an object')
-    return cast("dict[str, Any]", value)

@@ -1,10 +1,11 @@
-"""Reads tables from text files: CSV and TSV, lists such as "a.jpg 5", and files with one JSON object in each line."""
+"""Reads tables from text files: CSV and TSV, lists such as "a.jpg 5", and JSON objects, one in a line or in a list."""
 
 import codecs
 import csv
 import os
 import re
-from collections.abc import Generator, Iterator
+from collections import Counter
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -18,6 +19,7 @@ from emocap_shards.printable import short
 from emocap_shards.writing.row import MAX_FILE_BYTES, BadRow, ImageFolders, SourceRow
 from emocap_shards.writing.sources.columns import NO_URLS, URL, TableColumns, row_of
 
+JSON_LINES = frozenset({".jsonl", ".ndjson"})
 MAX_LINE_BYTES = 1 << 26
 _NO_UTF8 = (
     "it is not UTF-8; name the encoding of the table, such as --encoding gb18030 if it comes from a Chinese Windows, "
@@ -72,6 +74,12 @@ class TextTableConfig:
         if self.encoding is not None and not _is_encoding(self.encoding):
             raise RecordError(f"there is no encoding {short(self.encoding)}; give one such as gb18030 or utf-16.")
 
+    @property
+    def given(self) -> frozenset[str]:
+        """Returns the options of `emocap pack` with which the user has set attributes, such as "--delimiter"."""
+        values = {"--delimiter": self.delimiter, "--columns": self.names or None, "--encoding": self.encoding}
+        return frozenset(option for option, value in values.items() if value is not None)
+
 
 @dataclass(frozen=True, slots=True)
 class DelimitedSource:
@@ -93,36 +101,41 @@ class DelimitedSource:
     delimiter: str = ","
     form: TextTableConfig = TextTableConfig()
 
-    @property
-    def total(self) -> int | None:
-        return None
-
     def rows(self) -> Iterator[SourceRow | BadRow]:
-        numeric = self._numeric_labels()
         with self._table() as (header, records):
+            self.columns.check(header, where=str(self.path))
+            if missing := [name for name in self.columns.labels if name not in header]:
+                raise RecordError(f"{self.path}: {self.columns.lacking(missing, header)}.")
+            numeric = self._numeric_labels()
             for number, (line, cells) in enumerate(records):
                 yield self._row(header, cells, numeric, where=f"{self.path}:{line}", number=number)
 
+    def names(self) -> list[str]:
+        """Returns the names of the columns. Columns that are needed may be missing.
+
+        Raises:
+            RecordError: If the first line cannot be read, or looks like the first row.
+        """
+        with self._table() as (header, _):
+            return header
+
     @contextmanager
     def _table(self) -> Generator[tuple[list[str], Iterator[tuple[int, list[str] | str]]]]:
-        """Opens the table, checks that it has the needed columns, and yields their names and the rows (`_records`)."""
+        """Opens the table, and yields the names of its columns and the rows (`_records`)."""
         with _read(self.path), _opened(self.path, self.form.encoding) as file:
             delimiter = self._delimiter(file)
             # The whole table is read with the delimiter that was found, from its first line on.
             file.seek(0)
-            if delimiter == WHITE_SPACE:
-                table: _Table = _Words(file)
-            else:
-                # Without `strict`, a quote that is never closed would not be an error.
-                table = csv.reader(file, delimiter=delimiter, strict=True)
-            header = list(self.form.names) or self._header(table, delimiter)
-            self.columns.check(header, where=str(self.path))
-            yield header, _records(table, str(self.path))
+            lines = _lines(file, self.path)
+            # Without `strict`, a quote that is never closed would not be an error.
+            table: _Table = (
+                _Words(lines) if delimiter == WHITE_SPACE else csv.reader(lines, delimiter=delimiter, strict=True)
+            )
+            yield list(self.form.names) or self._header(table, delimiter), _records(table, str(self.path))
 
     def _header(self, table: "_Table", delimiter: str) -> list[str]:
         header = _header(table, str(self.path))
-        has_values = self.delimiter == WHITE_SPACE or any(map(_VALUE.search, header))
-        if has_values and self.columns.missing(header):
+        if self.columns.missing(header) and self._looks_like_row(header):
             first = short((" " if delimiter == WHITE_SPACE else delimiter).join(header))
             if any(map(URL.match, header)):
                 raise RecordError(f"{self.path}:1: the first line is {first}; {NO_URLS}.")
@@ -132,6 +145,12 @@ class DelimitedSource:
                 f"in their order, such as --columns {','.join((self.columns.image, *others))}."
             )
         return header
+
+    def _looks_like_row(self, header: Sequence[str]) -> bool:
+        """Returns whether the first line is probably a row: it is one in a list, and if it names a file."""
+        if self.delimiter == WHITE_SPACE or any(map(_VALUE.search, header)):
+            return True
+        return any(os.path.exists(os.path.join(self.images.root, word)) for word in " ".join(header).split())  # noqa: PTH110, PTH118
 
     def _delimiter(self, file: TextIO) -> str:
         """Returns the delimiter of the table.
@@ -145,19 +164,20 @@ class DelimitedSource:
         if self.form.delimiter is not None:
             return self.form.delimiter
         ways = [self.delimiter, *(each for each in _DELIMITERS if each != self.delimiter)]
+        lines = [line for line in islice(iter(lambda: file.readline(_HEADER), ""), _EXAMINED) if line.strip()]
+        if not lines:
+            return self.delimiter
         if not self.form.names:
-            first = file.readline(_HEADER)
-            cells = {each: _cells(first, each) for each in ways}
+            cells = {each: _cells(lines[0], each) for each in ways}
             fitting = [each for each in ways if not self.columns.missing(cells[each])]
             # If none fits, the error lists the columns of the way that gives the most.
             return fitting[0] if fitting else max(ways, key=lambda each: len(cells[each]))
-        lines = [line for line in islice(iter(lambda: file.readline(_HEADER), ""), _EXAMINED) if line.strip()]
         fitting = [
             each
             for each in dict.fromkeys([*ways, WHITE_SPACE])
             if all(len(_cells(line, each)) == len(self.form.names) for line in lines)
         ]
-        if self.delimiter in fitting or not lines:
+        if self.delimiter in fitting:
             return self.delimiter
         if len(fitting) != 1:
             found = " and ".join(_DELIMITER_NAMES[each] for each in fitting) or "no delimiter"
@@ -196,63 +216,66 @@ class DelimitedSource:
 
 
 @dataclass(frozen=True, slots=True)
-class JsonLinesSource:
-    """Reads a file with one JSON object in each line. Empty lines are skipped."""
+class JsonSource:
+    """Reads JSON objects: one in each line of a file, or all in one list. A list is read into memory.
+
+    Empty lines are skipped. Lines are read from files with the suffixes `JSON_LINES`, and from others whose first line
+    is a complete object with another line after it.
+    """
 
     path: Path
     columns: TableColumns
     images: ImageFolders
     encoding: str | None = None
 
-    @property
-    def total(self) -> int | None:
-        return None
-
     def rows(self) -> Iterator[SourceRow | BadRow]:
-        number = 0
-        with _read(self.path), _opened(self.path, self.encoding, newline="\n") as file:
-            for line, text in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES), ""), 1):
-                if text.strip():
-                    yield self._row(text, where=f"{self.path}:{line}", number=number)
-                    number += 1
-
-    def _row(self, text: str, *, where: str, number: int) -> SourceRow | BadRow:
-        try:
-            # A text with surrogates is refused. They take the place of bytes that are not UTF-8.
-            values: Any = orjson.loads(text)
-        except ValueError as error:
-            reason = f"the line is not JSON ({error})" if _is_text(text) else _undecodable(self.encoding)
-            return BadRow(where, reason)
-        if not isinstance(values, dict):
-            return BadRow(where, "the line is not a JSON object")
-        return row_of(cast("dict[str, Any]", values), self.columns, where=where, number=number, images=self.images)
-
-
-@dataclass(frozen=True, slots=True)
-class JsonArraySource:
-    """Reads a JSON document that is one list of objects. The document is read into memory."""
-
-    path: Path
-    columns: TableColumns
-    images: ImageFolders
-    encoding: str | None = None
-
-    @property
-    def total(self) -> int | None:
-        return None
-
-    def rows(self) -> Iterator[SourceRow | BadRow]:
-        for number, values in enumerate(self._list()):
-            where = f"{self.path}: object {number}"
-            if isinstance(values, dict):
-                found = cast("dict[str, Any]", values)
+        for number, (where, value) in enumerate(self._values()):
+            if isinstance(value, BadRow):
+                yield value
+            elif isinstance(value, dict):
+                found = cast("dict[str, Any]", value)
                 yield row_of(found, self.columns, where=where, number=number, images=self.images)
             else:
-                yield BadRow(where, f"{short(values)} is not a JSON object")
+                yield BadRow(where, f"{short(value)} is not a JSON object")
 
-    def _list(self) -> list[object]:
-        with _read(self.path), _opened(self.path, self.encoding) as file:
-            text = file.read(MAX_FILE_BYTES + 1)
+    def names(self) -> list[str]:
+        """Returns the names of the members of the first object; none if there is no object.
+
+        Raises:
+            RecordError: If the file cannot be read.
+        """
+        _, first = next(self._values(), ("", None))
+        return list(cast("dict[str, Any]", first)) if isinstance(first, dict) else []
+
+    def _values(self) -> Iterator[tuple[str, object]]:
+        """Yields the place and the value of each line or item; in place of a line that is not JSON, a bad row."""
+        with _read(self.path), _opened(self.path, self.encoding, newline="\n") as file:
+            if self._has_lines(file):
+                file.seek(0)
+                for number, line in enumerate(_lines(file, self.path), 1):
+                    if line.strip():
+                        where = f"{self.path}:{number}"
+                        yield where, self._parsed(line, where)
+            else:
+                file.seek(0)
+                for number, value in enumerate(self._list(file)):
+                    yield f"{self.path}: object {number}", value
+
+    def _has_lines(self, file: TextIO) -> bool:
+        if self.path.suffix.lower() in JSON_LINES:
+            return True
+        first, others = file.readline(MAX_LINE_BYTES), file.read(64)
+        return bool(others.strip()) and isinstance(self._parsed(first, ""), dict)
+
+    def _parsed(self, text: str, where: str) -> object:
+        try:
+            # A text with surrogates is refused. They take the place of bytes that are not UTF-8.
+            return orjson.loads(text)
+        except ValueError as error:
+            return BadRow(where, f"the line is not JSON ({error})" if _is_text(text) else _undecodable(self.encoding))
+
+    def _list(self, file: TextIO) -> list[object]:
+        text = file.read(MAX_FILE_BYTES + 1)
         if len(text) > MAX_FILE_BYTES:
             raise RecordError(f"{self.path} has more than {MAX_FILE_BYTES:,} letters; {self._cure}.")
         try:
@@ -283,19 +306,29 @@ _Table = Any  # A reader of Python's csv, whose type has no public name, or `_Wo
 class _Words:
     """Yields the words of each line, as a reader of csv yields its cells."""
 
-    def __init__(self, file: TextIO) -> None:
-        self._file = file
+    def __init__(self, lines: Iterator[str]) -> None:
+        self._lines = lines
         self.line_num = 0
 
     def __iter__(self) -> "_Words":
         return self
 
     def __next__(self) -> list[str]:
-        line = self._file.readline(MAX_LINE_BYTES)
-        if not line:
-            raise StopIteration
+        words = next(self._lines).split()
         self.line_num += 1
-        return line.split()
+        return words
+
+
+def _lines(file: TextIO, path: Path) -> Iterator[str]:
+    """Yields the lines of a file with their ends.
+
+    Raises:
+        RecordError: If a line has `MAX_LINE_BYTES` characters or more.
+    """
+    for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES), ""), 1):
+        if len(line) == MAX_LINE_BYTES:
+            raise RecordError(f"{path}:{number}: the line has {MAX_LINE_BYTES:,} or more letters; correct this row.")
+        yield line
 
 
 def _cells(line: str, delimiter: str) -> list[str]:
@@ -305,22 +338,6 @@ def _cells(line: str, delimiter: str) -> list[str]:
         return next(csv.reader([line], delimiter=delimiter), [])
     except csv.Error:
         return []
-
-
-def column_names(path: Path) -> tuple[str, ...]:
-    """Returns the columns of the first row of a table: the cells of a CSV's first line, or the names in a JSON object.
-
-    The result is empty if the first line is neither.
-    """
-    with _read(path), path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        first = file.readline(MAX_LINE_BYTES)
-    if path.suffix not in {".jsonl", ".ndjson"}:
-        return tuple(next(csv.reader([first]), []))
-    try:
-        value: Any = orjson.loads(first)
-    except ValueError:
-        return ()
-    return tuple(cast("dict[str, Any]", value)) if isinstance(value, dict) else ()
 
 
 @contextmanager
@@ -357,13 +374,16 @@ def _is_encoding(name: str) -> bool:
 
 def _header(table: _Table, where: str) -> list[str]:
     try:
-        header: list[str] = next(table, [])
+        header: list[str] = next(filter(None, table), [])
     except csv.Error as error:
         raise RecordError(f"{where}:1: the header cannot be read ({error}).") from error
+    if not header:
+        raise RecordError(f"{where} is empty.")
     if not all(map(_is_text, header)):
         raise RecordError(f"{where}:1: {_NO_UTF8}.")
-    if len(set(header)) < len(header):
-        raise RecordError(f"{where}:1: the header names a column twice; correct it.")
+    # Programs for spreadsheets may write columns without names.
+    if twice := [name for name, count in Counter(header).items() if name and count > 1]:
+        raise RecordError(f"{where}:1: the header names the column {short(twice[0])} twice; correct it.")
     return header
 
 
