@@ -2,6 +2,7 @@
 
 import io
 import runpy
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -153,9 +154,73 @@ def test_a_table_that_cannot_be_read_is_refused_in_a_short_line(tables, tmp_path
     assert len(output) < 400
 
 
-def test_an_import_does_not_write_over_a_dataset(tables, tmp_path):
+def saved(folder, image, kind="PNG"):
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(folder, kind)
+
+
+def test_ferplus_is_packed_from_the_folders_that_its_program_writes(tables, tmp_path):
+    table, new, images, _ = tables
+    folders = {"Training": "FER2013Train", "PublicTest": "FER2013Valid", "PrivateTest": "FER2013Test"}
+    names = [f"{folders[USAGES[number % 4]]}/fer{number + 100:07d}.png" for number in range(ROWS) if number != NAMELESS]
+    for name in names:
+        saved(tmp_path / "data" / name, images[int(name[-11:-4]) - 100])
+    landmarks = landmarks_of(tmp_path / "landmarks.npz", names)
+    by_name = landmarks_of(tmp_path / "by_name.npz", [name.split("/")[1] for name in names])
+    assert called("import", "ferplus", table, new, tmp_path / "a", "--landmarks", by_name).exit_code == 0
+    done = called("import", "ferplus", tmp_path / "data", new, tmp_path / "b", "--landmarks", landmarks)
+    assert done.exit_code == 0, done.output
+    assert "left out 1 row without a name in FER+" in " ".join(done.output.split())
+    for split in ("train", "valid", "test"):
+        shards = [(tmp_path / place / split / "shard-000000.tar").read_bytes() for place in ("a", "b")]
+        assert shards[0] == shards[1]
+    saved(tmp_path / "data/FER2013Train/fer0000100.png", images[0, :40])
+    done = called("import", "ferplus", tmp_path / "data", new, tmp_path / "c")
+    assert "fer0000100.png is not a grey image of 48 x 48 pixels" in " ".join(done.output.split())
+
+
+def test_fer2013_is_packed_from_folders_of_its_classes(tables, tmp_path):
+    *_, images, _ = tables
+    names = ("train/angry/Training_7.png", "train/happy/Training_7.png", "test/sad/PublicTest_1.png")
+    for number, name in enumerate((*names, "test/neutral/PrivateTest_2.png")):
+        saved(tmp_path / "data" / name, images[number])
+    (tmp_path / "data/README").touch()
+    done = called("import", "fer2013", tmp_path / "data", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    assert "left out 1 other file" in " ".join(done.output.split())
+    found = {split: read(tmp_path / "out" / split) for split in ("train", "valid", "test")}
+    labels = {key: given["emotion"] for split in found.values() for key, *_, given in split}
+    assert labels == {
+        "train_angry_Training_7": "anger",
+        "train_happy_Training_7": "happiness",
+        "test_sad_PublicTest_1": "sadness",
+        "test_neutral_PrivateTest_2": "neutral",
+    }
+    assert (found["valid"][0][1] == images[2]).all()
+    for name, told in (
+        ("train/x/Training_1.png", "its folder is none of"),
+        ("train/sad/1.png", "does not say the split"),
+    ):
+        saved(tmp_path / "data" / name, images[0])
+        done = called("import", "fer2013", tmp_path / "data", tmp_path / "again")
+        assert told in " ".join(done.output.split())
+        (tmp_path / "data" / name).unlink()
+
+
+def test_an_import_does_not_write_over_a_dataset_and_resumes_after_a_finished_one(tables, tmp_path):
     table, *_ = tables
     assert called("import", "fer2013", table, tmp_path / "out").exit_code == 0
     done = called("import", "fer2013", table, tmp_path / "out")
     assert done.exit_code != 0
-    assert "holds a dataset" in " ".join(done.output.split())
+    assert "holds these datasets already" in " ".join(done.output.split())
+    before = (tmp_path / "out/test/shard-000000.tar").read_bytes()
+    # An import that was killed after the first dataset leaves this.
+    shutil.rmtree(tmp_path / "out/valid")
+    shutil.rmtree(tmp_path / "out/test")
+    assert called("import", "fer2013", table, tmp_path / "out").exit_code == 0
+    assert (tmp_path / "out/test/shard-000000.tar").read_bytes() == before
+    shutil.rmtree(tmp_path / "out/test")
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join([lines[0], "6" + lines[1][1:], *lines[2:]]))
+    done = called("import", "fer2013", table, tmp_path / "out")
+    assert "train holds another dataset" in " ".join(done.output.split())
