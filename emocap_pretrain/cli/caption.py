@@ -35,7 +35,7 @@ from emocap_pretrain.terminal import Command, Group, console, errors_as_lines, s
 
 if TYPE_CHECKING:
     from emocap_pretrain.bulk.scorers import ModelSource
-    from emocap_pretrain.generation.folder import CaptionerDocument
+    from emocap_pretrain.generation.folder import CaptionerDocument, CaptionerFolder
     from emocap_pretrain.generation.language_model import LanguageModel
     from emocap_pretrain.generation.scoring import CaptionScores, MetricResult
     from emocap_pretrain.inference.model import EmotionModel
@@ -133,16 +133,12 @@ def score_command(
         if captions:
             check_writable("--captions", captions)
         from emocap_pretrain.bulk.scorers import ModelSource
-        from emocap_pretrain.generation.folder import CaptionerFolder
         from emocap_pretrain.generation.metrics import need_libraries
         from emocap_pretrain.generation.patches import computed_patches, opened_patches
         from emocap_pretrain.generation.scoring import score
 
         need_libraries()
-        folder = CaptionerFolder(captioner)
-        document = folder.document()
-        embedding, language = _loaded(ModelSource(model, step, weights, device), lm)
-        _require_model(embedding, document, captioner)
+        folder, document, embedding, language = _trained(captioner, ModelSource(model, step, weights, device), lm)
         found = score(
             folder.trained(document, language, "captioner"),
             folder.trained(document, language, "without_image"),
@@ -184,7 +180,7 @@ def write_command(  # noqa: PLR0913, PLR0917 - one argument for each option
         from emocap_pretrain.bulk.inputs import open_input
         from emocap_pretrain.bulk.scorers import ModelSource
         from emocap_pretrain.data.videos import need_av
-        from emocap_pretrain.generation.folder import CAPTIONER, CaptionerFolder
+        from emocap_pretrain.generation.folder import CAPTIONER
         from emocap_pretrain.generation.writing import CaptionScorer
 
         place = output_place(out)
@@ -192,11 +188,8 @@ def write_command(  # noqa: PLR0913, PLR0917 - one argument for each option
         found = open_input(source, image=image, image_root=image_root)
         if found.has_videos:
             need_av()
-        folder = CaptionerFolder(captioner)
-        document = folder.document()
         of = ModelSource(model, step, weights, device)
-        embedding, language = _loaded(of, lm)
-        _require_model(embedding, document, captioner)
+        folder, document, embedding, language = _trained(captioner, of, lm)
         scorer = CaptionScorer(embedding.embedder, folder.trained(document, language, "captioner"), document.images)
         computation = Computation(
             model=of,
@@ -208,13 +201,7 @@ def write_command(  # noqa: PLR0913, PLR0917 - one argument for each option
         )
         about = json.loads(CAPTIONER.dump(document))
         state = {"captioner": about, "input": found.digest, "batch": batch, "part_images": part_images}
-        output.write(
-            found,
-            "captioning",
-            state,
-            state,
-            lambda works, bar: computation.compute(works, scorer, bar.show),
-        )
+        output.write(found, "captioning", state, state, lambda works, bar: computation.compute(works, scorer, bar.show))
 
 
 def _loaded(source: "ModelSource", lm: str) -> "tuple[EmotionModel, LanguageModel]":
@@ -233,9 +220,22 @@ def _loaded(source: "ModelSource", lm: str) -> "tuple[EmotionModel, LanguageMode
     return source.load(), language
 
 
-def _require_model(model: "EmotionModel", document: "CaptionerDocument", folder: Path) -> None:
+def _trained(
+    captioner: Path, source: "ModelSource", lm: str
+) -> "tuple[CaptionerFolder, CaptionerDocument, EmotionModel, LanguageModel]":
+    """Returns the folder of a captioner, its document, and the two models with which it was trained.
+
+    Raises:
+        ConfigError: If the folder or a model cannot be read, or if the captioner was trained with another model.
+    """
+    from emocap_pretrain.generation.folder import CaptionerFolder
+
+    folder = CaptionerFolder(captioner)
+    document = folder.document()
+    model, language = _loaded(source, lm)
     if model.embedder.digest() != document.model:
-        raise ConfigError(f"{folder} was trained with another model or step: give the same MODEL and --step.")
+        raise ConfigError(f"{captioner} was trained with another model or step: give the same MODEL and --step.")
+    return folder, document, model, language
 
 
 def _show(found: "CaptionScores", *, as_json: bool) -> None:
