@@ -12,7 +12,7 @@ from emocap_shards.mask import masked_url
 from emocap_pretrain.cli import tables
 from emocap_pretrain.cli.compare import show_groups
 from emocap_pretrain.cli.evaluated_model import Evaluation
-from emocap_pretrain.cli.files import check_writable, write_text
+from emocap_pretrain.cli.files import check_picture, check_writable, write_text
 from emocap_pretrain.config.schema import TrackingConfig
 from emocap_pretrain.errors import ConfigError, TrackingError
 from emocap_pretrain.run_folder.results import TaskResult, curves, other_weights_rows
@@ -60,9 +60,10 @@ class Wanted:
             from emocap_pretrain.evaluation import result_file
 
             result_file.check_place(self.save)
-        for option, path in (("--html", self.html), ("--picture", self.picture)):
-            if path:
-                check_writable(option, path)
+        if self.html:
+            check_writable("--html", self.html)
+        if self.picture:
+            check_picture(self.picture)
 
 
 def give(evaluated: Evaluation, wanted: Wanted) -> None:

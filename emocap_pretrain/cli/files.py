@@ -27,6 +27,17 @@ def check_writable(option: str, path: Path) -> None:
         raise _unwritable(option, path, error) from error
 
 
+def check_picture(path: Path) -> None:
+    """Checks that the file of `--picture` can be written. A command calls this before it computes the picture.
+
+    Raises:
+        ConfigError: If the file cannot be written, or its name is not that of a PNG.
+    """
+    if path.suffix.lower() != ".png":
+        raise ConfigError(f"--picture {path}: the picture is a PNG; give a name that ends in .png.")
+    check_writable("--picture", path)
+
+
 def write_text(option: str, path: Path, text: str) -> None:
     """Writes a text file. An existing file is replaced only after the new one is complete.
 

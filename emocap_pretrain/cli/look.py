@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from emocap_pretrain.cli.files import check_picture
 from emocap_pretrain.cli.options import ChosenWeights, Debug, Device, Step
 from emocap_pretrain.errors import ConfigError, DataError
 from emocap_pretrain.logs import show_logs
@@ -42,6 +43,7 @@ def command(
         from emocap_pretrain.inference.model import load
         from emocap_pretrain.tracking import pictures
 
+        check_picture(picture)
         sentences = sentence or []
         if len(sentences) > _LARGEST or not all(map(str.strip, sentences)):
             raise ConfigError(f"--sentence: give at most {_LARGEST} sentences, none of which is empty.")

@@ -124,6 +124,7 @@ def test_the_command_line_combines_prompts_and_says_what_the_result_is(run: Conf
         (["--prompts", "{empty}"], r"--prompts .*empty\.txt: the file has no prompt: write one on each line"),
         (["--prompts", "{latin}"], r"--prompts .*latin\.txt: the file is not UTF-8 text .*: save it as UTF-8\."),
         (["--prompts", "{wrong}"], r"command line: evaluation\.templates\.0: 'no place' has no \{\}"),
+        (["--picture", "x.foo"], r"--picture x\.foo: the picture is a PNG; give a name that ends in \.png"),
         (["--trained-on", ""], r"--trained-on: give the name of a set"),
         (["--task", "retrievel"], r"there is no task 'retrievel'; did you mean retrieval\?"),
     ],
