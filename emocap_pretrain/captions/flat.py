@@ -38,19 +38,17 @@ def sentences(text: str) -> list[str]:
     begun = ""
     for line in text.splitlines():
         for piece in segment(_LANGUAGE, line):
-            part = f"{begun} {piece}".strip() if begun else piece.strip()
+            part = f"{begun} {piece}".strip()
             begun = ""
             if not any(map(str.isalpha, part)):
                 begun = part
             # After an abbreviation that the library does not know, as in "approx. 3 of 5 people".
             elif found and part[0].isdigit() and not _ITEM.match(part):
                 found[-1] = f"{found[-1]} {part}"
-            elif part:
+            else:
                 found.append(part)
-    if begun and found:
-        found[-1] = f"{found[-1]} {begun}"
-    elif begun:
-        found.append(begun)
+    if begun:
+        found[-1:] = [" ".join((*found[-1:], begun))]
     return [" ".join(sentence.split()) for sentence in found]
 
 
