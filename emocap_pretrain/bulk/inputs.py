@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
-from emocap_shards.decode import FORMATS
 from emocap_shards.errors import DamagedSample, DamagedShard
 from emocap_shards.library import Library
 from emocap_shards.manifest import MANIFEST, read_manifest
@@ -23,18 +22,18 @@ from emocap_shards.writing.row import BadRow, LocalFile
 from emocap_shards.writing.row_source import leave_out
 from emocap_shards.writing.sources.choice import open_source
 from emocap_shards.writing.sources.columns import TableColumns
-from emocap_shards.writing.sources.folder import OTHER_IMAGES
+from emocap_shards.writing.sources.folder import IMAGES, split_name, walk_images
 
 from emocap_pretrain.bulk.parts import VIDEO_WEIGHT
-from emocap_pretrain.bulk.pictures import UNREADABLE, Picture
+from emocap_pretrain.bulk.pictures import Picture
 from emocap_pretrain.data import videos
 from emocap_pretrain.data.videos import Sampling
 from emocap_pretrain.errors import ConfigError, DataError
 from emocap_pretrain.inference.embedder import Embedder
-from emocap_pretrain.inference.images import reason
+from emocap_pretrain.inference.images import UNREADABLE, reason
 
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
-_IMAGES = frozenset(f".{suffix}" for suffix in (*FORMATS, *OTHER_IMAGES))
+_READ = IMAGES | {suffix[1:] for suffix in videos.SUFFIXES}
 _TOGETHER = 64  # Samples of a dataset that are fetched together.
 
 Entry: TypeAlias = str | tuple[str, str]
@@ -176,8 +175,7 @@ def open_input(where: str, *, image: str = "image", image_root: Path | None = No
 
     Raises:
         ConfigError: If there is nothing that can be read.
-        DataError: If the folder, or a folder below it, cannot be read.
-        ShardsError: If the dataset or the table cannot be read.
+        ShardsError: If the dataset, the table, the folder or a folder below it cannot be read.
     """
     path = Path(where).expanduser()
     if "://" in where or (path / MANIFEST).is_file():
@@ -187,7 +185,7 @@ def open_input(where: str, *, image: str = "image", image_root: Path | None = No
         return _folder(path)
     if path.suffix.lower() in TABLES:
         return _table(path, image, image_root)
-    if not path.is_file() or not _is_read(path.name):
+    if not path.is_file() or split_name(path.name)[1] not in _READ:
         known = f"a dataset, a folder, a table ({', '.join(TABLES)}), an image or a video"
         raise ConfigError(f"{where} is not {known}.")
     return _listed(str(path.parent.absolute()), [path.name], _stamps(path.parent, [path.name]))
@@ -196,7 +194,7 @@ def open_input(where: str, *, image: str = "image", image_root: Path | None = No
 def _folder(folder: Path) -> FileInput:
     left_out: Counter[str] = Counter()
     root = str(folder.absolute())
-    paths = list(_walk(root, "", left_out))
+    paths = list(_walk(root, left_out))
     if not paths:
         found = "; it holds packed tars without a manifest, so unpack them" if left_out[".tar"] else ""
         raise ConfigError(f"{folder} holds no image and no video{found}.")
@@ -245,45 +243,27 @@ def _stamps(root: Path, paths: Iterable[str]) -> Iterator[str]:
             yield f"{path}: {status.st_size} bytes of {status.st_mtime_ns}"
 
 
-def _walk(root: str, below: str, left_out: Counter[str]) -> Iterator[str]:
+def _walk(root: str, left_out: Counter[str]) -> Iterator[str]:
     """Yields the paths of images and videos below `root`; the entries of each folder are sorted by name.
 
     Links to folders are not followed, and hidden files and folders are not read.
 
     Args:
         root: The folder.
-        below: The folder inside `root` that is listed, with a slash at its end; empty for `root` itself.
         left_out: Counts the files and links that are not read, by their kind.
 
     Raises:
-        DataError: If a folder cannot be read.
+        RecordError: If a folder cannot be read.
     """
-    try:
-        with os.scandir(f"{root}/{below}") as found:
-            entries = sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)
-    except OSError as error:
-        raise DataError(f"the folder {root}/{below} cannot be read ({error.strerror}).") from error
-    for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
-            yield from _walk(root, f"{below}{entry.name}/", left_out)
-        elif entry.is_dir():
-            leave_out(left_out, "link to a folder")
-        elif _is_read(entry.name):
-            yield below + entry.name
+    for found in walk_images(root, left_out, extensions=_READ):
+        if isinstance(found, str):
+            yield found
         else:
-            leave_out(left_out, _suffix(entry.name) or "without an extension")
-
-
-def _is_read(name: str) -> bool:
-    return _suffix(name) in _IMAGES or _is_video(name)
+            leave_out(left_out, "link to a folder")
 
 
 def _is_video(entry: Entry) -> bool:
-    return isinstance(entry, str) and _suffix(entry) in videos.SUFFIXES
-
-
-def _suffix(name: str) -> str:
-    return os.path.splitext(name)[1].lower()  # noqa: PTH122 - a Path for each file would take most of the time
+    return isinstance(entry, str) and f".{split_name(entry)[1]}" in videos.SUFFIXES
 
 
 def _encodable(name: str) -> str:

@@ -10,17 +10,13 @@ from typing import TypeAlias, TypeVar, cast
 import numpy as np
 from emocap_shards.background import in_order
 from emocap_shards.decode import decode_image
-from emocap_shards.errors import ImageError, RecordError
 from emocap_shards.writing.row import LocalFile
 
 from emocap_pretrain.errors import DataError
 from emocap_pretrain.inference.embedder import Crop, Embedder
-from emocap_pretrain.inference.images import READERS, pixels_of, reason
+from emocap_pretrain.inference.images import READERS, UNREADABLE, pixels_of, reason
 
 Item = TypeVar("Item")
-
-UNREADABLE = (DataError, ImageError, RecordError, OSError, ValueError)
-"""The errors that an unreadable image or video may cause. A path with a zero byte is a ValueError."""
 
 Content: TypeAlias = Path | LocalFile | bytes | Crop | DataError
 """A file, a file that a table names, an encoded image, the crop of a frame, or the reason why there is no image."""

@@ -16,7 +16,6 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import torch
 from emocap_shards.background import in_order
-from emocap_shards.errors import ImageError
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -27,14 +26,13 @@ from emocap_pretrain.errors import DataError
 from emocap_pretrain.evaluation.examples import Example, ExampleSource, LeftOut
 from emocap_pretrain.evaluation.feature_cache import FeatureCache
 from emocap_pretrain.inference.embedder import Crop, Embedder
-from emocap_pretrain.inference.images import READERS, reason
+from emocap_pretrain.inference.images import READERS, UNREADABLE, reason
 from emocap_pretrain.ranks.group import RankGroup
 
 Kept = TypeVar("Kept")
 
 AHEAD = 2  # Batches that are read and decoded before the model needs them.
 UNDECODED, INFINITE = "cannot be decoded", "vector is not finite"  # Reasons why an example has no vector.
-_UNREADABLE = (DataError, ImageError, OSError, ValueError)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -264,7 +262,7 @@ class Extraction:
     def _crops(self, example: Example) -> Sequence[Crop] | DataError:
         try:
             return example.content.crops(self.embedder.model.pixels, self.crop)
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             return DataError(f"{example.key}: {reason(error)}.")
 
     def _texts(self, examples: Sequence[Example]) -> list[_Text]:
@@ -399,7 +397,7 @@ def _digest(example: Example) -> bytes:
     """Returns the digest of the content of an example. All contents that cannot be read have the same digest."""
     try:
         return example.content.digest()
-    except _UNREADABLE:
+    except UNREADABLE:
         return b"unreadable"
 
 

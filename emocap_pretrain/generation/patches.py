@@ -17,7 +17,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from emocap_shards.errors import ImageError
 from emocap_shards.manifest import read_manifest
 from emocap_shards.sample import Caption
 from emocap_shards.store import open_store
@@ -32,13 +31,12 @@ from emocap_pretrain.errors import ConfigError, DataError
 from emocap_pretrain.evaluation.examples import Example, ExampleSource, PackedSource
 from emocap_pretrain.generation.projector import pooled_to
 from emocap_pretrain.inference.embedder import Crop, Embedder
-from emocap_pretrain.inference.images import READERS, reason
+from emocap_pretrain.inference.images import READERS, UNREADABLE, reason
 
 PART_IMAGES = 1024
 BATCH = 64
 SCHEMA = 2
 _LARGEST = 65504.0  # Of float16.
-_UNREADABLE = (DataError, ImageError, OSError, ValueError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,7 +275,7 @@ def _cropped(embedder: Embedder, example: Example) -> Crop | str:
     """Returns the crop of an image that the model reads, or the reason in a few words if it cannot be decoded."""
     try:
         return example.content.crops(embedder.model.pixels, embedder.crop)[0]
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         return reason(error)
 
 

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias, TypeGuard
 import numpy as np
 from emocap_shards.background import in_order
 from emocap_shards.decode import decode_image, pillow_pixels
-from emocap_shards.errors import ImageError
+from emocap_shards.errors import ImageError, RecordError
 from emocap_shards.local_files import open_regular
 from jaxtyping import UInt8
 from PIL import Image
@@ -26,6 +26,8 @@ ImageSource: TypeAlias = str | os.PathLike[str] | np.ndarray[Any, Any] | Image.I
 
 # The decoder limits the number of pixels (`MAX_PIXELS`). Even an uncompressed file with that many pixels is smaller.
 LARGEST_FILE_BYTES = 1 << 28
+UNREADABLE = (DataError, ImageError, RecordError, OSError, ValueError)
+"""The errors that an unreadable image or video may cause. A path with a zero byte is a ValueError."""
 READERS = 8  # Threads that read and decode files. The decoders release Python's global interpreter lock.
 
 
@@ -74,7 +76,7 @@ def crops(
 def _cropped(number: int, image: ImageSource, embedder: Embedder) -> Crop | DataError:
     try:
         return embedder.square(pixels_of(image))
-    except (ImageError, OSError, ValueError) as error:  # A path with a zero byte is a ValueError.
+    except UNREADABLE as error:
         failure = DataError(f"{_name(image, number)}: {reason(error)}.")
         failure.__cause__ = error
         return failure

@@ -28,7 +28,7 @@ def test_a_folder_gives_its_images_sorted_with_their_paths(tmp_path):
     source = open_input(str(faces))
     names = ["a/z.jpg", "a/ä\nb.webp", "b.png", "c.png"]
     assert names_and_errors(source, tmp_path / "parts") == [(name, None) for name in names]
-    assert source.left_out == {".txt": 1, "link to a folder": 1}
+    assert source.left_out == {".txt": 1, "link to a folder": 1, "hidden": 2}
 
 
 def test_an_unreadable_image_is_a_row_with_an_error(tmp_path):
