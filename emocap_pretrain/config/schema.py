@@ -130,6 +130,25 @@ class EngineConfig(Section):
         default="fp32",
         description="bf16 and fp16 run the towers under autocast. fp16 is for GPUs without bf16, and scales the loss.",
     )
+    compile: bool = Field(
+        default=False, description="Whether torch.compile compiles the towers; not with engine.zero_stage=3."
+    )
+    offload_optimizer: bool = Field(
+        default=False,
+        description="Whether ZeRO keeps the optimizer's state and its copy of the weights in host memory, and updates "
+        "the weights there; needs engine.zero_stage 1 to 3.",
+    )
+
+    @model_validator(mode="after")
+    def _the_stage_fits(self) -> "EngineConfig":
+        if self.compile and self.zero_stage == 3:
+            raise ValueError(
+                "compile=true cannot trace the hooks with which zero_stage=3 gathers weights: set zero_stage to 0, 1 "
+                "or 2, or compile=false."
+            )
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ValueError("offload_optimizer=true is a part of ZeRO: set zero_stage to 1, 2 or 3.")
+        return self
 
 
 class ClusterConfig(Section):
@@ -393,6 +412,15 @@ class Config(Section):
             raise ValueError(
                 "objective.patch_mask needs the position of each patch, and model.image.patch_dropout leaves patches "
                 "out at random: set one of the two."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_recomputed_has_one_owner(self) -> Self:
+        if self.engine.compile and self.model.checkpoint_activations:
+            raise ValueError(
+                "engine.compile=true decides itself which activations it recomputes: set "
+                "model.checkpoint_activations=false."
             )
         return self
 

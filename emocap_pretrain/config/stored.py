@@ -41,6 +41,8 @@ FREE = (
     "health.",
     "micro_batch",
     "engine.zero_stage",
+    "engine.compile",
+    "engine.offload_optimizer",
     "tracking.",
     "evaluation.",
     "data.workers",

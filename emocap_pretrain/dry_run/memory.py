@@ -52,6 +52,7 @@ class MemoryEstimate:
         gradients: Bytes of the gradients.
         optimizer: Bytes of the optimizer's state that the rank holds, with the moving average of the weights if there
             is one. With ZeRO, they include a copy of those weights that the rank updates.
+            They are 0 if they are in host memory (`offloaded`).
         buffers: Bytes of the communication buffers of ZeRO.
         representations: Bytes of the images, texts and cached embeddings of all rows of a rank, and of the gradients of
             the embeddings; 0 if a rank encodes its rows in one pass.
@@ -62,6 +63,7 @@ class MemoryEstimate:
         row_flops: FLOP of a step for one row: the forward and backward passes of both towers, their second forward pass
             if a rank encodes its rows in several passes, and the forward pass of a teacher and of an averaged model.
             The products within attention are not counted.
+        offloaded: Bytes of the optimizer's state and of the copy of the weights that a rank keeps in host memory.
     """
 
     parameters: int
@@ -75,6 +77,7 @@ class MemoryEstimate:
     state: int
     patches: int
     row_flops: int
+    offloaded: int = 0
 
     @property
     def total(self) -> int:
@@ -87,10 +90,12 @@ class MemoryEstimate:
         cached = ("representations",) if self.representations else ()
         parts = ("weights", "gradients", "optimizer", "buffers", *cached, "activations")
         listed = ", ".join(f"{name} {getattr(self, name) / 2**30:.2f}" for name in parts)
+        offloaded = f"{self.offloaded / 2**30:.2f} GiB for the optimizer of each rank"
         return [
             ("parameters", f"{self.parameters / 1e6:.1f} M" + self._frozen()),
             ("memory", f"{self.total / 2**30:.2f} GiB on each rank's device, without the overhead of torch"),
             ("", f"GiB: {listed}"),
+            *([("host memory", offloaded)] if self.offloaded else []),
         ]
 
     def _frozen(self) -> str:
@@ -136,14 +141,18 @@ def estimate(config: Config, ranks: int, *, on_gpu: bool, shortest: bool = False
     numbers = (optimizer.state_elements(each, group.options) for group in groups for each in group.parameters.values())
     state = sum(numbers) * FLOAT
     masters = sum(each.numel() for each in trained) * FLOAT
+    # With ZeRO each rank also has a copy of those weights that it updates.
+    held = state if stage == 0 else (masters + state) // ranks
+    # On a CPU the host memory is the memory of the device.
+    offloads = on_gpu and config.engine.offload_optimizer
     return MemoryEstimate(
         parameters=parameters,
         trained=masters // FLOAT,
         weights=size // (ranks if stage == 3 else 1) + teacher_bytes + size * settings.mines_by_average,
         # With several passes each rank has the whole gradients, because they are reduced only after the last pass.
         gradients=masters // (ranks if stage >= 2 and split.passes == 1 else 1),
-        # With ZeRO each rank also has a copy of those weights that it updates.
-        optimizer=state if stage == 0 else (masters + state) // ranks,
+        optimizer=0 if offloads else held,
+        offloaded=held if offloads else 0,
         buffers=0 if stage == 0 else min(BUCKET * FLOAT, masters),
         representations=step.representations,
         activations=step.activations,

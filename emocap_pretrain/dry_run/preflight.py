@@ -38,6 +38,7 @@ from emocap_pretrain.interop.image_weights import check_image_weights, check_tea
 from emocap_pretrain.interop.starting_point import StartingPoint
 from emocap_pretrain.model.transformers_text import check_text_weights
 from emocap_pretrain.run_folder.folder import RunFolder
+from emocap_pretrain.training.compiled_towers import require_compiler
 from emocap_pretrain.training.objective import Objective, notes_on_unread
 from emocap_pretrain.training.optimizer import optimizer_of, parameter_groups
 from emocap_pretrain.training.other_steps import note_on_other_steps
@@ -150,6 +151,9 @@ def preflight(
     if devices:
         found.collect(lambda: batch_split(config.global_batch, config.micro_batch, ranks=devices.ranks))
     found.collect(lambda: optimizer_of(config.optimizer, config.engine.zero_stage))
+    # A host without GPUs cannot say what the hosts of the ranks have; their ranks check it when they start.
+    if config.engine.compile and devices and (not devices.on_gpu or torch.cuda.is_available()):
+        found.collect(lambda: require_compiler("cuda" if devices.on_gpu else "cpu"))
     if checkpoint:
         _resumes(config, checkpoint, manifests, found, note_steps=note_steps)
     else:

@@ -20,6 +20,7 @@ from emocap_pretrain.model.pair import TowerPair
 from emocap_pretrain.model.teacher import Teacher
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.tracking.tracker import TrackedRun
+from emocap_pretrain.training.compiled_towers import compile_towers, require_compiler
 from emocap_pretrain.training.ema import AveragedModel
 from emocap_pretrain.training.engine import Engine
 from emocap_pretrain.training.label_loss import Counts
@@ -90,10 +91,13 @@ def build_engine(config: Config, model: TowerPair, world: RankGroup, *, class_co
     Raises:
         ConfigError: If there are more ranks than samples in a global batch, if the weights of the teacher cannot be
             loaded (`load_image_weights`), or if `Objective.of` or `Engine` refuses the settings, for example because
-            the optimizer does not support the stage of ZeRO.
+            the optimizer does not support the stage of ZeRO, or if a host has no compiler for `engine.compile`.
     """
     split = batch_split(config.global_batch, config.micro_batch, ranks=world.world_size)
     averaged = AveragedModel(model, passes=split.passes) if config.objective.mines_by_average else None
+    if config.engine.compile:  # After the copy: the averaged model and the teacher are not compiled.
+        world.run_on_all(lambda: require_compiler(world.device))
+        compile_towers(model)
     return Engine(
         model,
         _build_objective(config, world, averaged, class_counts, rows_at_once=split.micro_batch),
@@ -102,6 +106,7 @@ def build_engine(config: Config, model: TowerPair, world: RankGroup, *, class_co
         split=split,
         steps=config.steps,
         zero_stage=config.engine.zero_stage,
+        offload_optimizer=config.engine.offload_optimizer,
         seed=config.seed,
         average=config.ema,
         averaged=averaged,

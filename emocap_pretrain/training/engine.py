@@ -104,6 +104,7 @@ class Engine:
         split: BatchSplit,
         steps: int,
         zero_stage: int,
+        offload_optimizer: bool = False,
         seed: int,
         average: EmaConfig | None = None,
         averaged: AveragedModel | None = None,
@@ -121,6 +122,7 @@ class Engine:
             split: How the rows of a step are split over the ranks, and those of a rank into passes.
             steps: Number of steps of the whole run, on which the schedule of the learning rate depends.
             zero_stage: Stage of ZeRO, 0 to 3.
+            offload_optimizer: Whether the state of the optimizer is in host memory. It needs a stage above 0.
             seed: Seed of the random number generators.
             average: The settings of the moving average of the weights; None keeps no average.
             averaged: The model with these averages, if the objective uses it. It needs a stage below 3, because at
@@ -142,6 +144,7 @@ class Engine:
             lr=settings.lr,
             clip_norm=settings.clip_norm,
             zero_stage=zero_stage,
+            offload_optimizer=offload_optimizer,
             rows=split.rows,
         )
         if average:  # Before the first update the states are created here, because the average begins with the weights.

@@ -61,6 +61,7 @@ def initialise(
     lr: float,
     clip_norm: float,
     zero_stage: int,
+    offload_optimizer: bool = False,
     rows: int,
 ) -> tuple[Any, Layout]:
     """Returns a DeepSpeed engine with rank 0's weights on every rank, and the layout of its optimizer's state.
@@ -76,6 +77,7 @@ def initialise(
         clip_norm: Norm above which DeepSpeed clips the whole gradient under ZeRO 1 to 3; 0 means no clipping. At stage
             0 it has no effect, because the class `Engine` clips the gradient.
         zero_stage: Stage of ZeRO, 0 to 3.
+        offload_optimizer: Whether the optimizer's tensors and its update are in host memory, at stages 1 to 3.
         rows: Number of rows of the rank with the most rows, in a full step.
     """
     on_cpu = world.device == "cpu"
@@ -94,11 +96,12 @@ def initialise(
     _share_buffers(model, world)
     # The sizes are read before DeepSpeed starts, because it empties the parameters at stage 3.
     sizes = tuple(tuple((name, each.numel()) for name, each in group.parameters.items()) for group in groups)
+    offload = {"device": "cpu", "pin_memory": not on_cpu} if offload_optimizer else None
     layout = Layout(zero_stage, world.world_size, sizes, optimizer.name)
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=optimizer.make([group.for_torch(lr) for group in groups]),
-        config=_deepspeed_settings(zero_stage, rows, clip_norm),
+        config=_deepspeed_settings(zero_stage, rows, clip_norm, offload=offload),
     )
     return engine, layout
 
@@ -281,7 +284,9 @@ def _share_buffers(model: nn.Module, world: RankGroup) -> None:
             dist.broadcast(tensor, 0, group=world.process_group)
 
 
-def _deepspeed_settings(zero_stage: int, rows: int, clip_norm: float) -> dict[str, Any]:
+def _deepspeed_settings(
+    zero_stage: int, rows: int, clip_norm: float, *, offload: dict[str, Any] | None
+) -> dict[str, Any]:
     return {
         # A rank may have one row less. DeepSpeed uses this number only to count samples, and nothing reads that count.
         "train_micro_batch_size_per_gpu": rows,
@@ -293,7 +298,10 @@ def _deepspeed_settings(zero_stage: int, rows: int, clip_norm: float) -> dict[st
             "reduce_bucket_size": BUCKET,
             "allgather_bucket_size": BUCKET,
             "sub_group_size": 10**15,  # `Layout` assumes one flat tensor for each group.
+            **({"offload_optimizer": offload} if offload else {}),
         },
+        # Otherwise DeepSpeed would ask for its own AdamW in host memory, which it compiles at the first start.
+        "zero_force_ds_cpu_optimizer": False,
         # Otherwise DeepSpeed refuses optimizers that are not on its list. Our own rule is `whole_parameters`.
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,  # DeepSpeed prints its progress every so many steps, so it never does.
