@@ -122,8 +122,10 @@ def _show(found: "Comparison") -> None:
     if tests:
         console.print(
             f"Brackets are 95 % intervals. p: {' or '.join(tests)}, with Holm's correction over all comparisons of the "
-            "same score."
+            "same score; below 0.05 it says better or worse."
         )
+    if any(row.first.lower_is_better for task in found.tasks for row in task.rows):
+        console.print("↓: a smaller value is better.")
 
 
 def _show_task(task: "TaskComparison", letters: Sequence[str]) -> None:
@@ -131,7 +133,7 @@ def _show_task(task: "TaskComparison", letters: Sequence[str]) -> None:
     rows: list[tuple[str, ...]] = []
     for row in task.rows:
         for number, score in enumerate(row.scores):
-            title = row.first.title if number == 0 else ""
+            title = row.first.marked_title if number == 0 else ""
             rows.append((title, letters[number], _value(score), *_change(row.first, row.differences[number])))
     columns = ("", "", "score", f"minus {letters[0]}", "p")
     width = 3 if len(letters) == 1 else len(columns)  # A single model is compared with nothing.
@@ -172,7 +174,7 @@ def _change(score: "Score", difference: "Difference | None") -> tuple[str, str]:
     if difference.interval:
         low, high = (f"{factor * bound:{form}}" for bound in difference.interval)
         text = f"{text} [{low}, {high}]"
-    return text, p_text(difference.p_holm)
+    return text, f"{p_text(difference.p_holm)} {difference.verdict(lower_is_better=score.lower_is_better)}".rstrip()
 
 
 def _tree(found: "Comparison") -> dict[str, Any]:

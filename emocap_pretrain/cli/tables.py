@@ -15,13 +15,17 @@ from rich.text import Text
 
 from emocap_pretrain.logs import shown
 
+_LONGEST_NAME = 42  # Characters; longer names in a table may be wrapped.
 _BARS = "▁▂▃▄▅▆▇█"
 
 
 def table(title: str, rows: Iterable[tuple[str, str]]) -> Table:
     """Returns a table without a header, whose rows are pairs of a name and a text."""
-    drawn = Table(title=title, title_justify="left", show_header=False)
-    for name, value in rows:
+    drawn, found = Table(title=title, title_justify="left", show_header=False), list(rows)
+    # On a narrow terminal, long texts are wrapped, and names only if they are long too.
+    drawn.add_column(no_wrap=max((len(name) for name, _ in found), default=0) <= _LONGEST_NAME)
+    drawn.add_column()
+    for name, value in found:
         drawn.add_row(name, value)
     return drawn
 

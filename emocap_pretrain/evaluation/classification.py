@@ -1,6 +1,6 @@
 """Scores predicted classes: what all tasks that predict one class for each example report in the same way."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -173,7 +173,7 @@ def scored(
     from sklearn.metrics import f1_score  # It takes a second, and only rank 0 needs it.
 
     confusion = Confusion.of(found.classes, found.truth, predicted)
-    is_right = predicted == found.truth
+    is_right, margins = predicted == found.truth, _margins(found, scores)
     uar, war = confusion.scores(title)
     occurring = np.unique(found.truth)
     f1 = float(f1_score(found.truth, predicted, labels=occurring, average="macro"))
@@ -184,34 +184,45 @@ def scored(
             uar.within(bootstrap(mean_recalls(found.truth, is_right, len(found.classes)), found.groups)),
             war.within(bootstrap(shares(is_right), found.groups)),
             Score("macro_f1", f"{title} macro-F1", f1),
-            *(() if scores is None else _area(title, found, scores)),
+            *(() if margins is None else (_area(title, found, margins),)),
         ),
         class_values=(confusion.recalls(title),),
         confusion_matrices=(confusion.matrix(title[:1].upper() + title[1:]),),
         outcomes=(
             ClassOutcomes(
-                tuple(found.rows.tolist()), found.classes, tuple(found.truth.tolist()), tuple(predicted.tolist())
+                tuple(found.rows.tolist()),
+                found.classes,
+                tuple(found.truth.tolist()),
+                tuple(predicted.tolist()),
+                () if margins is None else tuple(margins.tolist()),
             ),
         ),
     )
 
 
-def _area(title: str, found: LabelledRows, scores: Float[np.ndarray, "labelled classes"]) -> Iterator[Score]:
-    """Yields the area under the ROC curve (AUC) of the difference between the scores of the two classes that occur.
+def _margins(
+    found: LabelledRows, scores: Float[np.ndarray, "labelled classes"] | None
+) -> Float[np.ndarray, " labelled"] | None:
+    """Returns the score of the second of the two classes that occur minus that of the first one, for each row.
 
-    Yields nothing if the number of classes that occur is not two, or if a score of one of the two is not finite.
+    Returns None if there are no scores, the number of classes that occur is not two, or a difference is not finite.
     """
+    occurring = np.unique(found.truth)
+    if scores is None or len(occurring) != 2:
+        return None
+    margins = scores[:, occurring[1]] - scores[:, occurring[0]]
+    return margins if np.isfinite(margins).all() else None
+
+
+def _area(title: str, found: LabelledRows, margins: Float[np.ndarray, " labelled"]) -> Score:
+    """Returns the area under the ROC curve (AUC) of the margins between the two classes that occur."""
     from sklearn.metrics import roc_auc_score
 
-    occurring = np.unique(found.truth)
-    if len(occurring) != 2:
-        return
-    first, second = map(int, occurring)
-    margins, is_second = scores[:, second] - scores[:, first], found.truth == second
-    if np.isfinite(margins).all():
-        chance = Baseline("chance", 0.5, f"{found.classes[second]} against {found.classes[first]}")
-        area = Score("auc", f"{title} AUC", float(roc_auc_score(is_second, margins)), chance)
-        yield area.within(bootstrap(areas(is_second, margins), found.groups))
+    first, second = map(int, np.unique(found.truth))
+    is_second = found.truth == second
+    chance = Baseline("chance", 0.5, f"{found.classes[second]} against {found.classes[first]}")
+    area = Score("auc", f"{title} AUC", float(roc_auc_score(is_second, margins)), chance)
+    return area.within(bootstrap(areas(is_second, margins), found.groups))
 
 
 def classes_of(

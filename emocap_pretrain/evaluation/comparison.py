@@ -11,17 +11,8 @@ from typing import Any
 import numpy as np
 
 from emocap_pretrain.errors import ConfigError
-from emocap_pretrain.evaluation.intervals import bootstrap
-from emocap_pretrain.evaluation.paired import (
-    Difference,
-    differences,
-    folds_of,
-    groups_of,
-    holm,
-    keys_of,
-    metrics_of,
-    mismatches,
-)
+from emocap_pretrain.evaluation.outcome_scores import folds_of, keys_of, metrics_of, with_intervals
+from emocap_pretrain.evaluation.paired import Difference, differences, holm, mismatches
 from emocap_pretrain.evaluation.result_file import EvaluatedModel, ResultFile, SavedFace
 from emocap_pretrain.evaluation.subgroups import LEAST, MOST_GROUPS, Subgroups, subgroups
 from emocap_pretrain.run_folder.outcomes import Outcomes, Samples
@@ -179,7 +170,9 @@ def compare(models: Sequence[ModelResults], *, by: Sequence[str] | None = None, 
     with_address = any(_has_several_datasets(each.results) for each in models)
     found = [
         {
-            (each.benchmark, each.task, each.url if with_address and not each.benchmark else ""): each
+            (each.benchmark, each.task, each.url if with_address and not each.benchmark else ""): with_intervals(
+                each, most=None
+            )
             for each in model.results
         }
         for model in models
@@ -332,18 +325,7 @@ def _changes(first: TaskResult | None, other: TaskResult | None) -> dict[str, Di
 
 
 def _score(name: str, result: TaskResult | None) -> Score | None:
-    """Returns the score of this name; None if the result does not have it.
-
-    If the score has no interval and follows from outcomes, its bootstrap interval is added.
-    """
-    score = next((each for each in result.scores if each.name == name), None) if result else None
-    if result is None or score is None or score.interval:
-        return score
-    for outcomes, samples in _outcomes(result):
-        metric = metrics_of(outcomes, folds_of(outcomes, samples)).get(name)
-        if metric:
-            return score.within(bootstrap(metric, groups_of(outcomes, samples)))
-    return score
+    return next((each for each in result.scores if each.name == name), None) if result else None
 
 
 def _corrected(tasks: Sequence[TaskComparison]) -> list[TaskComparison]:

@@ -102,9 +102,16 @@ def mean_recalls(
     def scores(weights: Weights) -> Float[np.ndarray, " draws"]:
         samples, hits = of_classes(weights), of_classes(weights * is_right)
         with np.errstate(invalid="ignore"):
-            return np.nanmean(hits / samples, axis=1)
+            return mean_of_finite(hits / samples)
 
     return scores
+
+
+def mean_of_finite(values: Float[np.ndarray, "draws columns"]) -> Float[np.ndarray, " draws"]:
+    """Returns the mean over the finite values of each row; NaN for a row without one, such as a draw without a fold."""
+    is_finite = np.isfinite(values)
+    counts = is_finite.sum(1)
+    return np.where(counts > 0, np.where(is_finite, values, 0).sum(1) / np.maximum(counts, 1), np.nan)
 
 
 def areas(

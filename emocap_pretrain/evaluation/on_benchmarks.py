@@ -20,11 +20,12 @@ from emocap_pretrain.evaluation import tasks
 from emocap_pretrain.evaluation.benchmark_source import BenchmarkSource, settings_of, sources_of, splits_of
 from emocap_pretrain.evaluation.confusion import SCORES_FOLLOW
 from emocap_pretrain.evaluation.features import Extraction
+from emocap_pretrain.evaluation.outcome_scores import with_intervals
 from emocap_pretrain.evaluation.task import SplitName, Task
 from emocap_pretrain.inference.embedder import Embedder
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.run_folder.outcomes import Outcomes, Samples, joined
-from emocap_pretrain.run_folder.results import Baseline, ClassValues, ConfusionMatrix, Score, TaskResult
+from emocap_pretrain.run_folder.results import Baseline, ClassValues, ConfusionMatrix, Score, Series, TaskResult
 
 _log = logging.getLogger(__name__)
 
@@ -244,7 +245,7 @@ def _on_copy(
         splits = ", ".join(sorted(empty))
         _log.warning("benchmark %s: the split %s has no example, so these are left out: %s", about.name, splits, names)
     found = [tasks.run(able, each, extraction, world) for each in sources]
-    means = [mean_of_folds(of_task) for of_task in zip(*found, strict=True)]
+    means = world.run_on_main(lambda: [with_intervals(mean_of_folds(of_task)) for of_task in zip(*found, strict=True)])
     return [replace(each, url=f"{about.name}, {about.scored}", benchmark=about.name) for each in means]
 
 
@@ -316,8 +317,8 @@ def mean_of_folds(results: Sequence[TaskResult]) -> TaskResult:
 
     A score that one of the folds lacks is left out. The confusion matrices are added, and their title states the mean
     scores. A value of a class is the mean over the folds that have samples of the class. Numbers of samples are added,
-    and outcomes are joined. The examples of queries are those of the first fold. Curves, and the intervals of single
-    folds, are left out.
+    and outcomes are joined. The examples of queries are those of the first fold. The points of a curve are the means
+    over the folds, and so are their deviations. The intervals of single folds are left out.
     """
     if len(results) == 1:
         return results[0]
@@ -337,7 +338,7 @@ def mean_of_folds(results: Sequence[TaskResult]) -> TaskResult:
         class_values=tuple(of_classes),
         confusion_matrices=tuple(matrices),
         left_out=tuple(left_out.most_common()),
-        series=(),
+        series=tuple(map(_mean_of_series, zip(*(result.series for result in results), strict=True))),
         outcomes=_joined(results),
         scored_samples=_samples(results),
         found=results[0].found,
@@ -389,6 +390,20 @@ def _mean(scores: Sequence[Score]) -> Score:
         baseline = Baseline(baselines[0].name, mean, f"mean of {len(scores)} folds")
     value = math.fsum(each.value for each in scores) / len(scores)
     return replace(first, value=value, baseline=baseline, interval=None)
+
+
+def _mean_of_series(folds: Sequence[Series]) -> Series:
+    def mean(columns: Sequence[Sequence[float]]) -> tuple[float, ...]:
+        return tuple(math.fsum(each) / len(each) for each in zip(*columns, strict=True))
+
+    chances = [each.chance for each in folds if each.chance is not None]
+    return replace(
+        folds[0],
+        title=f"{folds[0].title}, mean of {len(folds)} folds",
+        values=mean([each.values for each in folds]),
+        deviations=mean([each.deviations for each in folds]),
+        chance=math.fsum(chances) / len(chances) if chances else None,
+    )
 
 
 def _sum(matrices: Sequence[ConfusionMatrix], scores: Sequence[Score]) -> ConfusionMatrix:

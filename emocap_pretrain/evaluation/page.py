@@ -75,7 +75,7 @@ def _overview(task: TaskComparison, models: int) -> dict[str, Any]:
     return {
         "place": _place(task),
         "task": task.task,
-        "title": row.first.title,
+        "title": row.first.marked_title,
         "cells": [
             {"score": _interval(row.scores[number]), "change": _change(row, row.differences[number])}
             for number in range(models)
@@ -117,7 +117,7 @@ def _task(number: int, task: TaskComparison, found: Comparison) -> dict[str, Any
 def _row(row: ScoreRow) -> dict[str, Any]:
     baseline = next((each.baseline for each in row.scores if each and each.baseline), None)
     return {
-        "title": row.first.title,
+        "title": row.first.marked_title,
         "baseline": baseline.text(is_share=row.first.is_share) if baseline else "",
         "cells": [
             {"score": _interval(score), "change": _change(row, change)}
@@ -149,7 +149,8 @@ def _change(row: ScoreRow, difference: Difference | None) -> dict[str, Any] | No
         low, high = (f"{factor * bound:{form}}" for bound in difference.interval)
         text = f"{text} [{low}, {high}]"
     p = difference.p if difference.p_holm is None else difference.p_holm
-    return {"text": text, "p": p, "test": difference.test, "is_significant": p < 0.05}
+    verdict = difference.verdict(lower_is_better=row.first.lower_is_better)
+    return {"text": text, "p": p, "test": difference.test, "verdict": verdict}
 
 
 def _recalls(results: Sequence[TaskResult | None]) -> list[dict[str, Any]]:

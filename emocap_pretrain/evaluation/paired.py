@@ -1,21 +1,27 @@
-"""Computes scores again from outcomes, and tests whether two models differ on the same samples.
+"""Tests whether two models differ on the same samples, by what they have found for each sample.
 
-Outcomes are what a task has found for each sample (`run_folder/outcomes.py`). A score has the same name here as in the
-result of its task. Each score is a function of the number of times that each sample occurs in a draw, so that the
-bootstrap, a test of two models and a division into groups use the same formula.
+`outcome_scores.py` computes the scores from outcomes, which are what a task has found for each sample.
 
 scipy is imported within a function, because its import takes time and most commands do not need it.
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
-from emocap_pretrain.evaluation.intervals import Weights, class_sums, draws, mean_recalls, percentiles, shares
+from emocap_pretrain.evaluation.intervals import draws, percentiles
+from emocap_pretrain.evaluation.outcome_scores import (
+    entries,
+    folds_of,
+    groups_of,
+    is_right_of,
+    keys_of,
+    metrics_of,
+    part,
+)
 from emocap_pretrain.run_folder.outcomes import (
     AnswerOutcomes,
     ClassOutcomes,
@@ -23,15 +29,12 @@ from emocap_pretrain.run_folder.outcomes import (
     Outcomes,
     RankOutcomes,
     Samples,
-    columns,
+    UnitOutcomes,
 )
-from emocap_pretrain.run_folder.results import metric_name
-
-Metric = Callable[[Weights], Float[np.ndarray, " draws"]]
 
 DRAWS = 4000  # The smallest p of a paired bootstrap is about 2 / DRAWS, so it must be small also after a correction.
+SIGNIFICANT = 0.05  # A difference with a smaller p is marked.
 ACCURACIES = ("war", "accuracy")  # Shares of right samples, for which McNemar's test is exact.
-RECALLS = (1, 5, 10)  # The k of the recalls; further ones in a result are not compared.
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,27 +56,15 @@ class Difference:
     test: str
     p_holm: float | None = None
 
+    def verdict(self, *, lower_is_better: bool) -> str:
+        """Returns "better" or "worse" than the first model if the corrected p is below 0.05; otherwise an empty text.
 
-def keys_of(outcomes: Outcomes, samples: Samples) -> list[tuple[int, str]]:
-    """Returns what identifies each entry of outcomes: the number of its fold, and the key of its sample or query.
-
-    The number of the fold is 0 if there are no folds, or if the queries are texts.
-    """
-    if isinstance(outcomes, RankOutcomes) and outcomes.keys:
-        return [(0, key) for key in outcomes.keys]
-    return [(samples.folds[row] if samples.folds else 0, samples.keys[row]) for row in outcomes.rows]
-
-
-def groups_of(outcomes: Outcomes, samples: Samples) -> tuple[str | None, ...]:
-    """Returns the person or clip of each entry of outcomes; None if it is unknown or the query is a text."""
-    if not samples.groups or (isinstance(outcomes, RankOutcomes) and outcomes.keys):
-        return (None,) * len(entries(outcomes))
-    return tuple(samples.groups[row] for row in outcomes.rows)
-
-
-def entries(outcomes: Outcomes) -> Sequence[object]:
-    """Returns a sequence that is as long as the outcomes have entries. Its values mean nothing to the caller."""
-    return outcomes.ranks if isinstance(outcomes, RankOutcomes) else outcomes.rows
+        If p was not corrected, p itself is compared. `lower_is_better` says whether a smaller score is a better one.
+        """
+        p = self.p if self.p_holm is None else self.p_holm
+        if p >= SIGNIFICANT or self.value == 0:
+            return ""
+        return "better" if (self.value < 0) == lower_is_better else "worse"
 
 
 def mismatches(one: tuple[Outcomes, Samples], other: tuple[Outcomes, Samples]) -> list[str]:
@@ -148,7 +139,7 @@ def differences(
         value = float(theirs[name](everything)[0] - ours[name](everything)[0])
         found[name] = _by_bootstrap(value, np.concatenate(drawn[name]))
         if name in ACCURACIES and are_alone:
-            p = mcnemar(_is_right(one[0]), _is_right(other[0])[order])
+            p = mcnemar(is_right_of(one[0]), is_right_of(other[0])[order])
             found[name] = replace(found[name], p=p, test="exact McNemar test")
     return found
 
@@ -190,159 +181,13 @@ def has_groups(groups: Sequence[str | None]) -> bool:
     return any(count > 1 for group, count in Counter(groups).items() if group is not None)
 
 
-def folds_of(outcomes: Outcomes, samples: Samples) -> Int[np.ndarray, " entries"] | None:
-    """Returns the fold of each entry of outcomes; None without folds, and for queries that are texts."""
-    if not samples.folds or (isinstance(outcomes, RankOutcomes) and outcomes.keys):
-        return None
-    return np.array([samples.folds[row] for row in outcomes.rows], dtype=np.int64)
-
-
-def metrics_of(outcomes: Outcomes, folds: Int[np.ndarray, " entries"] | None = None) -> dict[str, Metric]:
-    """Returns the functions that compute the scores which follow from outcomes, by the names of the scores.
-
-    Args:
-        outcomes: The outcomes.
-        folds: The fold of each entry; each score is then the mean over the folds. None means that there are no folds.
-    """
-    match outcomes:
-        case ClassOutcomes():
-            found = _of_classes(outcomes)
-        case RankOutcomes():
-            found = _of_ranks(outcomes)
-        case NumberOutcomes():
-            found = _of_numbers(outcomes)
-        case AnswerOutcomes():
-            found = {"accuracy": shares(_is_right(outcomes))}
-    if folds is None:
-        return dict(found)
-    return {name: _over_folds(metric, folds) for name, metric in found.items()}
-
-
-def part(outcomes: Outcomes, places: Int[np.ndarray, " chosen"]) -> Outcomes:
-    """Returns outcomes with only the entries that have the indices `places`, in the order of `places`."""
-
-    def of(column: Sequence[object]) -> tuple[object, ...]:
-        return tuple(column[place] for place in places)
-
-    changes: dict[str, Any] = {name: of(getattr(outcomes, name)) for name in columns(outcomes)}
-    if isinstance(outcomes, NumberOutcomes):
-        changes |= {name: tuple(map(of, getattr(outcomes, name))) for name in ("truth", "predicted")}
-    return replace(outcomes, **changes)
-
-
 def _truths(outcomes: Outcomes) -> Sequence[object]:
     match outcomes:
         case ClassOutcomes():
             return [outcomes.classes[number] for number in outcomes.truth]
         case NumberOutcomes():
             return list(zip(*outcomes.truth, strict=True))
+        case UnitOutcomes():
+            return list(zip(*outcomes.shown, strict=True))
         case RankOutcomes() | AnswerOutcomes():
             return [None] * len(entries(outcomes))
-
-
-def _is_right(outcomes: Outcomes) -> np.ndarray:
-    match outcomes:
-        case ClassOutcomes():
-            return np.array(outcomes.truth) == np.array(outcomes.predicted)
-        case AnswerOutcomes():
-            return np.array(outcomes.is_right)
-        case RankOutcomes() | NumberOutcomes():
-            raise AssertionError(outcomes.kind)
-
-
-def _of_classes(outcomes: ClassOutcomes) -> dict[str, Metric]:
-    truth, predicted, count = np.array(outcomes.truth), np.array(outcomes.predicted), len(outcomes.classes)
-    is_right = truth == predicted
-    return {
-        "uar": mean_recalls(truth, is_right, count),
-        "war": shares(is_right),
-        "macro_f1": mean_f1(truth, predicted, count),
-    }
-
-
-def mean_f1(truth: np.ndarray, predicted: np.ndarray, classes: int) -> Metric:
-    """Returns a function that computes macro-F1: the mean F1 of the classes that occur in the truth of a draw.
-
-    Args:
-        truth: The index of the true class of each sample.
-        predicted: The index of the predicted class of each sample.
-        classes: The number of classes.
-    """
-    of_truth, of_guesses, is_right = class_sums(truth, classes), class_sums(predicted, classes), truth == predicted
-
-    def scores(weights: Weights) -> Float[np.ndarray, " draws"]:
-        true, hits, guesses = of_truth(weights), of_truth(weights * is_right), of_guesses(weights)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return np.nanmean(np.where(true > 0, 2 * hits / (true + guesses), np.nan), axis=1)
-
-    return scores
-
-
-def _of_ranks(outcomes: RankOutcomes) -> dict[str, Metric]:
-    ranks = np.array(outcomes.ranks)
-    found = {f"{outcomes.prefix}recall_at_{k}_{outcomes.direction}": shares(ranks <= k) for k in RECALLS}
-    return {**found, f"{outcomes.prefix}median_rank_{outcomes.direction}": median_rank(ranks)}
-
-
-def median_rank(ranks: np.ndarray) -> Metric:
-    """Returns a function that computes the median rank of each draw, in which each rank occurs as often as its query.
-
-    As in `numpy.median`, the median of an even number of ranks is the mean of the two middle ones. A draw without any
-    rank has NaN.
-    """
-    order = np.argsort(ranks, kind="stable")
-    ascending = ranks[order]
-
-    def scores(weights: Weights) -> Float[np.ndarray, " draws"]:
-        reached = weights[:, order].cumsum(1)
-        total = reached[:, -1:]
-        # The ranks number (total - 1) // 2 and total // 2, counted from 0.
-        lower, upper = ((reached > np.floor(each)).argmax(1) for each in ((total - 1) / 2, total / 2))
-        # A fold of which a draw holds no query has no median.
-        return np.where(total[:, 0] > 0, (ascending[lower] + ascending[upper]) / 2, np.nan)
-
-    return scores
-
-
-def _of_numbers(outcomes: NumberOutcomes) -> dict[str, Metric]:
-    found: dict[str, Metric] = {}
-    for name, truth, predicted in zip(outcomes.names, outcomes.truth, outcomes.predicted, strict=True):
-        columns = np.array(predicted), np.array(truth)
-        found |= {
-            f"{metric_name(name)}_{score}": _number_score(score, *columns) for score in ("ccc", "pcc", "rmse", "sagr")
-        }
-    concordances = [found[f"{metric_name(name)}_ccc"] for name in outcomes.names]
-    return {"ccc": lambda weights: np.mean([each(weights) for each in concordances], axis=0), **found}
-
-
-def _number_score(score: str, predicted: np.ndarray, truth: np.ndarray) -> Metric:
-    # Means near 0 lose no digits when squares are subtracted.
-    x, y = predicted - truth.mean(), truth - truth.mean()
-
-    def scores(weights: Weights) -> Float[np.ndarray, " draws"]:
-        count = weights.sum(1)
-        if score == "sagr":
-            return weights @ (np.sign(predicted) == np.sign(truth)) / count
-        if score == "rmse":
-            return np.sqrt(weights @ (x - y) ** 2 / count)
-        mean_x, mean_y = weights @ x / count, weights @ y / count
-        of_x, of_y = weights @ x**2 - count * mean_x**2, weights @ y**2 - count * mean_y**2
-        together = weights @ (x * y) - count * mean_x * mean_y
-        if score == "pcc":
-            below = np.sqrt(np.maximum(of_x * of_y, 0))
-            return np.where(below > 0, together / np.where(below > 0, below, 1), 0.0)
-        # torchmetrics divides variances by n - 1, and the squared distance of the means is not divided.
-        below = (of_x + of_y) / (count - 1) + (mean_x - mean_y) ** 2
-        return np.where(below > 0, 2 * together / (count - 1) / np.where(below > 0, below, 1), 0.0)
-
-    return scores
-
-
-def _over_folds(metric: Metric, folds: Int[np.ndarray, " entries"]) -> Metric:
-    members = [folds == number for number in np.unique(folds)]
-
-    def scores(weights: Weights) -> Float[np.ndarray, " draws"]:
-        with np.errstate(invalid="ignore"):
-            return np.mean([metric(weights * member) for member in members], axis=0)
-
-    return scores

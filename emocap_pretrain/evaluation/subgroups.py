@@ -14,7 +14,7 @@ import numpy as np
 
 from emocap_pretrain.config.fields import label_text
 from emocap_pretrain.evaluation.intervals import bootstrap
-from emocap_pretrain.evaluation.paired import Metric, folds_of, groups_of, metrics_of, part
+from emocap_pretrain.evaluation.outcome_scores import Metric, folds_of, groups_of, metrics_of, part
 from emocap_pretrain.run_folder.outcomes import ClassOutcomes, Outcomes, Samples
 
 LEAST = 20

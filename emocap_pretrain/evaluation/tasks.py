@@ -38,6 +38,7 @@ from emocap_pretrain.evaluation.fine_tuned import (
 from emocap_pretrain.evaluation.held_out_loss import HeldOutLoss
 from emocap_pretrain.evaluation.linear_probe import LinearProbe
 from emocap_pretrain.evaluation.nearest import Nearest
+from emocap_pretrain.evaluation.outcome_scores import with_intervals
 from emocap_pretrain.evaluation.region_grounding import RegionGrounding
 from emocap_pretrain.evaluation.retrieval import Retrieval
 from emocap_pretrain.evaluation.ridge_regression import RidgeRegression
@@ -351,7 +352,8 @@ def evaluate(settings: EvaluationConfig, embedder: Embedder, world: RankGroup, *
     """
     tasks = tasks_of(settings)
     results = run(tasks, sources_of(settings, tasks), extraction(settings, embedder), world, by=settings.by)
-    return tuple(replace(each, url=url) for each in results)
+    with_bounds = world.run_on_main(lambda: tuple(map(with_intervals, results)))
+    return tuple(replace(each, url=url) for each in with_bounds)
 
 
 def extraction(settings: EvaluationConfig, embedder: Embedder) -> Extraction:

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import yaml
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from emocap_pretrain.benchmarks.card import TargetKind
 from emocap_pretrain.config.schema import EvaluationConfig
@@ -25,9 +25,11 @@ from emocap_pretrain.evaluation.features import Features
 from emocap_pretrain.evaluation.task import SplitName
 from emocap_pretrain.inference.embedder import Embedder
 from emocap_pretrain.inference.facs import FACS
+from emocap_pretrain.run_folder.outcomes import UnitOutcomes
 from emocap_pretrain.run_folder.results import Baseline, ClassValues, Domain, Score, TaskResult
 
 ABSENT = Path(__file__).with_name("absent_units.yaml")
+MOST_SCORES = 1_000_000  # More numbers than this would not fit into a file of results.
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,10 @@ class UnitDetection:
         units = [unit for unit in sentences() if any(has_label(labels, unit) for labels in test.labels)]
         if not units:
             raise ConfigError(f"no sample of {self.settings.url} has a label of an action unit, such as AU12.")
-        found = {unit: detected(embedder, test, unit) for unit in units}
+        rows = [row for row, labels in enumerate(test.labels) if any(has_label(labels, unit) for unit in units)]
+        shown = np.array([[_shown(test, row, unit) for row in rows] for unit in units])
+        margins = np.stack([unit_scores(embedder, test, unit)[rows] for unit in units])
+        found = {unit: Detection.of(*each) for unit, *each in zip(units, shown, margins, strict=True)}
         f1 = [each.f1 for each in found.values() if each.f1 is not None]
         auc = [each.auc for each in found.values() if each.auc is not None]
         always = [2 * each.share / (1 + each.share) for each in found.values() if each.f1 is not None]
@@ -96,11 +101,24 @@ class UnitDetection:
         values = tuple(each.f1 for each in found.values())
         return TaskResult(
             task=self.name,
-            samples=sum(any(has_label(labels, unit) for unit in units) for labels in test.labels),
+            samples=len(rows),
             scores=tuple(scores),
             class_values=(ClassValues("f1", "action units, F1", tuple(units), values, samples),),
+            outcomes=(
+                UnitOutcomes(
+                    tuple(rows),
+                    tuple(units),
+                    shown=_columns(shown),
+                    found=_columns((margins > 0).astype(int)),
+                    scores=_columns(margins) if margins.size <= MOST_SCORES else (),
+                ),
+            ),
             domain=Domain(),
         )
+
+
+def _columns(table: np.ndarray) -> tuple[tuple[Any, ...], ...]:
+    return tuple(map(tuple, table.tolist()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,21 +137,22 @@ class Detection:
     f1: float | None
     auc: float | None
 
+    @classmethod
+    def of(cls, shown: Int[np.ndarray, " examples"], margins: Float[np.ndarray, " examples"]) -> "Detection":
+        """Scores one unit.
 
-def detected(embedder: Embedder, features: Features, unit: str) -> Detection:
-    """Scores one unit on the examples that have its label.
+        Args:
+            shown: 1 for an example that shows the unit, 0 for one that does not, and -1 for one without a label, which
+                does not count.
+            margins: The score of each example (`unit_scores`).
+        """
+        from sklearn.metrics import f1_score, roc_auc_score
 
-    Raises:
-        ConfigError: If the model cannot read texts, or a label is not a number.
-    """
-    from sklearn.metrics import f1_score, roc_auc_score
-
-    rows = [row for row, labels in enumerate(features.labels) if has_label(labels, unit)]
-    truth = np.array([_is_shown(features, row, unit) for row in rows])
-    scores = unit_scores(embedder, features, unit)[rows]
-    f1 = float(f1_score(truth, scores > 0)) if truth.any() else None
-    auc = float(roc_auc_score(truth, scores)) if 0 < truth.sum() < len(truth) else None
-    return Detection(len(rows), float(truth.mean()), f1, auc)
+        is_labelled = shown >= 0
+        truth, scores = shown[is_labelled] == 1, margins[is_labelled]
+        f1 = float(f1_score(truth, scores > 0)) if truth.any() else None
+        auc = float(roc_auc_score(truth, scores)) if 0 < truth.sum() < len(truth) else None
+        return cls(len(truth), float(truth.mean()), f1, auc)
 
 
 def unit_scores(embedder: Embedder, features: Features, unit: str) -> Float[np.ndarray, " examples"]:
@@ -143,7 +162,8 @@ def unit_scores(embedder: Embedder, features: Features, unit: str) -> Float[np.n
         ConfigError: If the model cannot read texts.
     """
     present, absent = (embedder.texts(texts).mean(0) for texts in sentences()[unit])
-    return (features.images @ (present - absent)).double().numpy()
+    # Vectors have seven digits. Rounded scores need less room in a file of results.
+    return np.round((features.images @ (present - absent)).double().numpy(), 7)
 
 
 @cache
@@ -158,12 +178,19 @@ def has_label(labels: Mapping[str, str | float], unit: str) -> bool:
     return labels.get(unit, "") != ""
 
 
-def _is_shown(features: Features, row: int, unit: str) -> bool:
-    value = features.labels[row][unit]
+def _shown(features: Features, row: int, unit: str) -> int:
+    """Returns 1 if the label says that an example shows the unit, 0 if it says the opposite, and -1 without a label.
+
+    Raises:
+        ConfigError: If the label is not a number.
+    """
+    labels = features.labels[row]
+    if not has_label(labels, unit):
+        return -1
     try:
-        return float(value) > 0
+        return int(float(labels[unit]) > 0)
     except ValueError as error:
         raise ConfigError(
-            f"the label {unit} of {features.keys[row]} is {value!r}, and the task needs numbers: 0 for a unit that is "
-            "not shown."
+            f"the label {unit} of {features.keys[row]} is {labels[unit]!r}, and the task needs numbers: 0 for a unit "
+            "that is not shown."
         ) from error

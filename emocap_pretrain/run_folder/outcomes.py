@@ -66,22 +66,27 @@ class ClassOutcomes:
         classes: The names of the classes.
         truth: The true class of each sample, as an index into `classes`.
         predicted: The predicted class of each sample, as an index into `classes`.
+        margins: For each sample the score of the later one of the two true classes minus that of the other one; empty
+            if there are not exactly two true classes, or the model gives no scores.
 
     Raises:
-        ValueError: If the lengths differ, or an index is too large.
+        ValueError: If the lengths differ, an index is too large, or there are margins and more than two true classes.
     """
 
     rows: Rows
     classes: Classes
     truth: tuple[Index, ...]
     predicted: tuple[Index, ...]
+    margins: tuple[Number, ...] = ()
     kind: Literal["class"] = "class"
 
     def __post_init__(self) -> None:
         _fill_rows(self, len(self.truth))
-        check_lengths(len(self.rows), truth=self.truth, predicted=self.predicted)
+        check_lengths(len(self.rows), truth=self.truth, predicted=self.predicted, margins=self.margins or self.truth)
         if max((*self.truth, *self.predicted), default=-1) >= len(self.classes):
             raise ValueError(f"the number of a class is not below {len(self.classes)}, the number of classes")
+        if self.margins and len(set(self.truth)) > 2:
+            raise ValueError("there are margins between two classes, and more than two classes occur")
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +175,40 @@ class AnswerOutcomes:
         check_lengths(len(self.rows), is_right=self.is_right)
 
 
-Outcomes = Annotated[ClassOutcomes | RankOutcomes | NumberOutcomes | AnswerOutcomes, Field(discriminator="kind")]
+@dataclass(frozen=True, slots=True)
+class UnitOutcomes:
+    """Holds for each action unit which samples show it, and in which the model has found it.
+
+    Attributes:
+        rows: The rows of the samples (`Samples`); if none are given, all rows in their order.
+        units: The names of the units.
+        shown: For each unit a column: 1 for a sample that shows the unit, 0 for one that does not, and -1 for a sample
+            without a label of the unit.
+        found: For each unit a column: 1 for a sample in which the model has found the unit, and 0 for any other.
+        scores: For each unit a column with the model's score of each sample, which is high if it finds the unit; empty
+            if there are too many samples to keep them.
+
+    Raises:
+        ValueError: If the lengths differ.
+    """
+
+    rows: Rows
+    units: Annotated[tuple[Name, ...], Field(min_length=1)]
+    shown: tuple[tuple[Annotated[int, Field(ge=-1, le=1)], ...], ...]
+    found: tuple[tuple[Annotated[int, Field(ge=0, le=1)], ...], ...]
+    scores: tuple[tuple[Number, ...], ...] = ()
+    kind: Literal["units"] = "units"
+
+    def __post_init__(self) -> None:
+        check_lengths(len(self.units), shown=self.shown, found=self.found, scores=self.scores or self.units)
+        _fill_rows(self, len(self.shown[0]) if self.shown else 0)
+        for column in (*self.shown, *self.found, *self.scores):
+            check_lengths(len(self.rows), units=column)
+
+
+Outcomes = Annotated[
+    ClassOutcomes | RankOutcomes | NumberOutcomes | AnswerOutcomes | UnitOutcomes, Field(discriminator="kind")
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,26 +255,38 @@ def answers_digest(queries: Iterable[tuple[str, Iterable[str]]]) -> str:
 def columns(outcomes: Outcomes) -> tuple[str, ...]:
     """Returns the names of the attributes that have one value for each entry.
 
-    The columns of `NumberOutcomes.truth` and `NumberOutcomes.predicted`, of which there are several, are not among
-    them.
+    Attributes that have several columns (`tables`) are not among them.
     """
     match outcomes:
         case ClassOutcomes():
-            return ("rows", "truth", "predicted")
+            return ("rows", "truth", "predicted", *(["margins"] if outcomes.margins else []))
         case RankOutcomes():
             return ("ranks", "keys" if outcomes.keys else "rows")
-        case NumberOutcomes():
+        case NumberOutcomes() | UnitOutcomes():
             return ("rows",)
         case AnswerOutcomes():
             return ("rows", "is_right")
+
+
+def tables(outcomes: Outcomes) -> tuple[str, ...]:
+    """Returns the names of the attributes that have several columns with one value for each entry."""
+    match outcomes:
+        case NumberOutcomes():
+            return ("truth", "predicted")
+        case UnitOutcomes():
+            return ("shown", "found", "scores")
+        case ClassOutcomes() | RankOutcomes() | AnswerOutcomes():
+            return ()
 
 
 def joined(parts: Sequence[Outcomes]) -> Outcomes:
     """Returns the outcomes of several parts of the samples as one, part after part.
 
     All parts must be of the same kind and have the same names and classes. Ranks must be those of queries that are
-    samples: names of texts are not joined.
+    samples: names of texts are not joined. Margins are left out unless all parts have them for the same two classes,
+    and scores of units unless all parts have them.
     """
+    parts = _with_common_scores(parts)
     first = parts[0]
     changes: dict[str, Any] = {
         name: tuple(chain.from_iterable(getattr(part, name) for part in parts)) for name in columns(first)
@@ -249,11 +299,20 @@ def joined(parts: Sequence[Outcomes]) -> Outcomes:
     if isinstance(first, RankOutcomes):
         counts = [part.candidates for part in parts if isinstance(part, RankOutcomes)]
         changes["candidates"] = sum(counts) if all(counts) else 0
-    if isinstance(first, NumberOutcomes):
-        for name in ("truth", "predicted"):
-            by_number = zip(*(getattr(part, name) for part in parts), strict=True)
-            changes[name] = tuple(tuple(chain.from_iterable(each)) for each in by_number)
+    for name in tables(first):
+        by_column = zip(*(getattr(part, name) for part in parts), strict=True)
+        changes[name] = tuple(tuple(chain.from_iterable(each)) for each in by_column)
     return replace(first, **changes)
+
+
+def _with_common_scores(parts: Sequence[Outcomes]) -> Sequence[Outcomes]:
+    classes = [part for part in parts if isinstance(part, ClassOutcomes)]
+    if classes and (not all(part.margins for part in classes) or len({frozenset(part.truth) for part in classes}) > 1):
+        return [replace(part, margins=()) for part in classes]
+    units = [part for part in parts if isinstance(part, UnitOutcomes)]
+    if units and not all(part.scores for part in units):
+        return [replace(part, scores=()) for part in units]
+    return parts
 
 
 def _are_all(rows: Sequence[int]) -> bool:

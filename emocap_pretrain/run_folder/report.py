@@ -30,6 +30,8 @@ from emocap_pretrain.run_folder.results import (
 )
 from emocap_pretrain.run_folder.scored_steps import EarlyEnd, ScoredStep
 
+LONGEST_NAME = 42  # Characters; longer names in a table may be wrapped.
+
 
 @dataclass(frozen=True, slots=True)
 class Report:
@@ -110,8 +112,11 @@ class Report:
 
     def table(self) -> Table:
         """Returns the report as a table of names and values for the terminal."""
-        table = Table(title=f"Run {self.name}", title_justify="left", show_header=False)
-        for name, value in _rows(self):
+        table, rows = Table(title=f"Run {self.name}", title_justify="left", show_header=False), _rows(self)
+        # On a narrow terminal, long values are wrapped, and names only if they are long too.
+        table.add_column(no_wrap=max(len(name) for name, _ in rows) <= LONGEST_NAME)
+        table.add_column()
+        for name, value in rows:
             table.add_row(name, value)
         return table
 

@@ -106,6 +106,11 @@ class Score:
         if not math.isfinite(self.value):
             raise ValueError(f"the score {self.name} is {self.value}, which is not a finite number")
 
+    @property
+    def marked_title(self) -> str:
+        """Returns the title, followed by an arrow if a smaller number is a better one."""
+        return f"{self.title} ↓" if self.lower_is_better else self.title
+
     def within(self, bounds: tuple[float, float]) -> "Score":
         """Returns the score with the bounds of its confidence interval; without one if a bound is not finite."""
         return replace(self, interval=bounds if all(map(math.isfinite, bounds)) else None)
@@ -289,7 +294,7 @@ class TaskResult:
                 values before and after training.
         """
         before = {score.name: score.value for score in before_training.scores} if before_training else {}
-        scores = [(score.title, score.text(before.get(score.name))) for score in self.scores]
+        scores = [(score.marked_title, score.text(before.get(score.name))) for score in self.scores]
         left_out = [("left out", f"{count:,} x {reason}") for reason, count in self.left_out]
         domain = self.domain.rows() if self.domain else []
         values = self.class_values[0] if self.class_values else None

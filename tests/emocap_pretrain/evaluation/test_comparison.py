@@ -16,8 +16,8 @@ from rich.console import Console
 
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.evaluation.comparison import ModelResults, by_model, compare
+from emocap_pretrain.evaluation.outcome_scores import metrics_of
 from emocap_pretrain.evaluation.page import page
-from emocap_pretrain.evaluation.paired import metrics_of
 from emocap_pretrain.evaluation.result_file import EvaluatedModel, ResultFile, save
 from emocap_pretrain.run_folder.outcomes import NumberOutcomes
 from emocap_pretrain.run_folder.results import Domain, Score, TaskResult

@@ -14,8 +14,15 @@ from hypothesis import strategies as st
 from result_files import classified, file_of, found_texts, mapped, samples, with_extras
 
 from emocap_pretrain.evaluation import intervals, paired, subgroups
+from emocap_pretrain.evaluation.outcome_scores import metrics_of
 from emocap_pretrain.evaluation.result_file import RESULT_FILE
-from emocap_pretrain.run_folder.outcomes import AnswerOutcomes, ClassOutcomes, NumberOutcomes, RankOutcomes
+from emocap_pretrain.run_folder.outcomes import (
+    AnswerOutcomes,
+    ClassOutcomes,
+    NumberOutcomes,
+    RankOutcomes,
+    UnitOutcomes,
+)
 from emocap_pretrain.run_folder.results import Domain, Score, TaskResult
 
 OF = samples(12, persons=6)
@@ -34,6 +41,21 @@ def _answers() -> TaskResult:
     return TaskResult("answer", 12, scores, url="faces", outcomes=(outcomes,), scored_samples=OF)
 
 
+def _units() -> TaskResult:
+    shown, margins = (1, 0, -1) * 4, tuple(0.5 - number % 2 for number in range(12))
+    found = tuple(int(each > 0) for each in margins)
+    outcomes = UnitOutcomes(tuple(range(12)), ("AU1",), (shown,), (found,), (margins,))
+    scores = (Score("f1", "F1", 0.5), Score("auc", "AUC", 0.5))
+    return TaskResult("units", 12, scores, url="faces", outcomes=(outcomes,), scored_samples=OF)
+
+
+def _two_classes() -> TaskResult:
+    truth, margins = (0, 1) * 6, (0.5, 0.5) * 6
+    outcomes = ClassOutcomes(tuple(range(12)), ("a", "b"), truth, (1,) * 12, margins)
+    scores = (Score("uar", "UAR", 0.5), Score("auc", "AUC", 0.5))
+    return TaskResult("two_classes", 12, scores, url="faces", outcomes=(outcomes,), scored_samples=OF)
+
+
 def _texts() -> TaskResult:
     outcomes = RankOutcomes("to_face", (1, 5, 9), keys=("a", "b", "c"))
     scores = (Score("recall_at_5_to_face", "recall", 2 / 3),)
@@ -43,7 +65,8 @@ def _texts() -> TaskResult:
 
 def _body(name: str, seed: int) -> dict[str, Any]:
     classes = classified(OF, 0.5, seed=seed, task="zero_shot", benchmark="raf_db")
-    results = (with_extras(classes), found_texts(OF, seed=seed), _numbers(), _answers(), _texts())
+    others = (_numbers(), _answers(), _texts(), _units(), _two_classes())
+    results = (with_extras(classes), found_texts(OF, seed=seed), *others)
     file = file_of(name, *results, thumbnails={OF.keys[0]: "/9j/AAAA"}, faces=[mapped(OF.keys[0])])
     return json.loads(RESULT_FILE.dump(file))
 
@@ -148,7 +171,7 @@ def test_scores_of_many_classes_take_the_memory_of_their_samples() -> None:
     truth = tuple(range(1000)) * 100
     outcomes = ClassOutcomes(tuple(range(len(truth))), tuple(f"{number}" for number in range(1000)), truth, truth)
     tracemalloc.start()
-    scores = paired.metrics_of(outcomes)
+    scores = metrics_of(outcomes)
     found = [float(metric(np.ones((1, len(truth))))[0]) for metric in scores.values()]
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()

@@ -31,7 +31,7 @@ from emocap_pretrain.evaluation.result_file import load
 from emocap_pretrain.inference.embedder import Embedder
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.ranks.info import Rank
-from emocap_pretrain.run_folder.results import Baseline, ConfusionMatrix, Score, TaskResult
+from emocap_pretrain.run_folder.results import Baseline, ConfusionMatrix, Score, Series, TaskResult
 
 ALONE = RankGroup(Rank(), "cpu", None)
 PROMPTS = EvaluationConfig(tasks=("zero_shot",))
@@ -100,6 +100,7 @@ def test_videos_are_scored_fold_after_fold(embedder: Embedder, tmp_path: Path) -
         assert {score.baseline.note for score in result.scores if score.baseline} == {
             f"mean of {catalogue.card(name).folds} folds"
         }
+        assert all(score.interval for score in result.scores if score.name in {"uar", "war", "macro_f1"})
 
 
 def test_every_task_for_classes_runs_on_a_copy_with_a_training_split(embedder: Embedder, tmp_path: Path) -> None:
@@ -205,7 +206,9 @@ def test_the_mean_over_folds_is_that_of_their_scores() -> None:
     def fold(value: float, counts: tuple[tuple[int, ...], ...]) -> TaskResult:
         score = Score("uar", "UAR", value, Baseline("chance", value / 2), interval=(0.0, 1.0))
         matrix = ConfusionMatrix("confusion", "Confusion", ("a", "b"), counts)
-        return TaskResult("task", 5, (score,), confusion_matrices=(matrix,), left_out=(("missing image", 2),))
+        curve = Series("uar", "few-shot UAR", "examples", (1, 2), (value, 2 * value), (0.1, value), 0.5)
+        left_out = (("missing image", 2),)
+        return TaskResult("task", 5, (score,), confusion_matrices=(matrix,), left_out=left_out, series=(curve,))
 
     first = fold(0.2, ((1, 2), (0, 2)))
     found = mean_of_folds([first, fold(0.4, ((3, 0), (1, 1)))])
@@ -216,6 +219,9 @@ def test_the_mean_over_folds_is_that_of_their_scores() -> None:
     assert found.samples == 10
     assert found.confusion_matrices[0].counts == ((4, 2), (1, 3))
     assert found.left_out == (("missing image", 4),)
+    (curve,) = found.series
+    assert (curve.title, curve.x, curve.chance) == ("few-shot UAR, mean of 2 folds", (1, 2), 0.5)
+    assert (*curve.values, *curve.deviations) == pytest.approx((0.3, 0.6, 0.1, 0.3))
     assert mean_of_folds([first]) == first
 
 

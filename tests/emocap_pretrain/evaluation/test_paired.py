@@ -5,11 +5,12 @@ import pytest
 import torch
 from result_files import CLASSES, classified, samples
 from scipy.stats import binomtest, false_discovery_control
-from sklearn.metrics import f1_score, recall_score
+from sklearn.metrics import f1_score, recall_score, roc_auc_score
 from torchmetrics.functional.regression import concordance_corrcoef, mean_squared_error, pearson_corrcoef
 
-from emocap_pretrain.evaluation.intervals import draws
-from emocap_pretrain.evaluation.paired import Difference, differences, holm, mcnemar, metrics_of, mismatches, part
+from emocap_pretrain.evaluation.intervals import bootstrap, draws
+from emocap_pretrain.evaluation.outcome_scores import metrics_of, part, with_intervals
+from emocap_pretrain.evaluation.paired import Difference, differences, holm, mcnemar, mismatches
 from emocap_pretrain.run_folder.outcomes import (
     AnswerOutcomes,
     ClassOutcomes,
@@ -17,9 +18,11 @@ from emocap_pretrain.run_folder.outcomes import (
     Outcomes,
     RankOutcomes,
     Samples,
+    UnitOutcomes,
     answers_digest,
     joined,
 )
+from emocap_pretrain.run_folder.results import Score
 
 RANDOM = np.random.default_rng(7)
 OF = samples(60)
@@ -34,6 +37,16 @@ def outcomes(kind: str) -> Outcomes:
     if kind == "class":
         (found,) = classified(OF, 0.4, seed=1).outcomes
         return found
+    if kind == "two classes":
+        truth, noise = RANDOM.integers(2, size=60) * 2, RANDOM.normal(size=60)
+        margins = np.round(truth - 1 + 2 * noise, 1)  # Some margins are equal.
+        guesses = np.where(margins > 0, 2, 0)
+        return ClassOutcomes(ROWS, ("a", "b", "c"), *(tuple(each.tolist()) for each in (truth, guesses, margins)))
+    if kind == "units":
+        shown = RANDOM.integers(-1, 2, size=(3, 60))
+        margins = np.round(shown + RANDOM.normal(size=(3, 60)), 1)
+        tables = [tuple(map(tuple, each.tolist())) for each in (shown, (margins > 0).astype(int), margins)]
+        return UnitOutcomes(ROWS, ("AU1", "AU2", "AU4"), *tables)
     if kind == "rank":
         return RankOutcomes("to_text", tuple(RANDOM.integers(1, 12, 60).tolist()), rows=ROWS)
     if kind == "answer":
@@ -49,7 +62,17 @@ def expected(found: Outcomes) -> dict[str, float]:
         case ClassOutcomes():
             truth, guess = np.array(found.truth), np.array(found.predicted)
             scores = {"uar": recall_score(truth, guess, average="macro"), "war": float((truth == guess).mean())}
+            if found.margins:
+                scores["auc"] = roc_auc_score(truth == 2, found.margins)
             return {**scores, "macro_f1": f1_score(truth, guess, labels=np.unique(truth), average="macro")}
+        case UnitOutcomes():
+            f1, auc = list[float](), list[float]()
+            for shown, is_found, margins in zip(found.shown, found.found, found.scores, strict=True):
+                rows = np.array(shown) >= 0
+                truth = np.array(shown)[rows] == 1
+                f1.append(f1_score(truth, np.array(is_found)[rows]))
+                auc.append(roc_auc_score(truth, np.array(margins)[rows]))
+            return {"f1": float(np.mean(f1)), "auc": float(np.mean(auc))}
         case RankOutcomes():
             ranks = np.array(found.ranks)
             recalls = {f"recall_at_{k}_to_text": float((ranks <= k).mean()) for k in (1, 5, 10)}
@@ -69,7 +92,7 @@ def expected(found: Outcomes) -> dict[str, float]:
             return {**scores, "ccc": np.mean([scores[f"{name}_ccc"] for name in found.names])}
 
 
-@pytest.mark.parametrize("kind", ["class", "rank", "answer", "numbers"])
+@pytest.mark.parametrize("kind", ["class", "two classes", "rank", "answer", "numbers", "units"])
 def test_scores_of_weighted_samples_are_those_of_libraries_on_repeated_samples(kind: str) -> None:
     found = outcomes(kind)
     weights = next(draws((None,) * 60, 3))
@@ -85,6 +108,60 @@ def test_scores_of_folds_are_means_over_the_folds() -> None:
     parts = [expected(part(found, np.flatnonzero(folds == fold))) for fold in (0, 1)]
     for name, metric in metrics_of(found, folds).items():
         assert metric(np.ones((1, 60)))[0] == pytest.approx(np.mean([each[name] for each in parts]))
+
+
+def test_every_score_that_follows_from_outcomes_gets_the_interval_of_the_bootstrap() -> None:
+    of = samples(60, persons=20)
+    result = classified(of, 0.4, seed=1)
+    found = with_intervals(replace(result, scores=(*result.scores, Score("other", "other", 0.5))))
+    metric = metrics_of(result.outcomes[0])["macro_f1"]
+    by_name = {score.name: score for score in found.scores}
+    assert by_name["macro_f1"].interval == bootstrap(metric, of.groups)
+    assert by_name["uar"] == result.scores[0]  # Its task has computed the interval.
+    assert by_name["other"].interval is None
+    assert with_intervals(result, most=59) == result
+
+
+def test_a_unit_that_no_sample_of_a_draw_shows_is_left_out_of_the_means() -> None:
+    found = UnitOutcomes((), ("AU1", "AU2"), ((1, 0, 0), (0, 1, -1)), ((1, 0, 1), (1, 1, 0)), ((2, 1, 3), (1, 2, 0)))
+    weights = np.array([[1.0, 1.0, 1.0], [0.0, 1.0, 1.0], [0.0, 0.0, 1.0]])
+    scores = metrics_of(found)
+    assert scores["f1"](weights).tolist() == pytest.approx([2 / 3, 1.0, np.nan], nan_ok=True)
+    assert scores["auc"](weights).tolist() == pytest.approx([0.75, np.nan, np.nan], nan_ok=True)
+    assert list(metrics_of(replace(found, scores=()))) == ["f1"]
+
+
+def test_models_are_compared_by_their_action_units_and_areas() -> None:
+    for kind, names in (("units", ["f1", "auc"]), ("two classes", ["auc"])):
+        one = outcomes(kind)
+        same = differences((one, OF), (one, OF), names)
+        assert {name: (each.value, each.p) for name, each in same.items()} == dict.fromkeys(names, (0.0, 1.0))
+        assert mismatches((one, OF), (one, OF)) == []
+    units = outcomes("units")
+    assert isinstance(units, UnitOutcomes)
+    relabelled = replace(units, shown=(tuple(1 - abs(each) for each in units.shown[0]), *units.shown[1:]))
+    assert "with another true value" in mismatches((units, OF), (relabelled, OF))[0]
+
+
+def test_joined_folds_keep_margins_of_the_same_two_classes_and_scores_of_all_units() -> None:
+    two = outcomes("two classes")
+    assert isinstance(two, ClassOutcomes)
+    assert len(joined([two, two]).margins) == 120  # pyright: ignore[reportAttributeAccessIssue]
+    others = replace(two, truth=tuple(min(each, 1) for each in two.truth))
+    for second in (replace(two, margins=()), others):
+        assert joined([two, second]).margins == ()  # pyright: ignore[reportAttributeAccessIssue]
+    units = outcomes("units")
+    assert isinstance(units, UnitOutcomes)
+    assert [len(each) for each in joined([units, units]).scores] == [120] * 3  # pyright: ignore[reportAttributeAccessIssue]
+    assert joined([units, replace(units, scores=())]).scores == ()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_a_draw_without_a_sample_of_a_fold_has_no_score_and_causes_no_warning() -> None:
+    found = outcomes("class")
+    folds = np.array([0] * 20 + [1] * 40)
+    weights = np.stack([np.ones(60), np.repeat([0.0, 1.0], [20, 40])])
+    for metric in metrics_of(found, folds).values():
+        assert np.isnan(metric(weights)).tolist() == [False, True]
 
 
 def test_mcnemar_s_test_is_the_binomial_test_of_the_samples_on_which_one_model_is_right() -> None:

@@ -15,7 +15,7 @@ from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.evaluation.examples import PackedSource
 from emocap_pretrain.evaluation.features import Features
-from emocap_pretrain.evaluation.paired import metrics_of
+from emocap_pretrain.evaluation.outcome_scores import metrics_of
 from emocap_pretrain.evaluation.regression import scores_of
 from emocap_pretrain.evaluation.ridge_regression import STRENGTHS, RidgeRegression
 from emocap_pretrain.evaluation.task import SplitName

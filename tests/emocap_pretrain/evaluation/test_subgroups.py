@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from result_files import classified, samples
 
-from emocap_pretrain.evaluation.paired import part
+from emocap_pretrain.evaluation.outcome_scores import part
 from emocap_pretrain.evaluation.subgroups import named, subgroups
 from emocap_pretrain.run_folder.outcomes import AnswerOutcomes, ClassOutcomes, RankOutcomes, Samples
 

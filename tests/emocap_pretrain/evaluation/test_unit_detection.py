@@ -4,6 +4,7 @@ The vector of the prompts of unit n is 1 in dimension n, and that of the prompts
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.evaluation.examples import PackedSource
 from emocap_pretrain.evaluation.features import Features
 from emocap_pretrain.evaluation.on_benchmarks import BenchmarkCopy, evaluate
+from emocap_pretrain.evaluation.outcome_scores import with_intervals
 from emocap_pretrain.evaluation.unit_detection import UnitDetection, sentences
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.ranks.info import Rank
+from emocap_pretrain.run_folder.outcomes import Samples
 
 TASK = UnitDetection(EvaluationConfig(url="faces"))
 UNITS = list(sentences())
@@ -57,7 +60,8 @@ def test_f1_and_auc_are_those_of_scikit_learn() -> None:
     labels = [{unit: float(shown) for unit, shown in zip(UNITS, row, strict=False)} for row in truth]
     for row in range(5):
         del labels[row][UNITS[1]]  # These faces have no label of the second unit.
-    result = TASK.result(MODEL, faces(vectors, labels))
+    features = faces(vectors, labels)
+    result, test = TASK.result(MODEL, features), features["test"]
     rows = [slice(0, 60), slice(5, 60), slice(0, 60)]
     f1 = [f1_score(truth[each, place], vectors[each, place] > 0) for place, each in enumerate(rows)]
     auc = [roc_auc_score(truth[each, place], vectors[each, place]) for place, each in enumerate(rows)]
@@ -70,6 +74,9 @@ def test_f1_and_auc_are_those_of_scikit_learn() -> None:
     (values,) = result.class_values
     assert values.classes == tuple(UNITS[:3])
     assert values.samples == tuple(int(truth[each, place].sum()) for place, each in enumerate(rows))
+    # The scores follow from what was found for each face, so they get intervals and can be compared.
+    bounds = [score.interval for score in with_intervals(replace(result, scored_samples=Samples(test.keys))).scores]
+    assert all(low < score.value < high for score, (low, high) in zip(result.scores, filter(None, bounds), strict=True))
 
 
 def test_a_unit_that_no_face_or_every_face_shows_is_left_out_of_the_mean_it_does_not_have() -> None:
