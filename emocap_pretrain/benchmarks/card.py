@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from emocap_pretrain.benchmarks.attributes import Attributes
 from emocap_pretrain.benchmarks.layouts import Layout
 from emocap_pretrain.benchmarks.sources import CardSection, FactSource, Text
 
@@ -160,6 +161,8 @@ class Card(CardSection):
         scores: The names of the scores that publications report, the most important one first.
         scores_source: Where the names of the scores were read.
         layouts: How copies lie on a disk. The first layout that fits a copy is used.
+        attributes: Where the copies say something about the persons, such as their gender; None if they do not, or if
+            nobody has read where.
         licence: The terms of the benchmark, in one or two sentences.
         obtain: How a user gets a copy.
         citation: The publication.
@@ -180,6 +183,7 @@ class Card(CardSection):
     scores: Annotated[tuple[Name, ...], Field(min_length=1)]
     scores_source: FactSource
     layouts: Annotated[tuple[Layout, ...], Field(min_length=1)]
+    attributes: Attributes | None = None
     licence: Text
     obtain: Text
     citation: Text

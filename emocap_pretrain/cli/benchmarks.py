@@ -115,6 +115,7 @@ def _about(card: Any) -> list[tuple[str, str]]:
         ("target", f"{card.target.kind}, {card.target.source}"),
         ("scores", f"{', '.join(card.scores)}; {card.scores_source}"),
         ("scored split", card.scored + (f", mean of {card.folds} folds" if card.folds else "")),
+        *([("attributes", f"{', '.join(card.attributes.names)}; {card.attributes.source}")] if card.attributes else []),
         ("licence", card.licence),
         ("how to get it", card.obtain),
         ("citation", card.citation),

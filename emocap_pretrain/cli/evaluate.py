@@ -6,7 +6,7 @@ is used in place of the checkpoint's config. Settings on the command line take p
 (docs/security.md).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -233,9 +233,20 @@ def command(  # noqa: PLR0913, PLR0917 - one argument for each option
         logged = _tracking(tracking, own) if tracking else None
         wanted = output.Wanted(save, html, picture, logged, thumbnails, as_json, least_group)
         wanted.check()
-        copies = _copies(
-            benchmark or (), alone=not (group or by or data or stored_data or train or valid or curve or picture)
-        )
+        for_data = {
+            "--data": data,
+            "--stored-data": stored_data,
+            "--train": train,
+            "--valid": valid,
+            "--label": label,
+            "--group": group,
+            "--faces-from": faces_from,
+            "--curve": curve,
+            "--picture": picture,
+            "--thumbnails": thumbnails,
+        }
+        copies = _copies(benchmark or (), [option for option, value in for_data.items() if value])
+        _check_classes(copies, changes.get("classes"))
         shares, captions = _shares(curve), tuple(trained_on or ())
         request = EvaluationRequest(
             model,
@@ -291,25 +302,42 @@ def _changes(named: dict[str, Any], classes: str | None, prompts: str | None) ->
     return found if prompts is None else found | _prompts(prompts)
 
 
-def _copies(texts: Sequence[str], *, alone: bool) -> "tuple[BenchmarkCopy, ...]":
+def _copies(texts: Sequence[str], for_data: Sequence[str]) -> "tuple[BenchmarkCopy, ...]":
     """Returns the copies that `--benchmark` names.
 
     Args:
         texts: The values of `--benchmark`.
-        alone: Whether no option is given that is only for packed datasets, such as `--data`, `--by` or `--picture`.
+        for_data: The given options that are only for packed datasets.
 
     Raises:
         ConfigError: If such an option is given beside `--benchmark`, or a value is not the name and folder of a copy.
     """
     if not texts:
         return ()
-    if not alone:
+    if for_data:
         raise ConfigError(
-            "--benchmark has its own splits: leave out --data, --train, --valid, --group, --by, --curve, --picture."
+            f"--benchmark has its own splits, labels and licence, so these options are not used: leave out "
+            f"{', '.join(for_data)}."
         )
     from emocap_pretrain.evaluation.on_benchmarks import BenchmarkCopy
 
     return tuple(map(BenchmarkCopy.parsed, texts))
+
+
+def _check_classes(copies: "Sequence[BenchmarkCopy]", classes: Mapping[str, Any] | None) -> None:
+    """Checks that the classes of the command line are those of one of the benchmarks. Other classes would be ignored.
+
+    Raises:
+        ConfigError: If they are not.
+    """
+    from emocap_pretrain.benchmarks.card import ClassTarget
+
+    targets = [copy.card.target for copy in copies if isinstance(copy.card.target, ClassTarget)]
+    if classes is not None and targets and not any(set(classes) == set(target.classes) for target in targets):
+        raise ConfigError(
+            f"the given classes are {', '.join(classes)}, and none of these benchmarks has them; the first one has "
+            f"{', '.join(targets[0].classes)}."
+        )
 
 
 def _prompts(prompts: str) -> dict[str, Any]:

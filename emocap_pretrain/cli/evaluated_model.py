@@ -267,9 +267,9 @@ def _prepare(request: EvaluationRequest) -> PreparedModel:
     stored_batch = config.evaluation.batch
     bounded = request.changes if own else {**request.changes, "batch": min(stored_batch, LARGEST_BATCH)}
     if request.copies:
-        # Tasks that a config names are for its own dataset, and a stranger may have named the cache.
+        # Tasks and labels that a config names are for its own dataset, and a stranger may have named the cache.
         of_stranger = {} if request.may_read else {"cache": None}
-        config = with_section(config, "evaluation", {"tasks": None, **of_stranger, **bounded})
+        config = with_section(config, "evaluation", {"tasks": None, "by": (), **of_stranger, **bounded})
         notes = on_benchmarks.prepare(request.copies, config.evaluation, has_texts=model.embedder.has_texts)
     else:
         config = with_settings(config, bounded, may_read=request.may_read)

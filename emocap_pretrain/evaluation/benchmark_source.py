@@ -6,7 +6,7 @@ and action unit 12 is `AU12`, with the values 0 and 1.
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ from emocap_shards.sample import Caption
 from emocap_pretrain.benchmarks.card import Card, ClassTarget, NumbersTarget
 from emocap_pretrain.benchmarks.frames import SEGMENTS, middles, pictures
 from emocap_pretrain.benchmarks.item import CroppedImage, FrameFiles, Item, Media, VideoFile
+from emocap_pretrain.benchmarks.reading.attribute_reader import AttributeReader
 from emocap_pretrain.benchmarks.reading.layout_reader import LayoutReader, Problem
 from emocap_pretrain.config.fields import ImageCrop
 from emocap_pretrain.config.schema import EvaluationConfig
@@ -94,6 +95,7 @@ class BenchmarkSource:
         part: Whether all examples are provided, or only those that are held out of training for choices, or only the
             others. Whole persons are held out if the layout names them.
         may_have_gaps: Whether examples may be left out. Otherwise one that cannot be decoded ends the evaluation.
+        with_attributes: Whether the labels of an example contain the attributes of its person (`Card.attributes`).
     """
 
     card: Card
@@ -103,6 +105,7 @@ class BenchmarkSource:
     fold: int | None = None
     part: Part = "all"
     may_have_gaps: bool = True
+    with_attributes: bool = False
 
     @property
     def images_each(self) -> int:
@@ -126,7 +129,7 @@ class BenchmarkSource:
         Raises:
             DataError: If the copy lacks the split, or a file of labels cannot be read.
         """
-        return [_example(self._items[number]) for number in numbers]
+        return [_example(item, self._attributes_of(item)) for item in map(self._items.__getitem__, numbers)]
 
     def label_values(self, name: str, *, seconds: float | None = None) -> LabelValues:  # noqa: ARG002 - all labels are in memory
         labels = [_labels(item) for item in self._items if isinstance(item, Item)]
@@ -141,6 +144,14 @@ class BenchmarkSource:
             seen = (item.kind,) if isinstance(item, Problem) else (item.key, sorted(_labels(item).items()), item.group)
             digest.update(repr(seen).encode(errors="surrogatepass"))
         return digest.hexdigest()
+
+    def _attributes_of(self, item: Item | Problem) -> Mapping[str, str | float]:
+        return {} if self._attributes is None or isinstance(item, Problem) else self._attributes.of(item)
+
+    @cached_property
+    def _attributes(self) -> AttributeReader | None:
+        described = self.card.attributes
+        return AttributeReader(described, self.root) if self.with_attributes and described else None
 
     @cached_property
     def _items(self) -> tuple[Item | Problem, ...]:
@@ -165,11 +176,15 @@ def splits_of(card: Card) -> dict[SplitName, tuple[str, Part]]:
 
 
 def sources_of(
-    card: Card, root: Path, reader: LayoutReader, fold: int | None = None
+    card: Card, root: Path, reader: LayoutReader, fold: int | None = None, *, with_attributes: bool = False
 ) -> dict[SplitName, BenchmarkSource]:
-    """Returns the source of each split that the card has for an evaluation (`splits_of`)."""
+    """Returns the source of each split that the card has for an evaluation (`splits_of`).
+
+    With `with_attributes`, the scored examples have the attributes of their persons.
+    """
     return {
-        name: BenchmarkSource(card, root, reader, split, fold, part) for name, (split, part) in splits_of(card).items()
+        name: BenchmarkSource(card, root, reader, split, fold, part, with_attributes=with_attributes and name == "test")
+        for name, (split, part) in splits_of(card).items()
     }
 
 
@@ -210,7 +225,7 @@ def settings_of(settings: EvaluationConfig, card: Card) -> EvaluationConfig:
     return settings.model_copy(update=changes)
 
 
-def _example(item: Item | Problem) -> Example | LeftOut:
+def _example(item: Item | Problem, attributes: Mapping[str, str | float]) -> Example | LeftOut:
     if isinstance(item, Problem):
         return LeftOut(item.place, item.kind.removeprefix("left out: "))
     caption = () if item.caption is None else (Caption(item.caption, (), ""),)
@@ -218,7 +233,7 @@ def _example(item: Item | Problem) -> Example | LeftOut:
     missing = _missing(item.media)
     if missing:
         return LeftOut(item.key, missing)
-    return Example(item.key, content, _labels(item), caption, item.group, item.question)
+    return Example(item.key, content, {**attributes, **_labels(item)}, caption, item.group, item.question)
 
 
 def _missing(media: Media) -> str | None:

@@ -69,13 +69,14 @@ def prepare(copies: Sequence[BenchmarkCopy], settings: EvaluationConfig, *, has_
 
     Raises:
         ConfigError: If a copy has none of the layouts of its card; if a class has no prompts, or the prompts do not fit
-            the classes (`settings_of`); or if the settings name a task that does not exist, or one that needs texts
-            although the model cannot read them.
+            the classes (`settings_of`); if the settings name a task that does not exist, or one that needs texts
+            although the model cannot read them; or if no benchmark has an attribute that `settings.by` names.
         DataError: If a file or folder that shows the layout of a copy exists, but cannot be read.
         NoTaskError: If none of the copies allows a task.
     """
     if settings.tasks:
         tasks.require_texts(settings, has_texts=has_texts)
+    _require_attributes(settings, [copy.card for copy in copies])
     left_out: dict[str, None] = {}
     refused: list[NoTaskError] = []
     for copy in copies:
@@ -97,6 +98,21 @@ def prepare(copies: Sequence[BenchmarkCopy], settings: EvaluationConfig, *, has_
             f"the model is an image tower alone, so tasks that need texts are left out: {', '.join(left_out)}."
         )
     return notes
+
+
+def _require_attributes(settings: EvaluationConfig, cards: Sequence[Card]) -> None:
+    known = {name: None for card in cards for name in attributes_of(card)}
+    if missing := [name for name in settings.by if name not in known]:
+        there = ", ".join(known) or "none"
+        raise ConfigError(
+            f"--by {missing[0]}: none of these benchmarks has this attribute of the persons; they have {there} "
+            "(emocap benchmarks show)."
+        )
+
+
+def attributes_of(about: Card) -> tuple[str, ...]:
+    """Returns the names of the attributes of persons by which scores on a benchmark can be divided."""
+    return about.attributes.names if about.attributes else ()
 
 
 def tasks_of(settings: EvaluationConfig, about: Card, *, has_texts: bool = True) -> list[Task]:
@@ -232,7 +248,8 @@ def _on_copy(
     _check_views(about, [layout.about for layout, _ in fits])
     reader = fits[world.rank][1]
     folds = [None] if about.folds is None else list(range(1, about.folds + 1))
-    sources = [sources_of(about, copy.root, reader, fold) for fold in folds]
+    by = [name for name in settings.by if name in attributes_of(about)]
+    sources = [sources_of(about, copy.root, reader, fold, with_attributes=bool(by)) for fold in folds]
     # The items are known only after the files of labels were read.
     views = world.run_on_all(partial(_views, sources))
     for of_ranks in zip(*views, strict=True):
@@ -244,7 +261,7 @@ def _on_copy(
         names = ", ".join(task.name for task in chosen if task not in able)
         splits = ", ".join(sorted(empty))
         _log.warning("benchmark %s: the split %s has no example, so these are left out: %s", about.name, splits, names)
-    found = [tasks.run(able, each, extraction, world) for each in sources]
+    found = [tasks.run(able, each, extraction, world, by=by) for each in sources]
     means = world.run_on_main(lambda: [with_intervals(mean_of_folds(of_task)) for of_task in zip(*found, strict=True)])
     return [replace(each, url=f"{about.name}, {about.scored}", benchmark=about.name) for each in means]
 

@@ -309,4 +309,4 @@ def test_results_are_saved_for_comparisons_and_shown_by_group(run: Config, faces
     assert len(changes) == 3 + 8 * 4
     assert all((each["value"], each["p"]) == (0.0, 1.0) for each in changes)
     assert "evaluation.by=mood: no sample of" in refused(run.url, "--data", faces, "--by", "mood")
-    assert "leave out" in refused(run.url, "--benchmark", f"raf_db={tmp_path}", "--by", "emotion")
+    assert "leave out --group" in refused(run.url, "--benchmark", f"raf_db={tmp_path}", "--group", "emotion")

@@ -314,8 +314,31 @@ def test_the_command_evaluates_copies_and_refuses_other_folders(finished_run: Co
         done = called(*words, copy)
         assert done.exit_code == 2
         assert message in done.stderr
-    done = called(*words, f"raf_db={tmp_path / 'raf'}", "--data", "faces")
-    assert "has its own splits" in done.stderr
+    copy = f"raf_db={tmp_path / 'raf'}"
+    done = called(*words, copy, "--data", "faces", "--label", "mood", "--faces-from", "sfew", "--thumbnails")
+    assert "leave out --data, --label, --faces-from, --thumbnails." in done.stderr
+    done = called(*words, copy, "--classes", "joy,fear")
+    assert "the given classes are joy, fear, and none of these benchmarks has them" in done.stderr
+    done = called(*words, copy, "--by", "height")
+    assert "none of these benchmarks has this attribute of the persons; they have gender, race, age" in done.stderr
+
+
+def test_scores_on_a_benchmark_are_divided_by_attributes_of_the_persons(finished_run: Config, tmp_path: Path) -> None:
+    copy = raf_db(tmp_path / "raf", 4)
+    for number, path in enumerate(sorted(copy.root.rglob("test_*_aligned.jpg"))):
+        if number:  # One image has no file of attributes.
+            stem = path.name.removesuffix("_aligned.jpg")
+            values = f"{number % 2}\n0\n{number % 3}\n"
+            a_text(copy.root / f"Annotation/manual/{stem}_manu_attri.txt", "0\t0\n" * 5 + values)
+    sets = ("--benchmark", f"raf_db={copy.root}", "--task", "zero_shot", "--by", "gender", "--least-group", "5")
+    done = called("evaluate", finished_run.url, "--device", "cpu", *sets, "--save", tmp_path / "a.json", "--json")
+    assert done.exit_code == 0, done.output
+    ((groups,),) = json.loads(done.stdout)["groups"].values()
+    assert (groups["label"], groups["unlabelled"]) == ("gender", 1)
+    assert {each["value"]: each["samples"] for each in groups["groups"]} == {"female": 14, "male": 13}
+    assert all(each["interval"] for each in groups["groups"])
+    saved = load(str(tmp_path / "a.json"))
+    assert sorted(map(str, saved.samples[0].labels["gender"])) == ["None", *["female"] * 14, *["male"] * 13]
 
 
 def without_images(copy: BenchmarkCopy) -> BenchmarkCopy:
