@@ -1,10 +1,12 @@
 """Defines `emocap import`, which packs datasets from the files in which they are published.
 
-A subcommand knows one dataset: its splits, its labels, and the mistakes of its files. Every other dataset of images is
-packed by `emocap pack`.
+A subcommand knows one dataset: its splits, its labels, and the mistakes of its files. `benchmark` knows all those that
+have a card. Every other dataset of images is packed by `emocap pack`.
 """
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -68,37 +70,85 @@ def ferplus_command(
             console.print(f"left out {counted(nameless, 'row')} without a name in FER+, because they show no face.")
 
 
-def _refuse_existing(out: str) -> None:
+@app.command("benchmark", cls=Command)
+def benchmark_command(
+    name: Annotated[str, typer.Argument(help="Name of a benchmark (see emocap benchmarks list).")],
+    copy: Annotated[Path, typer.Argument(help="Folder with your copy.")],
+    out: Out,
+    fold: Annotated[int | None, typer.Option(help="Number of the fold, for a benchmark with folds.", min=1)] = None,
+    frames: Annotated[int, typer.Option(help="Frames of each video; 1: the middle one.", min=1, max=16)] = 1,
+    debug: Debug = False,
+) -> None:
+    """Pack a copy of a benchmark, to fine-tune a model on it. The label `emotion` is the class by its name.
+
+    The splits are those of an evaluation: if the benchmark has no split for choices, one in ten training examples, or
+    persons, is `valid`.
+    """
+    with errors_as_lines(debug=debug):
+        from emocap_pretrain.benchmarks.catalogue import card
+        from emocap_pretrain.benchmarks.reading.choice import fitting
+        from emocap_pretrain.errors import ConfigError
+        from emocap_pretrain.evaluation.benchmark_records import records
+        from emocap_pretrain.evaluation.benchmark_source import sources_of
+
+        about = card(name)
+        if (about.folds is None) != (fold is None) or (about.folds and fold and fold > about.folds):
+            folds = f"give --fold, from 1 to {about.folds}" if about.folds else "leave --fold out"
+            raise ConfigError(f"{about.title} has {about.folds or 'no'} folds: {folds}.")
+        sources = sources_of(about, copy, fitting(about, copy)[1], fold, with_attributes=True)
+        _refuse_existing(out, [split for split, source in sources.items() if len(source)])
+        for split, source in sources.items():
+            if not len(source):
+                console.print(f"{source.address} has no item and is not written.")
+                continue
+            left_out = Counter[str]()
+            try:
+                _write_dataset(_url(out, split), partial(records, source, frames, left_out))
+            finally:  # If nothing is left, the reasons say why.
+                for reason, count in left_out.most_common():
+                    console.print(f"left out: {count:,} x {reason}.")
+        console.print(f"The terms of {about.title} also hold for these datasets: {about.licence}")
+        console.print(f"In a config: data.captions_from: [{name}], evaluation.faces_from: [{name}].")
+
+
+def _refuse_existing(out: str, splits: Sequence[str] | None = None) -> None:
     """Checks that the import is not complete already, before the tables are read.
 
     Raises:
         ManifestError: If all datasets exist.
     """
-    if all(open_store(url).exists(MANIFEST) for url in _urls(out).values()):
+    from emocap_pretrain.captions.ferplus.dataset import SPLITS
+
+    if all(open_store(_url(out, split)).exists(MANIFEST) for split in splits or SPLITS):
         raise ManifestError(f"{out} holds these datasets already; delete them, or choose another place for the import.")
 
 
-def _urls(out: str) -> "dict[Split, str]":
-    from emocap_pretrain.captions.ferplus.dataset import SPLITS
-
-    return {split: f"{out.rstrip('/')}/{split}" for split in SPLITS}
+def _url(out: str, split: str) -> str:
+    return f"{out.rstrip('/')}/{split}"
 
 
 def _write(out: str, records_of: "Callable[[Split], Iterator[Record]]") -> None:
-    """Writes the datasets. Those that an interrupted import has finished are compared and kept.
+    """Writes the datasets of the three splits (`_write_dataset`)."""
+    from emocap_pretrain.captions.ferplus.dataset import SPLITS
+
+    for split in SPLITS:
+        _write_dataset(_url(out, split), partial(records_of, split))
+
+
+def _write_dataset(url: str, records: Callable[[], Iterator[Record]]) -> None:
+    """Writes a dataset. One that an interrupted import has finished is compared and kept.
 
     Raises:
         ManifestError: If there is a dataset of other records.
     """
-    for split, url in _urls(out).items():
-        if not open_store(url).exists(MANIFEST):
-            manifest = write_shards(records_of(split), url)
-        elif _holds(url, records_of(split)):
-            manifest = read_manifest(url)
-        else:
-            raise ManifestError(f"{url} holds another dataset; delete it, or choose another place for the import.")
-        size = f"{counted(len(manifest.shards), 'shard')}, {manifest.total_bytes / 1e6:.1f} MB"
-        console.print(f"{url}: {counted(manifest.samples, 'sample')} in {size}.")
+    if not open_store(url).exists(MANIFEST):
+        manifest = write_shards(records(), url)
+    elif _holds(url, records()):
+        manifest = read_manifest(url)
+    else:
+        raise ManifestError(f"{url} holds another dataset; delete it, or choose another place for the import.")
+    size = f"{counted(len(manifest.shards), 'shard')}, {manifest.total_bytes / 1e6:.1f} MB"
+    console.print(f"{url}: {counted(manifest.samples, 'sample')} in {size}.")
 
 
 def _holds(url: str, records: Iterator[Record]) -> bool:
