@@ -37,6 +37,8 @@ class PromptSetConfig(Section):
         templates: The prompts with `{}` in place of the words of a class; empty if the set has `classes`.
         instead: The exceptions: `instead[class][template]` is the prompt that replaces the template for the class of
             this name.
+        words: The words that replace `{}` for the class of a name, such as adjectives. If there are any, the set has no
+            prompts for other classes. Empty takes the words of the evaluation.
         classes: The whole prompts of each class by its name; empty if the set has `templates`.
     """
 
@@ -44,6 +46,7 @@ class PromptSetConfig(Section):
     source: FactSource = "unknown"
     templates: tuple[Template, ...] = ()
     instead: Mapping[str, Mapping[str, Text]] = Field(default={})
+    words: Mapping[str, Text] = Field(default={})
     classes: Mapping[str, Annotated[tuple[Text, ...], Field(min_length=1)]] = Field(default={})
 
     @model_validator(mode="after")
@@ -63,23 +66,26 @@ class PromptSetConfig(Section):
             classes: The words of each class by its name.
 
         Raises:
-            ConfigError: If the set has whole prompts, and none for one of the classes or its words.
+            ConfigError: If the set has whole prompts or own words, and none for one of the classes or its words.
         """
         if self.classes:
-            return ("{}",), {name: self._whole(name, words) for name, words in classes.items()}
+            return ("{}",), {name: self.classes[self._known(name, words)] for name, words in classes.items()}
+        if self.words:
+            classes = {name: (self.words[self._known(name, words)],) for name, words in classes.items()}
         if not set(self.instead) & set(classes):
             return self.templates, classes
         return ("{}",), {name: self._prompts(name, words) for name, words in classes.items()}
 
-    def _whole(self, name: str, words: Sequence[str]) -> Sequence[str]:
+    def _known(self, name: str, words: Sequence[str]) -> str:
         # Labels may be numbers or other names of the same emotion, so the words of the class count too.
-        known = [each for each in (name, *words) if each in self.classes]
+        classes = self.classes or self.words
+        known = [each for each in (name, *words) if each in classes]
         if not known:
             raise ConfigError(
                 f"evaluation.prompts: the set has no prompts for the class {name!r}, only for "
-                f"{', '.join(self.classes)}: choose another set, or for compound classes compound=parts."
+                f"{', '.join(classes)}: choose another set, or for compound classes compound=parts."
             )
-        return self.classes[known[0]]
+        return known[0]
 
     def _prompts(self, name: str, words: Sequence[str]) -> list[str]:
         instead = self.instead.get(name, {})

@@ -24,6 +24,18 @@ def test_every_class_has_equally_many_prompts_and_none_twice(name: str, each: in
         assert all("{}" not in prompt and prompt.endswith(".") for prompt in found)
 
 
+def test_a_set_with_own_words_replaces_those_of_the_classes_and_has_no_prompts_for_others() -> None:
+    settings = EvaluationConfig(prompts="clip_benchmark")
+    templates, words = expanded(settings, {"anger": ("anger",), "2": ("fear",)})
+    assert words == {"anger": ("angry",), "2": ("fearful",)}
+    assert prompts_of(templates, words)[:2] == [
+        "a photo of a angry looking face.",
+        "a photo of a face showing the emotion: angry.",
+    ]
+    with pytest.raises(ConfigError, match="the set has no prompts for the class 'contempt', only for anger, disgust"):
+        expanded(settings, CLASSES)
+
+
 def test_the_prompts_of_sadness_are_those_of_the_published_code() -> None:
     templates, words = expanded(EvaluationConfig(prompts="exp_clip_five"), CLASSES)
     assert prompts_of(templates, {"sadness": words["sadness"]}) == [
