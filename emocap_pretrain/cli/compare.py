@@ -109,6 +109,9 @@ def _show(found: "Comparison") -> None:
         for letter, each in zip(found.letters, found.models, strict=True)
     ]
     console.print(tables.grid("Models", ("", "model", "digest"), models, left=3))
+    for letter, each in zip(found.letters, found.models, strict=True):
+        for text in each.missing:
+            console.print(f"{letter}, not evaluated: {text}")
     console.print()
     for each in found.tasks:
         _show_task(each, found.letters)

@@ -127,6 +127,7 @@ class Evaluation:
         other_weights: The results of the interpolations; empty if none were asked for.
         has_copies: Whether copies of benchmarks were scored, and not the dataset of the settings.
         failures: For each benchmark that could not be evaluated its name and the reason, in one line.
+        without_task: For each benchmark that allows no task the reason, in one line with its name.
     """
 
     model: str
@@ -137,6 +138,7 @@ class Evaluation:
     other_weights: tuple[OtherWeights, ...]
     has_copies: bool = False
     failures: tuple[str, ...] = ()
+    without_task: tuple[str, ...] = ()
 
     @property
     def weights(self) -> str:
@@ -189,11 +191,10 @@ def evaluated(request: EvaluationRequest, device: str) -> Evaluation | None:
         found = everyone.run_on_main(partial(_prepare, request))
         config, embedder, restored = found.config, found.model.embedder.on(world.device), found.model.restored
         training = everyone.run_on_main(partial(_training_captions, request, restored))
-        failures: tuple[str, ...] = ()
+        on_copies = on_benchmarks.BenchmarkResults(())
         if request.copies:
-            found_on = on_benchmarks.evaluate(request.copies, config.evaluation, embedder, everyone)
-            results, failures = found_on.results, found_on.failures
-            results = with_domains(results, training, config.evaluation, url=None)
+            on_copies = on_benchmarks.evaluate(request.copies, config.evaluation, embedder, everyone)
+            results = with_domains(on_copies.results, training, config.evaluation, url=None)
         else:
             results = results_of(config, embedder, everyone, training)
         other_weights: tuple[OtherWeights, ...] = ()
@@ -203,7 +204,15 @@ def evaluated(request: EvaluationRequest, device: str) -> Evaluation | None:
         if not world.is_main:
             return None
         return Evaluation(
-            request.model, config, embedder, restored, results, other_weights, bool(request.copies), failures
+            request.model,
+            config,
+            embedder,
+            restored,
+            results,
+            other_weights,
+            bool(request.copies),
+            on_copies.failures,
+            on_copies.without_task,
         )
 
 

@@ -132,7 +132,8 @@ def _result_file(evaluated: Evaluation, *, thumbnails: bool) -> "ResultFile":
     )
     # Without the setting, the model decides which part of an image it reads.
     read = {**stored, "crop": settings.crop or evaluated.embedder.crop}
-    return ResultFile.of(model, evaluated.results, read, images, faces)
+    missing = (*evaluated.failures, *evaluated.without_task)
+    return ResultFile.of(model, evaluated.results, read, images, faces, missing=missing)
 
 
 def show(evaluated: Evaluation, *, as_json: bool, least: int) -> None:
@@ -180,6 +181,7 @@ def _tree(evaluated: Evaluation) -> dict[str, Any]:
     about = {"run": evaluated.model, **dict(zip(("step", "weights", "share"), facts, strict=True))}
     results = [result.scores_alone() for result in evaluated.results]
     about |= {"failures": evaluated.failures} if evaluated.failures else {}
+    about |= {"without_task": evaluated.without_task} if evaluated.without_task else {}
     return about | to_jsonable_python({"results": results, "other_weights": evaluated.other_weights})
 
 

@@ -32,6 +32,7 @@ class ModelResults:
         thumbnails: Small images of some samples, as JPEGs in base64, by the keys of the samples.
         faces: The attention maps of some of the samples that have a small image.
         evaluation: The settings of the evaluation; empty if they are unknown.
+        missing: The benchmarks that the user has named and that have no result, each with the reason.
     """
 
     model: EvaluatedModel
@@ -39,11 +40,12 @@ class ModelResults:
     thumbnails: Mapping[str, str] = field(default_factory=dict[str, str])
     faces: tuple[SavedFace, ...] = ()
     evaluation: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    missing: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, file: ResultFile) -> "ModelResults":
         """Returns the results that a file contains."""
-        return cls(file.model, file.results(), file.thumbnails, file.faces, file.evaluation)
+        return cls(file.model, file.results(), file.thumbnails, file.faces, file.evaluation, file.missing)
 
     def also_on(self, other: "ModelResults") -> "ModelResults | None":
         """Returns these results together with those of the same model on other datasets.

@@ -152,10 +152,12 @@ class BenchmarkResults:
         results: The results of all tasks on all benchmarks that could be evaluated.
         failures: For each benchmark that could not be evaluated its name and the reason, in one line. Benchmarks that
             allow no task are not among them.
+        without_task: For each benchmark that allows no task the reason, in one line with its name.
     """
 
     results: tuple[TaskResult, ...]
     failures: tuple[str, ...] = ()
+    without_task: tuple[str, ...] = ()
 
 
 def evaluate(
@@ -198,7 +200,8 @@ def evaluate(
         _log.warning("%d of %d benchmarks have no result:", len(errors), len(copies))
         for name, error in errors:
             _log.warning("%s", error if isinstance(error, NoTaskError) else f"{name}: {error}")
-    return BenchmarkResults(tuple(results), tuple(f"{name}: {error}" for name, error in failed))
+    without_task = tuple(str(error) for _, error in errors if isinstance(error, NoTaskError))
+    return BenchmarkResults(tuple(results), tuple(f"{name}: {error}" for name, error in failed), without_task)
 
 
 _OF_COPY: dict[str, type[ConfigError | DataError]] = {

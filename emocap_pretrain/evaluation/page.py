@@ -67,6 +67,7 @@ def _model(letter: str, found: Comparison, number: int) -> dict[str, Any]:
         "address": model.address,
         "digest": model.digest[:16],
         "has_images": bool(found.models[number].thumbnails),
+        "missing": found.models[number].missing,
     }
 
 

@@ -122,6 +122,7 @@ class ResultFile:
         thumbnails: Small images of samples by their keys, for the examples and the attention maps; empty unless the
             user has asked for them.
         faces: Attention maps of some samples; empty without thumbnails, and if the model has no maps.
+        missing: The benchmarks that the user has named and that have no result, each with the reason.
         made_by: Distinguishes this file from other JSON files.
 
     Raises:
@@ -138,6 +139,7 @@ class ResultFile:
         default_factory=dict[str, str]
     )
     faces: Annotated[tuple[SavedFace, ...], Field(max_length=MOST_FACES)] = ()
+    missing: Annotated[tuple[Annotated[str, Field(max_length=4000)], ...], Field(max_length=1000)] = ()
 
     def __post_init__(self) -> None:
         for task in self.tasks:
@@ -159,6 +161,8 @@ class ResultFile:
         evaluation: Mapping[str, Any],
         thumbnails: Mapping[str, str] | None = None,
         faces: Sequence[SavedFace] = (),
+        *,
+        missing: Sequence[str] = (),
     ) -> "ResultFile":
         """Returns the content of a file with these results. Samples that several tasks share are stored once.
 
@@ -168,6 +172,7 @@ class ResultFile:
             evaluation: The settings of the evaluation, without secrets.
             thumbnails: Small images of samples, as JPEGs in base64, by the keys of the samples.
             faces: The attention maps of some samples with a small image.
+            missing: The benchmarks without a result, each with the reason; long reasons are cut.
         """
         samples: list[Samples] = []
         tasks: list[SavedTask] = []
@@ -187,6 +192,7 @@ class ResultFile:
             evaluation,
             dict(thumbnails or {}),
             tuple(faces),
+            tuple(each[:4000] for each in missing),
         )
 
     def results(self) -> tuple[TaskResult, ...]:

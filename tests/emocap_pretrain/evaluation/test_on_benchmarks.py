@@ -365,16 +365,21 @@ def test_the_command_prints_and_saves_what_it_has_and_ends_with_exit_code_1(
     finished_run: Config, tmp_path: Path
 ) -> None:
     full, broken = raf_db(tmp_path / "full", 2), without_images(raf_db(tmp_path / "broken", 2))
-    saved = tmp_path / "found.json"
+    saved, page = tmp_path / "found.json", tmp_path / "page.html"
+    units = catalogue.card("faba_au")
+    build(units, units.layouts[0], tmp_path / "units")
     words = [word for copy in (full, broken) for word in ("--benchmark", f"raf_db={copy.root}")]
-    done = called(
-        *("evaluate", finished_run.url, "--device", "cpu", *words, "--task", "zero_shot", "--save", saved, "--json")
-    )
+    words += ["--benchmark", f"faba_au={tmp_path / 'units'}", "--task", "zero_shot", "--save", saved, "--html", page]
+    done = called("evaluate", finished_run.url, "--device", "cpu", *words, "--json")
     assert done.exit_code == 1
     tree = json.loads(done.stdout)
     assert [result["benchmark"] for result in tree["results"]] == ["raf_db"]
     assert "has no example that can be read" in tree["failures"][0]
-    assert [each.benchmark for each in load(str(saved)).results()] == ["raf_db"]
+    file = load(str(saved))
+    assert [each.benchmark for each in file.results()] == ["raf_db"]
+    assert list(file.missing) == [*tree["failures"], *tree["without_task"]]
+    assert file.missing[1].startswith("benchmark faba_au: none of the tasks can be run")
+    assert page.read_text(encoding="utf-8").count("<b>not evaluated</b>") == 2
 
 
 def test_ranks_keep_the_other_results_if_a_benchmark_fails_and_refuse_copies_that_differ(
