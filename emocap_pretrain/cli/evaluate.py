@@ -136,6 +136,14 @@ Crop = Annotated[
         rich_help_panel=DATA,
     ),
 ]
+NoNormalize = Annotated[
+    bool,
+    typer.Option(
+        "--no-normalize",
+        help="Read colours from 0 to 1, without the model's mean and deviation, as Exp-CLIP's code does.",
+        rich_help_panel=DATA,
+    ),
+]
 ActivationName = Annotated[
     Literal["quick_gelu", "gelu", "gelu_tanh"] | None,
     typer.Option("--activation", help="Activation, for a file of another library that does not contain it."),
@@ -191,6 +199,7 @@ def command(  # noqa: PLR0913, PLR0917 - one argument for each option
     trained_on: TrainedOn = None,
     faces_from: FacesFrom = None,
     crop: Crop = None,
+    no_normalize: NoNormalize = False,
     activation: ActivationName = None,
     device: Device = "auto",
     tracking: Tracking = None,
@@ -261,6 +270,7 @@ def command(  # noqa: PLR0913, PLR0917 - one argument for each option
             copies,
             captions,
             needs_matrix=picture is not None and not shares,
+            normalize=not no_normalize,
         )
         found = evaluated(request, device)
         if found:

@@ -55,9 +55,11 @@ class EvaluationRequest:
         trained_on: The sets of faces and the packed datasets from which training captions came, as the user says.
             `names_and_datasets` says which entries are addresses of datasets.
         needs_matrix: Whether one of the tasks must give a confusion matrix, which is drawn.
+        normalize: Whether the mean and standard deviation of colours are those of the model. Otherwise colours are
+            values from 0 to 1.
 
     Raises:
-        ConfigError: If both `shares` and `interpolate` are given.
+        ConfigError: If both `shares` and `interpolate` are given, or `shares` without `normalize`.
     """
 
     model: str
@@ -72,10 +74,13 @@ class EvaluationRequest:
     copies: "tuple[BenchmarkCopy, ...]" = ()
     trained_on: tuple[str, ...] = ()
     needs_matrix: bool = False
+    normalize: bool = True
 
     def __post_init__(self) -> None:
         if self.shares and self.interpolate is not None:
             raise ConfigError("--curve evaluates interpolations with several shares, --interpolate with one: give one.")
+        if self.shares and not self.normalize:
+            raise ConfigError("--curve evaluates all weights with the model's own colours: leave --no-normalize out.")
 
     @property
     def run_url(self) -> str:
@@ -128,6 +133,7 @@ class Evaluation:
         has_copies: Whether copies of benchmarks were scored, and not the dataset of the settings.
         failures: For each benchmark that could not be evaluated its name and the reason, in one line.
         without_task: For each benchmark that allows no task the reason, in one line with its name.
+        normalize: As in `EvaluationRequest`.
     """
 
     model: str
@@ -139,6 +145,7 @@ class Evaluation:
     has_copies: bool = False
     failures: tuple[str, ...] = ()
     without_task: tuple[str, ...] = ()
+    normalize: bool = True
 
     @property
     def weights(self) -> str:
@@ -213,6 +220,7 @@ def evaluated(request: EvaluationRequest, device: str) -> Evaluation | None:
             bool(request.copies),
             on_copies.failures,
             on_copies.without_task,
+            request.normalize,
         )
 
 
@@ -270,6 +278,8 @@ def _prepare(request: EvaluationRequest) -> PreparedModel:
         interpolate=request.interpolate,
         activation=request.activation,
     )
+    if not request.normalize:
+        model.embedder.read_colours_from_0_to_1()
     config = model.restored.config if model.restored else own or _placeholder(request.model)
     start = restore_start(run_url, config=own).state_dict() if request.shares else {}
     # A stranger may have written the config in a checkpoint.

@@ -131,7 +131,8 @@ def _result_file(evaluated: Evaluation, *, thumbnails: bool) -> "ResultFile":
         restored.run_id if restored else "",
     )
     # Without the setting, the model decides which part of an image it reads.
-    read = {**stored, "crop": settings.crop or evaluated.embedder.crop}
+    colours = "as published" if evaluated.normalize else "from 0 to 1"
+    read = {**stored, "crop": settings.crop or evaluated.embedder.crop, "colours": colours}
     missing = (*evaluated.failures, *evaluated.without_task)
     return ResultFile.of(model, evaluated.results, read, images, faces, missing=missing)
 
@@ -180,6 +181,7 @@ def _tree(evaluated: Evaluation) -> dict[str, Any]:
     facts = (restored.step, restored.weights, restored.share) if restored else (None, None, None)
     about = {"run": evaluated.model, **dict(zip(("step", "weights", "share"), facts, strict=True))}
     results = [result.scores_alone() for result in evaluated.results]
+    about |= {} if evaluated.normalize else {"normalize": False}
     about |= {"failures": evaluated.failures} if evaluated.failures else {}
     about |= {"without_task": evaluated.without_task} if evaluated.without_task else {}
     return about | to_jsonable_python({"results": results, "other_weights": evaluated.other_weights})

@@ -18,7 +18,7 @@ from emocap_pretrain.evaluation.subgroups import LEAST, MOST_GROUPS, Subgroups, 
 from emocap_pretrain.run_folder.outcomes import Outcomes, Samples
 from emocap_pretrain.run_folder.results import Score, TaskResult
 
-_ALIKE = ("crop", "ensemble")  # Settings that change what a model sees, or how its prompts count.
+_ALIKE = ("crop", "colours", "ensemble")  # Settings that change what a model sees, or how its prompts count.
 TOLERANCE = 1e-6  # Relative to the score; sums in another order differ by less.
 
 
@@ -303,7 +303,7 @@ def _remarks(
     A pair of results may still be compared: the difference is then also one of these settings.
     """
     # The ensemble combines prompts. Files of earlier versions do not say which part of an image was read.
-    relevant = _ALIKE if first.domain and other.domain else _ALIKE[:1]
+    relevant = _ALIKE if first.domain and other.domain else _ALIKE[:-1]
     values = [(name, settings.get(name), others.get(name)) for name in relevant]
     return tuple(f"evaluation.{name} is {two}, not {one}" for name, one, two in values if one and two and one != two)
 

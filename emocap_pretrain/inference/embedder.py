@@ -207,6 +207,20 @@ class Embedder:
         """
         return self.lengths.get(part.name, max(self.lengths.values(), default=self.model.prompt_length))
 
+    def read_colours_from_0_to_1(self) -> None:
+        """Lets the model read colours as values from 0 to 1, without its mean and standard deviation.
+
+        Some published scores were computed in this way. The digest of the model changes.
+
+        Raises:
+            ConfigError: If the image tower has no mean and standard deviation.
+        """
+        mean, std = (getattr(self.model.image, name, None) for name in ("mean", "std"))
+        if not (isinstance(mean, Tensor) and isinstance(std, Tensor)):
+            raise ConfigError("--no-normalize: this model has no mean and standard deviation of colours; leave it out.")
+        mean.zero_()
+        std.fill_(255.0)  # The tower reads bytes.
+
     def digest(self) -> str:
         """Returns a SHA-256 digest of the model: weights, structure, image size and tokenizer.
 

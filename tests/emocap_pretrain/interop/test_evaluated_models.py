@@ -213,6 +213,17 @@ def test_every_task_runs_on_a_clip_and_the_part_of_the_image_belongs_to_the_cach
     whole = printed(model, *splits, *tasks, "--crop", "whole")
     assert len(list(cache.rglob("*.safetensors"))) == 2 * files
     assert whole["results"] != first["results"]
+    plain = printed(model, *splits, *tasks, "--no-normalize")
+    assert (plain["normalize"], plain["results"] != first["results"]) == (False, True)
+    assert len(list(cache.rglob("*.safetensors"))) == 3 * files
+    unit, own = (open_model(str(model)).embedder for _ in range(2))
+    unit.read_colours_from_0_to_1()
+    image = pictures(24, 24)[0]
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+    tower: Any = own.model.image
+    features = tower.backbone.forward_features(pixels / 255)
+    expected = tower.backbone.forward_head(features, pre_logits=True)
+    torch.testing.assert_close(unit.model.image.encode_image(pixels)[0], expected)
     (result,) = printed(model, "--benchmark", f"raf_db={raf_db(tmp_path / 'raf', 2).root}", "--task", "zero_shot")[
         "results"
     ]
