@@ -35,6 +35,7 @@ from emocap_pretrain.terminal import Command, Group, console, errors_as_lines, s
 
 if TYPE_CHECKING:
     from emocap_pretrain.bulk.scorers import ModelSource
+    from emocap_pretrain.evaluation.result_file import ResultFile
     from emocap_pretrain.generation.folder import CaptionerDocument, CaptionerFolder
     from emocap_pretrain.generation.language_model import LanguageModel
     from emocap_pretrain.generation.scoring import CaptionScores, MetricResult
@@ -116,6 +117,10 @@ def score_command(
     captions: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write references and all captions to this file of JSON lines.")
     ] = None,
+    save: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Write the scores to this JSON file, for emocap compare beside other tasks."),
+    ] = None,
     step: Step = None,
     weights: ChosenWeights = None,
     device: Device = "auto",
@@ -130,8 +135,12 @@ def score_command(
     """
     show_logs()
     with errors_as_lines(debug=debug):
+        from emocap_pretrain.evaluation import result_file
+
         if captions:
             check_writable("--captions", captions)
+        if save:
+            result_file.check_place(save)
         from emocap_pretrain.bulk.scorers import ModelSource
         from emocap_pretrain.generation.metrics import need_libraries
         from emocap_pretrain.generation.patches import computed_patches, opened_patches
@@ -146,6 +155,8 @@ def score_command(
             computed_patches(embedding.embedder, data, document.images, folder.patches),
         )
         _show(found, as_json=as_json)
+        if save:
+            result_file.save(save, _saved(found, model, data, document))
         if captions:
             lines = (json.dumps(each, ensure_ascii=False) for each in found.captions)
             write_text("--captions", captions, "".join(f"{line}\n" for line in lines))
@@ -236,6 +247,16 @@ def _trained(
     if model.embedder.digest() != document.model:
         raise ConfigError(f"{captioner} was trained with another model or step: give the same MODEL and --step.")
     return folder, document, model, language
+
+
+def _saved(found: "CaptionScores", model: str, data: str, document: "CaptionerDocument") -> "ResultFile":
+    from emocap_shards.mask import masked_url
+
+    from emocap_pretrain.evaluation.result_file import EvaluatedModel, ResultFile
+    from emocap_pretrain.generation.report import task_result
+
+    of = EvaluatedModel(Path(model).name[:200], masked_url(model), digest=document.model)
+    return ResultFile.of(of, [task_result(found, masked_url(data))], {})
 
 
 def _show(found: "CaptionScores", *, as_json: bool) -> None:

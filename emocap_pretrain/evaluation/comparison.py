@@ -48,25 +48,34 @@ class ModelResults:
         return cls(file.model, file.results(), file.thumbnails, file.faces, file.evaluation, file.missing)
 
     def also_on(self, other: "ModelResults") -> "ModelResults | None":
-        """Returns these results together with those of the same model on other datasets.
+        """Returns these results together with those of the same model on other datasets, or with its captions.
 
-        The result is None if `other` is about another model, if both have a result of one task on one dataset, if they
-        were evaluated with other settings of `_ALIKE`, or if they show different images under one key.
+        The result is None if `other` is about another model by its digest, if both have a result of one task on one
+        dataset, if they were evaluated with other settings of `_ALIKE`, or if they show different images under one key.
+        The file of the scores of captions has no such settings.
         """
         places = {(each.benchmark, each.url, each.task) for each in self.results}
         if (
-            (self.model.digest, self.model.title()) != (other.model.digest, other.model.title())
+            self.model.digest != other.model.digest
+            or not self.model.digest
             or any((each.benchmark, each.url, each.task) in places for each in other.results)
-            or any(self.evaluation.get(name) != other.evaluation.get(name) for name in _ALIKE)
+            or (bool(self.evaluation and other.evaluation) and self._alike() != other._alike())
             or any(self.thumbnails.get(key, image) != image for key, image in other.thumbnails.items())
         ):
             return None
         return replace(
             self,
             results=self.results + other.results,
+            model=self.model if self.evaluation else other.model,
             thumbnails={**self.thumbnails, **other.thumbnails},
             faces=self.faces + other.faces,
+            evaluation=self.evaluation or other.evaluation,
+            missing=self.missing + other.missing,
         )
+
+    def _alike(self) -> list[Any]:
+        """Returns the values of `_ALIKE`. Files of earlier versions were made with the colours of the model."""
+        return [self.evaluation.get(name, "as published" if name == "colours" else None) for name in _ALIKE]
 
 
 def by_model(files: Sequence[ResultFile]) -> list[ModelResults]:

@@ -1,5 +1,6 @@
 """Makes results of imaginary models with random predictions, for tests that need results and no model."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -81,5 +82,5 @@ def file_of(
     name: str, *results: TaskResult, thumbnails: dict[str, str] | None = None, faces: Sequence[SavedFace] = ()
 ) -> ResultFile:
     """Returns the content of a file of results of the model `name`."""
-    model = EvaluatedModel(name, f"/runs/{name}", 60, "raw", "ab" * 32)
+    model = EvaluatedModel(name, f"/runs/{name}", 60, "raw", hashlib.sha256(name.encode()).hexdigest())
     return ResultFile.of(model, results, {"label": "emotion"}, thumbnails, faces)

@@ -283,3 +283,14 @@ def test_only_results_of_one_model_in_one_way_are_put_together(change: dict[str,
     assert len(by_model([first, replace(other, **change)])) == entries
     # The same task on the same dataset is another evaluation of the model.
     assert len(by_model([first, first])) == 2
+
+
+def test_the_scores_of_captions_are_put_beside_the_other_tasks_of_the_model() -> None:
+    classes, texts = classified(OF, 0.5, seed=1), found_texts(OF, seed=1)
+    one, two = file_of("one", classes), file_of("two", classes)
+    captions = replace(file_of("one", texts), model=replace(one.model, name="folder", step=None), evaluation={})
+    for order in ([one, two, captions], [captions, one, two]):
+        found = by_model(order)
+        assert [(each.model.name, len(each.results)) for each in found] == [("one", 2), ("two", 1)]
+    unknown = replace(one.model, digest="")
+    assert len(by_model([replace(one, model=unknown), replace(captions, model=unknown)])) == 2

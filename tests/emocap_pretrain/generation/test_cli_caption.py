@@ -37,13 +37,23 @@ def captioner(run_url, faces, llama, tmp_path_factory) -> Path:
 
 def test_score_shows_the_captioner_beside_its_floors(captioner, run_url, unseen, llama, tmp_path):
     words = ("caption", "score", run_url, unseen, "--lm", llama, "--captioner", captioner)
-    tree = printed(*words, "--captions", tmp_path / "captions.jsonl")
+    saved = tmp_path / "captions.json"
+    tree = printed(*words, "--captions", tmp_path / "captions.jsonl", "--save", saved)
     assert (tree["images"], tree["persons"], tree["known"]) == (8, 8, 0)
     assert [metric["name"] for metric in tree["metrics"]] == ["bleu", "meteor", "rouge_l", "cider"]
     assert all(metric["floors"].keys() == FLOORS.keys() for metric in tree["metrics"])
     lines = [json.loads(line) for line in (tmp_path / "captions.jsonl").read_text().splitlines()]
     assert len(lines) == 8
     assert lines[0].keys() == {"key", "references", "captioner", *FLOORS}
+    # The file is shown as the result of another task, with each difference to a floor.
+    (task,) = printed("compare", saved)["tasks"]
+    assert (task["task"], len(task["rows"])) == ("generation", 4 * (1 + len(FLOORS)))
+    bleu, above = task["rows"][0]["scores"][0], task["rows"][1]["scores"][0]
+    assert (bleu["value"], bleu["baseline"]["value"]) == (
+        tree["metrics"][0]["value"],
+        tree["metrics"][0]["floors"]["nearest_image"],
+    )
+    assert above["value"] == tree["metrics"][0]["differences"]["random_image"]
     said = called(*words).stdout
     assert "over nearest image" in said
     assert "8 images of 8 persons." in said
