@@ -288,7 +288,9 @@ def _prepare(request: EvaluationRequest) -> PreparedModel:
     if request.copies:
         # Tasks and labels that a config names are for its own dataset, and a stranger may have named the cache.
         of_stranger = {} if request.may_read else {"cache": None}
-        config = with_section(config, "evaluation", {"tasks": None, "by": (), **of_stranger, **bounded})
+        config = with_section(
+            config, "evaluation", {"tasks": None, "by": (), "benchmarks": {}, **of_stranger, **bounded}
+        )
         notes = on_benchmarks.prepare(request.copies, config.evaluation, has_texts=model.embedder.has_texts)
     else:
         config = with_settings(config, bounded, may_read=request.may_read)
@@ -334,6 +336,8 @@ def with_settings(config: Config, changes: dict[str, Any], *, may_read: bool) ->
     if not may_read:
         # These settings may name other stores. They are used only if the user has named them, or allowed all of them.
         changes = {"train_url": None, "valid_url": None, "cache": None, **changes}
+    if not may_read or "url" in changes:
+        changes = {"benchmarks": {}, **changes}  # Those of the config are scored beside its own dataset.
     if "url" in changes:
         changes = {"faces_from": None, **changes}  # That of the config is for its own dataset.
     if "url" not in changes:

@@ -258,6 +258,11 @@ class EvaluationConfig(Section):
     valid_url: Location | None = Field(
         default=None, description="Packed dataset on which choices are made, such as the regularization of a probe."
     )
+    benchmarks: dict[str, Location] = Field(
+        default={},
+        description="Copies of benchmarks that are scored beside url, such as {raf_db: /data/RAF} (emocap benchmarks "
+        "list). All ranks read them, with those of the tasks that they allow.",
+    )
     cache: Location | None = Field(
         default=None, description="Folder or URL that keeps computed vectors between evaluations; null computes all."
     )
@@ -344,6 +349,12 @@ class EvaluationConfig(Section):
         description="Shares a of the trained weights, such as [0, 0.25, 0.5, 0.75, 1]. For each of them the run also "
         "evaluates the weights (1 - a) * start + a * trained, and the report shows the curve.",
     )
+
+    @model_validator(mode="after")
+    def _benchmarks_are_beside_a_dataset(self) -> "EvaluationConfig":
+        if self.benchmarks and self.url is None:
+            raise ValueError("benchmarks are scored beside a packed dataset: give url too, or use emocap evaluate.")
+        return self
 
 
 class Config(Section):

@@ -33,7 +33,7 @@ from emocap_pretrain.data.labels import check_labels
 from emocap_pretrain.data.parts import active_parts
 from emocap_pretrain.dry_run.memory import MemoryEstimate, empty_model, estimate
 from emocap_pretrain.errors import ConfigError, EmocapError
-from emocap_pretrain.evaluation import tasks
+from emocap_pretrain.evaluation import on_benchmarks, tasks
 from emocap_pretrain.interop.image_weights import check_image_weights, check_teacher
 from emocap_pretrain.interop.starting_point import StartingPoint
 from emocap_pretrain.model.transformers_text import check_text_weights
@@ -189,6 +189,7 @@ def evaluation(config: Config, found: Findings, *, prepare_tasks: bool) -> None:
     if prepare_tasks:
         has_local, head = objective.local > 0, objective.labels
         found.notes.extend(tasks.prepare(settings, has_local=has_local, head=head, seconds=tasks.PREPARE_S))
+        found.notes.extend(on_benchmarks.prepare(*on_benchmarks.copies_of_run(settings)))
 
 
 def _of_run(config: Config, found: Findings) -> Checkpoint | None:

@@ -1,15 +1,11 @@
 """Runs evaluation tasks on copies of benchmarks, fold after fold."""
 
 import logging
-import math
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import accumulate, chain
+from itertools import chain
 from pathlib import Path
-
-import numpy as np
 
 from emocap_pretrain.benchmarks.card import Card
 from emocap_pretrain.benchmarks.catalogue import card
@@ -18,14 +14,13 @@ from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.errors import ConfigError, DataError, LostContact
 from emocap_pretrain.evaluation import tasks
 from emocap_pretrain.evaluation.benchmark_source import BenchmarkSource, settings_of, sources_of, splits_of
-from emocap_pretrain.evaluation.confusion import SCORES_FOLLOW
 from emocap_pretrain.evaluation.features import Extraction
+from emocap_pretrain.evaluation.folds import mean_of_folds
 from emocap_pretrain.evaluation.outcome_scores import with_intervals
 from emocap_pretrain.evaluation.task import SplitName, Task
 from emocap_pretrain.inference.embedder import Embedder
 from emocap_pretrain.ranks.group import RankGroup
-from emocap_pretrain.run_folder.outcomes import Outcomes, Samples, joined
-from emocap_pretrain.run_folder.results import Baseline, ClassValues, ConfusionMatrix, Score, Series, TaskResult
+from emocap_pretrain.run_folder.results import TaskResult
 
 _log = logging.getLogger(__name__)
 
@@ -204,6 +199,46 @@ def evaluate(
     return BenchmarkResults(tuple(results), tuple(f"{name}: {error}" for name, error in failed), without_task)
 
 
+def copies_of_run(settings: EvaluationConfig) -> tuple[list[BenchmarkCopy], EvaluationConfig]:
+    """Returns the copies that the settings of a run name, and the settings with which they are scored.
+
+    The tasks are those of the run, or the default ones; a benchmark that allows none of them is left out with a line in
+    the log. Labels by which scores are divided are for the run's own dataset.
+
+    Raises:
+        ConfigError: If there is no such benchmark, or the prompts of the run do not fit its classes.
+    """
+    of_benchmarks = settings.model_copy(
+        update={"tasks": tuple(task.name for task in tasks.tasks_of(settings)), "by": ()}
+    )
+    found: list[BenchmarkCopy] = []
+    for name, root in settings.benchmarks.items():
+        copy = BenchmarkCopy(card(name), Path(root))
+        try:
+            tasks_of(settings_of(of_benchmarks, copy.card), copy.card)
+        except NoTaskError as error:
+            _log.info("left out: %s", error)
+            continue
+        found.append(copy)
+    return found, of_benchmarks
+
+
+def evaluate_run(settings: EvaluationConfig, embedder: Embedder, world: RankGroup) -> tuple[TaskResult, ...]:
+    """Returns the results on the benchmarks that the settings of a run name, on every rank. This is a collective.
+
+    In contrast to `evaluate`, an error on one benchmark ends the evaluation: the failure detector of a run may end a
+    rank at any time, which must not be taken for a wrong copy. The next attempt repeats the evaluation.
+
+    Raises:
+        ConfigError, DataError, LostContact: If a benchmark cannot be evaluated.
+    """
+    copies, of_benchmarks = copies_of_run(settings)
+    if not copies:
+        return ()
+    extraction = tasks.extraction(of_benchmarks, embedder)
+    return tuple(chain.from_iterable(_on_copy(copy, of_benchmarks, extraction, world) for copy in copies))
+
+
 _OF_COPY: dict[str, type[ConfigError | DataError]] = {
     each.__name__: each for each in (NoTaskError, ConfigError, DataError)
 }
@@ -330,139 +365,3 @@ def _with_examples(
         names = ", ".join(task.name for task in chosen if task not in able)
         raise NoTaskError(f"benchmark {about.name}: the split {', '.join(sorted(empty))} has no example for {names}.")
     return able
-
-
-def mean_of_folds(results: Sequence[TaskResult]) -> TaskResult:
-    """Returns one result for all folds, whose scores are the means over the folds; a single result as it is.
-
-    A score that one of the folds lacks is left out. The confusion matrices are added, and their title states the mean
-    scores. A value of a class is the mean over the folds that have samples of the class. Numbers of samples are added,
-    and outcomes are joined. The examples of queries are those of the first fold. The points of a curve are the means
-    over the folds, and so are their deviations. The intervals of single folds are left out.
-    """
-    if len(results) == 1:
-        return results[0]
-    of_folds = [{score.name: score for score in result.scores} for result in results]
-    # AUC exists only in folds in which exactly two classes occur.
-    common = [name for name in of_folds[0] if all(name in each for each in of_folds)]
-    scores = [_mean([each[name] for each in of_folds]) for name in common]
-    matrices = [_sum(each, scores) for each in zip(*(result.confusion_matrices for result in results), strict=True)]
-    of_classes = [_mean_of_classes(each) for each in zip(*(result.class_values for result in results), strict=True)]
-    left_out = Counter[str]()
-    for result in results:
-        left_out.update(dict(result.left_out))
-    return replace(
-        results[0],
-        samples=sum(result.samples for result in results),
-        scores=tuple(scores),
-        class_values=tuple(of_classes),
-        confusion_matrices=tuple(matrices),
-        left_out=tuple(left_out.most_common()),
-        series=tuple(map(_mean_of_series, zip(*(result.series for result in results), strict=True))),
-        outcomes=_joined(results),
-        scored_samples=_samples(results),
-        found=results[0].found,
-    )
-
-
-def _samples(results: Sequence[TaskResult]) -> Samples | None:
-    """Returns the samples of all folds, fold after fold; None if a fold has none."""
-    folds = [each.scored_samples for each in results if each.scored_samples]
-    if len(folds) < len(results):
-        return None
-    groups = tuple(chain.from_iterable(each.groups or (None,) * len(each) for each in folds))
-    return Samples(
-        keys=tuple(chain.from_iterable(each.keys for each in folds)),
-        groups=groups if any(group is not None for group in groups) else (),
-        folds=tuple(number for number, each in enumerate(folds) for _ in each.keys),
-        labels={name: tuple(chain.from_iterable(each.labels[name] for each in folds)) for name in folds[0].labels},
-    )
-
-
-def _joined(results: Sequence[TaskResult]) -> tuple[Outcomes, ...]:
-    """Returns the outcomes of all folds, fold after fold. Their rows refer to the samples that `_samples` returns.
-
-    Outcomes whose queries are texts are left out, because a text does not say to which fold it belongs.
-    """
-    folds = [each.scored_samples for each in results if each.scored_samples]
-    if len(folds) < len(results):
-        return ()
-    firsts = [0, *accumulate(map(len, folds))]
-    found = zip(*(each.outcomes for each in results), strict=True)
-    return tuple(
-        joined(
-            [
-                replace(each, rows=tuple(first + row for row in each.rows))
-                for first, each in zip(firsts, of_folds, strict=False)
-            ]
-        )
-        for of_folds in found
-        if of_folds[0].rows
-    )
-
-
-def _mean(scores: Sequence[Score]) -> Score:
-    first = scores[0]
-    baselines = [each.baseline for each in scores if each.baseline]
-    baseline = None
-    if baselines:
-        mean = math.fsum(each.value for each in baselines) / len(baselines)
-        baseline = Baseline(baselines[0].name, mean, f"mean of {len(scores)} folds")
-    value = math.fsum(each.value for each in scores) / len(scores)
-    return replace(first, value=value, baseline=baseline, interval=None)
-
-
-def _mean_of_series(folds: Sequence[Series]) -> Series:
-    def mean(columns: Sequence[Sequence[float]]) -> tuple[float, ...]:
-        return tuple(math.fsum(each) / len(each) for each in zip(*columns, strict=True))
-
-    chances = [each.chance for each in folds if each.chance is not None]
-    return replace(
-        folds[0],
-        title=f"{folds[0].title}, mean of {len(folds)} folds",
-        values=mean([each.values for each in folds]),
-        deviations=mean([each.deviations for each in folds]),
-        chance=math.fsum(chances) / len(chances) if chances else None,
-    )
-
-
-def _sum(matrices: Sequence[ConfusionMatrix], scores: Sequence[Score]) -> ConfusionMatrix:
-    """Returns the sum of the matrices of the folds.
-
-    The title states the mean scores of the folds. The UAR of the summed counts is another number, and that of the first
-    fold belongs to its samples alone.
-    """
-    counts = np.sum([each.counts for each in matrices], axis=0)
-    title = f"{matrices[0].title.partition(SCORES_FOLLOW)[0]}, {len(matrices)} folds"
-    by_name = {score.name: score for score in scores}
-    means: list[str] = []
-    for name in ("uar", "war"):
-        if score := by_name.get(name):
-            is_chance = score.baseline is not None and score.baseline.name == "chance"
-            chance = f" (chance {score.baseline.value:.1%})" if score.baseline and is_chance else ""
-            means.append(f"mean {name.upper()} {score.value:.1%}{chance}")
-    title = f"{title}{SCORES_FOLLOW}{', '.join(means)}" if means else title
-    return replace(matrices[0], title=title, counts=tuple(tuple(map(int, row)) for row in counts))
-
-
-def _mean_of_classes(folds: Sequence[ClassValues]) -> ClassValues:
-    """Returns for each class the mean over the folds in which it has a value, and its samples in all folds."""
-    first = folds[0]
-    by_class = {
-        name: [
-            value
-            for each in folds
-            if (value := dict(zip(each.classes, each.values, strict=True)).get(name)) is not None
-        ]
-        for name in dict.fromkeys(name for each in folds for name in each.classes)
-    }
-    samples = Counter[str]()
-    for each in folds:
-        samples.update(dict(zip(each.classes, each.samples, strict=True)))
-    return ClassValues(
-        first.name,
-        f"{first.title}, mean of folds",
-        tuple(by_class),
-        tuple(math.fsum(values) / len(values) if values else None for values in by_class.values()),
-        tuple(samples[name] for name in by_class),
-    )

@@ -162,7 +162,7 @@ def _decisive(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rows(report: Report) -> list[tuple[str, str]]:
-    before = {result.task: result for result in report.before_training}
+    before = {(result.benchmark, result.task): result for result in report.before_training}
     rows = [
         ("steps", f"{report.step} {on_ranks(report.ranks)}"),
         ("training time", f"{report.seconds:.0f} s, {report.samples_per_s:.0f} samples/s"),
@@ -171,7 +171,7 @@ def _rows(report: Report) -> list[tuple[str, str]]:
     return [
         *(rows if report.step else [("steps", f"0 {on_ranks(report.ranks)}, the model before training")]),
         *([("scores", "before training → after training")] if before else []),
-        *(row for result in report.results for row in result.rows(before.get(result.task))),
+        *(row for result in report.results for row in result.rows(before.get((result.benchmark, result.task)))),
         *other_weights_rows(report.other_weights),
         *([("ended early", report.early_end.text())] if report.early_end else []),
         *(_best_rows(report.best, report.url) if report.best else []),

@@ -24,7 +24,7 @@ from emocap_pretrain.checkpoint.manifest import newest as newest_checkpoint
 from emocap_pretrain.checkpoint.state import Progress
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.data.datasets import evaluation_data
-from emocap_pretrain.evaluation import look, tasks
+from emocap_pretrain.evaluation import look, on_benchmarks, tasks
 from emocap_pretrain.evaluation.domain import TrainingCaptions, with_domains
 from emocap_pretrain.evaluation.look import MappedFace
 from emocap_pretrain.evaluation.other_weights import curve, scores_of
@@ -86,6 +86,7 @@ def prepare_tasks(config: Config, store: Store) -> None:
     tasks.require_score(config.checkpoint.keep_best, config.evaluation)
     if not tasks.were_prepared(newest_checkpoint(store), config.stored()["evaluation"]):
         tasks.prepare(config.evaluation, has_local=config.objective.local > 0, head=config.objective.labels)
+        on_benchmarks.prepare(*on_benchmarks.copies_of_run(config.evaluation))
 
 
 def conclude(
@@ -219,7 +220,8 @@ def track(
                 path = Path(folder) / f"{matrix.name}.png"
                 pictures.confusion(matrix, path, of=pictures.subject(config.name, data, step=step))
                 name = f"{matrix.name}_before_training" if before_training else matrix.name
-                tracker.log_picture(f"pictures/{result.task}/{name}.png", path)
+                folder_name = f"{result.benchmark}/{result.task}" if result.benchmark else result.task
+                tracker.log_picture(f"pictures/{folder_name}/{name}.png", path)
 
 
 def track_other_weights(tracker: Tracker, config: Config, other_weights: Sequence[OtherWeights], step: int) -> None:
@@ -273,8 +275,13 @@ def evaluated(
                 log.warning("texts that are cut: %s", cut)
     stored = config.stored()
     url = stored["evaluation"]["url"]
+    captions = training or TrainingCaptions.of_run(stored)
     results = tasks.evaluate(config.evaluation, embedder, everyone, url=url)
-    return with_domains(results, training or TrainingCaptions.of_run(stored), config.evaluation, url=url)
+    on_copies = on_benchmarks.evaluate_run(config.evaluation, embedder, everyone)
+    return (
+        *with_domains(results, captions, config.evaluation, url=url),
+        *with_domains(on_copies, captions, config.evaluation, url=None),
+    )
 
 
 class EvaluatedCheckpoint(NamedTuple):

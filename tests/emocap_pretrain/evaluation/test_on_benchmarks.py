@@ -25,7 +25,8 @@ from emocap_pretrain.errors import ConfigError, DataError
 from emocap_pretrain.evaluation import prompt_set
 from emocap_pretrain.evaluation.benchmark_source import BenchmarkSource, MediaContent, sources_of
 from emocap_pretrain.evaluation.classification import LabelledRows, scored
-from emocap_pretrain.evaluation.on_benchmarks import BenchmarkCopy, NoTaskError, mean_of_folds, prepare
+from emocap_pretrain.evaluation.folds import mean_of_folds
+from emocap_pretrain.evaluation.on_benchmarks import BenchmarkCopy, NoTaskError, prepare
 from emocap_pretrain.evaluation.on_benchmarks import evaluate as evaluate_all
 from emocap_pretrain.evaluation.result_file import load
 from emocap_pretrain.inference.embedder import Embedder

@@ -7,18 +7,20 @@ from typing import Any
 
 import pytest
 import torch
+from benchmark_trees import build, raf_db
 from emocap_shards.store import open_store
 from mlflow.tracking import MlflowClient
 from pretrain_fakes import FakeRuntime, changed, stand_alone
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from emocap_pretrain.benchmarks import catalogue
 from emocap_pretrain.checkpoint.layout import WEIGHTS
 from emocap_pretrain.checkpoint.loader import downloaded
 from emocap_pretrain.checkpoint.manifest import Checkpoint, committed
 from emocap_pretrain.config.model import ImageTowerConfig, ModelConfig, TextTowerConfig, starts_from_weights
 from emocap_pretrain.config.schema import Config
-from emocap_pretrain.errors import CheckpointError
+from emocap_pretrain.errors import CheckpointError, ConfigError
 from emocap_pretrain.evaluation import tasks
 from emocap_pretrain.interop.restore import chosen, restore
 from emocap_pretrain.interop.source import run_and_step
@@ -29,7 +31,7 @@ from emocap_pretrain.run_folder.report import Report
 from emocap_pretrain.run_folder.results import Score, TaskResult
 from emocap_pretrain.run_folder.state import RunState
 from emocap_pretrain.training import loop
-from emocap_pretrain.training.conclusion import EvaluatedCheckpoint
+from emocap_pretrain.training.conclusion import EvaluatedCheckpoint, prepare_tasks
 from emocap_pretrain.training.loop import pretrain
 
 STEPS = {"steps": 6, "checkpoint__every_steps": 1}
@@ -309,6 +311,35 @@ def test_an_evaluation_of_every_second_checkpoint_changes_nothing_of_the_trainin
     assert [step for step, _ in curve(config, "zero_shot/uar")] == [2, 4, 6]
     files = {file.path for file in open_store(config.url).list("evaluations")}
     assert files == {"evaluations/step-00000002.json", "evaluations/step-00000004.json"}
+
+
+def test_benchmarks_are_scored_at_every_second_checkpoint_beside_the_dataset(
+    new_run: Callable[..., Config], tmp_path: Path
+) -> None:
+    copy, units = raf_db(tmp_path / "raf", 2), catalogue.card("faba_au")
+    build(units, units.layouts[0], tmp_path / "units")
+    copies = {"raf_db": str(copy.root), "faba_au": str(tmp_path / "units")}
+    steps: dict[str, object] = {"steps": 4, "checkpoint__every_steps": 1}
+    plain = new_run("plain", **steps)
+    config = new_run(evaluation__every_checkpoints=2, evaluation__benchmarks=copies, **steps)
+    pretrain(plain, FakeRuntime())
+    pretrain(config, FakeRuntime())
+    require_equal_training(config, plain)
+    # The default task needs classes, so the benchmark of action units is left out.
+    results = report_of(config).results
+    assert [(each.benchmark, each.task) for each in results] == [("", "zero_shot"), ("raf_db", "zero_shot")]
+    assert results[:1] == report_of(plain).results
+    assert results[1].domain is not None
+    assert [step for step, _ in curve(config, "raf_db/zero_shot/uar")] == [2, 4]
+    pictures = {
+        each.path for each in MlflowClient(config.tracking.uri).list_artifacts(report_of(config).run_id, "pictures")
+    }
+    assert {"pictures/zero_shot", "pictures/raf_db"} <= pictures
+    with pytest.raises(ConfigError, match="is not a copy of RAF-DB"):
+        prepare_tasks(
+            changed(config, url=str(tmp_path / "new"), evaluation__benchmarks={"raf_db": str(tmp_path)}),
+            open_store(str(tmp_path / "new")),
+        )
 
 
 def test_a_request_to_stop_is_served_before_an_evaluation_which_the_next_attempt_makes_up(
