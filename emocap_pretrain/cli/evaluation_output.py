@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from emocap_pretrain.evaluation.result_file import ResultFile
     from emocap_pretrain.evaluation.subgroups import Subgroups
 
-RESULTS_FILE, PAGE_FILE = "results.json", "report.html"
+RESULTS_FILE = "results.json"
 
 log = logging.getLogger(__name__)
 
@@ -230,7 +230,7 @@ def track(evaluated: Evaluation, tracking: TrackingConfig, page: str) -> None:
     conclusion.track_other_weights(tracker, config, evaluated.other_weights, step)
     stated = replace(evaluated, model=config.url) if restored else evaluated
     tracker.log_text(RESULTS_FILE, json.dumps(_tree(stated), indent=1))
-    tracker.log_text(PAGE_FILE, page)
+    tracker.log_text(conclusion.PAGE_FILE, page)
     tracker.set_description("\n".join(f"| {name} | {text} |" for name, text in _markdown_rows(evaluated)))
     tracker.finish("FINISHED")
     if tracker.unsent():

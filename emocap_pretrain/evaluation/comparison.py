@@ -159,13 +159,20 @@ class Comparison:
 MOST_MODELS = 12
 
 
-def compare(models: Sequence[ModelResults], *, by: Sequence[str] | None = None, least: int = LEAST) -> Comparison:
+def compare(
+    models: Sequence[ModelResults],
+    *,
+    by: Sequence[str] | None = None,
+    least: int = LEAST,
+    most_entries: int | None = None,
+) -> Comparison:
     """Compares models with the first one.
 
     Args:
         models: The results of each model; at least one model.
         by: Names of the labels by which samples are divided into groups; None takes all labels in the results.
         least: A group with fewer samples is not scored.
+        most_entries: Outcomes with more entries get no further intervals; None computes all (`with_intervals`).
 
     Raises:
         ConfigError: If there are more than `MOST_MODELS` models, a stated score differs from the one that its outcomes
@@ -182,7 +189,7 @@ def compare(models: Sequence[ModelResults], *, by: Sequence[str] | None = None, 
     found = [
         {
             (each.benchmark, each.task, each.url if with_address and not each.benchmark else ""): with_intervals(
-                each, most=None
+                each, most=most_entries
             )
             for each in model.results
         }

@@ -25,9 +25,14 @@ from emocap_pretrain.checkpoint.state import Progress
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.data.datasets import evaluation_data
 from emocap_pretrain.evaluation import look, on_benchmarks, tasks
+from emocap_pretrain.evaluation.comparison import ModelResults, compare
 from emocap_pretrain.evaluation.domain import TrainingCaptions, with_domains
 from emocap_pretrain.evaluation.look import MappedFace
 from emocap_pretrain.evaluation.other_weights import curve, scores_of
+from emocap_pretrain.evaluation.outcome_scores import MOST_ENTRIES
+from emocap_pretrain.evaluation.page import page
+from emocap_pretrain.evaluation.result_file import EvaluatedModel
+from emocap_pretrain.evaluation.thumbnails import mapped
 from emocap_pretrain.inference.embedder import Embedder
 from emocap_pretrain.interop.restore import has_start, restore, restore_start
 from emocap_pretrain.ranks.group import RankGroup
@@ -36,12 +41,14 @@ from emocap_pretrain.run_folder.attempts import newest
 from emocap_pretrain.run_folder.documents import REPORT
 from emocap_pretrain.run_folder.folder import REPORT_FILE, RunFolder
 from emocap_pretrain.run_folder.report import Report
-from emocap_pretrain.run_folder.results import OtherWeights, TaskResult, Weights, average_of, curves
+from emocap_pretrain.run_folder.results import WEIGHTS_TITLES, OtherWeights, TaskResult, Weights, average_of, curves
 from emocap_pretrain.run_folder.scored_steps import EarlyEnd, ScoredStep
 from emocap_pretrain.tracking.spool import readable_rows, row
 from emocap_pretrain.tracking.tracker import Tracker
 from emocap_pretrain.training.build import tracked_run
 from emocap_pretrain.training.session import Session
+
+PAGE_FILE = "report.html"
 
 log = logging.getLogger(__name__)
 
@@ -137,8 +144,7 @@ def conclude(
     )
     # First the tracker gets everything, then what it has not received is stored, and last the report is written. After
     # a crash in between, the next attempt does all of it again.
-    _track_report(session.tracker, config, report)
-    track_maps(session.tracker, config, maps, step)
+    _track_report(session.tracker, config, report, maps)
     # The report ends the run, so all that the tracker has not received is stored before it.
     session.keep_unsent([row("status", 0, {"status": "FINISHED"})])
     RunFolder(session.store).write_report(report)
@@ -365,8 +371,7 @@ def _replace_results(config: Config, store: Store, report: Report, maps: Sequenc
             report = replace(report, run_id=tracker.run_id, url=config.stored()["url"])
         report = replace(report, evaluation=config.stored()["evaluation"])
         report = replace(report, experiment_id=tracker.experiment_id or report.experiment_id)
-        _track_report(tracker, config, report)
-        track_maps(tracker, config, maps, report.step)
+        _track_report(tracker, config, report, maps)
         RunFolder(store).write_report(report)
     # The run stays finished, whatever happened here: its earlier report is complete.
     finally:
@@ -374,10 +379,22 @@ def _replace_results(config: Config, store: Store, report: Report, maps: Sequenc
         unsent.write_or_warn(store, tracker.unsent(), number=number)
 
 
-def _track_report(tracker: Tracker, config: Config, report: Report) -> None:
-    """Sends the results before training, the results of the last step, and the report itself to the tracker."""
+def _track_report(tracker: Tracker, config: Config, report: Report, maps: Sequence[MappedFace]) -> None:
+    """Sends the results before training, those of the last step with maps and page, and the report to the tracker."""
     track(tracker, config, report.before_training, 0, before_training=True)
     track(tracker, config, report.results, report.step)
     track_other_weights(tracker, config, report.other_weights, report.step)
+    track_maps(tracker, config, maps, report.step)
     tracker.log_text(REPORT_FILE, REPORT.dump(report).decode())
+    if report.results:
+        tracker.log_text(PAGE_FILE, _page(report, maps))
     tracker.set_description(report.markdown())
+
+
+def _page(report: Report, maps: Sequence[MappedFace]) -> str:
+    """Returns the HTML page of the results. It has the attention maps, and no image of a person."""
+    weights = "" if report.weights == "raw" else WEIGHTS_TITLES[report.weights]
+    model = EvaluatedModel(report.name[:200], report.url, report.step, weights, run_id=report.run_id)
+    _, faces = mapped(maps)
+    results = ModelResults(model, report.results, faces=tuple(faces), evaluation=report.evaluation or {})
+    return page(compare([results], most_entries=MOST_ENTRIES))

@@ -335,6 +335,10 @@ def test_benchmarks_are_scored_at_every_second_checkpoint_beside_the_dataset(
         each.path for each in MlflowClient(config.tracking.uri).list_artifacts(report_of(config).run_id, "pictures")
     }
     assert {"pictures/zero_shot", "pictures/raf_db"} <= pictures
+    page = MlflowClient(config.tracking.uri).download_artifacts(report_of(config).run_id, "report.html")
+    text = Path(page).read_text(encoding="utf-8")
+    assert "RAF-DB, basic expressions" in text
+    assert "data:image" not in text
     with pytest.raises(ConfigError, match="is not a copy of RAF-DB"):
         prepare_tasks(
             changed(config, url=str(tmp_path / "new"), evaluation__benchmarks={"raf_db": str(tmp_path)}),
