@@ -61,6 +61,7 @@ from emocap_pretrain.tracking.spool import Kind, Row, reason
 from emocap_pretrain.tracking.tracker import TrackedRun
 
 ATTEMPT_TAG = "emocap.starts"  # The number of the newest attempt that writes to the run.
+PROBE_EXPERIMENT = "emocap-doctor"
 METRICS_PER_CALL = 1000  # MLflow refuses a call with more.
 REFRESH_S = 10.0
 MAX_PARAM_CHARS = 500  # A longer value of a param is cut.
@@ -383,6 +384,33 @@ def newest_tracked_attempt(settings: TrackingConfig, run_id: str) -> int:
         return int(_client(settings).get_run(run_id).data.tags.get(ATTEMPT_TAG, 0))
     except (*FAILURES, TrackingError):
         return 0
+
+
+def probe(settings: TrackingConfig) -> None:
+    """Checks that MLflow can be written: creates a run, writes a metric and a text into it, and deletes the run.
+
+    The run belongs to the experiment of the settings, or to `PROBE_EXPERIMENT` if that experiment does not exist yet.
+    MLflow keeps a deleted run in its trash until `mlflow gc`.
+
+    Raises:
+        TrackingError: If MLflow is unreachable, or refuses one of the writes.
+    """
+    try:
+        client = _client(settings)
+        found = client.get_experiment_by_name(settings.experiment) or client.get_experiment_by_name(PROBE_EXPERIMENT)
+        number = (
+            found.experiment_id
+            if found
+            else client.create_experiment(PROBE_EXPERIMENT, artifact_location=settings.artifacts)
+        )
+        run_id = client.create_run(number, run_name="emocap doctor").info.run_id
+        try:
+            client.log_metric(run_id, "probe", 1.0)
+            client.log_text(run_id, "written by emocap doctor", "doctor.txt")
+        finally:
+            client.delete_run(run_id)
+    except FAILURES as error:
+        raise _refusal(settings, error) from None
 
 
 def _create(client: MlflowClient, tracked: TrackedRun, parent: str, warm_start: Parent | None) -> Run:
