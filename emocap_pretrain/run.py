@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from emocap_cluster.placement import ResourceRequest
     from emocap_cluster.supervise import JobHistory
 
+    from emocap_pretrain.dry_run.outlook import Assumptions
     from emocap_pretrain.dry_run.preflight import Devices
 
 # TORCH_CPP_LOG_LEVEL: without it torch prints twenty lines about a socket, and our line about the lost rank is hidden.
@@ -79,6 +80,9 @@ def command(
     node_mtbf_days: Annotated[
         float | None, typer.Option(min=1e-3, help="For --dry-run: mean days between failures of one node; default 30.")
     ] = None,
+    price: Annotated[
+        float | None, typer.Option(min=0, help="For --dry-run: price of a device for an hour; prints hours and cost.")
+    ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Train a run from the start, or from its newest checkpoint."""
@@ -86,7 +90,11 @@ def command(
     with errors_as_lines(debug=debug, refusal=REFUSAL if dry_run else "error"):
         loaded = load_config(config, overrides or [])
         if dry_run:
-            _dry_run(loaded, step_seconds, fabric, node_mtbf_days, full=full)
+            from emocap_pretrain.dry_run.fabric import fabric_of
+            from emocap_pretrain.dry_run.outlook import Assumptions
+
+            network = fabric_of(fabric) if fabric else None
+            _dry_run(loaded, Assumptions(network, step_seconds, node_mtbf_days, price), full=full)
         elif launched():
             _as_rank(loaded)
         else:
@@ -115,28 +123,21 @@ def _resource_request(config: Config, gpus: int) -> "ResourceRequest":
     return ResourceRequest(ranks, least, config.global_batch, on_gpu, spread=settings.placement == "spread")
 
 
-def _dry_run(
-    config: Config, step_s: float | None, fabric: str | None, node_mtbf_days: float | None, *, full: bool
-) -> None:
+def _dry_run(config: Config, assumed: "Assumptions", *, full: bool) -> None:
     """Prints the plan of the run, if it can be made, and every problem that prevents a start. Nothing is started.
 
     Args:
         config: The run's config.
-        step_s: Measured seconds of a step of one rank alone, if they are known.
-        fabric: Speed of the network, as the option `--fabric` gives it.
-        node_mtbf_days: Mean days between failures of one node; None for the default.
+        assumed: The assumptions of the user for the forecast.
         full: Whether the plan includes the resolved config.
 
     Raises:
         SystemExit: With exit code 2, if there is a problem.
     """
-    from emocap_pretrain.dry_run.fabric import fabric_of
-    from emocap_pretrain.dry_run.outlook import Assumptions
     from emocap_pretrain.dry_run.plan import RunPlan
     from emocap_pretrain.dry_run.preflight import Findings, preflight
 
     # `collect` turns an error into a problem and returns None, so that all problems are printed and not only the first.
-    assumed = Assumptions(fabric_of(fabric) if fabric else None, step_s, node_mtbf_days)
     found, plan = Findings(), None
     devices = found.collect(lambda: _devices_here(config))
     if devices:

@@ -33,15 +33,17 @@ class Assumptions:
         fabric: The network.
         step_s: Measured seconds of a step on a single rank, with as many rows as each rank of the run has.
         node_mtbf_days: Mean time between failures of one node.
+        price: Price of one device for an hour, in any currency.
     """
 
     fabric: Fabric | None = None
     step_s: float | None = None
     node_mtbf_days: float | None = None
+    price: float | None = None
 
     @property
     def asked(self) -> bool:
-        """Returns whether the user has given at least one of the values.
+        """Returns whether the user has given one of the values that are not the price.
 
         If so, `--dry-run` prints the forecast of failures also for a job on one node.
         """

@@ -6,7 +6,7 @@ datasets. `RunPlan.text` formats them, and adds the backend of each loss and the
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import yaml
@@ -18,6 +18,7 @@ from emocap_shards.manifest import Manifest, read_manifest
 
 from emocap_pretrain.config.batch_split import BatchSplit, batch_split
 from emocap_pretrain.config.schema import Config
+from emocap_pretrain.dry_run.cost import cost_rows
 from emocap_pretrain.dry_run.fabric import device_flops
 from emocap_pretrain.dry_run.memory import MemoryEstimate, empty_model, estimate
 from emocap_pretrain.dry_run.outlook import Assumptions, Outlook
@@ -73,6 +74,7 @@ class RunPlan:
             *trained_rows(empty_model(self.config), self.config.optimizer),
             *self._data(),
             *self._outlook().rows(),
+            *self._cost(),
         )
         lines = "\n".join(f"{name:<16}{value}" for name, value in rows)
         if not full:
@@ -119,6 +121,20 @@ class RunPlan:
             raise ConfigError(f"objective.backend: {error}") from None
         lines = [f"{', '.join(names)}: {choice.backend}, {choice.reason}" for choice, names in parts.items()]
         return _under("losses", lines + of_labels)
+
+    def _cost(self) -> list[tuple[str, str]]:
+        """Returns the rows about the hours and the cost of the run; none if the user has given no price.
+
+        Without a described network, a node without GPUs is this host, with its present number of ranks.
+        """
+        price, outlook = self.assumed.price, self._outlook()
+        if price is None:
+            return []
+        if self.assumed.fabric is None and not self.on_gpu:
+            outlook = replace(outlook, fabric=replace(outlook.fabric, ranks_per_node=self.ranks))
+        device = "GPU" if self.on_gpu else "rank"
+        batch = self.config.global_batch
+        return cost_rows(outlook, steps=self.config.steps, global_batch=batch, price=price, device=device)
 
     def _outlook(self) -> Outlook:
         half = vector_dtype(self.config.objective, self.config.engine.precision) == torch.bfloat16
