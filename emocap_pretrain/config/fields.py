@@ -39,6 +39,12 @@ def _has_placeholder(template: str) -> str:
     return template
 
 
+def _is_own_tag(name: str) -> str:
+    if name.startswith(("mlflow.", "emocap.")):
+        raise ValueError(f"{name!r}: tags that begin with mlflow. or emocap. have a meaning of their own.")
+    return name
+
+
 # A whole number with decimals that are all zero. "007" and "1e3" do not match and stay as they are.
 _WHOLE = re.compile(r"([+-]?\d+)\.0*")
 
@@ -101,6 +107,7 @@ SetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_leng
 Ensemble = Literal["logits", "embeddings"]
 Words = Annotated[tuple[str, ...], BeforeValidator(_one_or_more), Field(min_length=1)]
 TextsOfYaml = Annotated[tuple[Annotated[str, Field(min_length=1, max_length=200)], ...], BeforeValidator(_texts)]
+TagName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,100}$"), AfterValidator(_is_own_tag)]
 # MLflow allows these characters in the name of a metric, which contains the name of the label.
 LabelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_ .-]*$", max_length=80)]
 Classes = Annotated[dict[str, Words], BeforeValidator(_by_text), Field(min_length=1)]

@@ -29,6 +29,7 @@ from emocap_pretrain.config.fields import (
     Precision,
     Section,
     SetName,
+    TagName,
     Template,
     Weight,
 )
@@ -236,7 +237,7 @@ class CheckpointConfig(Section):
 
 
 class TrackingConfig(Section):
-    """Configures where MLflow is, and how often metrics are logged."""
+    """Configures where MLflow is, which other tools record the run, and how often metrics are logged."""
 
     uri: Location = Field(default="sqlite:///runs/mlflow.db", validate_default=True, description="MLflow tracking URI.")
     artifacts: Location | None = Field(
@@ -245,6 +246,15 @@ class TrackingConfig(Section):
         description="Artifact root of a new experiment; null takes the server's.",
     )
     experiment: str = Field(default="emocap", description="Name of the MLflow experiment.")
+    tags: dict[TagName, Annotated[str, Field(max_length=500)]] = Field(
+        default={}, description="Tags of the run in MLflow, by name; `emocap sweep` marks its runs with one."
+    )
+    tensorboard: Location | None = Field(
+        default=None, description="Folder in which files of TensorBoard are written too; null writes none."
+    )
+    wandb: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$")] | None = Field(
+        default=None, description="Project of Weights & Biases in which the run is recorded too; null records none."
+    )
     every_steps: Positive = Field(default=10, description="Steps between two logged rows of metrics.")
 
 

@@ -38,6 +38,7 @@ from emocap_pretrain.interop.image_weights import check_image_weights, check_tea
 from emocap_pretrain.interop.starting_point import StartingPoint
 from emocap_pretrain.model.transformers_text import check_text_weights
 from emocap_pretrain.run_folder.folder import RunFolder
+from emocap_pretrain.tracking.copies import check_copies
 from emocap_pretrain.training.compiled_towers import require_compiler
 from emocap_pretrain.training.objective import Objective, notes_on_unread
 from emocap_pretrain.training.optimizer import optimizer_of, parameter_groups
@@ -154,6 +155,7 @@ def preflight(
     # A host without GPUs cannot say what the hosts of the ranks have; their ranks check it when they start.
     if config.engine.compile and devices and (not devices.on_gpu or torch.cuda.is_available()):
         found.collect(lambda: require_compiler("cuda" if devices.on_gpu else "cpu"))
+    found.collect(lambda: check_copies(config.tracking))
     if checkpoint:
         _resumes(config, checkpoint, manifests, found, note_steps=note_steps)
     else:

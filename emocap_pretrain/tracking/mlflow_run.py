@@ -419,6 +419,7 @@ def _create(client: MlflowClient, tracked: TrackedRun, parent: str, warm_start: 
         parent = warm_start.run_id
     tags = {"mlflow.source.name": "emocap_pretrain", "mlflow.source.type": "JOB"}
     tags |= {"mlflow.source.git.commit": commit} if commit else {}
+    tags |= {name: masked(value) for name, value in tracked.settings.tags.items()}
     tags |= {MLFLOW_PARENT_RUN_ID: parent} if parent else {}
     tags |= {name: masked(value) for name, value in warm_start.tags().items()} if warm_start else {}
     run = client.create_run(_experiment(client, tracked), run_name=tracked.name, tags=tags)

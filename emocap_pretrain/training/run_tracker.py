@@ -70,6 +70,7 @@ def open_tracker(
 
     def begin() -> str:
         from emocap_pretrain.tracking import pictures
+        from emocap_pretrain.tracking.copies import with_copies
         from emocap_pretrain.tracking.mlflow_tracker import MlflowTracker
 
         parent = _parent(config, attempt, run_id) if run_id else ""
@@ -81,7 +82,9 @@ def open_tracker(
         known = None if parent else run_id
         began_with = folder.warm_start() if parent else warm_start
         options: dict[str, Any] = {"number": attempt.number, "facts": facts, "unsent": rows, "parent": parent}
-        begun.append(MlflowTracker.start(tracked_run(config), known, **options, warm_start=began_with))
+        run = tracked_run(config)
+        main = MlflowTracker.start(run, known, **options, warm_start=began_with)
+        begun.append(with_copies(main, run, first_step=found.step + 1 if found else 0))
         if found:  # The attempt that committed the checkpoint may have ended before it reported it to the tracker.
             begun[0].log_checkpoint(f"{attempt.store.url}/{found.folder}", found.step, found.digest)
             begun[0].keep_checkpoints(steps_listed(attempt.store))
