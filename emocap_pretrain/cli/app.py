@@ -25,6 +25,7 @@ from emocap_pretrain.cli import (
     requests,
     restart,
     status,
+    sweep,
     synth,
     verify,
 )
@@ -42,6 +43,7 @@ app = typer.Typer(
 for name, function in {
     "pretrain": run.command,
     "restart": restart.command,
+    "sweep": sweep.command,
     "synth": synth.command,
     "pack": pack.pack_command,
     "unpack": pack.unpack_command,

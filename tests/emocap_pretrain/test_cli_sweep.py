@@ -1,0 +1,112 @@
+"""Tests `emocap sweep`: which runs it makes, and that it compares finished runs without training them again."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from cli_calls import called
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_run import tiny
+
+from emocap_pretrain.cli.sweep import members_of, split_values
+from emocap_pretrain.config.load import load
+from emocap_pretrain.config.schema import Config
+from emocap_pretrain.errors import ConfigError
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    file = tmp_path / "cfg.yaml"
+    tree = tiny(str(tmp_path / "run"), "data/faces", "sqlite:///mlflow.db", None)
+    file.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return file
+
+
+words = st.text("ab1.-_ ", min_size=1, max_size=5).map(str.strip).filter(bool)
+value = (
+    words | st.lists(words, min_size=1, max_size=3).map(lambda each: f"[{','.join(each)}]") | words.map("'{},x'".format)
+)
+
+
+@given(st.lists(value, min_size=1, max_size=5, unique=True))
+def test_values_are_divided_at_commas_outside_of_brackets_and_quotes(values: list[str]) -> None:
+    assert split_values(",".join(values)) == values
+
+
+def test_each_combination_is_a_run_with_its_own_folder_and_a_tag(recipe: Path, tmp_path: Path) -> None:
+    members = members_of(recipe, ["optimizer.lr=1e-3,2e-3", "model.image.freeze=0,null", "steps=3"])
+    assert [each.label for each in members] == [
+        "lr=1e-3,freeze=0",
+        "lr=1e-3,freeze=null",
+        "lr=2e-3,freeze=0",
+        "lr=2e-3,freeze=null",
+    ]
+    assert len({each.url for each in members}) == 4
+    config = load(recipe, members[2].overrides)
+    assert (config.optimizer.lr, config.model.image.freeze, config.steps) == (2e-3, 0, 3)
+    assert config.url == members[2].url == f"{tmp_path}/run-sweep/lr=2e-3,freeze=0"
+    assert config.name == "tiny-lr-2e-3-freeze-0"
+    assert config.tracking.tags == {"sweep": "tiny"}
+
+
+def test_keys_that_end_alike_are_named_in_full(recipe: Path) -> None:
+    first, _ = members_of(recipe, ["model.image.freeze=0", "model.text.freeze=0,null"])
+    assert first.label == "freeze=0"
+    both = members_of(recipe, ["model.image.freeze=0,null", "model.text.freeze=0,null"])
+    assert both[0].label == "model.image.freeze=0,model.text.freeze=0"
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (["optimizer.lr=1e-3"], "no key has several values"),
+        (["optimizer.lr=1e-3,1e-3"], "must be different"),
+        (["optimizer.lr=1e-3,"], "not empty"),
+        (["optimizer.lr"], "not of the form"),
+        (["optimizer.lr=1,2", "optimizer.lr=3,4"], "given twice"),
+        (["url=a,b"], "cannot be swept"),
+        (["optimizer.lr=1e-3,-1"], "optimizer.lr"),
+        (["optimizer.lr=" + ",".join(map(str, range(1, 202)))], "more than 200"),
+        (["tracking.experiment='a b','a/b'"], "the same folder"),
+    ],
+)
+def test_a_wrong_sweep_is_refused_before_the_first_run(values: list[str], words: str, recipe: Path) -> None:
+    with pytest.raises(ConfigError, match=words):
+        members_of(recipe, values)
+
+
+def test_a_run_that_fails_does_not_end_the_sweep_and_a_stop_does(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    codes, seen = iter([1, 0, 0, 75, 0]), list[Any]()
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        seen.append(command)
+        return subprocess.CompletedProcess(command, next(codes))
+
+    monkeypatch.setattr(subprocess, "run", run)
+    done = called("sweep", recipe, "optimizer.lr=1e-3,2e-3")
+    assert (done.exit_code, len(seen)) == (1, 2)
+    assert "0 of 2 runs are done" in done.stdout
+    done = called("sweep", recipe, "optimizer.lr=1e-3,2e-3,3e-3")
+    assert (done.exit_code, len(seen)) == (75, 4)
+
+
+def test_finished_runs_are_compared_and_not_trained_again(finished_run: Config, tmp_path: Path) -> None:
+    tree = finished_run.stored()
+    # The folder of the finished run is that of one member.
+    base = tmp_path / "own"
+    shutil.copytree(finished_run.url, tmp_path / "own-sweep" / "lr=1e-3")
+    recipe = tmp_path / "cfg.yaml"
+    recipe.write_text(yaml.safe_dump(tree | {"url": str(base)}), encoding="utf-8")
+    done = called("sweep", recipe, "optimizer.lr=1e-3,2e-3", "--table", "--json")
+    assert done.exit_code == 0, done.output
+    first, second = json.loads(done.stdout)
+    assert (first["done"], second["done"]) == (True, False)
+    assert set(first["scores"]) == {"zero_shot/uar", next(name for name in first["scores"] if "retrieval" in name)}
+    shown = called("sweep", recipe, "optimizer.lr=1e-3,2e-3", "--table").stdout
+    assert "1 of 2 runs are done" in shown
+    assert "zero_shot/uar" in shown
