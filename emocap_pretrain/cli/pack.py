@@ -71,14 +71,12 @@ def pack_command(  # noqa: PLR0913, PLR0917 - one argument for each option
     The same command resumes an interrupted pack. Images are not changed unless an option on images is given.
     """
     with errors_as_lines(debug=debug):
-        _refuse_inside(source, out)
         others, labels = tuple(further or STANDARD.further), tuple(label or ())
         mapping = TableColumns(
             image, global_, local, summary, others, key, labels, captions, label_names or {}, image_name
         )
         names = tuple(name.strip() for name in columns.split(",")) if columns else ()
         text_table = TextTableConfig(delimiter, names, encoding)
-        rows = _selected(open_source(source, mapping, image_root=image_root, text_table=text_table), only_keys, frames)
         search = find_duplicates or drop_duplicates
         image_encoding = _encoding(image_format, quality, longest_px, shortest_px)
         pack_options = PackConfig(
@@ -88,6 +86,8 @@ def pack_command(  # noqa: PLR0913, PLR0917 - one argument for each option
             number_keys=number_keys,
             skip_bad=skip_bad,
         )
+        _refuse_inside(source, out)
+        rows = _selected(open_source(source, mapping, image_root=image_root, text_table=text_table), only_keys, frames)
         with Bar("packing", rows.total if isinstance(rows, CountedSource) else None) as bar:
             packed = pack(rows, out, pack_options, processes=processes, progress=bar.show)
         _summarise(out, packed, bar, dropped=drop_duplicates)
