@@ -4,7 +4,7 @@ It reads only files that `emocap evaluate --save` has written, and opens neither
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +17,7 @@ from emocap_pretrain.cli.options import Debug
 from emocap_pretrain.terminal import FAILED, console, errors_as_lines, say_json
 
 if TYPE_CHECKING:
-    from emocap_pretrain.evaluation.comparison import Comparison, TaskComparison
+    from emocap_pretrain.evaluation.comparison import Comparison, ScoreRow, TaskComparison
     from emocap_pretrain.evaluation.paired import Difference
     from emocap_pretrain.evaluation.subgroups import Subgroups
     from emocap_pretrain.run_folder.results import Score
@@ -133,11 +133,7 @@ def _show(found: "Comparison") -> None:
 
 def _show_task(task: "TaskComparison", letters: Sequence[str]) -> None:
     samples = next(each.samples for each in task.results if each)
-    rows: list[tuple[str, ...]] = []
-    for row in task.rows:
-        for number, score in enumerate(row.scores):
-            title = row.first.marked_title if number == 0 else ""
-            rows.append((title, letters[number], _value(score), *_change(row.first, row.differences[number])))
+    rows = [line for row in task.rows for line in _lines(row, letters)]
     columns = ("", "", "score", f"minus {letters[0]}", "p")
     width = 3 if len(letters) == 1 else len(columns)  # A single model is compared with nothing.
     title = f"{task.place}, {task.task}, {counted(samples, 'sample')}"
@@ -158,8 +154,17 @@ def _show_task(task: "TaskComparison", letters: Sequence[str]) -> None:
         show_groups(groups, f"{letter}, {task.task}" if len(letters) > 1 else task.task)
 
 
-def _value(score: "Score | None") -> str:
-    return "" if score is None else dataclasses.replace(score, baseline=None).text()
+def _lines(row: "ScoreRow", letters: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """Yields a line for each model that has the score. Only the first line has the title of the score."""
+    title = row.first.marked_title
+    for letter, score, change in zip(letters, row.scores, row.differences, strict=True):
+        if score is not None:
+            yield title, letter, _value(score), *_change(score, change)
+            title = ""
+
+
+def _value(score: "Score") -> str:
+    return dataclasses.replace(score, baseline=None).text()
 
 
 def _number(value: float, interval: tuple[float, float] | None, *, is_share: bool) -> str:
