@@ -17,6 +17,7 @@ SHOWN = {
     "uar": "UAR",
     "war": "WAR",
     "auc": "AUC",
+    "uar_16": "UAR with 16 examples",
     "recall_at_5_image_to_text": "R@5 of the global text",
     "recall_at_5_summary_image_to_text": "R@5 of the summary",
     "recall_at_5_whole_image_to_text": "R@5 of the whole text",
