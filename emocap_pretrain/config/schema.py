@@ -25,6 +25,7 @@ from emocap_pretrain.config.fields import (
     Ensemble,
     Fraction,
     ImageCrop,
+    LabelName,
     Positive,
     Precision,
     Section,
@@ -51,6 +52,20 @@ class MixtureDatasetConfig(Section):
         description="Share of the samples that come from this dataset, relative to the other weights; default its "
         "number of samples.",
     )
+    balance: bool = Field(
+        default=True, description="Whether data.balance applies to this dataset; false for one without the label."
+    )
+
+
+class BalanceConfig(Section):
+    """Configures how often the samples of each class of a label are drawn."""
+
+    label: LabelName = Field(description="Name of the label in the dataset, such as emotion.")
+    weights: Literal["inverse", "inverse_sqrt"] = Field(
+        default="inverse_sqrt",
+        description="inverse draws all classes equally often. inverse_sqrt draws a class in proportion to the square "
+        "root of its number of samples, so that the samples of rare classes are repeated less.",
+    )
 
 
 class DataConfig(Section):
@@ -66,6 +81,9 @@ class DataConfig(Section):
         default=None,
         description="All sets from whose faces or labels the captions came, such as [ferplus], by the names of "
         "`emocap benchmarks list` or own names; null if this is unknown. Results of prompts say what follows from it.",
+    )
+    balance: BalanceConfig | None = Field(
+        default=None, description="Draws the samples of rare classes more often; null draws every sample equally often."
     )
     shuffle_window: Positive | None = Field(
         default=None,
@@ -116,6 +134,17 @@ class DataConfig(Section):
     def _one_of_both(self) -> "DataConfig":
         if (self.url is None) == (not self.mix):
             raise ValueError("give either url, the one dataset, or mix, a list of {url, weight}.")
+        return self
+
+    @model_validator(mode="after")
+    def _balance_applies(self) -> "DataConfig":
+        declared = [dataset.balance for dataset in self.datasets]
+        if self.balance is None and not all(declared):
+            raise ValueError(
+                "mix: balance=false needs data.balance, which says by which label the others are balanced."
+            )
+        if self.balance is not None and not any(declared):
+            raise ValueError("balance applies to no dataset, because each one of mix has balance=false.")
         return self
 
 
@@ -424,6 +453,16 @@ class Config(Section):
             raise ValueError(
                 f"optimizer.warmup_steps={warmup} and optimizer.decay_steps={decay} are more than steps={self.steps}: "
                 "set fewer of them, or more steps."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _classes_are_balanced_once(self) -> Self:
+        names = [label.name for label in self.objective.labels if label.balance != "none"]
+        if self.data.balance is not None and names:
+            raise ValueError(
+                f"data.balance draws rare classes more often, and objective.labels gives those of {names[0]} a larger "
+                "weight in the loss, so they would count twice: set one of the two."
             )
         return self
 

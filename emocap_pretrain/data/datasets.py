@@ -21,6 +21,7 @@ from emocap_shards.library import MixtureDataset
 from emocap_shards.manifest import Manifest, read_manifest
 from emocap_shards.sample import Caption
 from emocap_shards.store import open_store
+from emocap_shards.strata import ClassBalance
 from emocap_shards.stream import Stream
 
 from emocap_pretrain.config.model import PartLengthsConfig
@@ -130,7 +131,15 @@ def _first_captions(
     return (load_annotation(sample.annotation)[0] for sample in itertools.islice(encoded, samples))
 
 
-def open_stream(data: DataConfig, info: RankInfo, start: Cursor, *, global_batch: int, seed: int) -> Stream:
+def open_stream(
+    data: DataConfig,
+    info: RankInfo,
+    start: Cursor,
+    *,
+    global_batch: int,
+    seed: int,
+    balance: ClassBalance | None = None,
+) -> Stream:
     """Returns the stream of the samples that this rank reads.
 
     Nothing is opened here: a stream is a picklable value, and each loader process opens the datasets for itself.
@@ -141,6 +150,7 @@ def open_stream(data: DataConfig, info: RankInfo, start: Cursor, *, global_batch
         start: Cursor (epoch and consumed samples) at which the stream begins.
         global_batch: Number of samples of a step over all ranks.
         seed: Seed of the order of the samples.
+        balance: The classes of the samples, if `data.balance` is set (`read_balance`).
     """
     return Stream(
         url=_mixture(data.datasets),
@@ -154,6 +164,7 @@ def open_stream(data: DataConfig, info: RankInfo, start: Cursor, *, global_batch
         start=start,
         error_budget=data.error_budget,
         cache=Cache(data.cache, round(data.cache_gb * 1e9)) if data.cache_gb else None,
+        balance=balance,
     )
 
 

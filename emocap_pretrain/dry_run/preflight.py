@@ -13,6 +13,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -28,6 +29,7 @@ from emocap_shards.store import open_store
 from emocap_pretrain.checkpoint.manifest import Checkpoint, newest, newest_complete
 from emocap_pretrain.config.batch_split import batch_split
 from emocap_pretrain.config.schema import Config
+from emocap_pretrain.data.balancing import check_balance
 from emocap_pretrain.data.datasets import digest_of, foreign_data
 from emocap_pretrain.data.labels import check_labels
 from emocap_pretrain.data.parts import active_parts
@@ -147,6 +149,8 @@ def preflight(
     if manifests and not checkpoint:
         labels = config.objective.labels
         found.collect(lambda: found.notes.extend(check_labels(config.data, labels, seconds=tasks.PREPARE_S)))
+        balance = partial(check_balance, config.data, global_batch=config.global_batch, seconds=tasks.PREPARE_S)
+        found.collect(lambda: found.notes.extend(balance()))
     if found.collect(lambda: Objective.of(config.objective, precision=config.engine.precision)):
         found.notes.extend(notes_on_unread(config.objective))
     if devices:

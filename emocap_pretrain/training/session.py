@@ -30,6 +30,7 @@ from emocap_pretrain.checkpoint.state import Progress, TrainingState, state_of
 from emocap_pretrain.config import stored
 from emocap_pretrain.config.batch_split import batch_split
 from emocap_pretrain.config.schema import Config
+from emocap_pretrain.data.balancing import read_balance
 from emocap_pretrain.data.batch import Batch
 from emocap_pretrain.data.datasets import (
     data_digest_of,
@@ -319,7 +320,11 @@ def open_session(config: Config, world: RankGroup, attempt: Attempt, opening: Ra
             engine, weights = _open_engine(config, world, opening, tokenizer, starting_point, found, class_counts)
         # The data continue at the checkpoint's cursor, on any number of ranks and loader processes.
         start = Cursor.from_json(state.cursor) if state else Cursor()
-        stream = open_stream(config.data, world.info, start, global_batch=config.global_batch, seed=config.seed)
+        # The classes follow from the data, whose digest is that of the checkpoint, so they are not stored.
+        balance = opening.run_on_main(lambda: read_balance(config.data))
+        stream = open_stream(
+            config.data, world.info, start, global_batch=config.global_batch, seed=config.seed, balance=balance
+        )
         collate = build_collate(config, tokenizer)
         loading = shrink_to_fit_and_warn(
             config.data,

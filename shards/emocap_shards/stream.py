@@ -9,8 +9,9 @@ processes exchange no message, and a resumed stream continues with the same samp
 """
 
 import functools
+import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -25,14 +26,16 @@ from emocap_shards.errors import BudgetSpent, DamagedSample, PlanError
 from emocap_shards.library import Library, MixtureDataset
 from emocap_shards.mixture import MixturePlan
 from emocap_shards.order import Ids, Order
-from emocap_shards.plan import EpochPlan, Step, StepPlan, rank_slice
+from emocap_shards.plan import EpochPlan, PositionRange, Step, StepPlan, rank_slice
 from emocap_shards.reader import decoded
 from emocap_shards.sample import Encoded, Sample
+from emocap_shards.strata import ClassBalance, Stratum, strata_of
 
 _log = logging.getLogger(__name__)
 
 # A process brings segments into the cache at most this many steps before they are needed.
 WARMED_AHEAD = 256
+_NONE: Ids = np.empty(0, dtype=np.int64)
 
 T = TypeVar("T")
 Decode = Callable[[Encoded | DamagedSample, int], T | DamagedSample]
@@ -44,7 +47,8 @@ class RankStep(Generic[T]):
 
     `samples` are in the order of the manifest. A step of a mixture consists of one or more ranges, each from one pass
     over one dataset. The ranges follow one another, and the samples of each range are in the order of its dataset's
-    manifest. `samples` may be empty, for example on some ranks in the last step of an epoch. `cursor` is the same on
+    manifest. If classes are balanced, the samples of a dataset are one such range, also those of several passes.
+    `samples` may be empty, for example on some ranks in the last step of an epoch. `cursor` is the same on
     all ranks. `damaged` contains the damaged samples of this step, without those that this process has found before.
     """
 
@@ -107,6 +111,8 @@ class Stream:
         error_budget: Number of damaged samples that each process of a rank may leave out. With 0 the first damaged
             sample raises an error.
         cache: A cache for datasets that are not on a local disk; the processes of a node share it.
+        balance: The classes of the samples, if each class is to have a certain share of every step. Each class then has
+            epochs of its own, and `drop_last` does nothing, as in a mixture.
 
     Example:
         ```python
@@ -130,6 +136,7 @@ class Stream:
     epochs: int | None = None
     error_budget: int = 0
     cache: Cache | None = None
+    balance: ClassBalance | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         rank_slice(self.global_batch, self.rank, self.world_size)
@@ -205,8 +212,9 @@ class Stream:
         if not 0 <= part < parts:
             raise PlanError(f"part={part} of parts={parts}: parts count from 0 to parts - 1.")
         library = self._library()
-        reading = _Reading(self, library)
-        steps = islice(self._plan(library).steps(self.start), part, None, parts)
+        strata = strata_of(library.layouts, self.balance)
+        reading = _Reading(self, library, strata)
+        steps = islice(self._plan(library, strata).steps(self.start), part, None, parts)
         quarantine = SampleQuarantine(self.error_budget)
         for step, found in ahead(steps, reading.fetch, reading.warm, warmed_ahead=self._warmed_ahead(library, parts)):
             samples, damaged = _sound((decode(sample, epoch) for sample, epoch in found), quarantine)
@@ -223,7 +231,7 @@ class Stream:
         if self.cache is None or not library.uses_cache:
             return library
         # The current window and the next one. Each rank of the node reads another part of them (decision 13).
-        windows = 2 * min(1.0, self.window_samples / sum(library.samples))
+        windows = 2 * min(1.0, self._window_share(library))
         needed_bytes = windows * library.total_bytes * self.local_world_size / self.world_size
         if needed_bytes <= self.cache.max_bytes:
             return library
@@ -236,10 +244,22 @@ class Stream:
         )
         return Library.open(self.url)
 
-    def _plan(self, library: Library) -> StepPlan:
-        if len(library.samples) == 1:
+    def _window_share(self, library: Library) -> float:
+        """Returns about which share of all data a shuffle window covers; the windows of all classes count together."""
+        if self.balance is None:
+            return self.window_samples / sum(library.samples)
+        covered = (
+            min(1.0, each.window_samples(self.window_samples) / each.samples) * library.samples[each.dataset]
+            for each in strata_of(library.layouts, self.balance)
+        )
+        return sum(covered) / sum(library.samples)
+
+    def _plan(self, library: Library, strata: Sequence[Stratum]) -> StepPlan:
+        if len(library.samples) == 1 and self.balance is None:
             return EpochPlan(library.samples[0], self.global_batch, drop_last=self.drop_last, epochs=self.epochs)
-        return MixturePlan(library.samples, library.weights, self.global_batch, self.epochs)
+        samples = tuple(each.samples for each in strata)
+        weights = tuple(library.weights[each.dataset] * each.share for each in strata)
+        return MixturePlan(samples, weights, self.global_batch, self.epochs)
 
     def _warmed_ahead(self, library: Library, parts: int) -> int:
         """Returns for how many steps in advance the data are fetched into the cache; 0 if no cache is used.
@@ -253,57 +273,68 @@ class Stream:
 
 
 class _Reading:
-    """Fetches this rank's samples for the steps of a stream."""
+    """Fetches this rank's samples for the steps of a stream. The `dataset` of a range of a step is a stratum here."""
 
-    def __init__(self, stream: Stream, library: Library) -> None:
+    def __init__(self, stream: Stream, library: Library, strata: Sequence[Stratum]) -> None:
         self._stream = stream
         self._library = library
-        # Each dataset keeps the order of two epochs. With one shared cache, a small dataset that passes through many
-        # epochs in a step would evict the order of a large one.
+        self._strata = strata
+        # Each stratum keeps the order of two epochs. With one shared cache, a small one that passes through many epochs
+        # in a step would evict the order of a large one.
         kept = functools.lru_cache(maxsize=2)
-        self._orders = [kept(partial(self._order, dataset)) for dataset in range(len(library.layouts))]
+        self._orders = [kept(partial(self._order, each)) for each in strata]
 
     def fetch(self, step: Step, direct: bool) -> tuple[Step, list[tuple[Encoded | DamagedSample, int]]]:
         """Returns the step, and (sample, epoch) for each of this rank's samples in it. `epoch` is the number of the
-        pass over the sample's dataset.
+        pass over the sample's stratum.
 
         `direct` matters only for samples that the cache does not contain. If it is true, only their bytes are
         requested. Otherwise their whole segments, of about 4 MiB each, are fetched into the cache (`Reader.fetch`).
         """
-        shares = list(self._shares(step))
-        epochs = [epoch for epoch, ids in shares for _ in ids]
-        return step, list(zip(self._library.fetch(_joined(shares), direct=direct), epochs, strict=True))
+        epochs, ids = self._share(step)
+        return step, list(zip(self._library.fetch(ids, direct=direct), epochs.tolist(), strict=True))
 
     def warm(self, step: Step) -> None:
-        self._library.warm(_joined(list(self._shares(step))))
+        self._library.warm(self._share(step)[1])
 
-    def _shares(self, step: Step) -> Iterator[tuple[int, Ids]]:
-        """Yields (epoch, ids) for each range of the step (`Step.ranges`) from which this rank reads samples.
+    def _share(self, step: Step) -> tuple[Ids, Ids]:
+        """Returns the epochs and the ids of this rank's samples of a step; the ids count the samples of all datasets.
 
-        `epoch` is the number of the pass over the range's dataset. `ids` are the samples of this rank, numbered over
-        all datasets, in ascending order, which is the order of the manifest.
+        An epoch is the number of the pass over the sample's stratum.
         """
         share = rank_slice(step.rows, self._stream.rank, self._stream.world_size)
         before = 0
-        for range_ in step.ranges:
-            first, last = max(share.start - before, 0), min(share.stop - before, len(range_))
-            before += len(range_)
+        epochs, ids = [_NONE], [_NONE]
+        for _, group in itertools.groupby(step.ranges, self._sorted_with):
+            ranges = tuple(group)
+            rows = sum(map(len, ranges))
+            first, last = max(share.start - before, 0), min(share.stop - before, rows)
+            before += rows
             if first < last:
-                # The whole range is sorted before the rank takes its part, so the parts of all ranks lie one after
+                # The whole group is sorted before the rank takes its part, so the parts of all ranks lie one after
                 # another in the shards.
-                ids = np.sort(self._orders[range_.dataset](range_.epoch).ids(range_.start, range_.stop))
-                yield range_.epoch, self._library.first(range_.dataset) + ids[first:last]
+                found = np.concatenate([self._ids(each) for each in ranges])
+                place = np.argsort(found, kind="stable")[first:last]
+                epochs.append(np.repeat([each.epoch for each in ranges], [len(each) for each in ranges])[place])
+                ids.append(found[place])
+        return np.concatenate(epochs), np.concatenate(ids)
 
-    def _order(self, dataset: int, epoch: int) -> Order:
-        # The first dataset has the order of the seed itself, so that it is the same alone and in a mixture. The others
-        # have seeds beyond 64 bits, which `SeedSequence` accepts.
-        seed = self._stream.seed + (dataset << 64)
-        layout, stream = self._library.layouts[dataset], self._stream
-        return Order(layout, seed, epoch, stream.window_samples, stream.shuffle)
+    def _sorted_with(self, range_: PositionRange) -> tuple[int, int]:
+        """Returns a key that is equal for the ranges whose samples are sorted together.
 
+        These are all classes of a dataset. A pass over a whole dataset is sorted alone.
+        """
+        stratum = self._strata[range_.dataset]
+        return stratum.dataset, range_.epoch if stratum.members is None else -1
 
-def _joined(shares: list[tuple[int, Ids]]) -> Ids:
-    return np.concatenate([np.empty(0, dtype=np.int64), *(ids for _, ids in shares)])
+    def _ids(self, range_: PositionRange) -> Ids:
+        stratum = self._strata[range_.dataset]
+        found = stratum.ids(self._orders[range_.dataset](range_.epoch), range_.start, range_.stop)
+        return self._library.first(stratum.dataset) + found
+
+    def _order(self, stratum: Stratum, epoch: int) -> Order:
+        stream = self._stream
+        return stratum.order(stream.seed, epoch, stream.window_samples, shuffle=stream.shuffle)
 
 
 def _sound(

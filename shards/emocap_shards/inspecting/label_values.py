@@ -1,4 +1,6 @@
-"""Counts every value of one label of a dataset. Annotations are read and checked, but images are not decoded.
+"""Reads one label of a dataset: the number of samples with each value, or the value of each sample.
+
+Annotations are read and checked, but images are not decoded.
 
 With samples of 30 kB, two busy cores count 20,000 samples a second from a local disk, and 1,400 from an S3 server on
 the same host.
@@ -8,19 +10,22 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import Int32
+
 from emocap_shards.annotation import Labels, load_annotation
 from emocap_shards.background import in_order
 from emocap_shards.errors import AnnotationError, DamagedSample
 from emocap_shards.inspecting.look import Pick, everything
-from emocap_shards.manifest import read_manifest
+from emocap_shards.manifest import Manifest, read_manifest
 from emocap_shards.reader import Reader
-from emocap_shards.store import open_store
+from emocap_shards.store import Store, open_store
 
 _READERS = 8
 _MOST_NAMES = 200
@@ -73,23 +78,71 @@ def label_values(url: str | Path, name: str, *, seconds: float | None = None) ->
     random.Random(0).shuffle(picks)
     values, kinds, looked = Counter[str | float](), dict[str, bool](), 0
     began_s = time.monotonic()
-    word_s = began_s + _FIRST_WORD_S
+    for found in _read(store, manifest, picks):
+        looked += len(found)
+        values.update(labels[name] for labels in found if labels.get(name, "") != "")
+        if len(kinds) < _MOST_NAMES:
+            kinds |= {key: isinstance(value, str) for labels in found for key, value in labels.items()}
+        if seconds is not None and time.monotonic() - began_s > seconds:
+            break
+    names = sorted(kinds, key=lambda key: (not kinds[key], key))[:_MOST_NAMES]
+    return LabelValues(dict(values), tuple(names), looked, manifest.samples)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LabelColumn:
+    """Holds the value of one label of every sample of a dataset.
+
+    Attributes:
+        values: The distinct values, in the order in which they were met.
+        codes: For each sample, in the order of the manifest, the index of its value in `values`. It is -1 for a sample
+            without the label, or with an empty one.
+    """
+
+    values: tuple[str | float, ...]
+    codes: Int32[np.ndarray, " samples"]
+
+
+def label_column(url: str | Path, name: str, *, most_values: int) -> LabelColumn | None:
+    """Reads the value of the label `name` of every sample. Returns None if there are more than `most_values` values.
+
+    Raises:
+        ManifestError: If there is no dataset.
+        DamagedShard: If a shard is missing, or its index differs from what the manifest says.
+        DamagedSample: If a sample is damaged.
+        StoreError: If the store cannot be read.
+    """
+    store = open_store(url)
+    manifest = read_manifest(store)
+    places: dict[str | float, int] = {}
+    codes = np.full(manifest.samples, -1, dtype=np.int32)
+    looked = 0
+    for found in _read(store, manifest, list(everything(manifest))):
+        for labels in found:
+            if (value := labels.get(name, "")) != "":
+                codes[looked] = places.setdefault(value, len(places))
+            looked += 1
+        if len(places) > most_values:
+            return None
+    return LabelColumn(tuple(places), codes)
+
+
+def _read(store: Store, manifest: Manifest, picks: Sequence[Pick]) -> Iterator[list[Labels]]:
+    """Yields the labels of the samples of each pick, in the order of the picks. Logs how far it has come.
+
+    Raises:
+        DamagedSample: If a sample is damaged, or its annotation cannot be used.
+    """
     read = partial(_labels, Reader(store, manifest))
+    looked, word_s = 0, time.monotonic() + _FIRST_WORD_S
     with ThreadPoolExecutor(_READERS) as pool:
         # Threads hide the latency of a remote store; for a local disk they are slower than a plain loop.
         for found in map(read, picks) if store.is_near else in_order(pool, read, picks, ahead=2 * _READERS):
+            yield found
             looked += len(found)
-            values.update(labels[name] for labels in found if labels.get(name, "") != "")
-            if len(kinds) < _MOST_NAMES:
-                kinds |= {key: isinstance(value, str) for labels in found for key, value in labels.items()}
-            now_s = time.monotonic()
-            if seconds is not None and now_s - began_s > seconds:
-                break
-            if now_s > word_s:
+            if time.monotonic() > word_s:
                 _log.info("reading labels of %s: %d of %d samples so far", store.url, looked, manifest.samples)
-                word_s = now_s + _NEXT_WORD_S
-    names = sorted(kinds, key=lambda key: (not kinds[key], key))[:_MOST_NAMES]
-    return LabelValues(dict(values), tuple(names), looked, manifest.samples)
+                word_s = time.monotonic() + _NEXT_WORD_S
 
 
 def _labels(reader: Reader, pick: Pick) -> list[Labels]:

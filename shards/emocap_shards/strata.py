@@ -1,0 +1,126 @@
+"""Divides the samples of datasets into strata, each of which is drawn in an order of its own.
+
+Without balancing, each dataset is one stratum. If a dataset is balanced by a label, each class of the label is a
+stratum. A mixture of strata in fixed shares (`mixture`) is then a balanced sample: each class has its share of every
+batch, and all samples of a class are used once before one is used again. The strata are a pure function of the classes
+of the samples. So the position in the stream needs no further state, and depends on no rank (decision 45).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64, Int32, Int64, UInt8
+
+from emocap_shards.errors import PlanError
+from emocap_shards.order import Ids, Order, ShardLayout
+
+MOST_CLASSES = 256
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ClassBalance:
+    """Holds the classes of the samples of a stream, and how strongly they are balanced, as a picklable value.
+
+    Args:
+        classes: For each dataset the class of every sample, in the order of the manifest; None for a dataset that is
+            drawn as it is.
+        exponent: A class of a dataset with n samples gets a share in proportion to n^(1 - exponent), so the weight of
+            a sample is n^-exponent. With 1 all classes have equal shares, with 0.5 the weight is the inverse of the
+            square root of the frequency, and with 0 nothing is balanced.
+    """
+
+    classes: tuple[UInt8[np.ndarray, " samples"] | None, ...]
+    exponent: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.exponent <= 1:
+            raise PlanError(f"exponent={self.exponent} of the frequency of a class must be 0 to 1.")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stratum:
+    """Samples of one dataset that are drawn in an order of their own: all of them, or those of one class.
+
+    Attributes:
+        dataset: Index of the dataset.
+        layout: How the samples of the stratum are distributed over the shards of the dataset.
+        members: The ids of the samples, which count the samples of the dataset, in ascending order; None for all. They
+            have 32 bits if that is enough, because each loader process holds them.
+        number: 0 for a whole dataset; otherwise the class and 1.
+        share: Share of the samples that are drawn from the dataset, in (0, 1].
+    """
+
+    dataset: int
+    layout: ShardLayout
+    members: Int32[np.ndarray, " samples"] | Ids | None = None
+    number: int = 0
+    share: float = 1.0
+
+    @property
+    def samples(self) -> int:
+        """Returns the number of samples."""
+        return self.layout.samples
+
+    def window_samples(self, window_samples: int) -> int:
+        """Returns the size of a window of this stratum, if a window of its dataset has `window_samples` samples.
+
+        It is in proportion to the share, so a window lasts as many steps as one of the dataset.
+        """
+        return max(1, round(window_samples * self.share))
+
+    def order(self, seed: int, epoch: int, window_samples: int, *, shuffle: bool) -> Order:
+        """Returns the order of one pass over the samples. The order counts the samples of the stratum."""
+        # The first dataset has the order of the seed itself, so that it is the same alone and in a mixture. The others,
+        # and classes, have seeds beyond 64 bits, which `SeedSequence` accepts.
+        own = seed + (self.dataset << 64) + (self.number << 96)
+        return Order(self.layout, own, epoch, self.window_samples(window_samples), shuffle)
+
+    def ids(self, order: Order, start: int, stop: int) -> Ids:
+        """Returns the samples at positions [start, stop) of an order; the ids count the samples of the dataset."""
+        found = order.ids(start, stop)
+        return found if self.members is None else self.members[found].astype(np.int64)
+
+
+def strata_of(layouts: Sequence[ShardLayout], balance: ClassBalance | None) -> list[Stratum]:
+    """Returns the strata of datasets, in the order of the datasets and of the classes.
+
+    A class without samples is not a stratum.
+
+    Raises:
+        PlanError: If `balance` does not have one class for every sample.
+    """
+    if balance is None:
+        return [Stratum(dataset, layout) for dataset, layout in enumerate(layouts)]
+    if [layout.samples for layout, known in zip(layouts, balance.classes, strict=True) if known is not None] != [
+        len(known) for known in balance.classes if known is not None
+    ]:
+        raise PlanError("the classes of the samples are those of another dataset: a dataset has another size.")
+    return [
+        stratum
+        for dataset, (layout, classes) in enumerate(zip(layouts, balance.classes, strict=True))
+        for stratum in _classes(dataset, layout, classes, balance.exponent)
+    ]
+
+
+def _classes(
+    dataset: int, layout: ShardLayout, classes: UInt8[np.ndarray, " samples"] | None, exponent: float
+) -> Iterator[Stratum]:
+    if classes is None:
+        yield Stratum(dataset, layout)
+        return
+    present, counts = np.unique(classes, return_counts=True)
+    for each, share in zip(present.tolist(), class_shares(counts, exponent).tolist(), strict=True):
+        members = np.flatnonzero(classes == each).astype(np.int64)
+        # Shards without a sample of the class are left out of the layout.
+        in_shards = np.bincount(layout.shard_of(members), minlength=len(layout.counts))
+        kept = members.astype(np.int32) if layout.samples < 1 << 31 else members
+        yield Stratum(dataset, ShardLayout(in_shards[in_shards > 0]), kept, each + 1, share)
+
+
+def class_shares(
+    counts: Sequence[int] | Int64[np.ndarray, " classes"], exponent: float
+) -> Float64[np.ndarray, " classes"]:
+    """Returns the share of each class among the samples that are drawn; `counts` are the samples of each class."""
+    wanted = np.asarray(counts, dtype=np.float64) ** (1 - exponent)
+    return wanted / wanted.sum()
