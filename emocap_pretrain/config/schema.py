@@ -19,6 +19,7 @@ from emocap_shards.mask import holds_secret, masked_url
 from pydantic import Field, PrivateAttr, model_validator
 
 from emocap_pretrain.config.augmentation import AugmentConfig
+from emocap_pretrain.config.captions import CaptionsConfig
 from emocap_pretrain.config.fields import (
     Classes,
     Count,
@@ -114,6 +115,9 @@ class DataConfig(Section):
     )
     augment: AugmentConfig = Field(
         default=AugmentConfig(), description="Further random changes of images; none by default."
+    )
+    captions: CaptionsConfig = Field(
+        default=CaptionsConfig(), description="Which caption of an image is trained, and which parts of it."
     )
 
     @property

@@ -34,10 +34,12 @@ from emocap_shards.stream import Stream
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from emocap_pretrain.config.augmentation import AugmentConfig
+from emocap_pretrain.config.captions import CaptionsConfig
 from emocap_pretrain.config.objective import LabelConfig
 from emocap_pretrain.config.schema import DataConfig
 from emocap_pretrain.data.augmentation import changed, random_numbers, rotation_degrees
 from emocap_pretrain.data.batch import Batch, Texts
+from emocap_pretrain.data.caption_choice import chosen_caption
 from emocap_pretrain.data.labels import label_targets
 from emocap_pretrain.data.mirror import mirrored
 from emocap_pretrain.data.parts import Part
@@ -73,6 +75,7 @@ class Collate:
         flip: Probability that an image is mirrored, if its caption can be mirrored too.
         labels: The labels that the objective uses; the batch has no other labels.
         augmentation: Further random changes of an image.
+        captions: Which caption of an image is used, and which parts of it.
     """
 
     tokenizer: Tokenizer
@@ -84,6 +87,7 @@ class Collate:
     flip: float
     labels: tuple[LabelConfig, ...] = ()
     augmentation: AugmentConfig = AugmentConfig()  # noqa: RUF009 - a frozen value
+    captions: CaptionsConfig = CaptionsConfig()  # noqa: RUF009 - a frozen value
 
     def prepare(self, sample: Sample) -> Sample:
         """Returns the sample with the augmented image for its epoch. If that image is mirrored, so is the caption.
@@ -94,9 +98,10 @@ class Collate:
         cost a third of the time of decoding.
         """
         key = (self.seed, sample.epoch, sample.index)
-        mirrored_caption = mirrored(sample.caption) if self.flip and sample.caption else None
-        flip = self.flip if mirrored_caption or sample.caption is None else 0.0
-        numbers, shown = random_numbers(key), sample.caption
+        shown = chosen_caption(sample, self.captions, seed=self.seed)
+        mirrored_caption = mirrored(shown) if self.flip and shown else None
+        flip = self.flip if mirrored_caption or shown is None else 0.0
+        numbers = random_numbers(key)
         degrees = rotation_degrees(self.augmentation, numbers, shown)
         image, flipped = augment(sample.image, self.pixels, crop=self.crop, flip=flip, key=key, degrees=degrees)
         detail_px = min(self.pixels, *sample.image.shape[:2])

@@ -46,6 +46,7 @@ def build_collate(config: Config, tokenizer: Tokenizer) -> Collate:
         flip=config.data.flip,
         labels=config.objective.labels,
         augmentation=config.data.augment,
+        captions=config.data.captions,
     )
 
 

@@ -238,7 +238,7 @@ def decoded(sample: Encoded | DamagedSample, *, seed: int = 0, epoch: int = 0) -
         return Sample(sample.index, sample.key, image, None, labels, epoch=epoch)
     shown = _view(len(captions), (seed, epoch, sample.index))
     further = captions[:shown] + captions[shown + 1 :]
-    return Sample(sample.index, sample.key, image, captions[shown], labels, further, epoch)
+    return Sample(sample.index, sample.key, image, captions[shown], labels, further, epoch, shown)
 
 
 def is_intact(block: bytes, slot: Slot) -> bool:

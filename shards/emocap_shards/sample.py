@@ -73,7 +73,8 @@ class Sample:
     `index` is the number of the sample in the order of the manifests, which does not depend on epochs or world size.
     `image` is upright RGB. `caption` is the caption that was chosen for this epoch, and `further` holds the image's
     other captions; if the image has labels alone, `caption` is None. `epoch` is the number of complete passes over the
-    sample's dataset before the current pass.
+    sample's dataset, or over its class if classes are balanced, before the current pass. `shown` is the place of
+    `caption` among all captions of the image, in the order in which they are stored.
     """
 
     index: int
@@ -83,3 +84,11 @@ class Sample:
     labels: Mapping[str, str | float]
     further: tuple[Caption, ...] = ()
     epoch: int = 0
+    shown: int = 0
+
+    @property
+    def captions(self) -> tuple[Caption, ...]:
+        """Returns all captions of the image, in the order in which they are stored."""
+        if self.caption is None:
+            return ()
+        return (*self.further[: self.shown], self.caption, *self.further[self.shown :])
