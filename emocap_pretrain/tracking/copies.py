@@ -89,8 +89,17 @@ class WandbCopy:
         import wandb  # pyright: ignore[reportMissingImports] - an optional extra
 
         self._wandb: Any = wandb
-        # The console is not captured, and neither code nor the environment is uploaded: both may contain secrets.
-        settings = wandb.Settings(console="off", save_code=False, disable_git=True, disable_code=True, silent=True)
+        # The console, code, the command line and the list of packages stay here: all of them may contain secrets.
+        settings = wandb.Settings(
+            console="off",
+            save_code=False,
+            disable_git=True,
+            disable_code=True,
+            silent=True,
+            x_disable_meta=True,
+            x_disable_stats=True,
+            x_save_requirements=False,
+        )
         params = {name: masked(str(value)) for name, value in leaves(run.params).items()}
         self._run: Any = wandb.init(
             project=project, name=run.name, id=run_id, resume="allow", config=params, settings=settings
@@ -107,6 +116,8 @@ class WandbCopy:
 
     def finish(self, status: RunStatus) -> None:
         self._run.finish(exit_code=0 if status == "FINISHED" else 1)
+        # W&B's own process writes the last rows. A rank ends without Python's shutdown, which would wait for it.
+        self._wandb.teardown()
 
 
 @dataclass(slots=True)

@@ -156,5 +156,6 @@ def test_wandb_records_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert len(tracker.copies) == 1
     (file,) = tmp_path.rglob("run-0123456789.wandb")
     data = file.read_bytes()
-    assert b"loss" in data
+    assert b"optimizer.lr" in data
     assert b"open-sesame" not in data
+    assert b"wandb_records" not in data  # The command line of this process, with the option -k.
