@@ -283,6 +283,22 @@ def test_two_ranks_train_and_evaluate_and_the_command_on_two_ranks_and_on_one_fi
     assert told == scores
 
 
+@pytest.mark.slow
+def test_a_rank_that_is_killed_in_the_middle_costs_a_restart_and_no_result(
+    run: Config, faces: str, tmp_path: Path
+) -> None:
+    """Four batches: rank 1 has one of its two when it is killed, and torchrun starts both ranks again."""
+    config = changed(run, evaluation__batch=7)
+    file = tmp_path / "own.yaml"
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
+    words = ("evaluate", config.url, "--config", file, "--data", faces)
+    cached = ("--cache", tmp_path / "cache", "--json")
+    program = Path(__file__).parent / "evaluation" / "killed_rank.py"
+    found = json.loads(torchrun("--max-restarts=1", program, *words, *cached))
+    assert found == printed(*words[1:])
+    assert len([path for path in (tmp_path / "cache").rglob("*") if path.is_file()]) == 4
+
+
 def test_results_are_saved_for_comparisons_and_shown_by_group(run: Config, faces: str, tmp_path: Path) -> None:
     file, page = tmp_path / "a.json", tmp_path / "a.html"
     words = ("--by", "emotion", "--least-group", "3", "--save", file, "--html", page, "--thumbnails")
