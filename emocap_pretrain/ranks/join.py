@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from emocap_pretrain.config.schema import ClusterConfig
 from emocap_pretrain.ranks.group import RankGroup
@@ -36,8 +37,7 @@ def joined(settings: ClusterConfig, runtime: Runtime) -> Generator[RankGroup]:
         backend = "nccl" if device.startswith("cuda") else "gloo"
         # This timeout is longer than `timeout_s`, so that the watchdog names the missing rank before torch gives up.
         timeout = timedelta(seconds=settings.group_timeout_s)
-        # A job with a single process needs no address at which ranks meet.
-        store = dist.HashStore() if info.world_size == 1 else None  # pyright: ignore[reportPrivateImportUsage]
+        store = _store(info, timeout)
         dist.init_process_group(backend, store=store, rank=info.rank, world_size=info.world_size, timeout=timeout)
     clean = False
     try:
@@ -47,6 +47,19 @@ def joined(settings: ClusterConfig, runtime: Runtime) -> Generator[RankGroup]:
         # NCCL ends a group on all ranks together, so a rank that failed alone would wait for the others here.
         if made and (clean or device == "cpu"):
             dist.destroy_process_group()
+
+
+def _store(info: RankInfo, timeout: timedelta) -> dist.Store | None:  # pyright: ignore[reportPrivateImportUsage]
+    """Returns the store through which the ranks find each other; None for the one that torch makes by default."""
+    if info.world_size == 1:
+        # A single process needs no address.
+        return dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if attempt == "0":
+        return None
+    # torchrun --max-restarts keeps its store, in which the ranks of the attempt before have left their addresses.
+    store, _, _ = next(rendezvous("env://", info.rank, info.world_size, timeout=timeout))
+    return dist.PrefixStore(f"attempt {attempt}", store)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def lost_contact(error: Exception) -> bool:

@@ -32,6 +32,8 @@ def copy_of(name: str, root: Path) -> Path:
     return root
 
 
+# scikit-learn warns of the few examples of the tiny copies.
+@pytest.mark.filterwarnings("ignore:The number of unique classes is greater than 50%:UserWarning")
 def test_one_command_evaluates_a_model_on_all_benchmarks(
     finished_run: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
