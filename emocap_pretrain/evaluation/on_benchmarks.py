@@ -287,7 +287,12 @@ def _on_copy(
     reader = fits[world.rank][1]
     folds = [None] if about.folds is None else list(range(1, about.folds + 1))
     by = [name for name in settings.by if name in attributes_of(about)]
-    sources = [sources_of(about, copy.root, reader, fold, with_attributes=bool(by)) for fold in folds]
+    # A copy that has only the scored split is enough for tasks that learn nothing.
+    needed = {split for task in chosen for split in task.splits}
+    sources = [
+        {name: each for name, each in found.items() if name in needed}
+        for found in (sources_of(about, copy.root, reader, fold, with_attributes=bool(by)) for fold in folds)
+    ]
     # The items are known only after the files of labels were read.
     views = world.run_on_all(partial(_views, sources))
     for of_ranks in zip(*views, strict=True):

@@ -1,6 +1,7 @@
 """Tests evaluations on tiny copies of benchmarks, with a model with random weights."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -147,6 +148,18 @@ def test_a_benchmark_whose_scored_split_is_empty_does_not_end_the_others(
     assert caplog.records[-1].getMessage() == "benchmark raf_db: the split test has no example for zero_shot."
     with pytest.raises(NoTaskError, match="the split test has no example for zero_shot"):
         evaluate(empty, PROMPTS, embedder, ALONE)
+
+
+def test_prompts_need_only_the_scored_split_of_a_copy(embedder: Embedder, tmp_path: Path) -> None:
+    card = catalogue.card("sfew")
+    expected = build(card, card.layouts[0], tmp_path)
+    (train,) = [each for each in tmp_path.iterdir() if each.name == "Train"]
+    shutil.rmtree(train)
+    copy = BenchmarkCopy(card, tmp_path)
+    (result,) = evaluate(copy, PROMPTS, embedder, ALONE)
+    assert result.samples == sum(expected[card.scored].values())
+    with pytest.raises(DataError, match="Train"):
+        evaluate(copy, PROMPTS.model_copy(update={"tasks": ("linear_probe",)}), embedder, ALONE)
 
 
 def test_missing_images_are_counted_with_their_reason(embedder: Embedder, tmp_path: Path) -> None:
