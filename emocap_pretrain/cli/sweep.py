@@ -5,6 +5,7 @@ run: it has its own folder, resumes, and uses all devices of the job. docs/sweep
 """
 
 import itertools
+import math
 import re
 import subprocess
 import sys
@@ -92,9 +93,7 @@ def members_of(config: Path, values: Sequence[str]) -> list[Member]:
     for own in ("name", "url"):
         if own in keys:
             raise ConfigError(f"{own} cannot be swept: each run gets a name and a folder from its values.")
-    count = 1
-    for each in keys.values():
-        count *= len(each)
+    count = math.prod(map(len, keys.values()))
     if count > MOST_RUNS:
         raise ConfigError(f"{count} combinations are more than {MOST_RUNS}: give fewer values.")
     base = load(config, [f"{key}={each[0]}" for key, each in keys.items()])

@@ -51,23 +51,22 @@ def check_ray(inputs: DoctorInputs) -> Iterator[CheckResult]:  # noqa: ARG001 - 
 def check_clock(inputs: DoctorInputs) -> Iterator[CheckResult]:
     """Compares this host's clock with the `Date` that the servers of the stores and of MLflow send."""
     servers = dict.fromkeys(_servers(inputs))
-    compared = False
     for scheme, host, port in servers:
         try:
             skew_s = _skew_s(scheme, host, port)
-        except (OSError, http.client.HTTPException, ValueError, TypeError):
-            continue  # The checks of the services themselves say that a server does not answer.
-        compared = True
-        error = f"{abs(skew_s):.0f} s {'fast' if skew_s > 0 else 'slow'}"
-        text = f"{error} compared with {host}" if abs(skew_s) >= 2 else f"equals that of {host}"
+        except (OSError, http.client.HTTPException, ValueError, TypeError) as error:
+            yield skipped(f"{host} does not say its time ({type(error).__name__})")
+            continue
+        difference = f"{abs(skew_s):.0f} s {'fast' if skew_s > 0 else 'slow'}"
+        text = f"{difference} compared with {host}" if abs(skew_s) >= 2 else f"equals that of {host}"
         if abs(skew_s) >= REFUSED_S:
             yield fail(f"{text}; S3 refuses more than 15 minutes", _SET_CLOCK)
         elif abs(skew_s) >= SKEWED_S:
             yield warn(text, _SET_CLOCK)
         else:
             yield ok(text)
-    if not compared:
-        yield skipped("no server of this config answers with its time" if inputs.url else "give a config")
+    if not servers:
+        yield skipped("this config names no server" if inputs.url else "give a config")
 
 
 def check_mlflow(inputs: DoctorInputs) -> Iterator[CheckResult]:
