@@ -289,7 +289,7 @@ def _on_copy(
     by = [name for name in settings.by if name in attributes_of(about)]
     # A copy that has only the scored split is enough for tasks that learn nothing.
     needed = {split for task in chosen for split in task.splits}
-    sources = [
+    sources: list[dict[SplitName, BenchmarkSource]] = [
         {name: each for name, each in found.items() if name in needed}
         for found in (sources_of(about, copy.root, reader, fold, with_attributes=bool(by)) for fold in folds)
     ]
