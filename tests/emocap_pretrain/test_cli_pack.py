@@ -209,3 +209,53 @@ def test_a_note_says_that_annotations_win_over_folders(emocap: Callable[..., Don
     (tmp_path / "in/joy/a.json").write_text('{"labels": {"emotion": "calm"}}')
     done = emocap("pack", tmp_path / "in", tmp_path / "out", "--label", "emotion", "--processes", "1")
     assert "the labels are those of the .json files" in " ".join(done.out.split())
+
+
+def test_a_folder_is_divided_into_splits_and_the_same_command_continues(
+    emocap: Callable[..., Done], tmp_path: Path
+) -> None:
+    for name in ("joy", "anger"):
+        (tmp_path / "faces" / name).mkdir(parents=True)
+        for number in range(40):
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / "faces" / name / f"{number}.png")
+    words = ("pack", tmp_path / "faces", tmp_path / "out", "--label", "emotion", "--processes", "1")
+    words = (*words, "--splits", "train=8,test=2")
+    assert emocap(*words).code == 0
+    sizes = [read_manifest(str(tmp_path / "out" / split)).samples for split in ("train", "test")]
+    assert sum(sizes) == 80
+    assert all(sizes)
+    before = (tmp_path / "out/train/manifest.json").read_bytes()
+    (tmp_path / "out/test/manifest.json").unlink()
+    for shard in (tmp_path / "out/test").glob("shard-*"):
+        shard.unlink()
+    done = emocap(*words)
+    assert (done.code, done.out.splitlines()[0]) == (0, f"{tmp_path}/out/train exists and is kept.")
+    assert (tmp_path / "out/train/manifest.json").read_bytes() == before
+    done = emocap(*words)
+    assert (done.code, "holds these splits already" in done.err) == (1, True)
+    (tmp_path / "removed.txt").write_text("joy_0\n\n anger_7 \n")
+    packed = emocap(
+        "pack", tmp_path / "faces", tmp_path / "less", *words[3:7], "--without-keys", tmp_path / "removed.txt"
+    )
+    assert "78 samples" in packed.out
+    assert "left out 2 whose key is to be left out" in packed.out
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--splits", "train=1"), "does not name two or more splits"),
+        (("--splits", "train=1,../x=1"), "does not name two or more splits"),
+        (("--splits", "train=1,test=0"), "has a share that is no number above 0"),
+        (("--splits", "train=1,test=nan"), "has a share that is no number above 0"),
+        (("--split-by", "person"), "give --splits too"),
+        (("--without-keys", "absent.txt"), "the file cannot be read"),
+    ],
+)
+def test_splits_that_cannot_be_are_refused(
+    emocap: Callable[..., Done], lists: Path, tmp_path: Path, options: tuple[str, ...], told: str
+) -> None:
+    done = emocap("pack", lists, tmp_path / "a", *LIST, "--image-root", tmp_path / "aligned", *options)
+    assert done.code == 2
+    assert told in " ".join(done.err.replace("│", " ").split())
+    assert not (tmp_path / "a").exists()

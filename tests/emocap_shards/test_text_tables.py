@@ -8,7 +8,7 @@ import pytest
 from emocap_shards.annotation import load_annotation
 from emocap_shards.errors import RecordError
 from emocap_shards.writing.row import BadRow, ImageFolders, SourceRow
-from emocap_shards.writing.row_source import KeyedSource
+from emocap_shards.writing.selection import with_keys
 from emocap_shards.writing.sources import text_tables
 from emocap_shards.writing.sources.choice import open_source
 from emocap_shards.writing.sources.columns import TableColumns
@@ -118,7 +118,7 @@ def test_a_list_and_its_images_may_lie_in_neighbouring_folders(faces):
 
 def test_only_the_rows_with_some_keys_are_kept_and_the_others_are_counted(faces):
     (faces / "list.txt").write_text("train_0.png 5\ntest_0.png 1\ntrain_1.png 2\n3\n")
-    source = KeyedSource(
+    source = with_keys(
         open_source(faces / "list.txt", EMOTION, text_table=replace(IMAGE_EMOTION, delimiter=" ")), "train_*"
     )
     for _ in range(2):

@@ -2,8 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import Protocol, runtime_checkable
 
 from emocap_shards.writing.row import BadRow, SourceRow
@@ -54,31 +52,6 @@ class Noted(Protocol):
     def notes(self) -> Sequence[str]:
         """Returns lines for the user, which are known before the first row is read."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class KeyedSource:
-    """Provides those rows of a source whose key matches a pattern of wild cards, such as "train_*".
-
-    The other rows are counted in `left_out`. Bad rows have no key and stay.
-    """
-
-    source: RowSource
-    pattern: str
-    left_out: Counter[str] = field(default_factory=Counter[str], compare=False)
-
-    def rows(self) -> Iterator[SourceRow | BadRow]:
-        others = 0
-        for row in self.source.rows():
-            if isinstance(row, BadRow) or fnmatchcase(row.key, self.pattern):
-                yield row
-            else:
-                others += 1
-            # Until a source is read to its end, its own counts may still grow.
-            self.left_out.clear()
-            self.left_out.update(left_out_of(self.source))
-            if others:
-                self.left_out[f"whose key is not {self.pattern}"] = others
 
 
 def left_out_of(source: RowSource) -> dict[str, int]:

@@ -52,6 +52,21 @@ def test_class_folders_with_splits_lead_to_a_head_on_labels() -> None:
     assert "emotion: cross-entropy of 2 classes" in follow(done.stdout)
 
 
+def test_class_folders_without_splits_are_divided() -> None:
+    for name in ("joy", "anger"):
+        for number in range(60):
+            face(Path("faces", name, f"{number}.jpg"), number)
+    done = called("init", "faces", "--weights", "none")
+    assert done.exit_code == 0, done.output
+    assert next_commands(done.stdout)[0][-2:] == ["--splits", "train=8,valid=1,test=1"]
+    assert "keep_best: fine_tuned_classes/uar" in Path("my.yaml").read_text()
+    assert "emotion: cross-entropy of 2 classes" in follow(done.stdout)
+    assert [words[1] for words in next_commands(called("init", "faces", "--weights", "none", "--force").stdout)] == [
+        "pretrain",
+        "pretrain",
+    ]
+
+
 def test_a_table_with_captions_leads_to_a_contrastive_run() -> None:
     with Path("faces.csv").open("w", newline="") as file:
         rows = csv.writer(file, delimiter=";")
@@ -86,6 +101,22 @@ def test_images_with_texts_beside_them_are_found() -> None:
     done = called("init", "pairs", "--weights", "none")
     assert done.exit_code == 0, done.output
     assert "a folder of images with annotations, 4 samples, with captions" in done.stdout
+
+
+def test_the_labels_and_persons_of_a_metadata_table_are_found() -> None:
+    lines: list[str] = []
+    for number in range(120):
+        face(Path("photos", f"{number}.jpg"), number)
+        caption = {"file_name": f"{number}.jpg", "text": f"face {number}", "Subject": f"p{number % 60}"}
+        lines.append(json.dumps(caption | {"emotion": "joy" if number % 3 else "fear"}))
+    Path("photos/metadata.jsonl").write_text("\n".join(lines))
+    done = called("init", "photos", "--weights", "none")
+    assert done.exit_code == 0, done.output
+    assert "images and metadata.jsonl, 120 samples, with captions and 2 classes of emotion" in done.stdout
+    assert next_commands(done.stdout)[0][4:] == [
+        *("--label", "emotion", "--label", "Subject", "--splits", "train=8,valid=1,test=1", "--split-by", "Subject")
+    ]
+    assert "global: chunked" in follow(done.stdout)
 
 
 def test_json_lines_with_valence_lead_to_a_head_on_numbers() -> None:
