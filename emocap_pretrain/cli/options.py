@@ -67,7 +67,7 @@ def split_shares(text: str) -> dict[str, float]:
     if len(shares) < 2 or not all(re.fullmatch(r"[A-Za-z0-9_-]+", name) for name in shares):
         raise typer.BadParameter(f"{text!r} does not name two or more splits; write it like train=8,valid=1,test=1.")
     if not all(re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", share) and float(share) for share in shares.values()):
-        raise typer.BadParameter(f"{text!r} has a share that is no number above 0, such as 8 or 0.8.")
+        raise typer.BadParameter(f"{text!r} has a share that is not a number above 0, such as 8 or 0.8.")
     return {name: float(share) for name, share in shares.items()}
 
 

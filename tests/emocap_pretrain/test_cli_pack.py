@@ -246,8 +246,8 @@ def test_a_folder_is_divided_into_splits_and_the_same_command_continues(
     [
         (("--splits", "train=1"), "does not name two or more splits"),
         (("--splits", "train=1,../x=1"), "does not name two or more splits"),
-        (("--splits", "train=1,test=0"), "has a share that is no number above 0"),
-        (("--splits", "train=1,test=nan"), "has a share that is no number above 0"),
+        (("--splits", "train=1,test=0"), "has a share that is not a number above 0"),
+        (("--splits", "train=1,test=nan"), "has a share that is not a number above 0"),
         (("--split-by", "person"), "give --splits too"),
         (("--without-keys", "absent.txt"), "the file cannot be read"),
     ],
