@@ -7,11 +7,14 @@ run: it has its own folder, resumes, and uses all devices of the job. docs/sweep
 import itertools
 import math
 import re
+import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -24,10 +27,20 @@ from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.run_folder.folder import RunFolder
 from emocap_pretrain.run_folder.report import Report
-from emocap_pretrain.terminal import FAILED, INTERRUPTED, STOPPED, WRONG_INPUT, console, errors_as_lines, say_json
+from emocap_pretrain.terminal import (
+    FAILED,
+    INTERRUPTED,
+    STOPPED,
+    WRONG_INPUT,
+    Terminal,
+    console,
+    errors_as_lines,
+    say_json,
+)
 
 MOST_RUNS = 200
 TAG = "sweep"
+PRETRAIN = (sys.executable, "-m", "emocap_pretrain.cli", "pretrain")
 _OPENING, _CLOSING = "[{(", "]})"
 
 
@@ -61,11 +74,14 @@ def command(
     emocap sweep my.yaml optimizer.lr=1e-5,3e-5 model.image.freeze=0,6
 
     The same command resumes an interrupted sweep. Runs that are done are not trained again. A run that fails does not
-    end the sweep. Exit codes: 0 done, 1 a run has failed, 2 a value to correct, 75 stopped and saved, 130 Ctrl-C.
+    end the sweep. At the first Ctrl-C or SIGTERM the present run saves, and the sweep ends. Exit codes: 0 done, 1 a run
+    has failed, 2 a value to correct, 75 stopped and saved, 130 Ctrl-C.
     """
     with errors_as_lines(debug=debug):
+        if dry_run and (table or as_json):
+            raise ConfigError("--dry-run trains nothing and prints no table: leave out --table and --json.")
         members = members_of(config, values)
-        code = 0 if table else _train(config, members, dry_run=dry_run)
+        code = 0 if table else _train(config, members, dry_run=dry_run, to_stderr=as_json)
         if not dry_run:
             _compare(members, as_json=as_json)
         if code:
@@ -159,22 +175,55 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _train(config: Path, members: Sequence[Member], *, dry_run: bool) -> int:
-    """Runs `emocap pretrain` for each member, and returns the exit code of the sweep."""
+def _train(config: Path, members: Sequence[Member], *, dry_run: bool, to_stderr: bool) -> int:
+    """Runs `emocap pretrain` for each member, and returns the exit code of the sweep.
+
+    With `to_stderr` the output of the runs goes to standard error, because standard output is for the table alone.
+    """
+    out = Terminal(highlight=False, soft_wrap=True, stderr=to_stderr)
     failed = 0
     for number, member in enumerate(members, 1):
-        console.print(f"Run {number} of {len(members)}: {plain(member.label)}")
-        words = ["pretrain", str(config), *member.overrides, *(["--dry-run"] if dry_run else [])]
-        # A process of its own, because a run changes the environment and the libraries of its process. Ctrl-C reaches
-        # it too: both processes belong to the group of the terminal.
-        code = subprocess.run([sys.executable, "-m", "emocap_pretrain.cli", *words], check=False).returncode
-        if code in {STOPPED, INTERRUPTED, -2}:
-            console.print("The sweep is stopped; the same command continues it.")
-            return INTERRUPTED if code == -2 else code
+        out.print(f"Run {number} of {len(members)}: {plain(member.label)}")
+        words = [str(config), *member.overrides]
+        if dry_run:
+            out.print(plain(shlex.join(["emocap", "pretrain", *words])))
+            words.append("--dry-run")
+        code, asked = _run([*PRETRAIN, *words], to_stderr=to_stderr)
+        if asked or code in {STOPPED, INTERRUPTED}:
+            out.print("The sweep is stopped; the same command continues it.")
+            return code if code in {STOPPED, INTERRUPTED} else INTERRUPTED if signal.SIGINT in asked else STOPPED
         if code:
             failed = WRONG_INPUT if dry_run else FAILED
-            console.print(f"Run {number} has ended with exit code {code}; the sweep continues with the next one.")
+            out.print(f"Run {number} has ended with exit code {code}; the sweep continues with the next one.")
     return failed
+
+
+def _run(command: Sequence[str], *, to_stderr: bool) -> tuple[int, frozenset[int]]:
+    """Runs a command until it ends by itself, because a run that is asked to stop has to save first.
+
+    A run has a process of its own, because it changes the environment and the libraries of its process.
+
+    Returns:
+        The exit code of the command, and the signals that asked this process to stop meanwhile.
+    """
+    asked: set[int] = set()
+    process: subprocess.Popen[bytes] | None = None
+
+    def take(number: int, _frame: FrameType | None) -> None:
+        asked.add(number)
+        # A terminal sends Ctrl-C to both processes. Other programs send SIGTERM to this process alone.
+        if number == signal.SIGTERM and process is not None:
+            process.terminate()
+
+    before = {number: signal.signal(number, take) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        process = subprocess.Popen(command, stdout=2 if to_stderr else None)
+        if signal.SIGTERM in asked:  # It came before there was a process.
+            process.terminate()
+        return process.wait(), frozenset(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _compare(members: Sequence[Member], *, as_json: bool) -> None:

@@ -1,10 +1,10 @@
 """Tests `emocap sweep`: which runs it makes, and that it compares finished runs without training them again."""
 
 import json
+import shlex
 import shutil
-import subprocess
+import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_run import tiny
 
+from emocap_pretrain.cli.app import app
 from emocap_pretrain.cli.sweep import members_of, split_values
 from emocap_pretrain.config.load import load
 from emocap_pretrain.config.schema import Config
@@ -80,19 +81,61 @@ def test_a_wrong_sweep_is_refused_before_the_first_run(values: list[str], words:
         members_of(recipe, values)
 
 
+def takes_the_place_of_a_run(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    monkeypatch.setattr("emocap_pretrain.cli.sweep.PRETRAIN", (sys.executable, "-S", "-c", script))
+
+
 def test_a_run_that_fails_does_not_end_the_sweep_and_a_stop_does(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    codes, seen = iter([1, 0, 0, 75, 0]), list[Any]()
-
-    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
-        seen.append(command)
-        return subprocess.CompletedProcess(command, next(codes))
-
-    monkeypatch.setattr(subprocess, "run", run)
-    done = called("sweep", recipe, "optimizer.lr=1e-3,2e-3")
-    assert (done.exit_code, len(seen)) == (1, 2)
+    takes_the_place_of_a_run(monkeypatch, "import sys; sys.exit({'0.1': 1, '0.3': 75}.get(sys.argv[2][-3:], 0))")
+    done = called("sweep", recipe, "optimizer.lr=0.1,0.2")
+    assert (done.exit_code, done.stdout.count("Run ")) == (1, 3)
+    assert "Run 1 has ended with exit code 1" in done.stdout
     assert "0 of 2 runs are done" in done.stdout
-    done = called("sweep", recipe, "optimizer.lr=1e-3,2e-3,3e-3")
-    assert (done.exit_code, len(seen)) == (75, 4)
+    done = called("sweep", recipe, "optimizer.lr=0.2,0.3,0.4")
+    assert (done.exit_code, "Run 2" in done.stdout, "Run 3" in done.stdout) == (75, True, False)
+
+
+# Asks the sweep to stop as a user does, and ends as a run that saves. SIGTERM reaches only the sweep, which passes it
+# on; a terminal sends Ctrl-C to both.
+_SAVES = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+os.kill(os.getppid(), signal.NUMBER)
+signal.NUMBER == signal.SIGTERM and signal.sigwait({signal.SIGTERM})
+sys.exit(CODE)
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "ends"), [("SIGTERM", 75, 75), ("SIGTERM", 0, 75), ("SIGINT", 75, 75), ("SIGINT", 0, 130)]
+)
+def test_a_sweep_that_is_asked_to_stop_waits_until_its_run_has_saved(
+    number: str, code: int, ends: int, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    takes_the_place_of_a_run(monkeypatch, _SAVES.replace("NUMBER", number).replace("CODE", str(code)))
+    done = called("sweep", recipe, "optimizer.lr=1e-3,2e-3")
+    assert (done.exit_code, "Run 2" in done.stdout) == (ends, False), done.output
+    assert "the same command continues it" in done.stdout
+
+
+def test_only_the_table_is_printed_to_standard_output_as_json(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    takes_the_place_of_a_run(monkeypatch, "print('a line of the run')")
+    with pytest.raises(SystemExit, match="0"):
+        app(["sweep", str(recipe), "optimizer.lr=1e-3,2e-3", "--json"])
+    out, err = capfd.readouterr()
+    assert [each["done"] for each in json.loads(out)] == [False, False]
+    assert (err.count("a line of the run"), err.count("Run ")) == (2, 2)
+
+
+def test_a_dry_run_prints_the_command_of_each_run(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    takes_the_place_of_a_run(monkeypatch, "")
+    done = called("sweep", recipe, "optimizer.lr=1e-3,2e-3", "--dry-run")
+    first = next(line for line in done.stdout.splitlines() if line.startswith("emocap pretrain"))
+    assert load(recipe, shlex.split(first)[3:]).name == "tiny-lr-1e-3"
+    assert called("sweep", recipe, "optimizer.lr=1e-3,2e-3", "--dry-run", "--table").exit_code == 2
 
 
 def test_finished_runs_are_compared_and_not_trained_again(finished_run: Config, tmp_path: Path) -> None:
