@@ -58,7 +58,7 @@ RANK_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "DO_NOT_TRACK": "1", "TOR
 # Prefixes of the environment variables that ranks on other nodes get too. OPEN ones are visible on Ray's dashboard;
 # SECRET ones are sent only with the function that the ranks call.
 OPEN = ("NCCL_", "GLOO_", "TORCH_")
-SECRET = ("AWS_", "MLFLOW_", "HF_", "EMOCAP_")
+SECRET = ("AWS_", "MLFLOW_", "WANDB_", "HF_", "EMOCAP_")
 REFUSAL = "this will not run"  # First words of a problem that a dry run finds.
 # Why an attempt without a failure ended, by the value of `emocap_cluster.restarts.End`.
 WHY = {"drained": "a node was taken away", "growing": "there was room for more ranks"}

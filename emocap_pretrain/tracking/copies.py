@@ -82,10 +82,17 @@ class TensorBoardCopy:
 class WandbCopy:
     """Records a run in Weights & Biases. `WANDB_MODE=offline` writes files that `wandb sync` uploads later.
 
-    All attempts have one W&B run. W&B itself leaves out points of steps that it has already.
+    All attempts have one W&B run. Steps that a resumed attempt repeats are left out, as in MLflow.
+
+    W&B's own step increases with each row and each picture, and W&B drops rows of earlier steps. Scores of a checkpoint
+    come after later steps. So the step of training is a metric of its own (`AXIS`), over which all charts are drawn.
     """
 
+    AXIS = "step"
+
     def __init__(self, project: str, run: TrackedRun, *, run_id: str) -> None:
+        # At a terminal W&B asks for a key that is missing. Without a limit, all ranks would wait for an answer.
+        os.environ.setdefault("WANDB_LOGIN_TIMEOUT", "20")
         import wandb  # pyright: ignore[reportMissingImports] - an optional extra
 
         self._wandb: Any = wandb
@@ -104,9 +111,16 @@ class WandbCopy:
         self._run: Any = wandb.init(
             project=project, name=run.name, id=run_id, resume="allow", config=params, settings=settings
         )
+        self._run.define_metric(self.AXIS, summary="max", hidden=True)
+        self._run.define_metric("*", step_metric=self.AXIS)
+        # The newest step of earlier attempts. A new run has no summary, and W&B offline does not know it.
+        known = self._run.summary.get(self.AXIS)
+        newest = known if known is None or isinstance(known, int | float) else known.get("max")
+        self._newest = -1 if newest is None else int(newest)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        self._run.log(dict(metrics), step=step)
+        if step > self._newest:
+            self._run.log({**metrics, self.AXIS: step})
 
     def log_text(self, name: str, content: str) -> None:
         self._run.summary[name] = content[:10_000]
@@ -240,15 +254,33 @@ def with_copies(main: Tracker, run: TrackedRun, *, first_step: int) -> Tracker:
 
 
 def check_copies(settings: TrackingConfig) -> None:
-    """Checks that the tools which the settings name are installed, before a run starts.
+    """Checks that the tools which the settings name can be used, before a run starts. No server is asked.
 
     Raises:
-        ConfigError: If a package is missing, or `tracking.tensorboard` is not a local folder.
+        ConfigError: If a package or the key of W&B is missing, or `tracking.tensorboard` is not a local folder.
     """
-    if settings.wandb is not None and find_spec("wandb") is None:
-        raise ConfigError("tracking.wandb: the package wandb is not installed: pip install 'emocap-pretrain[wandb]'.")
+    if settings.wandb is not None:
+        if find_spec("wandb") is None:
+            raise ConfigError(
+                "tracking.wandb: the package wandb is not installed: pip install 'emocap-pretrain[wandb]'."
+            )
+        if not _has_wandb_key(os.environ):
+            raise ConfigError(
+                "tracking.wandb: there is no key of W&B: set WANDB_API_KEY, type `wandb login`, or set "
+                "WANDB_MODE=offline."
+            )
     if settings.tensorboard is not None and "://" in settings.tensorboard:
         raise ConfigError(f"tracking.tensorboard={masked(settings.tensorboard)}: give a folder that this host has.")
+
+
+def _has_wandb_key(variables: Mapping[str, str]) -> bool:
+    """Returns whether W&B needs no key, or has a key in a variable or in a file of `wandb login` (a netrc file)."""
+    if variables.get("WANDB_MODE", "online").lower() in {"offline", "disabled", "dryrun"}:
+        return True
+    if any(variables.get(name) for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")):
+        return True
+    files = (variables.get("NETRC", "~/.netrc"), "~/_netrc")
+    return any(Path(each).expanduser().is_file() for each in files)
 
 
 def _warn(name: str, error: Exception) -> None:

@@ -1,8 +1,10 @@
 """Tests the copies of a run in TensorBoard and W&B: same points as in MLflow, and training continues if they fail."""
 
 import logging
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -140,6 +142,79 @@ def test_missing_tools_are_refused_before_a_start(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("emocap_pretrain.tracking.copies.find_spec", lambda _: None)
     with pytest.raises(ConfigError, match="is not installed"):
         check_copies(TrackingConfig(wandb="faces"))
+
+
+class StrictRun:
+    """Takes rows by W&B's rule: its own step grows with each row, and a row of an earlier step is dropped."""
+
+    def __init__(self, summary: dict[str, Any]) -> None:
+        self.summary, self.step, self.rows = summary, 0, list[dict[str, Any]]()
+        self.axes: dict[str, str | None] = {}
+
+    def define_metric(self, name: str, *, step_metric: str | None = None, **_: Any) -> None:
+        self.axes[name] = step_metric
+
+    def log(self, row: dict[str, Any], step: int | None = None) -> None:
+        if step is None or step >= self.step:
+            self.rows.append(row)
+            self.step = self.step + 1 if step is None else step
+
+
+def strict_wandb(monkeypatch: pytest.MonkeyPatch, **summary: Any) -> StrictRun:
+    run = StrictRun(summary)
+    monkeypatch.setenv("WANDB_LOGIN_TIMEOUT", "20")  # The test restores the variable.
+    module = SimpleNamespace(Settings=dict, Image=lambda path: path, init=lambda **_: run)
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    return run
+
+
+def test_wandb_keeps_scores_that_come_after_pictures_and_after_later_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = strict_wandb(monkeypatch)
+    tracker = with_copies(MemoryTracker(run_id="0123456789"), run_of(wandb="faces"), first_step=0)
+    picture = Path(__file__)
+    tracker.log_picture("pictures/samples.png", picture)
+    tracker.log_metrics({"cut/global": 0.1}, 0)
+    tracker.log_metrics({"loss": 2.0}, 4)
+    tracker.log_scores({"checkpoint/loss": 3.0}, 2)
+    tracker.replace_scores({"zero_shot/uar": 0.5}, 4)
+    tracker.log_picture("pictures/confusion.png", picture)
+    tracker.replace_scores({"retrieval/r1": 0.2}, 4)
+    assert run.axes["*"] == "step"
+    assert [row for row in run.rows if "step" in row] == [
+        {"cut/global": 0.1, "step": 0},
+        {"loss": 2.0, "step": 4},
+        {"checkpoint/loss": 3.0, "step": 2},
+        {"zero_shot/uar": 0.5, "step": 4},
+        {"retrieval/r1": 0.2, "step": 4},
+    ]
+    assert len(run.rows) == 7
+
+
+@pytest.mark.parametrize("newest", [5, {"max": 5}])
+def test_wandb_gets_the_steps_that_a_resumed_attempt_repeats_once(newest: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = strict_wandb(monkeypatch, step=newest)
+    tracker = with_copies(MemoryTracker(run_id="0123456789"), run_of(wandb="faces"), first_step=4)
+    for step in (4, 5, 6):
+        tracker.log_metrics({"loss": 1.0}, step)
+    assert run.rows == [{"loss": 1.0, "step": 6}]
+
+
+def test_a_missing_key_of_wandb_is_refused_before_a_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("emocap_pretrain.tracking.copies.find_spec", lambda _: True)
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_MODE", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings = TrackingConfig(wandb="faces")
+    with pytest.raises(ConfigError, match="set WANDB_API_KEY"):
+        check_copies(settings)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    check_copies(settings)
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    check_copies(settings)
+    monkeypatch.delenv("WANDB_API_KEY")
+    (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password x\n", encoding="utf-8")
+    check_copies(settings)
 
 
 def test_wandb_records_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
