@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from functools import lru_cache
+from pathlib import Path
 
 from emocap_pretrain.benchmarks.card import Target
 from emocap_pretrain.benchmarks.item import Item
@@ -28,6 +29,8 @@ class FileNamesReader:
         self._pattern = re.compile(layout.pattern)
         self._labels = LabelReader(target, Codes(layout.codes, layout.left_out))
         self._folds = tuple(frozenset(map(plain, persons)) for persons in layout.folds)
+        # All folds and splits have the same files, so the folders are listed once for all of them.
+        self._paths = lru_cache(maxsize=1)(self._listed)
 
     def fits(self, root: Path) -> str | None:
         """See `LayoutReader`. The first file must also follow the pattern of names."""
@@ -38,9 +41,7 @@ class FileNamesReader:
         """See `LayoutReader`."""
         tested = self._tested(split, fold)
         tree = Tree(root)
-        found = False
-        for path in tree.glob(self._layout.files):
-            found = True
+        for path in self._paths(root):
             match = self._pattern.fullmatch(path)
             if match is None:
                 yield Problem("the name does not follow the pattern", path)
@@ -52,8 +53,16 @@ class FileNamesReader:
                 yield Problem("left out: the person is in no fold", path)
             elif (plain(person or "") in tested) == (split == TEST):
                 yield self._item(tree, path, match, person)
-        if not found:
+
+    def _listed(self, root: Path) -> tuple[str, ...]:
+        """Returns the paths of all files.
+
+        Raises:
+            DataError: If there is no file.
+        """
+        if not (found := tuple(Tree(root).glob(self._layout.files))):
             raise DataError(f"{root} has no file {self._layout.files}.")
+        return found
 
     def _tested(self, split: str, fold: int | None) -> frozenset[str] | None:
         """Returns the persons of the fold's test split; None without folds.
@@ -77,4 +86,4 @@ class FileNamesReader:
         if isinstance(labels, Problem):
             return labels
         media = tree.media(path, self._layout.frames)
-        return media if isinstance(media, Problem) else labels.item(str(PurePosixPath(path)), media, person)
+        return media if isinstance(media, Problem) else labels.item(path, media, person)

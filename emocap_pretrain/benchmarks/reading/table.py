@@ -122,4 +122,12 @@ class TableReader:
 
 
 def _stem(file: str) -> str:
-    return str(PurePosixPath(file).with_suffix("")) if PurePosixPath(file).suffix else file
+    """Returns a path without its suffix, with pathlib's rule of what a suffix is.
+
+    >>> [_stem(each) for each in ("a.b/c.tar.gz", "a.b/c", "a/.hidden", "c.")]
+    ['a.b/c.tar', 'a.b/c', 'a/.hidden', 'c.']
+    """
+    # Every row of a table passes here, and pathlib takes thirty times as long.
+    before, _, suffix = file.rpartition(".")
+    has_suffix = suffix and "/" not in suffix and before and not before.endswith("/")
+    return before if has_suffix else file

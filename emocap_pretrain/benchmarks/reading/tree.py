@@ -162,7 +162,7 @@ class Tree:
 
     def matches(self, path: str, pattern: str) -> bool:
         """Returns whether the last part of a path matches a pattern."""
-        return _matches(PurePosixPath(path).name, pattern)
+        return _matches(path.rpartition("/")[2], pattern)
 
     def glob(self, pattern: str) -> Iterator[str]:
         """Yields the paths that match a pattern such as "Emotion/*/*.txt", in order.

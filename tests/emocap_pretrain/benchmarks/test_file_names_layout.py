@@ -8,6 +8,7 @@ from emocap_pretrain.benchmarks.item import FrameFiles, Item, VideoFile
 from emocap_pretrain.benchmarks.layouts import FileNames
 from emocap_pretrain.benchmarks.reading.file_names import FileNamesReader
 from emocap_pretrain.benchmarks.reading.layout_reader import Problem
+from emocap_pretrain.benchmarks.reading.tree import Tree
 from emocap_pretrain.errors import DataError
 
 TARGET = ClassTarget(classes={"joy": ("joy",), "anger": ("anger",)}, source="unknown")
@@ -49,6 +50,16 @@ def test_the_persons_of_a_fold_are_its_test_split_and_all_others_its_train_split
     assert problems == [Problem("left out: the person is in no fold", "Actor_10/01-1.mp4")]
     assert [item.group for item in read(copy, a_layout(), "train", 1)[0]] == ["03"]
     assert [item.group for item in read(copy, a_layout(), "test", 2)[0]] == ["03"]
+
+
+def test_all_folds_and_splits_list_the_folders_once(copy, monkeypatch):
+    listed = []
+    names = Tree.names
+    monkeypatch.setattr(Tree, "names", lambda tree, path, pattern: listed.append(path) or names(tree, path, pattern))
+    reader = FileNamesReader(a_layout(), TARGET)
+    found = [len(list(reader.items(copy, split, fold))) for split in ("train", "test") for fold in (1, 2)]
+    assert found == [2, 4, 4, 2]
+    assert listed == ["", "Actor_01", "Actor_02", "Actor_03", "Actor_10"]
 
 
 def test_every_split_has_all_items_of_a_layout_without_folds(copy):

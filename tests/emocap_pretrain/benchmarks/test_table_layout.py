@@ -53,6 +53,14 @@ def test_the_splits_of_raf_db_share_a_file_and_numbers_begin_with_one(tmp_path: 
     assert problems == []
 
 
+def test_a_suffix_is_what_follows_the_last_dot_of_the_name(tmp_path: Path) -> None:
+    names = ("a.b/c.tar.gz", "a.b/c", "a/.hidden", "a/c.")
+    text(tmp_path / "set_1/test.txt", "".join(f"{name}\tA face.\n" for name in names))
+    _, problems = read(captions(media="clips/{stem}.mp4"), tmp_path, "test", 1)
+    stems = [str(Path(name).with_suffix("")) if Path(name).suffix else name for name in names]
+    assert [each.place for each in problems] == [f"clips/{stem}.mp4" for stem in stems]
+
+
 def test_missing_images_and_unknown_codes_are_reported_with_their_places(tmp_path: Path) -> None:
     reader = raf_db(tmp_path, "test_1.jpg 0\ntest_2.jpg 1\ntest_3.jpg\n")
     _, problems = read(reader, tmp_path, "test")
