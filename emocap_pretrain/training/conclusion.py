@@ -115,7 +115,9 @@ def conclude(
     config, stored, step = session.config, session.config.stored(), session.engine.step
     # All ranks evaluate. From here on the other ranks have nothing to do, and no collective follows.
     if step:
-        weights, results, maps = evaluate_checkpoint(config, everyone, session.world.device, with_maps=True)
+        weights, results, maps = evaluate_checkpoint(
+            config, everyone, session.world.device, with_maps=True, known=session.evaluated.get(step)
+        )
         other_weights = _evaluate_other_weights(config, everyone, session.world.device)
     else:
         weights, results, maps, other_weights = "raw", before_training, (), ()
@@ -305,9 +307,24 @@ class EvaluatedCheckpoint(NamedTuple):
 
 
 def evaluate_checkpoint(
-    config: Config, everyone: RankGroup, device: str, *, step: int | None = None, with_maps: bool = False
+    config: Config,
+    everyone: RankGroup,
+    device: str,
+    *,
+    step: int | None = None,
+    with_maps: bool = False,
+    known: tuple[TaskResult, ...] | None = None,
 ) -> EvaluatedCheckpoint:
-    """Evaluates the checkpoint of a step on all ranks; None takes the newest one. This is a collective.
+    """Evaluates the checkpoint of a step on all ranks. This is a collective.
+
+    Args:
+        config: The settings of the run.
+        everyone: The ranks among which the data are divided.
+        device: The device of this rank.
+        step: The step of the checkpoint; None takes the newest one.
+        with_maps: Whether attention maps are made too.
+        known: The results of this checkpoint, if it was evaluated before with these settings: the tasks are then not
+            run again. All ranks must pass equal ones.
 
     Returns:
         Which weights of the checkpoint were evaluated, and the results; no results if the config names no evaluation
@@ -319,7 +336,7 @@ def evaluate_checkpoint(
     # Rank 0 alone reads the checkpoint and broadcasts it; otherwise a thousand ranks would each read the weights.
     restored = everyone.run_on_main(lambda: restore(config.url, step=step, config=config))
     embedder = Embedder.of(restored, device)
-    results = evaluated(config, embedder, everyone)
+    results = evaluated(config, embedder, everyone) if known is None else known
     maps = look.of_run(embedder, url) if with_maps and everyone.is_main else []
     return EvaluatedCheckpoint(restored.weights, results, maps)
 

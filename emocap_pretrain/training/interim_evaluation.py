@@ -39,9 +39,14 @@ def evaluate_step(session: Session, everyone: RankGroup) -> None:
 
     The checkpoint must be committed. The results are tracked in either case, because an earlier attempt may have ended
     before it tracked them. The tracker keeps equal results only once. This is a collective.
+
+    New results are also kept in `session.evaluated`: if the run ends early at this step, `conclude` takes them.
     """
     config, step = session.config, session.engine.step
-    results = _results_of(config, session.store, everyone, session.world.device, step)
+    results, are_new = _results_of(config, session.store, everyone, session.world.device, step)
+    session.evaluated.clear()
+    if are_new:  # Stored results lack what was found for each sample, which the page of the last step shows.
+        session.evaluated[step] = results
     if session.world.is_main:
         track(session.tracker, config, results, step, before_training=step == 0 < config.steps)
         _warn_without_score(Criterion.of(config.checkpoint.keep_best, config.stored()["evaluation"]), results, step)
@@ -71,18 +76,19 @@ def results_before_training(config: Config, store: Store, everyone: RankGroup, d
     evaluated, and the new results are stored. The result is empty if the settings do not ask for this evaluation, or if
     no results for these settings are stored and the run has no checkpoint of step 0.
     """
-    return _results_of(config, store, everyone, device, 0) if config.evaluates_before_training else ()
+    return _results_of(config, store, everyone, device, 0)[0] if config.evaluates_before_training else ()
 
 
-def _results_of(config: Config, store: Store, everyone: RankGroup, device: str, step: int) -> Results:
+def _results_of(config: Config, store: Store, everyone: RankGroup, device: str, step: int) -> tuple[Results, bool]:
+    """Returns the results of a step, and whether they were computed now. This is a collective."""
     known = everyone.run_on_main(lambda: _known(config, store, step))
     if known is not None:
-        return known
+        return known, False
     if everyone.is_main:
         log.info("evaluating the model as it was before the first step" if step == 0 else f"evaluating step {step}")
     results = evaluate_checkpoint(config, everyone, device, step=step).results
     everyone.run_on_main(lambda: write_results(store, step, results, config.stored()["evaluation"]))
-    return results
+    return results, True
 
 
 def _warn_without_score(criterion: Criterion | None, results: Results, step: int) -> None:

@@ -48,6 +48,7 @@ from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.run_folder import unsent
 from emocap_pretrain.run_folder.attempts import Attempt
 from emocap_pretrain.run_folder.folder import RunFolder
+from emocap_pretrain.run_folder.results import TaskResult
 from emocap_pretrain.run_folder.unsent import UNSENT_FILE
 from emocap_pretrain.tracking.spool import Row, readable_rows
 from emocap_pretrain.tracking.tracker import RunStatus, Tracker
@@ -94,6 +95,8 @@ class Session:
         class_counts: The number of training samples of each class, by the name of the label, for the labels whose
             classes are balanced; empty if there is none.
         concluded: Set once the run is done: it has made all steps or has ended early, and its report is written.
+        evaluated: By its step, the results of the checkpoint that this attempt has evaluated last, with what was found
+            for each sample; empty before the first evaluation.
     """
 
     config: Config
@@ -111,6 +114,7 @@ class Session:
     before: Progress
     class_counts: Counts
     concluded: Event = field(default_factory=Event)
+    evaluated: dict[int, tuple[TaskResult, ...]] = field(default_factory=dict[int, tuple[TaskResult, ...]])
 
     def save(self, cursor: Cursor, progress: Progress) -> bool:
         """Begins to save a checkpoint of the current step, in the background. This is a collective.

@@ -386,9 +386,11 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Replaces each evaluation by the loss of its step in `LOSSES`. Returns a list with the step of each evaluation."""
     found: list[int] = []
 
-    def evaluate(config: Config, *_: object, step: int | None = None, **_others: object) -> EvaluatedCheckpoint:
+    def evaluate(
+        config: Config, *_: object, step: int | None = None, known: object = None, **_others: object
+    ) -> EvaluatedCheckpoint:
         at = saved(config)[0].step if step is None else step
-        found.append(at)
+        found.extend([at] if known is None else [])
         score = Score("loss", "held-out loss", LOSSES[at], is_share=False, lower_is_better=True)
         return EvaluatedCheckpoint("raw", (TaskResult("held_out_loss", 8, (score,), url="faces"),))
 
@@ -466,6 +468,7 @@ def test_a_run_whose_score_no_longer_improves_ends_early_and_can_be_trained_furt
     assert MlflowClient(config.tracking.uri).get_run(report.run_id).info.status == "FINISHED"
     assert RunState.read(store, last=1).newest.how == "done"
     assert RunRecord(store, 6).done()
+    assert scripted == [6, 1, 2, 3, 4]  # The first one is that of `plain`.
     # It is finished: the same command neither trains nor evaluates it again.
     scripted.clear()
     pretrain(config, runtime)
@@ -521,4 +524,25 @@ def test_a_failure_while_a_run_that_ended_early_is_trained_further_leaves_a_run_
     # With the old patience it ends where it ended before.
     runtime = FakeRuntime()
     pretrain(config, runtime)
-    assert (runtime.beats, report_of(config).step, len(scripted)) == ([], 3, 5)
+    assert (runtime.beats, report_of(config).step, scripted) == ([], 3, [1, 2, 3, 3])
+
+
+def test_the_last_checkpoint_of_a_run_that_ends_early_is_evaluated_once(
+    new_run: Callable[..., Config], evaluations: list[int]
+) -> None:
+    # No score can improve by more than 1, so the run ends at the second evaluated checkpoint.
+    config = new_run(
+        **STEPS,
+        checkpoint__keep_best="zero_shot/uar",
+        evaluation__tasks=["zero_shot", "retrieval"],
+        evaluation__every_checkpoints=1,
+        evaluation__stop_after=1,
+        evaluation__min_improvement=1.0,
+    )
+    pretrain(config, FakeRuntime())
+    report = report_of(config)
+    assert (report.step, len(evaluations)) == (2, 2)
+    assert curve(config, "zero_shot/uar")[-1] == (2, report.results[0].metrics()["zero_shot/uar"])
+    # The results are those of the evaluation itself: stored ones have no examples of queries.
+    page = MlflowClient(config.tracking.uri).download_artifacts(report.run_id, "report.html")
+    assert "right answer at place" in Path(page).read_text(encoding="utf-8")
