@@ -70,13 +70,15 @@ def labels_of(text: str) -> list[str]:
 
 def show_groups(groups: Iterable["Subgroups"], of: str) -> None:
     """Prints a table for each label. `of` names the task, and the model if there are several."""
+    from emocap_pretrain.run_folder.results import p_text
+
     for each in groups:
         rows = [
             (
                 group.value,
                 f"{group.samples:,}",
                 "" if group.persons is None else f"{group.persons:,}",
-                "too few" if group.score is None else _number(group.score, group.interval, is_share=each.is_share),
+                score.text() if (score := each.score_of(group)) else "too few",
                 f"lacks {', '.join(group.lacks)}" if group.lacks else "",
             )
             for group in each.groups
@@ -84,23 +86,15 @@ def show_groups(groups: Iterable["Subgroups"], of: str) -> None:
         columns = (each.label, "samples", "persons", each.score, "")
         console.print(tables.grid(f"{of} by {each.label}", columns, rows))
         if each.difference is not None:
-            gap = f"{100 * each.difference:.1f} points" if each.is_share else f"{each.difference:.4g}"
             test = (
                 "no p, because persons or clips have samples of several groups"
                 if each.p is None
                 else f"p {p_text(each.p)} (against random groups of these sizes)"
             )
-            console.print(f"{each.highest} - {each.lowest}: {gap}, {test}")
+            console.print(f"{each.highest} - {each.lowest}: {each.difference_text}, {test}")
         if each.unlabelled:
             console.print(f"{counted(each.unlabelled, 'sample')} without {each.label}")
         console.print()
-
-
-def p_text(p: float | None) -> str:
-    """Returns a p value as text; an empty text if it is None."""
-    if p is None:
-        return ""
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _show(found: "Comparison") -> None:
@@ -167,22 +161,13 @@ def _value(score: "Score") -> str:
     return dataclasses.replace(score, baseline=None).text()
 
 
-def _number(value: float, interval: tuple[float, float] | None, *, is_share: bool) -> str:
-    factor, form = (100, ".1f") if is_share else (1, ".4g")
-    text = f"{factor * value:{form}}"
-    return text if interval is None else f"{text} [{factor * interval[0]:{form}}, {factor * interval[1]:{form}}]"
-
-
 def _change(score: "Score", difference: "Difference | None") -> tuple[str, str]:
     if difference is None:
         return "", ""
-    factor = 100 if score.is_share else 1
-    form = "+.1f" if score.is_share else "+.3g"
-    text = f"{factor * difference.value:{form}}"
-    if difference.interval:
-        low, high = (f"{factor * bound:{form}}" for bound in difference.interval)
-        text = f"{text} [{low}, {high}]"
-    return text, f"{p_text(difference.p_holm)} {difference.verdict(lower_is_better=score.lower_is_better)}".rstrip()
+    from emocap_pretrain.run_folder.results import difference_text, p_text
+
+    text = difference_text(difference.value, difference.interval, is_share=score.is_share)
+    return text, f"{p_text(difference.shown_p)} {difference.verdict(lower_is_better=score.lower_is_better)}".rstrip()
 
 
 def _tree(found: "Comparison") -> dict[str, Any]:

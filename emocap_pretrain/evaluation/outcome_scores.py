@@ -179,8 +179,8 @@ def mean_f1(truth: np.ndarray, predicted: np.ndarray, classes: int) -> Metric:
 
 def _of_ranks(outcomes: RankOutcomes) -> dict[str, Metric]:
     ranks = np.array(outcomes.ranks)
-    found = {f"{outcomes.prefix}recall_at_{k}_{outcomes.direction}": shares(ranks <= k) for k in RECALLS}
-    return {**found, f"{outcomes.prefix}median_rank_{outcomes.direction}": median_rank(ranks)}
+    found = {f"recall_at_{k}_{outcomes.direction}": shares(ranks <= k) for k in RECALLS}
+    return {**found, f"median_rank_{outcomes.direction}": median_rank(ranks)}
 
 
 def median_rank(ranks: np.ndarray) -> Metric:

@@ -19,9 +19,8 @@ from emocap_pretrain.evaluation.drawings import curves, matrix, radar
 from emocap_pretrain.evaluation.paired import Difference
 from emocap_pretrain.evaluation.published import known_card, peers
 from emocap_pretrain.evaluation.result_file import SavedFace
-from emocap_pretrain.evaluation.subgroups import GroupScore, Subgroups
 from emocap_pretrain.evaluation.tasks import TASKS
-from emocap_pretrain.run_folder.results import Score, TaskResult
+from emocap_pretrain.run_folder.results import Score, TaskResult, difference_text, p_text
 
 MOST_PEERS, MOST_EXAMPLES, MOST_CLASSES = 5, 4, 60
 _MARKS = {"in domain": "*", "unknown": "?"}
@@ -41,8 +40,7 @@ def page(found: Comparison) -> str:
         "now": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "tests": sorted({each.test for task in found.tasks for row in task.rows for each in row.differences if each}),
     }
-    filters = {"cut": _cut, "p": _p}
-    return rendered(("emocap_pretrain", "evaluation"), "page.html", style, values, filters)
+    return rendered(("emocap_pretrain", "evaluation"), "page.html", style, values, {"cut": _cut})
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,14 +142,9 @@ def _drawn(text: str, value: float, interval: tuple[float, float] | None) -> _In
 def _change(row: ScoreRow, difference: Difference | None) -> dict[str, Any] | None:
     if difference is None:
         return None
-    factor, form = (100, "+.1f") if row.first.is_share else (1, "+.3g")
-    text = f"{factor * difference.value:{form}}"
-    if difference.interval:
-        low, high = (f"{factor * bound:{form}}" for bound in difference.interval)
-        text = f"{text} [{low}, {high}]"
-    p = difference.p if difference.p_holm is None else difference.p_holm
+    text = difference_text(difference.value, difference.interval, is_share=row.first.is_share)
     verdict = difference.verdict(lower_is_better=row.first.lower_is_better)
-    return {"text": text, "p": p, "test": difference.test, "verdict": verdict}
+    return {"text": text, "p": p_text(difference.shown_p), "test": difference.test, "verdict": verdict}
 
 
 def _recalls(results: Sequence[TaskResult | None]) -> list[dict[str, Any]]:
@@ -223,7 +216,7 @@ def _groups(task: TaskComparison, letters: Sequence[str]) -> list[dict[str, Any]
                     "samples": group.samples,
                     "persons": group.persons,
                     "lacks": group.lacks,
-                    "score": None if group.score is None else _of_group(each, group),
+                    "score": _interval(each.score_of(group)),
                 }
                 for group in each.groups
             ],
@@ -232,18 +225,13 @@ def _groups(task: TaskComparison, letters: Sequence[str]) -> list[dict[str, Any]
             else {
                 "high": each.highest,
                 "low": each.lowest,
-                "text": f"{100 * each.difference:.1f} points" if each.is_share else f"{each.difference:.4g}",
-                "p": each.p,
+                "text": each.difference_text,
+                "p": None if each.p is None else p_text(each.p),
             },
         }
         for number, (letter, groups) in enumerate(zip(letters, task.groups, strict=True))
         for each in groups
     ]
-
-
-def _of_group(groups: Subgroups, group: GroupScore) -> _Interval:
-    score = Score(groups.score, groups.label, group.score or 0.0, is_share=groups.is_share, interval=group.interval)
-    return _interval(score) or _Interval("")
 
 
 def _examples(task: TaskComparison, found: Comparison) -> list[dict[str, Any]]:
@@ -350,10 +338,6 @@ def _peers(found: Comparison) -> dict[str, Any] | None:
 def _place(task: TaskComparison) -> str:
     card = known_card(task.benchmark) if task.benchmark else None
     return card.title if card else task.place
-
-
-def _p(p: float | None) -> str:
-    return "" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _cut(text: str, most: int = 80) -> str:

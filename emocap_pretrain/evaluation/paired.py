@@ -61,10 +61,14 @@ class Difference:
 
         If p was not corrected, p itself is compared. `lower_is_better` says whether a smaller score is a better one.
         """
-        p = self.p if self.p_holm is None else self.p_holm
-        if p >= SIGNIFICANT or self.value == 0:
+        if self.shown_p >= SIGNIFICANT or self.value == 0:
             return ""
         return "better" if (self.value < 0) == lower_is_better else "worse"
+
+    @property
+    def shown_p(self) -> float:
+        """Returns the corrected p; p itself if it was not corrected."""
+        return self.p if self.p_holm is None else self.p_holm
 
 
 def mismatches(one: tuple[Outcomes, Samples], other: tuple[Outcomes, Samples]) -> list[str]:

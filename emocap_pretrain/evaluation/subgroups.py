@@ -16,6 +16,7 @@ from emocap_pretrain.config.fields import label_text
 from emocap_pretrain.evaluation.intervals import bootstrap
 from emocap_pretrain.evaluation.outcome_scores import Metric, folds_of, groups_of, metrics_of, part
 from emocap_pretrain.run_folder.outcomes import ClassOutcomes, Outcomes, Samples
+from emocap_pretrain.run_folder.results import Score
 
 LEAST = 20
 PERMUTATIONS = 1000
@@ -74,6 +75,19 @@ class Subgroups:
     difference: float | None = None
     p: float | None = None
     is_share: bool = True
+
+    def score_of(self, group: GroupScore) -> Score | None:
+        """Returns the score of a group as a value with a text; None if the group has no score."""
+        if group.score is None:
+            return None
+        return Score(self.score, self.label, group.score, is_share=self.is_share, interval=group.interval)
+
+    @property
+    def difference_text(self) -> str:
+        """Returns the difference for users, such as "12.3 points"; empty if there is none."""
+        if self.difference is None:
+            return ""
+        return f"{100 * self.difference:.1f} points" if self.is_share else f"{self.difference:.4g}"
 
 
 def subgroups(outcomes: Outcomes, samples: Samples, label: str, score: str, *, least: int = LEAST) -> Subgroups | None:

@@ -95,7 +95,6 @@ class RankOutcomes:
 
     Attributes:
         direction: The last part of the names of scores, such as `a_to_b` in `recall_at_5_a_to_b`.
-        prefix: The first part of the names of scores, such as `local_`; empty if there is none.
         ranks: The rank of each query.
         rows: The row of the sample that is the query, for each query; empty if the queries are texts. If neither rows
             nor keys are given, the queries are all samples in their order.
@@ -111,7 +110,6 @@ class RankOutcomes:
     ranks: tuple[Annotated[int, Field(ge=1, le=1 << 40)], ...]
     rows: Rows = ()
     keys: tuple[Key, ...] = ()
-    prefix: Name = ""
     candidates: Index = 0
     answers: Name = ""
     kind: Literal["rank"] = "rank"

@@ -371,5 +371,17 @@ def other_weights_rows(other_weights: Sequence[OtherWeights]) -> list[tuple[str,
     return [*rows, *((f"{each.title} by share of training", each.text()) for each in curves(other_weights))]
 
 
+def p_text(p: float) -> str:
+    """Returns a p value as texts for users show it."""
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def difference_text(value: float, interval: tuple[float, float] | None = None, *, is_share: bool) -> str:
+    """Returns the difference of two scores with its sign, in points if the scores are fractions, and its interval."""
+    factor, form = (100, "+.1f") if is_share else (1, "+.3g")
+    text = f"{factor * value:{form}}"
+    return text if interval is None else f"{text} [{factor * interval[0]:{form}}, {factor * interval[1]:{form}}]"
+
+
 def _number(value: float, *, is_share: bool) -> str:
     return f"{value:.1%}" if is_share else f"{value:.4g}"
