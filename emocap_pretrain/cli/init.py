@@ -153,19 +153,29 @@ def _say(facts: "DataFacts", hardware: "Hardware", out: Path, suggestion: "Sugge
         console.print(f"note     {rows} cannot be packed; the first: {plain(facts.reason, 200)}")
     if not facts.complete:
         console.print("note     not all samples were read, so a rare class may be missing: check the classes")
+        if not facts.packed:
+            console.print(
+                "note     the steps follow from the samples that were read: pack the data, and call init again"
+            )
     console.print(f"host     {plain(str(hardware))}")
     console.print(f"config   {out}: {plain(suggestion.purpose)}")
 
 
 def _say_next(facts: "DataFacts", splits: Mapping[str, str], urls: Mapping[str, str], out: Path) -> None:
     commands: list[list[str]] = []
+    there = [url for url in urls.values() if not facts.packed and Path(url, MANIFEST).is_file()]
+    if there:
+        # Another folder with the same name may have been packed there.
+        names = plain(" and ".join(there))
+        verb = "exists" if len(there) == 1 else "exist"
+        console.print(f"note     {names} {verb} and will be used as packed; give --name if it holds other data")
     if not facts.packed and len(urls) > len(splits):
         shares = ",".join(f"{name}={share}" for name, share in SHARES.items())
         words = ["emocap", "pack", splits["train"], str(Path(urls["train"]).parent), *facts.pack_options]
         words += ["--splits", shares, *(["--split-by", facts.person] if facts.person else [])]
-        commands += [words] * (not all(Path(url, MANIFEST).is_file() for url in urls.values()))
+        commands += [words] * (len(there) < len(urls))
     elif not facts.packed:
-        missing = [split for split, url in urls.items() if not Path(url, MANIFEST).is_file()]
+        missing = [split for split, url in urls.items() if url not in there]
         commands += [["emocap", "pack", splits[split], urls[split], *facts.pack_options] for split in missing]
     commands.append(["emocap", "pretrain", str(out), "--dry-run"])
     if len(commands) == 1:

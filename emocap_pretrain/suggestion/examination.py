@@ -46,6 +46,7 @@ class DataFacts:
         pack_options: The options of `emocap pack` for this source; empty for a packed dataset.
         samples: Number of samples; if not all were reached, the number of those that were.
         complete: Whether all samples were reached.
+        reached: Number of samples whose captions and labels were read, to which the next four attributes refer.
         with_caption: Number of samples that have a caption.
         with_local: Number of samples whose caption has local sentences.
         with_summary: Number of samples whose caption has a summary.
@@ -60,12 +61,18 @@ class DataFacts:
     pack_options: tuple[str, ...] = ()
     samples: int = 0
     complete: bool = True
+    reached: int = 0
     with_caption: int = 0
     with_local: int = 0
     with_summary: int = 0
     labels: Mapping[str, Mapping[str | float, int]] = field(default_factory=dict[str, Mapping[str | float, int]])
     bad: int = 0
     reason: str = ""
+
+    @property
+    def is_captioned(self) -> bool:
+        """Returns whether most samples have a caption."""
+        return self.with_caption * 2 > self.reached
 
     @property
     def class_label(self) -> str | None:
@@ -151,9 +158,24 @@ def examine(where: str) -> DataFacts:
     """Looks at a dataset or a source for at most `SECONDS` seconds.
 
     Raises:
-        DataError: If it holds nothing that can be packed. The message says what to do.
+        DataError: If it holds nothing that can be packed or trained, or a folder in it cannot be read. The message says
+            what to do.
         ShardsError: If it cannot be read.
     """
+    try:
+        facts = _examined(where)
+    except OSError as error:
+        place = error.filename or where
+        raise DataError(f"{place} cannot be read: {error.strerror}; allow it, or give another folder.") from error
+    if not (facts.with_caption or facts.class_label or facts.numbers):
+        raise DataError(
+            f"{where}: there is nothing to learn in {facts.kind}: no sample has a caption, and no label has 2 to "
+            f"{MOST_CLASSES} classes or the numbers {' or '.join(NUMBERS[:2])}."
+        )
+    return facts
+
+
+def _examined(where: str) -> DataFacts:
     tally = _Tally()
     if _is_packed(where):
         complete = _look(where, tally)
@@ -179,6 +201,7 @@ def _facts(
         pack_options=tuple(options),
         samples=read_manifest(where).samples if packed else tally.samples,
         complete=complete,
+        reached=tally.samples,
         with_caption=tally.with_caption,
         with_local=tally.with_local,
         with_summary=tally.with_summary,

@@ -70,7 +70,7 @@ def suggest(
         weights: The weights to begin with: "clip" (from the Hugging Face hub), "packages" (MobileNetV2 and MiniLM from
             two Python packages), or "none" (random).
     """
-    on_captions = facts.with_caption * 2 > facts.samples or not (facts.classes or facts.numbers)
+    on_captions = facts.is_captioned or not (facts.classes or facts.numbers)
     if not on_captions:
         return _on_labels(name, urls, facts, hardware, weights)
     if hardware.gpus and facts.samples >= PRETRAINING_SAMPLES:
@@ -190,7 +190,7 @@ def _data(url: str, hardware: Hardware, facts: DataFacts, length: _Length) -> Bl
     gpus = max(1, len(hardware.gpus))
     workers = max(1, min(8, hardware.cores // gpus - 1)) if hardware.gpus else 0
     settings: Tree = {"url": url, "workers": workers, "crop": 0.85}
-    if facts.with_caption * 2 > facts.samples and facts.samples >= length.batch:
+    if facts.is_captioned and facts.samples >= length.batch:
         settings["drop_last"] = True
     return Block(
         "The packed training data. Half of the images are mirrored, and captions that name a side with them; set "

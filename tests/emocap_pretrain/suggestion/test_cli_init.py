@@ -1,9 +1,13 @@
 """Tests `emocap init` on data of several kinds, up to the dry run of what it writes."""
 
 import csv
+import errno
 import json
+import os
 import shlex
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli_calls import called
@@ -148,10 +152,31 @@ def test_the_folder_of_another_run_is_not_taken(faces: str) -> None:
     assert "url: runs/own-2" in Path("my.yaml").read_text()
 
 
-@pytest.mark.parametrize("data", ["absent", "empty", "table.csv"])
-def test_what_cannot_be_used_is_one_line(data: str) -> None:
+def test_a_packed_dataset_that_may_be_of_other_data_is_named(faces: str) -> None:
+    shutil.copytree(faces, "data/faces/train")
+    face(Path("faces/joy/0.jpg"))
+    face(Path("faces/anger/0.jpg"))
+    Path("faces/train").mkdir()
+    Path("faces/joy").rename("faces/train/joy")
+    Path("faces/anger").rename("faces/train/anger")
+    done = called("init", "faces", "--weights", "none")
+    assert "note     data/faces/train exists and will be used as packed" in done.stdout
+
+
+@pytest.mark.parametrize("data", ["absent", "empty", "table.csv", "one", "locked"])
+def test_what_cannot_be_used_is_one_line(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("empty").mkdir()
     Path("table.csv").write_text("a,b\n1,2\n")
+    face(Path("one/joy/0.jpg"))  # There is one class, so a model would learn nothing.
+    face(Path("locked/joy/0.jpg"))
+    found = os.scandir
+
+    def refused(path: Any) -> Any:  # The superuser, as whom tests may run, can read every folder.
+        if "locked" in str(path):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return found(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
     done = called("init", data)
     assert done.exit_code in {1, 2}
     assert len(done.stderr.splitlines()) == 1

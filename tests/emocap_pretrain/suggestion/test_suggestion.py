@@ -107,6 +107,21 @@ def test_uneven_classes_are_balanced_and_even_ones_are_not() -> None:
     assert (balance(290), balance(20)) == ("none", "effective")
 
 
+def test_a_large_dataset_of_which_a_part_was_read_is_trained_on_its_captions() -> None:
+    found = DataFacts(
+        url="x",
+        packed=True,
+        kind="x",
+        samples=1_200_000,
+        complete=False,
+        reached=500_000,
+        with_caption=500_000,
+        labels={"emotion": {"a": 250_000, "b": 250_000}},
+    )
+    host = Hardware(gpus=(("NVIDIA H100", 80 * GIB),))
+    assert suggest("x", {"train": "x"}, found, host, weights="clip").purpose.startswith("pretrain on 1,200,000")
+
+
 def test_size_and_hardware_decide_between_fine_tuning_and_pretraining() -> None:
     gpu = Hardware(gpus=(("NVIDIA H100", 80 * GIB),) * 8, cores=96)
 
