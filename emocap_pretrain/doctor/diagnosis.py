@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from emocap_pretrain.doctor import gpus, host, services, storage, versions
-from emocap_pretrain.doctor.result import CheckResult, DoctorInputs
+from emocap_pretrain.doctor.result import CheckResult, DoctorInputs, fail
 
 Check = Callable[[DoctorInputs], Iterable[CheckResult]]
 
@@ -28,8 +28,13 @@ CHECKS: Sequence[tuple[str, Check]] = (
 def diagnose(inputs: DoctorInputs) -> Iterator[tuple[str, CheckResult]]:
     """Yields the name and the results of each check, in the order of `CHECKS`.
 
-    A result is yielded as soon as it is known, because a service that does not answer takes up to 20 s.
+    A result is yielded as soon as it is known, because a service that does not answer takes up to 20 s. An unexpected
+    error of a check is a result with the status "fail", so that the other checks still examine a broken host.
     """
     for name, check in CHECKS:
-        for result in check(inputs):
-            yield name, result
+        try:
+            for result in check(inputs):
+                yield name, result
+        except Exception as error:  # noqa: BLE001 - libraries and drivers of a broken host raise any error
+            first = str(error).partition("\n")[0]
+            yield name, fail(f"the check ended with {type(error).__name__}: {first}", "correct this, and check again")

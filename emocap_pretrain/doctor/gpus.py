@@ -46,8 +46,11 @@ def check_gpus(inputs: DoctorInputs) -> Iterator[CheckResult]:
     yield judged(gpu_facts(), device=inputs.cluster.device)
 
 
-def check_nccl(inputs: DoctorInputs) -> Iterator[CheckResult]:  # noqa: ARG001 - the form of a check
+def check_nccl(inputs: DoctorInputs) -> Iterator[CheckResult]:
     """Sums a tensor over all GPUs of this host with NCCL, and compares the result."""
+    if inputs.cluster.device == "cpu":
+        yield skipped("cluster.device=cpu uses no GPU")
+        return
     if not torch.cuda.is_available():
         yield skipped("torch can use no GPU here; ranks on CPUs use gloo")
         return

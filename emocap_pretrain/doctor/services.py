@@ -4,7 +4,7 @@ import http.client
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from email.utils import parsedate_to_datetime
 from importlib import metadata
 from pathlib import Path
@@ -109,15 +109,17 @@ def _answers(port: int) -> bool:
 def _servers(inputs: DoctorInputs) -> Iterator[tuple[str, str, int | None]]:
     """Yields the scheme, the host and the port of each server that this config names. The port None is the usual one.
 
-    Users and passwords in the URLs are left out.
+    Users and passwords in the URLs are left out. A URL whose port is not a number is left out too; the check of its
+    service reports it.
     """
     urls = [*inputs.datasets.values(), inputs.url or "", inputs.tracking.uri if inputs.tracking else ""]
     for url in urls:
         address = _s3_endpoint() if url.startswith(("s3://", "s3a://")) else url
         if address.startswith(("http://", "https://")):
-            parts = urlsplit(address)
-            if parts.hostname:
-                yield parts.scheme, parts.hostname, parts.port
+            with suppress(ValueError):
+                parts = urlsplit(address)
+                if parts.hostname:
+                    yield parts.scheme, parts.hostname, parts.port
 
 
 def _s3_endpoint() -> str:

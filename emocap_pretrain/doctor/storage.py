@@ -131,7 +131,7 @@ def write_near(folder: Path) -> None:
     """Writes 1 MiB into a file without a name in the folder, or in its nearest existing parent.
 
     Raises:
-        OSError: If that is not possible.
+        OSError: If that is not possible, for example because the folder or a parent of it is a file.
     """
     with tempfile.TemporaryFile(dir=_existing(folder)) as file:
         file.write(PROBE)
@@ -170,4 +170,4 @@ def _local(url: str) -> Path | None:
 
 def _existing(folder: Path) -> Path:
     absolute = folder.expanduser().absolute()
-    return next(each for each in (absolute, *absolute.parents) if each.is_dir())
+    return next(each for each in (absolute, *absolute.parents) if each.exists())

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from emocap_pretrain.config.schema import ClusterConfig, DataConfig, TrackingConfig
-from emocap_pretrain.doctor import CHECKS, CheckResult, DoctorInputs, gpus, host, services, storage, versions
+from emocap_pretrain.doctor import CHECKS, CheckResult, DoctorInputs, diagnose, gpus, host, services, storage, versions
 from emocap_pretrain.doctor.gpus import GpuFacts, judged
 from emocap_pretrain.doctor.versions import read_lock
 
@@ -77,6 +77,17 @@ def test_every_check_has_a_name_of_its_own() -> None:
 
 
 # Python and versions
+
+
+def test_a_check_that_raises_an_error_does_not_end_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: DoctorInputs) -> Iterator[CheckResult]:
+        yield CheckResult("ok", "first")
+        raise RuntimeError("no driver\nand more")
+
+    monkeypatch.setattr("emocap_pretrain.doctor.diagnosis.CHECKS", [("a", broken), ("b", versions.check_python)])
+    (_, first), (_, second), (name, third) = diagnose(DoctorInputs())
+    assert (first.status, second.status, name, third.status) == ("ok", "fail", "b", "ok")
+    assert second.text == "the check ended with RuntimeError: no driver"
 
 
 def test_python_is_compared_with_the_versions_that_the_package_supports(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,8 +322,11 @@ def test_a_run_folder_is_written_and_nothing_is_left(tmp_path: Path) -> None:
     assert only(storage.check_run_folder(DoctorInputs(url="memory://doctor/run"))).status == "ok"
 
 
-def test_a_run_folder_that_cannot_be_written_fails() -> None:
+def test_a_run_folder_that_cannot_be_written_fails(tmp_path: Path) -> None:
     assert only(storage.check_run_folder(DoctorInputs(url=str(FULL / "run")))).status == "fail"
+    file = tmp_path / "file"
+    file.touch()
+    assert only(storage.check_run_folder(DoctorInputs(url=str(file / "run")))).status == "fail"
     with serving(status=403) as server:  # Web servers are read-only stores.
         assert only(storage.check_run_folder(DoctorInputs(url=f"{server}/run"))).status == "fail"
 
@@ -346,6 +360,16 @@ def test_a_clock_that_differs_from_that_of_the_store_is_reported(fast_s: float, 
         found = only(services.check_clock(DoctorInputs(url="/run", datasets={"data.url": f"{server}/x"})))
     assert found.status == status
     assert ("slow" in found.text, "fast" in found.text) == (fast_s > 0, fast_s < 0)
+
+
+def test_a_url_with_a_wrong_port_has_no_clock() -> None:
+    assert only(services.check_clock(DoctorInputs(url="http://127.0.0.1:abc/run"))).status == "skipped"
+
+
+def test_a_config_for_cpus_does_not_use_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpus.nccl, "all_reduce", lambda _: pytest.fail("a GPU was used"))
+    assert only(gpus.check_nccl(DoctorInputs(cluster=ClusterConfig(device="cpu")))).status == "skipped"
 
 
 def test_the_clock_of_an_s3_server_is_found_by_its_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
