@@ -17,6 +17,7 @@ from emocap_pretrain.cli import (
     doctor,
     evaluate,
     export,
+    import_open_clip,
     importing,
     init,
     inspect,
@@ -65,6 +66,8 @@ for name, function in {
     "profile": requests.profile_command,
 }.items():
     app.command(name, cls=Command)(function)
+# The flags of open_clip are no options of this command, also if they are not in quotation marks.
+app.command("import-openclip", cls=Command, context_settings={"ignore_unknown_options": True})(import_open_clip.command)
 app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(benchmarks.app, name="benchmarks")
 app.add_typer(caption.app, name="caption")

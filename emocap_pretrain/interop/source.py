@@ -28,7 +28,7 @@ from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.interop.layouts import clip, open_clip, transformers
 from emocap_pretrain.interop.layouts.layout import Tree, WeightsLayout
 from emocap_pretrain.interop.restore import LONGEST_ID, StepChoice, chosen, restore
-from emocap_pretrain.interop.tensors import Tensors, open_tensors
+from emocap_pretrain.interop.tensors import OPEN_CLIP_FILES, Tensors, open_tensors
 from emocap_pretrain.model.json_files import read_json
 from emocap_pretrain.model.weights import shapes_of
 from emocap_pretrain.run_folder.parent import Parent
@@ -129,8 +129,10 @@ def source_of(model: ModelConfig) -> Source:
 
 
 def _folder(name: str, folder: Path, where: str) -> Source:
-    tensors = open_tensors(folder, where)
-    if (folder / open_clip.CONFIG_FILE).is_file():
+    of_open_clip = (folder / open_clip.CONFIG_FILE).is_file()
+    # Many repositories of the hub hold a model twice: for open_clip, and for transformers or timm.
+    tensors = open_tensors(folder, where, preferred=OPEN_CLIP_FILES if of_open_clip else ())
+    if of_open_clip:
         config = open_clip.read_config(folder, where)
         layout = open_clip.describe(tensors.shapes, config, where=where)
         read = partial(_open_clip_tokens, folder, config, where)

@@ -8,7 +8,7 @@ TorchScript archives, which contain a program; `torchscript.py` reads their tens
 import pickle
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -26,12 +26,12 @@ SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _CONTAINERS = ("state_dict", "model_state_dict", "model")
 _WRAPPER = "module."  # The prefix that DistributedDataParallel gives to every name.
 # The files of transformers, then those of open_clip. If a folder has several of them, the first one is read.
+OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _WEIGHTS_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin",
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.bin",
+    *OPEN_CLIP_FILES,
 )
 
 
@@ -59,25 +59,26 @@ class Tensors:
         return {name: torch.empty(shape, device="meta") for name, shape in self.shapes.items()}
 
 
-def open_tensors(path: Path, where: str) -> Tensors:
+def open_tensors(path: Path, where: str, *, preferred: Sequence[str] = ()) -> Tensors:
     """Opens the weights in a file, or in a folder that transformers or open_clip has written.
 
     Args:
         path: The file or folder.
         where: First words of an error message: the setting and its value.
+        preferred: Names of files of weights in a folder that are taken before others, if they exist.
 
     Raises:
         ConfigError: If there is no file with weights, or if it cannot be read without executing code.
     """
     if path.is_dir():
-        return _open_folder(path, where)
+        return _open_folder(path, where, preferred)
     if path.suffix not in SUFFIXES:
         raise ConfigError(f"{where}: {path.name} is not a file of weights; the suffixes are {', '.join(SUFFIXES)}.")
     return _open_safetensors([path], where) if path.suffix == ".safetensors" else _open_torch(path, where)
 
 
-def _open_folder(folder: Path, where: str) -> Tensors:
-    path = next((folder / name for name in _WEIGHTS_FILES if (folder / name).is_file()), None)
+def _open_folder(folder: Path, where: str, preferred: Sequence[str]) -> Tensors:
+    path = next((folder / name for name in (*preferred, *_WEIGHTS_FILES) if (folder / name).is_file()), None)
     if path is None:
         known = ", ".join(_WEIGHTS_FILES)
         raise ConfigError(f"{where}: there are no weights in this folder; it needs one of {known}.")

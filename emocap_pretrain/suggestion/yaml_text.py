@@ -45,6 +45,18 @@ def written(blocks: Iterable[Block]) -> str:
     return "\n".join(parts)
 
 
+def commented(blocks: Iterable[Block], heading: str, lines: Iterable[str]) -> str:
+    """Returns the blocks as `written` does, with a list of comments after them; nothing is added for an empty list.
+
+    Raises:
+        ValueError: As `written` does.
+    """
+    listed = [
+        textwrap.fill(" ".join(line.split()), WIDTH, initial_indent="# - ", subsequent_indent="#   ") for line in lines
+    ]
+    return "\n".join([written(blocks), f"# {heading}", *listed, ""]) if listed else written(blocks)
+
+
 def _refuse_interpolations(node: Any) -> None:
     if isinstance(node, str) and "${" in node:
         raise ValueError(f"the name {node!r} contains ${{, which a config would resolve: rename it")

@@ -270,3 +270,15 @@ def test_siglip_pads_with_the_token_of_its_tokenizer(tmp_path, token):
     assert open_source(str(folder)).layout.settings["text"]["pad_id"] == 7
     with_tokenizer(folder, pad_token=token)
     assert open_source(str(folder)).layout.settings["text"]["pad_id"] == 1
+
+
+def test_a_folder_that_also_holds_the_model_of_another_library_is_read_as_open_clip(tmp_path: Path) -> None:
+    # Repositories such as laion/CLIP-ViT-B-32-laion2B-s34B-b79K hold a model for open_clip and for transformers.
+    folder = FAMILIES["open_clip-folder"](tmp_path).path
+    alone = open_source(str(folder)).layout
+    theirs = FAMILIES["clip"](tmp_path / "other").path
+    for name in ("model.safetensors", "config.json"):
+        shutil.copy(theirs / name, folder / name)
+    both = open_source(str(folder))
+    assert both.layout.settings == alone.settings
+    assert both.open_tensors().shapes.keys() >= {"visual.conv1.weight"}
