@@ -17,7 +17,16 @@ from emocap_pretrain.bulk.inputs import BulkInput
 from emocap_pretrain.bulk.part_files import PartWriter, name_of, schema_of, writing_to
 from emocap_pretrain.bulk.parts import OutputPart
 from emocap_pretrain.bulk.pictures import Content, Picture, crop_of, prefetched
-from emocap_pretrain.bulk.scorers import EmbeddingScorer, ModelSource, PredictionScorer, Prompts, Scorer, digest_of
+from emocap_pretrain.bulk.scorers import (
+    EmbeddingScorer,
+    HeadOutputs,
+    HeadScorer,
+    ModelSource,
+    PredictionScorer,
+    Prompts,
+    Scorer,
+    digest_of,
+)
 from emocap_pretrain.data.videos import Sampling
 from emocap_pretrain.errors import CheckpointError, DataError
 from emocap_pretrain.inference.model import BATCH, EmotionModel
@@ -45,7 +54,8 @@ class Computation:
     Attributes:
         model: The model.
         digest: The digest of the model (`digest_of`).
-        prompts: The texts with which images are compared; None to compute vectors instead of scores.
+        prompts: The texts with which images are compared, or that the head predicts labels; None to compute vectors
+            instead of scores.
         folder: The folder of the files of the parts. All processes must reach it under this path.
         has_videos: Whether the input has videos. The output then has the columns `time_s` and `frame`.
         batch_size: Number of images of one pass of the tower.
@@ -54,14 +64,16 @@ class Computation:
 
     model: ModelSource
     digest: str
-    prompts: Prompts | None
+    prompts: Prompts | HeadOutputs | None
     folder: str
     has_videos: bool
     batch_size: int = BATCH
     sampling: Sampling = Sampling()  # noqa: RUF009 - a frozen value
 
-    def scorer(self, model: EmotionModel) -> EmbeddingScorer | PredictionScorer:
+    def scorer(self, model: EmotionModel) -> EmbeddingScorer | HeadScorer | PredictionScorer:
         """Returns the scorer for the loaded model, which `self.model.load` has returned."""
+        if isinstance(self.prompts, HeadOutputs):
+            return HeadScorer(model)
         return EmbeddingScorer(model) if self.prompts is None else PredictionScorer(model, self.prompts)
 
     def started(self) -> Callable[[Work], Advance]:

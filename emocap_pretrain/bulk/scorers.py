@@ -7,12 +7,13 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from emocap_pretrain.bulk.sentences import SentenceColumnConfig
 from emocap_pretrain.errors import ConfigError
-from emocap_pretrain.inference.classes import Classification, class_cosines, class_embeddings
+from emocap_pretrain.inference.classes import Classification, LabelPrediction, class_cosines, class_embeddings
 from emocap_pretrain.inference.embedder import Crop, Embedder
 from emocap_pretrain.inference.model import Activation, Device, EmotionModel, load
 from emocap_pretrain.interop.restore import StepChoice
@@ -168,6 +169,52 @@ class PredictionScorer:
         else:
             scores = local.scores(crops, patches, sentences)
         return scores.mean(1).numpy()
+
+
+@dataclass(frozen=True, slots=True)
+class HeadOutputs:
+    """Takes the place of `Prompts` if the model's own head predicts the labels, and no text is compared."""
+
+
+class HeadScorer:
+    """Computes what the head of a model that was trained on labels predicts (`EmotionModel.predict_labels`).
+
+    The first label with classes has the columns of `PredictionScorer`: `predicted`, `confidence` and `p_NAME`. Those of
+    a further one are `predicted_LABEL` and `p_LABEL_NAME`, and the number of a label without classes is `n_LABEL`.
+    """
+
+    def __init__(self, model: EmotionModel) -> None:
+        self._model = model
+        self._labels = sorted(model.embedder.model.labels, key=lambda label: not label.classes)
+
+    @property
+    def embedder(self) -> Embedder:
+        return self._model.embedder
+
+    @property
+    def fields(self) -> Sequence[Field]:
+        kinds = {name: pa.string() if name.startswith("predicted") else pa.float32() for name in self.columns(())}
+        return [pa.field(name, kind) for name, kind in kinds.items()]
+
+    def columns(self, crops: Sequence[Crop]) -> Columns:
+        embedder = self._model.embedder
+        if crops:
+            outputs = embedder.head_outputs(embedder.crops_and_pooled(crops)[1])
+        else:
+            outputs = {label.name: torch.zeros(0, label.outputs) for label in self._labels}
+        found: dict[str, Sequence[Any] | np.ndarray[Any, Any]] = {}
+        for number, label in enumerate(self._labels):
+            prediction = LabelPrediction.of(label.classes, outputs[label.name])
+            if prediction.classes is None:
+                found[f"n_{label.name}"] = prediction.values[:, 0]
+                continue
+            suffix, prefix = (f"_{label.name}", f"{label.name}_") if number else ("", "")
+            found[f"predicted{suffix}"] = prediction.best
+            if not number:
+                found["confidence"] = prediction.values.max(1)
+            columns = zip(prediction.classes, prediction.values.T, strict=True)
+            found |= {f"p_{prefix}{name}": column for name, column in columns}
+        return found
 
 
 def digest_of(model: EmotionModel) -> str:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from emocap_pretrain.bulk.compute import Advance, Computation, Work
     from emocap_pretrain.bulk.inputs import BulkInput
     from emocap_pretrain.bulk.joining import RowCounts
-    from emocap_pretrain.bulk.scorers import EmbeddingScorer, ModelSource, PredictionScorer, Prompts
+    from emocap_pretrain.bulk.scorers import ModelSource, Prompts, Scorer
     from emocap_pretrain.data.videos import Sampling
     from emocap_pretrain.inference.model import EmotionModel
 
@@ -125,8 +125,8 @@ def predict_command(  # noqa: PLR0913, PLR0917 - one argument for each option
     ] = None,
     prompts: PromptFile = None,
     sentences: Annotated[
-        str, typer.Option(metavar="FILE", help="YAML file of sentences to score; facs: those of FACS; none.")
-    ] = "facs",
+        str | None, typer.Option(metavar="FILE", help="YAML file of sentences to score; none; default those of FACS.")
+    ] = None,
     kind: Format = None,
     step: Step = None,
     weights: ChosenWeights = None,
@@ -146,7 +146,8 @@ def predict_command(  # noqa: PLR0913, PLR0917 - one argument for each option
     """Write the scores of classes and of sentences for many images or frames of videos.
 
     No face is detected: the model reads the central square of an image or, if it was published so, the whole image. The
-    scores are not calibrated probabilities. The same command resumes an interrupted one.
+    scores are not calibrated probabilities. If the model was trained on labels, its head predicts them, unless classes,
+    prompts or sentences are given. The same command resumes an interrupted one.
     """
     from emocap_pretrain.bulk.scorers import ModelSource
 
@@ -154,7 +155,8 @@ def predict_command(  # noqa: PLR0913, PLR0917 - one argument for each option
     with errors_as_lines(debug=debug):
         of = ModelSource(model, step, weights, device, activation)
         asked = _Request(of, source, out, kind, batch, image, image_root, fps, every, part_images, ray, workers, force)
-        _run(asked, "predicting", _prompts(classes, prompts, sentences))
+        named = (classes, prompts, sentences) != (None, None, None)
+        _run(asked, "predicting", _prompts(classes, prompts, sentences or "facs"), prefer_head=not named)
 
 
 def _prompts(classes: str | None, prompts: Path | None, sentences: str) -> "Prompts":
@@ -173,12 +175,15 @@ def _prompts(classes: str | None, prompts: Path | None, sentences: str) -> "Prom
     )
 
 
-def _run(request: _Request, verb: str, prompts: "Prompts | None") -> None:
-    """Opens the input and the model, and writes the output: scores if there are prompts, and vectors otherwise."""
+def _run(request: _Request, verb: str, prompts: "Prompts | None", *, prefer_head: bool = False) -> None:
+    """Opens the input and the model, and writes the output: scores if there are prompts, and vectors otherwise.
+
+    With `prefer_head`, the head of a model that was trained on labels takes the place of the prompts.
+    """
     from emocap_pretrain.bulk import joining
     from emocap_pretrain.bulk.compute import Computation
     from emocap_pretrain.bulk.inputs import open_input
-    from emocap_pretrain.bulk.scorers import digest_of
+    from emocap_pretrain.bulk.scorers import HeadOutputs, digest_of
     from emocap_pretrain.data.videos import need_av
 
     out = output_place(request.out)
@@ -194,7 +199,7 @@ def _run(request: _Request, verb: str, prompts: "Prompts | None") -> None:
     computation = Computation(
         model=request.model,
         digest=digest_of(model),
-        prompts=prompts,
+        prompts=HeadOutputs() if prefer_head and model.embedder.model.labels else prompts,
         folder=str(out.with_name(f"{out.name}.parts")),
         has_videos=found.has_videos,
         batch_size=request.batch,
@@ -312,6 +317,8 @@ def _state(request: _Request, computation: "Computation", model: "EmotionModel",
     """
     from pydantic_core import to_jsonable_python
 
+    from emocap_pretrain.bulk.scorers import HeadOutputs
+
     return {
         "command": "embed" if computation.prompts is None else "predict",
         "step": model.step,
@@ -320,11 +327,11 @@ def _state(request: _Request, computation: "Computation", model: "EmotionModel",
         "batch": request.batch,
         "part_images": request.part_images,
         "sampling": to_jsonable_python(computation.sampling) if computation.has_videos else None,
-        "prompts": to_jsonable_python(computation.prompts),
+        "prompts": "head" if isinstance(computation.prompts, HeadOutputs) else to_jsonable_python(computation.prompts),
     }
 
 
-def _about(state: dict[str, Any], scorer: "EmbeddingScorer | PredictionScorer") -> dict[str, Any]:
+def _about(state: dict[str, Any], scorer: "Scorer") -> dict[str, Any]:
     """Returns what is stored with the output: the state, and what each column of sentences is compared with."""
     from emocap_pretrain.bulk.scorers import PredictionScorer
 

@@ -160,5 +160,6 @@ def _count_cut_texts(tracker: Tracker, config: Config, tokenizer: Tokenizer) -> 
     samples, cut = cut_captions(config.data.datasets, tokenizer, lengths)
     cut += cut_prompts(config.evaluation, tokenizer, lengths.by_part[PROMPT_PART.name])
     cure = "; model.text.lengths says how many tokens are read" if any(each.cut for each in cut) else ""
-    log.info("texts that are cut, of the first %s samples: %s%s", f"{samples:,}", ", ".join(map(str, cut)), cure)
+    if any(each.texts for each in cut):  # A training on labels has none.
+        log.info("texts that are cut, of the first %s samples: %s%s", f"{samples:,}", ", ".join(map(str, cut)), cure)
     tracker.log_metrics({f"cut/{each.kind}": each.share for each in cut}, 0)

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from cli_calls import called
 from emocap_shards.inspecting.label_values import label_values
 from emocap_shards.store import open_store
 from pretrain_fakes import FakeRuntime, changed, stand_alone
@@ -123,6 +125,19 @@ def test_the_report_has_the_scores_of_the_head_that_a_checkpoint_restores(
     np.testing.assert_allclose(found["emotion"].values.sum(1), 1, rtol=1e-6)
     np.testing.assert_allclose(found["arousal"].values[:, 0], outputs[:3, -1].detach(), rtol=1e-4, atol=1e-5)
     assert found["arousal"].best == []
+    # `emocap predict` writes the same, and compares the images with texts only if the user names classes.
+    outcomes: list[pd.DataFrame] = []
+    for name, words in (("head", ()), ("texts", ("--classes", "joy,fear", "--sentences", "none"))):
+        done = called("predict", run.url, faces, "--out", tmp_path / f"{name}.csv", "--batch", 64, *words)
+        assert done.exit_code == 0, done.output
+        outcomes.append(pd.read_csv(tmp_path / f"{name}.csv"))
+    head, texts = outcomes
+    assert list(head.predicted) == predicted
+    np.testing.assert_allclose(head[[f"p_{name}" for name in classes]].sum(axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(head.n_arousal, outputs[:, -1].detach(), rtol=1e-3, atol=1e-4)
+    scores = [f"p_{each}" for each in classes]
+    assert list(head.columns) == ["name", "predicted", "confidence", *scores, "n_valence", "n_arousal", "error"]
+    assert list(texts.columns) == ["name", "predicted", "confidence", "p_joy", "p_fear", "error"]
     # Our own format of exports keeps the head, and the others say that they do not.
     portable.write(restored, tmp_path)
     again = portable.read(tmp_path).model.state_dict()
