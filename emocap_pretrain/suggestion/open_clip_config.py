@@ -145,7 +145,8 @@ class _Translation:
         if not self._is_csv():
             return f"emocap pack {quote(source)} {url} --number-keys"
         names = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar", " ": "space"}
-        delimiter = names.get(self.flags["csv-separator"], self.flags["csv-separator"])
+        separator = str(self.flags["csv-separator"])
+        delimiter = names.get(separator, separator)
         columns = ["--image", self.flags["csv-img-key"], "--global", self.flags["csv-caption-key"]]
         return join(["emocap", "pack", source, url, *columns, "--delimiter", delimiter])
 
