@@ -229,7 +229,10 @@ class Bar(AbstractContextManager["Bar"]):
 
     @property
     def seconds(self) -> float:
-        """Returns the seconds since the first row. Imports and the start of worker processes therefore do not count."""
+        """Returns the seconds since the first row. Imports and the start of worker processes therefore do not count.
+
+        The value means nothing before the first row.
+        """
         return time.monotonic() - self._begun
 
     def show(self, progress: PackProgress) -> None:

@@ -153,7 +153,7 @@ class DataConfig(Section):
 
 
 class EngineConfig(Section):
-    """Configures DeepSpeed."""
+    """Configures how the towers compute (precision, compiler), and what ZeRO divides over the ranks."""
 
     zero_stage: Literal[0, 1, 2, 3] = Field(
         default=1,

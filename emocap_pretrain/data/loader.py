@@ -90,7 +90,10 @@ class Collate:
     captions: CaptionsConfig = CaptionsConfig()  # noqa: RUF009 - a frozen value
 
     def prepare(self, sample: Sample) -> Sample:
-        """Returns the sample with the augmented image for its epoch. If that image is mirrored, so is the caption.
+        """Returns the sample with the augmented image and the caption of its epoch.
+
+        The caption is chosen first, and parts of it may be left out (`captions`). If the image is mirrored, so is the
+        caption.
 
         An image whose caption cannot be mirrored is never mirrored; one without a caption can be. The image of the
         result has the size that the image tower needs. The stream calls this method as soon as it has decoded a sample,

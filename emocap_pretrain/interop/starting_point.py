@@ -50,7 +50,11 @@ class StartingPoint:
         return dict(found) if found else None
 
     def tokenizer(self, train: Callable[[], Tokenizer]) -> Tokenizer:
-        """Returns the tokenizer. `train` trains one on the captions, if `model.text.tokenizer` is "data"."""
+        """Returns the tokenizer. `train` trains one on the captions, if `model.text.tokenizer` is "data".
+
+        Raises:
+            ConfigError: If a tokenizer that the settings name cannot be found or read.
+        """
         return train() if self.settings.text.tokenizer == "data" else self._existing_tokenizer()
 
     def empty_model(self, objective: ObjectiveConfig, precision: Precision = "fp32") -> TowerPair:

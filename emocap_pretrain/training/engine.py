@@ -129,7 +129,8 @@ class Engine:
                 stage 3 no rank has whole weights.
 
         Raises:
-            ConfigError: If the optimizer does not support this stage, or a key of `lr_scales` fits no parameter.
+            ConfigError: If the optimizer does not support this stage, a key of `lr_scales` fits no parameter, or all
+                parameters are frozen.
         """
         self._objective, self._world = objective, world
         self._average, self._averaged = average, averaged

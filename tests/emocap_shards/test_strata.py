@@ -57,6 +57,15 @@ def test_a_pass_over_a_class_has_each_of_its_samples_once(shards, seed, epoch, w
         assert np.array_equal(np.concatenate(parts), ids)
 
 
+def test_classes_of_equal_size_have_different_orders():
+    # Otherwise the same pairs of samples would be in one batch in every epoch.
+    classes = np.array([0, 1] * 40, dtype=np.uint8)
+    first, second = strata_of([ShardLayout([80])], ClassBalance((classes,)))
+    orders = [each.order(7, 0, 80, shuffle=True).ids(0, 40).tolist() for each in (first, second)]
+    assert orders[0] != orders[1]
+    assert first.window_samples(80) == 40, "a window lasts as many steps as one of the whole dataset"
+
+
 @given(st.lists(st.integers(1, 500), min_size=2, max_size=12), st.sampled_from([0.0, 0.5, 1.0]), st.integers(1, 5000))
 def test_at_every_position_a_class_has_had_its_share_but_for_one_sample(counts, exponent, position):
     classes = np.repeat(np.arange(len(counts)), counts).astype(np.uint8)

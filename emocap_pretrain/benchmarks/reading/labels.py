@@ -74,14 +74,22 @@ class Codes:
             raise ConfigError(f"The code {both[0]!r} is both the code of a class and left out.")
 
     def class_of(self, code: str, place: str) -> str | Problem:
-        """Returns the name of a class, or a problem at the place `place`."""
+        """Returns the name of the class of a code, or a problem if the code is unknown or left out.
+
+        Args:
+            code: The text in the file of labels. Case and blanks do not matter (`plain`).
+            place: The file and line, for the problem.
+        """
         form = plain(code)
         if form in self._classes:
             return self._classes[form]
         return self.left_out(code, place) or Problem("unknown class code", f"{place}: {code.strip()[:80]!r}")
 
     def left_out(self, code: str, place: str) -> Problem | None:
-        """Returns the problem of an item that is left out on purpose, or None."""
+        """Returns the problem of an item whose code is left out on purpose; None for another code.
+
+        The arguments are those of `class_of`.
+        """
         reason = self._left_out.get(plain(code))
         return None if reason is None else Problem(f"left out: {reason}", place)
 

@@ -95,7 +95,7 @@ def describe(shapes: Shapes, config: Mapping[str, Any], *, activation: str | Non
 
 
 def image_rules(depth: int) -> list[Rule]:
-    """Returns the rules for the vision transformer and its projection."""
+    """Returns the rules for a vision transformer of `depth` blocks and for its projection."""
     rules = [
         Rule((f"{IMAGE}cls_token",), ("visual.class_embedding",), Same(leading=2)),
         Rule((f"{IMAGE}pos_embed",), ("visual.positional_embedding",), Same(leading=1)),
