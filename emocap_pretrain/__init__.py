@@ -35,7 +35,7 @@ def load(
     Args:
         source: The folder or URL of a run, or `run:URL@step`; a folder that `emocap export --to safetensors` has
             written; or the folder, file or hub name of a model of another library, as for the setting `model.from`
-            (docs/weights.md), or of an image tower of timm, or `hog`. The last two cannot embed texts.
+            (docs/weights.md), or of any other model in docs/evaluation.md. An image tower alone cannot embed texts.
         step: For a run, the step of the checkpoint; "best" takes the best evaluated one, and None the newest one.
         weights: For a run, "raw" takes the weights of the step, "ema" their moving average, and "schedule_free" the
             average that the optimizer schedule_free means for use. None takes the average if the run keeps one.

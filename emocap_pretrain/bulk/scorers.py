@@ -221,7 +221,7 @@ def digest_of(model: EmotionModel) -> str:
     """Returns a SHA-256 digest of the model, of the part of an image that it reads, and of how it compares patches with
     sentences.
     """
-    about = f"{model.local} {model.embedder.crop} {model.embedder.digest()}"
+    about = f"{model.local} {model.embedder.reads} {model.embedder.digest()}"
     return hashlib.sha256(about.encode()).hexdigest()
 
 

@@ -132,7 +132,7 @@ def _result_file(evaluated: Evaluation, *, thumbnails: bool) -> "ResultFile":
     )
     # Without the setting, the model decides which part of an image it reads.
     colours = "as published" if evaluated.normalize else "from 0 to 1"
-    read = {**stored, "crop": settings.crop or evaluated.embedder.crop, "colours": colours}
+    read = {**stored, "crop": settings.crop or evaluated.embedder.reads, "colours": colours}
     missing = (*evaluated.failures, *evaluated.without_task)
     return ResultFile.of(model, evaluated.results, read, images, faces, missing=missing)
 

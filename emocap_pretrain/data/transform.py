@@ -8,6 +8,8 @@ Images here are numpy arrays of bytes, [height, width, 3], as the stream yields 
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Self
 
 import numpy as np
 import torch
@@ -16,6 +18,31 @@ from PIL import Image
 from torch.nn.functional import interpolate
 
 from emocap_pretrain.config.fields import ImageCrop
+
+ResizeFilter = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+_MODES = {"nearest": "nearest-exact"}  # torch's names of the filters, where they differ.
+
+
+@dataclass(frozen=True, slots=True)
+class Resize:
+    """Says how the square of an image gets the size that a model reads.
+
+    Attributes:
+        filter: The filter. All filters except "nearest" are antialiased.
+        side: The side in pixels to which the square is resized before its centre is cut out; None if nothing is cut
+            off. Many models of image classification were trained so: resized to 256 pixels, cut to 224.
+    """
+
+    filter: ResizeFilter = "bicubic"
+    side: int | None = None
+
+    def without_margin(self) -> Self:
+        """Returns the same filter, with which nothing is cut off."""
+        return replace(self, side=None)
+
+
+BICUBIC = Resize()
+"""Resizes images for runs of this project, and for models that do not say how."""
 
 
 def augment(
@@ -72,20 +99,28 @@ def _rotated(
 
 def center_crop(image: UInt8[np.ndarray, "height width 3"], pixels: int) -> UInt8[np.ndarray, "pixels pixels 3"]:
     """Returns the central square of the image, resized to `pixels`. Evaluations use this crop."""
+    return resized(_central_square(image), pixels)
+
+
+def _central_square(image: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "side side 3"]:
     height, width = image.shape[:2]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
-    return resized(image[top : top + side, left : left + side], pixels)
+    return image[top : top + side, left : left + side]
 
 
 def cropped(
-    image: UInt8[np.ndarray, "height width 3"], pixels: int, crop: ImageCrop
+    image: UInt8[np.ndarray, "height width 3"], pixels: int, crop: ImageCrop, resize: Resize = BICUBIC
 ) -> UInt8[np.ndarray, "pixels pixels 3"]:
     """Returns the central square of an image if `crop` is "center", and otherwise the whole image, resized to `pixels`.
 
-    A whole image that is not square is stretched to a square.
+    A whole image that is not square is stretched to a square. If `resize` cuts off a margin, the square is first
+    resized to its side, and the central `pixels` of the result are returned.
     """
-    return center_crop(image, pixels) if crop == "center" else resized(image, pixels)
+    side = resize.side or pixels
+    square = resized(_central_square(image) if crop == "center" else image, side, resize.filter)
+    start = (side - pixels) // 2
+    return square[start : start + pixels, start : start + pixels]
 
 
 def channels_first(
@@ -99,13 +134,16 @@ def channels_first(
     return torch.from_numpy(np.ascontiguousarray(np.stack([image.transpose(2, 0, 1) for image in images])))
 
 
-def resized(image: UInt8[np.ndarray, "height width 3"], pixels: int) -> UInt8[np.ndarray, "pixels pixels 3"]:
-    """Returns the image resized with an antialiased bicubic filter.
+def resized(
+    image: UInt8[np.ndarray, "height width 3"], pixels: int, how: ResizeFilter = "bicubic"
+) -> UInt8[np.ndarray, "pixels pixels 3"]:
+    """Returns the image resized with an antialiased filter; "nearest" alone is not antialiased.
 
-    The values differ from those of Pillow only by rounding (by at most 2 of 255). This function takes a quarter of the
-    time that Pillow takes.
+    The values of the bicubic filter differ from those of Pillow only by rounding (by at most 2 of 255). This function
+    takes a quarter of the time that Pillow takes.
     """
     # torch warns about arrays that may not be written to; such an array is copied here, any other is not.
     channels = torch.from_numpy(np.require(image, requirements="W")).permute(2, 0, 1)[None]
-    resized = interpolate(channels, size=(pixels, pixels), mode="bicubic", antialias=True)
+    mode, antialias = _MODES.get(how, how), how != "nearest"
+    resized = interpolate(channels, size=(pixels, pixels), mode=mode, antialias=antialias)
     return resized[0].permute(1, 2, 0).numpy()

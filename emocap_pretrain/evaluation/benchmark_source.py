@@ -24,7 +24,7 @@ from emocap_pretrain.benchmarks.reading.attribute_reader import AttributeReader
 from emocap_pretrain.benchmarks.reading.layout_reader import LayoutReader, Problem
 from emocap_pretrain.config.fields import ImageCrop
 from emocap_pretrain.config.schema import EvaluationConfig
-from emocap_pretrain.data.transform import cropped
+from emocap_pretrain.data.transform import BICUBIC, Resize, cropped
 from emocap_pretrain.errors import ConfigError, DataError
 from emocap_pretrain.evaluation.examples import Example, LeftOut
 from emocap_pretrain.evaluation.prompt_set import has_whole_prompts
@@ -73,13 +73,13 @@ class MediaContent:
                 digest.update(f"grey {pixels.shape}".encode() + np.ascontiguousarray(pixels).tobytes())
         return digest.digest()
 
-    def crops(self, pixels: int, crop: ImageCrop) -> Sequence[Crop]:
+    def crops(self, pixels: int, crop: ImageCrop, resize: Resize = BICUBIC) -> Sequence[Crop]:
         """Returns the crop of an image, or of each chosen frame of a video.
 
         Raises:
             DataError: If the medium cannot be decoded.
         """
-        return [cropped(each, pixels, crop) for each in pictures(self.media)]
+        return [cropped(each, pixels, crop, resize) for each in pictures(self.media)]
 
 
 @dataclass(frozen=True)

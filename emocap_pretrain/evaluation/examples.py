@@ -20,7 +20,7 @@ from emocap_shards.sample import Caption, Encoded
 
 from emocap_pretrain.benchmarks.item import Question
 from emocap_pretrain.config.fields import ImageCrop, label_text
-from emocap_pretrain.data.transform import cropped
+from emocap_pretrain.data.transform import BICUBIC, Resize, cropped
 from emocap_pretrain.inference.embedder import Crop
 
 
@@ -35,12 +35,13 @@ class Content(Protocol):
         """
         ...
 
-    def crops(self, pixels: int, crop: ImageCrop) -> Sequence[Crop]:
+    def crops(self, pixels: int, crop: ImageCrop, resize: Resize = BICUBIC) -> Sequence[Crop]:
         """Decodes the content and returns its crops: one of an image, one of each chosen frame of a video.
 
         Args:
             pixels: Side of the crops.
             crop: The part of an image or frame that is resized: its central square, or the whole.
+            resize: How this part is resized.
 
         Raises:
             DataError, ImageError, OSError, ValueError: If the content cannot be decoded.
@@ -116,8 +117,8 @@ class EncodedImage:
     def digest(self) -> bytes:
         return hashlib.blake2b(self.data, digest_size=32).digest()
 
-    def crops(self, pixels: int, crop: ImageCrop) -> Sequence[Crop]:
-        return (cropped(decode_image(self.data), pixels, crop),)
+    def crops(self, pixels: int, crop: ImageCrop, resize: Resize = BICUBIC) -> Sequence[Crop]:
+        return (cropped(decode_image(self.data), pixels, crop, resize),)
 
 
 @dataclass(frozen=True)

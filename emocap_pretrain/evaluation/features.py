@@ -22,6 +22,7 @@ from torch import Tensor
 from emocap_pretrain.benchmarks.item import Question
 from emocap_pretrain.config.fields import ImageCrop
 from emocap_pretrain.data.parts import Part
+from emocap_pretrain.data.transform import BICUBIC, Resize
 from emocap_pretrain.errors import DataError
 from emocap_pretrain.evaluation.examples import Example, ExampleSource, LeftOut
 from emocap_pretrain.evaluation.feature_cache import FeatureCache
@@ -209,6 +210,7 @@ class Extraction:
         with_maps: Whether the attention maps of local sentences are computed, too. This needs a second pass of the
             image tower, and a model that compares patches with sentences (`Embedder.local`).
         crop: The part of each image that is resized for the model: its central square, or the whole image.
+        resize: How this part is resized.
     """
 
     embedder: Embedder
@@ -217,6 +219,7 @@ class Extraction:
     cache: FeatureCache | None = None
     with_maps: bool = False
     crop: ImageCrop = "center"
+    resize: Resize = BICUBIC
 
     def collect(self, source: ExampleSource, world: RankGroup) -> list[BatchFeatures] | None:
         """Returns all batches in order on rank 0, and None on the other ranks. This is a collective.
@@ -251,7 +254,9 @@ class Extraction:
             mapped = [f"map {self.embedder.local} {each.row}: {each.text}" for each in sentences]
             lengths = {part.name: self.embedder.length_of(part) for part in self.parts}
             words = [f"{each.part} {lengths[each.part]}: {each.text}" for each in texts]
-            how = [self.crop, *(["patches"] if self._needs_patches else [])]
+            # The default is left out, so that caches of earlier releases are found.
+            resize = [] if self.resize == BICUBIC else [str(self.resize)]
+            how = [self.crop, *resize, *(["patches"] if self._needs_patches else [])]
             path = self.cache.path(contents, [*how, *words, *mapped])
             arrays = self.cache.read(path)
         crops = list(readers.map(self._crops, examples)) if arrays is None else []
@@ -261,7 +266,7 @@ class Extraction:
 
     def _crops(self, example: Example) -> Sequence[Crop] | DataError:
         try:
-            return example.content.crops(self.embedder.model.pixels, self.crop)
+            return example.content.crops(self.embedder.model.pixels, self.crop, self.resize)
         except UNREADABLE as error:
             return DataError(f"{example.key}: {reason(error)}.")
 

@@ -365,7 +365,9 @@ def extraction(settings: EvaluationConfig, embedder: Embedder) -> Extraction:
         StoreError: If the address of the cache is wrong (`open_store`).
     """
     cache = FeatureCache(open_store(settings.cache), embedder.digest()) if settings.cache else None
-    return Extraction(embedder, settings.batch, cache=cache, crop=settings.crop or embedder.crop)
+    # A part that the user chooses is read as a whole: nothing of it is cut off.
+    resize = embedder.resize.without_margin() if settings.crop else embedder.resize
+    return Extraction(embedder, settings.batch, cache=cache, crop=settings.crop or embedder.crop, resize=resize)
 
 
 def run(

@@ -22,7 +22,7 @@ from emocap_pretrain.config.location import located
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.interop.source import downloaded_folder
 from emocap_pretrain.model.json_files import read_json
-from emocap_pretrain.model.transformers_text import TRUST, check_attention, quiet
+from emocap_pretrain.model.transformers_loading import TRUST, check_attention, quiet
 
 GGUF = ".gguf"
 _GGUF_NAME = f"model{GGUF}"

@@ -274,7 +274,7 @@ def _write(path: Path, embedder: Embedder, source: ExampleSource, numbers: range
 def _cropped(embedder: Embedder, example: Example) -> Crop | str:
     """Returns the crop of an image that the model reads, or the reason in a few words if it cannot be decoded."""
     try:
-        return example.content.crops(embedder.model.pixels, embedder.crop)[0]
+        return example.content.crops(embedder.model.pixels, embedder.crop, embedder.resize)[0]
     except UNREADABLE as error:
         return reason(error)
 
@@ -314,7 +314,7 @@ def _digest(embedder: Embedder, url: str, settings: PatchSettings) -> str:
         "schema": SCHEMA,
         "model": embedder.digest(),
         "dataset": read_manifest(open_store(url)).digest,
-        "crop": embedder.crop,
+        "crop": embedder.reads,
         "settings": [settings.part, settings.image_tokens, settings.person],
         "batch": BATCH,  # The last bits of a vector depend on it.
     }

@@ -23,7 +23,7 @@ from emocap_pretrain.config.objective import ObjectiveConfig
 from emocap_pretrain.data.batch import Texts
 from emocap_pretrain.data.parts import Part
 from emocap_pretrain.data.tokenizer import Tokenizer
-from emocap_pretrain.data.transform import channels_first, cropped
+from emocap_pretrain.data.transform import BICUBIC, Resize, channels_first, cropped
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.inference.alignment import LocalAlignment
 from emocap_pretrain.interop.restore import Restored
@@ -50,6 +50,7 @@ class Embedder:
             says what holds for a part that is missing here.
         crop: The part of an image that the model was published to read: "center" or "whole". An evaluation may choose
             the other one.
+        resize: How this part is resized.
         objective: What a run of this project was trained with; None for the model of another library.
 
     Example:
@@ -61,6 +62,7 @@ class Embedder:
     local: LocalAlignment | None = None
     lengths: Mapping[str, int] = field(default_factory=dict[str, int])
     crop: ImageCrop = "center"
+    resize: Resize = BICUBIC
     objective: ObjectiveConfig | None = None
 
     @classmethod
@@ -90,9 +92,17 @@ class Embedder:
         """
         return self.local is not None and self.local.is_trained
 
+    @property
+    def reads(self) -> str:
+        """Returns a text that says which part of an image the model reads, and how this part is resized.
+
+        Other texts than "center" and "whole" belong to models that are not resized with the usual filter.
+        """
+        return self.crop if self.resize == BICUBIC else f"{self.crop} {self.resize}"
+
     def square(self, image: UInt8[np.ndarray, "height width 3"]) -> Crop:
         """Returns the square that the tower reads: the part of the image that `crop` names, resized."""
-        return cropped(image, self.model.pixels, self.crop)
+        return cropped(image, self.model.pixels, self.crop, self.resize)
 
     def cropped(self, sample: Sample) -> Sample:
         """Returns the sample with the square of its image that the tower reads."""
@@ -224,7 +234,7 @@ class Embedder:
     def digest(self) -> str:
         """Returns a SHA-256 digest of the model: weights, structure, image size and tokenizer.
 
-        `crop`, `lengths` and `local` are not part of it, although they decide which vectors are computed.
+        `crop`, `resize`, `lengths` and `local` are not part of it, although they decide which vectors are computed.
         """
         tokenizer = json.loads(self.tokenizer.to_json()) if self.tokenizer else {}
         tokenizer.pop("truncation", None)  # That of the last text; every call sets its own.

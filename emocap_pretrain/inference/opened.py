@@ -9,18 +9,26 @@ from pathlib import Path
 from typing import Literal
 
 from emocap_pretrain.config.location import PACKAGE_PREFIX, RUN_PREFIX
+from emocap_pretrain.config.model import PartLengthsConfig
 from emocap_pretrain.config.objective import ObjectiveConfig
 from emocap_pretrain.config.schema import Config
+from emocap_pretrain.data.parts import PROMPT_PART
+from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.inference.alignment import LocalAlignment
 from emocap_pretrain.inference.embedder import Embedder
 from emocap_pretrain.interop.export import portable
 from emocap_pretrain.interop.image_weights import is_image_tower, load_image_tower
+from emocap_pretrain.interop.layouts import open_clip
+from emocap_pretrain.interop.layouts.layout import Tree
+from emocap_pretrain.interop.layouts.transformers import KINDS
 from emocap_pretrain.interop.load import load_source
 from emocap_pretrain.interop.restore import Restored, StepChoice, restore
-from emocap_pretrain.interop.source import is_foreign, local_copy, run_and_step
+from emocap_pretrain.interop.source import CONFIG_FILE, is_foreign, local_copy, run_and_step
+from emocap_pretrain.interop.transformers_models import OpenedTowers, can_open, open_towers
 from emocap_pretrain.model.hog import HogTower
-from emocap_pretrain.model.pair import image_alone
+from emocap_pretrain.model.json_files import read_json
+from emocap_pretrain.model.pair import image_alone, pair_of
 from emocap_pretrain.run_folder.results import Weights
 
 Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
@@ -58,7 +66,8 @@ def open_model(
     Args:
         name: The folder or URL of a run, `run:URL`, `run:URL@step` or `run:URL@best`; a folder that
             `emocap export --to safetensors` has written; a folder, file or hub name of a CLIP or SigLIP of another
-            library, as for `model.from`; a folder, file or hub name of an image tower of timm; or `hog`.
+            library, as for `model.from`; a folder or hub name of another model of transformers (`interop/
+            transformers_models.py`); a folder, file or hub name of an image tower of timm; or `hog`.
         step: For a run, the step of the checkpoint, or "best" (`restore`); None takes the newest one.
         weights: For a run, "raw" for the weights of the step, "ema" for their moving average, or "schedule_free" for
             the average of this optimizer; None takes the average if the run keeps one.
@@ -137,14 +146,51 @@ def _foreign(name: str, activation: Activation | None) -> Embedder:
     if _is_hog(name):
         _need_no_activation(name, activation)
         return Embedder(image_alone(HogTower()), None)
-    path = local_copy(name, _KEY)
-    if is_image_tower(path, f"{_KEY}={name}"):
+    path, where = local_copy(name, _KEY), f"{_KEY}={name}"
+    if is_image_tower(path, where):
         _need_no_activation(name, activation)
         found = load_image_tower(str(path), key=_KEY)
         return Embedder(image_alone(found.tower), None, crop=found.crop)
+    if tree := _of_transformers(path, where):
+        _need_no_activation(name, activation)
+        return _embedder_of(open_towers(path, tree, where), path)
     loaded = load_source(name, key=_KEY, activation=activation)
     lengths = loaded.settings.text.lengths
     # The projections of patches and sentences are copies of those of images and texts, so both can be compared.
     sharpness = ObjectiveConfig.model_validate({}).sharpness
     local = LocalAlignment(sharpness, lengths.local, is_trained=False)
-    return Embedder(loaded.model, loaded.tokenizer, local, lengths.by_part, loaded.crop)
+    return Embedder(loaded.model, loaded.tokenizer, local, lengths.by_part, loaded.crop, loaded.resize)
+
+
+def _of_transformers(path: Path, where: str) -> Tree | None:
+    """Returns the config.json of a folder with a model that `open_towers` opens; None for any other model."""
+    config = path / CONFIG_FILE
+    if not config.is_file() or (path / open_clip.CONFIG_FILE).is_file():
+        return None
+    tree = read_json(config, where)
+    if can_open(tree):
+        return tree
+    kind = tree.get("model_type")
+    if kind is None or kind in KINDS:
+        return None
+    raise ConfigError(
+        f"{where}: config.json describes a model of the kind {str(kind)[:40]!r}, which cannot be opened; "
+        "docs/evaluation.md lists the kinds that can."
+    )
+
+
+def _embedder_of(found: OpenedTowers, folder: Path) -> Embedder:
+    crop, resize = found.preparation.crop, found.preparation.resize
+    if found.text is None or found.to_text is None:
+        return Embedder(image_alone(found.image), None, crop=crop, resize=resize)
+    positions = found.text.positions
+    lengths = {part: min(length, positions) for part, length in PartLengthsConfig().by_part.items()}
+    model = pair_of(
+        found.image,
+        found.text,
+        found.to_image,
+        found.to_text,
+        prompt_length=lengths[PROMPT_PART.name],
+        logit_scale=found.logit_scale,
+    )
+    return Embedder(model, Tokenizer.load(str(folder)), lengths=lengths, crop=crop, resize=resize)

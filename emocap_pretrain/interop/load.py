@@ -21,6 +21,7 @@ from emocap_pretrain.config.fields import ImageCrop
 from emocap_pretrain.config.model import ModelConfig
 from emocap_pretrain.config.objective import ObjectiveConfig
 from emocap_pretrain.data.tokenizer import Tokenizer
+from emocap_pretrain.data.transform import Resize
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.interop.layouts.layout import IMAGE, TEXT
 from emocap_pretrain.interop.positions import resized_grid, resized_positions
@@ -50,6 +51,7 @@ class Loaded:
         tokenizer: The tokenizer of the source.
         report: Says which tensors of the source were loaded, and where each parameter got its values.
         crop: The part of an image that the model was published to read.
+        resize: How this part is resized.
     """
 
     settings: ModelConfig
@@ -57,6 +59,7 @@ class Loaded:
     tokenizer: Tokenizer
     report: LoadReport
     crop: ImageCrop
+    resize: Resize
 
 
 def load_source(name: str, *, key: str, activation: str | None = None) -> Loaded:
@@ -81,7 +84,7 @@ def load_source(name: str, *, key: str, activation: str | None = None) -> Loaded
         load_weights(build(), source, values=False)
     model = build()
     report = load_weights(model, source)
-    return Loaded(settings, model.eval(), tokenizer, report, source.layout.crop)
+    return Loaded(settings, model.eval(), tokenizer, report, source.layout.crop, source.layout.resize)
 
 
 def load_weights(model: TowerPair, source: Source, *, extend: str = "interpolate", values: bool = True) -> LoadReport:

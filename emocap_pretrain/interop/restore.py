@@ -382,15 +382,25 @@ def too_large(image: ImageTowerConfig, settings: Any, weights: WeightShapes) -> 
         settings: All settings of the model, in nested lists and mappings.
         weights: The shapes of the weights.
     """
-    largest = max((abs(leaf) for leaf in _leaves(settings) if isinstance(leaf, int | float)), default=0)
-    # `not a <= b` and not `a > b`: every comparison with NaN is false, so NaN is refused too.
-    if not largest <= max(LARGEST_NUMBER, weights.largest) or image.pixels > LARGEST_PIXELS:
-        number = str(max(largest, image.pixels))[:20]
-        return f"asks for a model with the number {number}; no axis of its weights exceeds {weights.largest:,}"
+    if reason := number_too_large(settings, weights, pixels=image.pixels):
+        return reason
     # timm loops over the depth before it builds the first block, so `budget` would notice a huge depth too late.
     deepest = [image.options.get(key) for key in ("depth", "depths")]
     if any(isinstance(leaf, int | float) and leaf > len(weights.shapes) for leaf in _leaves(deepest)):
         return f"asks for a tower of depth {deepest}, but the weights are only {len(weights.shapes):,} tensors"
+    return None
+
+
+def number_too_large(settings: Any, weights: WeightShapes, *, pixels: int = 0) -> str | None:
+    """Returns why settings are refused of which a number is too large for the weights, or the pixels are too many.
+
+    The result is None if there is no such number. The reason completes a sentence that begins with "the config".
+    """
+    largest = max((abs(leaf) for leaf in _leaves(settings) if isinstance(leaf, int | float)), default=0)
+    # `not a <= b` and not `a > b`: every comparison with NaN is false, so NaN is refused too.
+    if not largest <= max(LARGEST_NUMBER, weights.largest) or pixels > LARGEST_PIXELS:
+        number = str(max(largest, pixels))[:20]
+        return f"asks for a model with the number {number}; no axis of its weights exceeds {weights.largest:,}"
     return None
 
 

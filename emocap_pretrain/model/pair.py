@@ -368,6 +368,42 @@ def image_alone(tower: ImageTower) -> TowerPair:
     return pair.eval()
 
 
+def pair_of(
+    image: ImageTower,
+    text: TextTower,
+    to_image: nn.Module | None,
+    to_text: nn.Module,
+    *,
+    prompt_length: int,
+    logit_scale: float | None,
+) -> TowerPair:
+    """Returns a model in evaluation mode of two towers and two projections of another library.
+
+    The projections of patches and sentences are not used, and are 0 as in `image_alone`.
+
+    Args:
+        image: The image tower.
+        text: The text tower.
+        to_image: The projection of the images' pooled vectors; None if they are not projected.
+        to_text: The projection of the texts' vectors.
+        prompt_length: Largest number of tokens of an evaluation prompt.
+        logit_scale: The logarithm of the learned scale; None keeps the initial value of a new model.
+    """
+    with torch.inference_mode():
+        embedding = to_text.eval()(torch.zeros((1, text.width))).shape[-1]
+    pair = TowerPair(
+        image, text, parts=(), embedding=embedding, project_images=to_image is not None, prompt_length=prompt_length
+    )
+    for projection in (pair.to_patch, pair.to_sentence):
+        nn.init.zeros_(projection.weight)
+    pair.register_module("to_text", to_text)
+    if to_image is not None:
+        pair.register_module("to_image", to_image)
+    if logit_scale is not None:
+        nn.init.constant_(pair.logit_scale, logit_scale)
+    return pair.eval()
+
+
 def _has_bias(settings: ObjectiveConfig, parts: Iterable[Part]) -> bool:
     with_image = (part.name for part in parts if part.aligned_with == "image")
     return any(objective_of(settings.kind_of(name)).has_bias for name in with_image)

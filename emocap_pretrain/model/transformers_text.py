@@ -7,10 +7,8 @@ names, and runs no code that is not in transformers (docs/security.md).
 """
 
 import json
-import logging
 import re
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,8 @@ from emocap_pretrain.config.model import TextTowerConfig
 from emocap_pretrain.data.batch import Texts
 from emocap_pretrain.data.tokenizer import Vocabulary
 from emocap_pretrain.errors import ConfigError
-from emocap_pretrain.model.weights import Fit, Header, listed
+from emocap_pretrain.model.transformers_loading import TRUST, WRONG_NUMBERS, check_attention, loaded, no_encoder
+from emocap_pretrain.model.weights import Header, listed
 
 emocap_torchvision.install()
 from transformers import (  # noqa: E402 - after emocap_torchvision
@@ -37,15 +36,11 @@ from transformers import (  # noqa: E402 - after emocap_torchvision
     SiglipTextConfig,
     SiglipTextModel,
 )
-from transformers.utils import logging as transformers_logging  # noqa: E402
 
 # The pooler of an encoder turns the last hidden states into one vector. It is not used, because `pool` does that here.
 _UNUSED = ("pooler.",)
 # Finds the number of the layer in the name of a parameter, as all encoders of transformers name their layers.
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|albert_layers)\.(\d+)\.")
-# Buffers that older releases of transformers have stored with the weights.
-_CONSTANT = ("position_ids", "token_type_ids", "inv_freq")
-
 # Encoders whose config names no other model, file or hub. Only these are built from the config of a checkpoint.
 KINDS = (
     "albert",
@@ -64,13 +59,7 @@ KINDS = (
     "roberta",
     "xlm-roberta",
 )
-# With any other value in a config, transformers would download a kernel, which is a program. `trust_remote_code=False`
-# does not prevent this.
-ATTENTIONS = frozenset({None, "eager", "sdpa"})
-# What torch and transformers raise if a model is built from a config with wrong values.
-WRONG_NUMBERS = (ArithmeticError, AttributeError, KeyError, RuntimeError, TypeError, ValueError)
 _ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
-TRUST: dict[str, Any] = {"trust_remote_code": False}  # None would ask on the terminal.
 
 
 class TransformersTextTower(nn.Module):
@@ -254,14 +243,14 @@ def check_text_weights(settings: TextTowerConfig) -> tuple[str, ...]:
         return (f"model.text.pretrained={name}: the weights are compared with the tower when the run starts",)
     config, kind = _described(name, source)
     header = Header.of_folder(Path(source), f"model.text.pretrained={name}")
-    return _loaded(kind, name, None, config=config, state_dict=header.tensors(device="cpu"))[1]
+    return _with_weights(kind, name, None, config=config, state_dict=header.tensors(device="cpu"))[1]
 
 
 def _pretrained(name: str, weights: bool) -> tuple[nn.Module, tuple[str, ...]]:
     source = located(name, "model.text.pretrained")
     config, kind = _described(name, source)
     if weights:
-        return _loaded(kind, name, source, config=config, use_safetensors=True)
+        return _with_weights(kind, name, source, config=config, use_safetensors=True)
     return kind(config), ()
 
 
@@ -279,72 +268,15 @@ def _described(name: str, source: str) -> tuple[Any, Any]:
         with torch.device("meta"):
             return config, type(AutoModel.from_config(config, **TRUST))
     except (OSError, ValueError, StrictDataclassError) as error:
-        raise _no_encoder(name, error) from error
+        raise no_encoder(f"model.text.pretrained={name}", error) from error
 
 
-def _loaded(kind: Any, name: str, *source: str | None, **loading: Any) -> tuple[nn.Module, tuple[str, ...]]:
-    """Loads an encoder, checks that the weights match it, and returns it with remarks for the user on the weights.
-
-    The first word of a parameter's name says to which module it belongs. If the encoder has no module of that name, for
-    example for a pretraining head, the weights are left out, and a remark says so. If the encoder has the module but
-    not the parameter, for example because the config gives fewer layers than the file has, this is an error.
-
-    Args:
-        kind: The class of transformers that loads the weights.
-        name: The folder or the name on the hub, for messages.
-        source: The folder or the name on the hub; None if `loading` contains the state dict.
-        loading: Further arguments of `from_pretrained`.
-    """
-    # The weights are float32 whatever the file holds (decision 4). With the other two options transformers lists all
-    # differences, instead of raising an error at the first tensor of another shape.
-    options: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    try:
-        with quiet():
-            model, found = kind.from_pretrained(*source, **loading, **options)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise _no_encoder(name, error) from error
-    # The first word of a name says to which module of the tower it belongs. In a file with a head, the names of the
-    # encoder begin with the prefix of the encoder.
-    parts = {model.base_model_prefix, *(part for part, _ in model.named_children())}
-    extra = [each for each in found["unexpected_keys"] if not each.endswith(_CONSTANT)]
-    fit = Fit(
-        missing=tuple(sorted(each for each in found["missing_keys"] if not each.startswith(_UNUSED))),
-        unexpected=tuple(sorted(each for each in extra if each.split(".")[0] in parts)),
-        reshaped=tuple((each, tuple(has), tuple(wants)) for each, has, wants in sorted(found["mismatched_keys"])),
-    )
-    fit.require(
-        f"model.text.pretrained={name}",
-        f"the tower of its config.json ({type(model).__name__})",
-        "Give a folder whose config.json and weights belong together.",
-    )
-    others = sorted({each.split(".")[0] for each in extra})
+def _with_weights(kind: Any, name: str, *source: str | None, **loading: Any) -> tuple[nn.Module, tuple[str, ...]]:
+    """Loads an encoder with `loaded`, and returns it with remarks for the user on weights that are left out."""
+    model, others = loaded(kind, f"model.text.pretrained={name}", *source, unused=_UNUSED, **loading)
     return model, (
         f"model.text.pretrained: {listed(others)} in {name} are left out: they are not a part of the text tower",
     ) if others else ()
-
-
-@contextmanager
-def quiet() -> Generator[None]:
-    """Prevents transformers from printing progress bars, remarks and tables of parameter names within the block.
-
-    `Fit.require` reports missing and unexpected names in one line instead.
-    """
-    verbosity, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity(logging.CRITICAL)
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bar:
-            transformers_logging.enable_progress_bar()
-
-
-def _no_encoder(name: str, error: Exception) -> ConfigError:
-    return ConfigError(
-        f"model.text.pretrained={name}: no encoder with safetensors weights in that folder or under that hub name "
-        f"({(str(error) or repr(error)).splitlines()[0]})."
-    )
 
 
 def _recorded(architecture: Mapping[str, Any]) -> nn.Module:
@@ -367,24 +299,6 @@ def _recorded(architecture: Mapping[str, Any]) -> nn.Module:
     except (*WRONG_NUMBERS, StrictDataclassError) as error:
         first = (str(error) or repr(error)).splitlines()[0]
         raise ConfigError(f"the checkpoint's text encoder ({kind}) cannot be built: {first}") from error
-
-
-def check_attention(config: Any, what: str) -> None:
-    """Checks that a config and its sub-configs only name implementations of attention that are in `ATTENTIONS`.
-
-    For any other implementation, the library `transformers` would download a kernel, that is, code that it executes.
-
-    Args:
-        config: The config of an encoder.
-        what: First words of the error message, which say where the config comes from.
-
-    Raises:
-        ConfigError: If one of the configs names another implementation.
-    """
-    parts = [config, *filter(None, (getattr(config, name, None) for name in config.sub_configs))]
-    for found in (getattr(part, "_attn_implementation", None) for part in parts):
-        if found not in ATTENTIONS:
-            raise ConfigError(f"{what}: its config asks for the attention {found!r}; take one with sdpa or eager.")
 
 
 def _check(settings: TextTowerConfig, config: Any, vocabulary: int) -> None:

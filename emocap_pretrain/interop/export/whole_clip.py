@@ -25,7 +25,8 @@ from emocap_pretrain.interop.restore import Restored
 from emocap_pretrain.interop.rules import Rule
 from emocap_pretrain.model.pair import HEAD, TowerPair
 from emocap_pretrain.model.timm_image import TimmImageTower
-from emocap_pretrain.model.transformers_text import TransformersTextTower, quiet
+from emocap_pretrain.model.transformers_loading import quiet
+from emocap_pretrain.model.transformers_text import TransformersTextTower
 
 # Our tensors that no class of transformers can hold, and the scale and bias, which `write` sets itself.
 OWN = frozenset({"to_patch.weight", "to_sentence.weight", "local_logit_scale", "logit_scale", "logit_bias", *HEAD})

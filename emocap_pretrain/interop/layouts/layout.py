@@ -7,6 +7,7 @@ from typing import Any
 
 from emocap_pretrain.config.fields import ImageCrop
 from emocap_pretrain.config.model import PartLengthsConfig
+from emocap_pretrain.data.transform import BICUBIC, Resize
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.interop.rules import Rule, Same
 from emocap_pretrain.model.weights import Shapes
@@ -52,6 +53,7 @@ class WeightsLayout:
         kind: Which library writes and reads this layout: "openai", "open_clip" or "transformers"; for an image tower
             alone "timm", "torchvision" or "efficientnet"; for a run of this project "emocap".
         crop: The part of an image that the model was published to read.
+        resize: How this part is resized.
     """
 
     name: str
@@ -60,6 +62,7 @@ class WeightsLayout:
     ignored: frozenset[str] = frozenset()
     kind: str
     crop: ImageCrop = "center"
+    resize: Resize = BICUBIC
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from emocap_pretrain.config.fields import ImageCrop
+from emocap_pretrain.data.transform import Resize
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.interop.layouts import clip
 from emocap_pretrain.interop.layouts.layout import (
@@ -54,8 +55,9 @@ _ANY_EPS_AND_ACTIVATION = {key: own for key, own in _NEEDS.items() if key not in
 def read_config(folder: Path, where: str) -> Tree:
     """Returns the mapping `model_cfg` of open_clip_config.json, and adds settings of the images from `preprocess_cfg`.
 
-    `mean` and `std` are added to `vision_cfg` if the file has them. The key `resize_mode` is added beside `vision_cfg`;
-    it says how images become square (`crop_of`), and is None if the file does not say it.
+    `mean` and `std` are added to `vision_cfg` if the file has them. The keys `resize_mode` and `interpolation` are
+    added beside `vision_cfg`; they say how images become square (`crop_of`) and with which filter they are resized, and
+    are None if the file does not say it.
 
     Args:
         folder: The folder of the model.
@@ -69,7 +71,7 @@ def read_config(folder: Path, where: str) -> Tree:
         model, images = dict(tree["model_cfg"]), tree.get("preprocess_cfg") or {}
         statistics = {key: images[key] for key in ("mean", "std") if images.get(key)}
         vision = {**model["vision_cfg"], **statistics}
-        mode = {"resize_mode": images.get("resize_mode")}
+        mode = {key: images.get(key) for key in ("resize_mode", "interpolation")}
         return {**model, **mode, "vision_cfg": vision, "text_cfg": dict(model["text_cfg"])}
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ConfigError(f"{where}: {CONFIG_FILE} cannot be read ({error!r}).") from error
@@ -107,7 +109,9 @@ def describe(shapes: Shapes, config: Tree, *, where: str) -> WeightsLayout:
         layout = clip.describe(shapes, config, activation=activation, where=where)
     else:
         layout = _with_timm(shapes, vision, text, where)
-    return replace(layout, crop=crop_of(config))
+    # For "random" in training, open_clip itself evaluates with the bicubic filter.
+    resize = Resize("bilinear" if config["interpolation"] == "bilinear" else "bicubic")
+    return replace(layout, crop=crop_of(config), resize=resize)
 
 
 def _with_timm(shapes: Shapes, vision: Tree, text: Tree, where: str) -> WeightsLayout:

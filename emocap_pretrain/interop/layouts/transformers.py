@@ -11,7 +11,9 @@ from typing import Any, cast
 from huggingface_hub.errors import StrictDataclassError
 
 import emocap_torchvision
+from emocap_pretrain.data.transform import Resize
 from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.interop.layouts.image_processor import filter_of, processor_settings
 from emocap_pretrain.interop.layouts.layout import (
     IMAGE,
     OPENAI_MEAN,
@@ -30,8 +32,7 @@ from emocap_pretrain.interop.layouts.layout import (
     statistics_of,
 )
 from emocap_pretrain.interop.rules import Concatenated, Rule, Same, Split, layers, renamed
-from emocap_pretrain.model.json_files import read_json
-from emocap_pretrain.model.transformers_text import quiet
+from emocap_pretrain.model.transformers_loading import quiet
 from emocap_pretrain.model.weights import Shapes
 
 emocap_torchvision.install()
@@ -39,6 +40,7 @@ from transformers import CLIPConfig, MetaClip2Config, SiglipConfig  # noqa: E402
 
 _CONFIGS: Mapping[str, Any] = {"clip": CLIPConfig, "metaclip_2": MetaClip2Config, "siglip": SiglipConfig}
 _ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
+KINDS = (*_CONFIGS, "siglip2")  # For SigLIP 2 with images of any size, `describe` says why it is refused.
 _STATISTICS = ("image_mean", "image_std")
 _IMAGE_EPS = {"clip": 1e-5, "siglip": 1e-6}  # Epsilon of the layer norms in timm's towers.
 # Older releases of transformers have written each section twice.
@@ -103,7 +105,7 @@ def describe(folder: Path, shapes: Shapes, tree: Tree, *, where: str) -> Weights
     config = _config(tree, where)
     kind = str(tree["model_type"])
     family = "siglip" if kind == "siglip" else "clip"
-    images = _processor(folder, where)
+    images = processor_settings(folder, where)
     default = (OPENAI_MEAN, OPENAI_STD) if family == "clip" else (SIGLIP_MEAN, SIGLIP_STD)
     mean, std = statistics_of(images, _STATISTICS, default, where)
     image = _image(config.vision_config, family, mean, std, where)
@@ -132,6 +134,7 @@ def describe(folder: Path, shapes: Shapes, tree: Tree, *, where: str) -> Weights
         ignored=present(_IGNORED, shapes),
         # The image processor of SigLIP has no crop, and that of CLIP crops unless its file says otherwise.
         crop="center" if images.get("do_center_crop", family == "clip") is True else "whole",
+        resize=Resize(filter_of(images)),
     )
 
 
@@ -291,13 +294,3 @@ def _activation(config: Any, where: str) -> str:
     if config.hidden_act not in _ACTIVATIONS:
         raise ConfigError(f"{where}: the activation {config.hidden_act!r} is none of {', '.join(_ACTIVATIONS)}.")
     return _ACTIVATIONS[config.hidden_act]
-
-
-def _processor(folder: Path, where: str) -> Tree:
-    """Returns the settings of the image processor, from preprocessor_config.json; an empty mapping without this file.
-
-    Raises:
-        ConfigError: If the file cannot be read.
-    """
-    path = folder / "preprocessor_config.json"
-    return read_json(path, where) if path.is_file() else {}

@@ -14,6 +14,7 @@ from torch import Tensor
 from emocap_pretrain.config.fields import ImageCrop
 from emocap_pretrain.config.schema import Config, EvaluationConfig
 from emocap_pretrain.data.tokenizer import Tokenizer
+from emocap_pretrain.data.transform import BICUBIC, Resize
 from emocap_pretrain.errors import DataError
 from emocap_pretrain.evaluation import on_benchmarks, tasks
 from emocap_pretrain.evaluation.examples import Example, LeftOut
@@ -98,7 +99,7 @@ class NumberContent:
     def digest(self) -> bytes:
         return str(self.number).encode()
 
-    def crops(self, pixels: int, crop: ImageCrop) -> Sequence[Crop]:  # noqa: ARG002 - squares
+    def crops(self, pixels: int, crop: ImageCrop, resize: Resize = BICUBIC) -> Sequence[Crop]:  # noqa: ARG002
         return (np.full((pixels, pixels, 3), self.number, np.uint8),)
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from emocap_pretrain.config.fields import ImageCrop
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.data.parts import PARTS, WHOLE
+from emocap_pretrain.data.transform import BICUBIC, Resize
 from emocap_pretrain.errors import DataError
 from emocap_pretrain.evaluation.examples import Content, Example, LeftOut, PackedSource
 from emocap_pretrain.evaluation.feature_cache import FeatureCache
@@ -68,7 +69,7 @@ class Frames:
     def digest(self) -> bytes:
         return repr(self.colours).encode()
 
-    def crops(self, pixels: int, crop: ImageCrop) -> Sequence[Crop]:  # noqa: ARG002 - squares
+    def crops(self, pixels: int, crop: ImageCrop, resize: Resize = BICUBIC) -> Sequence[Crop]:  # noqa: ARG002
         self.decoded += 1
         if not self.colours:
             raise DataError("the video has no frames")
