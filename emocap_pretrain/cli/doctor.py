@@ -89,8 +89,7 @@ def inputs_of(
 
     if config is None:
         return DoctorInputs(lock=lock, probe_bytes=probe_bytes)
-    names = [f"data.mix[{place}].url" for place in range(len(config.data.mix))] or ["data.url"]
-    datasets = dict(zip(names, (each.url for each in config.data.datasets), strict=True))
+    datasets = config.data.urls_by_key
     evaluation = config.evaluation
     for name, url in (
         ("url", evaluation.url),

@@ -79,11 +79,12 @@ def _cut(url: str, config: Config) -> tuple[str, dict[str, Any]]:
     Returns:
         A line with the counts for the terminal, and the counts as JSON values.
     """
-    from emocap_pretrain.data.datasets import cut_captions, train_tokenizer
+    from emocap_pretrain.data.datasets import cut_captions
     from emocap_pretrain.interop.starting_point import StartingPoint
+    from emocap_pretrain.training.build import first_tokenizer, open_tars
 
     text = config.model.text
-    tokenizer = StartingPoint(config.model).tokenizer(lambda: train_tokenizer(config.data, text.vocabulary))
+    tokenizer = StartingPoint(config.model).tokenizer(lambda: first_tokenizer(config, open_tars(config)))
     samples, cut = cut_captions([MixtureDatasetConfig(url=url)], tokenizer, text.lengths)
     line = f"Texts that {config.name} cuts, of the first {counted(samples, 'sample')}: {', '.join(map(str, cut))}."
     return line, {"samples": samples, "parts": [asdict(each) for each in cut]}

@@ -39,6 +39,7 @@ from emocap_pretrain.config.location import Location
 from emocap_pretrain.config.model import ModelConfig, starts_from_weights
 from emocap_pretrain.config.objective import ObjectiveConfig
 from emocap_pretrain.config.optimizer import EmaConfig, OptimizerConfig
+from emocap_pretrain.config.webdataset import WebDatasetConfig
 
 # The key of a value: the names of its sections and settings, and the numbers of list entries, from the outside inwards.
 Keys = tuple[str | int, ...]
@@ -77,6 +78,11 @@ class DataConfig(Section):
     )
     mix: tuple[MixtureDatasetConfig, ...] = Field(
         default=(), description="Several datasets in place of url, each with its share of the samples."
+    )
+    webdataset: WebDatasetConfig | None = Field(
+        default=None,
+        description="Tars of other programs in place of url, which are streamed without packing. A run on them does "
+        "not resume at the exact sample.",
     )
     captions_from: tuple[SetName, ...] | None = Field(
         default=None,
@@ -122,8 +128,15 @@ class DataConfig(Section):
 
     @property
     def datasets(self) -> tuple[MixtureDatasetConfig, ...]:
-        """Returns the datasets that are read: the datasets of `mix`, or the one at `url`."""
-        return self.mix or (MixtureDatasetConfig(url=str(self.url)),)
+        """Returns the packed datasets that are read: those of `mix`, or the one at `url`; none with `webdataset`."""
+        return self.mix or (() if self.url is None else (MixtureDatasetConfig(url=self.url),))
+
+    @property
+    def urls_by_key(self) -> dict[str, str]:
+        """Returns the URL of each packed dataset by the key of its setting, such as "data.url"."""
+        keys = [f"data.mix[{place}].url" for place in range(len(self.mix))] or ["data.url"]
+        # Without a packed dataset there are fewer URLs than keys.
+        return dict(zip(keys, (dataset.url for dataset in self.datasets), strict=False))
 
     def window_samples(self, global_batch: int) -> int:
         """Returns the approximate size of a window: a group of shards whose samples are shuffled together.
@@ -135,9 +148,30 @@ class DataConfig(Section):
         return self.shuffle_window or max(8 * global_batch, 1 << 14)
 
     @model_validator(mode="after")
-    def _one_of_both(self) -> "DataConfig":
-        if (self.url is None) == (not self.mix):
-            raise ValueError("give either url, the one dataset, or mix, a list of {url, weight}.")
+    def _one_kind_of_data(self) -> "DataConfig":
+        if (self.url is not None) + bool(self.mix) + (self.webdataset is not None) != 1:
+            raise ValueError(
+                "give either url, the one dataset, or mix, a list of {url, weight}, or webdataset, the tars of another "
+                "program as {url, samples}."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _an_index_exists_where_it_is_needed(self) -> "DataConfig":
+        if self.webdataset is None:
+            return self
+        packed = "pack the tars (emocap pack), and give the result as url"
+        if self.balance is not None:
+            raise ValueError(f"balance needs the labels of all samples before the start: leave it out, or {packed}.")
+        if self.error_budget:
+            raise ValueError(
+                "error_budget counts damaged samples by their place in an index; with webdataset, what cannot be used "
+                f"is left out and counted without a budget: leave it out, or {packed}."
+            )
+        if self.shuffle_window is not None:
+            raise ValueError(
+                f"shuffle_window needs an index of the samples: set webdataset.shuffle_buffer instead, or {packed}."
+            )
         return self
 
     @model_validator(mode="after")
@@ -457,6 +491,22 @@ class Config(Section):
             raise ValueError(
                 f"optimizer.warmup_steps={warmup} and optimizer.decay_steps={decay} are more than steps={self.steps}: "
                 "set fewer of them, or more steps."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_stream_of_tars_suffices(self) -> Self:
+        if self.data.webdataset is None:
+            return self
+        if names := [label.name for label in self.objective.labels if label.balance != "none"]:
+            raise ValueError(
+                f"objective.labels: the balance of {names[0]} needs the number of samples of each class, which "
+                "data.webdataset does not have: set balance to none, or pack the tars (emocap pack)."
+            )
+        if "rollback" in (self.health.nonfinite, self.health.on_spike):
+            raise ValueError(
+                "health: rollback leaves out one batch when its step is made again, and data.webdataset does not give "
+                "the same batch again: set skip or stop (on_spike: log or skip)."
             )
         return self
 

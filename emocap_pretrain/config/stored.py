@@ -27,12 +27,14 @@ from emocap_pretrain.errors import ConfigError
 Tree = dict[str, Any]
 SCHEMA_KEY, SET_KEY = "schema", "set"
 # Settings that may change between two attempts of a run, because they only say where, how long and how fast it runs.
-# `data.url` may change too, because a digest identifies the data. A name that ends in a dot is that of a whole section.
+# The URL of the data may change too, because a digest identifies the data. A name that ends in a dot is that of a whole
+# section.
 FREE = (
     "steps",
     "name",
     "url",
     "data.url",
+    "data.webdataset.url",
     "data.captions_from",
     "data.cache",
     "data.cache_gb",
@@ -152,6 +154,13 @@ def differences(before: Tree, after: Tree) -> Iterator[tuple[str, Any, Any]]:
     for key in sorted(first.keys() | second.keys()):
         if first.get(key) != second.get(key) and not _is_free(key):
             yield key, first.get(key), second.get(key)
+
+
+def data_urls(data: Mapping[str, Any]) -> list[str]:
+    """Returns the addresses of the training data in the section `data` of stored settings."""
+    if tars := data.get("webdataset"):
+        return [tars["url"]]
+    return [dataset["url"] for dataset in data["mix"]] or [data["url"]]
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Tree:

@@ -8,8 +8,7 @@ functions is a collective.
 import hashlib
 import itertools
 import re
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +18,7 @@ from emocap_shards.cursor import Cursor
 from emocap_shards.inspecting.wording import percent
 from emocap_shards.library import MixtureDataset
 from emocap_shards.manifest import Manifest, read_manifest
+from emocap_shards.mask import masked_url
 from emocap_shards.sample import Caption
 from emocap_shards.store import open_store
 from emocap_shards.strata import ClassBalance
@@ -26,6 +26,7 @@ from emocap_shards.stream import Stream
 
 from emocap_pretrain.config.model import PartLengthsConfig
 from emocap_pretrain.config.schema import DataConfig, EvaluationConfig, MixtureDatasetConfig
+from emocap_pretrain.config.stored import data_urls
 from emocap_pretrain.data.parts import PARTS
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.ranks.info import RankInfo
@@ -45,8 +46,15 @@ def train_tokenizer(data: DataConfig, vocabulary: int) -> Tokenizer:
         DamagedSample: If a sample is damaged and `data.error_budget` is 0.
         BudgetSpent: If more samples are damaged than `data.error_budget` allows.
     """
-    samples = _first_captions(data.datasets, TOKENIZER_SAMPLES, error_budget=data.error_budget)
-    captions = itertools.chain.from_iterable(samples)
+    return tokenizer_of(_captions(data.datasets, error_budget=data.error_budget), vocabulary)
+
+
+def tokenizer_of(samples: Iterable[Sequence[Caption]], vocabulary: int) -> Tokenizer:
+    """Trains a tokenizer with `vocabulary` tokens on the captions of the first 20,000 of `samples`.
+
+    Each of `samples` is the captions of a sample.
+    """
+    captions = itertools.chain.from_iterable(itertools.islice(samples, TOKENIZER_SAMPLES))
     texts = (text for each in captions for part in PARTS for text in part.texts(each))
     return Tokenizer.trained_on(texts, vocabulary)
 
@@ -97,11 +105,21 @@ def cut_captions(
         The number of samples that were read, and the counts for each caption part.
     """
     # With a budget as large as the number of samples, damaged samples never end this count. It is only a report.
-    samples = list(_first_captions(datasets, CUT_SAMPLES, error_budget=CUT_SAMPLES))
-    captions = list(itertools.chain.from_iterable(samples))
+    return cut_texts(_captions(datasets, error_budget=CUT_SAMPLES), tokenizer, lengths)
+
+
+def cut_texts(
+    samples: Iterable[Sequence[Caption]], tokenizer: Tokenizer, lengths: PartLengthsConfig
+) -> tuple[int, list[CutTexts]]:
+    """Counts the cut texts in the captions of the first 2,000 of `samples`; returns the same as `cut_captions`.
+
+    Each of `samples` is the captions of a sample.
+    """
+    first = list(itertools.islice(samples, CUT_SAMPLES))
+    captions = list(itertools.chain.from_iterable(first))
     texts = {part.name: [text for each in captions for text in part.texts(each)] for part in PARTS}
     limits = lengths.by_part
-    return len(samples), [CutTexts.of(name, tokenizer, each, limits[name]) for name, each in texts.items()]
+    return len(first), [CutTexts.of(name, tokenizer, each, limits[name]) for name, each in texts.items()]
 
 
 def caption_words(urls: Sequence[str]) -> frozenset[str]:
@@ -112,23 +130,21 @@ def caption_words(urls: Sequence[str]) -> frozenset[str]:
         DamagedSample: If a sample is damaged.
     """
     datasets = [MixtureDatasetConfig(url=url) for url in urls]
-    captions = itertools.chain.from_iterable(_first_captions(datasets, sys.maxsize, error_budget=0))
+    captions = itertools.chain.from_iterable(_captions(datasets, error_budget=0))
     return frozenset(
         word for each in captions for part in PARTS for text in part.texts(each) for word in _WORD.findall(text.lower())
     )
 
 
-def _first_captions(
-    datasets: Sequence[MixtureDatasetConfig], samples: int, *, error_budget: int
-) -> Iterator[tuple[Caption, ...]]:
-    """Yields the captions of each of the first `samples` samples as a tuple, in the order of the manifests.
+def _captions(datasets: Sequence[MixtureDatasetConfig], *, error_budget: int) -> Iterator[tuple[Caption, ...]]:
+    """Yields the captions of each sample as a tuple, in the order of the manifests.
 
     Up to `error_budget` damaged samples are left out.
     """
     # `encoded_steps` leaves the images undecoded. The batch size only says how many samples are read together.
     stream = Stream(url=_mixture(datasets), global_batch=256, shuffle=False, epochs=1, error_budget=error_budget)
     encoded = itertools.chain.from_iterable(portion.samples for portion in stream.encoded_steps())
-    return (load_annotation(sample.annotation)[0] for sample in itertools.islice(encoded, samples))
+    return (load_annotation(sample.annotation)[0] for sample in encoded)
 
 
 def open_stream(
@@ -140,7 +156,7 @@ def open_stream(
     seed: int,
     balance: ClassBalance | None = None,
 ) -> Stream:
-    """Returns the stream of the samples that this rank reads.
+    """Returns the stream of the samples of packed datasets that this rank reads.
 
     Nothing is opened here: a stream is a picklable value, and each loader process opens the datasets for itself.
 
@@ -219,17 +235,20 @@ class DatasetUse:
         return self.digest[:16]
 
 
-def training_data(data: DataConfig, stored: Mapping[str, Any]) -> list[DatasetUse]:
+def training_data(data: DataConfig, stored: Mapping[str, Any], *, tars_digest: str = "") -> list[DatasetUse]:
     """Reads the manifests of the datasets that a run trains on, and returns a description of each dataset.
 
     Args:
         data: The settings.
         stored: The same settings without secrets, as `Config.stored` returns them.
+        tars_digest: The digest of the tars of `data.webdataset`, which have no manifest.
     """
     # The manifest is read from the real address, but what is described, and so tracked, is the address as it is stored.
-    urls = [dataset["url"] for dataset in stored["mix"]] or [stored["url"]]
+    if data.webdataset:
+        return [DatasetUse(data_urls(stored)[0], tars_digest, data.webdataset.samples, "training")]
     return [
-        _use(dataset.url, url, "training", dataset.weight) for dataset, url in zip(data.datasets, urls, strict=True)
+        _use(dataset.url, url, "training", dataset.weight)
+        for dataset, url in zip(data.datasets, data_urls(stored), strict=True)
     ]
 
 
@@ -255,7 +274,10 @@ def _use(
 def foreign_data(data: DataConfig, run_url: str) -> str:
     """Returns the error message for a run whose checkpoint was trained on other data. The message shows no secrets."""
     addresses = " with ".join(open_store(dataset.url).url for dataset in data.datasets)
+    changed = "a manifest has changed"
+    if data.webdataset:
+        addresses, changed = masked_url(data.webdataset.url), "the names of the tars have changed"
     return (
-        f"{addresses} is not the data that {open_store(run_url).url} was trained on: a manifest has changed. "
+        f"{addresses} is not the data that {open_store(run_url).url} was trained on: {changed}. "
         "Give a new run another url."
     )

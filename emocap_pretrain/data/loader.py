@@ -30,7 +30,7 @@ from emocap_shards.errors import DamagedSample, ShardsError
 from emocap_shards.inspecting.wording import counted, size
 from emocap_shards.mask import remember, secrets
 from emocap_shards.sample import Caption, Sample
-from emocap_shards.stream import Stream
+from emocap_shards.stream import SampleStream
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from emocap_pretrain.config.augmentation import AugmentConfig
@@ -191,7 +191,7 @@ class _Steps(IterableDataset[LoadedBatch | EmocapError | ShardsError]):
     process to its message.
     """
 
-    def __init__(self, stream: Stream, collate: Collate) -> None:
+    def __init__(self, stream: SampleStream, collate: Collate) -> None:
         self.stream, self.collate = stream, collate
 
     def __iter__(self) -> Iterator[LoadedBatch | EmocapError | ShardsError]:
@@ -299,7 +299,7 @@ def shrink_to_fit_and_warn(data: DataConfig, *, each_bytes: int, ranks: int, fre
 
 
 def batches(
-    stream: Stream, collate: Collate, *, workers: int = 0, prefetch: int = 4, pin: bool = False
+    stream: SampleStream, collate: Collate, *, workers: int = 0, prefetch: int = 4, pin: bool = False
 ) -> Generator[LoadedBatch]:
     """Yields the batches of this rank without end, from the cursor at which the stream starts.
 

@@ -43,7 +43,8 @@ def check_disk(inputs: DoctorInputs) -> Iterator[CheckResult]:
 def check_datasets(inputs: DoctorInputs) -> Iterator[CheckResult]:
     """Reads the manifest and a bounded number of bytes of each dataset, and reports the speed."""
     if not inputs.datasets:
-        yield skipped("give a config")
+        tars = inputs.data is not None and inputs.data.webdataset is not None
+        yield skipped("`emocap pretrain --dry-run` reads the tars of data.webdataset" if tars else "give a config")
     for key, url in inputs.datasets.items():
         try:
             yield _dataset(key, url, inputs.probe_bytes)

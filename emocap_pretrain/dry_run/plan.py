@@ -15,6 +15,7 @@ from emocap_kernels.errors import NotSupportedError
 from emocap_shards.errors import ShardsError
 from emocap_shards.inspecting.wording import counted
 from emocap_shards.manifest import Manifest, read_manifest
+from emocap_shards.mask import masked_url
 
 from emocap_pretrain.config.batch_split import BatchSplit, batch_split
 from emocap_pretrain.config.schema import Config
@@ -166,11 +167,22 @@ class RunPlan:
         return None if flops is None else Speed(work.rows * self.memory.row_flops / flops, flops, 0.0)
 
     def _data(self) -> list[tuple[str, str]]:
+        if tars := self.config.data.webdataset:
+            return [
+                (
+                    "data",
+                    f"tars at {masked_url(tars.url)}; an epoch has {counted(tars.samples, 'sample')}, as stated",
+                ),
+                (
+                    "shuffle",
+                    f"{counted(tars.shuffle_buffer, 'sample')} together in each loader process, without the cache",
+                ),
+                ("length", self._length(tars.samples)),
+            ]
         if not self.manifests:
             urls = " and ".join(dataset.url for dataset in self.config.data.datasets)
             return [("data", f"no dataset can be read at {urls} from here")]
         samples = sum(manifest.samples for manifest in self.manifests)
-        epochs = self.config.steps * self.config.global_batch / samples
         window = min(self.config.data.window_samples(self.config.global_batch), samples)
         return [
             *(("data", _described(manifest)) for manifest in self.manifests),
@@ -178,11 +190,13 @@ class RunPlan:
             ("each rank", f"about {counted(samples // self.ranks, 'sample')} in an epoch"),
             ("shuffle", f"{counted(window, 'sample')} together"),
             ("windows", self._windows(samples, window)),
-            (
-                "length",
-                f"{counted(self.config.steps, 'step')}, {epochs:.1f} epochs" if epochs else "0 steps, no training",
-            ),
+            ("length", self._length(samples)),
         ]
+
+    def _length(self, samples: int) -> str:
+        """Returns the length of the run as a text. `samples` is the number of samples of an epoch."""
+        epochs = self.config.steps * self.config.global_batch / samples
+        return f"{counted(self.config.steps, 'step')}, {epochs:.1f} epochs" if epochs else "0 steps, no training"
 
     def _windows(self, samples: int, window: int) -> str:
         two_windows = 2 * sum(manifest.total_bytes for manifest in self.manifests) * window / samples

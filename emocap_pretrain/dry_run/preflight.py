@@ -25,6 +25,7 @@ from emocap_shards.inspecting.wording import counted
 from emocap_shards.manifest import MANIFEST, Manifest, read_manifest
 from emocap_shards.mask import masked_url
 from emocap_shards.store import open_store
+from emocap_shards.tar_samples import TarSamples
 
 from emocap_pretrain.checkpoint.manifest import Checkpoint, newest, newest_complete
 from emocap_pretrain.config.batch_split import batch_split
@@ -34,6 +35,7 @@ from emocap_pretrain.data.datasets import digest_of, foreign_data
 from emocap_pretrain.data.labels import check_labels
 from emocap_pretrain.data.parts import active_parts
 from emocap_pretrain.dry_run.memory import MemoryEstimate, empty_model, estimate
+from emocap_pretrain.dry_run.tars import check_tars
 from emocap_pretrain.errors import ConfigError, EmocapError
 from emocap_pretrain.evaluation import on_benchmarks, tasks
 from emocap_pretrain.interop.image_weights import check_image_weights, check_teacher
@@ -143,6 +145,7 @@ def preflight(
     found = Findings()
     checkpoint = _of_run(config, found)
     manifests = _datasets(config, found)
+    tars = _tars(config, devices, found)
     _contrast(config, manifests, found)
     _captions(config, manifests, found)
     # The labels of a run that resumes were checked when it began.
@@ -161,7 +164,8 @@ def preflight(
         found.collect(lambda: require_compiler("cuda" if devices.on_gpu else "cpu"))
     found.collect(lambda: check_copies(config.tracking))
     if checkpoint:
-        _resumes(config, checkpoint, manifests, found, note_steps=note_steps)
+        digest = digest_of(manifests) if manifests else tars.digest if tars else ""
+        _resumes(config, checkpoint, digest, found, note_steps=note_steps)
     else:
         found.collect(lambda: _weights(config, found))
     # A checkpoint has the weights of the towers, but not those of a teacher.
@@ -244,11 +248,20 @@ def _weights(config: Config, found: Findings) -> None:
         )
 
 
+def _tars(config: Config, devices: Devices | None, found: Findings) -> TarSamples | None:
+    """Returns the samples of `data.webdataset`; None if there is no such setting, or if a problem was found."""
+    checked = found.collect(lambda: check_tars(config, devices.ranks if devices else None))
+    if checked is None:
+        return None
+    found.notes.extend(checked[1])
+    return checked[0]
+
+
 def _datasets(config: Config, found: Findings) -> list[Manifest]:
-    """Returns the manifests of all datasets. If one cannot be read, adds a problem and returns an empty list."""
-    names = [f"data.mix[{place}].url" for place in range(len(config.data.mix))] or ["data.url"]
-    pairs = zip(names, config.data.datasets, strict=True)
-    manifests = [found.collect(lambda name=name, url=dataset.url: _manifest(url, name)) for name, dataset in pairs]
+    """Returns the manifests of all packed datasets. If one cannot be read, adds a problem and returns an empty list."""
+    manifests = [
+        found.collect(lambda name=name, url=url: _manifest(url, name)) for name, url in config.data.urls_by_key.items()
+    ]
     return [each for each in manifests if each] if all(manifests) else []
 
 
@@ -320,10 +333,9 @@ def _captions(config: Config, manifests: Sequence[Manifest], found: Findings) ->
     )
 
 
-def _resumes(
-    config: Config, checkpoint: Checkpoint, manifests: Sequence[Manifest], found: Findings, *, note_steps: bool
-) -> None:
-    if manifests and checkpoint.state.get("data_digest") != digest_of(manifests):
+def _resumes(config: Config, checkpoint: Checkpoint, digest: str, found: Findings, *, note_steps: bool) -> None:
+    """Checks that the data are those of the checkpoint. `digest` is "" if the data cannot be read."""
+    if digest and checkpoint.state.get("data_digest") != digest:
         found.add(foreign_data(config.data, config.url))
     note = (
         note_on_other_steps(config.optimizer, config.steps, checkpoint) if note_steps and not found.problems else None

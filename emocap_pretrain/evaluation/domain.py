@@ -20,6 +20,7 @@ from emocap_shards.mask import MASK
 
 from emocap_pretrain.benchmarks import catalogue
 from emocap_pretrain.config.schema import EvaluationConfig
+from emocap_pretrain.config.stored import data_urls
 from emocap_pretrain.run_folder.results import Domain, TaskResult
 
 # The last folder of the address of a split. Datasets whose addresses differ in it alone are splits of one dataset.
@@ -56,7 +57,7 @@ class TrainingCaptions:
             stored: The config of the run, as `Config.stored` returns it.
         """
         data = stored["data"]
-        urls = tuple(dataset["url"] for dataset in data["mix"]) or (data["url"],)
+        urls = tuple(data_urls(data))
         named = data["captions_from"]
         return cls(urls, tuple(named or ()), is_complete=named is not None and not stored["model"]["from"])
 

@@ -9,8 +9,17 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from emocap_shards.cursor import Cursor
+from emocap_shards.strata import ClassBalance
+from emocap_shards.stream import SampleStream
+from emocap_shards.tar_samples import TarSamples, list_tars
+from emocap_shards.webdataset_stream import WebDatasetStream
+from emocap_shards.writing.sources.columns import TableColumns
+
+from emocap_pretrain.captions.flat import divided
 from emocap_pretrain.config.batch_split import batch_split
 from emocap_pretrain.config.schema import Config
+from emocap_pretrain.data.datasets import open_stream, tokenizer_of, train_tokenizer
 from emocap_pretrain.data.loader import Collate
 from emocap_pretrain.data.parts import active_parts
 from emocap_pretrain.data.tokenizer import Tokenizer, Vocabulary
@@ -19,6 +28,7 @@ from emocap_pretrain.interop.image_weights import load_teacher
 from emocap_pretrain.model.pair import TowerPair
 from emocap_pretrain.model.teacher import Teacher
 from emocap_pretrain.ranks.group import RankGroup
+from emocap_pretrain.ranks.info import RankInfo
 from emocap_pretrain.tracking.tracker import TrackedRun
 from emocap_pretrain.training.compiled_towers import compile_towers, require_compiler
 from emocap_pretrain.training.ema import AveragedModel
@@ -32,6 +42,64 @@ log = logging.getLogger(__name__)
 def tracked_run(config: Config) -> TrackedRun:
     """Returns the name, the settings and the charts of the run, from which a tracker is made."""
     return TrackedRun(config.name, config.tracking, config.stored(), tasks.charts())
+
+
+def open_tars(config: Config) -> TarSamples | None:
+    """Lists the tars of `data.webdataset` and returns their samples; None for packed datasets. One rank calls it.
+
+    A sample without a caption is left out if the objective reads captions, and so is one without a label that it reads.
+
+    Raises:
+        RecordError: If the pattern matches no tar, or names a URL that no store opens.
+        StoreError: If the tars cannot be listed.
+    """
+    settings = config.data.webdataset
+    if settings is None:
+        return None
+    columns = TableColumns(
+        image=settings.image,
+        global_=settings.global_,
+        local=settings.local,
+        summary=settings.summary,
+        labels=tuple(label.name for label in config.objective.labels),
+        cure="data.webdataset says which member is which",
+        captions="required" if active_parts(config.objective.weights) else "optional",
+    )
+    return TarSamples(tars=list_tars(settings.url), columns=columns, change=divided if settings.flat else None)
+
+
+def build_stream(
+    config: Config, tars: TarSamples | None, info: RankInfo, start: Cursor, *, balance: ClassBalance | None = None
+) -> SampleStream:
+    """Returns the stream of the samples that this rank reads. Nothing is opened.
+
+    Args:
+        config: The settings of the run.
+        tars: The samples of `data.webdataset`, equal on all ranks; None for packed datasets.
+        info: The rank that reads.
+        start: The cursor at which the stream begins.
+        balance: The classes of the samples, if `data.balance` is set.
+    """
+    data, batch = config.data, config.global_batch
+    if tars is None or data.webdataset is None:
+        return open_stream(data, info, start, global_batch=batch, seed=config.seed, balance=balance)
+    return WebDatasetStream(
+        source=tars,
+        samples=data.webdataset.samples,
+        global_batch=batch,
+        seed=config.seed,
+        rank=info.rank,
+        world_size=info.world_size,
+        buffer_samples=data.webdataset.shuffle_buffer,
+        drop_last=data.drop_last,
+        start=start,
+    )
+
+
+def first_tokenizer(config: Config, tars: TarSamples | None) -> Tokenizer:
+    """Trains a tokenizer on the captions of the first samples (`tokenizer_of`). One rank calls it."""
+    vocabulary = config.model.text.vocabulary
+    return tokenizer_of(tars.captions(), vocabulary) if tars else train_tokenizer(config.data, vocabulary)
 
 
 def build_collate(config: Config, tokenizer: Tokenizer) -> Collate:

@@ -271,12 +271,15 @@ def _exchange(
         _numbers(metrics, step, session),
         should_stop=should_stop,
         has_damage=quarantine.has_pending,
-        extra=hosts.read(step),
+        extra=[float(session.skipped.total()), *hosts.read(step)],
     )
     # `quarantine.exchange` is a collective, so it comes before the question whether this is rank 0.
     if exchanged.has_damage and quarantine.exchange() and session.world.is_main:
         session.tracker.log_text(QUARANTINE_FILE, quarantine.dump().decode())
-    row = exchanged.metrics | hosts.named(exchanged.extra, step, exchanged.metrics["time/step_s"])
+    skipped, host_values = zip(*((each[0], each[1:]) for each in exchanged.extra), strict=True)
+    row = exchanged.metrics | hosts.named(host_values, step, exchanged.metrics["time/step_s"])
+    if session.config.data.webdataset:
+        row["data_skipped"] = sum(skipped)
     if quarantine.budget:
         row["data_quarantined"] = float(len(quarantine.rows))
     return row, exchanged.stop

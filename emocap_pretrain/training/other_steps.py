@@ -1,7 +1,10 @@
-"""Says how the learning rate changes when a run resumes with another number of steps than before."""
+"""Says what differs when a run resumes: the learning rate with another number of steps, and the samples of tars."""
+
+from emocap_shards.cursor import Cursor
 
 from emocap_pretrain.checkpoint.manifest import Checkpoint
 from emocap_pretrain.config.optimizer import OptimizerConfig
+from emocap_pretrain.config.schema import DataConfig
 from emocap_pretrain.training.schedule import learning_rate
 
 
@@ -37,3 +40,18 @@ def note_on_other_steps(rate: OptimizerConfig, steps: int, checkpoint: Checkpoin
     was = f"{learning_rate(rate, done, before):.3g}"
     change = f"is {now} instead of {was}" if now != was else f"stays {now}"
     return f"{head}: the learning rate of step {done + 1:,} {change}, and falls to {end} at the new end."
+
+
+def note_on_fresh_pass(data: DataConfig, start: Cursor) -> str | None:
+    """Says that a run on tars (`data.webdataset`) which resumes within an epoch does not continue at the exact sample.
+
+    The result is None for packed datasets, and if the run begins an epoch at the cursor `start`.
+    """
+    if data.webdataset is None or not start.position:
+        return None
+    left, samples = data.webdataset.samples - start.position, data.webdataset.samples
+    return (
+        f"data.webdataset cannot continue at the exact sample: for the last {left:,} of the {samples:,} samples of "
+        f"epoch {start.epoch}, the run reads the tars from their beginning, in another order. It has seen some of "
+        "these samples in this epoch already."
+    )

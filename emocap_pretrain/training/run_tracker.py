@@ -11,13 +11,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from emocap_shards.cursor import Cursor
-from emocap_shards.stream import Stream
+from emocap_shards.stream import SampleStream
+from emocap_shards.webdataset_stream import WebDatasetStream
 
 from emocap_pretrain.checkpoint.layout import steps_listed
 from emocap_pretrain.checkpoint.manifest import Checkpoint
 from emocap_pretrain.config.schema import Config
-from emocap_pretrain.data.datasets import cut_captions, training_data
+from emocap_pretrain.data.datasets import cut_captions, cut_texts, training_data
 from emocap_pretrain.data.loader import Collate
 from emocap_pretrain.data.parts import PROMPT_PART
 from emocap_pretrain.data.tokenizer import Tokenizer
@@ -41,7 +41,7 @@ def open_tracker(
     world: RankGroup,
     attempt: Attempt,
     run_id: str | None,
-    stream: Stream,
+    stream: SampleStream,
     collate: Collate,
     found: Checkpoint | None,
     saved: list[Row],
@@ -92,10 +92,11 @@ def open_tracker(
         # two leaves a run in MLflow that no folder names.
         if known is None:
             folder.write_run(config, begun[0].run_id, parent=parent, warm_start=began_with)
-            data = training_data(config.data, config.stored()["data"])
+            digest = stream.source.digest if isinstance(stream, WebDatasetStream) else ""
+            data = training_data(config.data, config.stored()["data"], tars_digest=digest)
             begun[0].log_datasets(data)
             _preview(begun[0], stream, collate, of=pictures.subject(config.name, data))
-            _count_cut_texts(begun[0], config, collate.tokenizer)
+            _count_cut_texts(begun[0], config, stream, collate.tokenizer)
         return begun[0].run_id
 
     shared = world.run_on_main(begin)
@@ -128,36 +129,29 @@ def _parent(config: Config, attempt: Attempt, run_id: str) -> str:
     return ""
 
 
-def _preview(tracker: Tracker, stream: Stream, collate: Collate, *, of: str) -> None:
+def _preview(tracker: Tracker, stream: SampleStream, collate: Collate, *, of: str) -> None:
     """Tracks a picture of the first samples of the run, as they are stored and as the first epochs train them."""
     from emocap_pretrain.tracking import pictures
 
     with TemporaryDirectory(prefix="emocap-") as folder:
         path = Path(folder) / "samples.png"
-        # The first samples of the first step, wherever the stream of this attempt begins.
-        first = replace(
-            stream,
-            rank=0,
-            world_size=1,
-            local_world_size=1,
-            global_batch=PREVIEWED,
-            start=Cursor(),
-            drop_last=False,
-        )
-        samples = next(first.steps()).samples
+        samples = stream.first(PREVIEWED)
         forms = [[collate.prepare(replace(sample, epoch=epoch)) for epoch in range(EPOCHS)] for sample in samples]
         pictures.preview(samples, path, of=of, forms=forms)
         tracker.log_picture("pictures/samples.png", path)
 
 
-def _count_cut_texts(tracker: Tracker, config: Config, tokenizer: Tokenizer) -> None:
+def _count_cut_texts(tracker: Tracker, config: Config, stream: SampleStream, tokenizer: Tokenizer) -> None:
     """Logs and tracks the share of the texts that are cut.
 
     A text is cut if it has more tokens than `model.text.lengths` allows. The texts are the captions of the first
     samples, and the prompts of the evaluation.
     """
     lengths = config.model.text.lengths
-    samples, cut = cut_captions(config.data.datasets, tokenizer, lengths)
+    if isinstance(stream, WebDatasetStream):
+        samples, cut = cut_texts(stream.source.captions(), tokenizer, lengths)
+    else:
+        samples, cut = cut_captions(config.data.datasets, tokenizer, lengths)
     cut += cut_prompts(config.evaluation, tokenizer, lengths.by_part[PROMPT_PART.name])
     cure = "; model.text.lengths says how many tokens are read" if any(each.cut for each in cut) else ""
     if any(each.texts for each in cut):  # A training on labels has none.

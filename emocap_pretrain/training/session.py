@@ -7,6 +7,7 @@ whose methods the loop calls.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -19,6 +20,7 @@ from emocap_shards.cursor import Cursor
 from emocap_shards.errors import StoreError
 from emocap_shards.inspecting.wording import counted
 from emocap_shards.store import Store
+from emocap_shards.tar_samples import TarSamples
 
 from emocap_pretrain.checkpoint.best import Criterion
 from emocap_pretrain.checkpoint.layout import ENGINE, TOKENIZER, WEIGHTS
@@ -32,12 +34,7 @@ from emocap_pretrain.config.batch_split import batch_split
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.data.balancing import read_balance
 from emocap_pretrain.data.batch import Batch
-from emocap_pretrain.data.datasets import (
-    data_digest_of,
-    foreign_data,
-    open_stream,
-    train_tokenizer,
-)
+from emocap_pretrain.data.datasets import data_digest_of, foreign_data
 from emocap_pretrain.data.labels import count_classes
 from emocap_pretrain.data.loader import LoadedBatch, batches, shared_memory_free, shrink_to_fit_and_warn
 from emocap_pretrain.data.quarantine import Quarantine
@@ -52,11 +49,18 @@ from emocap_pretrain.run_folder.results import TaskResult
 from emocap_pretrain.run_folder.unsent import UNSENT_FILE
 from emocap_pretrain.tracking.spool import Row, readable_rows
 from emocap_pretrain.tracking.tracker import RunStatus, Tracker
-from emocap_pretrain.training.build import build_collate, build_engine, build_model
+from emocap_pretrain.training.build import (
+    build_collate,
+    build_engine,
+    build_model,
+    build_stream,
+    first_tokenizer,
+    open_tars,
+)
 from emocap_pretrain.training.engine import Engine
 from emocap_pretrain.training.guard import Guard, Verdict
 from emocap_pretrain.training.label_loss import Counts
-from emocap_pretrain.training.other_steps import note_on_other_steps
+from emocap_pretrain.training.other_steps import note_on_fresh_pass, note_on_other_steps
 from emocap_pretrain.training.run_tracker import open_tracker
 from emocap_pretrain.training.snapshot import fill
 from emocap_pretrain.training.state_layout import Layout
@@ -91,6 +95,8 @@ class Session:
         guard: Judges the loss of every step.
         batches: The batches of this rank.
         quarantine: The damaged samples that the run has left out.
+        skipped: The number of samples that this rank has left out in this attempt, by tar, if it reads
+            `data.webdataset`.
         before: Progress of the earlier attempts: their time of training, and the metrics that were logged last.
         class_counts: The number of training samples of each class, by the name of the label, for the labels whose
             classes are balanced; empty if there is none.
@@ -113,6 +119,7 @@ class Session:
     quarantine: Quarantine
     before: Progress
     class_counts: Counts
+    skipped: Counter[str] = field(default_factory=Counter[str])
     concluded: Event = field(default_factory=Event)
     evaluated: dict[int, tuple[TaskResult, ...]] = field(default_factory=dict[int, tuple[TaskResult, ...]])
 
@@ -189,7 +196,10 @@ class Session:
         # If the budget is spent inside the loader, this rank stores what it has met before the error ends it.
         with self.quarantine.recorded(self.engine.step):
             batch, cursor, damaged = next(self.batches)
-        self.quarantine.add(damaged, self.engine.step)
+        if self.config.data.webdataset:  # Its samples have no place in an index, and no budget.
+            self.skipped.update(each.shard for each in damaged)
+        else:
+            self.quarantine.add(damaged, self.engine.step)
         return batch.to(self.world.device), cursor
 
     def enforce(self, verdict: Verdict) -> None:
@@ -299,7 +309,9 @@ def open_session(config: Config, world: RankGroup, attempt: Attempt, opening: Ra
     # Whose folder is it, and which updates and samples have earlier attempts left out?
     split = batch_split(config.global_batch, config.micro_batch, ranks=world.world_size)
     store = attempt.store
-    data_digest = data_digest_of(config.data)
+    # Rank 0 lists tars once, so that all ranks divide the same list.
+    tars = opening.run_on_main(lambda: open_tars(config))
+    data_digest = tars.digest if tars else data_digest_of(config.data)
     run_id = opening.run_on_main(lambda: RunFolder(store).run_id(config))
     guard = Guard.open(config.health, store, opening)
     quarantine = Quarantine.open(store, world, config.data.error_budget)
@@ -314,7 +326,7 @@ def open_session(config: Config, world: RankGroup, attempt: Attempt, opening: Ra
                 rows = _unsent_rows(found.folder / UNSENT_FILE) if world.is_main else []
             # Only a new run needs the source of its first weights. Rank 0 alone opens it, when it is first needed.
             starting_point = StartingPoint(config.model)
-            tokenizer = _open_tokenizer(config, opening, starting_point, found.folder if found else None)
+            tokenizer = _open_tokenizer(config, opening, starting_point, found.folder if found else None, tars)
             # A run counts its classes once, so that a resumed run has the same weights of classes.
             class_counts = (
                 state.class_counts
@@ -326,9 +338,9 @@ def open_session(config: Config, world: RankGroup, attempt: Attempt, opening: Ra
         start = Cursor.from_json(state.cursor) if state else Cursor()
         # The classes follow from the data, whose digest is that of the checkpoint, so they are not stored.
         balance = opening.run_on_main(lambda: read_balance(config.data))
-        stream = open_stream(
-            config.data, world.info, start, global_batch=config.global_batch, seed=config.seed, balance=balance
-        )
+        stream = build_stream(config, tars, world.info, start, balance=balance)
+        if world.is_main and (note := note_on_fresh_pass(config.data, start)):
+            log.warning("%s", note)
         collate = build_collate(config, tokenizer)
         loading = shrink_to_fit_and_warn(
             config.data,
@@ -443,11 +455,13 @@ def _require_same_data(
             log.warning("%s", note)
 
 
-def _open_tokenizer(config: Config, world: RankGroup, start: StartingPoint, saved: Path | None) -> Tokenizer:
+def _open_tokenizer(
+    config: Config, world: RankGroup, start: StartingPoint, saved: Path | None, tars: TarSamples | None
+) -> Tokenizer:
     if saved:
         return Tokenizer.from_json((saved / TOKENIZER).read_text(encoding="utf-8"))
 
     def read() -> str:
-        return start.tokenizer(lambda: train_tokenizer(config.data, config.model.text.vocabulary)).to_json()
+        return start.tokenizer(lambda: first_tokenizer(config, tars)).to_json()
 
     return Tokenizer.from_json(world.run_on_main(read))

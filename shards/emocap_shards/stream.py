@@ -12,10 +12,10 @@ import functools
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, Protocol, TypeVar, overload, runtime_checkable
 
 import numpy as np
 
@@ -55,6 +55,22 @@ class RankStep(Generic[T]):
     samples: list[T]
     cursor: Cursor
     damaged: tuple[DamagedSample, ...] = ()
+
+
+@runtime_checkable
+class SampleStream(Protocol):
+    """Describes what training needs of a stream: `Stream` reads packed datasets, and `WebDatasetStream` foreign tars.
+
+    A stream is a picklable value, because each loader process opens the data for itself.
+    """
+
+    def steps(self, part: int = 0, parts: int = 1, *, each: Callable[[Sample], T]) -> Iterator[RankStep[T]]:
+        """Yields this rank's samples of every step without end, as `Stream.steps` does."""
+        ...
+
+    def first(self, count: int) -> list[Sample]:
+        """Returns up to `count` samples of the first step of a run, for a preview."""
+        ...
 
 
 @dataclass
@@ -196,6 +212,13 @@ class Stream:
         A sample whose image or annotation cannot be decoded is not found to be damaged here.
         """
         return self._rank_steps(part, parts, lambda sample, _: sample)
+
+    def first(self, count: int) -> list[Sample]:
+        """Returns the first `count` samples of the first step, wherever this stream begins, for a preview."""
+        first = replace(
+            self, rank=0, world_size=1, local_world_size=1, global_batch=count, start=Cursor(), drop_last=False
+        )
+        return next(first.steps()).samples
 
     def read(self, indexes: Iterable[int]) -> list[Sample]:
         """Returns the samples with these indices (`Sample.index`), in the given order, for evaluation and previews.

@@ -1,6 +1,9 @@
 """Tests epochs that are read from a real S3 server that is slow, sends wrong bytes, resets connections, or dies."""
 
+import io
+import itertools
 import logging
+import tarfile
 import threading
 import time
 from dataclasses import replace
@@ -10,8 +13,10 @@ from emocap_shards.cache import Cache
 from emocap_shards.errors import DamagedSample
 from emocap_shards.store import open_store
 from emocap_shards.stream import Stream
+from emocap_shards.tar_samples import TarSamples, list_tars
+from emocap_shards.webdataset_stream import WebDatasetStream
 from emocap_shards.writer import write_shards
-from shard_cases import records
+from shard_cases import encode, records
 
 from launch.local_s3 import BUCKET, LocalS3
 
@@ -87,3 +92,21 @@ def test_a_server_that_is_killed_in_the_middle_of_an_epoch_costs_time_and_no_sam
     assert sorted(seen) == list(range(SAMPLES))
     assert "cannot read" in caplog.text
     assert "answers again" in caplog.text
+
+
+def test_the_tars_of_another_program_are_streamed_from_a_bucket(faulty_s3, s3, tmp_path):
+    for name in "ab":
+        with tarfile.open(tmp_path / f"{name}.tar", "w") as tar:
+            for number, extension in itertools.product(range(4), ("png", "txt")):
+                data = encode(number) if extension == "png" else f"{name}{number}".encode()
+                info = tarfile.TarInfo(f"{number}.{extension}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+        open_store(s3).put_file(f"tars/{name}.tar", tmp_path / f"{name}.tar")
+    faulty_s3.inject("reset", containing="/tars/a.tar", count=1)
+    tars = list_tars(f"{s3}/tars")
+    stream = WebDatasetStream(source=TarSamples(tars=tars), samples=8, global_batch=4, world_size=2)
+    ranks = [replace(stream, rank=rank).steps(each=lambda sample: sample.caption.global_) for rank in range(2)]
+    epoch = [caption for steps in ranks for step in itertools.islice(steps, 2) for caption in step.samples]
+    assert faulty_s3.counts["reset"] == 1
+    assert sorted(epoch) == [f"{name}{number}" for name in "ab" for number in range(4)]

@@ -1,6 +1,7 @@
 import io
 import json
 import tarfile
+from dataclasses import replace
 
 import pyarrow as pa
 import pytest
@@ -8,7 +9,6 @@ from emocap_shards.annotation import load_annotation
 from emocap_shards.errors import RecordError
 from emocap_shards.manifest import read_manifest
 from emocap_shards.store import open_store
-from emocap_shards.writing.sources import tars
 from emocap_shards.writing.sources.choice import open_source
 from emocap_shards.writing.sources.class_folders import ClassFolderSource
 from emocap_shards.writing.sources.columns import TableColumns
@@ -270,17 +270,15 @@ def test_a_tar_that_is_none_or_not_there_is_told(tmp_path):
         list(open_source(tmp_path / "z-*.tar").rows())
 
 
-def test_members_that_nobody_asked_for_are_not_read(tmp_path, monkeypatch):
+def test_members_that_nobody_asked_for_are_not_read(tmp_path):
     """Each of the ten members is below the limit of a sample, but together they exceed it."""
-    monkeypatch.setattr(tars, "_MAX_SAMPLE_BYTES", 2000)
     bulk = [(f"a.bulk{number}", bytes(1500)) for number in range(10)]
     members = [("a.png", encode(0)), ("a.json", CAPTION), *bulk]
-    packed(tar_of(tmp_path / "x.tar", members), tmp_path / "out")
-    assert samples_of(tmp_path / "out")[0].image == encode(0)
+    source = replace(open_source(tar_of(tmp_path / "x.tar", members)), most_bytes=2000)
+    assert [row.image for row in source.rows()] == [encode(0)]
 
 
-def test_a_sample_whose_members_are_too_large_together_is_a_bad_row(tmp_path, monkeypatch):
-    monkeypatch.setattr(tars, "_MAX_SAMPLE_BYTES", 2000)
+def test_a_sample_whose_members_are_too_large_together_is_a_bad_row(tmp_path):
     members = [
         ("a.png", encode(0)),
         ("a.txt", b"x" * 1000),
@@ -288,8 +286,9 @@ def test_a_sample_whose_members_are_too_large_together_is_a_bad_row(tmp_path, mo
         ("b.png", encode(1)),
         ("b.txt", b"B"),
     ]
-    (told,) = bad_rows(tar_of(tmp_path / "x.tar", members))
-    assert told.endswith("x.tar: a: its members together have more than 2000 bytes; make them smaller")
+    source = replace(open_source(tar_of(tmp_path / "x.tar", members)), most_bytes=2000)
+    told = [str(row) for row in source.rows()]
+    assert told[0].endswith("x.tar: a: its members together have more than 2000 bytes; make them smaller")
 
 
 @pytest.mark.parametrize("format_", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])

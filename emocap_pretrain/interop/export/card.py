@@ -11,6 +11,7 @@ from typing import Any, cast
 from emocap_shards.printable import printable
 from torch import nn
 
+from emocap_pretrain.config.stored import data_urls
 from emocap_pretrain.interop.export.formats import ExportFormat
 from emocap_pretrain.interop.restore import Restored
 from emocap_pretrain.run_folder.results import WEIGHTS_TITLES
@@ -101,10 +102,10 @@ def _parameters(module: nn.Module) -> str:
 
 def _data(stored: Mapping[str, Any], digest: str, licence: str) -> list[tuple[str, object]]:
     """Returns the rows about the training data. `stored` is the section `data` of `Config.stored`."""
-    addresses = [each["url"] for each in stored["mix"]] or [stored["url"]]
+    of = "names of the tars" if stored.get("webdataset") else "manifests"
     return [
-        *(("dataset", last_parts(address)) for address in addresses),
-        ("digest of the manifests", digest or "not recorded"),
+        *(("dataset", last_parts(address)) for address in data_urls(stored)),
+        (f"digest of the {of}", digest or "not recorded"),
         ("licence", licence or "not recorded: ask whoever made the dataset before you share this model"),
     ]
 

@@ -10,8 +10,11 @@ from pathlib import Path
 import braceexpand
 
 from emocap_shards.errors import RecordError
+from emocap_shards.mask import masked_url
 from emocap_shards.store import Store, open_store
 
+TAR = re.compile(r"\.(tar|tgz|tar\.(gz|bz2|xz|zst))$", re.IGNORECASE)
+"""Finds the extension of a name that is that of a tar, perhaps a compressed one."""
 _BUFFER_BYTES = 1 << 23
 _WILD = re.compile(r"[*?\[]")
 
@@ -51,19 +54,40 @@ def matching(pattern: str) -> Iterator[tuple[Store, str]]:
     Raises:
         RecordError: If nothing is yielded, because the wild cards match no object.
     """
+    for folder, path in places(pattern):
+        yield open_store(folder), path
+
+
+def places(pattern: str) -> Iterator[tuple[str, str]]:
+    """Yields the same as `matching`, but the path or URL of each store in place of the store.
+
+    Raises:
+        RecordError: If nothing is yielded, because the wild cards match no object.
+    """
     found = False
-    for url in braceexpand.braceexpand(pattern) if "{" in pattern else [pattern]:
+    for url in alternatives(pattern):
         # A file whose name itself has such a character is taken literally. Otherwise the folder before the first wild
         # card is opened.
         literal = url if Path(url).is_file() or not _WILD.search(url) else _WILD.split(url)[0]
         folder = posixpath.dirname(literal)
-        store, rest = open_store(folder or "."), url[len(folder) :].lstrip("/")
-        paths = [rest] if literal == url else sorted(_wild(store, rest))
-        for path in paths:
+        rest, folder = url[len(folder) :].lstrip("/"), folder or "."
+        for path in [rest] if literal == url else sorted(_wild(open_store(folder), rest)):
             found = True
-            yield store, path
+            yield folder, path
     if not found:
-        raise RecordError(f"{pattern} matches no file; check it.")
+        raise RecordError(f"{masked_url(pattern)} matches no file; check it.")
+
+
+def alternatives(pattern: str) -> Iterator[str]:
+    """Yields the paths or URLs that a pattern with {braces} names, in the order of the alternatives.
+
+    Raises:
+        RecordError: If a brace is not closed.
+    """
+    try:
+        yield from braceexpand.braceexpand(pattern) if "{" in pattern else [pattern]
+    except ValueError as error:  # The library's error for unbalanced braces.
+        raise RecordError(f"{masked_url(pattern)}: {error}; close each brace.") from error
 
 
 def _wild(store: Store, pattern: str) -> Iterator[str]:

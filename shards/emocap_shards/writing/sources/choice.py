@@ -2,10 +2,8 @@
 
 import glob
 import os
-import re
 import shlex
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 
 from emocap_shards.errors import RecordError
@@ -13,11 +11,11 @@ from emocap_shards.manifest import MANIFEST
 from emocap_shards.printable import listed
 from emocap_shards.store import open_store
 from emocap_shards.writing.dataset import DatasetSource
-from emocap_shards.writing.reading import matching
+from emocap_shards.writing.reading import TAR, matching
 from emocap_shards.writing.row import ImageFolders
 from emocap_shards.writing.row_source import RowSource
 from emocap_shards.writing.sources.class_folders import ClassFolderSource, class_folders
-from emocap_shards.writing.sources.columns import STANDARD, TableColumns
+from emocap_shards.writing.sources.columns import STANDARD, TableColumns, with_texts
 from emocap_shards.writing.sources.folder import FolderSource, holds_image
 from emocap_shards.writing.sources.metadata import TABLES, MetadataSource, metadata_columns
 from emocap_shards.writing.sources.sidecars import SidecarSource, array_labels, kind_beside
@@ -29,7 +27,6 @@ from emocap_shards.writing.sources.text_tables import (
     TextTableConfig,
 )
 
-_TAR = re.compile(r"\.(tar|tgz|tar\.(gz|bz2|xz|zst))$", re.IGNORECASE)
 _PACKED = {
     ".zst": "zstd -d FILE",
     ".zip": "unzip FILE",
@@ -97,11 +94,11 @@ def _used(source: RowSource, given: Iterable[str]) -> set[str]:
 
 def _opened(text: str, columns: TableColumns, image_root: str | Path | None, text_table: TextTableConfig) -> RowSource:
     # The order matters: a pattern of tars may be a URL too, and every other URL must be that of a packed dataset.
-    if _TAR.search(text):
+    if TAR.search(text):
         # The webdataset library imports torch, which the other sources do not need.
         from emocap_shards.writing.sources.tars import TarsSource
 
-        return TarsSource(text, _with_texts(columns))
+        return TarsSource(text, with_texts(columns))
     if text.lower().endswith(".parquet") and "://" not in text:
         from emocap_shards.writing.sources.arrow import ParquetSource
 
@@ -158,7 +155,7 @@ def _images_in(path: Path, columns: TableColumns) -> RowSource:
     kind = kind_beside(path, columns)
     classes = class_folders(path) if columns.labels and kind != "other" else []
     if kind == "other":
-        return SidecarSource(path, _with_texts(columns))
+        return SidecarSource(path, with_texts(columns))
     if kind == "annotation" and columns.given and columns.given <= _LABELS:
         others = f"the names of its folders ({listed(classes, 6)}) are not"
         notes = (f"{path}: the labels are those of the .json files; {others}.",) if classes else ()
@@ -175,28 +172,23 @@ def _images_in(path: Path, columns: TableColumns) -> RowSource:
     return ClassFolderSource(path, columns)
 
 
-def _with_texts(columns: TableColumns) -> TableColumns:
-    """Returns the columns for samples whose caption may also be a text of its own, or a field of JSON."""
-    return replace(columns, instead=("txt", "caption"))
-
-
 def _tars_in(folder: Path, columns: TableColumns) -> RowSource | None:
     """Returns a source for the tars of a folder, such as the output of img2dataset.
 
     Returns None if the folder holds no tar, or also holds images.
     """
     # img2dataset also writes files of statistics beside its tars, so only images matter for the choice.
-    tars = [each.name for each in folder.iterdir() if _TAR.search(each.name)]
+    tars = [each.name for each in folder.iterdir() if TAR.search(each.name)]
     if not tars or holds_image(folder):
         return None
     from emocap_shards.writing.sources.tars import TarsSource
 
-    kinds = {found.group() for name in tars if (found := _TAR.search(name))}
+    kinds = {found.group() for name in tars if (found := TAR.search(name))}
     if len(kinds) > 1:
         raise RecordError(
             f"{folder} holds tars of several kinds ({', '.join(sorted(kinds))}); name one, such as *.tar."
         )
-    return TarsSource(f"{glob.escape(str(folder))}/*{kinds.pop()}", _with_texts(columns))
+    return TarsSource(f"{glob.escape(str(folder))}/*{kinds.pop()}", with_texts(columns))
 
 
 def _dataset(url: str) -> RowSource:

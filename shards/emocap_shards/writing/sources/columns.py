@@ -5,7 +5,7 @@ import math
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import PurePath
 from typing import Any, Literal, cast, get_args
 
@@ -50,6 +50,7 @@ class TableColumns:
         image_name: The name of the file of an image whose table has another name for it, such as
             "{stem}_aligned.jpg"; "{stem}" is the name in the table without its suffix, and "{name}" the whole name. The
             folder in the table stays.
+        cure: What messages about a missing column or image tell the user to do; empty names options of `emocap pack`.
         instead: The columns that hold the global part of rows without the column `global_`, if the source says them.
     """
 
@@ -64,6 +65,7 @@ class TableColumns:
     label_names: Mapping[str, str] = field(default_factory=dict[str, str])
     image_name: str = ""
     instead: tuple[str, ...] = ()
+    cure: str = ""
 
     def __post_init__(self) -> None:
         if self.captions not in CAPTION_RULES:
@@ -108,6 +110,8 @@ class TableColumns:
     def lacking(self, missing: Sequence[str], present: Sequence[str]) -> str:
         """Returns the error message about missing columns. The message also lists the columns that are present."""
         lines = f"there is no column {', '.join(map(repr, missing))}, but {listed(present, _SHOWN) or 'none'}"
+        if self.cure:
+            return f"{lines}; {self.cure}"
         options = "--image, --global, --label" + (", --further" if set(missing) & set(self.named_further) else "")
         # A table that has labels and no captions gets a hint of its own.
         alone = self.global_ in missing and (bool(self.labels) or "labels" in present)
@@ -135,6 +139,13 @@ class TableColumns:
 
 
 STANDARD = TableColumns()
+
+
+def with_texts(columns: TableColumns) -> TableColumns:
+    """Returns the columns for samples whose caption may also be a text of its own, or a field of JSON."""
+    return replace(columns, instead=("txt", "caption"))
+
+
 _EMPTY = (None, "")
 _PLACE = re.compile(r"\{(stem|name)\}")
 _SUFFIXES = FORMATS.keys() | {"bmp", "gif", "tif", "tiff", "avif", "heic", "heif", "jfif"}

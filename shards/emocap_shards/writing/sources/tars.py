@@ -6,7 +6,7 @@ import io
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from tarfile import HeaderError, ReadError
@@ -27,9 +27,7 @@ from emocap_shards.writing.sources.values import object_of, text_of
 
 # typeshed does not declare these two classes.
 _BROKEN = (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError)  # pyright: ignore[reportAttributeAccessIssue]
-# Limits for a sample with its image and texts, and for a header with long names or attributes, which tarfile reads into
-# memory at once.
-_MAX_SAMPLE_BYTES = MAX_FILE_BYTES
+# Limit for a header with long names or attributes, which tarfile reads into memory at once.
 _MAX_HEADER_BYTES = 1 << 20
 _HEADERS = {
     tarfile.XHDTYPE,
@@ -54,28 +52,45 @@ class TarsSource:
 
     The key of a row is read from the key column; if the row has no such column, the key is the common name of the
     members. Members that are not needed are counted in `left_out`.
+
+    `most_bytes` is the largest size of the members of a sample together.
     """
 
     pattern: str
     columns: TableColumns
     left_out: Counter[str] = field(default_factory=Counter[str], compare=False)
+    most_bytes: int = MAX_FILE_BYTES
 
     def rows(self) -> Iterator[SourceRow | BadRow]:
         self.left_out.clear()
         number = 0
-        needed = self.columns.used | {"json", *FORMATS}
         for store, path in matching(self.pattern):
-            url = f"{store.url}/{path}"
             stray: list[BadRow] = []
-            for group in group_by_keys(_members(store, path, url, stray, needed, self.left_out)):
+            for group in group_by_keys(self.members(store, path, stray.append)):
                 yield from stray
                 stray.clear()
-                yield self._row(group, where=f"{url}: {group['__key__']}", number=number)
+                yield self.row(group, number=number)
                 number += 1
             yield from stray
 
-    def _row(self, group: Mapping[str, Any], *, where: str, number: int) -> SourceRow | BadRow:
+    def members(self, store: Store, path: str, on_bad: Callable[[BadRow], None]) -> Iterator[dict[str, Any]]:
+        """Yields the members of a tar in the form that webdataset's `group_by_keys` takes.
+
+        `on_bad` is called for each member that cannot be part of a sample, and if the tar cannot be read to its end.
+
+        Raises:
+            RecordError: If the tar does not exist.
+        """
+        needed = self.columns.used | {"json", *FORMATS}
+        return _members(store, path, on_bad, needed, self.left_out, self.most_bytes)
+
+    def row(self, group: Mapping[str, Any], *, number: int) -> SourceRow | BadRow:
+        """Returns the row of a sample, which `group_by_keys` has made from its members.
+
+        `number` becomes the key if the sample has no other.
+        """
         name = str(group["__key__"])
+        where = f"{group['__url__']}: {name}"
         if name.startswith("/") or ".." in name.split("/"):
             return BadRow(where, "the name of its members leads out of the tar")
         members = {extension: data for extension, data in group.items() if not extension.startswith("__")}
@@ -97,13 +112,14 @@ class TarsSource:
             RecordError: If there is no image, a text is not UTF-8, or the members are too large together.
         """
         if None in members.values():
-            raise RecordError(f"its members together have more than {_MAX_SAMPLE_BYTES} bytes; make them smaller")
+            raise RecordError(f"its members together have more than {self.most_bytes} bytes; make them smaller")
         image = self.columns.image if self.columns.image in members else next(filter(FORMATS.get, members), None)
         if image is None:
             dots = any("." in extension for extension in members)
             why = " (what follows the first dot of a name is its extension: other dots split samples)" if dots else ""
             found = ", ".join(members) or "nothing"
-            raise RecordError(f"it has no image, but {found}{why}; rename the members, or name one with --image")
+            cure = self.columns.cure or "rename the members, or name one with --image"
+            raise RecordError(f"it has no image, but {found}{why}; {cure}")
         values: dict[str, Any] = {self.columns.key: key_of(name)}
         if (data := members.get("json")) is not None:
             values |= object_of(data, 'its "json" member')
@@ -113,17 +129,20 @@ class TarsSource:
 
 
 def _members(
-    store: Store, path: str, url: str, stray: list[BadRow], needed: Collection[str], left_out: Counter[str]
+    store: Store,
+    path: str,
+    on_bad: Callable[[BadRow], None],
+    needed: Collection[str],
+    left_out: Counter[str],
+    most_bytes: int,
 ) -> Iterator[dict[str, Any]]:
-    """Yields the members of a tar in the form that webdataset's `group_by_keys` takes.
+    """Yields the members of a tar; `TarsSource.members` describes them.
 
-    A member that cannot be part of a sample is added to `stray` as a bad row. A member whose extension is not in
-    `needed` is yielded without its bytes, and counted in `left_out`. If the members of a sample together exceed
-    `_MAX_SAMPLE_BYTES`, None replaces the bytes of the member that exceeds the limit and of those that follow.
-
-    Raises:
-        RecordError: If the tar does not exist.
+    A member whose extension is not in `needed` is yielded without its bytes, and counted in `left_out`. If the members
+    of a sample together exceed `most_bytes`, None replaces the bytes of the member that exceeds the limit and of those
+    that follow.
     """
+    url = f"{store.url}/{path}"
     seen: set[str] = set()
     sample, sample_bytes = "", 0
     try:
@@ -139,8 +158,8 @@ def _members(
                 if _MACOS.search(member.name):
                     leave_out(left_out, f"{MACOS}* of macOS")
                     continue
-                if reason := _fault(member, seen):
-                    stray.append(BadRow(f"{url}: {member.name}", reason))
+                if reason := _fault(member, seen, most_bytes):
+                    on_bad(BadRow(f"{url}: {member.name}", reason))
                     continue
                 key, extension = base_plus_ext(member.name)
                 wanted = str(extension).lower() in needed
@@ -152,7 +171,7 @@ def _members(
                 size = member.size if wanted else 0
                 # The members of a sample are neighbours, so the sum begins again where the key changes.
                 sample, sample_bytes = key, size + (sample_bytes if key == sample else 0)
-                fits = sample_bytes <= _MAX_SAMPLE_BYTES
+                fits = sample_bytes <= most_bytes
                 data = (_content(tar, member) if size else b"") if fits else None
                 yield {"fname": member.name, "data": data, "__url__": url}
                 # Without this, tarfile would keep the headers of the whole tar in memory.
@@ -160,7 +179,7 @@ def _members(
     except NotFound as error:
         raise RecordError(f"{url} does not exist; correct its name, or copy the file there.") from error
     except (tarfile.TarError, EOFError, OSError) as error:
-        stray.append(BadRow(url, f"the tar cannot be read to its end, and the samples that follow are lost ({error})"))
+        on_bad(BadRow(url, f"the tar cannot be read to its end, and the samples that follow are lost ({error})"))
 
 
 def _unpacked(file: io.BufferedReader, path: str) -> AbstractContextManager[Any]:
@@ -175,17 +194,19 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return content.read() if content else b""
 
 
-def _fault(member: tarfile.TarInfo, seen: set[str]) -> str:
-    """Returns why a member cannot be part of a sample, or "" if it can. `seen` holds the names of earlier members; the
-    function adds the name of this one.
+def _fault(member: tarfile.TarInfo, seen: set[str], most_bytes: int) -> str:
+    """Returns why a member cannot be part of a sample, or "" if it can.
+
+    `seen` holds the names of earlier members; the function adds the name of this one. A member must not have more than
+    `most_bytes` bytes.
     """
     key, extension = base_plus_ext(member.name)
     if not member.isreg():
         return "it is not a plain file, but a link or a device"
     if key is None:
         return "its name has no extension, so that it belongs to no sample"
-    if member.size > MAX_FILE_BYTES:
-        return f"it has {member.size} bytes; the limit is {MAX_FILE_BYTES}"
+    if member.size > most_bytes:
+        return f"it has {member.size} bytes; the limit is {most_bytes}"
     # webdataset's `group_by_keys` would end the whole tar at a second member of the same name. It ignores the case of
     # the extension alone.
     name = f"{key}.{str(extension).lower()}"
