@@ -28,6 +28,7 @@ MAX_PIXELS = 1 << 26  # 8192 x 8192, 192 MiB decoded
 # Encoders write about ten scans. Each scan goes through all pixels, and an empty one takes 100 bytes: decoding a file
 # of 300 kB with 400 scans took two minutes.
 MAX_SCANS = 64
+HEIC = "a HEIC"
 # Signatures of other formats: (first byte, signature, name). Files with these often have a name that ends in .jpg.
 _OTHERS = (
     (0, b"GIF8", "a GIF"),
@@ -35,9 +36,9 @@ _OTHERS = (
     (0, b"II*\0", "a TIFF"),
     (0, b"MM\0*", "a TIFF"),
     (4, b"ftypavi", "an AVIF"),
-    (4, b"ftyphei", "a HEIC"),
-    (4, b"ftypmif1", "a HEIC or AVIF"),
-    (4, b"ftyphev", "a HEIC"),
+    (4, b"ftyphei", HEIC),
+    (4, b"ftypmif1", f"{HEIC} or AVIF"),
+    (4, b"ftyphev", HEIC),
     (4, b"jP  ", "a JPEG 2000"),
     (4, b"JXL ", "a JPEG XL"),
     (0, b"\xff\x0a", "a JPEG XL"),
@@ -54,7 +55,7 @@ _OTHERS = (
 _CURES = {
     "a web page": "download it again",
     "a Git LFS pointer": "fetch the image with `git lfs pull`",
-    "a HEIC": "convert it, as with `heif-convert FILE FILE.jpg`",
+    HEIC: "convert it, as with `heif-convert FILE FILE.jpg`",
 }
 
 _JPEG, _SCAN = b"\xff\xd8\xff", b"\xff\xda"

@@ -146,11 +146,53 @@ def test_without_format_each_of_them_is_refused_by_name_with_the_option(tmp_path
 
 def test_a_format_that_cannot_be_converted_is_named_in_a_folder(tmp_path):
     folder = folder_of(tmp_path / "in", 1)
-    for name, data in {"0000.heic": b"\0\0\0\x18ftypheic\0\0\0\0", "0000.svg": b"<svg></svg>"}.items():
-        (folder / name).write_bytes(data)
-    told = bad_rows(folder)
-    assert "0000.heic: the image is a HEIC, not JPEG, PNG or WebP; convert it, as with `heif-convert" in told[0]
-    assert "0000.svg: the image is an SVG" in told[1]
+    (folder / "0000.svg").write_bytes(b"<svg></svg>")
+    (told,) = bad_rows(folder)
+    assert "0000.svg: the image is an SVG" in told
+
+
+@pytest.mark.parametrize("brand", [b"heic", b"mif1"])
+def test_without_the_library_a_heic_is_refused_with_the_extra_that_converts_it(monkeypatch, brand):
+    conversion._reads_heic.cache_clear()
+    monkeypatch.setattr(conversion, "find_spec", lambda _: None)
+    with pytest.raises(ImageError, match=r"the image is a HEIC.* after pip install 'emocap-pretrain\[heic\]'$"):
+        look(b"\0\0\0\x18ftyp" + brand + b"\0\0\0\0" + bytes(40))
+    conversion._reads_heic.cache_clear()
+
+
+@pytest.fixture
+def heic():
+    """Returns a function that encodes images as HEIC, if the extra `heic` is installed."""
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    return lambda image, **options: saved(image, "HEIF", quality=-1, chroma=444, **options)
+
+
+def test_a_heic_is_converted_with_its_orientation_its_alpha_and_more_than_8_bits(heic):
+    halves = np.zeros((64, 96, 3), np.uint8)
+    halves[:32] = 200, 30, 30
+    image = Image.fromarray(halves)
+    exif = Image.Exif()
+    exif[0x112] = 6
+    turned = pixels(heic(image, exif=exif.tobytes()))
+    assert turned.shape == (96, 64, 3)
+    assert turned[48, 60].tolist() == pytest.approx([200, 30, 30], abs=4)
+    assert turned[48, 4].tolist() == pytest.approx([0, 0, 0], abs=4)
+    clear = Image.new("RGBA", (64, 64), (255, 0, 0, 0))
+    assert pixels(heic(clear))[0, 0].tolist() == [255, 255, 255]
+    grey = Image.fromarray(np.full((64, 64), 0x8000, np.uint16))
+    assert pixels(heic(grey))[0, 0].tolist() == pytest.approx([128, 128, 128], abs=1)
+
+
+def test_heics_of_a_folder_are_packed_with_format_and_refused_when_they_are_damaged(heic, tmp_path):
+    folder = folder_of(tmp_path / "in", 1)
+    whole = heic(Image.fromarray(np.full((64, 64, 3), 90, np.uint8)))
+    for name, data in {"a": whole, "b": whole[:-40], "c": whole[:60]}.items():
+        (folder / f"{name}.heic").write_bytes(data)
+        (folder / f"{name}.json").write_text('{"caption": {"global": "A face."}}')
+    done = packed(folder, tmp_path / "out", recipe=TO_PNG, skip_bad=2)
+    assert [sample.key for sample in samples_of(tmp_path / "out")] == ["0000", "a_heic"]
+    assert ["cannot be decoded" in str(bad) for bad in done.skipped] == [True, True]
+    assert "the image is a HEIC, not JPEG, PNG or WebP; convert it with --format jpg" in bad_rows(folder)[0]
 
 
 @pytest.mark.parametrize("head", [b"II*\0\x08" + bytes(9), b"GIF89a", b"BM"])

@@ -3,11 +3,16 @@
 A dataset holds JPEG, PNG and WebP images of at most `MAX_PIXELS` pixels, because `decode_image` reads no others in
 training. A pack that encodes its images again can take more: images of other formats, and larger ones if they become
 small enough.
+
+HEIC, the format of many phones, needs the library pillow-heif (the extra `heic`). It is no requirement, because its
+wheels contain an encoder under the GPL, which is not used here.
 """
 
+import functools
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import numpy as np
 from jaxtyping import UInt8
@@ -15,6 +20,7 @@ from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 from emocap_shards.decode import (
     FORMATS,
+    HEIC,
     MAX_PIXELS,
     UNREADABLE,
     check_scans,
@@ -29,11 +35,14 @@ CONVERTED = {
     "AVIF": "an AVIF",
     "BMP": "a BMP",
     "GIF": "a GIF",
+    "HEIF": HEIC,
     "JPEG2000": "a JPEG 2000",
     "PPM": "a PPM",
     "TIFF": "a TIFF",
 }
 """Pillow's names of the formats that a pack can convert, and how messages name them."""
+# pillow-heif passes on errors of libheif as RuntimeError.
+_UNREADABLE = (*UNREADABLE, RuntimeError)
 # Pillow keeps 4 bytes for each pixel of an RGB image, so this is 512 MiB. It is below the number of pixels from which
 # Pillow itself refuses an image.
 MAX_SHRUNK_PIXELS = 1 << 27
@@ -98,11 +107,17 @@ def look(data: bytes) -> ImageLook:
             has_frames = bool(getattr(image, "is_animated", False))
             return ImageLook(str(image.format), image.width, image.height, has_frames)
     except UnidentifiedImageError as error:
-        if (name := other_format(data[:64])) in CONVERTED.values():
+        name = other_format(data[:64])
+        if HEIC in name and not _reads_heic():
+            raise ImageError(
+                f"the image is {name}, not JPEG, PNG or WebP; --format jpg (or png, webp) converts it after "
+                "pip install 'emocap-pretrain[heic]'"
+            ) from error
+        if name in CONVERTED.values():
             raise ImageError(f"the image is {name} that cannot be decoded: its header is broken") from error
         image_header(data)  # It raises an error that names the format, if it knows one.
         raise ImageError("the bytes are not an image") from error
-    except UNREADABLE as error:
+    except _UNREADABLE as error:
         raise ImageError(f"the image has no readable header ({error})") from error
 
 
@@ -136,12 +151,25 @@ def convert(data: bytes, new_size: Callable[[int, int], Size]) -> UInt8[np.ndarr
                 image.load()
                 return np.array(_rgb(upright(image), of=image))
             return np.array(_shrunk(data, image, new_size))
-    except UNREADABLE as error:
+    except _UNREADABLE as error:
         raise ImageError(f"the image cannot be decoded ({error})") from error
 
 
 def _opened(data: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(data), formats=[*sorted(set(FORMATS.values())), *CONVERTED])
+    others = [name for name in CONVERTED if name != "HEIF" or _reads_heic()]
+    return Image.open(io.BytesIO(data), formats=[*sorted(set(FORMATS.values())), *others])
+
+
+@functools.cache
+def _reads_heic() -> bool:
+    """Returns whether pillow-heif is installed. If it is, Pillow then knows the format HEIF in this process."""
+    if find_spec("pillow_heif") is None:
+        return False
+    import pillow_heif  # pyright: ignore[reportMissingImports] - an optional extra
+
+    # Of a file, only its primary image is used. The processes of a pack already use all cores.
+    pillow_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False, decode_threads=1)
+    return True
 
 
 def _shrunk(data: bytes, image: Image.Image, new_size: Callable[[int, int], Size]) -> Image.Image:
@@ -173,7 +201,7 @@ def _orientation(image: Image.Image) -> int:
         return 1
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except UNREADABLE:
+    except _UNREADABLE:
         return 1
 
 
