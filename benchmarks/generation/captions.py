@@ -7,12 +7,15 @@ from pathlib import Path
 from benchmarks.harness.machine import Occasion, versions
 from benchmarks.harness.record import Measurement, measured
 from benchmarks.harness.suite import say
+from emocap_pretrain.config.schema import ClusterConfig
 from emocap_pretrain.generation.folder import CaptionerFolder
 from emocap_pretrain.generation.language_model import load_language_model
 from emocap_pretrain.generation.making import CaptionerSettings, make
 from emocap_pretrain.generation.patches import computed_patches, opened_patches
 from emocap_pretrain.generation.scoring import MetricResult, score
 from emocap_pretrain.inference.model import load
+from emocap_pretrain.ranks.join import joined
+from emocap_pretrain.ranks.runtime import EnvRuntime
 
 WHAT = "captions of unseen persons"
 CAPTIONER = "captioner"
@@ -48,7 +51,8 @@ def measure(plan: CaptionPlan, occasion: Occasion) -> Iterator[Measurement]:
     model = load(plan.model, device="cpu")
     language = load_language_model(plan.language_model)
     folder = CaptionerFolder(plan.folder)
-    document = make(folder, model.embedder, language, plan.train, plan.settings, say=say)
+    with joined(ClusterConfig(), EnvRuntime.from_environment("cpu", listen=False)) as world:
+        document = make(folder, model.embedder, language, plan.train, plan.settings, world, say=say)
     found = score(
         folder.trained(document, language, "captioner"),
         folder.trained(document, language, "without_image"),
@@ -56,6 +60,7 @@ def measure(plan: CaptionPlan, occasion: Occasion) -> Iterator[Measurement]:
         computed_patches(model.embedder, plan.test, document.images, folder.patches),
         report=lambda done, images: say(f"captions of {done:,} of {images:,} images"),
     )
+    assert found is not None, "this process is alone"
     setting = {
         "model": plan.model.rstrip("/").rpartition("/")[2],
         "part": document.images.part,

@@ -11,7 +11,7 @@ from emocap_pretrain.errors import EmocapError
 from emocap_pretrain.generation.captioner import PROMPT
 from emocap_pretrain.generation.making import CaptionerSettings
 from emocap_pretrain.generation.patches import PatchSettings
-from emocap_pretrain.generation.training import ProjectorTrainingConfig
+from emocap_pretrain.generation.training import PROJECTOR_OPTIMIZER, ProjectorTrainingConfig
 
 from . import captions, tables
 
@@ -31,7 +31,9 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add("--lr", type=float, default=1e-3, help="largest learning rate (0.001)")
     add("--warmup-steps", type=int, default=30, help="updates until the largest learning rate (30)")
     add("--prompt", default=PROMPT, help="text before the caption, with <image> where the image is")
-    add("--precision", choices=("auto", "float32", "bf16"), default="auto", help="precision of the products (auto)")
+    add(
+        "--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="precision of the products (auto)"
+    )
     add("--seed", type=int, default=0, help="seed (0)")
 
 
@@ -39,8 +41,7 @@ def _measure(options: argparse.Namespace, about: Occasion) -> Iterator[Measureme
     training = ProjectorTrainingConfig(
         steps=options.steps,
         batch=options.batch,
-        lr=options.lr,
-        warmup_steps=options.warmup_steps,
+        optimizer=PROJECTOR_OPTIMIZER.model_copy(update={"lr": options.lr, "warmup_steps": options.warmup_steps}),
         seed=options.seed,
         save_every_steps=10,
     )

@@ -7,7 +7,7 @@ shows progress and results.
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
@@ -28,9 +28,11 @@ if TYPE_CHECKING:
     from emocap_pretrain.bulk.compute import Advance, Computation, Work
     from emocap_pretrain.bulk.inputs import BulkInput
     from emocap_pretrain.bulk.joining import RowCounts
+    from emocap_pretrain.bulk.parts import OutputPart
     from emocap_pretrain.bulk.scorers import ModelSource, Prompts, Scorer
     from emocap_pretrain.data.videos import Sampling
     from emocap_pretrain.inference.model import EmotionModel
+    from emocap_pretrain.ranks.group import RankGroup
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A run, an export, or a model of another library.")]
 Source = Annotated[
@@ -241,8 +243,11 @@ class Output:
         state: dict[str, Any],
         about: dict[str, Any],
         compute: "Callable[[Iterator[Work], BulkBar], None]",
+        world: "RankGroup | None" = None,
     ) -> None:
         """Computes all parts that are missing, joins all parts to the output, and prints a summary.
+
+        This is a collective. Each rank computes every `world_size`-th part that is missing, and rank 0 does the rest.
 
         Args:
             found: The input.
@@ -251,30 +256,56 @@ class Output:
                 earlier state was equal.
             about: Facts that are stored in the output.
             compute: Computes the given parts, and reports each of them to the bar of progress.
+            world: All ranks, in a group from `RankGroup.patient`; None if this process is alone.
 
         Raises:
-            ConfigError: If the output exists, another process is writing it, or earlier parts have another state.
+            ConfigError: If the output exists, another process is writing it, earlier parts have another state, or the
+                ranks have different states.
             StoreError: If a file cannot be written, or the file of a part is damaged.
+            LostContact: If another rank has failed.
         """
         from emocap_pretrain.bulk import joining, part_folder
         from emocap_pretrain.bulk.compute import Work
         from emocap_pretrain.bulk.parts import cut
+        from emocap_pretrain.ranks.group import ALONE
 
+        world = world or ALONE
         place = output_place(self.out)
         parts = list(cut(found.weights(), self.part_images))
-        with part_folder.opened(place, state, force=self.force) as folder:
-            missing = folder.missing(parts)
-            works = (Work(part, found.slice(part.start, part.stop)) for part in missing)
-            done = sum(part.weight for part in parts) - sum(part.weight for part in missing)
-            with BulkBar(verb, sum(part.weight for part in parts), done) as bar:
-                compute(works, bar)
-            tables = joining.PartTables([folder.file(part) for part in parts])
-            joining.join(tables, place, self.kind, about)
-            counts = tables.counts()
-            folder.delete()
-        _summarise(self.out, counts, bar, resumed=len(missing) < len(parts))
-        if found.left_out:
-            console.print(f"Other files were not read: {described(found.left_out)}.")
+        if any(each != state for each in world.gather(state)):
+            raise ConfigError("the ranks read different models or inputs: give all of them the same ones.")
+        with ExitStack() as stack:
+            folders: list[part_folder.PartFolder] = []  # Only rank 0 adds one: it holds the lock of the output.
+
+            def begin() -> "list[OutputPart]":
+                folders.append(stack.enter_context(part_folder.opened(place, state, force=self.force)))
+                return folders[0].missing(parts)
+
+            missing = world.run_on_main(begin)
+            mine = missing[world.rank :: world.world_size]
+            works = (Work(part, found.slice(part.start, part.stop)) for part in mine)
+            done, own = (sum(part.weight for part in each) for each in (set(parts) - set(missing), mine))
+            with BulkBar(verb, done + own, done, shown=world.is_main) as bar:  # It shows the share of rank 0.
+                computed = sum(world.run_on_all(lambda: _pictures(compute, works, bar)))
+
+            def end() -> "RowCounts":
+                tables = joining.PartTables([folders[0].file(part) for part in parts])
+                joining.join(tables, place, self.kind, about)
+                counts = tables.counts()
+                folders[0].delete()
+                return counts
+
+            counts = world.run_on_main(end)
+        if world.is_main:
+            _summarise(self.out, counts, bar, computed, resumed=len(missing) < len(parts))
+            if found.left_out:
+                console.print(f"Other files were not read: {described(found.left_out)}.")
+
+
+def _pictures(compute: "Callable[[Iterator[Work], BulkBar], None]", works: "Iterator[Work]", bar: "BulkBar") -> int:
+    """Computes parts, and returns the number of their pictures."""
+    compute(works, bar)
+    return bar.pictures
 
 
 def output_place(out: Path) -> Path:
@@ -341,20 +372,21 @@ def _about(state: dict[str, Any], scorer: "Scorer") -> dict[str, Any]:
 class BulkBar(AbstractContextManager["BulkBar"]):
     """Shows the share of the input that is done, the remaining time, and the numbers of images and errors."""
 
-    def __init__(self, verb: str, total: int, done: int) -> None:
+    def __init__(self, verb: str, total: float, done: float, *, shown: bool = True) -> None:
         """Shows the bar.
 
         Args:
             verb: The word before the bar.
             total: The weight of all items.
             done: The weight of the items that an earlier process has computed.
+            shown: Whether there is a bar. The numbers of images and errors are counted in any case.
         """
         self._bar: tqdm[NoReturn] = tqdm(
             total=total,
             initial=done,
             desc=verb,
             bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
-            disable=None,
+            disable=None if shown else True,
             smoothing=0.1,
             dynamic_ncols=True,
             leave=False,
@@ -365,10 +397,9 @@ class BulkBar(AbstractContextManager["BulkBar"]):
     def __exit__(self, *error: object) -> None:
         self._bar.close()
 
-    @property
-    def rate(self) -> float:
-        """Returns the images per second of this process."""
-        return self.pictures / max(time.monotonic() - self._begun, 1e-3)
+    def rate(self, pictures: int) -> float:
+        """Returns the images per second if `pictures` images were computed since the bar was shown."""
+        return pictures / max(time.monotonic() - self._begun, 1e-3)
 
     def show(self, advance: "Advance") -> None:
         self.pictures += advance.pictures
@@ -378,14 +409,14 @@ class BulkBar(AbstractContextManager["BulkBar"]):
         self._bar.update(advance.weight)
 
 
-def _summarise(out: Path, counts: "RowCounts", bar: BulkBar, *, resumed: bool) -> None:
+def _summarise(out: Path, counts: "RowCounts", bar: BulkBar, computed: int, *, resumed: bool) -> None:
     parts = [counted(counts.rows, "row")]
     if resumed:
-        parts.append(f"{counts.rows - bar.pictures:,} of them from an earlier start")
+        parts.append(f"{counts.rows - computed:,} of them from an earlier start")
     if counts.errors:
         parts.append(f"{counts.errors:,} with an error")
-    if bar.pictures > 100:  # The rate of fewer images says little.
-        parts.append(f"{bar.rate:,.0f} images/s")
+    if computed > 100:  # The rate of fewer images says little.
+        parts.append(f"{bar.rate(computed):,.0f} images/s")
     console.print(f"{out}: {', '.join(parts)}.")
     for name, error in counts.examples:
         console.print(f"  {name}: {error}")

@@ -3,10 +3,13 @@
 The package `generation` does the work. The user names the model and the language model in each command, because nothing
 that the folder of a captioner names is opened (docs/security.md). A command compares the digests of these two models
 with the digests of the models with which the captioner was trained.
+
+Under torchrun or srun, all ranks run a command together: each computes its share, and rank 0 prints and writes files.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -16,6 +19,7 @@ import typer
 from emocap_pretrain.cli import tables
 from emocap_pretrain.cli.bulk import (
     Batch,
+    BulkBar,
     Force,
     Format,
     Image,
@@ -29,17 +33,23 @@ from emocap_pretrain.cli.bulk import (
 from emocap_pretrain.cli.bulk import Source as Input
 from emocap_pretrain.cli.files import check_writable, write_text
 from emocap_pretrain.cli.options import ChosenWeights, Debug, Device, Step
+from emocap_pretrain.config.schema import ClusterConfig, TrackingConfig
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.logs import show_logs
+from emocap_pretrain.ranks.runtime import EnvRuntime, launched
+from emocap_pretrain.run import leave
 from emocap_pretrain.terminal import Command, Group, console, errors_as_lines, say_json
 
 if TYPE_CHECKING:
+    from emocap_pretrain.bulk.compute import Work
     from emocap_pretrain.bulk.scorers import ModelSource
+    from emocap_pretrain.config.optimizer import OptimizerConfig
     from emocap_pretrain.evaluation.result_file import ResultFile
     from emocap_pretrain.generation.folder import CaptionerDocument, CaptionerFolder
     from emocap_pretrain.generation.language_model import LanguageModel
     from emocap_pretrain.generation.scoring import CaptionScores, MetricResult
     from emocap_pretrain.inference.model import EmotionModel
+    from emocap_pretrain.ranks.group import RankGroup
 
 app = typer.Typer(cls=Group, help="Train, score and use a model that writes captions of images.", no_args_is_help=True)
 Data = Annotated[str, typer.Argument(metavar="DATA", help="A packed dataset with captions.")]
@@ -50,6 +60,7 @@ Language = Annotated[
     ),
 ]
 Folder = Annotated[Path, typer.Option("--captioner", metavar="FOLDER", help="Folder of the trained captioner.")]
+Tracking = Annotated[str | None, typer.Option(metavar="URI", help="Record this in the captioner's run on MLflow.")]
 
 
 @app.command("train", cls=Command)
@@ -68,15 +79,24 @@ def train_command(  # noqa: PLR0913, PLR0917 - one argument for each option
         str | None, typer.Option(help="Text before the caption, with <image> where the image is.")
     ] = None,
     steps: Annotated[int, typer.Option(help="Number of updates of each training.")] = 1000,
-    batch: Annotated[int, typer.Option(help="Images of an update.")] = 16,
-    lr: Annotated[float, typer.Option(help="Largest learning rate.")] = 1e-3,
-    warmup_steps: Annotated[int, typer.Option(help="Updates until the largest learning rate.")] = 30,
-    weight_decay: Annotated[float, typer.Option(help="Weight decay of AdamW.")] = 0.0,
+    batch: Annotated[int, typer.Option(help="Images of an update, over all ranks.")] = 16,
+    lr: Annotated[float | None, typer.Option(help="Largest learning rate; default 0.001.")] = None,
+    warmup_steps: Annotated[int | None, typer.Option(help="Updates until the largest rate; default 30.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Weight decay of matrices; default 0.")] = None,
+    optimizer: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="Another setting of the section optimizer of a run, such as name=lion or schedule=wsd; can be "
+            "repeated.",
+        ),
+    ] = None,
     precision: Annotated[
-        Literal["auto", "float32", "bf16"], typer.Option(help="Precision of the products; auto is bf16 on a GPU.")
+        Literal["auto", "fp32", "bf16", "fp16"], typer.Option(help="Precision of the products; auto is bf16 on a GPU.")
     ] = "auto",
     seed: Annotated[int, typer.Option(help="Seed of the first weights and of the order of the images.")] = 0,
     save_every_steps: Annotated[int, typer.Option(help="Updates between two saves.")] = 50,
+    tracking: Tracking = None,
     step: Step = None,
     weights: ChosenWeights = None,
     device: Device = "auto",
@@ -85,7 +105,7 @@ def train_command(  # noqa: PLR0913, PLR0917 - one argument for each option
     """Train a projector from the patches of a frozen image tower to a frozen language model.
 
     A second training without the image follows, whose captions are a baseline (floor) of emocap caption score. If a
-    training was interrupted, the same command resumes it.
+    training was interrupted, the same command resumes it. Under torchrun or srun, all ranks train together.
     """
     show_logs()
     with errors_as_lines(debug=debug):
@@ -98,14 +118,19 @@ def train_command(  # noqa: PLR0913, PLR0917 - one argument for each option
 
         settings = CaptionerSettings(
             images=PatchSettings(part, image_tokens, person),
-            training=ProjectorTrainingConfig(steps, batch, lr, warmup_steps, weight_decay, seed, save_every_steps),
+            training=ProjectorTrainingConfig(
+                steps, batch, _optimizer(lr, warmup_steps, weight_decay, optimizer or ()), seed, save_every_steps
+            ),
             prompt=PROMPT if prompt is None else prompt,
             most_tokens=most_tokens,
             precision=precision,
         )
-        embedding, language = _loaded(ModelSource(model, step, weights, device), lm)
-        make(CaptionerFolder(out), embedding.embedder, language, data, settings, say=console.print)
-        console.print(f"the captioner is in {out}: emocap caption score and write use it.")
+        with _ranks(device) as world:
+            embedding, language = _loaded(ModelSource(model, step, weights, device), lm, world)
+            folder, logged = CaptionerFolder(out), _tracking(tracking)
+            make(folder, embedding.embedder, language, data, settings, world, tracking=logged, say=console.print)
+            if world.is_main:
+                console.print(f"the captioner is in {out}: emocap caption score and write use it.")
 
 
 @app.command("score", cls=Command)
@@ -121,6 +146,7 @@ def score_command(
         str | None,
         typer.Option(metavar="FILE", help="Write the scores to this JSON file, for emocap compare beside other tasks."),
     ] = None,
+    tracking: Tracking = None,
     step: Step = None,
     weights: ChosenWeights = None,
     device: Device = "auto",
@@ -147,19 +173,27 @@ def score_command(
         from emocap_pretrain.generation.scoring import score
 
         need_libraries()
-        folder, document, embedding, language = _trained(captioner, ModelSource(model, step, weights, device), lm)
-        found = score(
-            folder.trained(document, language, "captioner"),
-            folder.trained(document, language, "without_image"),
-            opened_patches(folder.patches, document.data),
-            computed_patches(embedding.embedder, data, document.images, folder.patches),
-        )
-        _show(found, as_json=as_json)
-        if save:
-            result_file.save(save, _saved(found, model, data, document))
-        if captions:
-            lines = (json.dumps(each, ensure_ascii=False) for each in found.captions)
-            write_text("--captions", captions, "".join(f"{line}\n" for line in lines))
+        with _ranks(device) as world:
+            of = ModelSource(model, step, weights, device)
+            folder, document, embedding, language = _trained(captioner, of, lm, world)
+            everyone = world.patient("captions")
+            test = computed_patches(embedding.embedder, data, document.images, folder.patches, world=everyone)
+            found = score(
+                folder.trained(document, language, "captioner"),
+                folder.trained(document, language, "without_image"),
+                opened_patches(folder.patches, document.data),
+                test,
+                world=everyone,
+            )
+            if found is None:
+                return
+            _show(found, as_json=as_json)
+            if save:
+                result_file.save(save, _saved(found, model, data, document))
+            if captions:
+                lines = (json.dumps(each, ensure_ascii=False) for each in found.captions)
+                write_text("--captions", captions, "".join(f"{line}\n" for line in lines))
+            _track(found, folder, document, data, tracking)
 
 
 @app.command("write", cls=Command)
@@ -200,23 +234,64 @@ def write_command(  # noqa: PLR0913, PLR0917 - one argument for each option
         if found.has_videos:
             need_av()
         of = ModelSource(model, step, weights, device)
-        folder, document, embedding, language = _trained(captioner, of, lm)
-        scorer = CaptionScorer(embedding.embedder, folder.trained(document, language, "captioner"), document.images)
-        computation = Computation(
-            model=of,
-            digest=document.model,
-            prompts=None,
-            folder=str(place.with_name(f"{place.name}.parts")),
-            has_videos=found.has_videos,
-            batch_size=batch,
-        )
-        about = json.loads(CAPTIONER.dump(document))
-        state = {"captioner": about, "input": found.digest, "batch": batch, "part_images": part_images}
-        output.write(found, "captioning", state, state, lambda works, bar: computation.compute(works, scorer, bar.show))
+        with _ranks(device) as world:
+            folder, document, embedding, language = _trained(captioner, of, lm, world)
+            scorer = CaptionScorer(embedding.embedder, folder.trained(document, language, "captioner"), document.images)
+            computation = Computation(
+                model=of,
+                digest=document.model,
+                prompts=None,
+                folder=str(place.with_name(f"{place.name}.parts")),
+                has_videos=found.has_videos,
+                batch_size=batch,
+            )
+            about = json.loads(CAPTIONER.dump(document))
+            state = {"captioner": about, "input": found.digest, "batch": batch, "part_images": part_images}
+            everyone = world.patient("captions")
+
+            def compute(works: "Iterator[Work]", bar: BulkBar) -> None:
+                computation.compute(works, scorer, bar.show)
+
+            output.write(found, "captioning", state, state, compute, world=everyone)
 
 
-def _loaded(source: "ModelSource", lm: str) -> "tuple[EmotionModel, LanguageModel]":
-    """Returns the model and the language model, on the same device.
+@contextmanager
+def _ranks(device: Literal["auto", "cpu", "cuda"]) -> "Generator[RankGroup]":
+    """Makes this process a rank for the block, and yields the group of all ranks, or of this process alone.
+
+    A process that a launcher has started ends after the block, if the block has raised no error.
+
+    Raises:
+        ConfigError: If `device` is "cuda" and there is no GPU.
+    """
+    from emocap_pretrain.inference.model import chosen_device
+    from emocap_pretrain.ranks.join import joined
+
+    chosen_device(device)
+    # Signals end the command as usual. The same command resumes it.
+    with joined(ClusterConfig(), EnvRuntime.from_environment(device, listen=False)) as world:
+        yield world
+    if launched():  # Several ranks may have talked through gloo, whose threads can abort Python's shutdown.
+        leave(0)
+
+
+def _optimizer(
+    lr: float | None, warmup_steps: int | None, weight_decay: float | None, others: Sequence[str]
+) -> "OptimizerConfig":
+    from emocap_pretrain.config.load import section_of
+    from emocap_pretrain.generation.training import PROJECTOR_OPTIMIZER
+
+    named = {"lr": lr, "warmup_steps": warmup_steps, "weight_decay": weight_decay}
+    given = [f"{name}={value}" for name, value in named.items() if value is not None]
+    return section_of("optimizer", PROJECTOR_OPTIMIZER, [*given, *others])
+
+
+def _tracking(uri: str | None) -> TrackingConfig | None:
+    return None if uri is None else TrackingConfig.model_validate({"uri": uri})
+
+
+def _loaded(source: "ModelSource", lm: str, world: "RankGroup") -> "tuple[EmotionModel, LanguageModel]":
+    """Returns the model and the language model, on the device of this rank. Each rank reads both.
 
     The language model is opened first, so that a wrong name of it is reported before the other model is loaded.
 
@@ -225,14 +300,13 @@ def _loaded(source: "ModelSource", lm: str) -> "tuple[EmotionModel, LanguageMode
             `emocap_pretrain.load`.
     """
     from emocap_pretrain.generation.language_model import load_language_model
-    from emocap_pretrain.inference.model import chosen_device
 
-    language = load_language_model(lm, device=chosen_device(source.device))
+    language = load_language_model(lm, device=world.device)
     return source.load(), language
 
 
 def _trained(
-    captioner: Path, source: "ModelSource", lm: str
+    captioner: Path, source: "ModelSource", lm: str, world: "RankGroup"
 ) -> "tuple[CaptionerFolder, CaptionerDocument, EmotionModel, LanguageModel]":
     """Returns the folder of a captioner, its document, and the two models with which it was trained.
 
@@ -243,7 +317,7 @@ def _trained(
 
     folder = CaptionerFolder(captioner)
     document = folder.document()
-    model, language = _loaded(source, lm)
+    model, language = _loaded(source, lm, world)
     if model.embedder.digest() != document.model:
         raise ConfigError(f"{captioner} was trained with another model or step: give the same MODEL and --step.")
     return folder, document, model, language
@@ -257,6 +331,34 @@ def _saved(found: "CaptionScores", model: str, data: str, document: "CaptionerDo
 
     of = EvaluatedModel(Path(model).name[:200], masked_url(model), digest=document.model)
     return ResultFile.of(of, [task_result(found, masked_url(data))], {})
+
+
+def _track(
+    found: "CaptionScores", folder: "CaptionerFolder", document: "CaptionerDocument", data: str, uri: str | None
+) -> None:
+    """Adds the scores to the captioner's run in MLflow, at the last step of its training. Only rank 0 calls this.
+
+    Raises:
+        TrackingError: If MLflow is unreachable and the run is new, or if it does not take the scores.
+    """
+    settings = _tracking(uri)
+    if settings is None:
+        return
+    from emocap_shards.mask import masked_url
+
+    from emocap_pretrain.data.datasets import dataset_use
+    from emocap_pretrain.errors import TrackingError
+    from emocap_pretrain.generation.report import task_result
+    from emocap_pretrain.generation.tracked import tracked
+    from emocap_pretrain.ranks.group import ALONE
+    from emocap_pretrain.run_folder.attempts import newest
+
+    with tracked(folder, document, settings, ALONE, newest(folder.store)) as tracker:
+        assert tracker is not None, "this is rank 0, with settings"
+        tracker.log_datasets([dataset_use(data, masked_url(data), "evaluation")])
+        tracker.replace_scores(task_result(found, masked_url(data)).metrics(), document.training.steps)
+    if tracker.unsent():
+        raise TrackingError(f"--tracking {settings.uri}: MLflow did not take the scores; run the command again.")
 
 
 def _show(found: "CaptionScores", *, as_json: bool) -> None:

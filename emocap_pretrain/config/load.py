@@ -12,21 +12,23 @@ import os
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import yaml
 from emocap_shards.mask import remember
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
-from pydantic import ValidationError
+from pydantic import ValidationError, create_model
 
 from emocap_pretrain.config.explain import Origin, explain
+from emocap_pretrain.config.fields import Section
 from emocap_pretrain.config.location import INERT
 from emocap_pretrain.config.schema import Config, Keys
 from emocap_pretrain.config.stored import current
 from emocap_pretrain.errors import ConfigError
 
+Form = TypeVar("Form", bound=Section)
 LARGEST_BYTES = 256 << 10
 # Limits against documents that are small as a file and huge as a value: aliases of aliases, lists in lists, and long
 # numbers. docs/security.md lists them.
@@ -100,6 +102,34 @@ def with_section(config: Config, section: str, values: Mapping[str, Any]) -> Con
         origin = Origin(Path("command line"), {}, frozenset(f"{section}.{name}" for name in values))
         raise ConfigError("\n".join(explain(error, origin, {}))) from error
     return config.replacing(section, getattr(changed, section), values)
+
+
+def section_of(name: str, defaults: Form, overrides: Sequence[str]) -> Form:
+    """Returns a section with the values of the command line, and the given defaults for all others.
+
+    Nothing in the values is resolved.
+
+    Example:
+        section_of("optimizer", OptimizerConfig(lr=0.1), ["name=lion"])  # Lion with the learning rate 0.1.
+
+    Args:
+        name: The key of the section in a config, for messages.
+        defaults: A section. What it does not set has the defaults of its type.
+        overrides: `key=value` texts, with values in YAML; the keys are those in the section.
+
+    Raises:
+        ConfigError: For an unknown key, a key that is given twice, or a value out of bounds.
+    """
+    tree = OmegaConf.create({name: defaults.model_dump(mode="json", exclude_unset=True)})
+    texts = [f"{name}.{text}" for text in overrides]
+    _override(tree, texts)
+    fields: Any = {name: (type(defaults), ...)}
+    try:
+        found = create_model("Given", **fields).model_validate(OmegaConf.to_container(tree, resolve=False))
+    except ValidationError as error:
+        keys = frozenset(text.partition("=")[0] for text in texts)
+        raise ConfigError("\n".join(explain(error, Origin(Path("command line"), {}, keys), {}))) from error
+    return getattr(found, name)
 
 
 def unresolved(tree: Any) -> list[tuple[str, str]]:

@@ -247,7 +247,7 @@ def training_data(data: DataConfig, stored: Mapping[str, Any], *, tars_digest: s
     if data.webdataset:
         return [DatasetUse(data_urls(stored)[0], tars_digest, data.webdataset.samples, "training")]
     return [
-        _use(dataset.url, url, "training", dataset.weight)
+        dataset_use(dataset.url, url, "training", dataset.weight)
         for dataset, url in zip(data.datasets, data_urls(stored), strict=True)
     ]
 
@@ -261,12 +261,20 @@ def evaluation_data(settings: EvaluationConfig, stored: Mapping[str, Any]) -> li
         settings: The settings.
         stored: The same settings without secrets, as `Config.stored` returns them.
     """
-    return [_use(settings.url, stored["url"], "evaluation")] if settings.url else []
+    return [dataset_use(settings.url, stored["url"], "evaluation")] if settings.url else []
 
 
-def _use(
+def dataset_use(
     url: str, stored_url: str, purpose: Literal["training", "evaluation"], weight: float | None = None
 ) -> DatasetUse:
+    """Reads the manifest of a dataset, and returns a description of it.
+
+    Args:
+        url: The dataset.
+        stored_url: Its address without secrets.
+        purpose: What the dataset is used for.
+        weight: Its weight in `data.mix`; None if there is none.
+    """
     manifest = read_manifest(url)
     return DatasetUse(stored_url, manifest.digest, manifest.samples, purpose, weight)
 

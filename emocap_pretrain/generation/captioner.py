@@ -8,18 +8,19 @@ caption in a batch as alone.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from emocap_pretrain.config.fields import Precision
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.generation.language_model import LanguageModel
 from emocap_pretrain.generation.projector import Projector
+from emocap_pretrain.model.pair import autocast
 
-Precision = Literal["float32", "bf16"]
 IMAGE = "<image>"
 PROMPT = f"{IMAGE}\nThe expression of this face in one sentence:\n"
 _IGNORED = -100  # The label of padding, which `cross_entropy` leaves out.
@@ -48,8 +49,8 @@ class Captioner:
         language: The language model and its tokenizer.
         prompt: The text before the caption. It contains `IMAGE` exactly once.
         most_tokens: Largest number of tokens of a caption, including its end token.
-        precision: The precision of the matrix multiplications in the projector and the language model: float32, or
-            bf16 by autocast. Weights stay float32.
+        precision: The precision of the matrix multiplications in the projector and the language model: bf16 and fp16
+            by autocast. Weights stay float32.
 
     Raises:
         ConfigError: If the prompt does not contain `IMAGE` exactly once.
@@ -59,21 +60,28 @@ class Captioner:
     language: LanguageModel
     prompt: str = PROMPT
     most_tokens: int = 48
-    precision: Precision = "float32"
+    precision: Precision = "fp32"
 
     def __post_init__(self) -> None:
         if self.prompt.count(IMAGE) != 1:
             raise ConfigError(f"--prompt {self.prompt!r}: it must have {IMAGE} once, where the image is.")
 
-    def loss(self, patches: Float[Tensor, "batch tokens width"], captions: Sequence[str]) -> Float[Tensor, ""]:
-        """Returns the cross-entropy of the captions given the images and the prompt, as a mean over all tokens.
+    def image_tokens(self, patches: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens token_width"]:
+        """Returns the tokens of images, which the projector makes of their patch vectors."""
+        weights = next(self.projector.parameters())
+        with self._autocast():
+            return self.projector(patches.to(weights.device, weights.dtype))
 
-        The mean is over the tokens of all captions in the batch, so a longer caption has a larger share. End tokens
-        count, padding does not.
+    def summed_loss(
+        self, image_tokens: Float[Tensor, "batch tokens token_width"], captions: Sequence[str]
+    ) -> tuple[Float[Tensor, ""], int]:
+        """Returns the sum of the cross-entropy over the tokens of all captions, and the number of these tokens.
+
+        A caption is predicted from the tokens of its image and from the prompt. End tokens count, padding does not.
         """
         encoded = self.encoded(captions)
         with self._autocast():
-            before = self._before(patches)
+            before = self._before(image_tokens)
             after = self.language.embedded(encoded.ids)
             # Padding at the end needs no mask: no token looks ahead, and the labels leave the padding out.
             length = encoded.ids.shape[1]
@@ -83,8 +91,10 @@ class Captioner:
                 logits_to_keep=length + 1,
             ).logits
         # The logits at a place predict the next token, so those of the last token predict nothing.
-        predicted = logits[:, -length - 1 : -1].flatten(0, 1).float()
-        return cross_entropy(predicted, encoded.labels.flatten(), ignore_index=_IGNORED)
+        predicted = logits[:, -length - 1 : -1].flatten(0, 1)
+        predicted = predicted.to(torch.promote_types(predicted.dtype, torch.float32))
+        total = cross_entropy(predicted, encoded.labels.flatten(), ignore_index=_IGNORED, reduction="sum")
+        return total, int((encoded.labels != _IGNORED).sum())
 
     def written(self, patches: Float[Tensor, "batch tokens width"]) -> list[str]:
         """Returns the caption that the language model writes for each image, by greedy decoding.
@@ -94,7 +104,7 @@ class Captioner:
         if not len(patches):
             return []
         with torch.inference_mode(), self._autocast():
-            before = self._before(patches)
+            before = self._before(self.image_tokens(patches))
             ids = self.language.model.generate(
                 inputs_embeds=before,
                 attention_mask=torch.ones(before.shape[:2], dtype=torch.int64, device=before.device),
@@ -116,9 +126,8 @@ class Captioner:
         labels = torch.tensor(padded, device=self.language.device)
         return EncodedCaptions(labels.where(labels != _IGNORED, self.language.end_id), labels, cut)
 
-    def _before(self, patches: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch length width"]:
+    def _before(self, image: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch length width"]:
         """Returns the embeddings of the prompt for each image, in which the tokens of the image replace `IMAGE`."""
-        image = self.projector(patches.to(self.language.device))
         first, last = (
             self.language.embedded(torch.tensor(self.language.ids(text), dtype=torch.int64, device=image.device))
             .to(image.dtype)
@@ -141,5 +150,4 @@ class Captioner:
         )
 
     def _autocast(self) -> torch.autocast:
-        kind = self.language.device.split(":")[0]
-        return torch.autocast(kind, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+        return autocast(torch.device(self.language.device), self.precision)

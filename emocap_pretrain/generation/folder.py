@@ -1,9 +1,12 @@
-"""Defines the folder of a captioner: what the captioner was made of, and the states of its two trainings.
+"""Defines the folder of a captioner: what the captioner was made of, and the checkpoints of its two trainings.
 
-    captioner.json             the digests of model, language model and data, the prompt, how the projector is trained
-    captioner.safetensors      the projector that reads the patches of the images, with the moments of AdamW
-    without_image.safetensors  the projector of a training that sees no image, a baseline (floor) of `scoring.py`
-    patches/                   the vectors of the image tower (`patches.py`)
+    captioner.json   the digests of model, language model and data, the prompt, how the projector is trained
+    captioner/       the checkpoints of the projector that reads the patches of the images
+    without_image/   those of a training that sees no image, a baseline (floor) of `scoring.py`
+    patches/         the vectors of the image tower (`patches.py`)
+    attempts/        one document for each start of a training
+    tracked.json     the id of the run in MLflow, if there is one (`tracked.py`)
+    unsent.json      what MLflow has not accepted yet
 
 No file of the folder names a file or an address outside of the folder. So if a stranger wrote the folder, nothing else
 that they chose is opened.
@@ -11,17 +14,18 @@ that they chose is opened.
 
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 from emocap_shards.store import Store, open_store
 from pydantic import Field
 
+from emocap_pretrain.config.fields import Precision
 from emocap_pretrain.errors import CheckpointError, ConfigError
-from emocap_pretrain.generation.captioner import Captioner, Precision
+from emocap_pretrain.generation.captioner import Captioner
 from emocap_pretrain.generation.language_model import LanguageModel
 from emocap_pretrain.generation.patches import PatchSettings
 from emocap_pretrain.generation.projector import Projector
-from emocap_pretrain.generation.training import ProjectorTrainingConfig, read_state
+from emocap_pretrain.generation.training import ProjectorTrainingConfig, read_weights
 from emocap_pretrain.run_folder import storage
 from emocap_pretrain.run_folder.storage import DocumentKind, Unreadable
 
@@ -61,7 +65,12 @@ class CaptionerDocument:
     training: ProjectorTrainingConfig
 
 
-CAPTIONER = DocumentKind(CaptionerDocument)
+def _of_another_loop(_body: Any) -> NoReturn:
+    raise ValueError("an older version wrote it, which trained in another way")
+
+
+# Schema 1 had a single file for each training, with the moments of AdamW.
+CAPTIONER = DocumentKind(CaptionerDocument, (lambda body: body, _of_another_loop))
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +86,10 @@ class CaptionerFolder:
     @property
     def patches(self) -> Path:
         return self.path / PATCHES
+
+    def checkpoints(self, kind: Kind) -> Store:
+        """Returns the store that holds the checkpoints of a training."""
+        return open_store(str(self.path / kind))
 
     def begin(self, document: CaptionerDocument) -> None:
         """Writes the document if the folder has none, and otherwise checks that the folder holds the same one.
@@ -127,11 +140,11 @@ class CaptionerFolder:
         if language.digest != document.language_model:
             raise ConfigError(f"{self.path} was trained with another language model: give the same --lm.")
         captioner = new_captioner(document, language)
-        step = read_state(self.store, state_file(kind), captioner.projector)
-        if step < document.training.steps:
+        steps = document.training.steps
+        step = read_weights(captioner, self.checkpoints(kind), document.training)
+        if step < steps:
             raise CheckpointError(
-                f"{self.path}: {state_file(kind)} has {step} of {document.training.steps} steps: finish it with emocap "
-                "caption train."
+                f"{self.path / kind} has {step} of {steps} steps: finish the training with emocap caption train."
             )
         captioner.projector.eval()
         return captioner
@@ -143,19 +156,17 @@ def new_captioner(document: CaptionerDocument, language: LanguageModel) -> Capti
     return Captioner(projector.to(language.device), language, document.prompt, document.most_tokens, document.precision)
 
 
-def state_file(kind: Kind) -> str:
-    return f"{kind}.safetensors"
-
-
 def _changes(found: CaptionerDocument, wanted: CaptionerDocument) -> list[str]:
-    """Returns the names of the fields in which two documents differ, with spaces in place of underscores.
+    """Returns the names of the fields in which two documents differ, such as "batch" or "optimizer.lr".
 
     `save_every_steps` is ignored, because how often the state is saved changes no result.
     """
 
     def flat(document: CaptionerDocument) -> dict[str, object]:
         values = {field.name: getattr(document, field.name) for field in fields(document)}
-        return {**values, **asdict(values.pop("training")), **asdict(values.pop("images")), "save_every_steps": None}
+        values |= {**asdict(values.pop("training")), **asdict(values.pop("images")), "save_every_steps": None}
+        of_optimizer = document.training.optimizer.model_dump().items()
+        return {**values, "optimizer": None, **{f"optimizer.{name}": value for name, value in of_optimizer}}
 
     before, now = flat(found), flat(wanted)
-    return [name.replace("_", " ") for name in now if before[name] != now[name] and name not in {"training", "images"}]
+    return [name.replace("_", " ") for name in now if before[name] != now[name]]

@@ -1,14 +1,16 @@
 """Computes the patch vectors of a dataset once, and keeps them on disk as float16 beside the captions.
 
 The image tower is frozen, so training reads the same vectors in each epoch. The vectors are written in parts of up to
-`PART_IMAGES` images. A part exists only when it is complete, so an interruption costs one part. The files are mapped
-into memory. So only the captions, and not the vectors, need memory that grows with the dataset.
+`PART_IMAGES` images. Each rank computes every `world_size`-th part that is missing, and the content of a part does not
+depend on who computes it. A part exists only when it is complete, so an interruption costs one part. The files are
+mapped into memory. So only the captions, and not the vectors, need memory that grows with the dataset.
 """
 
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -32,6 +34,7 @@ from emocap_pretrain.evaluation.examples import Example, ExampleSource, PackedSo
 from emocap_pretrain.generation.projector import pooled_to
 from emocap_pretrain.inference.embedder import Crop, Embedder
 from emocap_pretrain.inference.images import READERS, UNREADABLE, reason
+from emocap_pretrain.ranks.group import ALONE, RankGroup
 
 PART_IMAGES = 1024
 BATCH = 64
@@ -158,19 +161,26 @@ def computed_patches(
     settings: PatchSettings,
     folder: Path,
     *,
+    world: RankGroup = ALONE,
     report: Callable[[int, int], object] | None = None,
 ) -> PatchFiles:
     """Computes the vectors of a packed dataset that are not in the folder yet, and opens the vectors of all images.
+
+    This is a collective: all ranks must call it, and the result is equal on all of them.
 
     Args:
         embedder: The trained model, of which only the image tower is used.
         url: The packed dataset.
         settings: Which texts, patches and persons are read.
         folder: The folder of the files. It may also have the files of other models, datasets and settings.
-        report: Called after each part with the number of finished images and the number of all images.
+        world: All ranks, in a group from `RankGroup.patient`.
+        report: Called after each part of this rank with the number of images whose parts are finished on this rank, and
+            the number of all images of this rank.
 
     Raises:
-        ConfigError: If an image lacks the label `settings.person`, or the patches cannot be averaged.
+        ConfigError: If an image lacks the label `settings.person`, the patches cannot be averaged, or the ranks have
+            different models or no common folder.
+        LostContact: If another rank has failed.
         DataError: If no image has a caption.
         ShardsError: If the dataset cannot be read.
         StoreError: If a file cannot be written.
@@ -179,17 +189,40 @@ def computed_patches(
     if source.without_caption == len(source):
         raise DataError(f"{source.address}: its samples have labels and no caption; give a dataset with captions.")
     digest = _digest(embedder, url, settings)
+    if set(world.gather(digest)) != {digest}:
+        raise ConfigError(f"{source.address}: the ranks read different models or data; give all of them the same ones.")
     place = folder / digest[:16]
+    starts = range(0, len(source), PART_IMAGES)
+    parts = {place / f"part-{at // PART_IMAGES:06d}": range(at, min(at + PART_IMAGES, len(source))) for at in starts}
+    missing = world.run_on_main(lambda: _missing(place, parts))
+    mine = missing[world.rank :: world.world_size]
+
+    def compute() -> None:
+        done = 0
+        for path in mine:
+            _write(path, embedder, source, parts[path], settings)
+            done += len(parts[path])
+            if report:
+                report(done, sum(len(parts[each]) for each in mine))
+
+    world.run_on_all(compute)
+    world.run_on_all(lambda: _require_common(place, parts))
+    return _opened(list(parts), digest, source.address)
+
+
+def _missing(place: Path, parts: Iterable[Path]) -> list[Path]:
     place.mkdir(parents=True, exist_ok=True)
-    parts: list[Path] = []
-    for first in range(0, len(source), PART_IMAGES):
-        path = place / f"part-{first // PART_IMAGES:06d}"
-        if not _about(path).exists():
-            _write(path, embedder, source, range(first, min(first + PART_IMAGES, len(source))), settings)
-        if report:
-            report(min(first + PART_IMAGES, len(source)), len(source))
-        parts.append(path)
-    return _opened(parts, digest, source.address)
+    return [path for path in parts if not _about(path).exists()]
+
+
+def _require_common(place: Path, parts: Iterable[Path]) -> None:
+    """Checks that this rank sees the parts of all ranks.
+
+    Raises:
+        ConfigError: If it does not.
+    """
+    if not all(_about(path).exists() for path in parts):
+        raise ConfigError(f"{place}: {socket.gethostname()} does not see the files of other ranks: use a common disk.")
 
 
 def opened_patches(folder: Path, digest: str) -> PatchFiles:

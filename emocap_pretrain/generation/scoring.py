@@ -20,10 +20,12 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from emocap_pretrain.errors import DataError
+from emocap_pretrain.evaluation.features import in_turn
 from emocap_pretrain.evaluation.intervals import bootstrap
 from emocap_pretrain.generation.captioner import Captioner
 from emocap_pretrain.generation.metrics import METRICS, CaptionMetric, Measured, need_libraries
 from emocap_pretrain.generation.patches import PatchFiles
+from emocap_pretrain.ranks.group import ALONE, RankGroup
 
 BATCH = 128
 FLOORS: Mapping[str, str] = {
@@ -114,31 +116,41 @@ def score(
     train: PatchFiles,
     test: PatchFiles,
     *,
+    world: RankGroup = ALONE,
     seed: int = 0,
     report: Callable[[int, int], object] | None = None,
-) -> CaptionScores:
+) -> CaptionScores | None:
     """Writes captions for the test images of unseen persons, and scores these captions and those of the floors.
+
+    This is a collective. Each rank writes the captions of every `world_size`-th batch, and rank 0 scores all captions.
+    The images of a batch do not depend on the number of ranks, so any number of ranks writes the same captions.
 
     Args:
         captioner: The trained captioner.
         without_image: The captioner that was trained with the mean patch vectors in place of every image.
         train: The training images.
         test: The test images.
+        world: All ranks, in a group from `RankGroup.patient`.
         seed: Determines which training images the floor `random_image` draws.
-        report: Called after each batch with the number of finished captions and the number of all captions.
+        report: Called after each batch of this rank with the number of captions that it has written, and the number of
+            all captions of this rank.
+
+    Returns:
+        The scores on rank 0, and None on the other ranks.
 
     Raises:
         ConfigError: If a library of the metrics is missing.
+        LostContact: If another rank has failed.
         DataError: If fewer than two images show an unseen person.
     """
     need_libraries()
     unseen = Unseen.of(train, test)
     images = [test.images[row] for row in unseen.rows]
-    written: dict[str, list[str]] = {"captioner": []}
-    for start in range(0, len(unseen.rows), BATCH):
-        written["captioner"] += captioner.written(test.patches(unseen.rows[start : start + BATCH]))
-        if report:
-            report(len(written["captioner"]), len(unseen.rows))
+    batches = [unseen.rows[start : start + BATCH] for start in range(0, len(unseen.rows), BATCH)]
+    shares = world.collect_on_main(lambda: _captions(captioner, test, batches[world.rank :: world.world_size], report))
+    if shares is None:
+        return None
+    written = {"captioner": [caption for batch in in_turn(shares) for caption in batch]}
     random = np.random.default_rng(seed).integers(len(train), size=len(images))
     nearest = nearest_images(test, train)[list(unseen.rows)]
     (constant,) = without_image.written(train.mean_patches()[None])
@@ -158,6 +170,21 @@ def score(
             for row, image in enumerate(images)
         ),
     )
+
+
+def _captions(
+    captioner: Captioner,
+    test: PatchFiles,
+    batches: Sequence[Sequence[int]],
+    report: Callable[[int, int], object] | None,
+) -> list[list[str]]:
+    """Returns the captions of each batch of rows of `test`."""
+    found: list[list[str]] = []
+    for batch in batches:
+        found.append(captioner.written(test.patches(batch)))
+        if report:
+            report(sum(map(len, found)), sum(map(len, batches)))
+    return found
 
 
 def compared(

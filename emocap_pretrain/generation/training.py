@@ -1,34 +1,53 @@
-"""Trains a projector between a frozen image tower and a frozen language model, and resumes after an interruption.
+"""Trains the projector of a captioner on all ranks with the engine of `training/`, and resumes after an interruption.
+
+The engine trains the projector alone (`ImageTokens`); the frozen language model is a part of the objective. So the
+optimizer, the learning rate, the loss scale of fp16 and the checkpoints are those of a run (decision 39).
 
 The images of a step, their captions and the learning rate follow from the settings and the number of the step alone. So
-the state is small (the projector's weights, the moments of AdamW, the number of finished steps), and a training that
-was resumed computes the same bits as one without an interruption, if both use the same number of threads. The state is
-one file, which each save replaces as a whole.
+a training that was resumed computes the same bits as one without an interruption, if both use the same numbers of ranks
+and threads.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
-from emocap_shards.errors import NotFound, TooLarge
+from emocap_kernels.distributed.ranks import ranks_of
+from emocap_kernels.distributed.reductions import sum_of_parts
+from emocap_shards.plan import rank_slice
 from emocap_shards.store import Store
 from jaxtyping import Float
 from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
+from emocap_pretrain.checkpoint.commit import commit
+from emocap_pretrain.checkpoint.layout import WEIGHTS
+from emocap_pretrain.checkpoint.loader import downloaded, resumable
+from emocap_pretrain.checkpoint.manifest import newest
+from emocap_pretrain.checkpoint.retention import Retention, retain
+from emocap_pretrain.config.batch_split import batch_split
+from emocap_pretrain.config.optimizer import OptimizerConfig
 from emocap_pretrain.errors import CheckpointError, ConfigError, TrainingError
 from emocap_pretrain.generation.captioner import Captioner
 from emocap_pretrain.generation.patches import PatchFiles
-from emocap_pretrain.generation.projector import Projector
+from emocap_pretrain.interop.average import with_schedule_free
+from emocap_pretrain.ranks.group import RankGroup
+from emocap_pretrain.run_folder.attempts import Attempt
+from emocap_pretrain.training.engine import Engine
+from emocap_pretrain.training.objective import ObjectiveResult
+from emocap_pretrain.training.snapshot import Snapshot, fill
+from emocap_pretrain.training.state_layout import Layout
 
-_MOST_BYTES = 8 << 30
-_LARGEST_NORM = 1.0  # Longer gradients are scaled to this length, as in LLaVA-1.5.
-_STEP = "step"
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+_RETENTION = Retention(keep_last=2)  # The older one is for the case that the newest one is damaged.
+_LAYOUT = "engine"
+PROJECTOR_OPTIMIZER = OptimizerConfig(lr=1e-3, warmup_steps=30, weight_decay=0.0)
+
+Report = Callable[[int, Mapping[str, float]], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +56,8 @@ class ProjectorTrainingConfig:
 
     Attributes:
         steps: Number of updates.
-        batch: Number of images in an update.
-        lr: Largest learning rate, at the end of the warm-up. It then decreases along a cosine, which reaches 0 after
-            the last update.
-        warmup_steps: Number of updates over which the learning rate grows linearly to `lr`.
-        weight_decay: Weight decay of AdamW.
+        batch: Number of images in an update, over all ranks.
+        optimizer: The optimizer, the schedule of the learning rate, and the norm above which gradients are clipped.
         seed: Determines the initial weights and the order of the images.
         save_every_steps: Number of updates between two saves of the state. The last update is always saved.
 
@@ -51,25 +67,23 @@ class ProjectorTrainingConfig:
 
     steps: int = 1000
     batch: int = 16
-    lr: float = 1e-3
-    warmup_steps: int = 30
-    weight_decay: float = 0.0
+    optimizer: OptimizerConfig = PROJECTOR_OPTIMIZER
     seed: int = 0
     save_every_steps: int = 50
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("batch", 1), ("warmup_steps", 0), ("seed", 0), ("save_every_steps", 1)):
+        for name, least in (("steps", 1), ("batch", 1), ("seed", 0), ("save_every_steps", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: it must be at least {least}.")
-        if not (math.isfinite(self.lr) and self.lr > 0 and math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise ConfigError("--lr must be a number above 0, and --weight-decay a number of at least 0.")
 
-    def rate(self, step: int) -> float:
-        """Returns the learning rate of the update that follows `step` updates."""
-        if step < self.warmup_steps:
-            return self.lr * (step + 1) / self.warmup_steps
-        share = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
-        return self.lr * (1 + math.cos(math.pi * share)) / 2
+    def require_rows(self, ranks: int) -> None:
+        """Checks that each rank has an image in every update.
+
+        Raises:
+            ConfigError: If there are more ranks than images in an update.
+        """
+        if ranks > self.batch:
+            raise ConfigError(f"--batch {self.batch} leaves some of {ranks} ranks without an image: give {ranks}.")
 
     def rows(self, step: int, images: int) -> list[tuple[int, int]]:
         """Returns the images of the update that follows `step` updates: pairs (row, index of the pass over all images).
@@ -91,106 +105,181 @@ class ProjectorTrainingConfig:
         return found
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class CaptionBatch:
+    """Holds a rank's share of the images of an update, each with the caption that this update uses."""
+
+    patches: Float[Tensor, "batch tokens width"]
+    captions: Sequence[str]
+
+
+class ImageTokens(nn.Module):
+    """Is the part of a captioner that is trained: it maps the patches of a batch to tokens of the language model.
+
+    Its only parameters are those of the projector.
+    """
+
+    def __init__(self, captioner: Captioner) -> None:
+        super().__init__()
+        self.projector = captioner.projector
+        self._captioner = captioner
+
+    def forward(self, batch: CaptionBatch) -> Float[Tensor, "batch tokens width"]:
+        return self._captioner.image_tokens(batch.patches)
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionObjective:
+    """Computes the cross-entropy of the captions of the global batch, as a mean over all of their tokens.
+
+    A longer caption has a larger share. The number of ranks changes only the rounding.
+
+    Attributes:
+        captioner: The captioner that is trained.
+        group: The ranks whose rows form the global batch; None if this process is alone.
+    """
+
+    captioner: Captioner
+    group: ProcessGroup | None = None
+
+    def __call__(self, image_tokens: Tensor, batch: CaptionBatch, step: int) -> ObjectiveResult:
+        """Returns the loss of the global batch. This is a collective; it does not depend on `step`."""
+        del step
+        total, tokens = self.captioner.summed_loss(image_tokens, batch.captions)
+        # float64, so that the order of the ranks' addends does not matter beside the rounding of the language model.
+        parts = torch.stack([total.double(), total.new_tensor(tokens, dtype=torch.float64)])
+        all_losses, all_tokens = sum_of_parts(parts, ranks_of(self.group, parts.device)).unbind()
+        loss = (all_losses / all_tokens).to(total.dtype)
+        return ObjectiveResult(loss, {"loss": loss.detach()})
+
+
 def train(
     captioner: Captioner,
     data: PatchFiles,
     config: ProjectorTrainingConfig,
     store: Store,
-    name: str,
+    world: RankGroup,
+    attempt: Attempt,
     *,
     blank: Float[Tensor, "tokens width"] | None = None,
-    report: Callable[[int, float], object] | None = None,
+    report: Report | None = None,
 ) -> None:
-    """Trains the projector of the captioner from its newest stored state, or from the start, to the last step.
+    """Trains the projector of the captioner from its newest checkpoint, or from the start, to the last step.
+
+    This is a collective: all ranks must call it, within a process group also if there is one rank.
 
     Args:
         captioner: The captioner. Its projector has the trained weights afterwards.
         data: The images and captions.
-        config: How the projector is trained.
-        store: The store that holds the state.
-        name: The path of the state in the store.
+        config: How the projector is trained. The batch must have an image for each rank.
+        store: The store that holds the checkpoints.
+        world: All ranks.
+        attempt: The present attempt to train a captioner in this folder.
         blank: The patch vectors that replace the patch vectors of every image, for a training without images; None
             trains with the images.
-        report: Called after each update with the number of updates so far, and the loss before this update.
+        report: Called after each update with the number of updates so far, and the metrics of this update. Its loss is
+            that before the update.
 
     Raises:
-        CheckpointError: If the state cannot be read, or belongs to a projector of another size.
-        TrainingError: If the loss is not finite.
-        StoreError: If the state cannot be written.
+        CheckpointError: If no checkpoint can be read, they belong to a projector of another size, or a checkpoint
+            cannot be saved.
+        TrainingError: If the loss or a gradient is not finite.
+        Superseded: If a newer attempt trains in this folder.
     """
-    projector = captioner.projector
-    optimizer = torch.optim.AdamW(projector.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-    begin = read_state(store, name, projector, optimizer)
-    for step in range(begin, config.steps):
-        rows = config.rows(step, len(data))
-        patches = data.patches([row for row, _ in rows]) if blank is None else blank.expand(len(rows), -1, -1)
-        captions = [_caption(data.images[row].captions, epoch) for row, epoch in rows]
-        loss = captioner.loss(patches, captions)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise TrainingError(f"the loss is {value} at step {step + 1}: start anew with a smaller --lr.")
-        optimizer.param_groups[0]["lr"] = config.rate(step)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(projector.parameters(), _LARGEST_NORM)
-        optimizer.step()
-        if (step + 1) % config.save_every_steps == 0 or step + 1 == config.steps:
-            store.put(name, state_bytes(projector, optimizer, step + 1))
+    everyone, module = world.patient("captioner"), ImageTokens(captioner)
+    with resumable(store, everyone, lambda _checkpoint, _path: True) as found:
+        if found:
+            _fill(module, found.folder)
+            if found.checkpoint.step >= config.steps:
+                return
+        engine = _engine(module, captioner, config, world)
+        if found:
+            engine.load(found.folder, Layout.from_json(found.checkpoint.state.get(_LAYOUT, {})), found.checkpoint.step)
+    while engine.step < config.steps:
+        metrics = _update(engine, _batch(data, config, engine.step, world, blank))
+        if engine.step % config.save_every_steps == 0 or engine.step == config.steps:
+            _save(engine, store, everyone, attempt)
         if report:
-            report(step + 1, value)
+            report(engine.step, metrics)
 
 
-def state_bytes(projector: Projector, optimizer: torch.optim.AdamW, step: int) -> bytes:
-    """Returns the content of a safetensors file with the weights, the moments of AdamW and the number of updates.
+def read_weights(captioner: Captioner, store: Store, config: ProjectorTrainingConfig) -> int:
+    """Loads the weights of the newest checkpoint into the projector, and returns the number of updates behind them.
 
-    The optimizer must have made at least one update, because it has no moments before.
-    """
-    tensors = {f"weights.{name}": each.detach() for name, each in projector.named_parameters()}
-    for name, each in projector.named_parameters():
-        tensors |= {f"{moment}.{name}": optimizer.state[each][moment] for moment in _MOMENTS}
-    tensors[_STEP] = torch.tensor(step)
-    return save_tensors({name: each.cpu().contiguous() for name, each in tensors.items()})
-
-
-def read_state(store: Store, name: str, projector: Projector, optimizer: torch.optim.AdamW | None = None) -> int:
-    """Loads the stored state into a projector and an optimizer, and returns the number of updates that it contains.
-
-    If there is no state, nothing is changed, and the result is 0.
-
-    Args:
-        store: The store that holds the state.
-        name: The path of the state in the store.
-        projector: The projector, which gets the weights.
-        optimizer: The optimizer of the projector, which gets the moments; None loads the weights alone.
+    These are the weights for use: with schedule-free AdamW the average that this optimizer means for that. If there is
+    no checkpoint, nothing is changed, and the result is 0. This is not a collective.
 
     Raises:
-        CheckpointError: If the file cannot be read, or belongs to a projector of another size.
+        CheckpointError: If the checkpoint cannot be read, or belongs to a projector of another size.
     """
-    try:
-        tensors = load_tensors(store.read(name, limit_bytes=_MOST_BYTES))
-        step = int(tensors[_STEP])
-        weights = {each: tensors[f"weights.{each}"] for each, _ in projector.named_parameters()}
-        projector.load_state_dict(weights)
-        if optimizer:
-            _load_moments(optimizer, projector, tensors, step)
-    except NotFound:
+    checkpoint = newest(store)
+    if checkpoint is None:
         return 0
-    except (SafetensorError, KeyError, ValueError, RuntimeError, TooLarge) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(
-            f"{store.url}/{name} cannot be read ({reason}): delete it to train anew, or take another --out."
-        ) from error
-    return step
+    module = ImageTokens(captioner)
+    with downloaded(store, checkpoint, lambda _: True) as folder:
+        _fill(module, folder)
+        if config.optimizer.name == "schedule_free":
+            used = with_schedule_free(module.state_dict(), folder, beta=config.optimizer.betas[0])
+            module.load_state_dict(used)
+    return checkpoint.step
 
 
-def _load_moments(optimizer: torch.optim.AdamW, projector: Projector, tensors: Mapping[str, Tensor], step: int) -> None:
-    for name, parameter in projector.named_parameters():
-        moments = {moment: tensors[f"{moment}.{name}"].to(parameter.device) for moment in _MOMENTS}
-        if any(moment.shape != parameter.shape for moment in moments.values()):
-            raise ValueError(f"the moments of {name} have another shape")
-        optimizer.state[parameter] = {"step": torch.tensor(float(step)), **moments}
+def _fill(module: ImageTokens, folder: Path) -> None:
+    try:
+        fill(module, folder / WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"the weights of the projector cannot be read ({error}).") from error
 
 
-def _caption(captions: Sequence[str], epoch: int) -> str:
-    """Returns the caption of an image that pass `epoch` uses. The passes use the captions of an image in turn."""
-    return captions[epoch % len(captions)]
+def _engine(
+    module: ImageTokens, captioner: Captioner, config: ProjectorTrainingConfig, world: RankGroup
+) -> Engine[CaptionBatch, Tensor]:
+    return Engine(
+        module,
+        CaptionObjective(captioner, world.process_group),
+        world,
+        settings=config.optimizer,
+        split=batch_split(config.batch, None, ranks=world.world_size),
+        steps=config.steps,
+        zero_stage=0,  # A few million weights and their state are small beside the language model.
+        seed=config.seed,
+        precision=captioner.precision,
+    )
+
+
+def _batch(
+    data: PatchFiles, config: ProjectorTrainingConfig, step: int, world: RankGroup, blank: Tensor | None
+) -> CaptionBatch:
+    rows = config.rows(step, len(data))[rank_slice(config.batch, world.rank, world.world_size)]
+    patches = data.patches([row for row, _ in rows]) if blank is None else blank.expand(len(rows), -1, -1)
+    # The passes use the captions of an image in turn.
+    found = ((data.images[row].captions, epoch) for row, epoch in rows)
+    captions = [captions[epoch % len(captions)] for captions, epoch in found]
+    return CaptionBatch(patches, captions)
+
+
+def _update(engine: Engine[CaptionBatch, Tensor], batch: CaptionBatch) -> dict[str, float]:
+    forward = engine.forward(batch)
+    loss = float(forward.loss)
+    if not math.isfinite(loss):
+        raise TrainingError(f"the loss is {loss} at step {engine.step + 1}: start anew with a smaller --lr.")
+    metrics = {name: float(value) for name, value in engine.update(forward).items()}
+    # With fp16 a gradient may overflow until the loss scale is small enough.
+    if metrics["skipped"] and not metrics.get("overflowed"):
+        raise TrainingError(f"a gradient is not finite at step {engine.step}: start anew with a smaller --lr.")
+    return metrics
+
+
+def _save(engine: Engine[CaptionBatch, Tensor], store: Store, everyone: RankGroup, attempt: Attempt) -> None:
+    snapshot = engine.snapshot()
+    try:
+        state = {_LAYOUT: engine.layout.to_json()}
+        commit(store, engine.step, state, partial(_write, snapshot), everyone, attempt)
+    finally:
+        snapshot.release()
+    everyone.run_on_main(lambda: retain(store, _RETENTION, before=attempt.number, check=attempt.check))
+
+
+def _write(snapshot: Snapshot, folder: Path) -> None:
+    snapshot.require_finite()
+    snapshot.write(folder)

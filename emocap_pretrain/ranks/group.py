@@ -22,7 +22,7 @@ from emocap_shards.errors import StoreError
 from torch.distributed import ProcessGroup
 
 from emocap_pretrain.errors import CheckpointError, ConfigError, EmocapError, LostContact, Superseded
-from emocap_pretrain.ranks.info import RankInfo
+from emocap_pretrain.ranks.info import Rank, RankInfo
 
 Value = TypeVar("Value")
 Given = ParamSpec("Given")
@@ -243,6 +243,10 @@ class RankGroup:
         # Gloo, also on GPUs: its collectives run on the CPU, beside the collectives of NCCL that the training queues.
         group = dist.new_group(backend="gloo", timeout=timedelta(days=1))
         return RankGroup(self.info, "cpu", cast(ProcessGroup, group), name)
+
+
+ALONE = RankGroup(Rank(), "cpu", None)
+"""The group of a process that is the only rank, for work that needs no device."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,13 +19,14 @@ from emocap_shards.writing.sources.columns import TableColumns
 from emocap_pretrain.captions.flat import divided
 from emocap_pretrain.config.batch_split import batch_split
 from emocap_pretrain.config.schema import Config
+from emocap_pretrain.data.batch import Batch
 from emocap_pretrain.data.datasets import open_stream, tokenizer_of, train_tokenizer
 from emocap_pretrain.data.loader import Collate
 from emocap_pretrain.data.parts import active_parts
 from emocap_pretrain.data.tokenizer import Tokenizer, Vocabulary
 from emocap_pretrain.evaluation import tasks
 from emocap_pretrain.interop.image_weights import load_teacher
-from emocap_pretrain.model.pair import TowerPair
+from emocap_pretrain.model.pair import Embeddings, TowerPair
 from emocap_pretrain.model.teacher import Teacher
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.ranks.info import RankInfo
@@ -35,6 +36,8 @@ from emocap_pretrain.training.ema import AveragedModel
 from emocap_pretrain.training.engine import Engine
 from emocap_pretrain.training.label_loss import Counts
 from emocap_pretrain.training.objective import Objective
+
+TowerEngine = Engine[Batch, Embeddings]
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +150,9 @@ def build_model(
     )
 
 
-def build_engine(config: Config, model: TowerPair, world: RankGroup, *, class_counts: Counts | None = None) -> Engine:
+def build_engine(
+    config: Config, model: TowerPair, world: RankGroup, *, class_counts: Counts | None = None
+) -> TowerEngine:
     """Returns the engine that trains the model, with the objective and its teacher. This is a collective.
 
     Args:
@@ -177,6 +182,7 @@ def build_engine(config: Config, model: TowerPair, world: RankGroup, *, class_co
         zero_stage=config.engine.zero_stage,
         offload_optimizer=config.engine.offload_optimizer,
         seed=config.seed,
+        precision=config.engine.precision,
         average=config.ema,
         averaged=averaged,
     )

@@ -7,6 +7,9 @@ holds which part of the optimizer's state. `snapshot.py` copies the weights and 
 and reads the files. `representation_cache.py` encodes the rows of a rank in several passes if a rank has more than
 `micro_batch` rows.
 
+The engine knows neither what it trains nor how the loss is computed. A run gives it a tower pair and an `Objective`. A
+captioner gives it a projector and the loss of a language model (decision 39).
+
 The weights are float32 at every stage of ZeRO. bf16 and fp16 are used only by autocast inside the model (decision 4);
 `loss_scale.py` defines the loss scale of fp16. ZeRO keeps copies of the weights in float32. These copies equal the
 weights, because the weights are float32 too. So a checkpoint stores the weights only once, together with the state of
@@ -18,27 +21,28 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from emocap_pretrain.checkpoint.layout import AVERAGE
 from emocap_pretrain.config.batch_split import BatchSplit
+from emocap_pretrain.config.fields import Precision
 from emocap_pretrain.config.optimizer import EmaConfig, OptimizerConfig
-from emocap_pretrain.data.batch import Batch
-from emocap_pretrain.model.pair import Embeddings, TowerPair
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.training import ema, zero
 from emocap_pretrain.training.ema import AveragedModel
 from emocap_pretrain.training.loss_scale import NAMES, LossScale
-from emocap_pretrain.training.objective import Objective
+from emocap_pretrain.training.objective import ObjectiveResult
 from emocap_pretrain.training.optimizer import optimizer_of, parameter_groups
 from emocap_pretrain.training.representation_cache import Cached
 from emocap_pretrain.training.schedule import learning_rate
 from emocap_pretrain.training.snapshot import Snapshot, read
 from emocap_pretrain.training.state_layout import Layout
 
+Rows = TypeVar("Rows")
+Encoded = TypeVar("Encoded")
 Timed = Callable[[str], AbstractContextManager[None]]
 Metrics = dict[str, Tensor | float]
 """Scalars of a step by name, equal on all ranks. Tensors are still on the device, so no caller has to wait for them.
@@ -77,8 +81,8 @@ class Forward:
         return self.graph.detach()
 
 
-class Engine:
-    """Trains a tower pair with DeepSpeed.
+class Engine(Generic[Rows, Encoded]):
+    """Trains a model with DeepSpeed. `Rows` is the type of a rank's rows, and `Encoded` that of the model's output.
 
     A step is a call of `forward`, followed by `update` or by `discard`. All ranks must call the same methods. The
     random numbers of a step (dropout) depend only on the seed, the step, the rank, and the group of rows that the
@@ -96,8 +100,8 @@ class Engine:
 
     def __init__(
         self,
-        model: TowerPair,
-        objective: Objective,
+        model: nn.Module,
+        objective: Callable[[Encoded, Rows, int], ObjectiveResult],
         world: RankGroup,
         *,
         settings: OptimizerConfig,
@@ -106,6 +110,7 @@ class Engine:
         zero_stage: int,
         offload_optimizer: bool = False,
         seed: int,
+        precision: Precision,
         average: EmaConfig | None = None,
         averaged: AveragedModel | None = None,
     ) -> None:
@@ -114,16 +119,21 @@ class Engine:
         This is a collective: all ranks must call it.
 
         Args:
-            model: The model that is trained. Under ZeRO 3 its parameters are empty afterwards.
-            objective: Computes the loss of the global batch.
+            model: The model that is trained. It is called with a rank's rows. Under ZeRO 3 its parameters are empty
+                afterwards.
+            objective: Computes the loss of the global batch from the output of the model for this rank's rows, these
+                rows, and the number of steps done. After its backward pass, the mean of a gradient over the ranks must
+                be the gradient of this loss.
             world: All ranks.
             settings: The optimizer, the parameter groups, the schedule of the learning rate, and the gradient norm
                 above which gradients are clipped.
-            split: How the rows of a step are split over the ranks, and those of a rank into passes.
+            split: How the rows of a step are split over the ranks, and those of a rank into passes. There may be
+                several passes only if `Rows` is `Batch`, and `Encoded` is `Embeddings`.
             steps: Number of steps of the whole run, on which the schedule of the learning rate depends.
             zero_stage: Stage of ZeRO, 0 to 3.
             offload_optimizer: Whether the state of the optimizer is in host memory. It needs a stage above 0.
             seed: Seed of the random number generators.
+            precision: The precision in which the model computes. With "fp16" the engine scales the loss.
             average: The settings of the moving average of the weights; None keeps no average.
             averaged: The model with these averages, if the objective uses it. It needs a stage below 3, because at
                 stage 3 no rank has whole weights.
@@ -154,7 +164,7 @@ class Engine:
         self._snapshot = Snapshot(world.rank, world.device)  # One object, because its host memory is used again.
         self.step = 0
         self._finite = torch.ones((), device=world.device)
-        self._loss_scale = LossScale() if model.precision == "fp16" else None
+        self._loss_scale = LossScale() if precision == "fp16" else None
 
     @property
     def learning_rate(self) -> float:
@@ -166,11 +176,11 @@ class Engine:
         """The JSON value from `TextTower.recorded`, which a checkpoint stores.
 
         The text tower can be built from this value without access to the folder or hub of its pretrained weights. The
-        value is None if the settings alone are enough to build the tower.
+        value is None if the settings alone are enough to build the tower. Only a tower pair has this property.
         """
         return self._engine.module.text.recorded()
 
-    def forward(self, batch: Batch, *, timed: Timed = _untimed) -> Forward:
+    def forward(self, batch: Rows, *, timed: Timed = _untimed) -> Forward:
         """Computes the loss of the next step. Every rank must call `update` or `discard` afterwards.
 
         This is a collective: the loss exchanges vectors, and stage 3 of ZeRO gathers parameters.
@@ -180,13 +190,14 @@ class Engine:
             timed: Called with the name of a section, "forward" or "loss". It returns the context manager that measures
                 the time of this section.
         """
+        rows: Any = batch  # More than one pass is only for a `Batch`.
         with timed("forward"):
             # All ranks make the same number of passes, also a rank with fewer rows, because under stage 3 each pass
             # gathers parameters.
-            cached = Cached.of(batch, self._passes, self._encode) if self._passes > 1 else None
-            embeddings = cached.embeddings if cached else self._encode(0, batch)
+            cached = Cached.of(rows, self._passes, self._encode) if self._passes > 1 else None
+            encoded: Any = cached.embeddings if cached else self._encode(0, batch)
         with timed("loss"):
-            result = self._objective(embeddings, batch, self.step)
+            result = self._objective(encoded, batch, self.step)
         return Forward(result.loss, result.metrics, cached)
 
     def update(self, forward: Forward, *, timed: Timed = _untimed) -> Metrics:
@@ -225,7 +236,7 @@ class Engine:
         zero.forget_forward(self._engine)
         return self._end_step(forward, self.learning_rate, updated=False, finite=True)
 
-    def train(self, batch: Batch) -> Metrics:
+    def train(self, batch: Rows) -> Metrics:
         """Makes one optimizer step on this rank's rows of the global batch, without a check of the loss."""
         return self.update(self.forward(batch))
 
@@ -275,11 +286,11 @@ class Engine:
             engine, spec, world = self._engine, self._optimizer, self._world
             self._averaged.load(engine.module, zero.whole_state(engine, spec, self.layout, world, AVERAGE))
 
-    def _encode(self, number: int, batch: Batch) -> Embeddings:
+    def _encode(self, number: int, batch: Any) -> Any:
         # Both runs of a pass seed alike, so they draw the same dropout masks. Python's hash of integers is not salted:
         # it is equal in all processes. The modulus makes it non-negative.
         torch.manual_seed(hash((self._seed, self.step, self._world.rank, number)) % 2**63)
-        return cast(Embeddings, self._engine(batch))
+        return self._engine(batch)
 
     def _end_step(self, forward: Forward, rate: float, *, updated: bool, finite: bool) -> Metrics:
         self.step += 1

@@ -50,6 +50,7 @@ from emocap_pretrain.run_folder.unsent import UNSENT_FILE
 from emocap_pretrain.tracking.spool import Row, readable_rows
 from emocap_pretrain.tracking.tracker import RunStatus, Tracker
 from emocap_pretrain.training.build import (
+    TowerEngine,
     build_collate,
     build_engine,
     build_model,
@@ -57,7 +58,6 @@ from emocap_pretrain.training.build import (
     first_tokenizer,
     open_tars,
 )
-from emocap_pretrain.training.engine import Engine
 from emocap_pretrain.training.guard import Guard, Verdict
 from emocap_pretrain.training.label_loss import Counts
 from emocap_pretrain.training.other_steps import note_on_fresh_pass, note_on_other_steps
@@ -111,7 +111,7 @@ class Session:
     store: Store
     data_digest: str
     tokenizer: Tokenizer
-    engine: Engine
+    engine: TowerEngine
     tracker: Tracker
     saver: Saver
     guard: Guard
@@ -418,7 +418,7 @@ def _open_engine(
     start: StartingPoint,
     found: Resumed | None,
     class_counts: Counts,
-) -> tuple[Engine, str]:
+) -> tuple[TowerEngine, str]:
     """Returns the engine, and for a new run with `model.from` the table that says what became of the weights."""
     # All ranks draw the same first weights. The engine broadcasts those of rank 0 in any case, so rank 0 alone reads
     # the weights of a checkpoint (decision 16), of `model.from` or of `model.image.pretrained`.

@@ -20,10 +20,11 @@ FAKES = Path(__file__).parents[1] / "emocap_pretrain"
 sys.path.insert(0, str(FAKES))
 sys.path.insert(0, str(FAKES / "generation"))
 from generation_fakes import write_llama  # noqa: E402
-from pretrain_fakes import forged  # noqa: E402
+from pretrain_fakes import forged, stand_alone  # noqa: E402
 
 
 def test_a_captioner_and_its_floors_are_recorded_by_each_metric(tmp_path: Path) -> None:
+    stand_alone()
     write_shards(records(8, pixels=32), str(tmp_path / "train"), samples_per_shard=8)
     write_shards(records(4, pixels=32, start=8), str(tmp_path / "test"), samples_per_shard=8)
     write_llama(tmp_path / "lm")

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 from generation_fakes import write_llama
-from pretrain_fakes import forged
+from pretrain_fakes import forged, stand_alone
 
 import emocap_pretrain as emocap
 from emocap_pretrain.config.schema import Config
@@ -13,6 +13,12 @@ from emocap_pretrain.generation.patches import PatchFiles, PatchSettings, comput
 from emocap_pretrain.inference.embedder import Embedder
 
 WORDS = ["a clearly happy face", "the brows are drawn together", "a neutral face", "anger, fear, joy"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _process_group() -> None:
+    """Makes the process group that the engine needs, once, because DeepSpeed keeps it."""
+    stand_alone()
 
 
 @pytest.fixture(scope="session")

@@ -1,16 +1,18 @@
 """Tests the commands `emocap caption train`, `score` and `write`, also with wrong models and unfinished trainings."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from cli_calls import called, printed
+from caption_jobs import files_of
+from cli_calls import called, printed, torchrun
 from emocap_shards.writer import write_shards
 from generation_fakes import write_llama
 
 from emocap_pretrain.captions.rendered.dataset import records
-from emocap_pretrain.generation.folder import DOCUMENT
+from emocap_pretrain.generation.folder import DOCUMENT, CaptionerFolder
 from emocap_pretrain.generation.scoring import FLOORS, score
 
 TRAINING = ("--steps", 3, "--batch", 4, "--warmup-steps", 1, "--most-tokens", 12, "--image-tokens", 1)
@@ -25,9 +27,15 @@ def unseen(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def captioner(run_url, faces, llama, tmp_path_factory) -> Path:
+def server(tmp_path_factory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+
+
+@pytest.fixture(scope="module")
+def captioner(run_url, faces, llama, server, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("captioner") / "tiny"
-    done = called("caption", "train", run_url, faces, "--lm", llama, "--out", folder, *TRAINING)
+    words = ("caption", "train", run_url, faces, "--lm", llama, "--out", folder, "--tracking", server)
+    done = called(*words, *TRAINING)
     assert done.exit_code == 0, done.stderr
     assert "24 images of 24 persons, 1 tokens each." in done.stdout
     assert "captions are cut to 12 tokens" in done.stdout
@@ -72,8 +80,8 @@ def test_captions_that_cannot_be_written_are_named_before_anything_is_scored(
 def test_the_scores_are_shown_although_the_captions_cannot_be_written_at_the_end(
     captioner, run_url, unseen, llama, tmp_path, monkeypatch
 ):
-    def scored(*of):
-        found = score(*of)
+    def scored(*of, **options):
+        found = score(*of, **options)
         (tmp_path / "captions").rmdir()
         return found
 
@@ -123,10 +131,11 @@ def test_another_model_another_language_model_and_other_settings_are_refused(
     train = ("caption", "train", run_url, faces, "--lm", llama, "--out", captioner, *TRAINING)
     again = called(*train)
     assert again.exit_code == 0
-    assert "step 1" not in again.stdout
-    done = called(*train, "--lr", 0.5)
-    assert done.exit_code == 2
-    assert "holds a captioner with another lr" in done.stderr
+    assert "step" not in again.stdout
+    for words, changed in ((("--lr", 0.5), "optimizer.lr"), (("--optimizer", "name=lion"), "optimizer.name")):
+        done = called(*train, *words)
+        assert done.exit_code == 2
+        assert f"holds a captioner with another {changed}" in done.stderr
     config = tiny(tmp_path)
     from pretrain_fakes import forged
 
@@ -146,4 +155,72 @@ def test_an_unfinished_and_an_absent_captioner_are_named(captioner, run_url, uns
     (tmp_path / DOCUMENT).write_bytes((captioner / DOCUMENT).read_bytes())
     done = called(*score, tmp_path)
     assert done.exit_code == 1
-    assert "captioner.safetensors has 0 of 3 steps: finish it" in done.stderr
+    assert "captioner has 0 of 3 steps: finish the training" in " ".join(done.stderr.split())
+
+
+def test_a_folder_of_an_older_version_is_refused_in_one_line(captioner, run_url, faces, unseen, llama, tmp_path):
+    old = tmp_path / "old"
+    shutil.copytree(captioner / "patches", old / "patches")
+    document = json.loads((captioner / DOCUMENT).read_text())
+    training = {"steps": 3, "batch": 4, "lr": 0.001, "warmup_steps": 1, "weight_decay": 0.0, "seed": 0}
+    (old / DOCUMENT).write_text(json.dumps({**document, "schema": 1, "training": training}))
+    models = ("--lm", llama, *TRAINING)
+    for words in (("train", run_url, faces, *models, "--out", old), ("score", run_url, unseen, "--captioner", old)):
+        done = called("caption", *words, *(() if words[0] == "train" else ("--lm", llama)))
+        assert done.exit_code == 2
+        assert "cannot be read (an older version wrote it, which trained in another way)" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+
+def test_wrong_settings_of_the_optimizer_are_named(run_url, faces, llama, tmp_path):
+    train = ("caption", "train", run_url, faces, "--lm", llama, "--out", tmp_path / "new")
+    for words, message in (
+        (("--lr", -1), "command line: optimizer.lr=-1.0: it should be greater than 0"),
+        (("--optimizer", "nmae=lion"), "unknown key optimizer.nmae; known here: name, lr"),
+        (("--lr", 1, "--optimizer", "lr=2"), "lr is given twice"),
+    ):
+        done = called(*train, *words)
+        assert done.exit_code == 2
+        assert message in done.stderr
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_losses_of_each_step_and_the_scores_are_in_one_run_of_mlflow(captioner, run_url, unseen, llama, server):
+    from mlflow.tracking import MlflowClient
+
+    words = ("caption", "score", run_url, unseen, "--lm", llama, "--captioner", captioner, "--tracking", server)
+    metrics = printed(*words)["metrics"]
+    client = MlflowClient(server)
+    (experiment,) = (each for each in client.search_experiments() if each.name == "emocap")
+    (run,) = client.search_runs([experiment.experiment_id])
+    for kind in ("captioner", "without_image"):
+        history = client.get_metric_history(run.info.run_id, f"{kind}/loss")
+        assert [point.step for point in history] == [1, 2, 3]
+        assert len({point.value for point in history}) == 3
+    assert run.data.metrics["generation/bleu"] == metrics[0]["value"]
+    assert run.data.params["training.optimizer.warmup_steps"] == "1"
+    assert {each.tags[0].value for each in run.inputs.dataset_inputs} == {"training", "evaluation"}
+    assert run.info.status == "FINISHED"
+
+
+@pytest.mark.slow
+def test_two_ranks_train_through_the_death_of_one_and_write_what_one_process_writes(
+    run_url, faces, unseen, llama, tmp_path
+):
+    """In the first attempt rank 1 is killed after the checkpoint of step 2, and torchrun starts both ranks again."""
+    program = Path(__file__).parent / "killed_captioner.py"
+    train = ("caption", "train", run_url, faces, "--lm", llama, *TRAINING[2:], "--steps", 4, "--save-every-steps", 2)
+    torchrun("-m", "emocap_pretrain.cli", *train, "--out", tmp_path / "whole")
+    said = torchrun("--max-restarts=1", program, *train, "--out", tmp_path / "killed")
+    assert said.count("24 images of 24 persons") == 2  # Each attempt says it once.
+    for kind in ("captioner", "without_image"):
+        whole, killed = (CaptionerFolder(tmp_path / name).checkpoints(kind) for name in ("whole", "killed"))
+        assert files_of(killed) == files_of(whole)
+    models = (run_url, unseen, "--lm", llama, "--captioner", tmp_path / "killed")
+    assert json.loads(torchrun("-m", "emocap_pretrain.cli", "caption", "score", *models, "--json")) == printed(
+        "caption", "score", *models
+    )
+    write = ("caption", "write", *models, "--part-images", 3, "--out")
+    torchrun("-m", "emocap_pretrain.cli", *write, tmp_path / "two.csv")
+    assert called(*write, tmp_path / "one.csv").exit_code == 0
+    assert (tmp_path / "two.csv").read_bytes() == (tmp_path / "one.csv").read_bytes()

@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from caption_jobs import Stored, scored
+from gloo_ranks import on_gloo
 
 from emocap_pretrain.errors import DataError
 from emocap_pretrain.generation.captioner import Captioner
@@ -43,6 +45,29 @@ def test_the_scores_are_those_of_unseen_persons_beside_three_floors(language, pa
         assert result.differences["random_image"] == result.value - result.floors["random_image"]
         low, high = result.intervals["random_image"]
         assert low <= result.differences["random_image"] <= high
+
+
+def test_any_number_of_ranks_computes_the_patches_and_writes_the_captions_of_one(
+    run_url, llama, patches, tmp_path, tmp_path_factory
+):
+    """Ten faces are four parts of patches and, without those of known persons, three batches of captions."""
+    from emocap_shards.writer import write_shards
+
+    from emocap_pretrain.captions.rendered.dataset import records
+
+    write_shards(records(10, pixels=32, start=20), str(tmp_path / "data"), samples_per_shard=10)
+
+    def run(ranks):
+        job = (run_url, llama, str(tmp_path / "data"), Stored.of(patches), tmp_path_factory.mktemp("patches"))
+        return on_gloo(ranks, scored, *job)
+
+    ((images, pooled, scores),) = run(1)
+    assert (len(pooled), scores.images) == (4, 6)
+    for ranks in (2, 3):
+        found = run(ranks)
+        assert [each[0] for each in found] == [images] * ranks
+        assert all(np.array_equal(a, b) for each in found for a, b in zip(each[1], pooled, strict=True))
+        assert [each[2] for each in found] == [scores, *[None] * (ranks - 1)]
 
 
 def test_the_nearest_image_of_a_training_image_is_itself(patches):
