@@ -204,7 +204,7 @@ def train(
 
 
 def read_weights(captioner: Captioner, store: Store, config: ProjectorTrainingConfig) -> int:
-    """Loads the weights of the newest checkpoint into the projector, and returns the number of updates behind them.
+    """Loads the weights of the newest checkpoint into the projector, and returns the number of updates that made them.
 
     These are the weights for use: with schedule-free AdamW the average that this optimizer means for that. If there is
     no checkpoint, nothing is changed, and the result is 0. This is not a collective.

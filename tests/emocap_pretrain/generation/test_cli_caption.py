@@ -207,7 +207,7 @@ def test_the_losses_of_each_step_and_the_scores_are_in_one_run_of_mlflow(caption
 def test_two_ranks_train_through_the_death_of_one_and_write_what_one_process_writes(
     run_url, faces, unseen, llama, tmp_path
 ):
-    """In the first attempt rank 1 is killed after the checkpoint of step 2, and torchrun starts both ranks again."""
+    """Rank 1 is killed after the checkpoint of step 2, and torchrun then starts both ranks again."""
     program = Path(__file__).parent / "killed_captioner.py"
     train = ("caption", "train", run_url, faces, "--lm", llama, *TRAINING[2:], "--steps", 4, "--save-every-steps", 2)
     torchrun("-m", "emocap_pretrain.cli", *train, "--out", tmp_path / "whole")
