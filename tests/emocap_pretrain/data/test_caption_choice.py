@@ -68,15 +68,24 @@ def test_each_part_is_chosen_among_the_captions_that_have_it():
 
 def test_parts_are_left_out_as_often_as_configured_and_the_global_part_stays():
     found = [
-        chosen_caption(sample(index), settings(drop={"summary": 0.3, "local": 0.2, "each_local": 0.5}), seed=1)
+        chosen_caption(sample(index), settings(drop={"summary": 0.3, "local": 0.2, "each_local": 0.3}), seed=1)
         for index in range(2000)
     ]
     assert all(each.global_ == "G0." for each in found)
     assert abs(np.mean([not each.summary for each in found]) - 0.3) < 0.05
     # All three are left out together, or each of them on its own.
-    assert abs(np.mean([not each.local for each in found]) - (0.2 + 0.8 * 0.125)) < 0.05
-    assert abs(np.mean([len(each.local) for each in found]) - 0.8 * 1.5) < 0.1
+    assert abs(np.mean([not each.local for each in found]) - (0.2 + 0.8 * 0.027)) < 0.05
+    assert abs(np.mean([len(each.local) for each in found]) - 0.8 * 3 * 0.7) < 0.1
+    both = np.mean([not each.summary and not each.local for each in found])
+    assert abs(both - 0.3 * (0.2 + 0.8 * 0.027)) < 0.03, "one part is left out independently of the other"
     assert all(set(each.local) <= set(FIRST.local) for each in found)
+
+
+def test_a_sample_is_trained_with_another_choice_in_another_epoch():
+    config = settings(weights=[1], drop={"summary": 0.5})
+    found = {chosen_caption(sample(3, SECOND, THIRD, epoch=epoch), config, seed=1) for epoch in range(40)}
+    assert {each.global_ for each in found} == {"G0.", "G1.", "G2."}
+    assert {each.summary for each in found} >= {"", "S0."}
 
 
 @given(st.integers(0, 2**31 - 1), st.integers(0, 50), st.integers(0, 2**40), st.permutations(range(3)))
