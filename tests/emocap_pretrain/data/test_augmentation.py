@@ -9,6 +9,7 @@ from emocap_shards.sample import Caption
 from emocap_shards.stream import Stream
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image, ImageFilter
 from pretrain_fakes import tensors_of
 from pydantic import ValidationError
 
@@ -121,6 +122,17 @@ def test_brightness_and_contrast_stay_within_their_strengths():
     assert np.array_equal(after(flat, colour=only), flat)
 
 
+def test_contrast_keeps_the_mean_luma_that_the_brightness_gives():
+    image = noise()
+    only = {"probability": 1.0, "brightness": 0.3, "saturation": 0.0, "hue": 0.0}
+    for each in range(20):
+        means = [
+            float((after(image, sample=each, colour={**only, "contrast": contrast}) @ LUMA).mean())
+            for contrast in (0.0, 0.2)
+        ]
+        assert means[0] == pytest.approx(means[1], abs=1.5)
+
+
 def test_saturation_and_hue_keep_the_luma_and_do_not_colour_grey():
     only = {"probability": 1.0, "brightness": 0.0, "contrast": 0.0, "saturation": 0.3, "hue": 0.05}
     image = noise()
@@ -201,6 +213,12 @@ def test_blur_and_compression_smooth_noise():
         for each in (95, 30)
     ]
     assert 0 < errors[0] < errors[1]
+
+
+def test_the_deviation_of_the_blur_is_a_share_of_the_side():
+    image = noise(64)
+    wanted = Image.fromarray(image).filter(ImageFilter.GaussianBlur(0.05 * 64))
+    assert np.array_equal(after(image, blur={"probability": 1.0, "sigma": (0.05, 0.05)}), np.asarray(wanted))
 
 
 def test_an_erased_rectangle_has_its_share_of_the_image_and_one_colour_that_the_patch_mask_leaves_out():
