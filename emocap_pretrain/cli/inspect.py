@@ -20,7 +20,8 @@ from emocap_pretrain.cli.files import check_writable, write_text
 from emocap_pretrain.cli.inspect_report import show
 from emocap_pretrain.cli.options import Debug
 from emocap_pretrain.cli.reach import need_answer
-from emocap_pretrain.config.schema import Config, MixtureDatasetConfig
+from emocap_pretrain.config.data import MixtureDatasetConfig
+from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.interop.settings import load_config
 from emocap_pretrain.terminal import console, errors_as_lines, say_json

@@ -13,8 +13,8 @@ from emocap_shards.mask import masked_url
 from emocap_shards.strata import MOST_CLASSES, ClassBalance, class_shares
 from jaxtyping import UInt8
 
+from emocap_pretrain.config.data import BalanceConfig, DataConfig
 from emocap_pretrain.config.fields import label_text
-from emocap_pretrain.config.schema import BalanceConfig, DataConfig
 from emocap_pretrain.errors import ConfigError
 
 EXPONENTS = {"inverse": 1.0, "inverse_sqrt": 0.5}

@@ -24,8 +24,9 @@ from emocap_shards.store import open_store
 from emocap_shards.strata import ClassBalance
 from emocap_shards.stream import Stream
 
+from emocap_pretrain.config.data import DataConfig, MixtureDatasetConfig
 from emocap_pretrain.config.model import PartLengthsConfig
-from emocap_pretrain.config.schema import DataConfig, EvaluationConfig, MixtureDatasetConfig
+from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.config.stored import data_urls
 from emocap_pretrain.data.parts import PARTS
 from emocap_pretrain.data.tokenizer import Tokenizer

@@ -15,9 +15,9 @@ from emocap_shards.sample import Sample
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
+from emocap_pretrain.config.data import DataConfig
 from emocap_pretrain.config.fields import label_text
 from emocap_pretrain.config.objective import LabelConfig
-from emocap_pretrain.config.schema import DataConfig
 from emocap_pretrain.errors import ConfigError, DataError
 
 MISSING_CLASS = -1

@@ -35,8 +35,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from emocap_pretrain.config.augmentation import AugmentConfig
 from emocap_pretrain.config.captions import CaptionsConfig
+from emocap_pretrain.config.data import DataConfig
 from emocap_pretrain.config.objective import LabelConfig
-from emocap_pretrain.config.schema import DataConfig
 from emocap_pretrain.data.augmentation import changed, random_numbers, rotation_degrees
 from emocap_pretrain.data.batch import Batch, Texts
 from emocap_pretrain.data.caption_choice import chosen_caption

@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from emocap_pretrain.config.schema import ClusterConfig, DataConfig, TrackingConfig
+from emocap_pretrain.config.data import DataConfig
+from emocap_pretrain.config.schema import ClusterConfig, TrackingConfig
 
 Status = Literal["ok", "warn", "fail", "skipped"]
 

@@ -3,8 +3,8 @@
 from emocap_shards.cursor import Cursor
 
 from emocap_pretrain.checkpoint.manifest import Checkpoint
+from emocap_pretrain.config.data import DataConfig
 from emocap_pretrain.config.optimizer import OptimizerConfig
-from emocap_pretrain.config.schema import DataConfig
 from emocap_pretrain.training.schedule import learning_rate
 
 

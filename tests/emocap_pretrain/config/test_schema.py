@@ -8,8 +8,9 @@ from pretrain_fakes import changed
 from pydantic import ValidationError
 
 from emocap_pretrain.config.__main__ import main
+from emocap_pretrain.config.data import DataConfig
 from emocap_pretrain.config.objective import ObjectiveConfig
-from emocap_pretrain.config.schema import Config, DataConfig
+from emocap_pretrain.config.schema import Config
 
 ROOT = Path(__file__).parents[3]
 

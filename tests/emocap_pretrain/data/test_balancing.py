@@ -13,7 +13,8 @@ from emocap_shards.writer import write_shards
 from PIL import Image
 from pretrain_fakes import FakeRuntime, changed, stand_alone
 
-from emocap_pretrain.config.schema import Config, DataConfig
+from emocap_pretrain.config.data import DataConfig
+from emocap_pretrain.config.schema import Config
 from emocap_pretrain.data.balancing import check_balance, read_balance
 from emocap_pretrain.data.datasets import open_stream
 from emocap_pretrain.dry_run.preflight import preflight

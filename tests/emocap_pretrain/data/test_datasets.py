@@ -7,8 +7,9 @@ from emocap_shards.sample import Caption, Record
 from emocap_shards.writer import write_shards
 from PIL import Image
 
+from emocap_pretrain.config.data import DataConfig, MixtureDatasetConfig
 from emocap_pretrain.config.model import PartLengthsConfig
-from emocap_pretrain.config.schema import DataConfig, EvaluationConfig, MixtureDatasetConfig
+from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.data.datasets import CutTexts, cut_captions, open_stream
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.evaluation.tasks import cut_prompts

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from emocap_pretrain.config.schema import ClusterConfig, DataConfig, TrackingConfig
+from emocap_pretrain.config.data import DataConfig
+from emocap_pretrain.config.schema import ClusterConfig, TrackingConfig
 from emocap_pretrain.doctor import CHECKS, CheckResult, DoctorInputs, diagnose, gpus, host, services, storage, versions
 from emocap_pretrain.doctor.gpus import GpuFacts, judged
 from emocap_pretrain.doctor.versions import read_lock

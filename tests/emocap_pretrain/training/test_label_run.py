@@ -18,8 +18,9 @@ from sklearn.metrics import balanced_accuracy_score
 import emocap_pretrain as emocap
 from emocap_pretrain.benchmarks.catalogue import card
 from emocap_pretrain.checkpoint.manifest import committed
+from emocap_pretrain.config.data import DataConfig
 from emocap_pretrain.config.objective import LabelConfig
-from emocap_pretrain.config.schema import Config, DataConfig, EvaluationConfig
+from emocap_pretrain.config.schema import Config, EvaluationConfig
 from emocap_pretrain.data.labels import check_labels, count_classes
 from emocap_pretrain.dry_run.plan import RunPlan
 from emocap_pretrain.dry_run.preflight import preflight
