@@ -15,7 +15,7 @@ from emocap_pretrain.evaluation.outcome_scores import folds_of, keys_of, metrics
 from emocap_pretrain.evaluation.paired import Difference, differences, holm, mismatches
 from emocap_pretrain.evaluation.result_file import EvaluatedModel, ResultFile, SavedFace
 from emocap_pretrain.evaluation.subgroups import LEAST, MOST_GROUPS, Subgroups, subgroups
-from emocap_pretrain.run_folder.outcomes import Outcomes, Samples
+from emocap_pretrain.run_folder.outcomes import Outcomes, ProbabilityOutcomes, Samples, ShotOutcomes
 from emocap_pretrain.run_folder.results import Score, TaskResult
 
 _ALIKE = ("crop", "colours", "ensemble")  # Settings that change what a model sees, or how its prompts count.
@@ -242,13 +242,16 @@ def groups_by(result: TaskResult, by: Sequence[str] | None = None, *, least: int
 
     Returns:
         The groups of each entry of `result.outcomes` and each label. Entries whose queries are texts, and entries of
-            which the result states no score, have no groups.
+            which the result states no score, have no groups. Nor have means over draws of training examples, whose
+            draws an interval of groups would leave out, and calibration errors, which are larger in small groups.
 
     Raises:
         ConfigError: If a label has too many values.
     """
     found: list[Subgroups] = []
     for outcomes, samples in _outcomes(result):
+        if isinstance(outcomes, ShotOutcomes | ProbabilityOutcomes):
+            continue
         is_share = {score.name: score.is_share for score in result.scores}
         main = next((name for name in metrics_of(outcomes) if name in is_share), None)
         labels = [label for label in samples.labels if by is None or label in by]

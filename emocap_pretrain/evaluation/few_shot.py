@@ -5,7 +5,7 @@ The examples are drawn from the split `train`, and the regularization is chosen 
 examples is drawn several times, and the scores are the mean and the standard deviation over the draws.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,12 +13,13 @@ import numpy as np
 from emocap_shards.inspecting.wording import counted
 from jaxtyping import Int
 
-from emocap_pretrain.evaluation.classification import LearnsClasses
+from emocap_pretrain.evaluation.classification import LabelledRows, LearnsClasses
 from emocap_pretrain.evaluation.confusion import Confusion
 from emocap_pretrain.evaluation.features import Features
 from emocap_pretrain.evaluation.probe import fitted
 from emocap_pretrain.evaluation.task import SplitName
 from emocap_pretrain.inference.embedder import Embedder
+from emocap_pretrain.run_folder.outcomes import ShotOutcomes, answers_digest
 from emocap_pretrain.run_folder.results import Baseline, Score, Series, TaskResult
 
 SHOTS = (1, 2, 4, 8, 16)
@@ -44,16 +45,26 @@ class FewShot(LearnsClasses):
     def result(self, embedder: Embedder, features: Mapping[SplitName, Features]) -> TaskResult:  # noqa: ARG002 - there are no prompts
         train, valid, test = self.labelled(features)
         scores: list[Score] = []
+        right: list[tuple[int, ...]] = []
+        chosen: list[tuple[str, ...]] = []
         for shots in SHOTS:
             found: list[Confusion] = []
+            bits, digests = np.zeros(len(test.truth), dtype=np.int64), list[str]()
             for draw in range(DRAWS):
+                # The random numbers depend on nothing else, so all models learn from the same examples.
                 random = np.random.default_rng([shots, draw])
                 some = drawn(train.truth, shots, random)
                 to_choose = drawn(valid.truth, min(shots, MOST_VALID_SHOTS), random)
                 probe = fitted(
                     (train.vectors[some], train.truth[some]), (valid.vectors[to_choose], valid.truth[to_choose])
                 )
-                found.append(Confusion.of(test.rows.classes, test.truth, probe.predicted(test.vectors)))
+                predicted = probe.predicted(test.vectors)
+                found.append(Confusion.of(test.rows.classes, test.truth, predicted))
+                bits |= (predicted == test.truth).astype(np.int64) << draw
+                learned = _learned("train", features["train"], train.rows, some)
+                digests.append(answers_digest([*learned, *_learned("valid", features["valid"], valid.rows, to_choose)]))
+            right.append(tuple(bits.tolist()))
+            chosen.append(tuple(digests))
             uars = np.array([each.uar for each in found])
             title = f"few-shot UAR, {counted(shots, 'example')} a class"
             chance = Baseline("chance", found[0].chance, f"mean of {DRAWS} draws")
@@ -64,7 +75,19 @@ class FewShot(LearnsClasses):
         values, deviations = (tuple(each.value for each in scores[place::2]) for place in (0, 1))
         chance = scores[0].baseline.value if scores[0].baseline else None
         series = Series("uar", "few-shot UAR", "examples of each class", SHOTS, values, deviations, chance)
-        return TaskResult(self.name, len(test.truth), tuple(scores), series=(series,))
+        rows, truth = (tuple(each.tolist()) for each in (test.rows.rows, test.truth))
+        outcomes = ShotOutcomes(rows, test.rows.classes, truth, SHOTS, DRAWS, tuple(right), tuple(chosen))
+        return TaskResult(self.name, len(test.truth), tuple(scores), series=(series,), outcomes=(outcomes,))
+
+
+def _learned(
+    split: SplitName, features: Features, labelled: LabelledRows, some: Int[np.ndarray, " drawn"]
+) -> Iterator[tuple[str, list[str]]]:
+    """Yields each class of a split with the keys of the drawn examples of this class."""
+    for number in np.unique(labelled.truth[some]):
+        places = some[labelled.truth[some] == number]
+        keys = [features.keys[row] for row in labelled.rows[places].tolist()]
+        yield f"{split} {labelled.classes[number]}", keys
 
 
 def drawn(truth: Int[np.ndarray, " examples"], shots: int, random: np.random.Generator) -> Int[np.ndarray, " drawn"]:

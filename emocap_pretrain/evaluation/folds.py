@@ -69,7 +69,8 @@ def _joined(results: Sequence[TaskResult]) -> tuple[Outcomes, ...]:
     if len(folds) < len(results):
         return ()
     firsts = [0, *accumulate(map(len, folds))]
-    found = zip(*(each.outcomes for each in results), strict=True)
+    # A fold with many samples lacks the probabilities, which come last.
+    found = zip(*(each.outcomes for each in results), strict=False)
     return tuple(
         joined(
             [

@@ -143,8 +143,13 @@ def areas(
 
 def shares(is_right: np.ndarray) -> Callable[[Weights], Float[np.ndarray, " draws"]]:
     """Returns a function that computes the share of right examples of each draw (the accuracy, WAR)."""
+    return means(is_right)
+
+
+def means(values: np.ndarray) -> Callable[[Weights], Float[np.ndarray, " draws"]]:
+    """Returns a function that computes the mean over the examples of each draw."""
 
     def scores(weights: Weights) -> Float[np.ndarray, " draws"]:
-        return weights @ is_right / weights.sum(1)
+        return weights @ values / weights.sum(1)
 
     return scores

@@ -7,11 +7,14 @@ bootstrap, a test of two models and a division into groups use the same formula.
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from emocap_pretrain.evaluation.calibration_error import errors
+from emocap_pretrain.evaluation.crossed_draws import crossed_scores, right_of
 from emocap_pretrain.evaluation.intervals import (
     Weights,
     areas,
@@ -19,6 +22,7 @@ from emocap_pretrain.evaluation.intervals import (
     draws,
     mean_of_finite,
     mean_recalls,
+    means,
     percentiles,
     shares,
 )
@@ -27,8 +31,10 @@ from emocap_pretrain.run_folder.outcomes import (
     ClassOutcomes,
     NumberOutcomes,
     Outcomes,
+    ProbabilityOutcomes,
     RankOutcomes,
     Samples,
+    ShotOutcomes,
     UnitOutcomes,
     columns,
     tables,
@@ -88,9 +94,13 @@ def metrics_of(outcomes: Outcomes, folds: Int[np.ndarray, " entries"] | None = N
             found = {"accuracy": shares(is_right_of(outcomes))}
         case UnitOutcomes():
             found = _of_units(outcomes)
+        case ShotOutcomes():
+            found = _of_shots(outcomes)
+        case ProbabilityOutcomes():
+            found = _of_probabilities(outcomes)
     if folds is None:
         return dict(found)
-    return {name: _over_folds(metric, folds) for name, metric in found.items()}
+    return {name: over_folds(metric, folds) for name, metric in found.items()}
 
 
 def part(outcomes: Outcomes, places: Int[np.ndarray, " chosen"]) -> Outcomes:
@@ -108,7 +118,8 @@ def with_intervals(result: TaskResult, *, most: int | None = MOST_ENTRIES) -> Ta
     """Returns the result with a bootstrap interval for each score that follows from its outcomes and has none.
 
     Whole persons or clips are drawn where they are known. All scores of one entry of `result.outcomes` are computed
-    from the same draws.
+    from the same draws. The intervals of means over draws are those of `crossed_draws.py`. A calibration error gets no
+    interval, because draws of the samples have larger errors than the samples themselves (`calibration_error.py`).
 
     Args:
         result: The result of a task.
@@ -126,10 +137,16 @@ def with_intervals(result: TaskResult, *, most: int | None = MOST_ENTRIES) -> Ta
 
 
 def _intervals(outcomes: Outcomes, samples: Samples, names: Collection[str]) -> dict[str, tuple[float, float]]:
-    of_outcomes = metrics_of(outcomes, folds_of(outcomes, samples))
-    metrics = {name: metric for name, metric in of_outcomes.items() if name in names}
+    groups, folds = groups_of(outcomes, samples), folds_of(outcomes, samples)
+    if isinstance(outcomes, ShotOutcomes):
+        crossed = crossed_scores(outcomes, groups, folds)
+        of_shots = {name: each.interval() for name, each in crossed.items() if name in names}
+        return {name: (max(0.0, each[0]), min(1.0, each[1])) for name, each in of_shots.items() if each}
+    without = calibration_name(outcomes)
+    of_outcomes = metrics_of(outcomes, folds)
+    metrics = {name: metric for name, metric in of_outcomes.items() if name in names and name != without}
     drawn: dict[str, list[np.ndarray]] = {name: [] for name in metrics}
-    for weights in draws(groups_of(outcomes, samples)) if metrics else ():
+    for weights in draws(groups) if metrics else ():
         for name, metric in metrics.items():
             drawn[name].append(metric(weights))
     joined = {name: np.concatenate(found) for name, found in drawn.items()}
@@ -144,7 +161,7 @@ def is_right_of(outcomes: Outcomes) -> np.ndarray:
             return np.array(outcomes.truth) == np.array(outcomes.predicted)
         case AnswerOutcomes():
             return np.array(outcomes.is_right)
-        case RankOutcomes() | NumberOutcomes() | UnitOutcomes():
+        case RankOutcomes() | NumberOutcomes() | UnitOutcomes() | ShotOutcomes() | ProbabilityOutcomes():
             raise AssertionError(outcomes.kind)
 
 
@@ -231,6 +248,41 @@ def _of_units(outcomes: UnitOutcomes) -> dict[str, Metric]:
     return {"f1": f1, "auc": auc}
 
 
+def _of_shots(outcomes: ShotOutcomes) -> dict[str, Metric]:
+    truth, count = np.array(outcomes.truth), len(outcomes.classes)
+    found: dict[str, Metric] = {}
+    for shots, column in zip(outcomes.shots, outcomes.right, strict=True):
+        of_draws = partial(_uars, [mean_recalls(truth, each, count) for each in right_of(column, outcomes.draws)])
+        found[f"uar_{shots}"] = partial(_mean, of_draws)
+        found[f"uar_{shots}_deviation"] = partial(_deviation, of_draws)
+    return found
+
+
+def _uars(of_draws: Sequence[Metric], weights: Weights) -> Float[np.ndarray, "probes draws"]:
+    return np.stack([metric(weights) for metric in of_draws])
+
+
+def _mean(uars: Metric, weights: Weights) -> Float[np.ndarray, " draws"]:
+    return uars(weights).mean(0)
+
+
+def _deviation(uars: Metric, weights: Weights) -> Float[np.ndarray, " draws"]:
+    return uars(weights).std(0, ddof=1)
+
+
+def calibration_name(outcomes: Outcomes) -> str | None:
+    """Returns the name of the calibration error that follows from outcomes; None if none does."""
+    return f"ece{outcomes.suffix}" if isinstance(outcomes, ProbabilityOutcomes) else None
+
+
+def _of_probabilities(outcomes: ProbabilityOutcomes) -> dict[str, Metric]:
+    is_right = np.array(outcomes.truth) == np.array(outcomes.predicted)
+    found = {f"ece{outcomes.suffix}": errors(np.array(outcomes.confidences), is_right)}
+    if outcomes.losses:
+        found[f"log_loss{outcomes.suffix}"] = means(np.array(outcomes.losses))
+    return found
+
+
 def _of_numbers(outcomes: NumberOutcomes) -> dict[str, Metric]:
     found: dict[str, Metric] = {}
     for name, truth, predicted in zip(outcomes.names, outcomes.truth, outcomes.predicted, strict=True):
@@ -265,7 +317,8 @@ def _number_score(score: str, predicted: np.ndarray, truth: np.ndarray) -> Metri
     return scores
 
 
-def _over_folds(metric: Metric, folds: Int[np.ndarray, " entries"]) -> Metric:
+def over_folds(metric: Metric, folds: Int[np.ndarray, " entries"]) -> Metric:
+    """Returns a function that computes the mean of a score over the folds of the entries."""
     members = [folds == number for number in np.unique(folds)]
 
     def scores(weights: Weights) -> Float[np.ndarray, " draws"]:

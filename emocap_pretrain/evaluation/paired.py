@@ -10,10 +10,14 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
-from emocap_pretrain.evaluation.intervals import draws, percentiles
+from emocap_pretrain.evaluation.calibration_error import debiased_errors
+from emocap_pretrain.evaluation.crossed_draws import crossed_scores
+from emocap_pretrain.evaluation.intervals import Weights, draws, percentiles
 from emocap_pretrain.evaluation.outcome_scores import (
+    Metric,
+    calibration_name,
     entries,
     folds_of,
     groups_of,
@@ -27,12 +31,15 @@ from emocap_pretrain.run_folder.outcomes import (
     ClassOutcomes,
     NumberOutcomes,
     Outcomes,
+    ProbabilityOutcomes,
     RankOutcomes,
     Samples,
+    ShotOutcomes,
     UnitOutcomes,
 )
 
 DRAWS = 4000  # The smallest p of a paired bootstrap is about 2 / DRAWS, so it must be small also after a correction.
+SMALLEST_P = 2 / (DRAWS + 1)
 SIGNIFICANT = 0.05  # A difference with a smaller p is marked.
 ACCURACIES = ("war", "accuracy")  # Shares of right samples, for which McNemar's test is exact.
 
@@ -98,8 +105,13 @@ def mismatches(one: tuple[Outcomes, Samples], other: tuple[Outcomes, Samples]) -
 
 def _choices(one: Outcomes, other: Outcomes) -> Iterator[str]:
     """Yields how the answers differ among which two models have chosen, as far as outcomes of one kind know it."""
-    if isinstance(one, ClassOutcomes) and isinstance(other, ClassOutcomes) and set(one.classes) != set(other.classes):
-        yield f"the classes to choose from differ: {len(one.classes):,} and {len(other.classes):,}"
+    classes = _classes(one), _classes(other)
+    if set(classes[0]) != set(classes[1]):
+        yield f"the classes to choose from differ: {len(classes[0]):,} and {len(classes[1]):,}"
+    if isinstance(one, ShotOutcomes) and isinstance(other, ShotOutcomes):
+        ours, theirs = (dict(zip(each.shots, each.chosen, strict=True)) for each in (one, other))
+        if any(ours[shots] != theirs[shots] for shots in ours.keys() & theirs.keys()):
+            yield "the probes were trained on other examples"
     if isinstance(one, RankOutcomes) and isinstance(other, RankOutcomes):
         counts = (one.candidates, other.candidates)
         if all(counts) and counts[0] != counts[1]:
@@ -120,7 +132,9 @@ def differences(
     A paired bootstrap draws whole persons or clips, and gives the interval and the p value of each difference. All
     scores are computed from the same draws. The share of right samples is an exception: if no person or clip has
     several samples and there are no folds, its p value is that of McNemar's exact test, which is a binomial test on the
-    samples for which exactly one model is right (Q. McNemar, 1947).
+    samples for which exactly one model is right (Q. McNemar, 1947). Means over draws of training examples are compared
+    draw by draw (`crossed_draws.py`). The interval and the p value of a calibration error are those of the debiased
+    one.
 
     Args:
         one: The outcomes of the first model, with their samples.
@@ -130,28 +144,73 @@ def differences(
     places = {key: place for place, key in enumerate(keys_of(*other))}
     order = np.array([places[key] for key in keys_of(*one)], dtype=np.int64)
     groups, folds = groups_of(*one), folds_of(*one)
-    ours, theirs = (metrics_of(outcomes, folds) for outcomes in (one[0], part(other[0], order)))
+    pair = one[0], part(other[0], order)
+    if isinstance(pair[0], ShotOutcomes) and isinstance(pair[1], ShotOutcomes):
+        return _of_draws(pair[0], pair[1], groups, folds, names)
+    ours, theirs = (metrics_of(outcomes, folds) for outcomes in pair)
     compared = [name for name in ours if name in theirs and (names is None or name in names)]
+    everything = np.ones((1, len(groups)))
+    values = {name: float(theirs[name](everything)[0] - ours[name](everything)[0]) for name in compared}
+    tests = dict.fromkeys(compared, "paired bootstrap")
+    if (name := calibration_name(pair[0])) in compared:
+        ours[name], theirs[name] = (_debiased(outcomes, groups, folds) for outcomes in pair)
+        tests[name] = "paired bootstrap of the debiased calibration error"
     drawn: dict[str, list[np.ndarray]] = {name: [] for name in compared}
     for weights in draws(groups, DRAWS if compared else 0):
         for name in compared:
             drawn[name].append(theirs[name](weights) - ours[name](weights))
-    everything = np.ones((1, len(groups)))
     are_alone = not has_groups(groups) and folds is None
     found: dict[str, Difference] = {}
     for name in compared:
-        value = float(theirs[name](everything)[0] - ours[name](everything)[0])
-        found[name] = _by_bootstrap(value, np.concatenate(drawn[name]))
+        found[name] = _by_bootstrap(values[name], np.concatenate(drawn[name]), tests[name])
         if name in ACCURACIES and are_alone:
-            p = mcnemar(is_right_of(one[0]), is_right_of(other[0])[order])
+            p = mcnemar(*map(is_right_of, pair))
             found[name] = replace(found[name], p=p, test="exact McNemar test")
     return found
 
 
-def _by_bootstrap(value: float, drawn: Float[np.ndarray, " draws"]) -> Difference:
+def _by_bootstrap(value: float, drawn: Float[np.ndarray, " draws"], test: str) -> Difference:
     drawn = drawn[np.isfinite(drawn)]
-    fewer = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
-    return Difference(value, percentiles(drawn), min(1.0, 2 * (fewer + 1) / (len(drawn) + 1)), "paired bootstrap")
+    # Draws without a difference count on both sides. Those of a debiased score may lie on the other side of `value`.
+    others = drawn <= 0 if value > 0 else drawn >= 0
+    fewer = int(others.sum()) if value else len(drawn)
+    return Difference(value, percentiles(drawn), min(1.0, 2 * (fewer + 1) / (len(drawn) + 1)), test)
+
+
+def _of_draws(
+    one: ShotOutcomes,
+    other: ShotOutcomes,
+    groups: Sequence[str | None],
+    folds: Int[np.ndarray, " entries"] | None,
+    names: Collection[str] | None,
+) -> dict[str, Difference]:
+    """Returns the differences of means over draws of training examples. The entries must be in the same order."""
+    ours, theirs = (crossed_scores(each, groups, folds) for each in (one, other))
+    # The deviations over draws are not compared.
+    compared = [name for name in ours if name in theirs and (names is None or name in names)]
+    found = {name: theirs[name].minus(ours[name]) for name in compared}
+    return {
+        name: Difference(
+            each.mean, each.interval(), max(each.p(), SMALLEST_P) if each.mean else 1.0, "t test of crossed draws"
+        )
+        for name, each in found.items()
+    }
+
+
+def _debiased(outcomes: Outcomes, groups: Sequence[str | None], folds: Int[np.ndarray, " entries"] | None) -> Metric:
+    """Returns a function that computes the debiased calibration error; with folds, its mean over the folds."""
+    assert isinstance(outcomes, ProbabilityOutcomes)
+    confidences, is_right = np.array(outcomes.confidences), np.array(outcomes.truth) == np.array(outcomes.predicted)
+    parts = [np.arange(len(groups))] if folds is None else [np.flatnonzero(folds == each) for each in np.unique(folds)]
+    metrics = [
+        debiased_errors(confidences[rows], is_right[rows], [groups[row] for row in rows.tolist()]) for rows in parts
+    ]
+
+    def scores(weights: Weights) -> Float[np.ndarray, " draws"]:
+        with np.errstate(invalid="ignore"):  # A draw may lack a fold.
+            return np.mean([metric(weights[:, rows]) for metric, rows in zip(metrics, parts, strict=True)], axis=0)
+
+    return scores
 
 
 def mcnemar(one: np.ndarray, other: np.ndarray) -> float:
@@ -185,13 +244,21 @@ def has_groups(groups: Sequence[str | None]) -> bool:
     return any(count > 1 for group, count in Counter(groups).items() if group is not None)
 
 
+def _classes(outcomes: Outcomes) -> Sequence[str]:
+    match outcomes:
+        case ClassOutcomes() | ShotOutcomes() | ProbabilityOutcomes():
+            return outcomes.classes
+        case RankOutcomes() | NumberOutcomes() | AnswerOutcomes() | UnitOutcomes():
+            return ()
+
+
 def _truths(outcomes: Outcomes) -> Sequence[object]:
     match outcomes:
-        case ClassOutcomes():
-            return [outcomes.classes[number] for number in outcomes.truth]
         case NumberOutcomes():
             return list(zip(*outcomes.truth, strict=True))
         case UnitOutcomes():
             return list(zip(*outcomes.shown, strict=True))
+        case ClassOutcomes() | ShotOutcomes() | ProbabilityOutcomes():
+            return [outcomes.classes[number] for number in outcomes.truth]
         case RankOutcomes() | AnswerOutcomes():
             return [None] * len(entries(outcomes))

@@ -9,7 +9,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from emocap_pretrain.errors import ConfigError
-from emocap_pretrain.evaluation.calibration_error import calibration_error, fitted_temperature, log_loss
+from emocap_pretrain.evaluation.calibration_error import (
+    calibration_error,
+    fitted_temperature,
+    log_loss,
+    probabilities,
+)
 from emocap_pretrain.evaluation.features import Features
 from emocap_pretrain.evaluation.prompted import ClassifiesByPrompts
 from emocap_pretrain.evaluation.task import SplitName
@@ -42,6 +47,7 @@ class TemperatureScaling(ClassifiesByPrompts):
         temperature = fitted_temperature(chosen, valid.rows.truth)
         truth, scaled = test.rows.truth, logits / temperature
         before = calibration_error(logits, truth), log_loss(logits, truth)
+        rows, names = test.rows.rows, test.rows.classes
         return TaskResult(
             task=self.name,
             samples=len(truth),
@@ -53,4 +59,8 @@ class TemperatureScaling(ClassifiesByPrompts):
                 Score("temperature", "fitted temperature", temperature, Baseline("model", 1.0), is_share=False),
             ),
             domain=Domain(),
+            outcomes=(
+                *probabilities(scaled, truth, rows, names, with_losses=True),
+                *probabilities(logits, truth, rows, names, with_losses=True, suffix="_before"),
+            ),
         )

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emocap_pretrain.evaluation import prompt_set
-from emocap_pretrain.evaluation.calibration_error import calibration_error
+from emocap_pretrain.evaluation.calibration_error import calibration_error, probabilities
 from emocap_pretrain.evaluation.classification import scored
 from emocap_pretrain.evaluation.confusion import Confusion
 from emocap_pretrain.evaluation.features import Features
@@ -44,18 +44,20 @@ class ZeroShot(ClassifiesByPrompts):
         columns = self.columns(embedder, test.classes)
         cosines = class_cosines(test.images, columns, self.settings.ensemble)
         result = scored(self.name, "prompted", test.rows, cosines.argmax(1).numpy(), cosines.double().numpy())
+        logits = embedder.model.scale * cosines
         further = [
-            *self._calibration(embedder, test, cosines),
+            *self._calibration(test, logits),
             *self._by_template(test, columns),
             *(self._by_set(embedder, test) if self.settings.every_prompt_set else ()),
         ]
-        return replace(result, scores=(*result.scores, *further), domain=Domain())
-
-    def _calibration(
-        self, embedder: Embedder, test: LabelledImages, cosines: Float[Tensor, "labelled classes"]
-    ) -> Iterator[Score]:
+        outcomes = result.outcomes
         if len(test.classes) > 1:
-            error = calibration_error(embedder.model.scale * cosines, test.rows.truth)
+            outcomes += probabilities(logits, test.rows.truth, test.rows.rows, test.rows.classes)
+        return replace(result, scores=(*result.scores, *further), domain=Domain(), outcomes=outcomes)
+
+    def _calibration(self, test: LabelledImages, logits: Float[Tensor, "labelled classes"]) -> Iterator[Score]:
+        if len(test.classes) > 1:
+            error = calibration_error(logits, test.rows.truth)
             yield Score("ece", "prompted calibration error", error, lower_is_better=True)
 
     def _by_template(

@@ -4,7 +4,7 @@ Scores alone cannot tell whether one model is better than another on the same sa
 model is worse. Outcomes can. They are larger than scores, so reports do not contain them: `emocap evaluate --save`
 writes them into a file of their own (`evaluation/result_file.py`).
 
-`evaluation/paired.py` computes scores from outcomes again, and gives them the same names as the tasks do.
+`evaluation/outcome_scores.py` computes scores from outcomes again, and gives them the same names as the tasks do.
 """
 
 import hashlib
@@ -19,6 +19,7 @@ from pydantic import Field, PlainSerializer
 Key = Annotated[str, Field(max_length=1024)]
 Name = Annotated[str, Field(max_length=200)]
 Number = Annotated[float, Field(allow_inf_nan=False, ge=-1e12, le=1e12)]
+Probability = Annotated[float, Field(allow_inf_nan=False, ge=0, le=1)]
 Index = Annotated[int, Field(ge=0, le=1 << 40)]
 Rows = Annotated[
     tuple[Index, ...], PlainSerializer(lambda rows: [] if _are_all(rows) else list(rows), return_type=list[int])
@@ -204,8 +205,84 @@ class UnitOutcomes:
             check_lengths(len(self.rows), units=column)
 
 
+@dataclass(frozen=True, slots=True)
+class ShotOutcomes:
+    """Says which probes were right for each sample. The probes were trained on few examples, drawn several times.
+
+    Attributes:
+        rows: The rows of the samples (`Samples`); if none are given, all rows in their order.
+        classes: The names of the classes.
+        truth: The true class of each sample, as an index into `classes`.
+        shots: The numbers of training examples of each class. The last part of the names of scores, as in `uar_4`.
+        draws: How often the examples were drawn for each of these numbers.
+        right: For each of these numbers a column. Bit d of a sample's number is 1 if the probe of draw d was right.
+        chosen: For each of these numbers a digest of the examples of each draw, for training and for choices.
+
+    Raises:
+        ValueError: If the lengths differ, a number of examples occurs twice, an index is too large, or a number has
+            more bits than there are draws.
+    """
+
+    rows: Rows
+    classes: Classes
+    truth: tuple[Index, ...]
+    shots: Annotated[tuple[Annotated[int, Field(ge=1, le=1 << 20)], ...], Field(min_length=1, max_length=20)]
+    draws: Annotated[int, Field(ge=2, le=40)]
+    right: tuple[tuple[Index, ...], ...]
+    chosen: tuple[tuple[Name, ...], ...]
+    kind: Literal["shots"] = "shots"
+
+    def __post_init__(self) -> None:
+        _fill_rows(self, len(self.truth))
+        check_lengths(len(self.rows), truth=self.truth)
+        check_lengths(len(set(self.shots)), shots=self.shots, right=self.right, chosen=self.chosen)
+        if max(self.truth, default=-1) >= len(self.classes):
+            raise ValueError(f"the number of a class is not below {len(self.classes)}, the number of classes")
+        for digests, column in zip(self.chosen, self.right, strict=True):
+            check_lengths(self.draws, chosen=digests)
+            check_lengths(len(self.rows), right=column)
+            if max(column, default=0) >> self.draws:
+                raise ValueError(f"a number of right probes has more than {self.draws} bits")
+
+
+@dataclass(frozen=True, slots=True)
+class ProbabilityOutcomes:
+    """Holds how sure a model was of the class that it predicted for each sample.
+
+    Attributes:
+        rows: The rows of the samples (`Samples`); if none are given, all rows in their order.
+        classes: The names of the classes.
+        truth: The true class of each sample, as an index into `classes`.
+        predicted: The predicted class of each sample, as an index into `classes`.
+        confidences: The probability of the predicted class of each sample.
+        losses: For each sample the negative logarithm of the probability of its true class, in nats; empty if the task
+            reports no log loss.
+        suffix: The last part of the names of scores, such as `_before` in `ece_before`; may be empty.
+
+    Raises:
+        ValueError: If the lengths differ, or an index is too large.
+    """
+
+    rows: Rows
+    classes: Classes
+    truth: tuple[Index, ...]
+    predicted: tuple[Index, ...]
+    confidences: tuple[Probability, ...]
+    losses: tuple[Number, ...] = ()
+    suffix: Name = ""
+    kind: Literal["probabilities"] = "probabilities"
+
+    def __post_init__(self) -> None:
+        _fill_rows(self, len(self.truth))
+        columns = {"predicted": self.predicted, "confidences": self.confidences, "losses": self.losses or self.truth}
+        check_lengths(len(self.rows), truth=self.truth, **columns)
+        if max((*self.truth, *self.predicted), default=-1) >= len(self.classes):
+            raise ValueError(f"the number of a class is not below {len(self.classes)}, the number of classes")
+
+
 Outcomes = Annotated[
-    ClassOutcomes | RankOutcomes | NumberOutcomes | AnswerOutcomes | UnitOutcomes, Field(discriminator="kind")
+    ClassOutcomes | RankOutcomes | NumberOutcomes | AnswerOutcomes | UnitOutcomes | ShotOutcomes | ProbabilityOutcomes,
+    Field(discriminator="kind"),
 ]
 
 
@@ -264,6 +341,10 @@ def columns(outcomes: Outcomes) -> tuple[str, ...]:
             return ("rows",)
         case AnswerOutcomes():
             return ("rows", "is_right")
+        case ShotOutcomes():
+            return ("rows", "truth")
+        case ProbabilityOutcomes():
+            return ("rows", "truth", "predicted", "confidences", *(["losses"] if outcomes.losses else []))
 
 
 def tables(outcomes: Outcomes) -> tuple[str, ...]:
@@ -273,7 +354,9 @@ def tables(outcomes: Outcomes) -> tuple[str, ...]:
             return ("truth", "predicted")
         case UnitOutcomes():
             return ("shown", "found", "scores")
-        case ClassOutcomes() | RankOutcomes() | AnswerOutcomes():
+        case ShotOutcomes():
+            return ("right",)
+        case ClassOutcomes() | RankOutcomes() | AnswerOutcomes() | ProbabilityOutcomes():
             return ()
 
 
@@ -291,16 +374,22 @@ def joined(parts: Sequence[Outcomes]) -> Outcomes:
     }
     if isinstance(first, RankOutcomes | AnswerOutcomes):
         digests = [part.answers for part in parts if isinstance(part, RankOutcomes | AnswerOutcomes)]
-        changes["answers"] = (
-            hashlib.blake2b(" ".join(digests).encode(), digest_size=12).hexdigest() if all(digests) else ""
-        )
+        changes["answers"] = _digest_of(digests) if all(digests) else ""
     if isinstance(first, RankOutcomes):
         counts = [part.candidates for part in parts if isinstance(part, RankOutcomes)]
         changes["candidates"] = sum(counts) if all(counts) else 0
+    if isinstance(first, ShotOutcomes):
+        # Draw d of the whole consists of the draws d of all parts.
+        by_shots = zip(*(part.chosen for part in parts if isinstance(part, ShotOutcomes)), strict=True)
+        changes["chosen"] = tuple(tuple(map(_digest_of, zip(*each, strict=True))) for each in by_shots)
     for name in tables(first):
         by_column = zip(*(getattr(part, name) for part in parts), strict=True)
         changes[name] = tuple(tuple(chain.from_iterable(each)) for each in by_column)
     return replace(first, **changes)
+
+
+def _digest_of(digests: Iterable[str]) -> str:
+    return hashlib.blake2b(" ".join(digests).encode(), digest_size=12).hexdigest()
 
 
 def _with_common_scores(parts: Sequence[Outcomes]) -> Sequence[Outcomes]:

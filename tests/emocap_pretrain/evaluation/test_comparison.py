@@ -19,7 +19,7 @@ from emocap_pretrain.evaluation.comparison import ModelResults, by_model, compar
 from emocap_pretrain.evaluation.outcome_scores import metrics_of
 from emocap_pretrain.evaluation.page import page
 from emocap_pretrain.evaluation.result_file import EvaluatedModel, ResultFile, save
-from emocap_pretrain.run_folder.outcomes import NumberOutcomes
+from emocap_pretrain.run_folder.outcomes import NumberOutcomes, ProbabilityOutcomes, ShotOutcomes
 from emocap_pretrain.run_folder.results import Domain, Score, TaskResult
 
 OF = samples(120, persons=60)
@@ -65,6 +65,33 @@ def test_models_are_compared_side_by_side_with_corrected_p_values() -> None:
     assert other is not None
     assert first.p_holm == pytest.approx(2 * first.p)
     assert other.p_holm == pytest.approx(max(other.p, 2 * first.p))
+
+
+def test_few_shot_scores_and_calibration_errors_have_a_difference_in_every_output(tmp_path: Path) -> None:
+    def of(name: str, share: float) -> ResultFile:
+        random, truth = np.random.default_rng(0), np.arange(120) % 2
+        right = random.random((3, 120)) < share
+        columns = tuple(truth.tolist()), tuple(np.where(right[0], truth, 1 - truth).tolist())
+        bits = tuple((right * [[1], [2], [4]]).sum(0).tolist())
+        probes = ShotOutcomes((), ("a", "b"), columns[0], (4,), 3, (bits,), (("x", "y", "z"),))
+        sure = ProbabilityOutcomes((), ("a", "b"), *columns, (0.9,) * 120, suffix="_before")
+        results: list[TaskResult] = []
+        for outcomes in (probes, sure):
+            values = {each: float(metric(np.ones((1, 120)))[0]) for each, metric in metrics_of(outcomes).items()}
+            scores = tuple(Score(each, each, value, lower_is_better="ece" in each) for each, value in values.items())
+            results.append(TaskResult(outcomes.kind, 120, scores, url="f", outcomes=(outcomes,), scored_samples=OF))
+        return file_of(name, *results)
+
+    paths = files(tmp_path, of("a", 0.6), of("b", 0.9))
+    tests = {"uar_4": "t test of crossed draws", "ece_before": "paired bootstrap of the debiased calibration error"}
+    rows = {row["score"]: row["differences"][1] for task in printed("compare", *paths)["tasks"] for row in task["rows"]}
+    assert {name: each and each["test"] for name, each in rows.items()} == {**tests, "uar_4_deviation": None}
+    done = called("compare", *paths, "--html", tmp_path / "page.html")
+    assert done.exit_code == 0
+    shown = " ".join(done.stdout.split())
+    for text in (shown, (tmp_path / "page.html").read_text(encoding="utf-8")):
+        assert all(test in text for test in tests.values())
+        assert text.count("better") >= 3  # Both differences, and the words below the table.
 
 
 def test_a_score_that_its_outcomes_do_not_give_is_refused() -> None:

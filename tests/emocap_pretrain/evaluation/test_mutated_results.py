@@ -20,7 +20,9 @@ from emocap_pretrain.run_folder.outcomes import (
     AnswerOutcomes,
     ClassOutcomes,
     NumberOutcomes,
+    ProbabilityOutcomes,
     RankOutcomes,
+    ShotOutcomes,
     UnitOutcomes,
 )
 from emocap_pretrain.run_folder.results import Domain, Score, TaskResult
@@ -56,6 +58,21 @@ def _two_classes() -> TaskResult:
     return TaskResult("two_classes", 12, scores, url="faces", outcomes=(outcomes,), scored_samples=OF)
 
 
+def _probes() -> TaskResult:
+    columns = (0, 1) * 6, (1, 2, 3) * 4
+    outcomes = ShotOutcomes((), ("a", "b"), columns[0], (4,), 2, (columns[1],), (("x", "y"),))
+    # In each class, two thirds of the samples are right in each draw.
+    scores = (Score("uar_4", "UAR", 2 / 3), Score("uar_4_deviation", "deviation", 0.0))
+    return TaskResult("few_shot", 12, scores, url="faces", outcomes=(outcomes,), scored_samples=OF)
+
+
+def _probabilities() -> TaskResult:
+    sure, losses = (0.5, 0.75) * 6, (0.25,) * 12
+    outcomes = ProbabilityOutcomes((), ("a", "b"), (0, 1) * 6, (0,) * 12, sure, losses)
+    scores = (Score("ece", "ECE", 0.625), Score("log_loss", "log loss", 0.25, is_share=False))
+    return TaskResult("temperature_scaling", 12, scores, url="faces", outcomes=(outcomes,), scored_samples=OF)
+
+
 def _texts() -> TaskResult:
     outcomes = RankOutcomes("to_face", (1, 5, 9), keys=("a", "b", "c"))
     scores = (Score("recall_at_5_to_face", "recall", 2 / 3),)
@@ -65,7 +82,7 @@ def _texts() -> TaskResult:
 
 def _body(name: str, seed: int) -> dict[str, Any]:
     classes = classified(OF, 0.5, seed=seed, task="zero_shot", benchmark="raf_db")
-    others = (_numbers(), _answers(), _texts(), _units(), _two_classes())
+    others = (_numbers(), _answers(), _texts(), _units(), _two_classes(), _probes(), _probabilities())
     results = (with_extras(classes), found_texts(OF, seed=seed), *others)
     file = file_of(name, *results, thumbnails={OF.keys[0]: "/9j/AAAA"}, faces=[mapped(OF.keys[0])])
     return json.loads(RESULT_FILE.dump(file))

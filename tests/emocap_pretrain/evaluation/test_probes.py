@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,8 +29,10 @@ from emocap_pretrain.evaluation.few_shot import DRAWS, SHOTS, FewShot, drawn
 from emocap_pretrain.evaluation.fine_tuned import FineTunedClasses, FineTunedNumbers
 from emocap_pretrain.evaluation.linear_probe import LinearProbe
 from emocap_pretrain.evaluation.nearest import NEIGHBOURS, Nearest, votes_of
+from emocap_pretrain.evaluation.outcome_scores import metrics_of
 from emocap_pretrain.evaluation.probe import INVERSE_STRENGTHS, fitted
 from emocap_pretrain.evaluation.task import SplitName
+from emocap_pretrain.run_folder.outcomes import ShotOutcomes
 from emocap_pretrain.run_folder.results import TaskResult
 
 NAMES = ("anger", "fear", "joy")
@@ -144,6 +147,30 @@ def test_few_examples_are_better_than_chance_and_more_are_better_than_few(featur
     assert all(found[f"uar_{shots}_deviation"] > 0 for shots in SHOTS)
     assert result.scores == FewShot(SETTINGS).result(NO_MODEL, features).scores
     assert DRAWS == 5
+
+
+def test_few_shot_probes_of_all_models_learn_from_the_same_examples(features, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("emocap_pretrain.evaluation.few_shot.SHOTS", (1, 4))
+
+    def outcomes(splits: dict[SplitName, Features]) -> ShotOutcomes:
+        result = FewShot(SETTINGS).result(NO_MODEL, splits)
+        (found,) = result.outcomes
+        assert isinstance(found, ShotOutcomes)
+        everything = np.ones((1, len(found.rows)))
+        stated = {name: float(metric(everything)[0]) for name, metric in metrics_of(found).items()}
+        assert stated == pytest.approx(scores(result))
+        return found
+
+    one = outcomes(features)
+    others = {name: replace(each, pooled=each.pooled.roll(1, 1) ** 2) for name, each in features.items()}
+    other = outcomes(others)
+    assert one.right != other.right
+    assert one.chosen == other.chosen
+    assert len({digest for of_shots in one.chosen for digest in of_shots}) == 2 * DRAWS
+    # An example that one of the models cannot read moves the others to other places.
+    train = features["train"]
+    fewer = replace(train, keys=train.keys[1:], pooled=train.pooled[1:], labels=train.labels[1:])
+    assert outcomes({**features, "train": fewer}).chosen != one.chosen
 
 
 def test_a_draw_has_the_same_number_of_each_class_and_no_example_twice() -> None:
