@@ -106,8 +106,11 @@ def test_the_error_for_a_missing_key_has_its_description():
 
 
 @pytest.mark.parametrize("data", ["  workers: 1", "  url: data/x\n  mix: [{url: data/y}]"])
-def test_data_needs_either_one_dataset_or_a_mixture(data):
-    rule = "data: give either url, the one dataset, or mix, a list of {url, weight}."
+def test_data_needs_one_dataset_or_a_mixture_or_tars(data):
+    rule = (
+        "data: give either url, the one dataset, or mix, a list of {url, weight}, or webdataset, the tars of another "
+        "program as {url, samples}."
+    )
     assert refusal(TEXT.replace("  url: data/x", data)) == f"cfg.yaml:5: {rule}"
 
 
