@@ -47,6 +47,7 @@ from emocap_pretrain.training.compiled_towers import require_compiler
 from emocap_pretrain.training.objective import Objective, notes_on_unread
 from emocap_pretrain.training.optimizer import optimizer_of, parameter_groups
 from emocap_pretrain.training.other_steps import note_on_other_steps
+from emocap_pretrain.training.schedule import note_on_warmup
 
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # The limit of a container's memory in bytes, or "max" (cgroup 2).
 Value = TypeVar("Value")
@@ -159,6 +160,7 @@ def preflight(
     if devices:
         found.collect(lambda: batch_split(config.global_batch, config.micro_batch, ranks=devices.ranks))
     found.collect(lambda: optimizer_of(config.optimizer, config.engine.zero_stage))
+    found.notes.extend(filter(None, [note_on_warmup(config.optimizer, config.steps)]))
     # A host without GPUs cannot say what the hosts of the ranks have; their ranks check it when they start.
     if config.engine.compile and devices and (not devices.on_gpu or torch.cuda.is_available()):
         found.collect(lambda: require_compiler("cuda" if devices.on_gpu else "cpu"))

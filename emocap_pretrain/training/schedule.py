@@ -38,6 +38,19 @@ def learning_rate(settings: OptimizerConfig, step: int, steps: int) -> float:
     return settings.lr * (settings.final_share + (1 - settings.final_share) * share)
 
 
+def note_on_warmup(settings: OptimizerConfig, steps: int) -> str | None:
+    """Returns a line that says that a run ends within its warm-up, so that it never reaches `lr`; None if it does not.
+
+    A run of few steps easily does, because the default warm-up has 500 steps.
+    """
+    if not 0 < steps < settings.warmup_steps:
+        return None
+    return (
+        f"optimizer.warmup_steps={settings.warmup_steps:,} is more than steps={steps:,}: the learning rate only grows, "
+        f"to {learning_rate(settings, steps - 1, steps):.3g} of {settings.lr:.3g}; set it to {steps // 10} or so."
+    )
+
+
 def first_decayed_step(settings: OptimizerConfig, steps: int) -> int:
     """Returns the first step whose rate the decay of "wsd" lowers: the number of steps before it.
 

@@ -13,7 +13,7 @@ from emocap_pretrain.checkpoint.manifest import Checkpoint
 from emocap_pretrain.config.optimizer import OptimizerConfig
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.training.other_steps import note_on_other_steps
-from emocap_pretrain.training.schedule import first_decayed_step, learning_rate
+from emocap_pretrain.training.schedule import first_decayed_step, learning_rate, note_on_warmup
 
 SETTINGS = OptimizerConfig(lr=0.1, warmup_steps=10, final_share=0.2)
 WSD = OptimizerConfig(lr=0.1, warmup_steps=10, final_share=0.2, schedule="wsd", decay_steps=40)
@@ -140,3 +140,11 @@ def test_other_steps_are_noted_as_the_schedule_makes_them():
     constant = OptimizerConfig(schedule="constant")
     assert note_on_other_steps(constant, 200, saved_at(50, 100)) is None
     assert "no step left" in str(note_on_other_steps(constant, 50, saved_at(50, 100)))
+
+
+def test_a_run_that_ends_within_its_warmup_is_told_the_rate_that_it_reaches():
+    settings = OptimizerConfig(lr=1e-3, warmup_steps=500)
+    note = note_on_warmup(settings, 200)
+    assert note is not None
+    assert "to 0.0004 of 0.001; set it to 20 or so" in note
+    assert [note_on_warmup(settings, steps) for steps in (0, 500, 1000)] == [None] * 3
