@@ -68,18 +68,7 @@ class RunRecord:
         The driver calls this only for a rank that has stored no failure, for example because the store was unreachable.
         The result then has no host and no step.
         """
-        # This imports torch. A driver on Ray has imported it already; other drivers do not call this method.
-        from emocap_pretrain.ranks.join import lost_contact
-
-        return Cause(
-            kind=type(error).__name__,
-            message=_short(str(error)),
-            rank=rank,
-            final=isinstance(error, FINAL),
-            lost=isinstance(error, LostContact) or lost_contact(error),
-            passing=isinstance(error, PASSING),
-            planned=isinstance(error, RolledBack),
-        )
+        return cause_of(rank, error)
 
     def stopped(self) -> bool:
         """Returns whether the newest attempt ended without an error because of a user's request or a signal.
@@ -99,6 +88,45 @@ class RunRecord:
         """Returns the status of the newest attempt; None if there is none, or if it cannot be read."""
         found = attempts.status(self._store, attempts.newest(self._store))
         return found if isinstance(found, Status) else None
+
+
+class ResultRecord:
+    """Tells the driver of a job without a run folder what follows an attempt. Such a job returns a value.
+
+    It implements the protocol `SupervisedRun` of `emocap_cluster.supervise`.
+    """
+
+    def done(self) -> bool:
+        """Returns True: the driver asks only after an attempt in which no rank failed, and so returned the value."""
+        return True
+
+    def progress(self) -> int:
+        return 0
+
+    def failures(self) -> Sequence[Cause]:
+        return ()
+
+    def asked_to_stop(self) -> bool:
+        return False
+
+    def cause_of(self, rank: int, error: Exception) -> Cause:
+        return cause_of(rank, error)
+
+
+def cause_of(rank: int, error: Exception) -> Cause:
+    """Classifies an error that a rank has raised. The result has no host and no step."""
+    # This imports torch. A driver on Ray has imported it already; other drivers do not call this function.
+    from emocap_pretrain.ranks.join import lost_contact
+
+    return Cause(
+        kind=type(error).__name__,
+        message=_short(str(error)),
+        rank=rank,
+        final=isinstance(error, FINAL),
+        lost=isinstance(error, LostContact) or lost_contact(error),
+        passing=isinstance(error, PASSING),
+        planned=isinstance(error, RolledBack),
+    )
 
 
 def _cause(failure: Failure) -> Cause:

@@ -16,6 +16,8 @@ environment variables that these libraries read at their import can be set befor
 
 import os
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -288,13 +290,20 @@ def _pretrain(config: Config, runtime: Runtime) -> None:
 
     The config arrives as a pickle. Ray passes an error back to the driver, which decides about a restart.
     """
+    with on_ray_rank(config):
+        from emocap_pretrain.training.loop import pretrain
+
+        pretrain(config, runtime)
+
+
+@contextmanager
+def on_ray_rank(config: Config) -> Generator[None]:
+    """Makes logs, tracebacks and the errors that are raised within the block free of secrets, in a process of Ray."""
     remember(*config.secrets)  # The config was resolved in another process, so its secrets are not known here yet.
     show_logs()
     guard_tracebacks()
-    from emocap_pretrain.training.loop import pretrain
-
     try:
-        pretrain(config, runtime)
+        yield
     except BaseException as error:
         conceal(error)  # Ray writes the error into its own logs.
         raise

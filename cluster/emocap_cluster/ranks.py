@@ -28,7 +28,7 @@ from emocap_cluster.placement import Placement
 from emocap_cluster.rendezvous import LoopbackConfig
 from emocap_cluster.runtime import RayRuntime
 
-Function = Callable[[RayRuntime], None]
+Function = Callable[[RayRuntime], Any]
 
 # Retries are decided in supervise.py, because the next attempt may have another number of ranks. Ray Train counts
 # failed ranks, failures of its controller, and announced losses of nodes; by default it sets no limit to the last two.
@@ -37,13 +37,14 @@ NO_RETRIES = FailureConfig(max_failures=0, controller_failure_limit=0, max_preem
 
 def start(
     function: Function, *, placement: Placement, board: Any, env: Mapping[str, str], timeout_s: int, on_loopback: bool
-) -> Future[None]:
+) -> Future[Any]:
     """Calls `function` once on each rank, with the torch process group initialised.
 
-    The returned future is done when all ranks have ended. It raises `RankFailed` if a rank raised an error or died.
+    The returned future is done when all ranks have ended. Its result is what `function` has returned on rank 0. It
+    raises `RankFailed` if a rank raised an error or died.
 
     Args:
-        function: A picklable function; its result is ignored.
+        function: A picklable function, whose results are picklable too.
         placement: Number of ranks, and the resources that each rank holds.
         board: The actor through which the driver asks the ranks to stop.
         env: Environment variables of the ranks. They may be secret: they are sent together with the function, and Ray's
@@ -51,7 +52,7 @@ def start(
         timeout_s: Longest wait in a collective.
         on_loopback: Whether all ranks are on this host and must not listen on other interfaces.
     """
-    future: Future[None] = Future()
+    future: Future[Any] = Future()
     act = partial(_fit, partial(_act, function, board, dict(env)), placement, _torch(placement, timeout_s, on_loopback))
 
     def run() -> None:
@@ -89,7 +90,7 @@ def _torch(placement: Placement, timeout_s: int, on_loopback: bool) -> TorchConf
     return config(backend="nccl" if placement.on_gpu else "gloo", timeout_s=timeout_s)
 
 
-def _fit(function: Callable[[], None], placement: Placement, torch_config: TorchConfig) -> None:
+def _fit(function: Callable[[], Any], placement: Placement, torch_config: TorchConfig) -> Any:
     # Ray Train stores only files of its own here. Checkpoints go to the run's folder, past Ray Train.
     with tempfile.TemporaryDirectory(prefix="emocap-ray-") as folder:
         trainer = _Trainer(
@@ -108,7 +109,7 @@ def _fit(function: Callable[[], None], placement: Placement, torch_config: Torch
             ),
         )
         try:
-            trainer.fit()
+            return trainer.fit().return_value
         except TrainingFailedError as error:
             raise _failure(error) from error
         except RayActorError as error:
@@ -116,14 +117,14 @@ def _fit(function: Callable[[], None], placement: Placement, torch_config: Torch
             raise RankFailed(f"Ray Train's controller has ended: {message}") from error
 
 
-def _act(function: Function, board: Any, env: Mapping[str, str]) -> None:
+def _act(function: Function, board: Any, env: Mapping[str, str]) -> Any:
     # An error of a rank reaches the driver as the cause of the failure, so the rank does not need to print it.
     logging.getLogger("ray.train").setLevel(logging.CRITICAL)
     logging.getLogger().setLevel(logging.WARNING)  # Ray sets INFO, with which every library would print messages.
     # The variables come with the function and not in Ray's runtime environment, which its dashboard shows.
     os.environ.update(env)
     name_lines(ray.train.get_context().get_world_rank())
-    function(RayRuntime(board))
+    return function(RayRuntime(board))
 
 
 def _failure(error: TrainingFailedError) -> RankFailed:

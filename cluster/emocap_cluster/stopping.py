@@ -47,9 +47,33 @@ def stop_signals(tell: Callable[[str], None]) -> Generator[StopFlag]:
             tell(_announcement(number))
         stop.asked.set()
 
-    before = {number: signal.signal(number, take) for number in STOP_SIGNALS}
-    try:
+    with _handler(take):
         yield stop
+
+
+@contextmanager
+def interrupting_signals() -> Generator[StopFlag]:
+    """Makes SIGTERM and SIGINT raise a KeyboardInterrupt inside the `with` block, for a job that has nothing to save.
+
+    Only the main thread may call this function. The yielded flag is never set. Ray's own handler of SIGTERM would print
+    a stack trace.
+
+    Raises:
+        KeyboardInterrupt: At the first signal.
+    """
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    with _handler(interrupt):
+        yield StopFlag()
+
+
+@contextmanager
+def _handler(handle: Callable[[int, FrameType | None], None]) -> Generator[None]:
+    before = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
+    try:
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from emocap_cluster.board import BoardState, StepReport
 from emocap_cluster.causes import SILENT_ENDS, error_of, root_cause, was_announced
@@ -23,7 +23,7 @@ from emocap_cluster.errors import NoCluster, RankFailed
 from emocap_cluster.placement import Node, Placement, ResourceRequest, place
 from emocap_cluster.ranks import Function, start
 from emocap_cluster.restarts import AttemptEnd, Cause, End, RestartBudget, Stop, restart_message
-from emocap_cluster.stopping import StopFlag, stop_signals
+from emocap_cluster.stopping import StopFlag, interrupting_signals, stop_signals
 
 # Pauses between two looks at the ranks, two looks at the nodes (decision 15), and two lines about a wait for devices.
 LOOK_S, NODES_S, REMIND_S = 0.5, 2.0, 60.0
@@ -80,6 +80,8 @@ class Job:
         patience_s: How long the job waits for lost devices to return.
         timeout_s: Longest wait in a collective.
         env: Environment variables for the ranks; their values may be secret.
+        can_save: Whether the ranks save and end when the driver asks them to. If not, they are never asked: SIGTERM and
+            Ctrl-C end the driver with a KeyboardInterrupt, and the ranks work until their node is lost.
     """
 
     function: Function
@@ -88,6 +90,7 @@ class Job:
     patience_s: float
     timeout_s: int
     env: Mapping[str, str] = field(default_factory=dict[str, str])
+    can_save: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,17 +105,23 @@ class AttemptRecord:
 
 @dataclass(frozen=True, slots=True)
 class JobHistory:
-    """The attempts of a job and how the job ended; `interrupted` says that Ctrl-C stopped it."""
+    """The attempts of a job and how the job ended.
+
+    `interrupted` says that Ctrl-C stopped it, and `value` is what the function has returned on rank 0 in the last
+    attempt; None if that attempt failed.
+    """
 
     how: End
     attempts: tuple[AttemptRecord, ...]
     interrupted: bool = False
+    value: Any = None
 
 
 def supervise(job: Job, cluster: Cluster, record: SupervisedRun, screen: ProgressDisplay) -> JobHistory:
     """Runs the job to its end. Only the main thread may call this function.
 
-    The call blocks until the job has ended. SIGTERM and Ctrl-C during the call ask the ranks to save and stop.
+    The call blocks until the job has ended. SIGTERM and Ctrl-C during the call ask the ranks to save and stop, if they
+    can save.
 
     The job is started again after failures and preemptions, as long as its budget of restarts allows it. It is also
     started again when more devices become available.
@@ -120,6 +129,7 @@ def supervise(job: Job, cluster: Cluster, record: SupervisedRun, screen: Progres
     Raises:
         NoCluster: If there are too few devices for a first attempt, or the Ray cluster that the job started has ended.
         RankFailed: If the job is given up; the message says why.
+        KeyboardInterrupt: At SIGTERM or Ctrl-C, if the ranks cannot save.
 
     Example:
         ```python
@@ -127,7 +137,7 @@ def supervise(job: Job, cluster: Cluster, record: SupervisedRun, screen: Progres
             history = supervise(job, cluster, record, screen)
         ```
     """
-    with stop_signals(screen.say) as stop:
+    with stop_signals(screen.say) if job.can_save else interrupting_signals() as stop:
         return _Supervisor(job, cluster, record, screen, stop).run()
 
 
@@ -142,6 +152,7 @@ class _Supervisor:
         self._stop = stop
         self._began_s = time.monotonic()
         self._attempts: list[AttemptRecord] = []
+        self._value: Any = None
 
     def run(self) -> JobHistory:
         # A job that resumes a run begins with the run's checkpoint, which is not progress of this job.
@@ -168,7 +179,7 @@ class _Supervisor:
             raise RankFailed(over.reason, cause=error_of(failed, self._attempts[-1].ended.cause))
         if over.reason:
             self._screen.say(over.reason)
-        return JobHistory(over.how, tuple(self._attempts), self._stop.interrupted)
+        return JobHistory(over.how, tuple(self._attempts), self._stop.interrupted, self._value)
 
     def _attempt(self, placement: Placement) -> tuple[AttemptEnd, RankFailed | None]:
         job, board = self._job, self._cluster.board
@@ -187,6 +198,7 @@ class _Supervisor:
         self._cluster.release()
         failed = running.exception()
         if failed is None:
+            self._value = running.result()
             return AttemptEnd(self._how(asked), self._record.progress()), None
         if not isinstance(failed, RankFailed):
             raise failed  # It was not a rank that failed, so there is nothing to decide.
@@ -209,7 +221,7 @@ class _Supervisor:
             return End.DONE
         return End.STOPPED if self._record.asked_to_stop() else asked or End.STOPPED
 
-    def _watch(self, running: Future[None], placement: Placement) -> tuple[End | None, BoardState]:
+    def _watch(self, running: Future[Any], placement: Placement) -> tuple[End | None, BoardState]:
         """Watches the ranks until all have ended.
 
         Returns:
@@ -248,6 +260,8 @@ class _Supervisor:
     def _reason(self, state: BoardState, nodes: Sequence[Node], placement: Placement) -> End | None:
         if self._stop.asked.is_set():
             return End.STOPPED
+        if not self._job.can_save:
+            return None
         # Ray lists a node once it has joined, also while others use its devices. So growth needs free devices too.
         more = growth(state, nodes, placement, self._job.request)
         if drains(state, nodes):

@@ -18,7 +18,7 @@ from emocap_shards.writing.packing import described
 from tqdm import tqdm
 
 from emocap_pretrain import run
-from emocap_pretrain.cli.options import ChosenWeights, Debug, Device, PromptFile, Step, lines_of, parsed_classes
+from emocap_pretrain.cli.options import ChosenWeights, Debug, Device, OnRay, PromptFile, Step, lines_of, parsed_classes
 from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.logs import show_logs
@@ -55,9 +55,6 @@ ImageRoot = Annotated[
 Fps = Annotated[float | None, typer.Option(help="Frames per second that are read of a video; default 1.")]
 Every = Annotated[int | None, typer.Option(help="Read every nth frame of a video instead.", min=1)]
 PartImages = Annotated[int, typer.Option(help="Images of one part, which is the unit of resuming.", min=1)]
-OnRay = Annotated[
-    bool, typer.Option("--ray", help="Compute on the Ray cluster at RAY_ADDRESS, or else on one of this host.")
-]
 Workers = Annotated[
     int | None, typer.Option(help="Workers on Ray; default one for each GPU, or for every 4 cores.", min=1)
 ]

@@ -16,10 +16,12 @@ from emocap_pretrain.cli import evaluation_output as output
 from emocap_pretrain.cli import tables
 from emocap_pretrain.cli.compare import By, Html, Least, labels_of
 from emocap_pretrain.cli.evaluated_model import EvaluationRequest, evaluated
+from emocap_pretrain.cli.evaluated_on_ray import evaluated_on_ray
 from emocap_pretrain.cli.options import (
     ChosenWeights,
     Debug,
     Device,
+    OnRay,
     OwnConfig,
     Step,
     lines_of,
@@ -166,6 +168,12 @@ Thumbnails = Annotated[
     bool,
     typer.Option("--thumbnails", help="Put small images of examples into --save and --html. Faces are personal data."),
 ]
+Ranks = Annotated[
+    int | None,
+    typer.Option(
+        help="Ranks on Ray; default one for each GPU, or, without GPUs, one for each node and at least 2.", min=1
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print everything as JSON.")]
 
 
@@ -202,6 +210,8 @@ def command(  # noqa: PLR0913, PLR0917 - one argument for each option
     no_normalize: NoNormalize = False,
     activation: ActivationName = None,
     device: Device = "auto",
+    ray: OnRay = False,
+    ranks: Ranks = None,
     tracking: Tracking = None,
     picture: Picture = None,
     group: GroupLabel = None,
@@ -213,7 +223,7 @@ def command(  # noqa: PLR0913, PLR0917 - one argument for each option
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Evaluate a model of a run or of another library, on one device or, under torchrun or srun, on all ranks."""
+    """Evaluate a model of a run or of another library: on one device; with --ray, torchrun or srun on all ranks."""
     show_logs()
     with errors_as_lines(debug=debug):
         if list_tasks:
@@ -221,6 +231,8 @@ def command(  # noqa: PLR0913, PLR0917 - one argument for each option
             return
         if model is None:
             raise ConfigError("give the folder or URL of a run, a model of another library, or --list.")
+        if ranks is not None and not ray:
+            raise ConfigError("--ranks is the number of ranks on Ray: add --ray, or leave it out.")
         own = load_config(config) if config else None
         named = {
             "url": data,
@@ -272,7 +284,7 @@ def command(  # noqa: PLR0913, PLR0917 - one argument for each option
             needs_matrix=picture is not None and not shares,
             normalize=not no_normalize,
         )
-        found = evaluated(request, device)
+        found = evaluated_on_ray(request, device, ranks) if ray else evaluated(request, device)
         if found:
             output.give(found, wanted)
         # The results of the other benchmarks are printed and saved.

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from emocap_pretrain.inference.embedder import Embedder
     from emocap_pretrain.inference.opened import Activation, OpenedModel
     from emocap_pretrain.interop.restore import Restored, StepChoice
+    from emocap_pretrain.ranks.group import RankGroup
 
 LARGEST_BATCH = 1024  # Limits the batch size that a stored config can request.
 
@@ -83,6 +84,11 @@ class EvaluationRequest:
             raise ConfigError("--curve evaluates all weights with the model's own colours: leave --no-normalize out.")
 
     @property
+    def cluster(self) -> ClusterConfig:
+        """Returns the settings of the ranks: those of the user's own config, or else the default ones."""
+        return self.own.cluster if self.own else ClusterConfig()
+
+    @property
     def run_url(self) -> str:
         """Returns the folder or URL of the run that `model` names.
 
@@ -111,11 +117,36 @@ class PreparedModel:
             only its section `evaluation` means anything.
         start: The weights with which the run began, if interpolations are evaluated (`EvaluationRequest.shares`);
             otherwise empty.
+        training: What is known about the training captions of the model.
     """
 
     model: "OpenedModel"
     config: Config
     start: "dict[str, Tensor]"
+    training: "TrainingCaptions"
+
+    @property
+    def restored(self) -> "Restored | None":
+        """Returns what was read from the checkpoint, with the settings of this evaluation."""
+        restored = self.model.restored
+        return replace(restored, config=self.config) if restored else None
+
+
+@dataclass(frozen=True, slots=True)
+class ComputedResults:
+    """Holds what the ranks have computed together. It is small beside the model, so a rank can send it to the driver.
+
+    Attributes:
+        results: The results of the tasks.
+        other_weights: The results of the interpolations; empty if none were asked for.
+        failures: For each benchmark that could not be evaluated its name and the reason, in one line.
+        without_task: For each benchmark that allows no task the reason, in one line with its name.
+    """
+
+    results: tuple[TaskResult, ...]
+    other_weights: tuple[OtherWeights, ...]
+    failures: tuple[str, ...]
+    without_task: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +177,22 @@ class Evaluation:
     failures: tuple[str, ...] = ()
     without_task: tuple[str, ...] = ()
     normalize: bool = True
+
+    @classmethod
+    def of(cls, request: EvaluationRequest, prepared: PreparedModel, found: ComputedResults) -> "Evaluation":
+        """Returns a prepared model with the results that were computed with it."""
+        return cls(
+            request.model,
+            prepared.config,
+            prepared.model.embedder,
+            prepared.restored,
+            found.results,
+            found.other_weights,
+            bool(request.copies),
+            found.failures,
+            found.without_task,
+            request.normalize,
+        )
 
     @property
     def weights(self) -> str:
@@ -182,46 +229,50 @@ def evaluated(request: EvaluationRequest, device: str) -> Evaluation | None:
     """
     import torch
 
-    from emocap_pretrain.evaluation import on_benchmarks
-    from emocap_pretrain.evaluation.domain import with_domains
-    from emocap_pretrain.evaluation.other_weights import curve
     from emocap_pretrain.ranks.join import joined
-    from emocap_pretrain.training.conclusion import evaluated as results_of
 
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: there is no GPU on this host; leave the option out, or give cpu.")
     # An evaluation has nothing to save, so signals end it as usual.
     runtime = EnvRuntime.from_environment(device, listen=False)
-    with joined(request.own.cluster if request.own else ClusterConfig(), runtime) as world:
+    with joined(request.cluster, runtime) as world:
         everyone = world.patient("evaluation")
         # Only rank 0 reads the checkpoint. An error there, such as a wrong option, is raised on all ranks.
-        found = everyone.run_on_main(partial(_prepare, request))
-        config, embedder, restored = found.config, found.model.embedder.on(world.device), found.model.restored
-        training = everyone.run_on_main(partial(_training_captions, request, restored))
-        on_copies = on_benchmarks.BenchmarkResults(())
-        if request.copies:
-            on_copies = on_benchmarks.evaluate(request.copies, config.evaluation, embedder, everyone)
-            results = with_domains(on_copies.results, training, config.evaluation, url=None)
-        else:
-            results = results_of(config, embedder, everyone, training)
-        other_weights: tuple[OtherWeights, ...] = ()
-        if restored:
-            restored = replace(restored, config=config)
-            other_weights = curve(restored, found.start, request.shares, everyone)
-        if not world.is_main:
-            return None
-        return Evaluation(
-            request.model,
-            config,
-            embedder,
-            restored,
-            results,
-            other_weights,
-            bool(request.copies),
-            on_copies.failures,
-            on_copies.without_task,
-            request.normalize,
-        )
+        prepared = everyone.run_on_main(partial(prepare, request))
+        found = computed(prepared, request, everyone, world.device)
+        return Evaluation.of(request, prepared, found) if world.is_main else None
+
+
+def computed(
+    prepared: PreparedModel, request: EvaluationRequest, everyone: "RankGroup", device: str
+) -> ComputedResults:
+    """Runs the tasks with a prepared model on all ranks, and returns the results on each of them.
+
+    This is a collective.
+
+    Args:
+        prepared: The model, equal on all ranks. It is moved to `device`.
+        request: What is evaluated.
+        everyone: A group of all ranks from `RankGroup.patient`, whose timeout is longer than an evaluation.
+        device: The device of this rank.
+
+    Raises:
+        DataError, LostContact, ShardsError: As `evaluated` does.
+    """
+    from emocap_pretrain.evaluation import on_benchmarks
+    from emocap_pretrain.evaluation.domain import with_domains
+    from emocap_pretrain.evaluation.other_weights import curve
+    from emocap_pretrain.training.conclusion import evaluated as results_of
+
+    config, embedder, restored = prepared.config, prepared.model.embedder.on(device), prepared.restored
+    on_copies = on_benchmarks.BenchmarkResults(())
+    if request.copies:
+        on_copies = on_benchmarks.evaluate(request.copies, config.evaluation, embedder, everyone)
+        results = with_domains(on_copies.results, prepared.training, config.evaluation, url=None)
+    else:
+        results = results_of(config, embedder, everyone, prepared.training)
+    other_weights = curve(restored, prepared.start, request.shares, everyone) if restored else ()
+    return ComputedResults(results, other_weights, on_copies.failures, on_copies.without_task)
 
 
 def _training_captions(request: EvaluationRequest, restored: "Restored | None") -> "TrainingCaptions":
@@ -250,8 +301,8 @@ def _training_captions(request: EvaluationRequest, restored: "Restored | None") 
     return of_run.also(names, urls, words)
 
 
-def _prepare(request: EvaluationRequest) -> PreparedModel:
-    """Opens the model, and returns it with the settings of its evaluation.
+def prepare(request: EvaluationRequest) -> PreparedModel:
+    """Opens the model, and returns it with the settings of its evaluation. One process calls this function.
 
     The settings are compared with the data here, so that a wrong label or class is reported before the model reads the
     first image. Notes for the user are logged.
@@ -302,7 +353,7 @@ def _prepare(request: EvaluationRequest) -> PreparedModel:
         notes = tasks.prepare(config.evaluation, has_local=has_local, crop=crop, head=head, seconds=tasks.PREPARE_S)
     for note in notes:
         log.warning("%s", note)
-    return PreparedModel(model, config, start)
+    return PreparedModel(model, config, start, _training_captions(request, model.restored))
 
 
 def _placeholder(name: str) -> Config:

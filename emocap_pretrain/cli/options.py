@@ -140,6 +140,9 @@ OwnConfig = Annotated[Path | None, typer.Option(help="The run's YAML file, if yo
 Device = Annotated[
     Literal["auto", "cpu", "cuda"], typer.Option(help="Device of the model; auto is cuda where there is a GPU.")
 ]
+OnRay = Annotated[
+    bool, typer.Option("--ray", help="Compute on the Ray cluster at RAY_ADDRESS, or else on one of this host.")
+]
 PromptFile = Annotated[
     Path | None, typer.Option(help="File of prompts, one on each line, with {} in place of the words of a class.")
 ]

@@ -1,6 +1,7 @@
 """Runs evaluation tasks on copies of benchmarks, fold after fold."""
 
 import logging
+import socket
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -9,7 +10,9 @@ from pathlib import Path
 
 from emocap_pretrain.benchmarks.card import Card
 from emocap_pretrain.benchmarks.catalogue import card
+from emocap_pretrain.benchmarks.layouts import Layout
 from emocap_pretrain.benchmarks.reading.choice import fitting
+from emocap_pretrain.benchmarks.reading.layout_reader import LayoutReader
 from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.errors import ConfigError, DataError, LostContact
 from emocap_pretrain.evaluation import tasks
@@ -282,9 +285,14 @@ def _on_copy(
     has_texts = extraction.embedder.has_texts
     chosen = tasks_of(settings_of(settings, about), about, has_texts=has_texts)
     # Every rank looks at the copy; one on which it is missing or differs must not leave the others waiting.
-    fits = world.run_on_all(lambda: fitting(about, copy.root))
-    _check_views(about, [layout.about for layout, _ in fits])
-    reader = fits[world.rank][1]
+    hosts = world.gather(socket.gethostname())
+    fits = world.run_on_all(partial(_fitting_or_error, about, copy.root))
+    views = [str(each).removesuffix(".") if isinstance(each, Exception) else each[0].about for each in fits]
+    _check_views(about, views, hosts)
+    own = fits[world.rank]
+    if isinstance(own, Exception):  # All ranks have the same error.
+        raise own
+    _, reader = own
     folds = [None] if about.folds is None else list(range(1, about.folds + 1))
     by = [name for name in settings.by if name in attributes_of(about)]
     # A copy that has only the scored split is enough for tasks that learn nothing.
@@ -296,7 +304,7 @@ def _on_copy(
     # The items are known only after the files of labels were read.
     views = world.run_on_all(partial(_views, sources))
     for of_ranks in zip(*views, strict=True):
-        _check_views(about, of_ranks)
+        _check_views(about, of_ranks, hosts)
     # Every rank takes the lengths of rank 0, which are equal to its own.
     empty: set[SplitName] = {name for name, each in zip(_names(sources), views[0], strict=True) if not each.items}
     able = _with_examples(chosen, empty, settings, about)
@@ -307,6 +315,13 @@ def _on_copy(
     found = [tasks.run(able, each, extraction, world, by=by) for each in sources]
     means = world.run_on_main(lambda: [with_intervals(mean_of_folds(of_task)) for of_task in zip(*found, strict=True)])
     return [replace(each, url=f"{about.name}, {about.scored}", benchmark=about.name) for each in means]
+
+
+def _fitting_or_error(about: Card, root: Path) -> tuple[Layout, LayoutReader] | ConfigError | DataError:
+    try:
+        return fitting(about, root)
+    except (ConfigError, DataError) as error:
+        return error
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,12 +346,13 @@ def _views(sources: Sequence[Mapping[SplitName, BenchmarkSource]]) -> list[_View
     return [_View(each.address, len(each), each.digest()) for of_fold in sources for each in of_fold.values()]
 
 
-def _check_views(about: Card, views: Sequence[object]) -> None:
+def _check_views(about: Card, views: Sequence[object], hosts: Sequence[str]) -> None:
     """Checks that all ranks see the same: otherwise their shares would not be those of one dataset.
 
     Args:
         about: The card.
         views: What each rank sees. All ranks pass equal sequences, so all of them raise the same error.
+        hosts: The name of each rank's host.
 
     Raises:
         ConfigError: If a rank sees something else than rank 0.
@@ -347,7 +363,8 @@ def _check_views(about: Card, views: Sequence[object]) -> None:
     one, two = str(views[0]), str(views[other])
     seen = f"{one}, with other names or labels" if one == two else f"{one}, and {two}"
     raise ConfigError(
-        f"benchmark {about.name}: the copies of ranks 0 and {other} differ: {seen}; give every rank the same copy."
+        f"benchmark {about.name}: the copies of ranks 0 and {other} differ: {seen}; give every rank the same copy "
+        f"(rank {other} runs on {hosts[other]})."
     )
 
 

@@ -10,13 +10,16 @@ import cli_calls
 import pytest
 import yaml
 from cli_calls import torchrun
+from emocap_cluster.placement import Node, place
 from emocap_shards.store import open_store
 from mlflow.tracking import MlflowClient
 from PIL import Image
 from pretrain_fakes import changed
 
 from emocap_pretrain.cli.evaluated_model import with_settings
+from emocap_pretrain.cli.evaluated_on_ray import _resources
 from emocap_pretrain.config.schema import Config
+from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.evaluation.examples import ExampleSource
 from emocap_pretrain.evaluation.features import BatchFeatures, Extraction
 from emocap_pretrain.evaluation.result_file import load
@@ -262,6 +265,26 @@ def test_only_the_batch_size_of_a_stored_config_is_bounded(
     printed(run.url, "--data", faces, "--task", "retrieval")
     printed(run.url, "--data", faces, "--task", "retrieval", "--config", file)
     assert sizes == [5, run.evaluation.batch]
+
+
+def test_ray_starts_as_many_ranks_as_are_given_or_one_for_each_gpu(
+    run: Config, faces: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "add --ray" in refused(run.url, "--data", faces, "--ranks", "2")
+    monkeypatch.setenv("RANK", "0")
+    assert "--ray starts the ranks itself" in refused(run.url, "--data", faces, "--ray")
+    nodes = [Node("a", "10.0.0.1", cpus=8, gpus=2), Node("b", "10.0.0.2", cpus=8, gpus=1)]
+    with_gpus = partial(_resources, nodes, spread=False)
+    assert place(nodes, with_gpus("auto", None)).held == {"GPU": 1.0}
+    assert [place(nodes, with_gpus("auto", ranks)).ranks for ranks in (None, 2)] == [3, 2]
+    on_cpus = with_gpus("cpu", 5)
+    assert (place(nodes, on_cpus).ranks, on_cpus.on_gpu) == (5, False)
+    # A node that is lost later does not end the job.
+    assert place(nodes[1:], with_gpus("cuda", 3)).ranks == with_gpus("cuda", 3).least == 1
+    with pytest.raises(ConfigError, match="--ranks 4: the cluster has 3 GPUs"):
+        with_gpus("auto", 4)
+    with pytest.raises(ConfigError, match="--device cuda: the cluster has no GPU"):
+        _resources([Node("a", "10.0.0.1", cpus=8, gpus=0)], "cuda", None, spread=False)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -422,6 +423,14 @@ def test_ranks_keep_the_other_results_if_a_benchmark_fails_and_refuse_copies_tha
         names, (why,) = told[0]
         assert names == []
         assert why.startswith("ConfigError: benchmark raf_db: the copies of ranks 0 and 1 differ")
+    absent = replace(full, root=tmp_path / "absent")
+    told = on_gloo(2, evaluate_copies, tiny_config, [[full], [absent]])
+    assert told[0] == told[1]
+    layout, _ = fitting(full.card, full.root)
+    assert f"differ: {layout.about}, and {absent.root} is not a folder; give" in told[0][1][0]
+    assert f"(rank 1 runs on {socket.gethostname()})." in told[0][1][0]
+    told = on_gloo(2, evaluate_copies, tiny_config, [[absent]] * 2)
+    assert told == [([], [f"ConfigError: {absent.root} is not a folder."])] * 2
 
 
 def test_a_benchmark_is_evaluated_with_the_classes_of_its_card(embedder: Embedder, tmp_path: Path) -> None:
