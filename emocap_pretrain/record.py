@@ -6,6 +6,7 @@ decides what follows the end of an attempt (decisions 15 and 17).
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from emocap_cluster.restarts import Cause
 from emocap_shards.store import Store
@@ -110,7 +111,13 @@ class ResultRecord:
         return False
 
     def cause_of(self, rank: int, error: Exception) -> Cause:
-        return cause_of(rank, error)
+        """Classifies an error as `cause_of` does, but most errors are final.
+
+        Without steps there is no sign by which the driver recognizes that a failure has come again, and a job that
+        computes the same again fails in the same way.
+        """
+        cause = cause_of(rank, error)
+        return replace(cause, final=not (cause.lost or cause.passing))
 
 
 def cause_of(rank: int, error: Exception) -> Cause:

@@ -8,6 +8,7 @@ rank dies, the driver starts all ranks again, by the rules of a training run (de
 import logging
 import os
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -16,13 +17,15 @@ from typing import TYPE_CHECKING
 
 from emocap_pretrain import run
 from emocap_pretrain.cli.evaluated_model import ComputedResults, Evaluation, EvaluationRequest, PreparedModel, prepare
-from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.errors import ConfigError, LostContact
 from emocap_pretrain.ranks.info import Rank
 from emocap_pretrain.ranks.runtime import Runtime, launched
 from emocap_pretrain.record import ResultRecord
 
 if TYPE_CHECKING:
     from emocap_cluster.placement import Node, ResourceRequest
+
+REPORT_S = 10.0  # Time for a rank that failed to report it, before another rank reports that it has lost contact.
 
 log = logging.getLogger(__name__)
 
@@ -113,11 +116,17 @@ def _on_rank(
     """
     with run.on_ray_rank(prepared.config):
         from emocap_pretrain.cli.evaluated_model import computed
-        from emocap_pretrain.ranks.join import joined
+        from emocap_pretrain.ranks.join import joined, lost_contact
 
         # Ray starts a rank in another folder. On a host without this one, only absolute paths and URLs can be read.
         with suppress(OSError):
             os.chdir(folder)
         with joined(request.cluster, runtime) as world:
-            found = computed(prepared, request, world.patient("evaluation"), world.device)
+            try:
+                found = computed(prepared, request, world.patient("evaluation"), world.device)
+            except Exception as error:
+                # The error of the rank that failed is the one to report. Once Ray knows it, Ray ends this rank too.
+                if isinstance(error, LostContact) or lost_contact(error):
+                    time.sleep(REPORT_S)
+                raise
             return found if world.is_main else None

@@ -5,8 +5,8 @@ import torch.distributed as dist
 from emocap_shards.errors import StoreError
 from emocap_shards.store import Store, open_store
 
-from emocap_pretrain.errors import ConfigError, LostContact, RolledBack, Superseded
-from emocap_pretrain.record import MAX_CHARACTERS, RunRecord
+from emocap_pretrain.errors import ConfigError, DataError, LostContact, RolledBack, Superseded
+from emocap_pretrain.record import MAX_CHARACTERS, ResultRecord, RunRecord
 from emocap_pretrain.run_folder.attempts import STOP_REQUESTED, Attempt
 from emocap_pretrain.run_folder.documents import Failure, Status
 
@@ -90,3 +90,8 @@ def test_an_error_is_judged_by_its_class(store: Store) -> None:
     assert not record.cause_of(0, RuntimeError("mat1 and mat2 shapes cannot be multiplied")).lost
     assert record.cause_of(0, StoreError("away")).passing
     assert len(record.cause_of(0, ValueError("x" * 9999)).message) == MAX_CHARACTERS
+
+
+def test_a_job_that_returns_a_value_is_tried_again_only_after_a_loss_or_an_outage() -> None:
+    errors = [LostContact("rank 1 is gone"), StoreError("away"), DataError("a damaged face"), ValueError("a bug")]
+    assert [ResultRecord().cause_of(1, error).final for error in errors] == [False, False, True, True]
