@@ -1,7 +1,7 @@
 """Defines the settings of a training on the tars of other programs, which are streamed and not packed.
 
 Nobody has counted the samples of these tars, and no index says where they are. So settings that need an index or the
-manifest of a packed dataset are refused (`refusal`).
+manifest of a packed dataset are refused by `DataConfig` and `Config`.
 """
 
 from typing import Annotated

@@ -13,7 +13,7 @@ from emocap_shards.cursor import Cursor
 from emocap_shards.strata import ClassBalance
 from emocap_shards.stream import SampleStream
 from emocap_shards.tar_samples import TarSamples, list_tars
-from emocap_shards.webdataset_stream import WebDatasetStream
+from emocap_shards.webdataset_stream import WebDatasetStream, require_tars
 from emocap_shards.writing.sources.columns import TableColumns
 
 from emocap_pretrain.captions.flat import divided
@@ -82,10 +82,14 @@ def build_stream(
         info: The rank that reads.
         start: The cursor at which the stream begins.
         balance: The classes of the samples, if `data.balance` is set.
+
+    Raises:
+        PlanError: If there are fewer tars than loader processes of all ranks.
     """
     data, batch = config.data, config.global_batch
     if tars is None or data.webdataset is None:
         return open_stream(data, info, start, global_batch=batch, seed=config.seed, balance=balance)
+    require_tars(len(tars.tars), info.world_size, max(1, data.workers))
     return WebDatasetStream(
         source=tars,
         samples=data.webdataset.samples,

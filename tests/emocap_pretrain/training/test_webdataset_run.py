@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from emocap_shards.cursor import Cursor
+from emocap_shards.errors import PlanError
 from emocap_shards.store import open_store
 from mlflow.tracking import MlflowClient
 from pretrain_fakes import FakeRuntime, changed, stand_alone
@@ -137,6 +138,9 @@ def test_the_check_before_a_start_says_what_is_not_promised_and_refuses_what_can
     assert "1 of the first 24 samples" in found.notes[1]
     plan = RunPlan.of(config, 1, on_gpu=False).text()
     assert f"tars at {tars}; an epoch has 24 samples, as stated" in plan
+    # On Ray, the number of ranks is known only when a session opens.
+    with pytest.raises(PlanError, match="4 tars are too few for 2 ranks with 3 loader processes each"):
+        build_stream(changed(config, data__workers=3), open_tars(config), Rank(0, 2, 0, 2), Cursor())
     (few,) = preflight(changed(config, global_batch=16), Devices(5, 5, on_gpu=False)).problems
     assert few.startswith("data.webdataset: 4 tars are too few for 5 ranks")
     (none,) = preflight(changed(config, data__webdataset__url=str(tmp_path / "x-*.tar")), ALONE).problems
