@@ -204,8 +204,8 @@ def test_the_losses_of_each_step_and_the_scores_are_in_one_run_of_mlflow(caption
 
 
 @pytest.mark.slow
-def test_two_ranks_train_through_the_death_of_one_and_write_what_one_process_writes(
-    run_url, faces, unseen, llama, tmp_path
+def test_two_ranks_of_which_one_is_killed_end_with_the_files_of_two_that_were_not_interrupted(
+    run_url, faces, llama, tmp_path
 ):
     """Rank 1 is killed after the checkpoint of step 2, and torchrun then starts both ranks again."""
     program = Path(__file__).parent / "killed_captioner.py"
@@ -216,10 +216,13 @@ def test_two_ranks_train_through_the_death_of_one_and_write_what_one_process_wri
     for kind in ("captioner", "without_image"):
         whole, killed = (CaptionerFolder(tmp_path / name).checkpoints(kind) for name in ("whole", "killed"))
         assert files_of(killed) == files_of(whole)
-    models = (run_url, unseen, "--lm", llama, "--captioner", tmp_path / "killed")
-    assert json.loads(torchrun("-m", "emocap_pretrain.cli", "caption", "score", *models, "--json")) == printed(
-        "caption", "score", *models
-    )
+
+
+@pytest.mark.slow
+def test_two_ranks_score_and_write_what_one_process_does(captioner, run_url, unseen, llama, tmp_path):
+    models = (run_url, unseen, "--lm", llama, "--captioner", captioner)
+    score = ("caption", "score", *models)
+    assert json.loads(torchrun("-m", "emocap_pretrain.cli", *score, "--json")) == printed(*score)
     write = ("caption", "write", *models, "--part-images", 3, "--out")
     torchrun("-m", "emocap_pretrain.cli", *write, tmp_path / "two.csv")
     assert called(*write, tmp_path / "one.csv").exit_code == 0
