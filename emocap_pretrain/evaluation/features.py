@@ -92,6 +92,8 @@ class Features:
             caption part with patches.
         left_out: The examples without vectors, with reasons. All other fields leave them out.
         maps: The attention maps of the local sentences; None if no task needs them, or there is no sentence.
+        local_loss: The local loss in batches of faces (`local_loss.py`), and that of a model that gives all pairs the
+            same score; None if no task needs it, the model was not trained with local sentences, or there is none.
     """
 
     keys: tuple[str, ...]
@@ -104,6 +106,7 @@ class Features:
     patches: Float[Tensor, "examples embedding"] | None = None
     left_out: tuple[LeftOut, ...] = ()
     maps: SentenceMaps | None = None
+    local_loss: tuple[float, float] | None = None
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -8,14 +8,15 @@ The loss of an anchor grows with the number of candidates, so it depends on the 
 have the same number of faces, in the order of the dataset, and titles contain this number. The baseline is the loss of
 a model that knows nothing, which is the logarithm of this number: such a model gives all candidates the same score.
 
-The local part is left out. Its loss compares each sentence with all patches of all images of a batch, and the vectors
-that all tasks share hold only the mean of the patches of an image (`evaluation/features.py`).
+The loss of the local part compares each sentence with all patches of all images of a batch. The vectors that all tasks
+share hold only the mean of the patches of an image, so `local_loss.py` computes it, with the sharpness and the scope of
+the model's training, and in the same batches.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from emocap_kernels import contrastive_loss
@@ -29,12 +30,14 @@ from emocap_pretrain.data.parts import PARTS, PROMPT_PART, Part
 from emocap_pretrain.errors import ConfigError, DataError
 from emocap_pretrain.evaluation.examples import ExampleSource
 from emocap_pretrain.evaluation.features import Features, PartFeatures
+from emocap_pretrain.evaluation.local_loss import batches_of
 from emocap_pretrain.evaluation.task import SplitName
 from emocap_pretrain.inference.embedder import Embedder
 from emocap_pretrain.run_folder.results import Baseline, Score, TaskResult
 
 NO_CAPTION, INCOMPLETE = "faces without a caption", "faces of the last, incomplete batch"
 _COMPARED = tuple(part for part in PARTS if part.aligned_with == "image")
+_WITH_PATCHES = tuple(part for part in PARTS if part.aligned_with == "patches")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +50,16 @@ class HeldOutLoss:
 
     settings: EvaluationConfig
     name: ClassVar[str] = "held_out_loss"
-    charts: ClassVar[tuple[tuple[str, ...], ...]] = (("loss",), tuple(f"loss_{part.name}" for part in _COMPARED))
+    charts: ClassVar[tuple[tuple[str, ...], ...]] = (
+        ("loss",),
+        tuple(f"loss_{part.name}" for part in _COMPARED),
+        tuple(f"loss_{part.name}" for part in _WITH_PATCHES),
+    )
     splits: ClassVar[tuple[SplitName, ...]] = ("test",)
     targets: ClassVar[tuple[TargetKind, ...]] = ()
     reads_texts: ClassVar[bool] = True
     parts: ClassVar[tuple[Part, ...]] = _COMPARED
+    needs_local_loss: ClassVar[Literal[True]] = True
     about: ClassVar[str] = "contrastive loss of captions that were not trained on, by part, in batches of equal size"
 
     def prompts(self) -> Sequence[str]:
@@ -67,36 +75,46 @@ class HeldOutLoss:
         if PROMPT_PART.name not in test.parts:
             raise ConfigError(f"{self.name} needs captions, and {self.settings.url} has none.")
         faces = test.parts[PROMPT_PART.name].owner.unique()
-        rows = min(self.settings.loss_batch, len(faces))
-        if rows < 2:
+        batches = batches_of(faces.tolist(), self.settings.loss_batch)
+        if not batches:
             raise self._too_few()
-        scored = faces[: len(faces) // rows * rows]
+        rows, scored = len(batches[0]), sum(map(len, batches))
         losses = {
-            part.name: self._loss(embedder, part, test, scored, rows) for part in _COMPARED if part.name in test.parts
+            part.name: (self._loss(embedder, part, test, batches), math.log(rows))
+            for part in _COMPARED
+            if part.name in test.parts
         }
-        counts = ((NO_CAPTION, len(test) - len(faces)), (INCOMPLETE, len(faces) - len(scored)))
+        if test.local_loss:
+            losses |= {part.name: self._finite(part, *test.local_loss) for part in _WITH_PATCHES}
+        counts = ((NO_CAPTION, len(test) - len(faces)), (INCOMPLETE, len(faces) - scored))
         return TaskResult(
             task=self.name,
-            samples=len(scored),
+            samples=scored,
             scores=tuple(_scores(losses, _weights(embedder, tuple(losses)), rows)),
             left_out=tuple((reason, count) for reason, count in counts if count),
         )
 
-    def _loss(self, embedder: Embedder, part: Part, test: Features, faces: Int[Tensor, " faces"], rows: int) -> float:
-        """Returns the mean loss of one part over all batches of `rows` faces, which divide `faces`."""
+    def _loss(self, embedder: Embedder, part: Part, test: Features, batches: Sequence[Sequence[int]]) -> float:
+        """Returns the mean loss of one part over batches of faces."""
         texts, vectors = _texts_of_faces(embedder, part, test, self.settings.batch)
         known = embedder.objective is None or embedder.objective.known_positives
         losses: list[float] = []
-        for batch in faces.split(rows):
-            ids = _ids(embedder, part, [texts[face] for face in map(int, batch)]) if known else None
-            found = contrastive_loss(
-                test.images[batch].double(), vectors[batch].double(), embedder.model.scale, ids=ids
-            )
+        for batch in batches:
+            ids = _ids(embedder, part, [texts[face] for face in batch]) if known else None
+            rows = torch.tensor(batch)
+            found = contrastive_loss(test.images[rows].double(), vectors[rows].double(), embedder.model.scale, ids=ids)
             losses.append(float(found.loss))
-        mean = sum(losses) / len(losses)
-        if not math.isfinite(mean):
-            raise DataError(f"the {part.name} loss on {self.settings.url} is {mean}; the weights may be damaged.")
-        return mean
+        return self._finite(part, sum(losses) / len(losses))[0]
+
+    def _finite(self, part: Part, loss: float, ignorant: float = 0.0) -> tuple[float, float]:
+        """Returns the loss of a part and that of a model that knows nothing.
+
+        Raises:
+            DataError: If the loss is not finite.
+        """
+        if not math.isfinite(loss):
+            raise DataError(f"the {part.name} loss on {self.settings.url} is {loss}; the weights may be damaged.")
+        return loss, ignorant
 
     def _too_few(self) -> ConfigError:
         return ConfigError(
@@ -152,15 +170,15 @@ def _weights(embedder: Embedder, parts: Sequence[str]) -> dict[str, float]:
     return found if any(found.values()) else dict.fromkeys(parts, 1 / len(parts))
 
 
-def _scores(losses: Mapping[str, float], weights: Mapping[str, float], rows: int) -> list[Score]:
-    ignorant = math.log(rows)
+def _scores(losses: Mapping[str, tuple[float, float]], weights: Mapping[str, float], rows: int) -> list[Score]:
+    """Returns the total and the loss of each part. `losses` has the loss of a model that knows nothing, too."""
 
-    def score(name: str, title: str, value: float, weight: float) -> Score:
-        baseline = Baseline("knows nothing", weight * ignorant, f"{weight:.4g} x ln {rows}")
+    def score(name: str, title: str, value: float, ignorant: float) -> Score:
+        baseline = Baseline("knows nothing", ignorant)
         return Score(name, f"{title}, batches of {rows}", value, baseline, is_share=False, lower_is_better=True)
 
-    total = sum(weights[part] * loss for part, loss in losses.items())
+    total, ignorant = (sum(weights[part] * each[place] for part, each in losses.items()) for place in (0, 1))
     return [
-        score("loss", "held-out loss", total, sum(weights[part] for part in losses)),
-        *(score(f"loss_{part}", f"held-out loss of the {part} part", loss, 1.0) for part, loss in losses.items()),
+        score("loss", "held-out loss", total, ignorant),
+        *(score(f"loss_{part}", f"held-out loss of the {part} part", *each) for part, each in losses.items()),
     ]

@@ -96,3 +96,15 @@ class MapTask(Task, Protocol):
     """
 
     needs_maps: ClassVar[Literal[True]]
+
+
+@runtime_checkable
+class LocalLossTask(Task, Protocol):
+    """A task that also needs the local loss of the split `test` (`Features.local_loss`).
+
+    It is computed only for a model that was trained with local sentences. The split must not have gaps.
+    """
+
+    needs_local_loss: ClassVar[Literal[True]]
+    settings: EvaluationConfig
+    """`loss_batch` is the number of faces of a batch."""

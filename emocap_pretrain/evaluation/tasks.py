@@ -37,13 +37,14 @@ from emocap_pretrain.evaluation.fine_tuned import (
 )
 from emocap_pretrain.evaluation.held_out_loss import HeldOutLoss
 from emocap_pretrain.evaluation.linear_probe import LinearProbe
+from emocap_pretrain.evaluation.local_loss import local_loss
 from emocap_pretrain.evaluation.nearest import Nearest
 from emocap_pretrain.evaluation.outcome_scores import with_intervals
 from emocap_pretrain.evaluation.region_grounding import RegionGrounding
 from emocap_pretrain.evaluation.retrieval import Retrieval
 from emocap_pretrain.evaluation.ridge_regression import RidgeRegression
 from emocap_pretrain.evaluation.subgroups import MOST_GROUPS, named
-from emocap_pretrain.evaluation.task import MapTask, SplitName, Task
+from emocap_pretrain.evaluation.task import LocalLossTask, MapTask, SplitName, Task
 from emocap_pretrain.evaluation.temperature_scaling import TemperatureScaling
 from emocap_pretrain.evaluation.unit_detection import UnitDetection
 from emocap_pretrain.evaluation.zero_shot import ZeroShot
@@ -404,11 +405,16 @@ def run(
         for split, source in sources.items()
         if split in needed
     }
+    with_loss = next((task for task in tasks if isinstance(task, LocalLossTask)), None)
+    local = with_loss and local_loss(
+        extraction, sources["test"], collected["test"], world, most_rows=with_loss.settings.loss_batch
+    )
 
     def results() -> tuple[TaskResult, ...]:
         features: dict[SplitName, Features] = {
             split: joined(batches or [], sources[split].address) for split, batches in collected.items()
         }
+        features["test"] = replace(features["test"], local_loss=local)
         for split, each in features.items():
             if each.left_out:
                 named = ", ".join(left.key for left in each.left_out[:_NAMED])

@@ -335,6 +335,11 @@ class TowerPair(nn.Module):
         """Returns the factor by which the loss multiplies cosines of pooled vectors, at most `MAX_SCALE`."""
         return float(_clamped_scale(self.logit_scale.detach()))
 
+    @property
+    def local_scale(self) -> float:
+        """Returns the factor by which the loss multiplies scores of patches and sentences, at most `MAX_SCALE`."""
+        return float(_clamped_scale(self.local_logit_scale.detach()))
+
 
 class NoTextTower(nn.Module):
     """Takes the place of the text tower in the model of an image tower alone (`image_alone`), and refuses all texts."""

@@ -109,8 +109,22 @@ def test_each_loss_is_the_mean_over_batches_of_the_formula_with_equal_captions_a
     assert (found.samples, found.left_out) == (8, ((NO_CAPTION, 1),))
     total, part = found.scores
     assert part.title == "held-out loss of the global part, batches of 4"
-    assert part.text() == f"{wanted:.4g}  (knows nothing 1.386: 1 x ln 4)"
+    assert part.text() == f"{wanted:.4g}  (knows nothing 1.386)"
     assert not total.is_share
+
+
+def test_the_local_part_is_added_with_its_weight_and_its_own_baseline() -> None:
+    features = replace(features_of(9, **{"global": part_of(OWNERS, CAPTIONS, 1)}), local_loss=(2.5, 3.0))
+    objective = ObjectiveConfig.model_validate({"global": 0.5, "local": 2.0})
+    found = result_of(features, objective=objective)
+    scores = values(found)
+    assert scores["loss_local"] == 2.5
+    assert scores["loss"] == pytest.approx(0.5 * scores["loss_global"] + 2.0 * 2.5)
+    assert [score.baseline and score.baseline.value for score in found.scores] == pytest.approx(
+        [0.5 * math.log(4) + 6.0, math.log(4), 3.0]
+    )
+    with pytest.raises(DataError, match=r"the local loss on .*faces is nan; the weights may be damaged"):
+        result_of(replace(features, local_loss=(math.nan, 3.0)))
 
 
 def test_the_last_incomplete_batch_is_left_out_and_a_small_dataset_is_one_batch() -> None:
