@@ -1,9 +1,10 @@
 """Exports a model for transformers.
 
 If both towers are of the family CLIP or SigLIP, it becomes a `CLIPModel` or a `SiglipModel` (`whole_clip.py`). Any
-other model becomes a `VisionTextDualEncoderModel`, whose image tower is a `TimmWrapperModel`. A
-`VisionTextDualEncoderModel` projects the `pooler_output` of each tower. For an image tower of timm, this output is the
-pooled vector. Two kinds of text towers have a pooler that fits:
+other model becomes a `VisionTextDualEncoderModel`. Its image tower is a `ViTModel`, `CLIPVisionModel` or
+`SiglipVisionModel` if one of them computes the same (`vision_towers.py`), and otherwise a `TimmWrapperModel`. A
+`VisionTextDualEncoderModel` projects the `pooler_output` of each tower. For the image tower, this output is the pooled
+vector. Two kinds of text towers have a pooler that fits:
 
 - CLIP's text model, whose pooler takes the vector of the end token (`pooling: eos`).
 - BERT and its relatives, whose pooler computes tanh(W x + b) of the first token's vector x (`pooling: cls`). The export
@@ -19,25 +20,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModel, TimmWrapperConfig, VisionTextDualEncoderConfig, VisionTextDualEncoderModel
 
-from emocap_pretrain.checkpoint.layout import WEIGHTS
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.interop.export import whole_clip
 from emocap_pretrain.interop.export.accessories import write_accessories
 from emocap_pretrain.interop.export.formats import ExportFormat, without_head
 from emocap_pretrain.interop.export.graphs import numbers_of
 from emocap_pretrain.interop.export.special_tokens import LEGACY_END, end_token, swapped, texts_cut_later
+from emocap_pretrain.interop.export.vision_towers import PREFIX, VisionModel, vision_model
 from emocap_pretrain.interop.restore import Restored
 from emocap_pretrain.model.pair import TowerPair
 from emocap_pretrain.model.timm_image import TimmImageTower
+from emocap_pretrain.model.transformers_loading import quiet
 from emocap_pretrain.model.transformers_text import TransformersTextTower
 
 NAME = "transformers"
 # tanh(x) differs from x by x^3 / 3. Hidden states are at most some hundreds, and 1e-6 of them is in the linear range.
 _LINEAR = 1e-6
+_NOT_IN_LLAVA = (
+    "the image tower becomes a TimmWrapperModel, which LLaVA of transformers cannot read; it reads vision transformers "
+    "that pool a class token and have no register tokens, layer scale or rotary positions, and those of CLIP and "
+    "SigLIP."
+)
 
 
 def write(restored: Restored, folder: Path) -> None:
@@ -68,15 +74,9 @@ def _write_dual_encoder(
     """
     model, scale = restored.model, math.log(numbers_of(restored.model)["scale"])
     weights, tokenizer = _text(restored, text, config)
-    # VisionTextDualEncoderModel reads `hidden_size`, which TimmWrapperConfig does not define itself.
-    vision: dict[str, Any] = {
-        "architecture": image.backbone.default_cfg["architecture"],
-        "model_args": model_arguments(image),
-        "num_labels": 0,
-        "hidden_size": image.width,
-    }
+    vision = vision_model(image) or _wrapped(image)
     described = VisionTextDualEncoderConfig(
-        vision_config=TimmWrapperConfig(**vision).to_dict(),
+        vision_config=vision.settings,
         text_config=config.to_dict(),
         projection_dim=model.to_text.out_features,
         logit_scale_init_value=scale,
@@ -84,17 +84,28 @@ def _write_dual_encoder(
     built = VisionTextDualEncoderModel(described)
     built.load_state_dict(
         {
-            **{f"vision_model.timm_model.{name}": each for name, each in backbone_weights(image).items()},
+            **vision.weights,
             **weights,
             "visual_projection.weight": image_projection(model),
             "logit_scale": torch.tensor(scale),
         }
     )
-    # `save_pretrained` of the model would print a progress bar.
-    built.config.architectures = [type(built).__name__]
-    built.config.save_pretrained(folder)
-    save_file(built.state_dict(), folder / WEIGHTS, metadata={"format": "pt"})
+    with quiet():
+        # It names the tensors of a ViTModel so that older releases of transformers find them, too.
+        built.save_pretrained(folder)
     return tokenizer
+
+
+def _wrapped(image: TimmImageTower) -> VisionModel:
+    # VisionTextDualEncoderModel reads `hidden_size`, which TimmWrapperConfig does not define itself.
+    described: dict[str, Any] = {
+        "architecture": image.backbone.default_cfg["architecture"],
+        "model_args": model_arguments(image),
+        "num_labels": 0,
+        "hidden_size": image.width,
+    }
+    weights = {f"{PREFIX}timm_model.{name}": each for name, each in backbone_weights(image).items()}
+    return VisionModel(TimmWrapperConfig(**described).to_dict(), weights)
 
 
 def towers_of(model: TowerPair, kind: str) -> tuple[TimmImageTower, TransformersTextTower]:
@@ -208,7 +219,8 @@ def _lacks(restored: Restored) -> tuple[str, ...]:
         "transformers cannot hold the projections of patches and of local sentences, nor the scale of their "
         f"scores{bias}; the formats onnx, torch and safetensors can."
     )
-    return (line, *without_head(restored), *texts_cut_later(restored, text))
+    is_read = family is not None or vision_model(image) is not None
+    return (line, *(() if is_read else (_NOT_IN_LLAVA,)), *without_head(restored), *texts_cut_later(restored, text))
 
 
 FORMAT = ExportFormat(

@@ -78,6 +78,13 @@ _BLOCK = {
     "mlp.fc1": "mlp.fc1",
     "mlp.fc2": "mlp.fc2",
 }
+_VIT_BLOCK = {
+    "layernorm_before": "norm1",
+    "layernorm_after": "norm2",
+    "attention.o_proj": "attn.proj",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+}
 _TEXT_BLOCK = (
     *(f"self_attn.{which}_proj" for which in ("q", "k", "v", "out")),
     "layer_norm1",
@@ -222,6 +229,19 @@ def siglip_rules(depth: int) -> list[Rule]:
     ]
 
 
+def vit_rules(depth: int) -> list[Rule]:
+    """Returns the rules for a ViTModel without its pooler, whose names begin with those of an image tower in a pair."""
+    found = [
+        Rule((f"{IMAGE}cls_token",), (f"{_VISION}embeddings.cls_token",)),
+        Rule((f"{IMAGE}pos_embed",), (f"{_VISION}embeddings.position_embeddings",)),
+        *layers({"embeddings.patch_embeddings.projection": "patch_embed.proj", "layernorm": "norm"}, IMAGE, _VISION),
+    ]
+    for number in range(depth):
+        ours, theirs = f"{IMAGE}blocks.{number}.", f"{_VISION}layers.{number}."
+        found += [*layers(_VIT_BLOCK, ours, theirs), *_joined(ours, f"{theirs}attention.")]
+    return found
+
+
 def text_rules(depth: int) -> list[Rule]:
     """Returns the rules for the text transformer. CLIPModel and SiglipModel have the same names for its modules."""
     modules = [f"encoder.layers.{number}.{module}" for number in range(depth) for module in _TEXT_BLOCK]
@@ -234,11 +254,16 @@ def _blocks(depth: int) -> list[Rule]:
     rules: list[Rule] = []
     for number in range(depth):
         ours, theirs = f"{IMAGE}blocks.{number}.", f"{_VISION}encoder.layers.{number}."
-        rules += layers(_BLOCK, ours, theirs)
-        for kind in ("weight", "bias"):
-            parts = tuple(f"{theirs}self_attn.{which}_proj.{kind}" for which in "qkv")
-            rules.append(Rule((f"{ours}attn.qkv.{kind}",), parts, Concatenated(3)))
+        rules += [*layers(_BLOCK, ours, theirs), *_joined(ours, f"{theirs}self_attn.")]
     return rules
+
+
+def _joined(ours: str, attention: str) -> list[Rule]:
+    """Returns the rules for the query, key and value of a block; timm has one matrix with the rows of all three."""
+    return [
+        Rule((f"{ours}attn.qkv.{kind}",), tuple(f"{attention}{which}_proj.{kind}" for which in "qkv"), Concatenated(3))
+        for kind in ("weight", "bias")
+    ]
 
 
 def _scales() -> list[Rule]:
