@@ -23,6 +23,7 @@ from emocap_pretrain.interop.layouts import open_clip
 from emocap_pretrain.interop.layouts.layout import Tree
 from emocap_pretrain.interop.layouts.transformers import KINDS
 from emocap_pretrain.interop.load import load_source
+from emocap_pretrain.interop.open_clip_texts import open_pair, text_config
 from emocap_pretrain.interop.restore import Restored, StepChoice, restore
 from emocap_pretrain.interop.source import CONFIG_FILE, is_foreign, local_copy, run_and_step
 from emocap_pretrain.interop.transformers_models import OpenedTowers, can_open, open_towers
@@ -151,6 +152,9 @@ def _foreign(name: str, activation: Activation | None) -> Embedder:
         _need_no_activation(name, activation)
         found = load_image_tower(str(path), key=_KEY)
         return Embedder(image_alone(found.tower), None, crop=found.crop)
+    if config := text_config(path, where):
+        _need_no_activation(name, activation)
+        return _embedder_of(open_pair(path, config, where), path)
     if tree := _of_transformers(path, where):
         _need_no_activation(name, activation)
         return _embedder_of(open_towers(path, tree, where), path)
@@ -180,7 +184,7 @@ def _of_transformers(path: Path, where: str) -> Tree | None:
 
 
 def _embedder_of(found: OpenedTowers, folder: Path) -> Embedder:
-    crop, resize = found.preparation.crop, found.preparation.resize
+    crop, resize = found.crop, found.resize
     if found.text is None or found.to_text is None:
         return Embedder(image_alone(found.image), None, crop=crop, resize=resize)
     positions = found.text.positions

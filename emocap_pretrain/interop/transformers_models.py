@@ -8,7 +8,7 @@ and the model that the config describes must fit them before memory is allocated
 
 import inspect
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -18,12 +18,16 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 import emocap_torchvision
+from emocap_pretrain.config.fields import ImageCrop
+from emocap_pretrain.data.transform import Resize
 from emocap_pretrain.errors import CheckpointError, ConfigError
 from emocap_pretrain.interop.layouts.image_processor import ImagePreparation, read_preparation
 from emocap_pretrain.interop.layouts.layout import Tree
 from emocap_pretrain.interop.restore import LARGEST_PIXELS, WeightShapes, is_plain, number_too_large
 from emocap_pretrain.interop.tensors import Tensors, open_tensors
+from emocap_pretrain.model.towers import ImageTower
 from emocap_pretrain.model.transformers_loading import WRONG_NUMBERS, loaded, quiet
+from emocap_pretrain.model.transformers_text import KINDS as TEXT_KINDS
 from emocap_pretrain.model.transformers_towers import (
     ImagePooling,
     PooledTextTower,
@@ -157,7 +161,8 @@ class OpenedTowers:
     """Holds the towers of a model of transformers with their weights, in evaluation mode on the CPU.
 
     Attributes:
-        preparation: How images become the input of the model.
+        crop: The part of an image that is resized.
+        resize: How this part is resized.
         image: The image tower.
         text: The text tower; None for an image model.
         to_image: The projection of the images' pooled vectors; None if they are not projected.
@@ -165,8 +170,9 @@ class OpenedTowers:
         logit_scale: The logarithm of the learned scale; None if the model has none.
     """
 
-    preparation: ImagePreparation
-    image: TransformersImageTower
+    crop: ImageCrop
+    resize: Resize
+    image: ImageTower
     text: PooledTextTower | None = None
     to_image: nn.Module | None = None
     to_text: nn.Module | None = None
@@ -203,7 +209,39 @@ def open_towers(folder: Path, tree: Tree, where: str) -> OpenedTowers:
         empty = _empty(model_class, config, tensors, where, **options)
         options["add_pooling_layer"] = not any(name.startswith(_POOLER) for name, _ in empty.named_parameters())
     model = _model(model_class, config, tensors, where, **options)
-    return OpenedTowers(preparation=preparation, image=_image(model, preparation, None, where))
+    image = _image(model, preparation, None, where)
+    return OpenedTowers(crop=preparation.crop, resize=preparation.resize, image=image)
+
+
+def encoder_of(tree: Tree, tensors: Tensors, where: str, *, has_pooler: bool) -> tuple[Any, int]:
+    """Returns a text encoder of transformers with its weights, and the size of its vectors.
+
+    Args:
+        tree: The content of the encoder's config.json.
+        tensors: Its weights, under the names of the encoder. For `mt5`, these are the names of the encoder's stack.
+        where: First words of an error message: the argument that names the model, and its value.
+        has_pooler: Whether the weights contain those of the encoder's own pooling.
+
+    Raises:
+        ConfigError: If the kind of the encoder is not known, or if config and weights do not fit.
+    """
+    kind = str(tree.get("model_type"))[:40]
+    if kind not in {*TEXT_KINDS, "mt5"}:
+        raise ConfigError(
+            f"{where}: the text encoder is of the kind {kind!r}; only {', '.join(TEXT_KINDS)} and mt5 fit."
+        )
+    config = _config(kind, tree, WeightShapes(tensors.shapes), where)
+    if kind == "mt5":
+        stack = {f"encoder.{name}": shape for name, shape in tensors.shapes.items()}
+        renamed = Tensors(stack, lambda names: {f"encoder.{name}": each for name, each in _loaded(tensors, names)})
+        return _model(transformers.MT5EncoderModel, config, renamed, where), config.d_model
+    model_class: Any = MODEL_MAPPING[type(config)]
+    options: Tree = {"add_pooling_layer": has_pooler} if _may_pool(model_class) else {}
+    return _model(model_class, config, tensors, where, **options), config.hidden_size
+
+
+def _loaded(tensors: Tensors, names: Iterable[str]) -> Iterable[tuple[str, Tensor]]:
+    return tensors.load([name.removeprefix("encoder.") for name in names]).items()
 
 
 def _may_pool(model_class: Any) -> bool:
@@ -224,7 +262,8 @@ def _pair(parts: PairClass, config: Any, preparation: ImagePreparation, tensors:
     positions = settings.max_position_embeddings - (pad + 1 if parts.name == "AltCLIPModel" else 0)
     scale = None if not parts.scale else float(getattr(model, parts.scale).detach())
     return OpenedTowers(
-        preparation=preparation,
+        crop=preparation.crop,
+        resize=preparation.resize,
         image=_image(getattr(model, parts.image), preparation, parts.image_pooling, where),
         text=PooledTextTower(text, width=width, positions=positions, pad_id=pad, pooling=parts.text_pooling),
         to_image=getattr(model, parts.to_image) if parts.to_image else None,

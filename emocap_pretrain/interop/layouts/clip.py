@@ -76,7 +76,7 @@ def describe(shapes: Shapes, config: Mapping[str, Any], *, activation: str | Non
             "FaRL, FLIP) or gelu (LAION, DataComp)."
         )
     prefix = "text." if any(name.startswith("text.transformer.") for name in shapes) else ""
-    image = _image(shapes, config.get("vision_cfg") or {}, activation, where)
+    image = image_transformer(shapes, config.get("vision_cfg") or {}, activation, where)
     text = text_transformer(shapes, config.get("text_cfg") or {}, prefix, activation, where)
     embedding = shape_of(shapes, f"{prefix}text_projection", 2, where)[1]
     return WeightsLayout(
@@ -141,7 +141,13 @@ def _require_transformer(shapes: Shapes, where: str) -> None:
         raise ConfigError(f"{where}: the tensor visual.class_embedding is missing in these weights.")
 
 
-def _image(shapes: Shapes, config: Mapping[str, Any], activation: str, where: str) -> ImageTransformer:
+def image_transformer(shapes: Shapes, config: Mapping[str, Any], activation: str, where: str) -> ImageTransformer:
+    """Returns the sizes of the vision transformer, from its tensors and the entry `vision_cfg` of open_clip's config.
+
+    Raises:
+        ConfigError: If the image tower is no vision transformer, or the sizes cannot be read from its tensors.
+    """
+    _require_transformer(shapes, where)
     # Sizes are read from vectors. So a matrix of a wrong shape does not fit the model, and the error names this matrix.
     (width,) = shape_of(shapes, "visual.ln_post.weight", 1, where)
     patch = shape_of(shapes, "visual.conv1.weight", 4, where)[-1]

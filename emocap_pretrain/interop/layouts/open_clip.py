@@ -99,7 +99,10 @@ def describe(shapes: Shapes, config: Tree, *, where: str) -> WeightsLayout:
     vision, text = config["vision_cfg"], config["text_cfg"]
     if text.get("hf_model_name"):
         name = str(text["hf_model_name"])[:60]
-        raise ConfigError(f"{where}: the text tower is {name!r} of transformers; choose another model.")
+        raise ConfigError(
+            f"{where}: the text tower is {name!r} of transformers; such a model can be evaluated, and not trained: "
+            "choose another one."
+        )
     if not vision.get("timm_model_name"):
         _require(vision, _CLIP_VISION, "vision_cfg", where)
         _require(text, _CLIP_TEXT, "text_cfg", where)
@@ -109,24 +112,67 @@ def describe(shapes: Shapes, config: Tree, *, where: str) -> WeightsLayout:
         layout = clip.describe(shapes, config, activation=activation, where=where)
     else:
         layout = _with_timm(shapes, vision, text, where)
+    return replace(layout, crop=crop_of(config), resize=_resize(config))
+
+
+def describe_image(shapes: Shapes, config: Tree, *, where: str) -> WeightsLayout:
+    """Describes the image tower and its projection alone, for a model with a text tower of transformers.
+
+    Every other tensor of the file is ignored, except those whose names begin with `visual.`.
+
+    Args:
+        shapes: The shapes of all tensors by name.
+        config: The result of `read_config`.
+        where: First words of an error message: the setting and its value.
+
+    Raises:
+        ConfigError: If the config asks for parts that this project cannot build.
+    """
+    vision = config["vision_cfg"]
+    if vision.get("timm_model_name"):
+        settings, rules = _image(vision, where), _timm_rules(shapes, vision, where)
+    else:
+        _require(vision, _CLIP_VISION, "vision_cfg", where)
+        found = clip.image_transformer(shapes, vision, "quick_gelu" if config.get("quick_gelu") else "gelu", where)
+        settings, rules = found.settings(), clip.image_rules(found.layers)
+    return WeightsLayout(
+        name="open_clip with a text tower of transformers",
+        kind="open_clip",
+        settings={"image": settings},
+        rules=tuple(rules),
+        ignored=frozenset(name for name in shapes if not name.startswith("visual.")),
+        crop=crop_of(config),
+        resize=_resize(config),
+    )
+
+
+def _timm_rules(shapes: Shapes, vision: Tree, where: str) -> list[Rule]:
+    """Returns the rules for an image tower of timm and its projection."""
+    if vision.get("timm_proj", "linear") not in ("none", "linear") or "visual.head.mlp.fc1.weight" in shapes:
+        raise ConfigError(f"{where}: timm_proj={vision.get('timm_proj')!r}; only none and linear can be read.")
+    names = [each.removeprefix(_TRUNK) for each in shapes if each.startswith(_TRUNK)]
+    projection = [Rule(("to_image.weight",), ("visual.head.proj.weight",))] if _projects_images(vision) else []
+    return [*(Rule((IMAGE + each,), (_TRUNK + each,)) for each in names), *projection]
+
+
+def _projects_images(vision: Tree) -> bool:
+    return vision.get("timm_proj", "linear") == "linear"
+
+
+def _resize(config: Tree) -> Resize:
     # For "random" in training, open_clip itself evaluates with the bicubic filter.
-    resize = Resize("bilinear" if config["interpolation"] == "bilinear" else "bicubic")
-    return replace(layout, crop=crop_of(config), resize=resize)
+    return Resize("bilinear" if config["interpolation"] == "bilinear" else "bicubic")
 
 
 def _with_timm(shapes: Shapes, vision: Tree, text: Tree, where: str) -> WeightsLayout:
-    if vision.get("timm_proj", "linear") not in ("none", "linear") or "visual.head.mlp.fc1.weight" in shapes:
-        raise ConfigError(f"{where}: timm_proj={vision.get('timm_proj')!r}; only none and linear can be read.")
+    images = _timm_rules(shapes, vision, where)
     _require(text, _ANY_EPS_AND_ACTIVATION, "text_cfg", where)
     tower = _text(shapes, text, where)
     is_linear = bool(text.get("proj_bias"))
     name = "text.text_projection.weight" if is_linear else "text.text_projection"
     sides = shape_of(shapes, name, 2, where)
-    projects_images = vision.get("timm_proj", "linear") == "linear"
-    names = [each.removeprefix(_TRUNK) for each in shapes if each.startswith(_TRUNK)]
     rules = [
-        *(Rule((IMAGE + each,), (_TRUNK + each,)) for each in names),
-        *([Rule(("to_image.weight",), ("visual.head.proj.weight",))] if projects_images else []),
+        *images,
         *clip.text_rules(tower.layers, "text."),
         *(
             layers({"text.text_projection": "to_text"}, "", "")
@@ -137,7 +183,7 @@ def _with_timm(shapes: Shapes, vision: Tree, text: Tree, where: str) -> WeightsL
     ]
     settings: Tree = {
         "embedding": sides[0] if is_linear else sides[1],
-        "project_images": projects_images,
+        "project_images": _projects_images(vision),
         "text_bias": is_linear,
         "image": _image(vision, where),
         "text": tower.settings(),
