@@ -18,6 +18,7 @@ from emocap_pretrain.interop.layouts.layout import IMAGE
 from emocap_pretrain.interop.rules import Rule
 from emocap_pretrain.model.timm_image import TimmImageTower, timm
 
+_LAYERS: Any = timm.layers
 _TRANSFORMER: Any = timm.models.vision_transformer
 PREFIX = "vision_model."
 """The prefix of the image tower's tensors in the models of transformers with two towers."""
@@ -83,7 +84,7 @@ def _is_plain(image: TimmImageTower) -> bool:
     if backbone.pos_embed.shape[1] != backbone.patch_embed.num_patches + backbone.num_prefix_tokens:
         return False
     blocks: Sequence[Any] = list(backbone.blocks)
-    parts = (_TRANSFORMER.Block, timm.layers.Attention, timm.layers.Mlp)
+    parts = (_TRANSFORMER.Block, _LAYERS.Attention, _LAYERS.Mlp)
     norms = (backbone.norm, *(norm for block in blocks for norm in (block.norm1, block.norm2)))
     return len({getattr(norm, "eps", None) for norm in norms}) == 1 and all(
         (type(block), type(block.attn), type(block.mlp)) == parts for block in blocks
