@@ -64,7 +64,8 @@ def check_nccl(inputs: DoctorInputs) -> Iterator[CheckResult]:
         nccl.all_reduce(parts)
         sums = [float(each.mean().item()) for each in parts]
     except RuntimeError as error:  # torch raises it for all errors of NCCL and CUDA.
-        yield fail(f"NCCL {version} fails: {str(error).splitlines()[0]}", _NCCL_CURE)
+        first = str(error).partition("\n")[0]
+        yield fail(f"NCCL {version} fails: {first}", _NCCL_CURE)
         return
     wanted = count * (count + 1) / 2
     if any(each != wanted for each in sums):
@@ -172,7 +173,7 @@ def gpu_facts() -> GpuFacts:
         if present and built and not visible:
             torch.cuda.init()  # The error says why torch has no device.
     except RuntimeError as error:
-        fault = str(error).splitlines()[0]
+        fault = str(error).partition("\n")[0]
     return GpuFacts(
         driver=driver,
         driver_cuda=driver_cuda,

@@ -15,6 +15,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from emocap_pretrain.config.schema import TrackingConfig
 from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.run import OPEN, SECRET, chosen
 from emocap_pretrain.tracking.copies import CopyingTracker, check_copies, with_copies
 from emocap_pretrain.tracking.tracker import MemoryTracker, RunStatus, TrackedRun
 
@@ -215,6 +216,14 @@ def test_a_missing_key_of_wandb_is_refused_before_a_start(tmp_path: Path, monkey
     monkeypatch.delenv("WANDB_API_KEY")
     (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password x\n", encoding="utf-8")
     check_copies(settings)
+
+
+def test_ranks_on_other_hosts_get_the_key_of_wandb_and_the_dashboard_of_ray_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    assert "WANDB_API_KEY" in chosen(SECRET)
+    assert "WANDB_API_KEY" not in chosen(OPEN)
 
 
 def test_wandb_records_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
