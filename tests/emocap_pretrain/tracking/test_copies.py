@@ -54,9 +54,10 @@ def test_tensorboard_gets_metrics_texts_and_pictures(tmp_path: Path) -> None:
     tracker.log_metrics({"loss": 2.0}, 1)
     tracker.log_metrics({"loss": 9.0, "scale": 4.0}, 1)
     tracker.log_scores({"zero_shot/uar": 0.5}, 2)
-    tracker.log_text("starts/00001.json", "{}")
+    secret = "http://anna:open-sesame@server"
+    tracker.log_text("starts/00001.json", secret)
     tracker.log_picture("pictures/samples.png", picture)
-    tracker.set_description("| a | b |")
+    tracker.set_description(secret)
     tracker.finish("FINISHED")
     (folder,) = [each for each in tmp_path.iterdir() if each.is_dir()]
     assert folder.name == "faces-01234567"
@@ -66,7 +67,7 @@ def test_tensorboard_gets_metrics_texts_and_pictures(tmp_path: Path) -> None:
     assert b"open-sesame" not in b"".join(each.read_bytes() for each in folder.iterdir())
     assert (main.status, main.description, main.pictures) == (
         "FINISHED",
-        "| a | b |",
+        secret,
         {"pictures/samples.png": picture.read_bytes()},
     )
 
@@ -123,6 +124,7 @@ def test_a_copy_that_fails_is_given_up_and_the_run_continues(caplog: pytest.LogC
     assert main.rows == works.rows == [(1, {"loss": 1.0}), (2, {"loss": 0.5})]
     (line,) = caplog.messages
     assert "FakeCopy cannot be used any more" in line
+    assert "open-sesame" not in line
 
 
 def test_a_folder_that_cannot_be_made_leaves_mlflow_alone(caplog: pytest.LogCaptureFixture) -> None:
