@@ -53,6 +53,12 @@ def translate(flags: Flags, *, processes: int | None = None) -> str:
     return _Translation(flags, processes).text()
 
 
+def _without_pipe(source: str) -> str:
+    """Returns the URL that `pipe:aws s3 cp URL -` reads. Other commands are left for the config loader to refuse."""
+    found = re.fullmatch(r"pipe: *aws s3 cp (?:--quiet )?(s3://\S+) -(?: --quiet)?", source)
+    return found[1] if found else source
+
+
 class _Translation:
     def __init__(self, flags: Flags, processes: int | None) -> None:
         self.flags = flags
@@ -131,15 +137,21 @@ class _Translation:
         return Block(comment, sizes)
 
     def _data(self) -> Block:
-        flags, urls = self.flags, [f"data/{self.name}/train"]
-        sources = [each for each in flags["train-data"].split("::") if each]
-        if len(sources) > 1:
-            urls = [f"data/{self.name}/train-{number}" for number in range(1, len(sources) + 1)]
-        packs = [self._pack(*pair) for pair in zip(sources, urls, strict=True)]
-        settings: Tree = {"url": urls[0]} if len(urls) == 1 else {"mix": [{"url": url} for url in urls]}
-        settings |= {"workers": flags["workers"], "drop_last": True} | self._augmentation()
-        comment = "Pack the data first: " + "; ".join(packs) + ". open_clip does not mirror images, so flip is 0."
-        return Block(comment, {"data": settings})
+        flags = self.flags
+        sources = [_without_pipe(each) for each in flags["train-data"].split("::") if each]
+        loading: Tree = {"workers": flags["workers"], "drop_last": True} | self._augmentation()
+        unflipped = "open_clip does not mirror images, so flip is 0."
+        if len(sources) == 1 and not self._is_csv():
+            streamed = {"webdataset": {"url": sources[0], "samples": flags["train-num-samples"]}}
+            comment = (
+                "The tars are streamed as they are, so a run does not resume at the exact sample. To have that, type "
+                f"{self._pack(sources[0], f'data/{self.name}/train')} and replace webdataset by url. {unflipped}"
+            )
+            return Block(comment, {"data": streamed | loading})
+        urls = [f"data/{self.name}/train-{number}" for number in range(1, len(sources) + 1)]
+        packs = "; ".join(self._pack(*pair) for pair in zip(sources, urls, strict=True))
+        packed: Tree = {"url": urls[0]} if len(urls) == 1 else {"mix": [{"url": url} for url in urls]}
+        return Block(f"Pack the data first: {packs}. {unflipped}", {"data": packed | loading})
 
     def _pack(self, source: str, url: str) -> str:
         if not self._is_csv():

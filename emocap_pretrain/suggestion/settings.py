@@ -137,7 +137,7 @@ def _on_captions(
     blocks = [
         *_run(name, length, f"Trains {how} on captions (docs/fine-tuning.md)."),
         _data(urls["train"], hardware, facts, length),
-        _model(weights, text_is_used=True, freeze=freeze),
+        _model(weights, text_is_used=True, freeze=freeze, whole_captions=not facts.with_summary),
         _objective(facts, length, with_local=on_gpu or weights == "none"),
         _optimizer(_rates(weights, freeze=freeze, with_local=facts.with_local > 0), length, _RATE_COMMENT[weights]),
         *_device(hardware),
@@ -199,10 +199,11 @@ def _data(url: str, hardware: Hardware, facts: DataFacts, length: _Length) -> Bl
     )
 
 
-def _model(weights: WeightsChoice, *, text_is_used: bool, freeze: bool = False) -> Block:
+def _model(weights: WeightsChoice, *, text_is_used: bool, freeze: bool = False, whole_captions: bool = False) -> Block:
+    """Returns the settings of the model. With `whole_captions`, the global part is a text of any length."""
     frozen: Tree = {"freeze": "all"} if freeze else {}
     unused: Tree = {"architecture": {"width": 64, "layers": 1, "heads": 2}, "vocabulary": 512}
-    lengths: Tree = {"lengths": {"global": 48, "local": 40, "summary": 77}}
+    lengths: Tree = {"lengths": {"global": 77 if whole_captions else 48, "local": 40, "summary": 77}}
     if weights == "clip":
         model: Tree = {"from": CLIP, "text": lengths | frozen}
         return Block(
@@ -211,7 +212,7 @@ def _model(weights: WeightsChoice, *, text_is_used: bool, freeze: bool = False) 
         )
     if weights == "packages":
         text = {"pretrained": MINILM, "tokenizer": MINILM, "pooling": "mean", "freeze": "all"}
-        text |= {"lengths": {"global": 32, "local": 32, "summary": 48}}
+        text |= {"lengths": {"global": 64 if whole_captions else 32, "local": 32, "summary": 48}}
         model = {
             "embedding": 256 if text_is_used else 64,
             **({"initial_scale": 10.0} if text_is_used else {}),

@@ -65,7 +65,8 @@ def test_flags_have_the_names_defaults_and_values_of_open_clip(words: str) -> No
 def test_a_command_is_translated_with_a_remark_on_each_flag_that_needs_one(tmp_path: Path) -> None:
     words = f"""#!/bin/bash
         torchrun --nproc_per_node 4 --nnodes=2 -m open_clip_train.main \\
-        --model ViT-B-32 --pretrained openai --train-data "s3://faces/{{000..099}}.tar" --train-num-samples 100000 \\
+        --model ViT-B-32 --pretrained openai --train-data "pipe:aws s3 cp s3://faces/{{000..099}}.tar -" \\
+        --train-num-samples 100000 \\
         --batch-size 64 --accum-freq 2 --lr 1e-5 --wd 0.1 --beta1 0.8 --beta2 0.95 --eps 1e-7 --warmup 20 --epochs 3 \\
         --precision amp_bf16 --workers 2 --grad-clip-norm 0.5 --local-loss --gather-with-grad --lock-image \\
         --lock-image-unlocked-groups 3 --lock-text --force-image-size 256 --imagenet-val /i \\
@@ -73,6 +74,8 @@ def test_a_command_is_translated_with_a_remark_on_each_flag_that_needs_one(tmp_p
         --aug-cfg 'scale=(0.64, 1.0)' gray_scale_prob=0.2 \\
         --grad-checkpointing --seed 7 --name "my faces" --logs {tmp_path}/logs --log-every-n-steps 5"""
     config = config_of(words, tmp_path)
+    assert config.data.webdataset is not None
+    assert (config.data.webdataset.url, config.data.webdataset.samples) == ("s3://faces/{000..099}.tar", 100_000)
     steps = 98  # 1,024 samples of 8 processes and 2 passes; 195.3 batches of 512, filled up to whole ones of 2 workers
     assert (config.steps, config.global_batch, config.micro_batch, config.seed) == (3 * steps, 1024, 64, 7)
     assert (config.name, config.url) == ("my-faces", f"{tmp_path}/logs/my-faces")
@@ -159,6 +162,8 @@ def test_locked_groups_are_those_of_open_clip(groups: int, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
+        (f"{DATA} --train-data a.tar::b.tar", {"data.webdataset": None, "data.mix.1.weight": None}),
+        (f"{DATA} --train-data a.csv --epochs 1", {"steps": 15, "data.webdataset": None}),
         (f"{DATA} --siglip", {"objective.kind": "sigmoid", "model.initial_bias": -10.0, "model.initial_scale": 10.0}),
         (f"{DATA} --lr-scheduler const", {"optimizer.schedule": "constant"}),
         (
@@ -180,7 +185,7 @@ def test_single_flags_become_settings(words: str, expected: dict[str, Any], tmp_
     for key, value in expected.items():
         found: Any = config
         for name in key.split("."):
-            found = getattr(found, name)
+            found = found[int(name)] if name.isdecimal() else getattr(found, name)
         assert found == value, key
 
 
@@ -200,6 +205,7 @@ def test_single_flags_become_settings(words: str, expected: dict[str, Any], tmp_
         (f"{DATA} --lr -1", "optimizer.lr"),
         (f"{DATA} --batch-size 0", "--batch-size=0 must be at least 1"),
         (f"{DATA} --name '${{oc.env:HOME}}' --wandb-notes '${{oc.env:HOME}}'", "rename it"),
+        (f"{DATA} --train-data 'pipe:gsutil cat gs://a/b.tar'", "pipe: URLs are not opened"),
         (f"{DATA} --aug-cfg scale=1", "is not a range"),
         (f"{DATA} --dataset-type synthetic", "no counterpart"),
     ],

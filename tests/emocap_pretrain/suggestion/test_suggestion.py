@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from emocap_pretrain.config.fields import label_text
 from emocap_pretrain.config.load import load
-from emocap_pretrain.suggestion import Block, DataFacts, Hardware, suggest, written
+from emocap_pretrain.suggestion import Block, DataFacts, Hardware, WeightsChoice, suggest, written
 
 GIB = 1 << 30
 hosts = st.builds(
@@ -135,3 +135,13 @@ def test_size_and_hardware_decide_between_fine_tuning_and_pretraining() -> None:
     assert purpose(35_000, gpu) == ("fine-tune", False)
     assert purpose(5_000_000, gpu) == ("pretrain", False)
     assert purpose(5_000_000, Hardware()) == ("fine-tune", False)
+
+
+@pytest.mark.parametrize("weights", ["clip", "packages"])
+def test_a_caption_without_a_summary_is_read_whole(weights: WeightsChoice) -> None:
+    def most_tokens(with_summary: int) -> int:
+        found = DataFacts(url="x", packed=True, kind="x", samples=900, with_caption=900, with_summary=with_summary)
+        settings = suggest("x", {"train": "x"}, found, Hardware(), weights=weights).settings
+        return settings["model"]["text"]["lengths"]["global"]
+
+    assert most_tokens(0) >= 64 > most_tokens(900)
