@@ -18,7 +18,7 @@ from emocap_pretrain.interop.layouts import open_clip
 from emocap_pretrain.interop.layouts.layout import IMAGE, Tree, WeightsLayout, size_of
 from emocap_pretrain.interop.restore import WeightShapes, too_large
 from emocap_pretrain.interop.source import CONFIG_FILE
-from emocap_pretrain.interop.tensors import Tensors, open_tensors
+from emocap_pretrain.interop.tensors import OPEN_CLIP_FILES, Tensors, open_tensors
 from emocap_pretrain.interop.transformers_models import OpenedTowers, encoder_of
 from emocap_pretrain.interop.translation import translated
 from emocap_pretrain.model.json_files import read_json
@@ -57,7 +57,7 @@ def open_pair(folder: Path, config: Tree, where: str) -> OpenedTowers:
     Raises:
         ConfigError: If the weights or a config cannot be read, or if they do not fit.
     """
-    tensors, text = open_tensors(folder, where), config["text_cfg"]
+    tensors, text = open_tensors(folder, where, preferred=OPEN_CLIP_FILES), config["text_cfg"]
     layout = open_clip.describe_image(tensors.shapes, config, where=where)
     if not (folder / CONFIG_FILE).is_file():
         named = str(text["hf_model_name"])[:60]

@@ -22,7 +22,7 @@ OF = samples(30)
 
 
 def evaluation(config: Config, of: Samples = OF) -> Evaluation:
-    embedder = cast("Embedder", SimpleNamespace(digest=lambda: "ab" * 32, crop="center"))
+    embedder = cast("Embedder", SimpleNamespace(digest=lambda: "ab" * 32, crop="center", reads="center"))
     results = (replace(classified(of, 0.5, seed=1), confusion_matrices=()), found_texts(of, seed=1))
     return Evaluation("runs/tiny", config, embedder, None, results, ())
 

@@ -83,7 +83,7 @@ def test_one_wrong_tensor_is_refused_by_its_name(family, monkeypatch, fault):
             changed |= {f"{name}.old": changed.pop(name)} if fault == "renamed" else {}
             changed.pop(name, None)
         found = Tensors(changed, lambda names: {each: torch.zeros(()) for each in names})
-        monkeypatch.setattr(source_module, "open_tensors", lambda *_, found=found: found)
+        monkeypatch.setattr(source_module, "open_tensors", lambda *_, found=found, **__: found)
         assert name.removeprefix("visual.trunk.") in refusal(family.path, family.activation)
 
 
