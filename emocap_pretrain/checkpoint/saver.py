@@ -72,7 +72,9 @@ class Saver:
         # Deletions have a thread of their own, so that one that hangs in the store does not delay the next checkpoint.
         self._sweeper = Background("checkpoint-sweeper")
         self._sweeps = deque[Future[list[int]]]()
-        self._unswept: list[int] = []  # Steps that this attempt has committed and after which it has not swept yet.
+        # Steps whose checkpoints exist and after which this attempt has not swept yet. The attempt that has saved the
+        # checkpoint from which this one resumes may have ended before it could delete older ones.
+        self._unswept = [newest] if newest >= 0 else list[int]()
         # The training thread alone reads and writes these two. The saver's thread returns its result in the future.
         self._pending: Future[Checkpoint] | None = None
         self._committed: list[Checkpoint] = []
@@ -147,8 +149,8 @@ class Saver:
     def sweep(self, proven: int) -> None:
         """Begins to delete the checkpoints that `retention` does not keep. Only rank 0 deletes.
 
-        A call deletes nothing unless one more checkpoint of this attempt has become known to be good since the previous
-        call (see `proven`).
+        A call deletes nothing unless one more checkpoint has become known to be good since the previous call (see
+        `proven`). It is one that this attempt has saved, or the one from which it has resumed.
 
         Args:
             proven: Checkpoints of steps before this one are known to be good, because training has continued from their

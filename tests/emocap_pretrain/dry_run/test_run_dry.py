@@ -1,10 +1,13 @@
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
 import yaml
 from emocap_shards.store import open_store
+from optimizer_cases import STAGES, with_optimizer
+from pretrain_fakes import changed
 from safetensors.torch import save_file
 from typer import Typer
 from typer.testing import CliRunner
@@ -61,6 +64,25 @@ def test_a_wrong_value_ends_a_dry_run_with_code_2_and_one_line(recipe):
     assert done.stdout == ""
     assert done.stderr.startswith("this will not run: command line: steps=-1: ")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("name", "stage"), list(product(STAGES, range(4))))
+def test_every_pair_of_optimizer_and_stage_is_planned_or_refused_in_one_line(
+    recipe, tiny_config, tmp_path, name, stage
+):
+    config = changed(with_optimizer(tiny_config, name), engine__zero_stage=stage, evaluation__url=None)
+    file = tmp_path / "pair.yaml"
+    file.write_text(yaml.safe_dump(config.stored()), encoding="utf-8")
+    done = run(str(file), "cluster.ranks=2", "--dry-run")
+    if stage in STAGES[name]:
+        assert (done.exit_code, done.stderr) == (0, "")
+        assert "global 8 over 2 ranks" in done.stdout
+    else:
+        assert done.exit_code == 2
+        assert done.stderr == (
+            f"this will not run: optimizer.name={name} needs whole parameters, and engine.zero_stage={stage} divides "
+            "them: set engine.zero_stage=0, or another optimizer.name.\n"
+        )
 
 
 def test_more_ranks_than_samples_end_a_dry_run_with_code_2(recipe):

@@ -2,10 +2,12 @@
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from engine_batches import VOCABULARY, batch_of
+from engine_batches import VOCABULARY, batch_of, rows_of
+from gloo_ranks import on_gloo
 from hypothesis import given
 from hypothesis import strategies as st
 from pretrain_fakes import changed, stand_alone
@@ -21,6 +23,7 @@ from emocap_pretrain.training.engine import Engine
 from emocap_pretrain.training.guard import Guard
 from emocap_pretrain.training.loss_scale import LARGEST, LEAST, LossScale
 from emocap_pretrain.training.snapshot import fill
+from emocap_pretrain.training.state_layout import Layout
 
 ALONE = RankGroup(Rank(), "cpu", None)
 STEPS, INFINITE, SCALE = 4, 1, 64.0
@@ -43,20 +46,20 @@ def test_the_rule_is_that_of_torch(overflows: list[bool], interval: int) -> None
         assert LossScale.from_tensors(found.to_tensors()) == found
 
 
-def engine_from(config: Config, weights: Path | None = None) -> Engine:
+def engine_from(config: Config, weights: Path | None = None, world: RankGroup = ALONE) -> Engine:
     torch.manual_seed(0 if weights is None else 100)
     model = build_model(config, VOCABULARY)
-    if weights:
+    if weights and world.is_main:
         fill(model, weights)
-    engine = build_engine(config, model, ALONE)
+    engine = build_engine(config, model, world)
     if engine._loss_scale:  # With the first scale of a real run, this model would overflow in more than four steps.
         engine._loss_scale = LossScale(value=SCALE)
     return engine
 
 
-def stepped(engine: Engine, config: Config, step: int) -> Row:
+def stepped(engine: Engine, config: Config, step: int, world: RankGroup = ALONE) -> Row:
     """Makes a step; in the step `INFINITE` a gradient is infinite."""
-    forward = engine.forward(batch_of(config, step, range(config.global_batch)))
+    forward = engine.forward(batch_of(config, step, rows_of(world.rank, world.world_size, config.global_batch)))
     factor = torch.inf if step == INFINITE else 1.0
     hook = engine._engine.module.to_image.weight.register_hook(partial(torch.mul, other=factor))
     metrics = engine.update(forward)
@@ -91,6 +94,37 @@ def test_fp16_trains_leaves_out_an_overflow_and_resumes_to_the_bit_at_every_step
         later = engine_from(config, tmp_path / str(step) / WEIGHTS)
         later.load(tmp_path / str(step), engine.layout, step)
         assert [stepped(later, config, each) for each in range(step, STEPS)] == rows[step:]
+
+
+def begun(world: RankGroup, config: Config, folder: Path) -> tuple[dict[str, Any], list[Row]]:
+    """Writes a snapshot after the step with an infinite gradient. Returns its layout, and the steps after it."""
+    engine = engine_from(config, world=world)
+    for step in range(INFINITE + 1):
+        stepped(engine, config, step, world)
+    snapshot = engine.snapshot()
+    snapshot.write(folder)
+    snapshot.release()
+    return engine.layout.to_json(), [stepped(engine, config, step, world) for step in range(INFINITE + 1, STEPS)]
+
+
+def continued(world: RankGroup, config: Config, folder: Path, layout: dict[str, Any]) -> list[Row]:
+    engine = engine_from(config, folder / WEIGHTS, world)
+    engine.load(folder, Layout.from_json(layout), INFINITE + 1)
+    return [stepped(engine, config, step, world) for step in range(INFINITE + 1, STEPS)]
+
+
+def test_fp16_resumes_on_other_ranks_with_the_same_scale_and_within_the_rounding_of_float16(
+    tiny_config: Config, tmp_path: Path
+) -> None:
+    config = changed(tiny_config, global_batch=9, steps=STEPS, engine__precision="fp16")
+    layout, rows = on_gloo(3, begun, config, tmp_path)[0]
+    assert [(row["loss_scale"], row["overflows"]) for row in rows] == [(SCALE / 2, 1.0)] * 2
+    for ranks, stage in ((1, 0), (2, 3)):
+        for found in on_gloo(ranks, continued, changed(config, engine__zero_stage=stage), tmp_path, layout):
+            for row, wanted in zip(found, rows, strict=True):
+                assert (row["loss_scale"], row["overflows"]) == (wanted["loss_scale"], wanted["overflows"])
+                assert row["loss"] == pytest.approx(wanted["loss"], rel=1e-3)
+                assert row["gradient_norm"] == pytest.approx(wanted["gradient_norm"], rel=1e-2)
 
 
 def test_an_infinite_gradient_at_the_smallest_scale_counts_as_not_finite(tiny_config: Config) -> None:
