@@ -49,6 +49,12 @@ def _evaluation() -> Suite:
     return SUITE
 
 
+def _loader() -> Suite:
+    from benchmarks.loader.suite import SUITE
+
+    return SUITE
+
+
 SUITES: Mapping[str, Callable[[], Suite]] = {
     "kernels": _kernels,
     "shards": _shards,
@@ -57,6 +63,7 @@ SUITES: Mapping[str, Callable[[], Suite]] = {
     "finetune": _finetune,
     "generation": _generation,
     "evaluation": _evaluation,
+    "loader": _loader,
 }
 
 
