@@ -171,12 +171,14 @@ def score_command(
         from emocap_pretrain.generation.metrics import need_libraries
         from emocap_pretrain.generation.patches import computed_patches, opened_patches
         from emocap_pretrain.generation.scoring import score
+        from emocap_pretrain.generation.tracked import check
 
         need_libraries()
         with _ranks(device) as world:
             of = ModelSource(model, step, weights, device)
             folder, document, embedding, language = _trained(captioner, of, lm, world)
             everyone = world.patient("captions")
+            check(folder, _tracking(tracking), everyone)
             test = computed_patches(embedding.embedder, data, document.images, folder.patches, world=everyone)
             found = score(
                 folder.trained(document, language, "captioner"),

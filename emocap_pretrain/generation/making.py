@@ -19,7 +19,7 @@ from emocap_pretrain.generation.captioner import PROMPT
 from emocap_pretrain.generation.folder import CAPTIONER, CaptionerDocument, CaptionerFolder, Kind, new_captioner
 from emocap_pretrain.generation.language_model import LanguageModel
 from emocap_pretrain.generation.patches import PatchFiles, PatchSettings, computed_patches
-from emocap_pretrain.generation.tracked import tracked
+from emocap_pretrain.generation.tracked import check, tracked
 from emocap_pretrain.generation.training import ProjectorTrainingConfig, Report, train
 from emocap_pretrain.inference.embedder import Embedder
 from emocap_pretrain.ranks.group import RankGroup
@@ -97,6 +97,7 @@ def make(
     settings.training.require_rows(world.world_size)
     everyone = world.patient("captions")
     say = say if world.is_main else _silent
+    check(folder, tracking, everyone)
     data = computed_patches(embedder, url, settings.images, folder.patches, world=everyone, report=_parts(say))
     document = _document(embedder, language, data, settings)
     if len(set(everyone.gather(CAPTIONER.dump(document)))) > 1:

@@ -35,6 +35,24 @@ class TrackedDocument:
 TRACKED_KIND = DocumentKind(TrackedDocument)
 
 
+def check(folder: CaptionerFolder, settings: TrackingConfig | None, everyone: RankGroup) -> None:
+    """Checks that MLflow can be written, before patches or captions are computed. This is a collective.
+
+    If the run exists, nothing is checked: its rows are kept in the folder while MLflow is unreachable.
+
+    Raises:
+        TrackingError: If MLflow is unreachable and the run is new, or if it refuses a write.
+    """
+    if settings:
+        everyone.run_on_main(lambda: None if folder.store.exists(TRACKED) else _probe(settings))
+
+
+def _probe(settings: TrackingConfig) -> None:
+    from emocap_pretrain.tracking.mlflow_run import probe
+
+    probe(settings)
+
+
 @contextmanager
 def tracked(
     folder: CaptionerFolder,

@@ -333,7 +333,8 @@ def test_results_are_saved_for_comparisons_and_shown_by_group(run: Config, faces
     assert len(saved.model.digest) == 64
     assert [len(each) for each in saved.samples] == [24]
     kinds = [outcomes.kind for task in saved.tasks for outcomes in task.outcomes]
-    assert kinds == ["class", *["rank"] * 8]  # Two directions of each of three caption parts, and of the whole caption.
+    # Classes and their probabilities, then two directions of each of three caption parts and of the whole caption.
+    assert kinds == ["class", "probabilities", *["rank"] * 8]
     assert saved.thumbnails
     text = page.read_text(encoding="utf-8")
     assert "data:image/jpeg;base64,/9j/" in text
@@ -345,7 +346,7 @@ def test_results_are_saved_for_comparisons_and_shown_by_group(run: Config, faces
     # The scores follow from what was saved, and a model does not differ from itself.
     found = cli_calls.printed("compare", file, file)
     changes = [row["differences"][1] for task in found["tasks"] for row in task["rows"] if row["differences"][1]]
-    assert len(changes) == 3 + 8 * 4
+    assert len(changes) == 4 + 8 * 4
     assert all((each["value"], each["p"]) == (0.0, 1.0) for each in changes)
     assert "evaluation.by=mood: no sample of" in refused(run.url, "--data", faces, "--by", "mood")
     assert "leave out --group" in refused(run.url, "--benchmark", f"raf_db={tmp_path}", "--group", "emotion")

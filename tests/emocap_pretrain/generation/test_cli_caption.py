@@ -185,6 +185,14 @@ def test_wrong_settings_of_the_optimizer_are_named(run_url, faces, llama, tmp_pa
     assert not (tmp_path / "new").exists()
 
 
+def test_a_server_that_does_not_answer_is_reported_before_the_patches_are_computed(run_url, faces, llama, tmp_path):
+    train = ("caption", "train", run_url, faces, "--lm", llama, "--out", tmp_path / "new", *TRAINING)
+    done = called(*train, "--tracking", "http://127.0.0.1:9")
+    assert done.exit_code != 0
+    assert "127.0.0.1:9" in done.stderr
+    assert not (tmp_path / "new" / "patches").exists()
+
+
 def test_the_losses_of_each_step_and_the_scores_are_in_one_run_of_mlflow(captioner, run_url, unseen, llama, server):
     from mlflow.tracking import MlflowClient
 
