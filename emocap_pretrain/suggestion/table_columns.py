@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from emocap_shards.printable import printable
 from emocap_shards.writing.sources.columns import STANDARD, TableColumns
 
 from emocap_pretrain.errors import DataError
@@ -75,8 +76,14 @@ def _of_text(path: Path) -> list[str]:
 
 
 def _first_line(path: Path) -> str:
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        return file.readline(_FIRST_LINE).rstrip("\r\n")
+    from emocap_shards.writing.sources.text_files import open_text
+    from emocap_shards.writing.sources.text_tables import DECLARED
+
+    with open_text(path, None) as file:
+        line = file.readline(_FIRST_LINE)
+        if DECLARED.fullmatch(line):
+            line = file.readline(_FIRST_LINE)
+        return printable(line.rstrip("\r\n"))
 
 
 def _object(path: Path) -> Mapping[str, Any]:

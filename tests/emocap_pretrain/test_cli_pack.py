@@ -229,7 +229,7 @@ def test_a_folder_is_divided_into_splits_and_the_same_command_continues(
     for shard in (tmp_path / "out/test").glob("shard-*"):
         shard.unlink()
     done = emocap(*words)
-    assert (done.code, done.out.splitlines()[0]) == (0, f"{tmp_path}/out/train exists and is kept.")
+    assert (done.code, done.out.splitlines()[1]) == (0, f"{tmp_path}/out/train exists and is kept.")
     assert (tmp_path / "out/train/manifest.json").read_bytes() == before
     done = emocap(*words)
     assert (done.code, "holds these splits already" in done.err) == (1, True)

@@ -87,7 +87,6 @@ def test_annotations_win_over_folders_and_a_line_says_so(train, tmp_path):
 @pytest.mark.parametrize(
     ("columns", "told"),
     [
-        (TableColumns(labels=("a", "b")), "give one label, not a, b"),
         (replace(EMOTION, captions="required"), "have no captions"),
     ],
 )
@@ -122,3 +121,39 @@ def test_an_annotation_that_is_not_read_is_counted(train, tmp_path):
 @given(st.text(min_size=1, max_size=30))
 def test_any_name_of_a_folder_is_a_label(name):
     assert load_annotation(annotation_of({"emotion": name}, EMOTION)) == ((), {"emotion": name})
+
+
+def test_a_line_says_which_folders_are_classes_and_each_level_may_be_a_label(tmp_path):
+    root = tmp_path / "in"
+    for name in ("train/joy/a.png", "train/fear/b.png", "test/joy/c.png", "test/d.png"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(encode(len(name)))
+    (root / "train/contempt").mkdir()
+    source = open_source(root / "train", EMOTION)
+    assert isinstance(source, Noted)
+    assert source.notes[0].endswith("first folder: 'fear', 'joy'; there is no image in 'contempt'.")
+    (root / "train").rename(root / "person1")
+    nested = open_source(root, EMOTION)
+    assert isinstance(nested, Noted)
+    assert "first folder: 'person1', 'test'; the folders in them ('contempt', 'fear', 'joy')" in nested.notes[0]
+    levels = TableColumns(labels=("part", "emotion"))
+    (bad,) = bad_rows(root, levels)
+    assert "test/d.png: it does not lie in a folder for each of the labels part, emotion" in bad
+    packed(root, tmp_path / "out", levels, skip_bad=1)
+    assert labels_of(tmp_path / "out")["person1_fear_b"] == ((), {"part": "person1", "emotion": "fear"})
+
+
+@pytest.mark.parametrize("labels", [(), ("emotion",)])
+def test_tables_are_named_if_images_have_nothing_else(tmp_path, labels):
+    for part in ("train", "test"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "metadata.csv").write_text("file_name,text\n")
+    (tmp_path / "0.png").write_bytes(encode(0))
+    with pytest.raises(RecordError, match=r"no annotations beside .*; pack a table instead: .*test/metadata\.csv"):
+        open_source(tmp_path, TableColumns(labels=labels))
+
+
+def test_a_link_to_itself_is_a_bad_row(train):
+    (train / "joy/loop.png").symlink_to("loop.png")
+    (bad,) = bad_rows(train, EMOTION)
+    assert "joy/loop.png cannot be read (Too many levels of symbolic links)" in bad

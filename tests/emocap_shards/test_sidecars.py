@@ -172,5 +172,16 @@ def test_a_table_of_metadata_may_have_another_delimiter_or_encoding(tmp_path):
     source = open_source(folder, text_table=TextTableConfig(encoding="gb18030"))
     assert [row.key for row in source.rows()] == ["0"]
     (folder / "metadata.csv").write_text("score\n1\n")
-    with pytest.raises(RecordError, match="--encoding cannot be used"):
+    with pytest.raises(RecordError, match=r"pack a table instead: .*metadata\.csv"):
         open_source(folder, text_table=TextTableConfig(encoding="gb18030"))
+
+
+def test_captions_of_training_programs_are_read_and_a_missing_array_is_named(tmp_path):
+    folder = images(tmp_path / "in", 2)
+    (folder / "0.caption").write_text("A face.")
+    (folder / "1.caption").write_text("Another.")
+    packed(folder, tmp_path / "out")
+    assert [texts for _, texts, _ in read(tmp_path / "out")] == [["A face."], ["Another."]]
+    np.save(folder / "0_exp.npy", np.array("3"))
+    (bad,) = bad_rows(folder, TableColumns(labels=("exp",)))
+    assert "1.png: the label exp is missing, because there is no 1_exp.npy" in bad

@@ -37,6 +37,13 @@ whole_rows = st.fixed_dictionaries(
     }
 )
 COLUMNS = TableColumns(labels=("mood", "valence"))
+# What text tables write for a missing value; JSON and Parquet need no such marks.
+MARKS = {"NA", "N/A", "<NA>", "NULL", "nan", "NaN", "None", "null"}
+text_rows = whole_rows.filter(lambda row: not MARKS & {part.strip() for part in all_texts(row)})
+
+
+def all_texts(row):
+    return (row["global"], row["summary"], row["mood"], *row["local"], *row["further"])
 
 
 def captions_of(source):
@@ -74,9 +81,11 @@ def as_cell(parts):
 
 
 @settings(max_examples=60)
-@given(st.lists(whole_rows, min_size=1, max_size=5), st.sampled_from([("csv", ","), ("tsv", "\t")]))
+@given(st.lists(text_rows, min_size=1, max_size=5), st.sampled_from([("csv", ","), ("tsv", "\t")]))
 def test_a_delimited_table_says_what_was_written(rows, kind):
-    """A label that looks like a number is read as one, an empty cell is no label, and "|" separates sentences."""
+    """A label that looks like a number is read as one, an empty cell is no label, "|" separates sentences, and blanks
+    around a label do not count.
+    """
     suffix, delimiter = kind
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f"t.{suffix}")
@@ -89,7 +98,8 @@ def test_a_delimited_table_says_what_was_written(rows, kind):
             assert captions[0].local == cut(row["local"])
             assert tuple(caption.global_ for caption in captions[1:]) == cut(row["further"])
             assert labels["valence"] == row["valence"]
-            assert str(labels.get("mood", "")) == row["mood"] or labels["mood"] == float(row["mood"])
+            mood = row["mood"].strip()
+            assert str(labels.get("mood", "")) == mood or labels["mood"] == float(mood)
 
 
 def cut(parts):

@@ -126,10 +126,11 @@ def test_what_macos_adds_and_members_that_nothing_asks_for_are_counted(tmp_path)
         ("a.cls", b"1"),
         ("._a.png", b"x"),
         ("__MACOSX/._b.png", b"x"),
+        ("folder/.DS_Store", b"x"),
     ]
     done = packed(tar_of(tmp_path / "x.tar", members), tmp_path / "out")
     assert done.skipped == ()
-    assert dict(done.left_out) == {"._* of macOS": 2, ".cls": 1}
+    assert dict(done.left_out) == {"._* of macOS": 2, ".cls": 1, "hidden": 1}
 
 
 @pytest.mark.parametrize("name", ["__key__", "__URL__"])

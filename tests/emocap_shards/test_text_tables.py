@@ -20,7 +20,7 @@ from emocap_shards.writing.sources.text_tables import (
 )
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from pack_cases import packed, table_row
+from pack_cases import bad_rows, packed, table_row
 from shard_cases import encode
 
 EMOTION = TableColumns(labels=("emotion",))
@@ -235,6 +235,9 @@ def test_a_json_document_of_objects_is_a_table(faces):
             '{"images": [1], "info": {}}',
             "is an object and not a list of objects; its member 'images' is a list: `jq '.images' t.json`",
         ),
+        ('{"0.png": "A face."}', "jq -c 'to_entries[] | {image: .key, caption: .value}' t.json > t.jsonl"),
+        ('{"image": {"0": "0.png"}}', "write it with `to_json(orient='records')`"),
+        ('{"images": [{"id": 1}], "annotations": []}', "its member 'images' is a list"),
         ('{"a": 1}', "is an object and not a list of objects; write one object a line (`jq -c"),
         ("3", "is one value and not a list of objects"),
         ("[1,", "cannot be read: it is not JSON"),
@@ -294,6 +297,7 @@ def test_what_only_text_tables_have_is_refused_for_other_sources(faces):
     (faces / "t.jsonl").write_text(json.dumps(table_row(0)))
     told = "cannot be used for this kind of source; leave it out"
     assert f"--columns {told}" in refused(faces / "t.jsonl", TableColumns(), IMAGE_EMOTION)
+    (faces / "0.json").write_text(json.dumps({"labels": {"a": 1}}))
     assert f"--encoding {told}" in refused(faces, TableColumns(), TextTableConfig(encoding="gbk"))
     assert f"--image-name {told}" in refused(faces, TableColumns(image_name="{stem}.png"))
     with pytest.raises(RecordError, match=f"--image-root {told}"):
@@ -323,3 +327,91 @@ def test_the_sources_of_text_are_chosen_by_the_suffix(faces):
     for name, kind in kinds.items():
         (faces / name).touch()
         assert isinstance(open_source(faces / name), kind)
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        ("image,emotion\n0.png,joy \n1.png, joy\n2.png,fear\n", ["joy", "joy", "fear"]),
+        ("image, emotion\n0.png , 3\n 1.png, 2\n2.png, 1\n", [3, 2, 1]),
+        ("sep=;\r\nimage;emotion\r\n0.png;1\r\n1.png;2\r\n2.png;3\r\n", [1, 2, 3]),
+        ('\ufeff"sep=;"\nimage;emotion\n0.png;1\n1.png;2\n2.png;3\n', [1, 2, 3]),
+        ("image,emotion,text\n0.png,3,a\n1.png,NA,b\n2.png,N/A,c\n", [3, None, None]),
+        ("image,emotion,text\n0.png,joy,a\n1.png,<NA>,b\n2.png,NULL,c\n", ["joy", None, None]),
+        ("image,emotion,text\n0.png,None,a\n1.png,-,b\n2.png,x,c\n", ["None", "-", "x"]),
+    ],
+)
+def test_tables_of_excel_and_r_have_the_labels_that_they_show(faces, text, labels):
+    (faces / "t.csv").write_text(text)
+    columns = TableColumns(labels=("emotion",), global_="text" if "text" in text else "global")
+    found = [load_annotation(row.annotation)[1].get("emotion") for row in rows(faces / "t.csv", columns)]
+    assert found == labels
+
+
+@pytest.mark.parametrize("mark", ["nan", "NaN", "None", "NULL", "NA", " ", "null"])
+def test_the_mark_of_a_missing_value_is_no_caption(faces, mark):
+    (faces / "t.csv").write_text(f"image,text,more\n0.png,{mark},\n1.png,A face.,{mark}\n")
+    columns = TableColumns(global_="text", summary="more")
+    (one, two) = rows(faces / "t.csv", columns)
+    assert not json.loads(one.annotation)["caption"]["global"].strip()
+    (caption,) = load_annotation(two.annotation)[0]
+    assert (caption.global_, caption.summary.strip()) == ("A face.", "")
+
+
+def test_labels_that_differ_only_in_case_are_named(faces, caplog):
+    (faces / "t.csv").write_text("image,emotion\n0.png,Joy\n1.png,joy\n2.png,fear\n")
+    rows(faces / "t.csv", EMOTION)
+    assert "values of emotion differ only in case ('Joy', 'joy'): each is a class of its own" in caplog.text
+    caplog.clear()
+    rows(faces / "t.csv", replace(EMOTION, label_names={"Joy": "joy", "joy": "joy", "fear": "fear"}))
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("C:\\faces\\0.png", "which is not a path on this computer; write paths relative to the table"),
+        ("file:///faces/0.png", "which is not a path on this computer"),
+        ("~/0.png", "which is not a path on this computer"),
+        ("0.PNG", "there is '0.png': correct the name in the table, or give --image-name"),
+        ("1", "there is '1.png': correct the name in the table, or give --image-name"),
+        ("gr\u00f6\u00dfe.png", "there is a file of this name in another form of Unicode"),
+        ("9.png", "9.png cannot be read (No such file or directory)"),
+    ],
+)
+def test_an_image_that_is_not_there_is_named_with_the_file_that_is(faces, name, told):
+    (faces / "gro\u0308\u00dfe.png").write_bytes(encode(0))
+    (faces / "t.csv").write_text(f"image,emotion\n{name},1\n")
+    (bad,) = bad_rows(faces / "t.csv", EMOTION)
+    assert told in bad
+
+
+def test_two_rows_of_one_image_say_where_further_captions_belong(faces):
+    (faces / "t.csv").write_text("image,caption\n0.png,a\n0.png,b\n")
+    bad = "\n".join(bad_rows(faces / "t.csv"))
+    assert "if both rows are captions of one image, put them into one row" in bad
+
+
+def test_a_coco_document_gives_each_image_all_of_its_captions(faces):
+    images = [{"id": number, "file_name": f"{number}.png"} for number in range(3)]
+    notes = [{"image_id": image, "caption": text} for image, text in ((1, "a"), (0, "b"), (1, "c"), (9, "d"))]
+    (faces / "t.json").write_text(json.dumps({"info": {}, "images": images, "annotations": notes}))
+    (zero, one, two, lost) = rows(faces / "t.json", TableColumns())
+    texts = [[caption.global_ for caption in load_annotation(row.annotation)[0]] for row in (zero, one)]
+    assert texts == [["b"], ["a", "c"]]
+    assert isinstance(two, BadRow)
+    assert isinstance(lost, BadRow)
+
+
+@pytest.mark.parametrize("name", ["t.jsonl", "t.json"])
+def test_numbers_as_python_and_pandas_write_them_are_read(faces, name):
+    lines = [f'{{"image": "{place}.png", "text": "a", "age": {age}}}' for place, age in enumerate(("1.5", "NaN"))]
+    (faces / name).write_text("\n".join(lines) if name == "t.jsonl" else f"[{','.join(lines)}]")
+    found = rows(faces / name, TableColumns(global_="text", labels=("age",)))
+    assert [load_annotation(row.annotation)[1] for row in found] == [{"age": 1.5}, {}]
+
+
+def test_json_that_is_nested_too_deeply_is_a_bad_row(faces):
+    (faces / "t.jsonl").write_text('{"a": NaN, "b": ' + "[" * 200_000 + "]" * 200_000 + "}")
+    (bad,) = rows(faces / "t.jsonl", TableColumns())
+    assert "the line is not JSON" in str(bad)

@@ -1,8 +1,10 @@
 """Defines the rows of a source. A row is cheap to make, because its files are neither loaded nor checked yet."""
 
+import contextlib
 import hashlib
 import os
 import stat
+import unicodedata
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import NamedTuple
@@ -83,7 +85,24 @@ class LocalFile:
             cure = "if it holds the frames of a video, --frames takes some of them"
             raise RecordError(f"{self.name} is a folder and not an image; {cure}") from error
         except OSError as error:
-            raise RecordError(f"{self.name} cannot be read ({error.strerror or error})") from error
+            like = self._similar() if isinstance(error, FileNotFoundError) else ""
+            raise RecordError(f"{self.name} cannot be read ({error.strerror or error}){like}") from error
+
+    def _similar(self) -> str:
+        """Returns a text about a file that the path probably means, or "" if there is none.
+
+        Names differ in the suffix, in its case, or in the form of their umlauts, which macOS writes as two characters.
+        """
+        stem, suffix = os.path.splitext(self.path)  # noqa: PTH122
+        ways = [unicodedata.normalize(form, self.path) for form in ("NFC", "NFD")]
+        ways += [stem + suffix.swapcase(), *(f"{self.path}.{each}" for each in FORMATS)]
+        for way in ways:
+            with contextlib.suppress(RecordError):
+                if os.path.isfile(LocalFile(self.root, way, self.table).locate()):  # noqa: PTH113
+                    if unicodedata.normalize("NFC", way) == unicodedata.normalize("NFC", self.path):
+                        return "; there is a file of this name in another form of Unicode (NFC, NFD): rename it"
+                    return f"; there is {short(way)}: correct the name in the table, or give --image-name"
+        return ""
 
     @property
     def name(self) -> str:

@@ -6,6 +6,7 @@ the same decisions again from the journal.
 """
 
 import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -14,6 +15,8 @@ from emocap_shards.errors import RecordError
 from emocap_shards.writing.duplicates import Duplicate, DuplicateConfig, FingerprintIndex
 from emocap_shards.writing.journal import JournalEntry
 from emocap_shards.writing.row import BadRow, SourceRow
+
+_TABLE_LINE = re.compile(r".*\.(csv|tsv|txt|lst|list|jsonl|ndjson|json):\d+", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass(slots=True)
@@ -57,7 +60,10 @@ class RowLedger:
         """
         if (first := self.keys.get(key)) is not None:
             fault = "occurs twice" if first == where else f"is taken by {first}"
-            self.reject(BadRow(where, f"the key {key!r} {fault}; every sample needs its own key (--number-keys)"))
+            cure = "every sample needs its own key (--number-keys)"
+            if _TABLE_LINE.fullmatch(where):
+                cure += "; if both rows are captions of one image, put them into one row (--further)"
+            self.reject(BadRow(where, f"the key {key!r} {fault}; {cure}"))
             return False
         if self.rule and not self._is_new(self.rule, where, key, fingerprint):
             return False

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from emocap_pretrain.config.fields import label_text
 from emocap_pretrain.config.load import load
 from emocap_pretrain.suggestion import Block, DataFacts, Hardware, WeightsChoice, suggest, written
+from emocap_pretrain.suggestion.table_columns import columns_of
 
 GIB = 1 << 30
 hosts = st.builds(
@@ -145,3 +146,11 @@ def test_a_caption_without_a_summary_is_read_whole(weights: WeightsChoice) -> No
         return settings["model"]["text"]["lengths"]["global"]
 
     assert most_tokens(0) >= 64 > most_tokens(900)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("first", ["", "sep=;\n"])
+def test_the_columns_of_a_table_of_excel_are_found(tmp_path: Path, encoding: str, first: str) -> None:
+    table = tmp_path / "faces.csv"
+    table.write_text(f"{first}image;caption;emotion\n", encoding=encoding)
+    assert columns_of(table) == ["image", "caption", "emotion"]

@@ -14,10 +14,10 @@ from emocap_shards.writing.dataset import DatasetSource
 from emocap_shards.writing.reading import TAR, matching
 from emocap_shards.writing.row import ImageFolders
 from emocap_shards.writing.row_source import RowSource
-from emocap_shards.writing.sources.class_folders import ClassFolderSource, class_folders
+from emocap_shards.writing.sources.class_folders import ClassFolderSource, class_folders, class_notes
 from emocap_shards.writing.sources.columns import STANDARD, TableColumns, with_texts
 from emocap_shards.writing.sources.folder import FolderSource, holds_image
-from emocap_shards.writing.sources.metadata import TABLES, MetadataSource, metadata_columns
+from emocap_shards.writing.sources.metadata import TABLES, MetadataSource, metadata_columns, tables_in
 from emocap_shards.writing.sources.sidecars import SidecarSource, array_labels, kind_beside
 from emocap_shards.writing.sources.text_tables import (
     JSON_LINES,
@@ -153,7 +153,7 @@ def _folder(path: Path, columns: TableColumns, image_root: str | Path | None, fo
 def _images_in(path: Path, columns: TableColumns) -> RowSource:
     """Returns a source for the images of a folder: with annotations beside them, or in one folder for each class."""
     kind = kind_beside(path, columns)
-    classes = class_folders(path) if columns.labels and kind != "other" else []
+    classes = class_folders(path, levels=len(columns.labels)) if columns.labels and kind != "other" else []
     if kind == "other":
         return SidecarSource(path, with_texts(columns))
     if kind == "annotation" and columns.given and columns.given <= _LABELS:
@@ -163,13 +163,13 @@ def _images_in(path: Path, columns: TableColumns) -> RowSource:
     if not kind and (names := array_labels(path)):
         cure = f"name them, such as with --label {names[0]}"
         raise RecordError(f"{path} has labels in arrays ({listed(names, 6)}); {cure}.")
+    if not kind and not classes and (tables := tables_in(path)):
+        raise RecordError(f"{path} has no annotations beside its images; pack a table instead: {listed(tables, 6)}.")
     if kind == "annotation" or not classes:
         return FolderSource(path)
-    if len(columns.labels) > 1:
-        raise RecordError(f"{path}: folders of classes give one label, not {', '.join(columns.labels)}.")
     if columns.captions == "required":
         raise RecordError(f"{path}: folders of classes have no captions; leave --captions out.")
-    return ClassFolderSource(path, columns)
+    return ClassFolderSource(path, columns, class_notes(path, classes, columns.labels))
 
 
 def _tars_in(folder: Path, columns: TableColumns) -> RowSource | None:

@@ -155,6 +155,7 @@ _SHOWN = 12
 _LONGEST_PATH = 300  # A longer text in the image column is not a path.
 URL = re.compile("(https?|s3|gs)://", re.IGNORECASE)
 NO_URLS = "URLs are not fetched here: download them with img2dataset (--output_format webdataset) and pack its tars"
+_ELSEWHERE = re.compile(r"[a-z]:[\\/]|file:|~/", re.IGNORECASE)  # A drive of Windows, a URL of a file, a home folder.
 _PIXELS = re.compile(r"[\d.,\s]{64}")  # A cell that lists the values of pixels begins like this, as in FER2013.
 
 
@@ -214,12 +215,17 @@ def image_of(value: object, images: ImageFolders) -> bytes | LocalFile:
     if isinstance(value, str) and value:
         if URL.match(value):
             raise RecordError(f"the image is the URL {short(value)}; {NO_URLS}")
+        if _ELSEWHERE.match(value) and not os.path.lexists(os.path.join(images.root, value)):  # noqa: PTH118
+            raise RecordError(
+                f"the image is {short(value)}, which is not a path on this computer; write paths relative to the "
+                "table, or to --image-root"
+            )
         if _PIXELS.fullmatch(value[:64]):
             raise RecordError(
                 f"the image is {short(value)}, a text of numbers; write the images as files, and their paths "
                 "(`emocap import` packs the tables of FER2013 and FER+)"
             )
-        return LocalFile(images.root, _with_slashes(value, images), images.table)
+        return LocalFile(images.root, _as_here(value, images), images.table)
     if value in _EMPTY:
         raise RecordError("the image's cell is empty; it must hold a path or encoded bytes")
     raise RecordError(f"the image is {type(value).__name__}, neither a path nor encoded bytes")
@@ -236,10 +242,13 @@ def _on_disk(value: object, name: str) -> object:
     return folder + slash + _PLACE.sub(lambda place: stem if place.group(1) == "stem" else given, name)
 
 
-def _with_slashes(path: str, images: ImageFolders) -> str:
-    """Returns the path with slashes instead of Windows' backslashes, unless a file has exactly this name."""
-    is_foreign = "\\" in path and not os.path.lexists(os.path.join(images.root, path))  # noqa: PTH118
-    return path.replace("\\", "/") if is_foreign else path
+def _as_here(path: str, images: ImageFolders) -> str:
+    """Returns the path with slashes instead of Windows' backslashes and without blanks around it, unless a file has
+    exactly this name.
+    """
+    changed = path.replace("\\", "/").strip()
+    is_foreign = changed != path and not os.path.lexists(os.path.join(images.root, path))  # noqa: PTH118
+    return changed if is_foreign else path
 
 
 def annotation_of(values: Mapping[str, Any], columns: TableColumns) -> bytes:

@@ -100,7 +100,7 @@ def walk_images(
         elif entry.is_dir(follow_symlinks=False):
             inner = f"{below}{entry.name}/"
             yield from walk_images(root, left_out, extensions=extensions, has_pairs=has_pairs, below=inner)
-        elif entry.is_dir():
+        elif _leads_to_folder(entry):
             yield BadRow(entry.path, "it is a link to a folder and not followed; copy the folder, or pack it too")
         elif extension in extensions:
             yield below + entry.name
@@ -109,6 +109,13 @@ def walk_images(
         elif extension == "json" and stem not in stems:
             known = ", ".join(FORMATS)
             yield BadRow(entry.path, f"there is no image with its name ({known}); add it, or move this away")
+
+
+def _leads_to_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # A link to itself. Reading it as a file says what is wrong.
+        return False
 
 
 def entries_of(folder: str | Path) -> Iterator["os.DirEntry[str]"]:

@@ -8,14 +8,16 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from emocap_shards.writing.row import BadRow, LocalFile, SourceRow
 from emocap_shards.writing.row_source import leave_out, take_back
 from emocap_shards.writing.sources.columns import STANDARD, TableColumns
-from emocap_shards.writing.sources.folder import walk_images
+from emocap_shards.writing.sources.folder import entries_of, is_hidden, split_name, walk_images
 from emocap_shards.writing.sources.text_tables import DelimitedSource, JsonSource
 
 TABLES = ("metadata.jsonl", "metadata.csv")
+_TABLES = frozenset({"csv", "tsv", "jsonl", "ndjson", "parquet"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,19 @@ class MetadataSource:
                 leave_out(self.left_out, f"images that {self.table.path.name} does not name")
         if self.table.images.table == root:  # The table itself is one of the files.
             take_back(self.left_out, {self.table.path.suffix: 1})
+
+
+def tables_in(folder: Path) -> list[str]:
+    """Returns the paths of the tables in a folder and in the folders directly in it, sorted.
+
+    Such a table probably has the captions or labels of the images around it, such as `train/metadata.csv`.
+    """
+    entries = sorted(entries_of(folder), key=lambda entry: entry.name)
+    inner = [entry.path for entry in entries if not is_hidden(entry.name) and entry.is_dir(follow_symlinks=False)]
+    files = [entry for each in inner for entry in sorted(entries_of(each), key=lambda entry: entry.name)]
+    return [
+        each.path for each in (*entries, *files) if split_name(each.name)[1] in _TABLES and not is_hidden(each.name)
+    ]
 
 
 def metadata_columns(columns: TableColumns) -> TableColumns:

@@ -22,6 +22,7 @@ from emocap_shards.writing.sources.values import array_value_of, object_of, text
 
 _EXAMINED = 64  # Number of images beside which other files are searched, to find out what a folder holds.
 _MOST_BYTES = 1 << 20
+_TEXTS = ("txt", "caption")  # The suffixes of captions; programs for captions of training images write the second one.
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,11 @@ class SidecarSource:
             values = self._values(root, path, read)
         except RecordError as error:
             return BadRow(where, str(error), file=path)
+        # Without JSON beside the image, a label can only be in an array.
+        missing = [name for name in self.columns.labels if name not in values]
+        if missing and not values.keys() - {self.columns.key, self.columns.image, *_TEXTS, *self.columns.labels}:
+            names = ", ".join(f"{PurePath(path).stem}_{name}.npy" for name in missing)
+            return BadRow(where, f"the label {', '.join(missing)} is missing, because there is no {names}", file=path)
         row = row_of(values, self.columns, where=where, number=number, images=ImageFolders(root, root))
         if isinstance(row, BadRow) and not {"txt", "caption"} & values.keys():
             stem = PurePath(path).stem
@@ -70,8 +76,9 @@ class SidecarSource:
         values: dict[str, Any] = {self.columns.key: key_of(path)}
         if (data := _read(root, f"{stem}.json", read)) is not None:
             values |= object_of(data, f"{stem}.json")
-        if (data := _read(root, f"{stem}.txt", read)) is not None:
-            values["txt"] = text_of(data, f"{stem}.txt")
+        for kind in _TEXTS:
+            if (data := _read(root, f"{stem}.{kind}", read)) is not None:
+                values[kind] = text_of(data, f"{stem}.{kind}")
         for name in self.columns.labels:
             for place in _arrays(stem, name):
                 if (data := _read(root, place, read)) is not None:
@@ -89,7 +96,7 @@ def kind_beside(folder: Path, columns: TableColumns) -> Literal["annotation", "o
         if os.path.isfile(f"{root}/{stem}.json"):  # noqa: PTH113
             return "annotation" if _is_annotation(root, f"{stem}.json") else "other"
         arrays = (place for name in columns.labels for place in _arrays(stem, name))
-        if any(os.path.isfile(f"{root}/{place}") for place in (f"{stem}.txt", *arrays)):  # noqa: PTH113
+        if any(os.path.isfile(f"{root}/{place}") for place in (*(f"{stem}.{kind}" for kind in _TEXTS), *arrays)):  # noqa: PTH113
             return "other"
     return ""
 

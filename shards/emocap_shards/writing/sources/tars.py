@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from tarfile import HeaderError, ReadError
 from typing import Any
 
@@ -22,7 +23,7 @@ from emocap_shards.writing.reading import matching, open_object
 from emocap_shards.writing.row import MAX_FILE_BYTES, BadRow, ImageFolders, SourceRow, key_of
 from emocap_shards.writing.row_source import leave_out
 from emocap_shards.writing.sources.columns import TableColumns, row_of
-from emocap_shards.writing.sources.folder import MACOS
+from emocap_shards.writing.sources.folder import MACOS, is_hidden
 from emocap_shards.writing.sources.values import object_of, text_of
 
 # typeshed does not declare these two classes.
@@ -157,6 +158,9 @@ def _members(
                     continue
                 if _MACOS.search(member.name):
                     leave_out(left_out, f"{MACOS}* of macOS")
+                    continue
+                if is_hidden(PurePath(member.name).name):
+                    leave_out(left_out, "hidden")
                     continue
                 if reason := _fault(member, seen, most_bytes):
                     on_bad(BadRow(f"{url}: {member.name}", reason))

@@ -1,31 +1,29 @@
 """Reads tables from text files: CSV and TSV, lists such as "a.jpg 5", and JSON objects, one in a line or in a list."""
 
-import codecs
 import csv
+import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO, cast
 
-import orjson
-
 from emocap_shards.errors import RecordError
-from emocap_shards.printable import short
+from emocap_shards.printable import listed, short
 from emocap_shards.writing.row import MAX_FILE_BYTES, BadRow, ImageFolders, SourceRow
 from emocap_shards.writing.sources.columns import NO_URLS, URL, TableColumns, row_of
+from emocap_shards.writing.sources.json_documents import items_of
+from emocap_shards.writing.sources.text_files import NO_UTF8, is_encoding, is_text, open_text, reading, undecodable
+from emocap_shards.writing.sources.values import json_of
+
+_log = logging.getLogger(__name__)
 
 JSON_LINES = frozenset({".jsonl", ".ndjson"})
 MAX_LINE_BYTES = 1 << 26
-_NO_UTF8 = (
-    "it is not UTF-8; name the encoding of the table, such as --encoding gb18030 if it comes from a Chinese Windows, "
-    "or save it as UTF-8"
-)
-
 # Matches a number as other programs write it, including infinity. "001" does not match, because a number would lose its
 # zeros. An integer of more than 15 digits does not match, because a float would lose its last digits.
 _NUMBER = re.compile(
@@ -33,6 +31,13 @@ _NUMBER = re.compile(
     re.IGNORECASE,
 )
 _MISSING = {"", "nan"}
+# R, pandas and databases write these for a missing value. No class is called so.
+_MARKS = frozenset({"NA", "N/A", "<NA>", "NULL"})
+# A caption that is one of these is missing too. A class may be called so.
+_NO_CAPTION = _MARKS | {"nan", "NaN", "None", "null"}
+# The first line by which Excel finds the delimiter of a table.
+DECLARED = re.compile(r"\ufeff?\"?sep=([^\"\r\n])\"?\s*")
+_MOST_VALUES = 1000  # Values of a label whose spellings are compared.
 WHITE_SPACE = " "
 """The delimiter of lists: any number of blanks and tabs separate two cells, and quotes have no meaning."""
 _DELIMITERS = (",", "\t", ";", "|")
@@ -71,7 +76,7 @@ class TextTableConfig:
             object.__setattr__(self, "delimiter", letter)
         if len(set(self.names)) < len(self.names) or not all(self.names):
             raise RecordError(f"the columns {', '.join(map(short, self.names))} need names that differ (--columns).")
-        if self.encoding is not None and not _is_encoding(self.encoding):
+        if self.encoding is not None and not is_encoding(self.encoding):
             raise RecordError(f"there is no encoding {short(self.encoding)}; give one such as gb18030 or utf-16.")
 
     @property
@@ -89,10 +94,11 @@ class DelimitedSource:
     The file has a header unless `form` names the columns. Then the delimiter must split each of the first lines into as
     many cells; if only one of the other delimiters does, it is taken.
 
-    In a column of labels, an empty cell or `nan` means that the row does not have this label. If all other cells of the
-    column are plain numbers, its labels are numbers, and otherwise texts. "001" and integers of more than 15 digits are
-    not plain numbers, because a float would not keep all of their digits. The file is read once before its first row,
-    to find the columns of numbers.
+    In a column of labels, an empty cell, `nan`, `NA`, `N/A`, `<NA>` or `NULL` means that the row does not have this
+    label. Blanks around a label or the name of a column do not count. If all other cells of the column are plain
+    numbers, its labels are numbers, and otherwise texts. "001" and integers of more than 15 digits are not plain
+    numbers, because a float would not keep all of their digits. The file is read once before its first row, to find the
+    columns of numbers, and labels that differ only in case, of which a warning is logged.
     """
 
     path: Path
@@ -122,8 +128,10 @@ class DelimitedSource:
     @contextmanager
     def _table(self) -> Generator[tuple[list[str], Iterator[tuple[int, list[str] | str]]]]:
         """Opens the table, and yields the names of its columns and the rows (`_records`)."""
-        with _read(self.path), _opened(self.path, self.form.encoding) as file:
-            delimiter = self._delimiter(file)
+        with reading(self.path), open_text(self.path, self.form.encoding) as file:
+            declared = DECLARED.fullmatch(file.readline(_HEADER))
+            file.seek(0)
+            delimiter = declared[1] if declared else self._delimiter(file)
             # The whole table is read with the delimiter that was found, from its first line on.
             file.seek(0)
             lines = _lines(file, self.path)
@@ -131,6 +139,8 @@ class DelimitedSource:
             table: _Table = (
                 _Words(lines) if delimiter == WHITE_SPACE else csv.reader(lines, delimiter=delimiter, strict=True)
             )
+            if declared:
+                next(table)
             yield list(self.form.names) or self._header(table, delimiter), _records(table, str(self.path))
 
     def _header(self, table: "_Table", delimiter: str) -> list[str]:
@@ -139,10 +149,12 @@ class DelimitedSource:
             first = short((" " if delimiter == WHITE_SPACE else delimiter).join(header))
             if any(map(URL.match, header)):
                 raise RecordError(f"{self.path}:1: the first line is {first}; {NO_URLS}.")
-            others = self.columns.labels or (self.columns.global_,)
+            others = ",".join(self.columns.labels or (self.columns.global_,))
+            if not self.columns.labels and all(map(_NUMBER.fullmatch, header[1:])):  # Classes, as in most lists.
+                others = "emotion --label emotion"
             raise RecordError(
                 f"{self.path}:1: the first line is {first}, which does not name the needed columns; name the columns "
-                f"in their order, such as --columns {','.join((self.columns.image, *others))}."
+                f"in their order, such as --columns {self.columns.image},{others}."
             )
         return header
 
@@ -168,7 +180,7 @@ class DelimitedSource:
         if not lines:
             return self.delimiter
         if not self.form.names:
-            cells = {each: _cells(lines[0], each) for each in ways}
+            cells = {each: [name.strip() for name in _cells(lines[0], each)] for each in ways}
             fitting = [each for each in ways if not self.columns.missing(cells[each])]
             # If none fits, the error lists the columns of the way that gives the most.
             return fitting[0] if fitting else max(ways, key=lambda each: len(cells[each]))
@@ -191,14 +203,33 @@ class DelimitedSource:
     def _numeric_labels(self) -> frozenset[str]:
         """Returns the columns of labels in which every cell that is not missing is a plain number."""
         numeric = set(self.columns.labels)
+        values = {name: set[str]() for name in self.columns.labels}
         with self._table() as (header, records), suppress(RecordError):  # `rows` raises the error again at this row.
             places = {name: header.index(name) for name in numeric}
             for _, cells in records:
-                if not numeric:
-                    break
-                if not isinstance(cells, str) and len(cells) == len(header):
-                    numeric -= {name for name in numeric if not _is_number_or_missing(cells[places[name]])}
+                if isinstance(cells, str) or len(cells) != len(header):
+                    continue
+                numeric -= {name for name in numeric if not _is_number_or_missing(cells[places[name]].strip())}
+                for name, found in values.items():
+                    if len(found) < _MOST_VALUES:
+                        found.add(cells[places[name]].strip())
+        if not self.columns.label_names:
+            self._tell_spellings(values)
         return frozenset(numeric)
+
+    def _tell_spellings(self, values: Mapping[str, Iterable[str]]) -> None:
+        """Logs a warning if values of a label differ only in case, because each of them is a class of its own."""
+        for name, found in values.items():
+            spellings = Counter(map(str.casefold, found))
+            if alike := sorted(value for value in found if spellings[value.casefold()] > 1):
+                cure = "each is a class of its own; --label-names gives them one name"
+                _log.warning("%s: values of %s differ only in case (%s): %s.", self.path, name, listed(alike, 8), cure)
+
+    @property
+    def _captions(self) -> frozenset[str]:
+        columns = self.columns
+        parts = {columns.global_, columns.local, columns.summary, *columns.further, *columns.instead, "caption"}
+        return frozenset(parts - {*columns.labels})
 
     def _row(
         self, header: list[str], cells: list[str] | str, numeric: frozenset[str], *, where: str, number: int
@@ -207,12 +238,17 @@ class DelimitedSource:
             return BadRow(where, cells)
         if len(cells) != len(header):
             what = "--columns" if self.form.names else "the header"
-            return BadRow(where, f"it has {len(cells)} cells, {what} {len(header)}")
-        if not all(map(_is_text, cells)):
-            return BadRow(where, _undecodable(self.form.encoding))
+            has_quotes = WHITE_SPACE not in {self.delimiter, self.form.delimiter}
+            quotes = "; quotes must enclose a cell that contains the delimiter"
+            cure = quotes if has_quotes and len(cells) > len(header) else ""
+            return BadRow(where, f"it has {len(cells)} cells, {what} {len(header)}{cure}")
+        if not all(map(is_text, cells)):
+            return BadRow(where, undecodable(self.form.encoding))
         values: dict[str, Any] = dict(zip(header, cells, strict=True))
+        # In a text table, the marks of a missing value cannot be told from a caption by their type.
+        empty = {name: "" for name in self._captions & values.keys() if values[name].strip() in _NO_CAPTION}
         labels = {name: _label(values[name], number=name in numeric) for name in self.columns.labels}
-        return row_of(values | labels, self.columns, where=where, number=number, images=self.images)
+        return row_of(values | empty | labels, self.columns, where=where, number=number, images=self.images)
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +285,7 @@ class JsonSource:
 
     def _values(self) -> Iterator[tuple[str, object]]:
         """Yields the place and the value of each line or item; in place of a line that is not JSON, a bad row."""
-        with _read(self.path), _opened(self.path, self.encoding, newline="\n") as file:
+        with reading(self.path), open_text(self.path, self.encoding, newline="\n") as file:
             if self._has_lines(file):
                 file.seek(0)
                 for number, line in enumerate(_lines(file, self.path), 1):
@@ -258,7 +294,7 @@ class JsonSource:
                         yield where, self._parsed(line, where)
             else:
                 file.seek(0)
-                for number, value in enumerate(self._list(file)):
+                for number, value in enumerate(self._items(file)):
                     yield f"{self.path}: object {number}", value
 
     def _has_lines(self, file: TextIO) -> bool:
@@ -267,37 +303,18 @@ class JsonSource:
         first, others = file.readline(MAX_LINE_BYTES), file.read(64)
         return bool(others.strip()) and isinstance(self._parsed(first, ""), dict)
 
+    def _items(self, file: TextIO) -> list[object]:
+        text = file.read(MAX_FILE_BYTES + 1)
+        if not is_text(text):
+            raise RecordError(f"{self.path} cannot be read: {undecodable(self.encoding)}.")
+        return items_of(text, self.path, self.columns.image)
+
     def _parsed(self, text: str, where: str) -> object:
         try:
             # A text with surrogates is refused. They take the place of bytes that are not UTF-8.
-            return orjson.loads(text)
+            return json_of(text)
         except ValueError as error:
-            return BadRow(where, f"the line is not JSON ({error})" if _is_text(text) else _undecodable(self.encoding))
-
-    def _list(self, file: TextIO) -> list[object]:
-        text = file.read(MAX_FILE_BYTES + 1)
-        if len(text) > MAX_FILE_BYTES:
-            raise RecordError(f"{self.path} has more than {MAX_FILE_BYTES:,} letters; {self._cure}.")
-        try:
-            value: Any = orjson.loads(text)
-        except ValueError as error:
-            reason = f"it is not JSON ({error})" if _is_text(text) else _undecodable(self.encoding)
-            raise RecordError(f"{self.path} cannot be read: {reason}.") from error
-        if isinstance(value, list):
-            return cast("list[object]", value)
-        inside = [name for name, each in value.items() if isinstance(each, list)] if isinstance(value, dict) else []
-        raise RecordError(
-            f"{self.path} is {'an object' if isinstance(value, dict) else 'one value'} and not a list of objects; "
-            + (
-                f"its member {short(inside[0])} is a list: `jq '.{inside[0]}' {self.path.name}`."
-                if inside
-                else f"{self._cure}."
-            )
-        )
-
-    @property
-    def _cure(self) -> str:
-        return f"write one object a line (`jq -c '.[]' {self.path.name} > {self.path.stem}.jsonl`)"
+            return BadRow(where, f"the line is not JSON ({error})" if is_text(text) else undecodable(self.encoding))
 
 
 _Table = Any  # A reader of Python's csv, whose type has no public name, or `_Words`.
@@ -340,47 +357,15 @@ def _cells(line: str, delimiter: str) -> list[str]:
         return []
 
 
-@contextmanager
-def _read(path: Path) -> Generator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise RecordError(f"{os.fspath(path)} cannot be read ({error.strerror}).") from error
-    except UnicodeError as error:
-        raise RecordError(f"{os.fspath(path)} cannot be read ({error}); correct it, or --encoding.") from error
-
-
-def _opened(path: Path, encoding: str | None, *, newline: str = "") -> TextIO:
-    """Opens a text table.
-
-    Bytes that cannot be decoded become surrogates, so that only the rows with such bytes are bad. "utf-8-sig" drops a
-    byte order mark, and the csv module needs the line ends as they are.
-    """
-    name = codecs.lookup(encoding or "utf-8").name
-    with path.open("rb") as file:
-        has_mark = file.read(2) in {codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE}
-    if has_mark and (encoding is None or name.startswith("utf-16")):
-        name = "utf-16"
-    encoding = "utf-8-sig" if name == "utf-8" else name
-    return path.open(encoding=encoding, errors="surrogateescape", newline=newline)
-
-
-def _is_encoding(name: str) -> bool:
-    try:
-        return bool(getattr(codecs.lookup(name), "_is_text_encoding", False))
-    except (LookupError, ValueError):
-        return False
-
-
 def _header(table: _Table, where: str) -> list[str]:
     try:
-        header: list[str] = next(filter(None, table), [])
+        header = [str(name).strip() for name in next(filter(None, table), [])]
     except csv.Error as error:
         raise RecordError(f"{where}:1: the header cannot be read ({error}).") from error
     if not header:
         raise RecordError(f"{where} is empty.")
-    if not all(map(_is_text, header)):
-        raise RecordError(f"{where}:1: {_NO_UTF8}.")
+    if not all(map(is_text, header)):
+        raise RecordError(f"{where}:1: {NO_UTF8}.")
     # Programs for spreadsheets may write columns without names.
     if twice := [name for name, count in Counter(header).items() if name and count > 1]:
         raise RecordError(f"{where}:1: the header names the column {short(twice[0])} twice; correct it.")
@@ -416,13 +401,12 @@ def _records(table: _Table, where: str) -> Iterator[tuple[int, list[str] | str]]
             yield line, cells
 
 
-def _is_text(text: str) -> bool:
-    """Returns whether all bytes of a text could be decoded. Bytes that could not were read as surrogates."""
-    return not any("\udc80" <= letter <= "\udcff" for letter in text)
-
-
 def _is_number_or_missing(cell: str) -> bool:
-    return cell.lower() in _MISSING or bool(_NUMBER.fullmatch(cell))
+    return _is_missing(cell) or bool(_NUMBER.fullmatch(cell))
+
+
+def _is_missing(cell: str) -> bool:
+    return cell.lower() in _MISSING or cell in _MARKS
 
 
 def _label(cell: str, *, number: bool) -> str | float | None:
@@ -430,10 +414,7 @@ def _label(cell: str, *, number: bool) -> str | float | None:
 
     Infinity is returned as a number, and `normal_annotation` refuses it later.
     """
-    if cell.lower() in _MISSING:
+    cell = cell.strip()
+    if _is_missing(cell):
         return None
     return float(cell) if number else cell
-
-
-def _undecodable(encoding: str | None) -> str:
-    return _NO_UTF8 if encoding is None else f"it has bytes that are not {encoding}; correct --encoding, or the row"

@@ -1,6 +1,7 @@
 """Reads the small files of one sample that hold its texts and labels: texts, JSON objects, and arrays of one value."""
 
 import io
+import json
 import math
 from typing import Any, cast
 
@@ -22,6 +23,25 @@ def text_of(data: bytes, name: str) -> str:
         raise RecordError(f"{name} is not UTF-8 ({error})") from error
 
 
+def json_of(data: str | bytes) -> Any:
+    """Returns the value of a JSON text. `NaN` and `Infinity`, which Python and pandas write, are numbers too.
+
+    Raises:
+        ValueError: If it is not JSON.
+    """
+    try:
+        return orjson.loads(data)
+    except ValueError:
+        # orjson is fast and strict. A text without these words is not JSON for either of the two.
+        words = (b"NaN", b"Infinity") if isinstance(data, bytes) else ("NaN", "Infinity")
+        if not any(word in data for word in words):  # pyright: ignore[reportOperatorIssue]
+            raise
+    try:
+        return json.loads(data)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
 def object_of(data: bytes, name: str) -> dict[str, Any]:
     """Returns the members of a JSON object. `name` names the file in the error.
 
@@ -29,7 +49,7 @@ def object_of(data: bytes, name: str) -> dict[str, Any]:
         RecordError: If the bytes are not a JSON object.
     """
     try:
-        value: Any = orjson.loads(data)
+        value = json_of(data)
     except ValueError as error:
         raise RecordError(f"{name} is not JSON ({error})") from error
     if not isinstance(value, dict):
