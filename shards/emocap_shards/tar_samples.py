@@ -51,7 +51,7 @@ class TarPlace(NamedTuple):
 
 
 def list_tars(pattern: str) -> tuple[TarPlace, ...]:
-    """Returns the tars that a pattern names, or the files `*.tar` of a folder. Nothing is opened but the store.
+    """Returns the tars that a pattern names, or those of a folder. Nothing is opened but the store.
 
     Args:
         pattern: A path or URL with {braces} and wild cards, such as "s3://bucket/laion/{00000..00099}.tar", or a folder
@@ -59,7 +59,7 @@ def list_tars(pattern: str) -> tuple[TarPlace, ...]:
 
     Raises:
         RecordError: If nothing matches, if a tar is named twice, if a URL has a scheme that no store knows, such as
-            `pipe:`, or if the folder is that of a packed dataset.
+            `pipe:`, or if the folder is that of a packed dataset or holds tars of several kinds (.tar, .tar.gz).
         StoreError: If a store cannot be opened, or its files cannot be listed.
     """
     found = [place for url in alternatives(pattern) for place in _tars_at(url)]
@@ -76,11 +76,28 @@ def _tars_at(url: str) -> Iterator[TarPlace]:
             f"{found[1]}: URLs are refused, because no store of this program opens them; give a path, or a URL such as "
             "s3://bucket/{00000..00099}.tar."
         )
-    if not TAR.search(url):
-        if not _WILD.search(url) and open_store(url).exists(MANIFEST):
-            raise RecordError(f"{masked_url(url)} is a packed dataset; give it as data.url, which keeps all promises.")
-        url = f"{url.rstrip('/')}/*.tar"
-    yield from itertools.starmap(TarPlace, places(url))
+    if TAR.search(url):
+        yield from itertools.starmap(TarPlace, places(url))
+        return
+    if not _WILD.search(url) and open_store(url).exists(MANIFEST):
+        raise RecordError(f"{masked_url(url)} is a packed dataset; give it as data.url, which keeps all promises.")
+    yield from _tars_in(url.rstrip("/"))
+
+
+def _tars_in(folder: str) -> Iterator[TarPlace]:
+    """Yields the tars of a folder or its URL, compressed ones too.
+
+    Raises:
+        RecordError: If there is none, or if there are several kinds, of which one may be a copy of another.
+    """
+    kinds: dict[str, list[TarPlace]] = {}
+    for place in itertools.starmap(TarPlace, places(f"{folder}/*")):
+        if kind := TAR.search(place.path):
+            kinds.setdefault(kind.group().lower(), []).append(place)
+    if len(kinds) != 1:
+        found = f"tars of several kinds ({', '.join(sorted(kinds))})" if kinds else "no tar"
+        raise RecordError(f"{masked_url(folder)} holds {found}; name the tars, such as {masked_url(folder)}/*.tar.")
+    yield from next(iter(kinds.values()))
 
 
 Split = Callable[[Iterable[Any]], Iterator[Any]]

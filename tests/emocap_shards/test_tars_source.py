@@ -318,3 +318,10 @@ def test_a_damaged_tar_of_zstandard_is_a_bad_row(tmp_path, damage):
     (tmp_path / "a.tar.zst").write_bytes(damage(data))
     *_, told = bad_rows(tmp_path / "a.tar.zst")
     assert "the tar cannot be read to its end" in told
+
+
+def test_a_tar_of_class_folders_says_to_unpack_it(tmp_path):
+    tar_of(tmp_path / "x.tar", [("joy/0.png", encode(0)), ("fear/0.png", encode(1))])
+    found = bad_rows(tmp_path / "x.tar", TableColumns(labels=("emotion",)))
+    cure = "if the folders in the tar are classes, unpack it, and pack its folder with --label"
+    assert [cure in bad for bad in found] == [True, True]

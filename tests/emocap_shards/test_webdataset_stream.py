@@ -223,9 +223,15 @@ def test_tars_at_a_url_are_read_by_pattern_and_as_a_folder(folder):
 
 def test_what_is_not_a_list_of_tars_is_refused(tmp_path, folder):
     write_shards(records(2), tmp_path / "packed")
+    for name in ("kinds/a.tar", "kinds/a.tar.gz", "none/a.zip", "one/a.tar.gz", "one/a_stats.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert [place.path for place in list_tars(str(tmp_path / "one"))] == ["a.tar.gz"]
     for url, why in {
         tmp_path / "packed": "is a packed dataset; give it as data.url",
-        tmp_path: "matches no file",
+        tmp_path / "nowhere": "matches no file",
+        tmp_path / "none": "holds no tar; name the tars",
+        tmp_path / "kinds": r"holds tars of several kinds \(\.tar, \.tar\.gz\); name the tars",
         folder / "0000{0,0}.tar": "names 00000.tar twice",
         folder / "{0..3.tar": "close each brace",
     }.items():

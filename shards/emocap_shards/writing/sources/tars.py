@@ -8,7 +8,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from tarfile import HeaderError, ReadError
 from typing import Any
@@ -100,6 +100,9 @@ class TarsSource:
         except RecordError as error:
             return BadRow(where, str(error))
         row = row_of(values, self.columns, where=where, number=number, images=ImageFolders("/", "/"))
+        if isinstance(row, BadRow) and "/" in name and len(members) == 1:
+            cure = "if the folders in the tar are classes, unpack it, and pack its folder with --label"
+            return replace(row, reason=f"{row.reason}; {cure}")
         if isinstance(row, SourceRow) and not isinstance(row.image, bytes):
             return BadRow(where, "its image is a path, but in a tar the image must be one of the members")
         return row
