@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from emocap_shards.printable import printable
 from emocap_shards.writing.sources.columns import STANDARD, TableColumns
 
 from emocap_pretrain.errors import DataError
@@ -72,7 +71,8 @@ def _of_parquet(path: Path) -> list[str]:
 def _of_text(path: Path) -> list[str]:
     line = _first_line(path)
     usual = "\t" if path.suffix == ".tsv" else ","
-    return max((next(csv.reader([line], delimiter=each), []) for each in (usual, ",", "\t", ";", "|")), key=len)
+    ways = (next(csv.reader([line], delimiter=each), []) for each in (usual, ",", "\t", ";", "|"))
+    return [name.strip() for name in max(ways, key=len)]
 
 
 def _first_line(path: Path) -> str:
@@ -83,7 +83,8 @@ def _first_line(path: Path) -> str:
         line = file.readline(_FIRST_LINE)
         if DECLARED.fullmatch(line):
             line = file.readline(_FIRST_LINE)
-        return printable(line.rstrip("\r\n"))
+    # Bytes that cannot be decoded are surrogates, which cannot be printed.
+    return line.rstrip("\r\n").encode(errors="replace").decode()
 
 
 def _object(path: Path) -> Mapping[str, Any]:

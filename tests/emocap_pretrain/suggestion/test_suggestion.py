@@ -149,8 +149,8 @@ def test_a_caption_without_a_summary_is_read_whole(weights: WeightsChoice) -> No
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-@pytest.mark.parametrize("first", ["", "sep=;\n"])
-def test_the_columns_of_a_table_of_excel_are_found(tmp_path: Path, encoding: str, first: str) -> None:
+@pytest.mark.parametrize("lines", ["image;caption;emotion", "sep=;\nimage;caption;emotion", "image\tcaption\t emotion"])
+def test_the_columns_of_a_table_of_excel_are_found(tmp_path: Path, encoding: str, lines: str) -> None:
     table = tmp_path / "faces.csv"
-    table.write_text(f"{first}image;caption;emotion\n", encoding=encoding)
+    table.write_text(f"{lines}\n", encoding=encoding)
     assert columns_of(table) == ["image", "caption", "emotion"]
