@@ -21,7 +21,7 @@ from emocap_shards.writing.packing import DUPLICATES, SKIPPED, PackConfig, Packe
 from emocap_shards.writing.prepare import EncodingConfig, Extension, PrepareConfig
 from emocap_shards.writing.reshard import reshard
 from emocap_shards.writing.row_source import CountedSource, Noted, RowSource
-from emocap_shards.writing.selection import split_of, with_keys, without_keys
+from emocap_shards.writing.selection import KeysToLeaveOut, split_of, with_keys, without_keys
 from emocap_shards.writing.shards import ShardSize
 from emocap_shards.writing.sources.choice import open_source
 from emocap_shards.writing.sources.columns import STANDARD, TableColumns
@@ -94,12 +94,21 @@ def pack_command(  # noqa: PLR0913, PLR0917 - one argument for each option
             skip_bad=skip_bad,
         )
         _refuse_inside(source, out)
-        rows = _selected(open_source(source, mapping, image_root=image_root, text_table=text_table), only_keys, without)
+        listed = KeysToLeaveOut(_listed(without) if without else frozenset())
+        rows = _selected(open_source(source, mapping, image_root=image_root, text_table=text_table), only_keys, listed)
         for url, part in _parts(out, rows, splits, split_by).items():
             chosen = FrameSource(part, frames) if frames else part
             with Bar("packing", chosen.total if isinstance(chosen, CountedSource) else None) as bar:
                 packed = pack(chosen, url, pack_options, processes=processes, progress=bar.show)
             _summarise(url, packed, bar, dropped=drop_duplicates)
+        if listed.absent:
+            some = ", ".join(map(repr, sorted(listed.absent)[:5]))
+            console.print(
+                printable(
+                    f"warning: --without-keys lists {counted(len(listed.absent), 'key')} that no row has: {some}."
+                ),
+                markup=False,
+            )
 
 
 def reshard_command(
@@ -154,13 +163,13 @@ def _refuse_inside(source: str, out: str) -> None:
         raise RecordError(f"{out} lies in the source {source}: choose a place for the dataset outside of the source.")
 
 
-def _selected(source: RowSource, only_keys: str | None, without: Path | None) -> RowSource:
+def _selected(source: RowSource, only_keys: str | None, listed: KeysToLeaveOut) -> RowSource:
     """Returns the rows that the options select, and prints what the source says to the user."""
     for note in source.notes if isinstance(source, Noted) else ():
         console.print(printable(note), markup=False)
     if only_keys is not None:
         source = with_keys(source, only_keys)
-    return source if without is None else without_keys(source, _listed(without))
+    return without_keys(source, listed) if listed.keys else source
 
 
 def _listed(path: Path) -> frozenset[str]:

@@ -233,12 +233,13 @@ def test_a_folder_is_divided_into_splits_and_the_same_command_continues(
     assert (tmp_path / "out/train/manifest.json").read_bytes() == before
     done = emocap(*words)
     assert (done.code, "holds these splits already" in done.err) == (1, True)
-    (tmp_path / "removed.txt").write_text("joy_0\n\n anger_7 \n")
+    (tmp_path / "removed.txt").write_text("joy_0\n\n anger_7 \nnobody\n")
     packed = emocap(
         "pack", tmp_path / "faces", tmp_path / "less", *words[3:7], "--without-keys", tmp_path / "removed.txt"
     )
     assert "78 samples" in packed.out
     assert "left out 2 whose key is to be left out" in packed.out
+    assert "lists 1 key that no row has: 'nobody'." in " ".join(packed.out.split())
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import orjson
 import pytest
 from emocap_shards.errors import RecordError
 from emocap_shards.writing.row import BadRow, SourceRow
-from emocap_shards.writing.selection import split_of, without_keys
+from emocap_shards.writing.selection import KeysToLeaveOut, split_of, without_keys
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -58,6 +58,8 @@ def test_a_row_without_the_label_of_the_splits_is_refused() -> None:
 
 
 def test_listed_keys_are_left_out_and_counted() -> None:
-    source = without_keys(Rows(["a", "b", "c"]), frozenset({"b", "x"}))
+    listed = KeysToLeaveOut(frozenset({"b", "x"}))
+    source = without_keys(Rows(["a", "b", "c"]), listed)
     assert [row.key for row in source.rows() if isinstance(row, SourceRow)] == ["a", "c"]
     assert source.left_out == {"whose key is to be left out": 1}
+    assert listed.absent == {"x"}

@@ -48,9 +48,29 @@ def with_keys(source: RowSource, pattern: str) -> SelectedSource:
     return SelectedSource(source, lambda row: fnmatchcase(row.key, pattern), f"whose key is not {pattern}")
 
 
-def without_keys(source: RowSource, keys: frozenset[str]) -> SelectedSource:
-    """Returns the rows whose key is not one of `keys`."""
-    return SelectedSource(source, lambda row: row.key not in keys, "whose key is to be left out")
+@dataclass(slots=True)
+class KeysToLeaveOut:
+    """Holds keys whose rows are to be left out, and remembers which of them occurred.
+
+    Attributes:
+        keys: The keys.
+        absent: Those that no row had. This is known once the source has been read to its end.
+    """
+
+    keys: frozenset[str]
+    absent: set[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.absent = set(self.keys)
+
+    def keeps(self, row: SourceRow) -> bool:
+        self.absent.discard(row.key)
+        return row.key not in self.keys
+
+
+def without_keys(source: RowSource, listed: KeysToLeaveOut) -> SelectedSource:
+    """Returns the rows whose key is not listed."""
+    return SelectedSource(source, listed.keeps, "whose key is to be left out")
 
 
 def split_of(source: RowSource, shares: Mapping[str, float], name: str, label: str | None = None) -> SelectedSource:
