@@ -6,13 +6,14 @@ types (`run_folder/results.py`), so the callers need no code for a single task.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
 from emocap_shards.inspecting.wording import counted
 from emocap_shards.store import open_store
 
+from emocap_pretrain.benchmarks.card import TargetKind
 from emocap_pretrain.checkpoint.manifest import Checkpoint
 from emocap_pretrain.config.explain import did_you_mean
 from emocap_pretrain.config.fields import ImageCrop
@@ -23,7 +24,7 @@ from emocap_pretrain.data.datasets import CutTexts
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.evaluation.choice import Choice
-from emocap_pretrain.evaluation.classification import listed
+from emocap_pretrain.evaluation.classification import LearnsClasses, labelled, listed
 from emocap_pretrain.evaluation.examples import ExampleSource, PackedSource
 from emocap_pretrain.evaluation.feature_cache import FeatureCache
 from emocap_pretrain.evaluation.features import BatchFeatures, Extraction, Features, joined
@@ -41,6 +42,7 @@ from emocap_pretrain.evaluation.local_loss import local_loss
 from emocap_pretrain.evaluation.nearest import Nearest
 from emocap_pretrain.evaluation.outcome_scores import with_intervals
 from emocap_pretrain.evaluation.region_grounding import RegionGrounding
+from emocap_pretrain.evaluation.regression import rows_with_numbers
 from emocap_pretrain.evaluation.retrieval import Retrieval
 from emocap_pretrain.evaluation.ridge_regression import RidgeRegression
 from emocap_pretrain.evaluation.subgroups import MOST_GROUPS, named
@@ -87,6 +89,8 @@ WITHOUT_MATRIX: tuple[type[Task], ...] = (
 )
 """The tasks that give no confusion matrix."""
 DEFAULT = (ZeroShot,)  # The tasks if the settings name none.
+# Captions have counts of their own.
+_LABELS: frozenset[TargetKind] = frozenset(("class", "numbers", "units", "question"))
 _NAMED = 3  # Number of examples without vectors that a warning names.
 PREPARE_S = 20.0  # Seconds for which each task may read before a start. The ranks read the rest before the first step.
 
@@ -425,13 +429,36 @@ def run(
         return tuple(
             replace(
                 each,
-                left_out=(*left_out, *each.left_out),
+                left_out=(*left_out, *_without_label(task, each.samples, features), *each.left_out),
                 scored_samples=samples if each.outcomes else None,
             )
-            for each in found
+            for task, each in zip(tasks, found, strict=True)
         )
 
     return world.run_on_main(results)
+
+
+def _without_label(task: Task, scored: int, features: Mapping[SplitName, Features]) -> Iterator[tuple[str, int]]:
+    """Yields a reason and a number for each split in which examples lack the label that a task reads.
+
+    Args:
+        task: The task. One that reads no labels gives nothing.
+        scored: Number of examples that it has scored.
+        features: The examples of each split.
+    """
+    if not _LABELS & set(task.targets):
+        return
+    for split in task.splits:
+        each, known = features[split], scored
+        if split != "test":
+            if isinstance(task, RidgeRegression):
+                known = len(rows_with_numbers(each, task.settings.numbers))
+            elif isinstance(task, LearnsClasses | TemperatureScaling):
+                known = len(labelled(each, task.settings.label)[0])
+            else:
+                continue
+        if known < len(each):
+            yield f"without the label{'' if split == 'test' else f', in {split}'}", len(each) - known
 
 
 def samples_of(features: Features, by: Sequence[str]) -> Samples:

@@ -5,6 +5,7 @@ the mean cosine with the former minus that with the latter. F1 takes a unit as s
 the area under the curve of all thresholds.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -174,8 +175,9 @@ def sentences() -> Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]:
 
 
 def has_label(labels: Mapping[str, str | float], unit: str) -> bool:
-    """Returns whether an example has a label of this unit. An empty one counts as missing, as in all tasks."""
-    return labels.get(unit, "") != ""
+    """Returns whether an example has a label of this unit. An empty one, or NaN, counts as missing."""
+    value = labels.get(unit, "")
+    return value != "" and not (isinstance(value, float) and math.isnan(value))
 
 
 def _shown(features: Features, row: int, unit: str) -> int:

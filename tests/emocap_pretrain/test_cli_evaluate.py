@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,10 +13,12 @@ import yaml
 from cli_calls import torchrun
 from emocap_cluster.placement import Node, place
 from emocap_shards.store import open_store
+from emocap_shards.writer import write_shards
 from mlflow.tracking import MlflowClient
 from PIL import Image
 from pretrain_fakes import changed
 
+from emocap_pretrain.captions.rendered.dataset import records
 from emocap_pretrain.cli.evaluated_model import with_settings
 from emocap_pretrain.cli.evaluated_on_ray import _resources
 from emocap_pretrain.config.schema import Config
@@ -60,6 +63,25 @@ def test_the_tasks_are_listed_with_what_they_do(run: Config) -> None:
     listed = json.loads(evaluate("--list", "--json").stdout)
     assert [each["name"] for each in listed] == [task.name for task in TASKS]
     assert [each["name"] for each in listed if each["default"]] == ["zero_shot"]
+
+
+def test_samples_without_the_label_are_counted_in_each_split(run: Config, tmp_path: Path) -> None:
+    def packed(name: str, *without: int) -> str:
+        faces = list(records(12, pixels=32))
+        for number in without:
+            faces[number] = replace(faces[number], labels={"other": "x"})
+        write_shards(faces, str(tmp_path / name), samples_per_shard=12)
+        return str(tmp_path / name)
+
+    train, valid, test = packed("train", 3, 5), packed("valid"), packed("test", 4)
+    tasks = ("--task", "zero_shot", "--task", "nearest_neighbours")
+    found = printed(run.url, "--data", test, "--train", train, "--valid", valid, *tasks)
+    prompted, neighbours = ({**each, "left_out": dict(each["left_out"])} for each in found["results"])
+    assert (prompted["samples"], prompted["left_out"]) == (11, {"without the label": 1})
+    assert (neighbours["samples"], neighbours["left_out"]) == (
+        11,
+        {"without the label": 1, "without the label, in train": 2},
+    )
 
 
 def test_the_results_are_those_of_the_run_s_own_end(run: Config, report: Report, faces: str) -> None:
