@@ -5,6 +5,7 @@ datasets. `RunPlan.text` formats them, and adds the backend of each loss and the
 `preflight.py` checks whether the run can start.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -195,7 +196,9 @@ class RunPlan:
 
     def _length(self, samples: int) -> str:
         """Returns the length of the run as a text. `samples` is the number of samples of an epoch."""
-        epochs = self.config.steps * self.config.global_batch / samples
+        # The last batch of an epoch is smaller, or left out.
+        batches = samples / self.config.global_batch
+        epochs = self.config.steps / max(1, math.floor(batches) if self.config.data.drop_last else math.ceil(batches))
         return f"{counted(self.config.steps, 'step')}, {epochs:.1f} epochs" if epochs else "0 steps, no training"
 
     def _windows(self, samples: int, window: int) -> str:

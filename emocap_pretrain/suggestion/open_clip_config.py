@@ -343,10 +343,11 @@ class _Translation:
         flags = self.flags
         if flags["skip-scheduler"]:
             return {"warmup_steps": 0, "schedule": "constant"}
-        warmup: Tree = {"warmup_steps": min(flags["warmup"], self.steps)}
+        # A warm-up may be longer than the run, here as in open_clip, whose default is 10,000: lr is then never reached.
+        warmup: Tree = {"warmup_steps": flags["warmup"]}
         if flags["lr-scheduler"] == "cosine":
             return warmup
-        if flags["lr-scheduler"] == "const":
+        if flags["lr-scheduler"] == "const" or flags["warmup"] >= self.steps:
             return warmup | {"schedule": "constant"}
         if not flags["epochs-cooldown"]:
             raise ConfigError("--lr-scheduler const-cooldown needs --epochs-cooldown.")

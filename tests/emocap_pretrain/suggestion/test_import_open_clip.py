@@ -21,6 +21,7 @@ from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.interop.layouts import clip
 from emocap_pretrain.suggestion.open_clip_config import translate
 from emocap_pretrain.suggestion.open_clip_flags import parse
+from emocap_pretrain.training.schedule import learning_rate
 
 emocap_torchvision.install()
 import open_clip  # noqa: E402 - after emocap_torchvision
@@ -28,6 +29,7 @@ from open_clip.model import CLIP  # noqa: E402
 from open_clip.pretrained import get_pretrained_cfg  # noqa: E402
 from open_clip_train.data import get_wds_dataset  # noqa: E402
 from open_clip_train.params import parse_args  # noqa: E402
+from open_clip_train.scheduler import cosine_lr  # noqa: E402
 
 TABLE = json.loads(resources.files("emocap_pretrain.suggestion").joinpath("open_clip_models.json").read_text())
 DATA = "--model ViT-B-32 --train-data tars/{00..07}.tar --train-num-samples 1000"
@@ -114,6 +116,17 @@ def test_an_epoch_of_tars_has_the_steps_of_open_clip(
     config = config_of(words, tmp_path, processes=processes)
     assert config.steps == loader.num_batches // accumulated
     assert config.global_batch == batch * processes * accumulated
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "const", "const-cooldown --epochs-cooldown 1"])
+@pytest.mark.parametrize("warmup", ["", "--warmup 20"])
+def test_the_warm_up_has_the_rates_of_open_clip(tmp_path: Path, schedule: str, warmup: str) -> None:
+    """The default of open_clip has 10,000 steps, so a shorter run never reaches its rate."""
+    config = config_of(f"{DATA} --batch-size 8 --epochs 2 --lr 0.1 --lr-scheduler {schedule} {warmup}", tmp_path)
+    length = 20 if warmup else 10_000
+    theirs = cosine_lr(SimpleNamespace(param_groups=[]), 0.1, length, config.steps)
+    for step in range(min(length, config.steps)):
+        assert learning_rate(config.optimizer, step, config.steps) == pytest.approx(theirs(step), rel=1e-9)
 
 
 @pytest.mark.parametrize("name", ["ViT-B-32", "ViT-S-16-alt", "ViT-L-14-336-quickgelu", "ViT-H-14"])
