@@ -1,7 +1,8 @@
 """Says where a fact on a card of a benchmark was read.
 
 Public code disagrees about the same benchmark: the numbers of its classes, the sizes of its splits, the images that are
-left out. So every fact on a card names its source, and a fact without a source is unknown. Nothing is asserted about an
+left out. So every fact about layout, classes, splits, sizes and
+protocol names its source, and one without a source is unknown. Nothing is asserted about an
 unknown fact: it is printed as unchecked.
 """
 

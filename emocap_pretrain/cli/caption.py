@@ -73,7 +73,12 @@ def train_command(  # noqa: PLR0913, PLR0917 - one argument for each option
     person: Annotated[
         str | None, typer.Option(help="Label that holds the person of an image; default each image is another person.")
     ] = None,
-    image_tokens: Annotated[int, typer.Option(help="Largest number of tokens of an image: a square.")] = 16,
+    image_tokens: Annotated[
+        int,
+        typer.Option(
+            help="Largest number of tokens of an image, a square number such as 16; more patches are averaged."
+        ),
+    ] = 16,
     most_tokens: Annotated[int, typer.Option(help="Largest number of tokens of a caption.", min=2)] = 48,
     prompt: Annotated[
         str | None, typer.Option(help="Text before the caption, with <image> where the image is.")

@@ -32,7 +32,8 @@ Html = Annotated[Path | None, typer.Option(help="Write everything to this HTML p
 
 def command(
     files: Annotated[
-        list[str], typer.Argument(help="Files of emocap evaluate --save; the first model is the reference.")
+        list[str],
+        typer.Argument(help="Files of emocap evaluate or caption score --save; the first model is the reference."),
     ],
     by: By = None,
     least_group: Least = 20,

@@ -181,8 +181,8 @@ def command(  # noqa: PLR0913, PLR0917 - one argument for each option
     model: Annotated[
         str | None,
         typer.Argument(
-            help="Folder or URL of a run, run:URL@STEP, an export, or a folder, file or hub name of a CLIP, SigLIP or "
-            "timm model."
+            help="Folder or URL of a run, run:URL@STEP, an export, a folder, file or hub name of a model of "
+            "transformers, open_clip or timm, package:NAME/PATH, or hog."
         ),
     ] = None,
     data: Data = None,
