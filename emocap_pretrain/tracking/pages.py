@@ -20,6 +20,9 @@ from emocap_pretrain.data.parts import PARTS
 Charts = Sequence[Sequence[str]]
 """Charts, each as the names of the metrics that share it."""
 
+CHECKPOINT_LOSS = "checkpoint/loss"
+"""The loss at the steps that have a checkpoint."""
+
 VIEW = "training"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 _PARTS = tuple(part.name for part in PARTS)
@@ -36,7 +39,7 @@ _SECTIONS: dict[str, Charts] = {
     "Loss": (
         ("loss",),
         _by_part("loss"),
-        ("checkpoint/loss",),
+        (CHECKPOINT_LOSS,),
         _by_part("image_to_text"),
         _by_part("text_to_image"),
     ),

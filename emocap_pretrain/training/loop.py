@@ -35,6 +35,7 @@ from emocap_pretrain.ranks.runtime import Runtime
 from emocap_pretrain.run_folder.attempts import Attempt
 from emocap_pretrain.run_folder.scored_steps import EarlyEnd
 from emocap_pretrain.tracking.hosts import JobHostMetrics
+from emocap_pretrain.tracking.pages import CHECKPOINT_LOSS
 from emocap_pretrain.training.conclusion import conclude, conclude_again, evaluate_again, is_done, prepare_tasks, reopen
 from emocap_pretrain.training.engine import Metrics, Timed
 from emocap_pretrain.training.interim_evaluation import early_end_at, evaluate_step, results_before_training
@@ -296,7 +297,7 @@ def _report_checkpoints(saved: Sequence[Checkpoint], session: Session, runtime: 
         session.tracker.log_checkpoint(url, checkpoint.step, checkpoint.digest)
         loss = state_of(checkpoint).progress.row.get("loss")
         if loss is not None:
-            session.tracker.log_scores({"checkpoint/loss": loss}, checkpoint.step)
+            session.tracker.log_scores({CHECKPOINT_LOSS: loss}, checkpoint.step)
         monitor.update_status(checkpoint=checkpoint.step)
         runtime.committed(url)
     session.tracker.delete_checkpoints(session.saver.swept())

@@ -16,6 +16,7 @@ from emocap_shards.webdataset_stream import WebDatasetStream
 
 from emocap_pretrain.checkpoint.layout import steps_listed
 from emocap_pretrain.checkpoint.manifest import Checkpoint
+from emocap_pretrain.checkpoint.state import state_of
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.data.datasets import cut_captions, cut_texts, training_data
 from emocap_pretrain.data.loader import Collate
@@ -27,6 +28,7 @@ from emocap_pretrain.run_folder import attempts, unsent
 from emocap_pretrain.run_folder.attempts import Attempt
 from emocap_pretrain.run_folder.folder import RunFolder
 from emocap_pretrain.run_folder.parent import Parent
+from emocap_pretrain.tracking.pages import CHECKPOINT_LOSS
 from emocap_pretrain.tracking.spool import Row, readable_rows
 from emocap_pretrain.tracking.tracker import MemoryTracker, Tracker
 from emocap_pretrain.training.build import tracked_run
@@ -87,6 +89,9 @@ def open_tracker(
         begun.append(with_copies(main, run, first_step=found.step + 1 if found else 0))
         if found:  # The attempt that committed the checkpoint may have ended before it reported it to the tracker.
             begun[0].log_checkpoint(f"{attempt.store.url}/{found.folder}", found.step, found.digest)
+            loss = state_of(found).progress.row.get("loss")
+            if known is not None and loss is not None:
+                begun[0].replace_scores({CHECKPOINT_LOSS: loss}, found.step)
             begun[0].keep_checkpoints(steps_listed(attempt.store))
         # `run.json` is written after MLflow has created the run, because it stores the run's id. A crash between the
         # two leaves a run in MLflow that no folder names.

@@ -27,6 +27,7 @@ from pages import ROOT, Shown, shown_on
 from PIL import Image
 
 import emocap_torchvision
+from emocap_pretrain import terminal
 
 emocap_torchvision.install()
 from open_clip.model import CLIP  # noqa: E402 - after emocap_torchvision
@@ -94,7 +95,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_mlflow: Callable
     (tmp_path / "runs").mkdir()
     new_mlflow(tmp_path / "runs" / "mlflow.db")
     monkeypatch.chdir(tmp_path)
+    # The pages show what a terminal of 100 columns shows. Programs get the variable; this process has its console
+    # already, whose width an earlier test may have fixed.
     monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(terminal.console, "_width", 100)
+    monkeypatch.setattr(terminal.console, "_height", 50)
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
