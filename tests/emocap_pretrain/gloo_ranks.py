@@ -53,7 +53,7 @@ def _answer(pipe: Connection, rank: int) -> Any:
 def _serve(rank: int, ranks: int, port: int, pipe: Connection, act: Act, arguments: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
     store = dist.TCPStore("127.0.0.1", port)  # pyright: ignore[reportPrivateImportUsage]
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=60))
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=300))
     world = RankGroup(Rank(rank, ranks, rank, ranks), "cpu", dist.group.WORLD if ranks > 1 else None)
     try:
         pipe.send((act(world, *arguments), None))
