@@ -46,7 +46,7 @@ def shape(line: str) -> str:
 
 
 def require_output(shown: Shown, output: str) -> None:
-    """Checks that the lines that a page shows occur in the output in this order. `...` stands for any lines."""
+    """Checks that the lines that a page shows occur in the output in this order. A line `...` matches any lines."""
     # Pages have relative paths, and commands print absolute ones.
     found = iter(map(shape, output.replace(f"{Path.cwd()}/", "").splitlines()))
     for line in shown.output:

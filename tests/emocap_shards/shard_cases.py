@@ -1,6 +1,7 @@
 """Makes small datasets for the tests of this folder."""
 
 import io
+import tarfile
 
 import numpy as np
 from emocap_shards.sample import Caption, Record
@@ -22,3 +23,13 @@ def record(number: int) -> Record:
 
 def records(count: int) -> list[Record]:
     return [record(number) for number in range(count)]
+
+
+def tar_of(path, members, mode="w"):
+    """Writes a tar with members of the given names and contents, and returns its path."""
+    with tarfile.open(path, mode) as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path

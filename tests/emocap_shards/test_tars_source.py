@@ -1,4 +1,3 @@
-import io
 import json
 import tarfile
 from dataclasses import replace
@@ -13,19 +12,10 @@ from emocap_shards.writing.sources.choice import open_source
 from emocap_shards.writing.sources.class_folders import ClassFolderSource
 from emocap_shards.writing.sources.columns import TableColumns
 from pack_cases import bad_rows, folder_of, packed, samples_of
-from shard_cases import encode
+from shard_cases import encode, tar_of
 
 BOM_TEXT = "\ufeffAnother face.\n".encode()
 CAPTION = json.dumps({"caption": {"global": "Glad."}, "labels": {"emotion": "joy"}}).encode()
-
-
-def tar_of(path, members, mode="w"):
-    with tarfile.open(path, mode) as tar:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return path
 
 
 def foreign(path, numbers):

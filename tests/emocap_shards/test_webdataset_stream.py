@@ -1,4 +1,3 @@
-import io
 import itertools
 import json
 import logging
@@ -18,19 +17,10 @@ from emocap_shards.tar_samples import TarPlace, TarSamples, list_tars
 from emocap_shards.webdataset_stream import WebDatasetStream
 from emocap_shards.writer import write_shards
 from emocap_shards.writing.sources.columns import TableColumns
-from shard_cases import encode, records
+from shard_cases import encode, records, tar_of
 
 TARS, EACH = 8, 3
 NEEDED = TableColumns(captions="required")
-
-
-def tar_of(path, members):
-    with tarfile.open(path, "w") as tar:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return path
 
 
 def pair(key, number):
