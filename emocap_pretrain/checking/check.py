@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
+class CaptionFinding:
     """Holds what a check says of one caption, or of one sentence of it.
 
     Attributes:
@@ -60,12 +60,12 @@ class CaptionedFace:
     landmarks: Float[np.ndarray, "478 3"] | None = None
 
 
-class Check(Protocol):
+class CaptionCheck(Protocol):
     """Judges the captions of one sample at a time. A check is a pure function of the sample and of its own settings."""
 
     @property
     def name(self) -> str: ...
 
-    def findings(self, face: CaptionedFace) -> Sequence[Finding]:
+    def findings(self, face: CaptionedFace) -> Sequence[CaptionFinding]:
         """Returns one finding for each thing that was judged, in a fixed order, including those without fault."""
         ...
