@@ -19,7 +19,7 @@ from emocap_shards.library import Library
 from emocap_shards.sample import Caption, Encoded
 from emocap_shards.writing.row import key_of
 
-from emocap_pretrain.captions.ferplus import mesh
+from emocap_pretrain.captions.face_mesh import mesh
 from emocap_pretrain.captions.grammar.recognition import area_of
 from emocap_pretrain.captions.rendered import regions as rendered
 from emocap_pretrain.captions.rendered.captioner import caption as caption_of

@@ -22,9 +22,9 @@ from emocap_shards.sample import Caption, Record
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
+from emocap_pretrain.captions.face_mesh.cues import find_cues
+from emocap_pretrain.captions.face_mesh.geometry import Population, measure
 from emocap_pretrain.captions.ferplus.captioner import caption, caption_without_votes
-from emocap_pretrain.captions.ferplus.cues import find_cues
-from emocap_pretrain.captions.ferplus.geometry import Population, measure
 from emocap_pretrain.captions.ferplus.tables import PublishedImages, read_ferplus
 from emocap_pretrain.captions.ferplus.votes import Votes, is_face, majority
 from emocap_pretrain.captions.grammar.looks import RegionState

@@ -12,7 +12,7 @@ import pytest
 from emocap_shards.sample import Caption, Record
 from emocap_shards.writer import write_shards
 
-from emocap_pretrain.captions.ferplus import mesh
+from emocap_pretrain.captions.face_mesh import mesh
 from emocap_pretrain.captions.grammar.action_units import BANDS
 from emocap_pretrain.captions.grammar.looks import AT_REST, LOOKS, Region, RegionState
 from emocap_pretrain.captions.grammar.recognition import WORDS, area_of

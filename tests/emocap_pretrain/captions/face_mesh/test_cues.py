@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from landmark_cases import crowd, face, photographed
 
+from emocap_pretrain.captions.face_mesh.cues import find_cues
+from emocap_pretrain.captions.face_mesh.geometry import MEASURES, Population, measure
 from emocap_pretrain.captions.ferplus.captioner import local_sentences
-from emocap_pretrain.captions.ferplus.cues import find_cues
-from emocap_pretrain.captions.ferplus.geometry import MEASURES, Population, measure
 from emocap_pretrain.captions.grammar.action_units import Band
 from emocap_pretrain.captions.grammar.looks import AT_REST, LOOKS, Look, Region, RegionState
 from emocap_pretrain.captions.grammar.sentences import Wording

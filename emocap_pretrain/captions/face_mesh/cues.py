@@ -1,13 +1,15 @@
-"""Finds the cues of a FER+ face: the visible states of its regions, such as raised eyebrows or closed lips.
+"""Finds the cues of a face: the visible states of its regions, such as raised eyebrows or closed lips.
 
 The input is, for each measurement of the face, its rank in [0, 1] among the measurements of many faces. A cue says that
 a region is at rest, or that it shows a slight or a strong movement.
 
-A rank is the fraction of the faces of the training split with a smaller value: `rank >= 0.87` holds for about 13 of 100
-faces. If it is not clear from the ranks of a region whether it is at rest or moves, the region gets no cue. Several
+A rank is the fraction of the faces of a population with a smaller value: `rank >= 0.87` holds for about 13 of 100
+faces. FER+ compares every face with those of its training split.
+
+If it is not clear from the ranks of a region whether it is at rest or moves, the region gets no cue. Several
 rules also read measurements of other regions, because a movement there can look like a movement of the region itself.
 For example, the eyebrows of a smiling face are close to the eyes, although they have not moved.
-tests/emocap_pretrain/captions/ferplus/test_cues.py tests rules on artificial faces that show one or two movements.
+tests/emocap_pretrain/captions/face_mesh/test_cues.py tests rules on artificial faces that show one or two movements.
 """
 
 from collections.abc import Callable, Mapping

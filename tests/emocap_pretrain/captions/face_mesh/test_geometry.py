@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from landmark_cases import face, photographed
 
-from emocap_pretrain.captions.ferplus.geometry import MEASURES, measure
+from emocap_pretrain.captions.face_mesh.geometry import MEASURES, measure
 
 
 def measured(points: np.ndarray) -> dict[str, float]:
