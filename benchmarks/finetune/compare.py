@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.harness.machine import Occasion, versions
 from benchmarks.harness.record import Measurement, measured
-from emocap_pretrain.evaluation import tasks
+from emocap_pretrain.evaluation import run_tasks
 from emocap_pretrain.evaluation.linear_probe import LinearProbe
 from emocap_pretrain.evaluation.task import Task
 from emocap_pretrain.evaluation.zero_shot import ZeroShot
@@ -89,7 +89,7 @@ def _metrics(restored: Restored, data: Path, split: str, *chosen: type[Task]) ->
     urls = {key: str((data / name).absolute()) for key, name in (("train_url", "train"), ("valid_url", "valid"))}
     changes = {"url": str((data / split).absolute()), **urls, "tasks": tuple(task.name for task in chosen)}
     settings = restored.config.evaluation.model_copy(update=changes)
-    results = tasks.evaluate(settings, Embedder.of(restored, "cpu"), _ALONE, url=split)
+    results = run_tasks.evaluate(settings, Embedder.of(restored, "cpu"), _ALONE, url=split)
     return {name: value for result in results for name, value in result.metrics().items()}
 
 

@@ -125,6 +125,10 @@ class LearnsClasses:
                     "classes are learned; name the classes in evaluation.classes, or take other splits."
                 )
 
+    def count_labelled(self, features: Features) -> int:
+        """Returns the number of examples of a split that have the label."""
+        return len(labelled(features, self.settings.label)[0])
+
     def labelled(
         self, features: Mapping[SplitName, Features]
     ) -> tuple[LabelledVectors, LabelledVectors, LabelledVectors]:

@@ -15,7 +15,7 @@ from emocap_pretrain.benchmarks.reading.choice import fitting
 from emocap_pretrain.benchmarks.reading.layout_reader import LayoutReader
 from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.errors import ConfigError, DataError, LostContact
-from emocap_pretrain.evaluation import tasks
+from emocap_pretrain.evaluation import run_tasks, tasks
 from emocap_pretrain.evaluation.benchmark_source import BenchmarkSource, settings_of, sources_of, splits_of
 from emocap_pretrain.evaluation.features import Extraction
 from emocap_pretrain.evaluation.folds import mean_of_folds
@@ -180,9 +180,9 @@ def evaluate(
         ConfigError, DataError: If no benchmark has a result, because of the first one that cannot be used.
         NoTaskError: If no task can be run on any of the benchmarks.
         LostContact: If another rank has failed with an error of another class.
-        StoreError: If the address of the cache is wrong (`tasks.extraction`).
+        StoreError: If the address of the cache is wrong (`run_tasks.extraction`).
     """
-    extraction = tasks.extraction(settings, embedder)
+    extraction = run_tasks.extraction(settings, embedder)
     results: list[TaskResult] = []
     errors: list[tuple[str, ConfigError | DataError]] = []
     for copy in copies:
@@ -238,7 +238,7 @@ def evaluate_run(settings: EvaluationConfig, embedder: Embedder, world: RankGrou
     copies, of_benchmarks = copies_of_run(settings)
     if not copies:
         return ()
-    extraction = tasks.extraction(of_benchmarks, embedder)
+    extraction = run_tasks.extraction(of_benchmarks, embedder)
     return tuple(chain.from_iterable(_on_copy(copy, of_benchmarks, extraction, world) for copy in copies))
 
 
@@ -312,7 +312,7 @@ def _on_copy(
         names = ", ".join(task.name for task in chosen if task not in able)
         splits = ", ".join(sorted(empty))
         _log.warning("benchmark %s: the split %s has no example, so these are left out: %s", about.name, splits, names)
-    found = [tasks.run(able, each, extraction, world, by=by) for each in sources]
+    found = [run_tasks.run(able, each, extraction, world, by=by) for each in sources]
     means = world.run_on_main(lambda: [with_intervals(mean_of_folds(of_task)) for of_task in zip(*found, strict=True)])
     return [replace(each, url=f"{about.name}, {about.scored}", benchmark=about.name) for each in means]
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from emocap_pretrain.evaluation import tasks
+from emocap_pretrain.evaluation import run_tasks
 from emocap_pretrain.inference.embedder import Embedder
 from emocap_pretrain.interop.interpolation import interpolated
 from emocap_pretrain.interop.restore import Restored
@@ -26,11 +26,11 @@ def scores_of(restored: Restored, everyone: RankGroup, *, share: float | None = 
         share: The share of the trained weights in the weights of the model; None if these are not interpolated.
 
     Raises:
-        ConfigError, LostContact: As `tasks.evaluate` does.
+        ConfigError, LostContact: As `run_tasks.evaluate` does.
     """
     config = restored.config
     embedder = Embedder.of(restored, str(restored.model.logit_scale.device))
-    results = tasks.evaluate(config.evaluation, embedder, everyone, url=config.stored()["evaluation"]["url"])
+    results = run_tasks.evaluate(config.evaluation, embedder, everyone, url=config.stored()["evaluation"]["url"])
     return OtherWeights(restored.weights, share, tuple(_scores_alone(each) for each in results))
 
 
@@ -48,8 +48,8 @@ def curve(
         everyone: The ranks among which the data are divided.
 
     Raises:
-        ConfigError: If the weights of the start belong to another model, or as `tasks.evaluate` does.
-        LostContact: As `tasks.evaluate` does.
+        ConfigError: If the weights of the start belong to another model, or as `run_tasks.evaluate` does.
+        LostContact: As `run_tasks.evaluate` does.
     """
     if not shares:
         return ()

@@ -15,7 +15,7 @@ from emocap_pretrain.benchmarks.card import TargetKind
 from emocap_pretrain.config.fields import label_text
 from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.data.parts import Part
-from emocap_pretrain.evaluation.classification import LabelledRows, classes_of, classes_of_features
+from emocap_pretrain.evaluation.classification import LabelledRows, classes_of, classes_of_features, labelled
 from emocap_pretrain.evaluation.examples import ExampleSource
 from emocap_pretrain.evaluation.features import Features
 from emocap_pretrain.evaluation.prompt_set import expanded
@@ -67,6 +67,10 @@ class ClassifiesByPrompts:
                 expanded(self.settings, classes_of(self.settings, labels, found.names, url=source.address))
             notes += _notes(self.settings, found, seconds, source.address)
         return notes
+
+    def count_labelled(self, features: Features) -> int:
+        """Returns the number of examples of a split that have the label."""
+        return len(labelled(features, self.settings.label)[0])
 
     def labelled(self, features: Mapping[SplitName, Features], split: SplitName) -> LabelledImages:
         """Returns the labelled images of a split.

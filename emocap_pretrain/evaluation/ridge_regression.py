@@ -49,6 +49,10 @@ class RidgeRegression:
         check_numbers(sources.values(), self.settings.numbers, seconds=seconds)
         return ()
 
+    def count_labelled(self, features: Features) -> int:
+        """Returns the number of examples of a split that have all numbers."""
+        return len(rows_with_numbers(features, self.settings.numbers))
+
     def result(self, embedder: Embedder, features: Mapping[SplitName, Features]) -> TaskResult:  # noqa: ARG002 - there are no prompts
         from sklearn.linear_model import Ridge
         from sklearn.preprocessing import StandardScaler

@@ -1,7 +1,7 @@
 """Defines the protocol of an evaluation task.
 
-A task computes scores from vectors. It reads no image and calls no collective: `tasks.py` computes the vectors that the
-tasks need on all ranks, once for all tasks, and then calls `result` on rank 0 (decision 25). `tasks.py` also lists the
+A task computes scores from vectors. It reads no image and calls no collective: `run_tasks.py` computes the vectors that
+the tasks need on all ranks, once for all tasks, and then calls `result` on rank 0 (decision 25). `tasks.py` lists the
 tasks. docs/extend/task.md shows a whole task.
 """
 
@@ -84,6 +84,18 @@ class Task(Protocol):
         Raises:
             ConfigError: If the data do not fit the settings.
         """
+        ...
+
+
+@runtime_checkable
+class LearningTask(Task, Protocol):
+    """A task that also reads labels of other splits than `test`, from which it learns or chooses something.
+
+    Examples of these splits that lack the label are counted in its result.
+    """
+
+    def count_labelled(self, features: Features) -> int:
+        """Returns the number of examples of a split that have the labels which the task reads."""
         ...
 
 

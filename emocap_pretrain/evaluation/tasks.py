@@ -1,19 +1,16 @@
-"""Lists the evaluation tasks, and runs those that a run's settings name.
+"""Lists the evaluation tasks, and checks that settings, data and model fit those that a run's settings name.
 
 This is the only module that mentions a task by name, apart from the reader of old reports; a test checks that. The
-training loop, the commands and the tracker call the functions of this module. The results of all tasks have the same
-types (`run_folder/results.py`), so the callers need no code for a single task.
+training loop, the commands and the tracker call the functions of this module, and of `run_tasks.py`, which runs the
+tasks. The results of all tasks have the same types (`run_folder/results.py`), so the callers need no code for a single
+task.
 """
 
-import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from emocap_shards.inspecting.wording import counted
-from emocap_shards.store import open_store
 
-from emocap_pretrain.benchmarks.card import TargetKind
 from emocap_pretrain.checkpoint.manifest import Checkpoint
 from emocap_pretrain.config.explain import did_you_mean
 from emocap_pretrain.config.fields import ImageCrop
@@ -24,10 +21,8 @@ from emocap_pretrain.data.datasets import CutTexts
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.evaluation.choice import Choice
-from emocap_pretrain.evaluation.classification import LearnsClasses, labelled, listed
+from emocap_pretrain.evaluation.classification import listed
 from emocap_pretrain.evaluation.examples import ExampleSource, PackedSource
-from emocap_pretrain.evaluation.feature_cache import FeatureCache
-from emocap_pretrain.evaluation.features import BatchFeatures, Extraction, Features, joined
 from emocap_pretrain.evaluation.few_shot import FewShot
 from emocap_pretrain.evaluation.fine_tuned import (
     FineTunedClasses,
@@ -38,26 +33,17 @@ from emocap_pretrain.evaluation.fine_tuned import (
 )
 from emocap_pretrain.evaluation.held_out_loss import HeldOutLoss
 from emocap_pretrain.evaluation.linear_probe import LinearProbe
-from emocap_pretrain.evaluation.local_loss import local_loss
 from emocap_pretrain.evaluation.nearest import Nearest
-from emocap_pretrain.evaluation.outcome_scores import with_intervals
 from emocap_pretrain.evaluation.region_grounding import RegionGrounding
-from emocap_pretrain.evaluation.regression import rows_with_numbers
 from emocap_pretrain.evaluation.retrieval import Retrieval
 from emocap_pretrain.evaluation.ridge_regression import RidgeRegression
 from emocap_pretrain.evaluation.subgroups import MOST_GROUPS, named
-from emocap_pretrain.evaluation.task import LocalLossTask, MapTask, SplitName, Task
+from emocap_pretrain.evaluation.task import MapTask, SplitName, Task
 from emocap_pretrain.evaluation.temperature_scaling import TemperatureScaling
 from emocap_pretrain.evaluation.unit_detection import UnitDetection
 from emocap_pretrain.evaluation.zero_shot import ZeroShot
-from emocap_pretrain.inference.embedder import Embedder
-from emocap_pretrain.ranks.group import RankGroup
-from emocap_pretrain.run_folder.outcomes import Samples
-from emocap_pretrain.run_folder.results import TaskResult
 
 Value = TypeVar("Value")
-
-_log = logging.getLogger(__name__)
 
 # The order is that of `emocap evaluate --list` and of the charts in the tracker.
 TASKS: tuple[type[Task], ...] = (
@@ -89,9 +75,6 @@ WITHOUT_MATRIX: tuple[type[Task], ...] = (
 )
 """The tasks that give no confusion matrix."""
 DEFAULT = (ZeroShot,)  # The tasks if the settings name none.
-# Captions have counts of their own.
-_LABELS: frozenset[TargetKind] = frozenset(("class", "numbers", "units", "question"))
-_NAMED = 3  # Number of examples without vectors that a warning names.
 PREPARE_S = 20.0  # Seconds for which each task may read before a start. The ranks read the rest before the first step.
 
 
@@ -168,7 +151,7 @@ def prepare(
         ShardsError: If the data cannot be read.
     """
     tasks = tasks_of(settings)
-    _check_maps(tasks, settings.crop or crop, has_local=has_local)
+    check_maps(tasks, settings.crop or crop, has_local=has_local)
     sources = sources_of(settings, tasks) if settings.url else {}
     _check_labels(settings, sources, seconds)
     if head is not None:
@@ -177,7 +160,9 @@ def prepare(
             if isinstance(task, FineTunedClasses) and sources:
                 check_head_classes(head, task.settings, sources["test"], seconds=seconds)
     notes = _check_captions(tasks, sources)
-    return notes + [note for task in tasks if sources for note in task.prepare(_of(task, sources), seconds=seconds)]
+    return notes + [
+        note for task in tasks if sources for note in task.prepare(splits_of(task, sources), seconds=seconds)
+    ]
 
 
 def require_head(tasks: Sequence[Task], labels: Sequence[LabelConfig]) -> None:
@@ -279,7 +264,7 @@ def _check_captions(tasks: Sequence[Task], sources: Mapping[SplitName, ExampleSo
     return [f"{needing}: {share} have no caption and are left out."]
 
 
-def _check_maps(tasks: Sequence[Task], crop: ImageCrop, *, has_local: bool) -> bool:
+def check_maps(tasks: Sequence[Task], crop: ImageCrop, *, has_local: bool) -> bool:
     """Returns whether one of the tasks needs attention maps.
 
     Raises:
@@ -316,7 +301,8 @@ def require_texts(settings: EvaluationConfig, *, has_texts: bool) -> None:
         )
 
 
-def _of(task: Task, splits: Mapping[SplitName, Value]) -> dict[SplitName, Value]:
+def splits_of(task: Task, splits: Mapping[SplitName, Value]) -> dict[SplitName, Value]:
+    """Returns the entries of the splits that a task needs."""
     return {name: splits[name] for name in task.splits}
 
 
@@ -333,143 +319,6 @@ def were_prepared(checkpoint: Checkpoint | None, evaluation: Mapping[str, Any]) 
     before = checkpoint.state.get("config") if checkpoint else None
     settings = before.get("evaluation") if isinstance(before, dict) else None
     return isinstance(settings, dict) and filled(settings, EvaluationConfig) == evaluation
-
-
-def evaluate(settings: EvaluationConfig, embedder: Embedder, world: RankGroup, *, url: str) -> tuple[TaskResult, ...]:
-    """Runs the tasks that the settings name, and returns their results on every rank. This is a collective.
-
-    All ranks compute vectors, and rank 0 computes the scores. The results do not depend on the number of ranks: if the
-    devices and the number of threads are the same, all bits of the results are the same. A rank without batches waits
-    for the others, so `world` should be a group with a long timeout (`RankGroup.patient`).
-
-    If the work fails on a rank, that rank raises its own error, and each other rank one of the errors below.
-
-    Args:
-        settings: The datasets, the tasks and their settings.
-        embedder: The trained model, on this rank's device.
-        world: The ranks among which the data are divided.
-        url: Address of the dataset without secrets, for the results.
-
-    Raises:
-        ConfigError: If the error of the failed rank is a `ConfigError`. The message is the same.
-        LostContact: If the failed rank has raised any other error.
-        StoreError: If the address of the cache is wrong (`extraction`), on all ranks.
-    """
-    tasks = tasks_of(settings)
-    results = run(tasks, sources_of(settings, tasks), extraction(settings, embedder), world, by=settings.by)
-    with_bounds = world.run_on_main(lambda: tuple(map(with_intervals, results)))
-    return tuple(replace(each, url=url) for each in with_bounds)
-
-
-def extraction(settings: EvaluationConfig, embedder: Embedder) -> Extraction:
-    """Returns the object that computes the vectors of splits.
-
-    If the settings name a cache, all weights of the model are read to compute the model's digest.
-
-    Raises:
-        StoreError: If the address of the cache is wrong (`open_store`).
-    """
-    cache = FeatureCache(open_store(settings.cache), embedder.digest()) if settings.cache else None
-    # A part that the user chooses is read as a whole: nothing of it is cut off.
-    resize = embedder.resize.without_margin() if settings.crop else embedder.resize
-    return Extraction(embedder, settings.batch, cache=cache, crop=settings.crop or embedder.crop, resize=resize)
-
-
-def run(
-    tasks: Sequence[Task],
-    sources: Mapping[SplitName, ExampleSource],
-    extraction: Extraction,
-    world: RankGroup,
-    *,
-    by: Sequence[str] = (),
-) -> tuple[TaskResult, ...]:
-    """Runs tasks on the given sources, and returns their results on every rank. This is a collective.
-
-    Args:
-        tasks: The tasks. All ranks must pass equal ones.
-        sources: The examples of every split that a task needs; others are not read.
-        extraction: Computes vectors with the trained model, on this rank's device.
-        world: The ranks among which the data are divided.
-        by: Labels of the scored samples that the results keep.
-
-    Raises:
-        ConfigError, LostContact: As `evaluate` does. All ranks also raise a `ConfigError` if the model lacks the head
-            or the attention maps that a task needs.
-    """
-    if with_head := [task for task in tasks if isinstance(task, NEED_A_HEAD)]:
-        require_head(with_head, extraction.embedder.model.labels)
-    parts = tuple(dict.fromkeys(part for task in tasks for part in task.parts))
-    with_maps = _check_maps(tasks, extraction.crop, has_local=extraction.embedder.has_maps)
-    needed = {split for task in tasks for split in task.splits}
-    # The order of the splits is the same on all ranks.
-    collected: dict[SplitName, list[BatchFeatures] | None] = {
-        split: (replace(extraction, parts=parts, with_maps=with_maps) if split == "test" else extraction).collect(
-            source, world
-        )
-        for split, source in sources.items()
-        if split in needed
-    }
-    with_loss = next((task for task in tasks if isinstance(task, LocalLossTask)), None)
-    local = with_loss and local_loss(
-        extraction, sources["test"], collected["test"], world, most_rows=with_loss.settings.loss_batch
-    )
-
-    def results() -> tuple[TaskResult, ...]:
-        features: dict[SplitName, Features] = {
-            split: joined(batches or [], sources[split].address) for split, batches in collected.items()
-        }
-        features["test"] = replace(features["test"], local_loss=local)
-        for split, each in features.items():
-            if each.left_out:
-                named = ", ".join(left.key for left in each.left_out[:_NAMED])
-                count, why = counted(len(each.left_out), "example"), each.why()
-                _log.warning("%s: %s left out: %s; first: %s", sources[split].address, count, why, named)
-        left_out, samples = features["test"].reasons(), samples_of(features["test"], by)
-        found = [task.result(extraction.embedder, _of(task, features)) for task in tasks]
-        return tuple(
-            replace(
-                each,
-                left_out=(*left_out, *_without_label(task, each.samples, features), *each.left_out),
-                scored_samples=samples if each.outcomes else None,
-            )
-            for task, each in zip(tasks, found, strict=True)
-        )
-
-    return world.run_on_main(results)
-
-
-def _without_label(task: Task, scored: int, features: Mapping[SplitName, Features]) -> Iterator[tuple[str, int]]:
-    """Yields a reason and a number for each split in which examples lack the label that a task reads.
-
-    Args:
-        task: The task. One that reads no labels gives nothing.
-        scored: Number of examples that it has scored.
-        features: The examples of each split.
-    """
-    if not _LABELS & set(task.targets):
-        return
-    for split in task.splits:
-        each, known = features[split], scored
-        if split != "test":
-            if isinstance(task, RidgeRegression):
-                known = len(rows_with_numbers(each, task.settings.numbers))
-            elif isinstance(task, LearnsClasses | TemperatureScaling):
-                known = len(labelled(each, task.settings.label)[0])
-            else:
-                continue
-        if known < len(each):
-            yield f"without the label{'' if split == 'test' else f', in {split}'}", len(each) - known
-
-
-def samples_of(features: Features, by: Sequence[str]) -> Samples:
-    """Returns the keys of the examples, their persons or clips, and their values of the labels that `by` names."""
-    groups = features.groups if any(group is not None for group in features.groups) else ()
-    labels = {name: tuple(_label(each.get(name)) for each in features.labels) for name in by}
-    return Samples(features.keys, groups, labels=labels)
-
-
-def _label(value: str | float | None) -> str | float | None:
-    return None if value == "" else value
 
 
 def cut_prompts(settings: EvaluationConfig, tokenizer: Tokenizer, limit: int) -> list[CutTexts]:

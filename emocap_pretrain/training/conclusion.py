@@ -24,7 +24,7 @@ from emocap_pretrain.checkpoint.manifest import newest as newest_checkpoint
 from emocap_pretrain.checkpoint.state import Progress
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.data.datasets import evaluation_data
-from emocap_pretrain.evaluation import look, on_benchmarks, tasks
+from emocap_pretrain.evaluation import look, on_benchmarks, run_tasks, tasks
 from emocap_pretrain.evaluation.comparison import ModelResults, compare
 from emocap_pretrain.evaluation.domain import TrainingCaptions, with_domains
 from emocap_pretrain.evaluation.look import MappedFace
@@ -284,7 +284,7 @@ def evaluated(
     stored = config.stored()
     url = stored["evaluation"]["url"]
     captions = training or TrainingCaptions.of_run(stored)
-    results = tasks.evaluate(config.evaluation, embedder, everyone, url=url)
+    results = run_tasks.evaluate(config.evaluation, embedder, everyone, url=url)
     on_copies = on_benchmarks.evaluate_run(config.evaluation, embedder, everyone)
     return (
         *with_domains(results, captions, config.evaluation, url=url),

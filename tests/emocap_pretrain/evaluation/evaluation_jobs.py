@@ -16,7 +16,7 @@ from emocap_pretrain.config.schema import Config, EvaluationConfig
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.data.transform import BICUBIC, Resize
 from emocap_pretrain.errors import DataError
-from emocap_pretrain.evaluation import on_benchmarks, tasks
+from emocap_pretrain.evaluation import on_benchmarks, run_tasks
 from emocap_pretrain.evaluation.examples import Example, LeftOut
 from emocap_pretrain.evaluation.features import Extraction
 from emocap_pretrain.evaluation.on_benchmarks import BenchmarkCopy
@@ -38,7 +38,7 @@ def embedder_of(config: Config) -> Embedder:
 
 
 def evaluate(world: RankGroup, config: Config) -> tuple[TaskResult, ...]:
-    return tasks.evaluate(config.evaluation, embedder_of(config), world.patient("evaluation"), url="faces")
+    return run_tasks.evaluate(config.evaluation, embedder_of(config), world.patient("evaluation"), url="faces")
 
 
 def evaluation_error(world: RankGroup, config: Config) -> str:

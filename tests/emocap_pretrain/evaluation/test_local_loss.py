@@ -19,7 +19,7 @@ from pretrain_fakes import changed, objective_of
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.data.parts import PARTS
 from emocap_pretrain.evaluation import local_loss as tested
-from emocap_pretrain.evaluation import tasks
+from emocap_pretrain.evaluation import run_tasks
 from emocap_pretrain.evaluation.examples import Example, LeftOut, PackedSource
 from emocap_pretrain.evaluation.feature_cache import FeatureCache
 from emocap_pretrain.evaluation.features import Extraction
@@ -154,7 +154,7 @@ def test_patches_are_computed_batch_by_batch(tiny_config: Config, faces: str, mo
 def test_the_evaluation_of_a_run_has_the_local_part_only_if_it_was_trained(tiny_config: Config, faces: str) -> None:
     def scores(config: Config) -> dict[str, float]:
         evaluation = config.evaluation.model_copy(update={"tasks": ("held_out_loss",), "loss_batch": 10, "url": faces})
-        (result,) = tasks.evaluate(evaluation, trained(config), ALONE, url=faces)
+        (result,) = run_tasks.evaluate(evaluation, trained(config), ALONE, url=faces)
         return {score.name: score.value for score in result.scores}
 
     found = scores(tiny_config)

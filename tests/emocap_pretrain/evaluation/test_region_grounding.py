@@ -22,7 +22,7 @@ from emocap_pretrain.config.objective import ObjectiveConfig
 from emocap_pretrain.config.schema import Config, EvaluationConfig
 from emocap_pretrain.data.regions import REGIONS_FILE, FaceRegions, write_regions
 from emocap_pretrain.errors import ConfigError
-from emocap_pretrain.evaluation import look, tasks
+from emocap_pretrain.evaluation import look, run_tasks, tasks
 from emocap_pretrain.evaluation.examples import Example, PackedSource
 from emocap_pretrain.evaluation.features import Extraction, SentenceMaps, joined
 from emocap_pretrain.evaluation.region_grounding import RegionGrounding, means_of_regions, measures, scored
@@ -124,7 +124,7 @@ def test_a_model_of_random_weights_is_evaluated_on_rendered_faces(
         url=faces_with_regions, tasks=(RegionGrounding.name,), batch=7, cache=str(tmp_path / "cache")
     )
     embedder = embedder_with_maps(tiny_config)
-    (result,) = tasks.evaluate(settings, embedder, ALONE, url="faces")
+    (result,) = run_tasks.evaluate(settings, embedder, ALONE, url="faces")
     scores = by_name(result)
     assert result.samples == 24
     for name in ("attention", "average_precision"):
@@ -139,8 +139,8 @@ def test_a_model_of_random_weights_is_evaluated_on_rendered_faces(
     covered = "sentences of faces with several regions"
     assert scores["attention_difference"].title == f"attention in the region, difference, {covered}"
     assert scores["attention_shuffled"].title == f"attention in the region, other sentence, {covered}"
-    assert tasks.evaluate(settings, embedder, ALONE, url="faces") == (result,)
-    assert tasks.evaluate(settings.model_copy(update={"cache": None}), embedder, ALONE, url="faces") == (result,)
+    assert run_tasks.evaluate(settings, embedder, ALONE, url="faces") == (result,)
+    assert run_tasks.evaluate(settings.model_copy(update={"cache": None}), embedder, ALONE, url="faces") == (result,)
 
 
 def test_the_maps_are_those_of_the_python_interface(tiny_config: Config, faces: str):
@@ -166,7 +166,7 @@ def test_a_model_without_local_sentences_and_a_dataset_without_regions_are_refus
     with pytest.raises(ConfigError, match=re.escape("needs a model that is trained with local sentences")):
         tasks.prepare(settings, has_local=False)
     with pytest.raises(ConfigError, match="needs a model that is trained with local sentences"):
-        tasks.evaluate(settings, embedder_of(tiny_config), ALONE, url="faces")
+        run_tasks.evaluate(settings, embedder_of(tiny_config), ALONE, url="faces")
     write_shards(records(4, pixels=32), str(tmp_path), samples_per_shard=4)
     with pytest.raises(ConfigError, match=f"has no {re.escape(REGIONS_FILE)}: write it with `emocap regions"):
         tasks.prepare(settings.model_copy(update={"url": str(tmp_path)}))
@@ -186,7 +186,7 @@ def test_maps_are_refused_for_the_whole_image_because_regions_lie_in_the_central
     tasks.prepare(settings.model_copy(update={"crop": "center"}), crop="whole")
     whole = replace(embedder_with_maps(tiny_config), crop="whole")
     with pytest.raises(ConfigError, match=message):
-        tasks.evaluate(settings, whole, ALONE, url="faces")
+        run_tasks.evaluate(settings, whole, ALONE, url="faces")
 
 
 def test_a_model_that_was_not_trained_on_local_sentences_has_no_maps(
@@ -199,7 +199,7 @@ def test_a_model_that_was_not_trained_on_local_sentences_has_no_maps(
     assert look.of_run(untrained, faces_with_regions) == []
     settings = EvaluationConfig(url=faces_with_regions, tasks=(RegionGrounding.name,))
     with pytest.raises(ConfigError, match="needs a model that is trained with local sentences"):
-        tasks.evaluate(settings, untrained, ALONE, url="faces")
+        run_tasks.evaluate(settings, untrained, ALONE, url="faces")
 
 
 def test_a_file_of_another_dataset_is_refused_before_anything_is_computed(faces: str, tmp_path: Path) -> None:

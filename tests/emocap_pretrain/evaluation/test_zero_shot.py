@@ -15,7 +15,7 @@ from torch import Tensor
 
 from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.errors import ConfigError, DataError
-from emocap_pretrain.evaluation import prompt_set, tasks
+from emocap_pretrain.evaluation import prompt_set, run_tasks
 from emocap_pretrain.inference.embedder import Embedder
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.ranks.info import Rank
@@ -64,7 +64,7 @@ class ColourModel:
 
 def evaluate(settings: EvaluationConfig, model: Any = None, tokenizer: Any = None) -> TaskResult:
     embedder = Embedder(model or ColourModel(), tokenizer or FakeTokenizer())
-    (result,) = tasks.evaluate(settings, embedder, RankGroup(Rank(), "cpu", None), url="faces")
+    (result,) = run_tasks.evaluate(settings, embedder, RankGroup(Rank(), "cpu", None), url="faces")
     return result
 
 

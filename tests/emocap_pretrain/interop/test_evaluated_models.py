@@ -32,7 +32,7 @@ from emocap_pretrain.config.schema import Config, EvaluationConfig
 from emocap_pretrain.errors import ConfigError, EmocapError
 from emocap_pretrain.evaluation.examples import PackedSource
 from emocap_pretrain.evaluation.features import Features, joined
-from emocap_pretrain.evaluation.tasks import extraction
+from emocap_pretrain.evaluation.run_tasks import extraction
 from emocap_pretrain.inference.classes import class_cosines, class_embeddings
 from emocap_pretrain.inference.opened import open_model
 from emocap_pretrain.interop.export import portable

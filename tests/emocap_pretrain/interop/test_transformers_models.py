@@ -20,7 +20,7 @@ from transformers_models import IMAGE_MODELS, PAIRS, PIXELS, VIT, image_model, p
 
 from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.errors import ConfigError
-from emocap_pretrain.evaluation.tasks import extraction
+from emocap_pretrain.evaluation.run_tasks import extraction
 from emocap_pretrain.inference.embedder import Embedder
 from emocap_pretrain.inference.opened import open_model
 from emocap_pretrain.interop.transformers_models import IMAGE_KINDS, PAIR_KINDS

@@ -21,7 +21,7 @@ from emocap_pretrain.checkpoint.manifest import Checkpoint, committed
 from emocap_pretrain.config.model import ImageTowerConfig, ModelConfig, TextTowerConfig, starts_from_weights
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import CheckpointError, ConfigError
-from emocap_pretrain.evaluation import tasks
+from emocap_pretrain.evaluation import run_tasks
 from emocap_pretrain.interop.restore import chosen, restore
 from emocap_pretrain.interop.source import run_and_step
 from emocap_pretrain.model.timm_image import TimmImageTower
@@ -62,13 +62,13 @@ def new_run(tiny_config: Config, tmp_path: Path) -> Callable[..., Config]:
 def evaluations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Returns a list to which each evaluation that begins adds an entry."""
     found: list[int] = []
-    evaluate = tasks.evaluate
+    evaluate = run_tasks.evaluate
 
     def counted(*arguments: Any, **others: Any) -> Any:
         found.append(1)
         return evaluate(*arguments, **others)
 
-    monkeypatch.setattr(tasks, "evaluate", counted)
+    monkeypatch.setattr(run_tasks, "evaluate", counted)
     return found
 
 
@@ -233,7 +233,7 @@ def test_a_kill_during_or_after_the_evaluation_of_a_checkpoint_repeats_at_most_t
     pretrain(plain, FakeRuntime())
     with monkeypatch.context() as killing:
         if place == "evaluate":
-            killing.setattr(tasks, "evaluate", kill)
+            killing.setattr(run_tasks, "evaluate", kill)
         else:  # The results are stored, and nothing of them is tracked.
             killing.setattr("emocap_pretrain.training.interim_evaluation.track", kill)
         with pytest.raises(Killed):
