@@ -11,9 +11,8 @@ from pydantic import Field, model_validator
 
 from emocap_pretrain.benchmarks.attributes import Attributes
 from emocap_pretrain.benchmarks.layouts import Layout
-from emocap_pretrain.benchmarks.sources import CardSection, FactSource, Text
+from emocap_pretrain.benchmarks.sources import CardSection, FactSource, SourcedText, Text
 
-VERSION = 1
 TargetKind = Literal["class", "numbers", "units", "caption", "question"]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]+(_[a-z0-9]+)*$", max_length=40)]
 ClassName = Annotated[str, Field(min_length=1, max_length=80)]
@@ -112,13 +111,6 @@ class SplitFacts(CardSection):
     source: FactSource
 
 
-class Trap(CardSection):
-    """A known mistake that changes scores, in one or two sentences, and where it was read."""
-
-    text: Text
-    source: FactSource
-
-
 class Published(CardSection):
     """A published score of another model. It is shown beside the user's scores, and never mixed with them.
 
@@ -163,14 +155,14 @@ class Card(CardSection):
         layouts: How copies lie on a disk. The first layout that fits a copy is used.
         attributes: Where the copies say something about the persons, such as their gender; None if they do not, or if
             nobody has read where.
-        licence: The terms of the benchmark, in one or two sentences.
+        licence: The terms of the benchmark. The authors may have changed them since they were read.
         obtain: How a user gets a copy.
         citation: The publication.
         traps: Known mistakes that change scores.
         published: Published scores of other models.
     """
 
-    version: Literal[1]
+    version: Literal[2]
     name: Name
     title: Text
     about: Text
@@ -184,10 +176,10 @@ class Card(CardSection):
     scores_source: FactSource
     layouts: Annotated[tuple[Layout, ...], Field(min_length=1)]
     attributes: Attributes | None = None
-    licence: Text
-    obtain: Text
-    citation: Text
-    traps: tuple[Trap, ...] = ()
+    licence: SourcedText
+    obtain: SourcedText
+    citation: SourcedText
+    traps: tuple[SourcedText, ...] = ()
     published: tuple[Published, ...] = ()
 
     @model_validator(mode="after")

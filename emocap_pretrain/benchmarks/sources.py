@@ -1,9 +1,8 @@
 """Says where a fact on a card of a benchmark was read.
 
 Public code disagrees about the same benchmark: the numbers of its classes, the sizes of its splits, the images that are
-left out. So every fact about layout, classes, splits, sizes and
-protocol names its source, and one without a source is unknown. Nothing is asserted about an
-unknown fact: it is printed as unchecked.
+left out. So every fact about layout, classes, splits, sizes, protocol, licence, access and citation names its source,
+or says that its source is unknown. A fact of unknown source is printed as unchecked.
 """
 
 from typing import Annotated, Literal
@@ -61,3 +60,13 @@ class ContentSource(CardSection):
 
 FactSource = Literal["unknown"] | CodeSource | ThreadSource | DocumentSource | ContentSource
 """`unknown` says that no source was found. Then the fact is not used to judge a copy."""
+
+
+class SourcedText(CardSection):
+    """A statement in one or two sentences, and where it was read."""
+
+    text: Text
+    source: FactSource
+
+    def __str__(self) -> str:
+        return f"{self.text} ({'unchecked' if self.source == 'unknown' else self.source})"

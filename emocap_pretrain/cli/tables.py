@@ -24,7 +24,7 @@ def table(title: str, rows: Iterable[tuple[str, str]]) -> Table:
     drawn, found = Table(title=title, title_justify="left", show_header=False), list(rows)
     # On a narrow terminal, long texts are wrapped, and names only if they are long too.
     drawn.add_column(no_wrap=max((len(name) for name, _ in found), default=0) <= _LONGEST_NAME)
-    drawn.add_column()
+    drawn.add_column(overflow="fold")  # An address that is longer than a line stays complete.
     for name, value in found:
         drawn.add_row(name, value)
     return drawn

@@ -1,6 +1,7 @@
 """Tests that a wrong copy of a benchmark is told apart from a right one, by a copy of RAF-DB with a few images."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,25 @@ def test_every_card_is_listed_and_shown() -> None:
     assert [each["name"] for each in listed] == list(names())
     assert len(listed) >= 30
     for name in names():
-        shown = ran("show", name)
-        assert card(name).title in shown.replace("\n", " ")
         assert json.loads(ran("show", name, "--json"))["name"] == name
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_shown_card_has_80_columns_and_names_the_source_of_licence_access_and_citation(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    found, shown = card(name), ran("show", name)
+    assert max(map(len, shown.splitlines())) <= 80
+    # Texts are compared without spaces, because a path that is longer than a line is divided.
+    facts, sources = ("".join(part.replace("│", "").split()) for part in shown.split("\nSources\n"))
+    numbers = re.findall(r"\[\d+\]", sources)
+    assert numbers == [f"[{number + 1}]" for number in range(len(numbers))]
+    assert set(re.findall(r"\[(?:\d+|unchecked)\]", facts)) == set(re.findall(r"\[(?:\d+|unchecked)\]", sources))
+    for fact in (found.licence, found.obtain, found.citation):
+        _, _, rest = facts.partition("".join(fact.text.split()))
+        mark = rest[: rest.index("]") + 1]
+        if fact.source == "unknown":
+            assert mark == "[unchecked]"
+        else:
+            assert f"{mark}{fact.source}".replace(" ", "") in sources
