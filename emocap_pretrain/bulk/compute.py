@@ -48,27 +48,69 @@ class Advance(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Computation:
-    """Holds all that a process needs to compute parts, as a picklable value.
+class PartComputation:
+    """Computes parts with a scorer. It is a picklable value, which can be sent to other processes.
+
+    Attributes:
+        folder: The folder of the files of the parts. All processes must reach it under this path.
+        has_videos: Whether the input has videos. The output then has the columns `time_s` and `frame`.
+        batch_size: Number of images that the scorer gets together.
+        sampling: Which frames of videos are read.
+    """
+
+    folder: str
+    has_videos: bool
+    batch_size: int = BATCH
+    sampling: Sampling = Sampling()  # noqa: RUF009 - a frozen value
+
+    def compute(self, works: Iterable[Work], scorer: Scorer, report: Callable[[Advance], object]) -> None:
+        """Computes parts, and calls `report` after each batch.
+
+        The images of a part are already read while the last batches of the previous part are computed.
+
+        Raises:
+            ShardsError: If the input is a dataset that cannot be read.
+            StoreError: If a file cannot be written, for example because the disk is full, or if the dataset cannot be
+                reached.
+        """
+        schema = schema_of(scorer.fields, videos=self.has_videos)
+        pictures = (
+            (work.part, picture, picture.content)
+            for work in works
+            for picture in work.input.pictures(scorer.cropper, self.sampling)
+        )
+
+        def cropped(row: "_Row") -> "_Row":
+            part, picture, content = row
+            return part, picture, crop_of(content, scorer.cropper)
+
+        rows = prefetched(pictures, cropped, ahead=2 * self.batch_size)
+        for part, found in groupby(rows, lambda row: row[0]):
+            with writing_to(Path(self.folder, name_of(part.number))) as path:
+                writer = PartWriter(path, schema)
+                try:
+                    for batch in _batches(found, self.batch_size):
+                        _write(batch, scorer, writer)
+                        report(_advance(batch))
+                    writer.close()
+                finally:
+                    writer.abandon()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Computation(PartComputation):
+    """Computes parts with a trained model.
 
     Attributes:
         model: The model.
         digest: The digest of the model (`digest_of`).
         prompts: The texts with which images are compared, or that the head predicts labels; None to compute vectors
             instead of scores.
-        folder: The folder of the files of the parts. All processes must reach it under this path.
-        has_videos: Whether the input has videos. The output then has the columns `time_s` and `frame`.
-        batch_size: Number of images of one pass of the tower.
-        sampling: Which frames of videos are read.
     """
 
     model: ModelSource
     digest: str
     prompts: Prompts | HeadOutputs | None
-    folder: str
-    has_videos: bool
-    batch_size: int = BATCH
-    sampling: Sampling = Sampling()  # noqa: RUF009 - a frozen value
 
     def scorer(self, model: EmotionModel) -> EmbeddingScorer | HeadScorer | PredictionScorer:
         """Returns the scorer for the loaded model, which `self.model.load` has returned."""
@@ -90,46 +132,14 @@ class Computation:
         if digest_of(model) != self.digest:
             cure = "give its step with --step, and the same path or URL on all nodes"
             raise CheckpointError(f"{self.model.source} is another model than when the command began: {cure}.")
-        return partial(_computed, self, self.scorer(model))
-
-    def compute(self, works: Iterable[Work], scorer: Scorer, report: Callable[[Advance], object]) -> None:
-        """Computes parts, and calls `report` after each batch.
-
-        The images of a part are already read while the last batches of the previous part are computed.
-
-        Raises:
-            ShardsError: If the input is a dataset that cannot be read.
-            StoreError: If a file cannot be written, for example because the disk is full, or if the dataset cannot be
-                reached.
-        """
-        schema = schema_of(scorer.fields, videos=self.has_videos)
-        pictures = (
-            (work.part, picture, picture.content)
-            for work in works
-            for picture in work.input.pictures(scorer.embedder, self.sampling)
-        )
-
-        def cropped(row: "_Row") -> "_Row":
-            part, picture, content = row
-            return part, picture, crop_of(content, scorer.embedder)
-
-        rows = prefetched(pictures, cropped, ahead=2 * self.batch_size)
-        for part, found in groupby(rows, lambda row: row[0]):
-            with writing_to(Path(self.folder, name_of(part.number))) as path:
-                writer = PartWriter(path, schema)
-                try:
-                    for batch in _batches(found, self.batch_size):
-                        _write(batch, scorer, writer)
-                        report(_advance(batch))
-                    writer.close()
-                finally:
-                    writer.abandon()
+        return partial(computed_part, self, self.scorer(model))
 
 
 _Row = tuple[OutputPart, Picture, Content]
 
 
-def _computed(computation: Computation, scorer: Scorer, work: Work) -> Advance:
+def computed_part(computation: PartComputation, scorer: Scorer, work: Work) -> Advance:
+    """Computes one part, and returns the sum of the advances of its batches."""
     advances: list[Advance] = []
     computation.compute([work], scorer, advances.append)
     return Advance(sum(each.pictures for each in advances), sum(each.errors for each in advances), work.part.weight)

@@ -25,11 +25,10 @@ from emocap_shards.writing.sources.columns import TableColumns
 from emocap_shards.writing.sources.folder import IMAGES, split_name, walk_images
 
 from emocap_pretrain.bulk.parts import VIDEO_WEIGHT
-from emocap_pretrain.bulk.pictures import Picture
+from emocap_pretrain.bulk.pictures import Cropper, Picture
 from emocap_pretrain.data import videos
 from emocap_pretrain.data.videos import Sampling
 from emocap_pretrain.errors import ConfigError, DataError
-from emocap_pretrain.inference.embedder import Embedder
 from emocap_pretrain.inference.images import UNREADABLE, reason
 
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
@@ -65,11 +64,11 @@ class BulkInput(Protocol):
         """Returns an input of the items `start` to `stop - 1`, which is small enough to be sent to another process."""
         ...
 
-    def pictures(self, embedder: Embedder, sampling: Sampling) -> Iterator[Picture]:
+    def pictures(self, cropper: Cropper, sampling: Sampling) -> Iterator[Picture]:
         """Yields the pictures of all items in order.
 
-        Frames are yielded as the squares that the model reads, because whole frames would need much memory. If an image
-        or a sample cannot be read, the content of its picture is the error.
+        Of frames, only the part that `cropper` chooses is yielded, because whole frames would need much memory. If an
+        image or a sample cannot be read, the content of its picture is the error.
 
         Raises:
             ShardsError: If a packed dataset cannot be opened.
@@ -104,26 +103,26 @@ class FileInput:
     def slice(self, start: int, stop: int) -> "FileInput":
         return replace(self, entries=tuple(self.entries[start:stop]), digest="", left_out={})
 
-    def pictures(self, embedder: Embedder, sampling: Sampling) -> Iterator[Picture]:
+    def pictures(self, cropper: Cropper, sampling: Sampling) -> Iterator[Picture]:
         for entry in self.entries:
             if not isinstance(entry, str):
                 yield Picture(_encodable(entry[0]), DataError(entry[1]))
             elif _is_video(entry):
-                yield from self._frames(entry, embedder, sampling)
+                yield from self._frames(entry, cropper, sampling)
             else:
                 yield Picture(_encodable(entry), self._file(entry))
 
     def _file(self, path: str) -> Path | LocalFile:
         return LocalFile(self.root, path, self.table) if self.table else Path(self.root, path)
 
-    def _frames(self, path: str, embedder: Embedder, sampling: Sampling) -> Iterator[Picture]:
+    def _frames(self, path: str, cropper: Cropper, sampling: Sampling) -> Iterator[Picture]:
         name, file, share = _encodable(path), self._file(path), 0.0
         try:
             place = file.locate() if isinstance(file, LocalFile) else file
             for frame in videos.frames(place, sampling):
                 weight = (frame.share - share) * VIDEO_WEIGHT
                 share = frame.share
-                yield Picture(name, embedder.square(frame.pixels), weight, frame.time_s, frame.number)
+                yield Picture(name, cropper.square(frame.pixels), weight, frame.time_s, frame.number)
         except UNREADABLE as error:
             yield Picture(name, DataError(reason(error)), (1 - share) * VIDEO_WEIGHT)
 
@@ -151,7 +150,7 @@ class DatasetInput:
     def slice(self, start: int, stop: int) -> "DatasetInput":
         return DatasetInput(self.url, self.start + start, self.start + stop)
 
-    def pictures(self, embedder: Embedder, sampling: Sampling) -> Iterator[Picture]:  # noqa: ARG002 - there are no frames
+    def pictures(self, cropper: Cropper, sampling: Sampling) -> Iterator[Picture]:  # noqa: ARG002 - there are no frames
         library = _library(self.url)
         for first in range(self.start, self.stop, _TOGETHER):
             numbers = range(first, min(first + _TOGETHER, self.stop))

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count, takewhile
 from pathlib import Path
-from typing import TypeAlias, TypeVar, cast
+from typing import Protocol, TypeAlias, TypeVar, cast
 
 import numpy as np
 from emocap_shards.background import in_order
@@ -13,13 +13,19 @@ from emocap_shards.decode import decode_image
 from emocap_shards.writing.row import LocalFile
 
 from emocap_pretrain.errors import DataError
-from emocap_pretrain.inference.embedder import Crop, Embedder
+from emocap_pretrain.inference.embedder import Crop
 from emocap_pretrain.inference.images import READERS, UNREADABLE, pixels_of, reason
 
 Item = TypeVar("Item")
 
 Content: TypeAlias = Path | LocalFile | bytes | Crop | DataError
 """A file, a file that a table names, an encoded image, the crop of a frame, or the reason why there is no image."""
+
+
+class Cropper(Protocol):
+    """Decides which part of an image is read, such as the embedder of a model."""
+
+    def square(self, image: Crop) -> Crop: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,15 +48,15 @@ class Picture:
     frame: int | None = None
 
 
-def crop_of(content: Content, embedder: Embedder) -> Crop | DataError:
-    """Returns the square of an image that the model reads, or an error with the reason why the image cannot be read.
+def crop_of(content: Content, cropper: Cropper) -> Crop | DataError:
+    """Returns the part of an image that is read, or an error with the reason why the image cannot be read.
 
     The error is returned and not raised, so that one unreadable image among many does not end the command.
     """
     if isinstance(content, DataError | np.ndarray):
         return content
     try:
-        return embedder.square(_pixels(content))
+        return cropper.square(_pixels(content))
     except UNREADABLE as error:
         return DataError(reason(error))
 

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from emocap_pretrain.bulk.pictures import Cropper
 from emocap_pretrain.bulk.sentences import SentenceColumnConfig
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.inference.classes import Classification, LabelPrediction, class_cosines, class_embeddings
@@ -42,8 +43,8 @@ class Scorer(Protocol):
     """Computes the fields of rows from the crops of their images."""
 
     @property
-    def embedder(self) -> Embedder:
-        """Returns the embedder. It decides which part of an image a crop shows, and how large the crop is."""
+    def cropper(self) -> Cropper:
+        """Returns what decides which part of an image a crop shows, and how large the crop is."""
         ...
 
     @property
@@ -77,7 +78,7 @@ class EmbeddingScorer:
         self._model = model
 
     @property
-    def embedder(self) -> Embedder:
+    def cropper(self) -> Embedder:
         return self._model.embedder
 
     @property
@@ -131,7 +132,7 @@ class PredictionScorer:
         }
 
     @property
-    def embedder(self) -> Embedder:
+    def cropper(self) -> Embedder:
         return self._model.embedder
 
     @property
@@ -188,7 +189,7 @@ class HeadScorer:
         self._labels = sorted(model.embedder.model.labels, key=lambda label: not label.classes)
 
     @property
-    def embedder(self) -> Embedder:
+    def cropper(self) -> Embedder:
         return self._model.embedder
 
     @property

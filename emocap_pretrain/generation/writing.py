@@ -29,6 +29,10 @@ class CaptionScorer:
     images: PatchSettings
 
     @property
+    def cropper(self) -> Embedder:
+        return self.embedder
+
+    @property
     def fields(self) -> Sequence[Field]:
         return [pa.field("caption", pa.string())]
 

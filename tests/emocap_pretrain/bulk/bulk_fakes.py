@@ -27,7 +27,7 @@ class SquaresOf8:
 class FakeScorer:
     """Computes vectors without a model: the mean colour of an image, and the size of its batch."""
 
-    embedder: Any = field(default_factory=SquaresOf8)
+    cropper: Any = field(default_factory=SquaresOf8)
     batches: list[int] = field(default_factory=list)
 
     @property
