@@ -1,7 +1,7 @@
 """Finds out how the faces in a copy of a benchmark were cut out: by landmarks, by the box of a detector, or not at all.
 
 Scores change as much with the way in which faces are cut out as with the model, and no list of labels shows this way.
-`judge` compares the sizes of the images and, if landmarks are given (launch/landmarks.py), the positions of the eyes.
+`judge` compares the sizes of the images and, if landmarks are given (`emocap landmarks`), the positions of the eyes.
 If these do not decide between the kinds below, the kind is None. Black corners, which appear where a tool has turned an
 image beyond its edge, decide nothing, but the message for the user has their number.
 
@@ -146,7 +146,7 @@ def look(paths: Sequence[Path], root: Path, landmarks: Path | None = None) -> li
     Args:
         paths: The image files.
         root: The folder of the copy.
-        landmarks: The file that launch/landmarks.py has written for this folder, or for a folder within it in which no
+        landmarks: The file that `emocap landmarks` has written for this folder, or for a folder within it in which no
             two images have the same name; None if there is no such file.
 
     Raises:
@@ -154,7 +154,7 @@ def look(paths: Sequence[Path], root: Path, landmarks: Path | None = None) -> li
     """
     points: dict[str, np.ndarray] = {}
     if landmarks is not None:
-        names, found = read_landmarks(landmarks)
+        names, found, _ = read_landmarks(landmarks)
         points = {Path(name).name: each for name, each in zip(names, found, strict=True)}
         points |= dict(zip(names, found, strict=True))
     places = np.unique(np.linspace(0, len(paths) - 1, LOOKED).round().astype(int)).tolist() if paths else []

@@ -77,7 +77,7 @@ def check(card: Card, root: Path, *, landmarks: Path | None = None) -> CheckedCo
     Args:
         card: The card.
         root: The folder of the copy.
-        landmarks: The file of landmarks of the images (launch/landmarks.py); None if there is none.
+        landmarks: The file of landmarks of the images (`emocap landmarks`); None if there is none.
 
     Raises:
         ConfigError: If no layout of the card fits the folder.

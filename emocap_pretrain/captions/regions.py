@@ -2,7 +2,7 @@
 
 The regions come from one of two sources. A rendered face is drawn from a seed and an index, which its key contains. So
 the face is computed again from its key, and its regions are known if its caption is the one in the dataset. The regions
-of photographs come from the points of the face mesh, which launch/landmarks.py finds. Which region a sentence is about
+of photographs come from the points of the face mesh, which `emocap landmarks` finds. Which region a sentence is about
 follows from its words (`grammar/recognition.py`).
 """
 
@@ -100,22 +100,22 @@ def of_rendered(sample: Encoded, caption: Caption) -> Areas | None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Landmarks:
-    """Holds the landmarks that launch/landmarks.py has written, by the possible keys of the samples (`read`)."""
+    """Holds the landmarks that `emocap landmarks` has written, by the possible keys of the samples (`read`)."""
 
     points: Mapping[str, np.ndarray]
 
     @classmethod
     def read(cls, path: Path) -> "Landmarks":
-        """Reads a file that launch/landmarks.py has written.
+        """Reads a file that `emocap landmarks` has written.
 
         The landmarks of an image are found by the key that `emocap pack` gives to the image, and also by the name of
         its file without folders and suffix.
 
         Raises:
-            DataError: If the file cannot be read, or does not have the arrays of launch/landmarks.py.
+            DataError: If the file cannot be read, or does not have the arrays of `emocap landmarks`.
         """
-        names, landmarks = read_landmarks(path)
-        rows = dict(zip(names, landmarks, strict=True))
+        stored = read_landmarks(path)
+        rows = dict(zip(stored.names, stored.points, strict=True))
         return cls(
             {Path(name).stem: row for name, row in rows.items()} | {key_of(name): row for name, row in rows.items()}
         )

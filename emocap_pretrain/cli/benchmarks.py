@@ -68,7 +68,7 @@ def check_command(
     landmarks: Annotated[
         Path | None,
         typer.Option(
-            metavar="NPZ", help="Landmarks of its images (launch/landmarks.py), to tell how faces are cut out."
+            metavar="NPZ", help="Landmarks of its images (`emocap landmarks`), to tell how faces are cut out."
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

@@ -210,7 +210,8 @@ def _run(request: _Request, verb: str, prompts: "Prompts | None", *, prefer_head
 
     def compute(works: "Iterator[Work]", bar: BulkBar) -> None:
         if request.ray:
-            _on_ray(computation, works, request.workers, bar)
+            use_gpus = request.model.device != "cpu"
+            on_ray(computation.started, works, request.workers, bar, use_gpus=use_gpus)
         else:
             computation.compute(works, scorer, bar.show)
 
@@ -319,14 +320,24 @@ def output_place(out: Path) -> Path:
     return path
 
 
-def _on_ray(computation: "Computation", works: "Iterator[Work]", workers: int | None, bar: "BulkBar") -> None:
-    """Computes the parts on the workers of a Ray cluster, which write their files into the same folder."""
+def on_ray(
+    start: "Callable[[], Callable[[Work], Advance]]",
+    works: "Iterator[Work]",
+    workers: int | None,
+    bar: "BulkBar",
+    *,
+    use_gpus: bool,
+) -> None:
+    """Computes the parts on the workers of a Ray cluster, which write their files into the same folder.
+
+    Each worker calls `start` once, which returns the function that computes a part.
+    """
     from emocap_cluster.cluster import connected
     from emocap_cluster.mapping import WorkerResources, map_items
 
     with connected(run.RANK_ENVIRONMENT | run.chosen(run.OPEN)) as cluster:
-        resources = WorkerResources.of(cluster.nodes(), workers=workers, use_gpus=computation.model.device != "cpu")
-        for advance in map_items(computation.started, works, resources, env=run.chosen(run.SECRET)):
+        resources = WorkerResources.of(cluster.nodes(), workers=workers, use_gpus=use_gpus)
+        for advance in map_items(start, works, resources, env=run.chosen(run.SECRET)):
             bar.show(advance)
 
 

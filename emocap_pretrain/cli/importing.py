@@ -52,7 +52,7 @@ def ferplus_command(
     votes: Annotated[Path, typer.Argument(metavar="FER2013NEW_CSV", help="fer2013new.csv, with the votes of FER+.")],
     out: Out,
     landmarks: Annotated[
-        Path | None, typer.Option(help="Landmarks of the faces (launch/landmarks.py), from which captions are written.")
+        Path | None, typer.Option(help="Landmarks of the faces (`emocap landmarks`), from which captions are written.")
     ] = None,
     debug: Debug = False,
 ) -> None:

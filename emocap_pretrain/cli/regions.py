@@ -15,7 +15,7 @@ def command(
     data: Annotated[str, typer.Argument(help="Packed dataset; its file regions.jsonl is written.")],
     landmarks: Annotated[
         Path | None,
-        typer.Option(metavar="NPZ", help="Landmarks of photographs (launch/landmarks.py); default rendered faces."),
+        typer.Option(metavar="NPZ", help="Landmarks of photographs (`emocap landmarks`); default rendered faces."),
     ] = None,
     debug: Debug = False,
 ) -> None:

@@ -34,7 +34,7 @@ def areas(landmarks: Float[np.ndarray, "478 3"], *, width_px: int, height_px: in
     A region is left out if one of its points is NaN.
 
     Args:
-        landmarks: Positions x, y and depth of the points in pixels of the image, as launch/landmarks.py writes them.
+        landmarks: Positions x, y and depth of the points in pixels of the image, as `emocap landmarks` writes them.
             The depth is not used.
         width_px: Width of the image.
         height_px: Height of the image.

@@ -15,7 +15,7 @@ def main(arguments: list[str] | None = None) -> None:
         description="Packs the FER+ set with captions into the datasets train, valid and test.",
     )
     parser.add_argument("--npz", required=True, help="images, votes, usage and names")
-    parser.add_argument("--landmarks", required=True, help="the file that launch/landmarks.py wrote for these images")
+    parser.add_argument("--landmarks", required=True, help="the file that `emocap landmarks` wrote for these images")
     parser.add_argument("--out", required=True, help="folder or URL in which the three datasets are written")
     chosen = parser.parse_args(arguments)
     faces = load(chosen.npz, chosen.landmarks)

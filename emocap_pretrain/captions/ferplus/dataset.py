@@ -7,7 +7,7 @@ vote decides whether a test image is included. The votes are in its labels, for 
 
 The images are read from the published tables (`load_tables`), or from an .npz file with `images` uint8 [n, 48, 48],
 `votes` uint8 [n, 10], `vote_names` (the names of the ten columns of `votes`), `usage` (the split of each image) and
-`name`. launch/landmarks.py writes the landmarks. Keep the faces, and all data derived from them, out of every
+`name`. `emocap landmarks` writes the landmarks. Keep the faces, and all data derived from them, out of every
 repository.
 """
 
@@ -28,6 +28,7 @@ from emocap_pretrain.captions.ferplus.captioner import caption, caption_without_
 from emocap_pretrain.captions.ferplus.tables import PublishedImages, read_ferplus
 from emocap_pretrain.captions.ferplus.votes import Votes, is_face, majority
 from emocap_pretrain.captions.grammar.looks import RegionState
+from emocap_pretrain.data.landmarks import read_landmarks
 from emocap_pretrain.errors import DataError
 
 Split = Literal["train", "valid", "test"]
@@ -166,18 +167,20 @@ def _png(image: UInt8[np.ndarray, "height width"]) -> bytes:
 
 
 def _landmarks(path: str | Path, names: Sequence[str], *, size_px: tuple[int, int]) -> np.ndarray[Any, Any]:
-    with np.load(path) as stored:
-        row_of = {str(name): row for row, name in enumerate(stored["name"])}
-        missing = [name for name in names if name not in row_of]
-        if missing:
-            raise ValueError(
-                f"{path} has no row for {len(missing)} of {len(names)} images, the first is {missing[0]}; "
-                "run launch/landmarks.py on the whole file."
-            )
-        order = [row_of[name] for name in names]
-        landmarks = stored["landmarks"][order].astype(np.float32)
-        # "Not at most" rather than "greater": the spread is NaN if only one pass has found the face.
-        landmarks[~(stored["spread"][order] <= _MAX_SPREAD)] = np.nan
+    stored = read_landmarks(Path(path))
+    if stored.spread is None:
+        raise ValueError(f"{path} has no array `spread`: let `emocap landmarks` write it again.")
+    row_of = {name: row for row, name in enumerate(stored.names)}
+    missing = [name for name in names if name not in row_of]
+    if missing:
+        raise ValueError(
+            f"{path} has no row for {len(missing)} of {len(names)} images, the first is {missing[0]}; "
+            "run `emocap landmarks` on the whole file."
+        )
+    order = [row_of[name] for name in names]
+    landmarks = stored.points[order].astype(np.float32)
+    # "Not at most" rather than "greater": the spread is NaN if only one pass has found the face.
+    landmarks[~(stored.spread[order] <= _MAX_SPREAD)] = np.nan
     # The model of the mesh also places points outside of the image. Nothing is visible there, so they are not measured.
     height, width = size_px
     outside = (landmarks[..., :2] < 0) | (landmarks[..., :2] > (width, height))

@@ -45,7 +45,7 @@ class PublishedImages:
     """Holds the images of FER2013 in memory, about 80 MB; row `i` of every field belongs to the same image.
 
     Attributes:
-        rows: The name of the image in the source, which launch/landmarks.py gives it too: "fer2013-00000" is the first
+        rows: The name of the image in the source, which `emocap landmarks` gives it too: "fer2013-00000" is the first
             row of fer2013.csv, and "FER2013Train/fer0000000.png" is a file. For a folder of FER2013 it is a key.
         names: The name of the image in FER+; the same as `rows` without FER+.
         images: The pixels.

@@ -117,7 +117,7 @@ def test_landmarks_of_another_set_are_refused(tmp_path: Path) -> None:
     npz, landmarks = write_set(tmp_path, random_votes(0))
     with np.load(landmarks) as stored:
         np.savez(landmarks, **{name: stored[name][:10] for name in stored.files})
-    with pytest.raises(ValueError, match=r"no row for 170 of 180 images.*launch/landmarks.py"):
+    with pytest.raises(ValueError, match=r"no row for 170 of 180 images.*`emocap landmarks`"):
         load(npz, landmarks)
 
 

@@ -1,10 +1,8 @@
 """Tests `emocap import` on small tables in the form of FER2013 and FER+. The images are noise."""
 
 import io
-import runpy
 import shutil
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,12 +15,12 @@ from PIL import Image
 from emocap_pretrain.captions.ferplus.__main__ import main
 from emocap_pretrain.captions.ferplus.dataset import labels
 from emocap_pretrain.captions.ferplus.votes import EMOTIONS
+from emocap_pretrain.faces.images import open_images
 
 VOTE_NAMES = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt", "unknown", "NF")
 USAGES = ("Training", "Training", "PublicTest", "PrivateTest")
 ROWS = 100
 NAMELESS = 7
-LANDMARKS = Path(__file__).parents[4] / "launch" / "landmarks.py"
 
 
 @pytest.fixture
@@ -125,12 +123,14 @@ def test_landmarks_that_cannot_be_used_are_refused_with_the_name_of_their_file(t
         assert told in output
 
 
-def test_the_script_of_the_landmarks_names_the_rows_of_the_table_in_the_same_way(tables):
+def test_landmarks_are_found_in_the_rows_of_the_table_under_the_same_names(tables):
     table, _, images, _ = tables
-    names, image_of = runpy.run_path(str(LANDMARKS))["source"](table)
-    assert names == [f"fer2013-{number:05d}" for number in range(ROWS)]
-    assert (image_of(5) == images[5][..., None]).all()
-    assert image_of(5).shape == (48, 48, 3)
+    found = open_images(str(table))
+    pictures = list(found.slice(5, 9).pictures(None, None))
+    assert [each.name for each in pictures] == [f"fer2013-{number:05d}" for number in range(5, 9)]
+    assert (pictures[0].content == images[5][..., None]).all()
+    assert pictures[0].content.shape == (48, 48, 3)
+    assert sum(found.weights()) == ROWS
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,77 @@
+"""Defines `emocap landmarks`, which finds the landmarks of the faces in many images."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from emocap_shards.inspecting.wording import counted
+
+from emocap_pretrain.cli.bulk import BulkBar, Force, Image, ImageRoot, Output, PartImages, on_ray, output_place
+from emocap_pretrain.cli.options import Debug, OnRay
+from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.logs import show_logs
+from emocap_pretrain.terminal import console, errors_as_lines
+
+if TYPE_CHECKING:
+    from emocap_pretrain.bulk.compute import Work
+
+_BATCH = 64  # Images that the processes get together.
+
+
+def command(
+    source: Annotated[
+        str, typer.Argument(metavar="INPUT", help="A packed dataset, a folder of images, a table, or fer2013.csv.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="NPZ", help="The new file.")],
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Processes, of one thread each; default one for each core. With --ray, workers.", min=1),
+    ] = None,
+    image: Image = "image",
+    image_root: ImageRoot = None,
+    part_images: PartImages = 1024,
+    ray: OnRay = False,
+    force: Force = False,
+    debug: Debug = False,
+) -> None:
+    """Find the 478 landmarks of the face in each image.
+
+    MediaPipe's face mesh finds them, which needs an older numpy than this project. So the first call installs it from
+    PyPI into an environment of its own (about 400 MB in ~/.cache/emocap). Each image should show one face; if there are
+    several, the landmarks are those of the face that the detector is surest of. The same command resumes an interrupted
+    one.
+    """
+    show_logs()
+    with errors_as_lines(debug=debug):
+        from emocap_pretrain.data.landmarks import read_landmarks
+        from emocap_pretrain.faces.images import open_images
+        from emocap_pretrain.faces.landmarks import MESH, LandmarkComputation
+
+        place = output_place(out)
+        if place.suffix != ".npz":
+            raise ConfigError(f"--out {out}: give it the suffix .npz.")
+        found = open_images(source, image=image, image_root=image_root)
+        if found.has_videos:
+            raise ConfigError(f"{source} holds videos, whose frames have no name of their own: give images alone.")
+        computation = LandmarkComputation(
+            folder=str(place.with_name(f"{place.name}.parts")),
+            has_videos=False,
+            batch_size=_BATCH,
+            processes=1 if ray else workers or len(os.sched_getaffinity(0)),
+        )
+        if not ray:
+            MESH.python(console.print)  # Before the bar, whose rate would count the installation.
+        state = {"command": "landmarks", "program": MESH.digest(), "input": found.digest, "part_images": part_images}
+
+        def compute(works: "Iterator[Work]", bar: BulkBar) -> None:
+            if ray:
+                on_ray(computation.started, works, workers, bar, use_gpus=False)
+            else:
+                with computation.scorer() as scorer:
+                    computation.compute(works, scorer, bar.show)
+
+        Output(out, "npz", part_images, force=force).write(found, "finding", state, state, compute)
+        faces = read_landmarks(place).faces
+        console.print(f"A face was found in {counted(faces, 'image')}.")
