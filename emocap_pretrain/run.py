@@ -74,13 +74,20 @@ def command(
     ] = False,
     full: Annotated[bool, typer.Option("--full", help="For --dry-run: print the resolved config too.")] = False,
     step_seconds: Annotated[
-        float | None, typer.Option(min=1e-6, help="For --dry-run: measured seconds of a step of one rank alone.")
+        float | None,
+        typer.Option(min=1e-6, metavar="SECONDS", help="For --dry-run: measured seconds of a step of one rank alone."),
     ] = None,
     fabric: Annotated[
-        str | None, typer.Option(help="For --dry-run: ib400, eth100, gloo, or RANKS_PER_NODE,INSIDE,BETWEEN in GB/s.")
+        str | None,
+        typer.Option(
+            metavar="NETWORK", help="For --dry-run: ib400, eth100, gloo, or RANKS_PER_NODE,INSIDE,BETWEEN in GB/s."
+        ),
     ] = None,
     node_mtbf_days: Annotated[
-        float | None, typer.Option(min=1e-3, help="For --dry-run: mean days between failures of one node; default 30.")
+        float | None,
+        typer.Option(
+            min=1e-3, metavar="DAYS", help="For --dry-run: mean days between failures of one node; default 30."
+        ),
     ] = None,
     price: Annotated[
         float | None, typer.Option(min=0, help="For --dry-run: price of a device for an hour; prints hours and cost.")

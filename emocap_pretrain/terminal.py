@@ -83,7 +83,18 @@ class Command(TyperCommand):
     """Parses the arguments of a command, and refuses a second value for an option that takes one value.
 
     Typer itself would use the last value. Secrets in usage errors are masked.
+
+    In the help, each paragraph of a docstring fills the width of the terminal, because Typer would keep the line breaks
+    of all paragraphs after the first one. A number with bounds is called N, which leaves more room for the texts.
     """
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        text = settings.get("help") or ""
+        settings["help"] = "\n\n".join(" ".join(each.split()) for each in text.split("\n\n"))
+        super().__init__(*arguments, **settings)
+        for param in self.params:
+            if isinstance(param, TyperOption) and param.metavar is None and (param.min, param.max) != (None, None):
+                param.metavar = "N"
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         with _usage_errors_masked():

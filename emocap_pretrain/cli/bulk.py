@@ -18,7 +18,17 @@ from emocap_shards.writing.packing import described
 from tqdm import tqdm
 
 from emocap_pretrain import run
-from emocap_pretrain.cli.options import ChosenWeights, Debug, Device, OnRay, PromptFile, Step, lines_of, parsed_classes
+from emocap_pretrain.cli.options import (
+    ChosenActivation,
+    ChosenWeights,
+    Debug,
+    Device,
+    OnRay,
+    PromptFile,
+    Step,
+    lines_of,
+    parsed_classes,
+)
 from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.logs import show_logs
@@ -42,10 +52,6 @@ Source = Annotated[
 Out = Annotated[Path, typer.Option(help="The new file: .parquet, .csv or .npz.")]
 Format = Annotated[
     Literal["parquet", "csv", "npz"] | None, typer.Option("--format", help="Format; default by the suffix of --out.")
-]
-ChosenActivation = Annotated[
-    Literal["quick_gelu", "gelu", "gelu_tanh"] | None,
-    typer.Option("--activation", help="Activation of a file of another library that does not say it."),
 ]
 Batch = Annotated[int, typer.Option(help="Images of one pass of the tower.", min=1)]
 Image = Annotated[str, typer.Option(help="Column of a table with the paths of images or videos.")]

@@ -97,7 +97,8 @@ def train_command(  # noqa: PLR0913, PLR0917 - one argument for each option
         ),
     ] = None,
     precision: Annotated[
-        Literal["auto", "fp32", "bf16", "fp16"], typer.Option(help="Precision of the products; auto is bf16 on a GPU.")
+        Literal["auto", "fp32", "bf16", "fp16"],
+        typer.Option(metavar="NAME", help="Precision of the products: fp32, bf16, fp16, or auto (bf16 on a GPU)."),
     ] = "auto",
     seed: Annotated[int, typer.Option(help="Seed of the first weights and of the order of the images.")] = 0,
     save_every_steps: Annotated[int, typer.Option(help="Updates between two saves.")] = 50,

@@ -18,6 +18,7 @@ from emocap_pretrain.cli.compare import By, Html, Least, labels_of
 from emocap_pretrain.cli.evaluated_model import EvaluationRequest, evaluated
 from emocap_pretrain.cli.evaluated_on_ray import evaluated_on_ray
 from emocap_pretrain.cli.options import (
+    ChosenActivation,
     ChosenWeights,
     Debug,
     Device,
@@ -99,14 +100,18 @@ Prompts = Annotated[
 EnsembleOption = Annotated[
     Ensemble | None,
     typer.Option(
-        help="Average the cosines with the prompts of a class (logits), or their vectors, as CLIP does.",
+        metavar="KIND",
+        help="logits: average the cosines with the prompts of a class; embeddings: average the prompts' vectors, as "
+        "CLIP does.",
         rich_help_panel=PROMPTS,
     ),
 ]
 Compound = Annotated[
     Literal["words", "parts"] | None,
     typer.Option(
-        help="Prompts of compound classes: their own words, or those of the classes they consist of.",
+        metavar="KIND",
+        help="Prompts of compound classes: with their own words, or those of their parts (the classes of which they "
+        "consist).",
         rich_help_panel=PROMPTS,
     ),
 ]
@@ -145,10 +150,6 @@ NoNormalize = Annotated[
         help="Read colours from 0 to 1, without the model's mean and deviation, as Exp-CLIP's code does.",
         rich_help_panel=DATA,
     ),
-]
-ActivationName = Annotated[
-    Literal["quick_gelu", "gelu", "gelu_tanh"] | None,
-    typer.Option("--activation", help="Activation, for a file of another library that does not contain it."),
 ]
 Tracking = Annotated[
     str | None, typer.Option(metavar="URI", help="Log the results to this MLflow server, as a child of the run.")
@@ -208,7 +209,7 @@ def command(  # noqa: PLR0913, PLR0917 - one argument for each option
     faces_from: FacesFrom = None,
     crop: Crop = None,
     no_normalize: NoNormalize = False,
-    activation: ActivationName = None,
+    activation: ChosenActivation = None,
     device: Device = "auto",
     ray: OnRay = False,
     ranks: Ranks = None,

@@ -32,7 +32,11 @@ def command(
     run_url: Annotated[str, typer.Argument(help="Folder or URL of a run.")],
     to: Annotated[
         Literal["transformers", "open_clip", "onnx", "torch", "safetensors"],
-        typer.Option(help="Library or format that takes the model (docs/export.md)."),
+        typer.Option(
+            metavar="FORMAT",
+            help="Library or format that takes the model (docs/export.md): transformers, open_clip, onnx, torch or "
+            "safetensors.",
+        ),
     ],
     out: Annotated[
         Path | None, typer.Option(help="Folder of the export; default NAME-step-N-FORMAT in this folder.")

@@ -37,7 +37,11 @@ def command(
     name: Annotated[str | None, typer.Option(help="Name of the run; default the name of the data.")] = None,
     weights: Annotated[
         Literal["auto", "clip", "packages", "none"],
-        typer.Option(help="Weights to begin with: CLIP of the hub, MobileNetV2 and MiniLM of two packages, or none."),
+        typer.Option(
+            metavar="NAME",
+            help="Weights to begin with: clip (CLIP of the hub), packages (MobileNetV2 and MiniLM of two packages), "
+            "none, or auto (the best ones that can be had).",
+        ),
     ] = "auto",
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
     debug: Debug = False,

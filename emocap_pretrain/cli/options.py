@@ -134,7 +134,19 @@ Step = Annotated[
 ]
 ChosenWeights = Annotated[
     Weights | None,
-    typer.Option("--weights", help="Weights of the step, or their average; default the average if the run has one."),
+    typer.Option(
+        "--weights",
+        metavar="WEIGHTS",
+        help="raw: those of the step; ema or schedule_free: their average. Default the average if the run has one.",
+    ),
+]
+ChosenActivation = Annotated[
+    Literal["quick_gelu", "gelu", "gelu_tanh"] | None,
+    typer.Option(
+        "--activation",
+        metavar="NAME",
+        help="quick_gelu, gelu or gelu_tanh, for a file of another library that does not contain its activation.",
+    ),
 ]
 OwnConfig = Annotated[Path | None, typer.Option(help="The run's YAML file, if you trust it more than the checkpoint.")]
 Device = Annotated[
@@ -190,7 +202,11 @@ LabelNames = Annotated[
 ]
 Captions = Annotated[
     CaptionRule,
-    _column(help="Whether rows need captions; auto: not if they have labels and no column looks like captions."),
+    _column(
+        metavar="RULE",
+        help="Whether rows need captions: required, optional, none, or auto (not if they have labels and no column "
+        "looks like captions).",
+    ),
 ]
 ImageRoot = Annotated[Path | None, _column(help="Folder to which paths are relative, and which they must not leave.")]
 

@@ -32,9 +32,8 @@ def command(
     test: Annotated[int, typer.Option(help="Number of further faces for evaluation.", min=0)] = 200,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal bytes.", min=0)] = 0,
     pixels: Annotated[int, typer.Option(help="Side of the images in pixels.", min=16)] = 112,
-    samples_per_shard: Annotated[
-        int, typer.Option("--shard-samples", "--samples-per-shard", help="Samples in a shard.", min=1)
-    ] = 200,
+    samples_per_shard: Annotated[int, typer.Option("--shard-samples", help="Samples in a shard.", min=1)] = 200,
+    named_as_before: Annotated[int | None, typer.Option("--samples-per-shard", hidden=True, min=1)] = None,
     debug: Debug = False,
 ) -> None:
     """Render synthetic faces with captions and pack them; an existing dataset is kept."""
@@ -44,7 +43,7 @@ def command(
             if count and not _exists(url, count):
                 faces = _rendered(range(first, first + count), seed, pixels)
                 faces = tqdm(faces, f"rendering {name}", count, unit="face", disable=None)
-                manifest = write_shards(faces, url, samples_per_shard=samples_per_shard)
+                manifest = write_shards(faces, url, samples_per_shard=named_as_before or samples_per_shard)
                 size = f"{counted(len(manifest.shards), 'shard')}, {manifest.total_bytes / 1e6:.1f} MB"
                 console.print(f"{url}: {counted(manifest.samples, 'sample')} in {size}.")
 
