@@ -5,7 +5,7 @@ The words are in attributes.toml. Names are found by their capitals.
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from emocap_pretrain.captions.grammar.words import read
@@ -19,6 +19,7 @@ ATTRIBUTES = (*(name for name in _CATEGORIES if name != PRONOUN), NAME)
 _WORD = re.compile(r"[^\W\d_]+(?:['\u2019.-][^\W\d_]+)*")
 # A capital is not that of a name at the beginning of a sentence, of a quotation, or after a colon.
 _BEGINNING = re.compile(r"(?:^|[.!?:;(\[\"\u201c\u2018'/|*-])\s*$")
+_NEAR = 16  # Characters before a word that are looked at.
 _MOST_CAPITALS = 0.5  # A text with a greater share of words with a capital is written as a title.
 
 
@@ -26,11 +27,12 @@ _MOST_CAPITALS = 0.5  # A text with a greater share of words with a capital is w
 class CapitalizedNames:
     """Finds words that begin with a capital within a sentence, such as "Maria". It is a `FaultCategory`.
 
-    Words of the grammar of captions, of the emotions and of the other vocabularies are no names, also if they are
-    capitalized ("Inner Brow Raiser"). Nothing is found in a text in which most words have a capital.
+    Words of the grammar of captions, of the emotions and of other categories ("Hispanic") are no names, also if they
+    are capitalized ("Inner Brow Raiser"). Nothing is found in a text in which most words have a capital.
     """
 
     ordinary: Collection[str]
+    others: Sequence[FaultCategory] = ()
     name: str = NAME
     says: str = "has words that look like a name"
     score: float = 0.3
@@ -44,7 +46,11 @@ class CapitalizedNames:
         found: list[tuple[int, int]] = []
         for match in capital:
             word = match.group()
-            if word.isupper() or self._is_ordinary(word) or _BEGINNING.search(text[: match.start()]):
+            if (
+                word.isupper()
+                or self._is_ordinary(word)
+                or _BEGINNING.search(text[max(0, match.start() - _NEAR) : match.start()])
+            ):
                 continue
             if found and text[found[-1][1] : match.start()].isspace():
                 found[-1] = (found[-1][0], match.end())
@@ -53,8 +59,10 @@ class CapitalizedNames:
         return tuple(text[start:end] for start, end in found)
 
     def _is_ordinary(self, word: str) -> bool:
-        lower = re.sub(r"['\u2019]s$", "", word.lower())
-        return all(part in self.ordinary for part in lower.split("-"))
+        parts = re.sub(r"['\u2019]s$", "", word).split("-")
+        if any(part.islower() for part in parts) or all(part.lower() in self.ordinary for part in parts):
+            return True
+        return any(other.found(word) for other in self.others)
 
 
 def attribute_check(
@@ -76,7 +84,9 @@ def attribute_check(
     if pronouns:
         found.append(_CATEGORIES[PRONOUN])
     if NAME in categories:
-        found.append(CapitalizedNames(ordinary=frozenset(ordinary) | _ordinary_words()))
+        found.append(
+            CapitalizedNames(ordinary=frozenset(ordinary) | _ordinary_words(), others=(*_CATEGORIES.values(),))
+        )
     return PhraseCheck(name="attributes", categories=found, clean="says nothing about who the person is")
 
 

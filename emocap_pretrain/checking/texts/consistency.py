@@ -14,8 +14,9 @@ from emocap_shards.sample import Caption
 
 from emocap_pretrain.captions.grammar.recognition import area_of
 from emocap_pretrain.checking.check import CaptionedFace, CaptionFinding
-from emocap_pretrain.checking.texts.emotions import agreement, named_emotions
+from emocap_pretrain.checking.texts.emotions import NamedEmotion, agreement, named_emotions
 from emocap_pretrain.checking.texts.phrases import compiled, read_toml
+from emocap_pretrain.checking.texts.pieces import pieces_of
 
 ClaimsOf = Callable[[str], Sequence[Hashable]]
 """Returns the claims of a sentence. Equal claims are the same claim."""
@@ -69,7 +70,7 @@ class ConsistencyCheck:
         """Returns two findings for each caption; none for a sample with a single caption."""
         if len(face.captions) < 2:
             return ()
-        emotions = [named_emotions(f"{caption.global_}\n{caption.summary}") for caption in face.captions]
+        emotions = [_emotions(caption) for caption in face.captions]
         claims = [self._claims(caption) for caption in face.captions]
         found: list[CaptionFinding] = []
         for number in range(len(face.captions)):
@@ -81,7 +82,9 @@ class ConsistencyCheck:
         return found
 
     def _claims(self, caption: Caption) -> frozenset[Hashable]:
-        return frozenset(chain.from_iterable(map(self.claims_of, caption.local)))
+        return frozenset(
+            chain.from_iterable(self.claims_of(piece.text) for piece in pieces_of(caption) if piece.part == "local")
+        )
 
     def _finding(self, part: str, number: int, scores: Sequence[float | None], what: str) -> CaptionFinding:
         known = [score for score in scores if score is not None]
@@ -92,6 +95,12 @@ class ConsistencyCheck:
             else f"The caption agrees by {score:.2f} with {len(known)} others in what it says of the {what}."
         )
         return CaptionFinding(check=self.name, part=part, caption=number, score=score, reason=reason)
+
+
+def _emotions(caption: Caption) -> tuple[NamedEmotion, ...]:
+    """Returns the emotions of the global sentence and of the summary."""
+    texts = [piece.text for piece in pieces_of(caption) if piece.part != "local"]
+    return tuple(chain.from_iterable(map(named_emotions, texts)))
 
 
 def _dice(first: frozenset[Hashable], second: frozenset[Hashable]) -> float | None:

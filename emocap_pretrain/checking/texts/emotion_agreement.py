@@ -23,9 +23,10 @@ class PartAgreementCheck:
         """Returns one finding about each caption that has both parts."""
         found: list[CaptionFinding] = []
         for number, caption in enumerate(face.captions):
-            if not caption.summary.strip():
+            texts = {piece.part: piece.text for piece in pieces_of(caption, number)}
+            if "summary" not in texts:
                 continue
-            first, second = named_emotions(caption.global_), named_emotions(caption.summary)
+            first, second = named_emotions(texts.get("global", "")), named_emotions(texts["summary"])
             score = agreement(first, second)
             found.append(
                 CaptionFinding(

@@ -32,6 +32,8 @@ _OPPOSITE_DEGREES = 0.5  # The agreement of a mild and an intense emotion of the
 _VALENCE_BESIDE = 0.3  # The weight of a valence in a text that also names an emotion.
 _OTHER_OF_EQUAL_VALENCE = 0.6  # The agreement of boredom and sadness.
 _REACH = 6  # Words between a denial and the emotion that it denies.
+_NEAR = 120  # Characters before an emotion in which a denial is looked for.
+_LIST_ITEM = 2  # The most words of an item in a list of denied emotions.
 _BEFORE = 3  # Words before an emotion that can say how strong it is.
 _STEM = 5  # Letters that the forms of one word share.
 _CLAUSE = re.compile(r"[,.;:!?]|\b(?:with|while|although|though|whereas|but|as)\b", re.IGNORECASE)
@@ -80,6 +82,7 @@ class _Lexicon:
     being: re.Pattern[str]
     degrees: Mapping[str, re.Pattern[str]]
     denials: re.Pattern[str]
+    direct_denials: re.Pattern[str]
     no_denials: re.Pattern[str]
     ends: re.Pattern[str]
     likeness: Mapping[frozenset[str], float]
@@ -113,6 +116,9 @@ def _lexicon() -> _Lexicon:
             ),
         },
         denials=compiled(table["negation"]["before"]),
+        direct_denials=re.compile(
+            rf"(?:{compiled(table['negation']['direct']).pattern})(?:\s+\w+)?\s*$", re.IGNORECASE
+        ),
         no_denials=compiled(table["negation"]["but"]),
         ends=compiled(table["negation"]["ends"]),
         likeness=likeness,
@@ -164,12 +170,16 @@ def _matches(text: str) -> Iterator[tuple[re.Match[str], _Meaning]]:
 def _counts(text: str, match: re.Match[str], meaning: _Meaning) -> bool:
     """Returns whether words that also have another meaning speak of an emotion at this place."""
     if meaning.section == "adjectives":
-        return bool(_lexicon().being.search(text[: match.start()]))
+        return bool(_lexicon().being.search(_before(text, match)))
     if meaning.section != "bodily":
         return True
-    begin = max((cut.end() for cut in _CLAUSE.finditer(text, 0, match.start())), default=0)
-    cut = _CLAUSE.search(text, match.end())
-    return area_of(text[begin : cut.start() if cut else len(text)]) is None
+    before, after = _CLAUSE.split(_before(text, match))[-1], _CLAUSE.split(text[match.end() :], maxsplit=1)[0]
+    return area_of(f"{before}{match.group()}{after}") is None
+
+
+def _before(text: str, match: re.Match[str]) -> str:
+    """Returns the text before a match, as far as it can say something of it."""
+    return text[max(0, match.start() - _NEAR) : match.start()]
 
 
 def _degree(match: re.Match[str], before: str) -> str:
@@ -187,13 +197,16 @@ def _degree(match: re.Match[str], before: str) -> str:
 def _is_denied(text: str, match: re.Match[str]) -> bool:
     """Returns whether words before an emotion deny it: "without a trace of fear", "not angry, sad or tired"."""
     lexicon = _lexicon()
-    friends = [each.span() for each in lexicon.no_denials.finditer(text)]
+    before = _before(text, match)
+    if lexicon.direct_denials.search(before):
+        return True
+    friends = [each.span() for each in lexicon.no_denials.finditer(before)]
     denials = [
         each
-        for each in lexicon.denials.finditer(text, 0, match.start())
+        for each in lexicon.denials.finditer(before)
         if not any(begin <= each.start() and each.end() <= end for begin, end in friends)
     ]
-    return any(_reaches(text[each.end() : match.start()], text[match.end() :]) for each in denials[-2:])
+    return any(_reaches(before[each.end() :], text[match.end() :]) for each in denials[-2:])
 
 
 def _reaches(between: str, after: str) -> bool:
@@ -204,7 +217,8 @@ def _reaches(between: str, after: str) -> bool:
         return True
     # A comma ends the denial, except in a list whose last item follows "or" or "nor".
     rest = between + re.split(r"[.;:!?]", after)[0]
-    return all(len(item.split()) <= 2 for item in between.split(",")) and bool(re.search(r"\bn?or\b", rest))
+    items = between.split(",")[1:]
+    return all(len(item.split()) <= _LIST_ITEM for item in items) and bool(re.search(r"\bn?or\b", rest))
 
 
 def agreement(first: Sequence[NamedEmotion], second: Sequence[NamedEmotion]) -> float | None:

@@ -1,7 +1,7 @@
 """Divides captions into the texts that are judged one at a time, and makes findings about them."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from emocap_shards.printable import printable
 from emocap_shards.sample import Caption
@@ -16,6 +16,8 @@ NAMES = {
 }
 """What the reasons of findings call each part."""
 
+_MOST_LETTERS = 4_000  # A text is judged by its beginning, so that a text of megabytes does not cost minutes.
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:
@@ -25,7 +27,7 @@ class Piece:
         caption: Index of the caption among those of the sample.
         part: "global", "local" or "summary".
         sentence: Index of the local sentence; None for the other parts.
-        text: The text as it is written.
+        text: The text as it is written; of a very long text the first 4,000 characters.
     """
 
     caption: int
@@ -61,7 +63,7 @@ def pieces_of(caption: Caption, number: int = 0) -> tuple[Piece, ...]:
         *(Piece(number, "local", index, text) for index, text in enumerate(caption.local)),
         Piece(number, "summary", None, caption.summary),
     )
-    return tuple(piece for piece in found if piece.text.strip())
+    return tuple(replace(piece, text=piece.text[:_MOST_LETTERS]) for piece in found if piece.text.strip())
 
 
 def all_pieces(face: CaptionedFace) -> Iterator[Piece]:
