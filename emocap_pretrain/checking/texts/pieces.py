@@ -14,7 +14,7 @@ NAMES = {
     "summary": "summary",
     "caption": "caption",
 }
-"""What the reasons of findings call each part."""
+"""The names of the parts in the reasons of findings."""
 
 _MOST_LETTERS = 4_000  # A text is judged by its beginning, so that a text of megabytes does not cost minutes.
 

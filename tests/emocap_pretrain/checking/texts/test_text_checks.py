@@ -1,7 +1,9 @@
 """Tests the checks of texts on rendered captions, which have no fault, and on the same captions with one fault."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from emocap_shards.sample import Caption
@@ -275,3 +277,12 @@ def test_wrong_settings_are_refused_and_given_ones_reach_the_checks() -> None:
     found = {finding.check: finding for check in checks for finding in check.findings(face) if finding.part == "global"}
     assert found["attributes"].score == 1
     assert found["length"].score == 0.75
+
+
+def test_the_example_of_the_page_prints_what_the_page_shows(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[4] / "docs" / "checking-texts.md").read_text(encoding="utf-8")
+    code, shown = (re.search(rf"```{name}\n(.*?)```", page, re.DOTALL) for name in ("python", "text"))
+    assert code
+    assert shown
+    exec(code[1], {})
+    assert capsys.readouterr().out == shown[1]
