@@ -9,6 +9,7 @@ import typer.main
 from pages import ROOT, pages, shown_on
 
 from emocap_pretrain.cli.app import app
+from emocap_pretrain.config.schema import EvaluationConfig
 
 TREE = typer.main.get_command(app)
 PROGRAM = re.compile(r"(.*/)?emocap|emocap_pretrain\.cli")
@@ -47,3 +48,16 @@ def test_a_command_or_an_option_that_does_not_exist_is_found() -> None:
     assert "no option --fast" in fault_in(["X=1", ".venv/bin/emocap", "pack", "a", "b", "--label", "x", "--fast"])
     assert "no command bake" in fault_in(["torchrun", "-m", "emocap_pretrain.cli", "import", "bake"])
     assert fault_in(["emocap", "restart", "--", "torchrun", "--anything"]) == ""
+
+
+def test_the_settings_on_the_page_about_evaluation_are_all_options_of_the_command() -> None:
+    text = (ROOT / "docs" / "evaluation.md").read_text()
+    _, _, rest = text.partition("\n## Settings\n")
+    section, _, _ = rest.partition("\n## ")
+    rows = [line.split("|")[1:3] for line in section.splitlines() if re.match(r"\| (`--|- \|)", line)]
+    listed = {option for options, _ in rows for option in re.findall(r"`(--[a-z-]+)", options)}
+    options = {option for each in TREE.commands["evaluate"].params for option in each.opts if option.startswith("--")}
+    assert listed == options - {"--help"}
+    keys = {key for _, cell in rows for key in re.findall(r"`evaluation\.(\w+)`", cell)}
+    assert len(keys) > 10
+    assert keys - set(EvaluationConfig.model_fields) == set()
