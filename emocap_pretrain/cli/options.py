@@ -172,6 +172,10 @@ WithoutKeys = Annotated[
     Path | None,
     typer.Option("--without-keys", metavar="FILE", help="Leave out the keys that a file lists, one a line."),
 ]
+Filter = Annotated[
+    str | None,
+    typer.Option("--filter", metavar="FILE", help="Filter file: leave out the samples and sentences that it names."),
+]
 Splits = Annotated[
     dict[str, float] | None,
     typer.Option(

@@ -7,15 +7,18 @@ shows progress and results.
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, NoReturn, cast
 
 import typer
+from emocap_shards.dataset_filter import open_filter
 from emocap_shards.errors import ManifestError, RecordError
 from emocap_shards.inspecting.wording import counted
 from emocap_shards.manifest import MANIFEST, read_manifest
 from emocap_shards.printable import printable
 from emocap_shards.store import open_store
+from emocap_shards.writing.dataset import DatasetSource
 from emocap_shards.writing.duplicates import DuplicateConfig
 from emocap_shards.writing.packing import DUPLICATES, SKIPPED, PackConfig, Packed, PackProgress, described, pack
 from emocap_shards.writing.prepare import EncodingConfig, Extension, PrepareConfig
@@ -67,6 +70,7 @@ def pack_command(  # noqa: PLR0913, PLR0917 - one argument for each option
     skip_bad: options.SkipBad = 0,
     only_keys: options.OnlyKeys = None,
     without: options.WithoutKeys = None,
+    filter_: options.Filter = None,
     splits: options.Splits = None,
     split_by: options.SplitBy = None,
     number_keys: options.NumberKeys = False,
@@ -95,7 +99,8 @@ def pack_command(  # noqa: PLR0913, PLR0917 - one argument for each option
         )
         _refuse_inside(source, out)
         listed = KeysToLeaveOut(_listed(without) if without else frozenset())
-        rows = _selected(open_source(source, mapping, image_root=image_root, text_table=text_table), only_keys, listed)
+        opened = open_source(source, mapping, image_root=image_root, text_table=text_table)
+        rows = _selected(_filtered(opened, filter_) if filter_ else opened, only_keys, listed)
         for url, part in _parts(out, rows, splits, split_by).items():
             chosen = FrameSource(part, frames) if frames else part
             with Bar("packing", chosen.total if isinstance(chosen, CountedSource) else None) as bar:
@@ -170,6 +175,22 @@ def _selected(source: RowSource, only_keys: str | None, listed: KeysToLeaveOut) 
     if only_keys is not None:
         source = with_keys(source, only_keys)
     return without_keys(source, listed) if listed.keys else source
+
+
+def _filtered(source: RowSource, address: str) -> DatasetSource:
+    """Returns a packed dataset without the samples and texts that a filter file leaves out.
+
+    Raises:
+        ConfigError: If the source is not a packed dataset.
+        FilterError: If the filter cannot be used, or is that of another dataset.
+    """
+    if not isinstance(source, DatasetSource):
+        raise ConfigError(
+            "--filter is for a packed dataset, whose digest it names: pack the source first, then filter."
+        )
+    found = open_filter(address, source.urls[0])
+    console.print(printable(f"--filter leaves out {found.describe()}."), markup=False)
+    return replace(source, filters=(found,))
 
 
 def _listed(path: Path) -> frozenset[str]:

@@ -10,14 +10,16 @@ equal bytes, on which the digests of shards depend.
 
 import json
 import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import orjson
 
-from emocap_shards.errors import AnnotationError
+from emocap_shards.errors import AnnotationError, FilterError
 from emocap_shards.printable import short
-from emocap_shards.sample import Caption
+from emocap_shards.sample import EVERY_LOCAL, SUMMARY, WHOLE_CAPTION, Caption, UnusedText
 
 Labels = Mapping[str, str | float]
 MAX_WHOLE = 1 << 53  # Up to here every integer has its own float.
@@ -52,17 +54,67 @@ def normal_annotation(data: bytes | memoryview, change: Callable[[Caption], Capt
     return _line([_parts(change(caption) if change else caption) for caption in captions], labels)
 
 
-def load_annotation(data: bytes | memoryview) -> tuple[tuple[Caption, ...], Labels]:
+def shorter_annotation(data: bytes | memoryview, unused: Sequence[UnusedText]) -> bytes:
+    """Returns an annotation without the texts `unused`, as one line. Integer labels are not converted to floats.
+
+    Raises:
+        AnnotationError: If `load_annotation` would refuse `data`.
+        FilterError: If the sample does not have these texts, or no caption is left.
+    """
+    captions, labels = _parsed(data)
+    return _line([_parts(caption) for caption in used_captions(captions, unused)], labels)
+
+
+def load_annotation(data: bytes | memoryview, unused: Sequence[UnusedText] = ()) -> tuple[tuple[Caption, ...], Labels]:
     """Returns the captions of an image and its labels. Integer labels are converted to floats.
 
     An image without captions has labels.
 
+    Args:
+        data: The annotation.
+        unused: The texts that the filter of the dataset leaves out (`Encoded.unused`).
+
     Raises:
         AnnotationError: If the bytes are not JSON with the content of an annotation, a caption has no global part, or
             there is neither a caption nor a label.
+        FilterError: If the sample does not have the texts `unused`, or no caption is left.
     """
     captions, labels = _parsed(data)
-    return captions, _with_floats(labels)
+    return used_captions(captions, unused), _with_floats(labels)
+
+
+def used_captions(captions: tuple[Caption, ...], unused: Sequence[UnusedText]) -> tuple[Caption, ...]:
+    """Returns the captions without the texts `unused`, in their order.
+
+    Raises:
+        FilterError: If there are no such texts, or no caption is left. The message has no place and no full stop.
+    """
+    if not unused:
+        return captions
+    of_caption: dict[int, set[int]] = defaultdict(set)
+    for each in unused:
+        of_caption[each.caption].add(each.sentence)
+    if max(of_caption) >= len(captions):
+        raise FilterError(f"it has {len(captions)} captions, and the filter names caption {max(of_caption)} (from 0)")
+    found = [
+        _used(caption, of_caption[place])
+        for place, caption in enumerate(captions)
+        if WHOLE_CAPTION not in of_caption[place]
+    ]
+    if not found:
+        raise FilterError("the filter leaves out all of its captions, and says that it has more")
+    return tuple(found)
+
+
+def _used(caption: Caption, unused: set[int]) -> Caption:
+    if max(unused, default=-1) >= len(caption.local):
+        has = f"its caption has {len(caption.local)} local sentences"
+        raise FilterError(f"{has}, and the filter names sentence {max(unused)} (from 0)")
+    if SUMMARY in unused:
+        caption = replace(caption, summary="")
+    if EVERY_LOCAL in unused:
+        return replace(caption, local=())
+    return replace(caption, local=tuple(text for place, text in enumerate(caption.local) if place not in unused))
 
 
 def _parsed(data: bytes | memoryview) -> tuple[tuple[Caption, ...], Labels]:

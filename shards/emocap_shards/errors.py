@@ -10,6 +10,7 @@
     ├── RecordError           a sample, or its source, cannot be packed into shards
     ├── AnnotationError       a caption or labels do not follow the format (in a shard: `DamagedSample`)
     ├── ImageError            bytes are not a usable image (in a shard: `DamagedSample`)
+    ├── FilterError           a filter file cannot be used, or does not fit the dataset
     ├── DamagedShard          a shard or its index differs from what the manifest says
     ├── DamagedSample         a sample of a shard differs from what was written
     └── BudgetSpent           more samples were quarantined than the error budget allows
@@ -64,6 +65,10 @@ class AnnotationError(ShardsError):
 
 class ImageError(ShardsError):
     """Bytes are not a usable image."""
+
+
+class FilterError(ShardsError):
+    """A filter file cannot be used: it is damaged, belongs to another dataset, or names what the dataset lacks."""
 
 
 class DamagedShard(ShardsError):  # noqa: N818

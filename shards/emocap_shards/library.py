@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from emocap_shards.cache import Cache
-from emocap_shards.errors import DamagedSample
+from emocap_shards.dataset_filter import DatasetFilter
+from emocap_shards.errors import DamagedSample, PlanError
 from emocap_shards.manifest import Manifest, read_manifest
 from emocap_shards.order import Ids, ShardLayout
 from emocap_shards.reader import Reader
@@ -19,11 +20,13 @@ class MixtureDataset:
     """One dataset of a mixture.
 
     `weight` is the share of the dataset in the mixture, relative to the weights of the others. If it is None, the
-    weight is the number of samples of the dataset.
+    weight is the number of samples of the dataset that are used. `filter` says which of its samples and texts are not
+    used; with None all are.
     """
 
     url: str = field(repr=False)  # it may hold a password
     weight: float | None = None
+    filter: DatasetFilter | None = field(default=None, repr=False)
 
 
 class Library:
@@ -36,7 +39,9 @@ class Library:
 
     Attributes:
         layouts: The layout of the shards of each dataset.
-        samples: The number of samples of each dataset.
+        samples: The number of samples of each dataset, with those that its filter leaves out.
+        filters: The filter of each dataset; None if it has none.
+        used: The number of samples of each dataset that are used.
         weights: The share of each dataset in a mixture, relative to the other weights.
         uses_cache: Whether at least one dataset is read through the cache.
         total_bytes: The size of all datasets together.
@@ -44,13 +49,21 @@ class Library:
     """
 
     def __init__(
-        self, datasets: Sequence[tuple[Store, Manifest]], weights: Sequence[float | None], cache: Cache | None
+        self,
+        datasets: Sequence[tuple[Store, Manifest]],
+        weights: Sequence[float | None],
+        cache: Cache | None,
+        filters: Sequence[DatasetFilter | None] | None = None,
     ):
         self.layouts = tuple(ShardLayout(manifest.counts) for _, manifest in datasets)
         self.samples = tuple(layout.samples for layout in self.layouts)
         self._firsts = np.cumsum([0, *self.samples])
+        self.filters = tuple(filters or [None] * len(datasets))
+        if any(each and each.samples != size for each, size in zip(self.filters, self.samples, strict=True)):
+            raise PlanError("a filter is that of another dataset: the dataset has another number of samples.")
+        self.used = tuple(each.used if each else size for each, size in zip(self.filters, self.samples, strict=True))
         self.weights = tuple(
-            float(size if weight is None else weight) for size, weight in zip(self.samples, weights, strict=True)
+            float(size if weight is None else weight) for size, weight in zip(self.used, weights, strict=True)
         )
         self.uses_cache = cache is not None and any(not store.is_near for store, _ in datasets)
         self.total_bytes = sum(manifest.total_bytes for _, manifest in datasets)
@@ -62,9 +75,10 @@ class Library:
                 None if store.is_near else cache,
                 first=int(first),
                 place=f"{store.url}/" if len(datasets) > 1 else "",
+                filter_=each,
             )
             # `_firsts` has one number more than there are datasets, the end of the last one.
-            for (store, manifest), first in zip(datasets, self._firsts, strict=False)
+            for (store, manifest), first, each in zip(datasets, self._firsts, self.filters, strict=False)
         ]
 
     @classmethod
@@ -73,11 +87,13 @@ class Library:
 
         Raises:
             ManifestError: If there is no dataset at one of the URLs.
+            PlanError: If a filter is that of a dataset with another number of samples.
             StoreError: If a store cannot be reached.
         """
         datasets = (MixtureDataset(url),) if isinstance(url, str) else tuple(url)
         stores = [open_store(dataset.url) for dataset in datasets]
-        return cls([(store, read_manifest(store)) for store in stores], [dataset.weight for dataset in datasets], cache)
+        opened = [(store, read_manifest(store)) for store in stores]
+        return cls(opened, [each.weight for each in datasets], cache, [each.filter for each in datasets])
 
     def first(self, dataset: int) -> int:
         """Returns the number of the first sample of a dataset; `dataset` is the dataset's index, counted from 0."""

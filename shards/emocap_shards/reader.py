@@ -14,15 +14,16 @@ from itertools import islice
 import google_crc32c
 import numpy as np
 
-from emocap_shards.annotation import load_annotation
+from emocap_shards.annotation import Labels, load_annotation
 from emocap_shards.cache import Cache
+from emocap_shards.dataset_filter import DatasetFilter
 from emocap_shards.decode import decode_image
-from emocap_shards.errors import AnnotationError, DamagedSample, DamagedShard, ImageError, NotFound
+from emocap_shards.errors import AnnotationError, DamagedSample, DamagedShard, FilterError, ImageError, NotFound
 from emocap_shards.index import READS_AGAIN, Indexes, Slot
 from emocap_shards.manifest import Manifest, Shard
 from emocap_shards.members import members_of
 from emocap_shards.order import Ids, ShardLayout
-from emocap_shards.sample import Encoded, Sample
+from emocap_shards.sample import Caption, Encoded, Sample
 from emocap_shards.segment import Segment, ShardRows, Span
 from emocap_shards.store import Store
 
@@ -45,6 +46,8 @@ class Reader:
         first: The `index` that the first sample of the dataset gets in results, not 0 if another dataset precedes it in
             a mixture. The ids that `fetch` takes count from 0 in any case.
         place: A prefix for the paths of shards in results and errors. It distinguishes several datasets.
+        filter_: The filter of the dataset. It only says which texts of the samples are unused (`Encoded.unused`): a
+            sample that it leaves out can still be read.
 
     Example:
         ```python
@@ -55,13 +58,21 @@ class Reader:
     """
 
     def __init__(
-        self, store: Store, manifest: Manifest, cache: Cache | None = None, *, first: int = 0, place: str = ""
+        self,
+        store: Store,
+        manifest: Manifest,
+        cache: Cache | None = None,
+        *,
+        first: int = 0,
+        place: str = "",
+        filter_: DatasetFilter | None = None,
     ) -> None:
         self._store = store
         self._manifest = manifest
         self._cache = cache
         self._first = first
         self._place = place
+        self._filter = filter_
         self._layout = ShardLayout(manifest.counts)
         self._gap_bytes = _LOCAL_GAP_BYTES if store.is_near else _REMOTE_GAP_BYTES
         self._indexes = Indexes(store, manifest.shards)
@@ -199,7 +210,8 @@ class Reader:
             ((extension, image),) = members.items()
         except (tarfile.TarError, KeyError, ValueError) as error:
             return DamagedSample.at(path, slot.key, f"it is not one image and one annotation ({error!r})")
-        return Encoded(self._first + index, slot.key, path, extension, block, image, annotation)
+        unused = self._filter.unused_texts(index) if self._filter else ()
+        return Encoded(self._first + index, slot.key, path, extension, block, image, annotation, unused)
 
     def _damage(self, shard: Shard, slot: Slot, block: bytes) -> DamagedSample:
         reason = f"its CRC-32C is {google_crc32c.value(block):08x}, the index says {slot.crc32c:08x}"
@@ -216,7 +228,7 @@ class Reader:
 
 
 def decoded(sample: Encoded | DamagedSample, *, seed: int = 0, epoch: int = 0) -> Sample | DamagedSample:
-    """Returns the sample with its pixels and the caption that is shown in this epoch.
+    """Returns the sample with its pixels and the caption that is shown in this epoch, without its unused texts.
 
     A damaged sample is returned unchanged. The result is also a `DamagedSample` if the image or the annotation cannot
     be decoded. If the image has several captions, `seed`, `epoch` and the sample's index determine which one is shown.
@@ -225,12 +237,15 @@ def decoded(sample: Encoded | DamagedSample, *, seed: int = 0, epoch: int = 0) -
         sample: One entry of the result of `Reader.fetch`.
         seed: Seed of the run.
         epoch: Epoch of the sample's dataset.
+
+    Raises:
+        FilterError: If the filter of the dataset names texts that the sample does not have.
     """
     if isinstance(sample, DamagedSample):
         return sample
     try:
         view = memoryview(sample.block)
-        captions, labels = load_annotation(view[slice(*sample.annotation_at)])
+        captions, labels = used_annotation(sample)
         image = decode_image(view[slice(*sample.image_at)])
     except (AnnotationError, ImageError) as error:
         return DamagedSample.at(sample.shard, sample.key, str(error))
@@ -239,6 +254,21 @@ def decoded(sample: Encoded | DamagedSample, *, seed: int = 0, epoch: int = 0) -
     shown = _view(len(captions), (seed, epoch, sample.index))
     further = captions[:shown] + captions[shown + 1 :]
     return Sample(sample.index, sample.key, image, captions[shown], labels, further, epoch, shown)
+
+
+def used_annotation(sample: Encoded) -> tuple[tuple[Caption, ...], Labels]:
+    """Returns the captions of a sample without its unused texts, and its labels.
+
+    Raises:
+        AnnotationError: If the annotation does not follow the format.
+        FilterError: If the filter of the dataset names texts that the sample does not have.
+    """
+    annotation = memoryview(sample.block)[slice(*sample.annotation_at)]
+    try:
+        return load_annotation(annotation, sample.unused)
+    except FilterError as error:
+        place = f"sample {sample.key!r} of shard {sample.shard}"
+        raise FilterError(f"the filter does not fit {place}: {error}; write the filter again.") from error
 
 
 def is_intact(block: bytes, slot: Slot) -> bool:

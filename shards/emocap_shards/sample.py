@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -39,6 +40,22 @@ class Record:
     further: tuple[Caption, ...] = ()
 
 
+WHOLE_CAPTION, SUMMARY, EVERY_LOCAL = -1, -2, -3
+"""The values of `UnusedText.sentence` that are not the index of a local sentence."""
+
+
+class UnusedText(NamedTuple):
+    """Names a text of a sample that a filter leaves out.
+
+    Attributes:
+        caption: Index of the caption among all captions of the sample.
+        sentence: Index of the local sentence; or `WHOLE_CAPTION`, `SUMMARY` or `EVERY_LOCAL`.
+    """
+
+    caption: int
+    sentence: int
+
+
 @dataclass(frozen=True, slots=True)
 class Encoded:
     """An undecoded sample of a shard; the sample's checksum has been verified.
@@ -46,7 +63,9 @@ class Encoded:
     `index` is the number of the sample in the order of the manifests, which does not depend on epochs or world size.
     `shard` is the path of the tar. `block` holds the bytes of the sample in the tar, with the tar headers of its two
     members, the image and the annotation. `image_at` and `annotation_at` are their ranges (start, stop) within `block`,
-    without headers. Each use of the properties `image` and `annotation` copies the bytes of such a range.
+    without headers. Each use of the properties `image` and `annotation` copies the bytes of such a range. `unused`
+    names the texts that the filter of the dataset leaves out. The annotation still has them, and `used_annotation`
+    takes them out.
     """
 
     index: int
@@ -56,6 +75,7 @@ class Encoded:
     block: bytes = field(repr=False)
     image_at: tuple[int, int]
     annotation_at: tuple[int, int]
+    unused: tuple[UnusedText, ...] = ()
 
     @property
     def image(self) -> bytes:

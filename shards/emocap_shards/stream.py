@@ -109,7 +109,8 @@ class Stream:
     """The samples that one rank reads, as a picklable value; the datasets are opened when the steps are requested.
 
     Args:
-        url: URL or path of the dataset, or several datasets that are mixed.
+        url: URL or path of the dataset, or several datasets that are mixed. A sample that the filter of its dataset
+            leaves out is never drawn, so an epoch has the samples that are used.
         global_batch: Number of samples in a step, over all ranks.
         seed: Seed of the order, 0 or more.
         rank: This rank, less than `world_size`. If the last step has fewer samples than there are ranks, some ranks get
@@ -235,7 +236,7 @@ class Stream:
         if not 0 <= part < parts:
             raise PlanError(f"part={part} of parts={parts}: parts count from 0 to parts - 1.")
         library = self._library()
-        strata = strata_of(library.layouts, self.balance)
+        strata = strata_of(library.layouts, self.balance, library.filters)
         reading = _Reading(self, library, strata)
         steps = islice(self._plan(library, strata).steps(self.start), part, None, parts)
         quarantine = SampleQuarantine(self.error_budget)
@@ -270,16 +271,16 @@ class Stream:
     def _window_share(self, library: Library) -> float:
         """Returns about which share of all data a shuffle window covers; the windows of all classes count together."""
         if self.balance is None:
-            return self.window_samples / sum(library.samples)
+            return self.window_samples / sum(library.used)
         covered = (
             min(1.0, each.window_samples(self.window_samples) / each.samples) * library.samples[each.dataset]
-            for each in strata_of(library.layouts, self.balance)
+            for each in strata_of(library.layouts, self.balance, library.filters)
         )
         return sum(covered) / sum(library.samples)
 
     def _plan(self, library: Library, strata: Sequence[Stratum]) -> StepPlan:
         if len(library.samples) == 1 and self.balance is None:
-            return EpochPlan(library.samples[0], self.global_batch, drop_last=self.drop_last, epochs=self.epochs)
+            return EpochPlan(library.used[0], self.global_batch, drop_last=self.drop_last, epochs=self.epochs)
         samples = tuple(each.samples for each in strata)
         weights = tuple(library.weights[each.dataset] * each.share for each in strata)
         return MixturePlan(samples, weights, self.global_batch, self.epochs)
@@ -348,7 +349,7 @@ class _Reading:
         These are all classes of a dataset. A pass over a whole dataset is sorted alone.
         """
         stratum = self._strata[range_.dataset]
-        return stratum.dataset, range_.epoch if stratum.members is None else -1
+        return stratum.dataset, range_.epoch if stratum.number == 0 else -1
 
     def _ids(self, range_: PositionRange) -> Ids:
         stratum = self._strata[range_.dataset]

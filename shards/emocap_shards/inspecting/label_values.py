@@ -21,6 +21,7 @@ from jaxtyping import Int32
 
 from emocap_shards.annotation import Labels, load_annotation
 from emocap_shards.background import in_order
+from emocap_shards.dataset_filter import DatasetFilter
 from emocap_shards.errors import AnnotationError, DamagedSample
 from emocap_shards.inspecting.look import Pick, everything
 from emocap_shards.manifest import Manifest, read_manifest
@@ -42,7 +43,7 @@ class LabelValues:
         values: Number of samples with each value. Samples without the label, or with an empty one, are not counted.
         names: Names of labels that the samples have, at most 200 in total. Text labels come first, then numeric labels.
         looked: Number of samples that were read.
-        samples: Number of samples in the dataset.
+        samples: Number of samples in the dataset that are used.
     """
 
     values: Mapping[str | float, int]
@@ -52,11 +53,13 @@ class LabelValues:
 
     @property
     def complete(self) -> bool:
-        """Returns whether every sample of the dataset was read."""
+        """Returns whether every sample of the dataset that is used was read."""
         return self.looked == self.samples
 
 
-def label_values(url: str | Path, name: str, *, seconds: float | None = None) -> LabelValues:
+def label_values(
+    url: str | Path, name: str, *, seconds: float | None = None, filter_: DatasetFilter | None = None
+) -> LabelValues:
     """Counts the values of the label `name` in a dataset.
 
     Args:
@@ -64,6 +67,7 @@ def label_values(url: str | Path, name: str, *, seconds: float | None = None) ->
         name: Name of the label.
         seconds: Reading stops after this time. The samples are read in a random order of groups, so those read by then
             are spread over the dataset. With None, all samples are read.
+        filter_: The filter of the dataset. A sample that it leaves out is not counted; with None all are.
 
     Raises:
         ManifestError: If there is no dataset.
@@ -73,7 +77,7 @@ def label_values(url: str | Path, name: str, *, seconds: float | None = None) ->
     """
     store = open_store(url)
     manifest = read_manifest(store)
-    picks = list(everything(manifest))
+    picks = _picks(manifest, filter_)
     # In this order all classes are seen early, also in a dataset that was packed class by class.
     random.Random(0).shuffle(picks)
     values, kinds, looked = Counter[str | float](), dict[str, bool](), 0
@@ -86,25 +90,33 @@ def label_values(url: str | Path, name: str, *, seconds: float | None = None) ->
         if seconds is not None and time.monotonic() - began_s > seconds:
             break
     names = sorted(kinds, key=lambda key: (not kinds[key], key))[:_MOST_NAMES]
-    return LabelValues(dict(values), tuple(names), looked, manifest.samples)
+    return LabelValues(dict(values), tuple(names), looked, filter_.used if filter_ else manifest.samples)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LabelColumn:
-    """Holds the value of one label of every sample of a dataset.
+    """Holds the value of one label of every sample of a dataset that is used.
 
     Attributes:
         values: The distinct values, in the order in which they were met.
-        codes: For each sample, in the order of the manifest, the index of its value in `values`. It is -1 for a sample
-            without the label, or with an empty one.
+        codes: For each of these samples, in the order of the manifest, the index of its value in `values`. It is -1 for
+            a sample without the label, or with an empty one.
     """
 
     values: tuple[str | float, ...]
     codes: Int32[np.ndarray, " samples"]
 
 
-def label_column(url: str | Path, name: str, *, most_values: int) -> LabelColumn | None:
-    """Reads the value of the label `name` of every sample. Returns None if there are more than `most_values` values.
+def label_column(
+    url: str | Path, name: str, *, most_values: int, filter_: DatasetFilter | None = None
+) -> LabelColumn | None:
+    """Reads the value of the label `name` of every sample that is used.
+
+    Args:
+        url: The dataset.
+        name: Name of the label.
+        most_values: If there are more distinct values, the result is None.
+        filter_: The filter of the dataset; with None all samples are used.
 
     Raises:
         ManifestError: If there is no dataset.
@@ -115,9 +127,9 @@ def label_column(url: str | Path, name: str, *, most_values: int) -> LabelColumn
     store = open_store(url)
     manifest = read_manifest(store)
     places: dict[str | float, int] = {}
-    codes = np.full(manifest.samples, -1, dtype=np.int32)
+    codes = np.full(filter_.used if filter_ else manifest.samples, -1, dtype=np.int32)
     looked = 0
-    for found in _read(store, manifest, list(everything(manifest))):
+    for found in _read(store, manifest, _picks(manifest, filter_)):
         for labels in found:
             if (value := labels.get(name, "")) != "":
                 codes[looked] = places.setdefault(value, len(places))
@@ -125,6 +137,16 @@ def label_column(url: str | Path, name: str, *, most_values: int) -> LabelColumn
         if len(places) > most_values:
             return None
     return LabelColumn(tuple(places), codes)
+
+
+def _picks(manifest: Manifest, filter_: DatasetFilter | None) -> list[Pick]:
+    """Returns the numbers of all samples that are used, in picks."""
+    picks = list(everything(manifest))
+    if filter_ is None:
+        return picks
+    is_used = filter_.is_used()
+    used = (pick[is_used[pick]] for pick in picks)
+    return [pick for pick in used if len(pick)]
 
 
 def _read(store: Store, manifest: Manifest, picks: Sequence[Pick]) -> Iterator[list[Labels]]:

@@ -10,11 +10,13 @@ from functools import partial
 
 import numpy as np
 
+from emocap_shards.annotation import shorter_annotation
 from emocap_shards.background import in_order
+from emocap_shards.dataset_filter import DatasetFilter
 from emocap_shards.errors import DamagedSample, DamagedShard, RecordError
 from emocap_shards.manifest import Manifest, read_manifest
 from emocap_shards.order import Ids, ShardLayout, permutation
-from emocap_shards.reader import Reader
+from emocap_shards.reader import Reader, used_annotation
 from emocap_shards.sample import Encoded
 from emocap_shards.store import open_store
 from emocap_shards.writing.row import BadRow, SourceRow
@@ -32,17 +34,19 @@ class DatasetSource:
 
     Up to three groups of samples, of about 8 MiB each, are in memory. In a shuffled order each sample needs a read of
     its own, and many of these reads run at the same time. A damaged sample becomes a bad row, and so does each sample
-    of a missing shard.
+    of a missing shard. A sample that a filter leaves out is not read.
 
     Args:
         urls: The datasets, in the order in which they are read.
         manifests: The manifest of each dataset.
         seed: Seed of the shuffled order; None keeps the order of the datasets.
+        filters: The filter of each dataset; None for one whose samples are all used. Empty for no filter at all.
     """
 
     urls: tuple[str, ...]
     manifests: tuple[Manifest, ...]
     seed: int | None = None
+    filters: tuple[DatasetFilter | None, ...] = ()
 
     @classmethod
     def open(cls, urls: Sequence[str], *, seed: int | None = None) -> "DatasetSource":
@@ -65,7 +69,19 @@ class DatasetSource:
 
     @property
     def total(self) -> int:
-        return sum(manifest.samples for manifest in self.manifests)
+        return sum(manifest.samples for manifest in self.manifests) - sum(
+            len(each.left_out) for each in self.filters if each
+        )
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """Returns how many samples and texts the filters leave out, by kind."""
+        found = [each for each in self.filters if each]
+        counts = {
+            "samples of the filter": sum(len(each.left_out) for each in found),
+            "sentences or captions of the filter": sum(len(each.shorter) for each in found),
+        }
+        return {kind: count for kind, count in counts.items() if count}
 
     def rows(self) -> Iterator[SourceRow | BadRow]:
         for encoded in self.encoded():
@@ -73,7 +89,7 @@ class DatasetSource:
                 yield BadRow("", str(encoded).rstrip("."))
             else:
                 where = f"sample {encoded.key!r} of {self._url(encoded.index)}"
-                yield SourceRow(where, encoded.key, encoded.image, encoded.annotation, encoded.extension)
+                yield SourceRow(where, encoded.key, encoded.image, _annotation(encoded), encoded.extension)
 
     def encoded(self) -> Iterator[Fetched]:
         """Yields the samples without decoding or changing them. Instead of a damaged sample it yields the error that
@@ -82,8 +98,12 @@ class DatasetSource:
         Raises:
             StoreError: If a store cannot be read.
         """
-        parts = zip(self.urls, self.manifests, self._firsts.tolist(), strict=False)
-        readers = [Reader(open_store(url), manifest, first=first, place=f"{url}/") for url, manifest, first in parts]
+        filters = self.filters or (None,) * len(self.urls)
+        parts = zip(self.urls, self.manifests, self._firsts.tolist(), filters, strict=False)
+        readers = [
+            Reader(open_store(url), manifest, first=first, place=f"{url}/", filter_=each)
+            for url, manifest, first, each in parts
+        ]
         # One thread fetches the groups in their order, while the consumer writes the ones before.
         with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as thread:
             for group in in_order(thread, partial(self._fetch, readers), self._groups(), ahead=_GROUPS):
@@ -106,9 +126,18 @@ class DatasetSource:
         size = max(1, min(2048, int(_TOGETHER_BYTES / mean)))
         starts = range(0, total, size)
         if self.seed is None:
-            return (np.arange(start, min(start + size, total)) for start in starts)
-        order = permutation(self.seed, 0, 0, total)
-        return (order[start : start + size] for start in starts)
+            groups = (np.arange(start, min(start + size, total)) for start in starts)
+        else:
+            order = permutation(self.seed, 0, 0, total)
+            groups = (order[start : start + size] for start in starts)
+        if not any(self.filters):
+            return groups
+        parts = zip(self.manifests, self.filters, strict=True)
+        is_used = np.concatenate(
+            [each.is_used() if each else np.ones(manifest.samples, dtype=np.bool_) for manifest, each in parts]
+        )
+        used = (group[is_used[group]] for group in groups)
+        return (group for group in used if len(group))
 
     def _fetch(self, readers: Sequence[Reader], ids: Ids) -> list[Fetched]:
         """Returns the samples in the order of `ids`, which are numbered consecutively over all datasets.
@@ -120,6 +149,18 @@ class DatasetSource:
         return _by_group(
             ids, numbers, lambda number, own: _read(readers[number], self.manifests[number], own - firsts[number])
         )
+
+
+def _annotation(sample: Encoded) -> bytes:
+    """Returns the annotation of a sample without its unused texts; the stored bytes if it has none.
+
+    Raises:
+        FilterError: If the filter names texts that the sample does not have.
+    """
+    if not sample.unused:
+        return sample.annotation
+    used_annotation(sample)  # Its error names the sample.
+    return shorter_annotation(sample.annotation, sample.unused)
 
 
 def _read(reader: Reader, manifest: Manifest, ids: Ids) -> list[Fetched]:
