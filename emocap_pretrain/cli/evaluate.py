@@ -65,6 +65,15 @@ CacheUrl = Annotated[
         help="Folder or URL that keeps computed vectors between evaluations.", metavar="URL", rich_help_panel=DATA
     ),
 ]
+FilterFileOption = Annotated[
+    str | None,
+    typer.Option(
+        "--filter",
+        help="Filter file of the dataset: the samples and sentences that it names are not scored.",
+        metavar="FILE",
+        rich_help_panel=DATA,
+    ),
+]
 StoredData = Annotated[
     bool,
     typer.Option(
@@ -191,6 +200,7 @@ def command(  # noqa: PLR0913, PLR0917 - one argument for each option
     train: Train = None,
     valid: Valid = None,
     cache: CacheUrl = None,
+    filter_: FilterFileOption = None,
     stored_data: StoredData = False,
     config: OwnConfig = None,
     step: Step = None,
@@ -240,6 +250,7 @@ def command(  # noqa: PLR0913, PLR0917 - one argument for each option
             "train_url": train,
             "valid_url": valid,
             "cache": cache,
+            "filter": filter_,
             "tasks": task or None,
             "label": label,
             "ensemble": ensemble,
@@ -260,6 +271,7 @@ def command(  # noqa: PLR0913, PLR0917 - one argument for each option
             "--stored-data": stored_data,
             "--train": train,
             "--valid": valid,
+            "--filter": filter_,
             "--label": label,
             "--group": group,
             "--faces-from": faces_from,

@@ -368,15 +368,15 @@ def _placeholder(name: str) -> Config:
 def with_settings(config: Config, changes: dict[str, Any], *, may_read: bool) -> Config:
     """Returns the config with the evaluation settings from the command line (`changes`).
 
-    If `changes` names a dataset, the setting `faces_from` of `config` is dropped, because it describes the dataset of
-    `config`.
+    If `changes` names a dataset, the settings `faces_from` and `filter` of `config` are dropped, because they describe
+    the dataset of `config`.
 
     Args:
         config: The config.
         changes: The evaluation settings of the command line by their names.
         may_read: Whether the datasets and the cache that `config` names may be used. It is True if the user has allowed
-            this, or has given the config. Otherwise `train_url`, `valid_url` and `cache` are used only if
-            `changes` has them.
+            this, or has given the config. Otherwise `train_url`, `valid_url`, `cache` and `filter` are used only
+            if `changes` has them.
 
     Raises:
         ConfigError: If a setting is wrong. If `changes` names no dataset, the dataset of `config` is needed. Then the
@@ -386,11 +386,11 @@ def with_settings(config: Config, changes: dict[str, Any], *, may_read: bool) ->
     settings = config.evaluation
     if not may_read:
         # These settings may name other stores. They are used only if the user has named them, or allowed all of them.
-        changes = {"train_url": None, "valid_url": None, "cache": None, **changes}
+        changes = {"train_url": None, "valid_url": None, "cache": None, "filter": None, **changes}
     if not may_read or "url" in changes:
         changes = {"benchmarks": {}, **changes}  # Those of the config are scored beside its own dataset.
     if "url" in changes:
-        changes = {"faces_from": None, **changes}  # That of the config is for its own dataset.
+        changes = {"faces_from": None, "filter": None, **changes}  # Those of the config are for its own dataset.
     if "url" not in changes:
         if settings.url is None:
             raise ConfigError("the run has no evaluation.url: give a dataset with --data URL.")

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,7 +111,7 @@ def _outputs(evaluated: Evaluation, wanted: Wanted) -> Iterator[Callable[[], obj
 
 
 def _result_file(evaluated: Evaluation, *, thumbnails: bool) -> "ResultFile":
-    from emocap_pretrain.evaluation import look
+    from emocap_pretrain.evaluation import look, tasks
     from emocap_pretrain.evaluation import thumbnails as small
     from emocap_pretrain.evaluation.examples import PackedSource
     from emocap_pretrain.evaluation.result_file import EvaluatedModel, ResultFile, SavedFace
@@ -120,7 +120,8 @@ def _result_file(evaluated: Evaluation, *, thumbnails: bool) -> "ResultFile":
     settings, stored = config.evaluation, config.stored()["evaluation"]
     images, faces = dict[str, str](), list[SavedFace]()
     if thumbnails and settings.url and not evaluated.has_copies:
-        images, faces = small.mapped(look.of_run(evaluated.embedder, settings.url))
+        opened = partial(tasks.evaluation_filter, settings)
+        images, faces = small.mapped(look.of_run(evaluated.embedder, settings.url, opened))
         images |= small.thumbnails(PackedSource(settings.url), small.shown_samples(evaluated.results))
     model = EvaluatedModel(
         config.name,

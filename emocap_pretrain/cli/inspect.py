@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from emocap_shards.dataset_filter import DatasetFilter
 from emocap_shards.errors import ManifestError, StoreError
+from emocap_shards.filter_file import FilterFile, read_filter
 from emocap_shards.inspecting.summary import LOOK_AT, SECONDS, Summary, summarise
 from emocap_shards.inspecting.wording import counted
 from emocap_shards.manifest import MANIFEST
 from tqdm import tqdm
 
 from emocap_pretrain.cli.files import check_writable, write_text
-from emocap_pretrain.cli.inspect_report import show
+from emocap_pretrain.cli.inspect_report import show, show_filter
 from emocap_pretrain.cli.options import Debug
 from emocap_pretrain.cli.reach import need_answer
 from emocap_pretrain.config.data import MixtureDatasetConfig
@@ -35,6 +37,9 @@ def command(
     config: Annotated[
         Path | None, typer.Option(help="YAML file of a run: print which share of the captions its text tower cuts.")
     ] = None,
+    filter_: Annotated[
+        str | None, typer.Option("--filter", metavar="FILE", help="Filter file: print what it leaves out, by reason.")
+    ] = None,
     html: Annotated[Path | None, typer.Option(help="Write the summary with example faces to this HTML file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
     debug: Debug = False,
@@ -46,16 +51,20 @@ def command(
         loaded = load_config(config) if config else None
         summary = _summary(url, None if whole else look_at, None if whole else seconds)
         cut = _cut(url, loaded) if loaded else None
+        filtered = _filtered(filter_, url) if filter_ else None
         if html:
             from emocap_shards.inspecting.page import page
 
             write_text("--html", html, page(summary))
         if as_json:
-            say_json(summary.to_json() | ({"cut": cut[1]} if cut else {}))
+            more = {"filter": _filter_tree(*filtered)} if filtered else {}
+            say_json(summary.to_json() | ({"cut": cut[1]} if cut else {}) | more)
         else:
             show(summary)
             if cut:
                 console.print(cut[0], markup=False)
+            if filtered:
+                show_filter(*filtered)
             if html:
                 console.print(f"The page is {html}.")
 
@@ -74,18 +83,35 @@ def _summary(url: str, look_at: int | None, seconds: float | None) -> Summary:
             raise ConfigError(str(error)) from error
 
 
+def _filtered(address: str, url: str) -> tuple[FilterFile, DatasetFilter]:
+    from emocap_pretrain.data.datasets import opened_filter
+
+    found = opened_filter(address, url, "--filter")
+    return read_filter(address), found
+
+
+def _filter_tree(file: FilterFile, found: DatasetFilter) -> dict[str, Any]:
+    return {
+        "digest": found.digest,
+        "samples": {"of": found.samples, "left_out": len(found.left_out), "without_caption": found.without_caption},
+        "origins": [asdict(origin) | counts for origin, counts in zip(file.origins, file.counts(), strict=True)],
+    }
+
+
 def _cut(url: str, config: Config) -> tuple[str, dict[str, Any]]:
     """Counts those texts of the first samples of a dataset that are too long for the text tower of a run.
 
     Returns:
         A line with the counts for the terminal, and the counts as JSON values.
     """
-    from emocap_pretrain.data.datasets import cut_captions
+    from emocap_pretrain.data.datasets import cut_captions, open_filters
     from emocap_pretrain.interop.starting_point import StartingPoint
     from emocap_pretrain.training.build import first_tokenizer, open_tars
 
     text = config.model.text
-    tokenizer = StartingPoint(config.model).tokenizer(lambda: first_tokenizer(config, open_tars(config)))
+    tokenizer = StartingPoint(config.model).tokenizer(
+        lambda: first_tokenizer(config, open_tars(config), open_filters(config.data))
+    )
     samples, cut = cut_captions([MixtureDatasetConfig(url=url)], tokenizer, text.lengths)
     line = f"Texts that {config.name} cuts, of the first {counted(samples, 'sample')}: {', '.join(map(str, cut))}."
     return line, {"samples": samples, "parts": [asdict(each) for each in cut]}

@@ -6,6 +6,8 @@ because captions, labels and keys may contain escape sequences of the terminal.
 
 from collections.abc import Callable, Iterable, Mapping
 
+from emocap_shards.dataset_filter import DatasetFilter
+from emocap_shards.filter_file import PARTS, FilterFile
 from emocap_shards.inspecting.counters import Counts, Spread
 from emocap_shards.inspecting.faces import SheetFace
 from emocap_shards.inspecting.summary import Summary
@@ -26,6 +28,21 @@ def show(summary: Summary) -> None:
     for block in _blocks(summary):
         console.print(block, soft_wrap=False)
         console.print()
+
+
+def show_filter(file: FilterFile, found: DatasetFilter) -> None:
+    """Prints what a filter leaves out of a dataset: how many samples and parts of captions, by reason."""
+    rows = [
+        (
+            plain(origin.name, 30),
+            plain(origin.made_by, 20),
+            "" if origin.below is None else f"{origin.below:g}",
+            *(f"{counts[part]:,}" for part in PARTS),
+        )
+        for origin, counts in zip(file.origins, file.counts(), strict=True)
+    ]
+    console.print(grid("Left out by the filter", ("reason", "made by", "below", *PARTS), rows, left=2))
+    console.print(f"The filter {found.digest[:16]} leaves out {found.describe()}.", markup=False)
 
 
 def _blocks(summary: Summary) -> Iterable[RenderableType]:

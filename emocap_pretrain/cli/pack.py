@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated, NoReturn, cast
 
 import typer
-from emocap_shards.dataset_filter import open_filter
 from emocap_shards.errors import ManifestError, RecordError
 from emocap_shards.inspecting.wording import counted
 from emocap_shards.manifest import MANIFEST, read_manifest
@@ -181,14 +180,15 @@ def _filtered(source: RowSource, address: str) -> DatasetSource:
     """Returns a packed dataset without the samples and texts that a filter file leaves out.
 
     Raises:
-        ConfigError: If the source is not a packed dataset.
-        FilterError: If the filter cannot be used, or is that of another dataset.
+        ConfigError: If the source is not a packed dataset, or the filter cannot be used or is that of another dataset.
     """
     if not isinstance(source, DatasetSource):
         raise ConfigError(
             "--filter is for a packed dataset, whose digest it names: pack the source first, then filter."
         )
-    found = open_filter(address, source.urls[0])
+    from emocap_pretrain.data.datasets import opened_filter
+
+    found = opened_filter(address, source.urls[0], "--filter")
     console.print(printable(f"--filter leaves out {found.describe()}."), markup=False)
     return replace(source, filters=(found,))
 

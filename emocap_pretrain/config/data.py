@@ -34,6 +34,9 @@ class MixtureDatasetConfig(Section):
     balance: bool = Field(
         default=True, description="Whether data.balance applies to this dataset; false for one without the label."
     )
+    filter: Location | None = Field(
+        default=None, description="Filter file: the samples and sentences of this dataset that it names are not used."
+    )
 
 
 class BalanceConfig(Section):
@@ -55,6 +58,11 @@ class DataConfig(Section):
     )
     mix: tuple[MixtureDatasetConfig, ...] = Field(
         default=(), description="Several datasets in place of url, each with its share of the samples."
+    )
+    filter: Location | None = Field(
+        default=None,
+        description="Filter file of the dataset at url: the samples and sentences that it names are not used. With "
+        "mix, each dataset has its own.",
     )
     webdataset: WebDatasetConfig | None = Field(
         default=None,
@@ -106,7 +114,7 @@ class DataConfig(Section):
     @property
     def datasets(self) -> tuple[MixtureDatasetConfig, ...]:
         """Returns the packed datasets that are read: those of `mix`, or the one at `url`; none with `webdataset`."""
-        return self.mix or (() if self.url is None else (MixtureDatasetConfig(url=self.url),))
+        return self.mix or (() if self.url is None else (MixtureDatasetConfig(url=self.url, filter=self.filter),))
 
     @property
     def urls_by_key(self) -> dict[str, str]:
@@ -114,6 +122,12 @@ class DataConfig(Section):
         keys = [f"data.mix[{place}].url" for place in range(len(self.mix))] or ["data.url"]
         # Without a packed dataset there are fewer URLs than keys.
         return dict(zip(keys, (dataset.url for dataset in self.datasets), strict=False))
+
+    @property
+    def filters_by_key(self) -> dict[str, str | None]:
+        """Returns the filter file of each packed dataset, or None, by the key of its setting, such as "data.filter"."""
+        keys = [key.removesuffix("url") + "filter" for key in self.urls_by_key]
+        return dict(zip(keys, (dataset.filter for dataset in self.datasets), strict=True))
 
     def window_samples(self, global_batch: int) -> int:
         """Returns the approximate size of a window: a group of shards whose samples are shuffled together.
@@ -130,6 +144,15 @@ class DataConfig(Section):
             raise ValueError(
                 "give either url, the one dataset, or mix, a list of {url, weight}, or webdataset, the tars of another "
                 "program as {url, samples}."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_filter_has_its_dataset(self) -> "DataConfig":
+        if self.filter is not None and self.url is None:
+            raise ValueError(
+                "filter names samples of the packed dataset at url: write it beside each dataset of mix, or pack the "
+                "tars of webdataset (emocap pack) and make a filter of the result."
             )
         return self
 

@@ -184,6 +184,10 @@ class EvaluationConfig(Section):
     """Configures the evaluation of the trained model: the dataset, the tasks and their prompts."""
 
     url: Location | None = Field(default=None, description="Packed dataset; null skips the evaluation.")
+    filter: Location | None = Field(
+        default=None,
+        description="Filter file of the dataset at url: the samples and sentences that it names are not scored.",
+    )
     train_url: Location | None = Field(
         default=None, description="Packed dataset on which probes are trained; only tasks with a probe need it."
     )
@@ -286,6 +290,12 @@ class EvaluationConfig(Section):
     def _benchmarks_are_beside_a_dataset(self) -> "EvaluationConfig":
         if self.benchmarks and self.url is None:
             raise ValueError("benchmarks are scored beside a packed dataset: give url too, or use emocap evaluate.")
+        return self
+
+    @model_validator(mode="after")
+    def _a_filter_has_its_dataset(self) -> "EvaluationConfig":
+        if self.filter is not None and self.url is None:
+            raise ValueError("filter names samples of the packed dataset at url: give url too, or leave filter out.")
         return self
 
 

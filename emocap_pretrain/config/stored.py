@@ -27,13 +27,14 @@ from emocap_pretrain.errors import ConfigError
 Tree = dict[str, Any]
 SCHEMA_KEY, SET_KEY = "schema", "set"
 # Settings that may change between two attempts of a run, because they only say where, how long and how fast it runs.
-# The URL of the data may change too, because a digest identifies the data. A name that ends in a dot is that of a whole
-# section.
+# The URLs of the data and of their filter may change too, because a digest identifies both. A name that ends in a dot
+# is that of a whole section.
 FREE = (
     "steps",
     "name",
     "url",
     "data.url",
+    "data.filter",
     "data.webdataset.url",
     "data.captions_from",
     "data.cache",

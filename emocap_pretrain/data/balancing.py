@@ -7,6 +7,7 @@ so is a label that is not one of classes.
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from emocap_shards.dataset_filter import DatasetFilter
 from emocap_shards.inspecting.label_values import label_column, label_values
 from emocap_shards.inspecting.wording import counted
 from emocap_shards.mask import masked_url
@@ -15,14 +16,17 @@ from jaxtyping import UInt8
 
 from emocap_pretrain.config.data import BalanceConfig, DataConfig
 from emocap_pretrain.config.fields import label_text
+from emocap_pretrain.data.datasets import Filters, filter_at
 from emocap_pretrain.errors import ConfigError
 
 EXPONENTS = {"inverse": 1.0, "inverse_sqrt": 0.5}
 _SHOWN = 12  # Number of names that a message lists.
 
 
-def read_balance(data: DataConfig) -> ClassBalance | None:
-    """Reads the class of every sample, or returns None without `data.balance`. One process calls it at a start.
+def read_balance(data: DataConfig, filters: Filters = ()) -> ClassBalance | None:
+    """Reads the class of every sample that is used, or returns None without `data.balance`.
+
+    One process calls it at a start.
 
     Raises:
         ConfigError: If a sample has no label, or the label has too many values or only one.
@@ -30,17 +34,23 @@ def read_balance(data: DataConfig) -> ClassBalance | None:
     """
     if data.balance is None:
         return None
-    classes = tuple(_classes(data.balance, each.url) if each.balance else None for each in data.datasets)
+    classes = tuple(
+        _classes(data.balance, each.url, filter_at(filters, place)) if each.balance else None
+        for place, each in enumerate(data.datasets)
+    )
     return ClassBalance(classes, EXPONENTS[data.balance.weights])
 
 
-def check_balance(data: DataConfig, *, global_batch: int, seconds: float | None = None) -> list[str]:
+def check_balance(
+    data: DataConfig, *, global_batch: int, seconds: float | None = None, filters: Filters = ()
+) -> list[str]:
     """Checks the labels of the datasets that are balanced, before anything starts.
 
     Args:
         data: The datasets.
         global_batch: Number of samples of a step.
         seconds: Reading of each dataset stops after this time; None reads everything.
+        filters: The filters of the datasets (`open_filters`).
 
     Returns:
         One line for each dataset whose labels were all read: the share of each class in a batch, and how often each of
@@ -52,10 +62,11 @@ def check_balance(data: DataConfig, *, global_batch: int, seconds: float | None 
     if data.balance is None:
         return []
     notes: list[str] = []
-    for dataset in data.datasets:
+    for place, dataset in enumerate(data.datasets):
         if not dataset.balance:
             continue
-        found = label_values(dataset.url, data.balance.label, seconds=seconds)
+        filter_ = filter_at(filters, place)
+        found = label_values(dataset.url, data.balance.label, seconds=seconds, filter_=filter_)
         counts = _counts(found.values)
         missing = found.looked - sum(counts.values())
         _require_classes(data.balance, dataset.url, counts, missing, found.looked, found.names)
@@ -66,8 +77,8 @@ def check_balance(data: DataConfig, *, global_batch: int, seconds: float | None 
     return notes
 
 
-def _classes(balance: BalanceConfig, url: str) -> UInt8[np.ndarray, " samples"]:
-    found = label_column(url, balance.label, most_values=2 * MOST_CLASSES)
+def _classes(balance: BalanceConfig, url: str, filter_: DatasetFilter | None) -> UInt8[np.ndarray, " samples"]:
+    found = label_column(url, balance.label, most_values=2 * MOST_CLASSES, filter_=filter_)
     if found is None:
         raise _too_many(balance, url)
     # The values 0, 0.0 and "0" are one class. Classes are numbered by name, whatever the order of the samples is.

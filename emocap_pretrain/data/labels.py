@@ -18,6 +18,7 @@ from torch import Tensor
 from emocap_pretrain.config.data import DataConfig
 from emocap_pretrain.config.fields import label_text
 from emocap_pretrain.config.objective import LabelConfig
+from emocap_pretrain.data.datasets import Filters, filter_at, used_samples
 from emocap_pretrain.errors import ConfigError, DataError
 
 MISSING_CLASS = -1
@@ -46,13 +47,16 @@ def label_targets(
     return torch.tensor([math.nan if value == "" else float(value) for value in values], dtype=torch.float32)
 
 
-def check_labels(data: DataConfig, labels: Sequence[LabelConfig], *, seconds: float | None = None) -> list[str]:
+def check_labels(
+    data: DataConfig, labels: Sequence[LabelConfig], *, seconds: float | None = None, filters: Filters = ()
+) -> list[str]:
     """Compares the labels of the training datasets with the settings. One process calls it, before training.
 
     Args:
         data: The datasets.
         labels: The labels that a head predicts.
         seconds: Reading of each dataset and label stops after this time; None reads everything.
+        filters: The filters of the datasets (`open_filters`).
 
     Returns:
         Notes for the user: one line for each dataset and label that some samples lack, with the number of samples.
@@ -64,7 +68,10 @@ def check_labels(data: DataConfig, labels: Sequence[LabelConfig], *, seconds: fl
     """
     notes: list[str] = []
     for label in labels:
-        found = {dataset.url: label_values(dataset.url, label.name, seconds=seconds) for dataset in data.datasets}
+        found = {
+            dataset.url: label_values(dataset.url, label.name, seconds=seconds, filter_=filter_at(filters, place))
+            for place, dataset in enumerate(data.datasets)
+        }
         for url, values in found.items():
             _require_allowed(label, url, values)
             missing = values.looked - sum(values.values.values())
@@ -78,11 +85,13 @@ def check_labels(data: DataConfig, labels: Sequence[LabelConfig], *, seconds: fl
     return notes
 
 
-def count_classes(data: DataConfig, labels: Sequence[LabelConfig]) -> dict[str, tuple[float, ...]]:
+def count_classes(
+    data: DataConfig, labels: Sequence[LabelConfig], filters: Filters = ()
+) -> dict[str, tuple[float, ...]]:
     """Counts the training samples of each class, for the labels whose classes are balanced.
 
-    The annotations of all samples are read. In a mixture of datasets, a sample counts as often as it is drawn in
-    comparison with an average sample, so the counts may not be whole numbers.
+    The annotations of all samples that are used are read. In a mixture of datasets, a sample counts as often as it is
+    drawn in comparison with an average sample, so the counts may not be whole numbers.
 
     Returns:
         The counts by the name of the label, in the order of its classes; empty if no label is balanced.
@@ -91,15 +100,15 @@ def count_classes(data: DataConfig, labels: Sequence[LabelConfig]) -> dict[str, 
         ConfigError: If a class has no sample, or a sample has a value of the label that is none of its classes.
         ShardsError: If a dataset cannot be read.
     """
-    return {label.name: _counts(data, label) for label in labels if label.balance != "none"}
+    return {label.name: _counts(data, label, filters) for label in labels if label.balance != "none"}
 
 
-def _counts(data: DataConfig, label: LabelConfig) -> tuple[float, ...]:
-    sizes = [read_manifest(dataset.url).samples for dataset in data.datasets]
+def _counts(data: DataConfig, label: LabelConfig, filters: Filters) -> tuple[float, ...]:
+    sizes = used_samples([read_manifest(dataset.url) for dataset in data.datasets], filters)
     weights = [dataset.weight or size for dataset, size in zip(data.datasets, sizes, strict=True)]
     totals = dict.fromkeys(label.classes or (), 0.0)
-    for dataset, size, weight in zip(data.datasets, sizes, weights, strict=True):
-        found = label_values(dataset.url, label.name)
+    for place, (dataset, size, weight) in enumerate(zip(data.datasets, sizes, weights, strict=True)):
+        found = label_values(dataset.url, label.name, filter_=filter_at(filters, place))
         _require_allowed(label, dataset.url, found)
         # A dataset alone has the factor 1.0, so its counts are whole numbers.
         often = (weight / sum(weights)) / (size / sum(sizes))

@@ -20,6 +20,7 @@ from emocap_shards.mask import masked_url
 
 from emocap_pretrain.config.batch_split import BatchSplit, batch_split
 from emocap_pretrain.config.schema import Config
+from emocap_pretrain.data.datasets import Filters, open_filters, used_samples
 from emocap_pretrain.dry_run.cost import cost_rows
 from emocap_pretrain.dry_run.fabric import device_flops
 from emocap_pretrain.dry_run.memory import MemoryEstimate, empty_model, estimate
@@ -46,6 +47,7 @@ class RunPlan:
         memory: The memory of a rank.
         manifests: The manifests of the datasets; empty if one of them cannot be read.
         assumed: The user's assumptions for the forecast.
+        filters: The filters of the datasets.
     """
 
     config: Config
@@ -55,6 +57,7 @@ class RunPlan:
     memory: MemoryEstimate
     manifests: tuple[Manifest, ...]
     assumed: Assumptions
+    filters: Filters = ()
 
     @classmethod
     def of(cls, config: Config, ranks: int, *, on_gpu: bool, assumed: Assumptions | None = None) -> "RunPlan":
@@ -65,7 +68,8 @@ class RunPlan:
         """
         split = batch_split(config.global_batch, config.micro_batch, ranks=ranks)
         memory = estimate(config, ranks, on_gpu=on_gpu)
-        return cls(config, ranks, on_gpu, split, memory, _manifests(config), assumed or Assumptions())
+        manifests, filters = _datasets(config)
+        return cls(config, ranks, on_gpu, split, memory, manifests, assumed or Assumptions(), filters)
 
     def text(self, *, full: bool = False) -> str:
         """Returns the plan as the text that `--dry-run` prints. With `full`, the resolved config follows."""
@@ -183,10 +187,11 @@ class RunPlan:
         if not self.manifests:
             urls = " and ".join(dataset.url for dataset in self.config.data.datasets)
             return [("data", f"no dataset can be read at {urls} from here")]
-        samples = sum(manifest.samples for manifest in self.manifests)
+        samples = sum(used_samples(self.manifests, self.filters))
         window = min(self.config.data.window_samples(self.config.global_batch), samples)
         return [
             *(("data", _described(manifest)) for manifest in self.manifests),
+            *(("filter", f"leaves out {each.describe()}") for each in self.filters if each),
             *self._mixture(),
             ("each rank", f"about {counted(samples // self.ranks, 'sample')} in an epoch"),
             ("shuffle", f"{counted(window, 'sample')} together"),
@@ -210,8 +215,8 @@ class RunPlan:
     def _mixture(self) -> list[tuple[str, str]]:
         if len(self.manifests) == 1:
             return []
-        pairs = zip(self.config.data.datasets, self.manifests, strict=True)
-        weights = [dataset.weight or manifest.samples for dataset, manifest in pairs]
+        pairs = zip(self.config.data.datasets, used_samples(self.manifests, self.filters), strict=True)
+        weights = [dataset.weight or samples for dataset, samples in pairs]
         shares = " + ".join(f"{weight / sum(weights):.1%}" for weight in weights)
         return [("mixture", f"{shares} of every batch")]
 
@@ -226,8 +231,9 @@ def _described(manifest: Manifest) -> str:
     return f"{stock}, {manifest.total_bytes / 1e6:,.0f} MB"
 
 
-def _manifests(config: Config) -> tuple[Manifest, ...]:
+def _datasets(config: Config) -> tuple[tuple[Manifest, ...], Filters]:
+    """Returns the manifests and the filters of the datasets; nothing if one of them cannot be read."""
     try:
-        return tuple(read_manifest(source.url) for source in config.data.datasets)
+        return tuple(read_manifest(source.url) for source in config.data.datasets), open_filters(config.data)
     except ShardsError:
-        return ()
+        return (), ()

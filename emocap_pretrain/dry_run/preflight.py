@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psutil
 import torch
+from emocap_shards.dataset_filter import DatasetFilter
 from emocap_shards.errors import ManifestError, ShardsError
 from emocap_shards.inspecting.wording import counted
 from emocap_shards.manifest import MANIFEST, Manifest, read_manifest
@@ -31,7 +32,14 @@ from emocap_pretrain.checkpoint.manifest import Checkpoint, newest, newest_compl
 from emocap_pretrain.config.batch_split import batch_split
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.data.balancing import check_balance
-from emocap_pretrain.data.datasets import digest_of, foreign_data
+from emocap_pretrain.data.datasets import (
+    Filters,
+    check_filtered_texts,
+    digest_of,
+    foreign_data,
+    opened_filter,
+    used_samples,
+)
 from emocap_pretrain.data.labels import check_labels
 from emocap_pretrain.data.parts import active_parts
 from emocap_pretrain.dry_run.memory import MemoryEstimate, empty_model, estimate
@@ -146,15 +154,20 @@ def preflight(
     found = Findings()
     checkpoint = _of_run(config, found)
     manifests = _datasets(config, found)
+    filters = _filters(config, found) if manifests else ()
+    if filters is None:  # What follows would describe other samples than those of the run.
+        manifests, filters = [], ()
     tars = _tars(config, devices, found)
-    _contrast(config, manifests, found)
+    _contrast(config, manifests, filters, found)
     _captions(config, manifests, found)
     # The labels of a run that resumes were checked when it began.
     if manifests and not checkpoint:
         labels = config.objective.labels
-        found.collect(lambda: found.notes.extend(check_labels(config.data, labels, seconds=tasks.PREPARE_S)))
-        balance = partial(check_balance, config.data, global_batch=config.global_batch, seconds=tasks.PREPARE_S)
+        limits: dict[str, Any] = {"seconds": tasks.PREPARE_S, "filters": filters}
+        found.collect(lambda: found.notes.extend(check_labels(config.data, labels, **limits)))
+        balance = partial(check_balance, config.data, global_batch=config.global_batch, **limits)
         found.collect(lambda: found.notes.extend(balance()))
+        found.collect(lambda: check_filtered_texts(config.data, filters, seconds=tasks.PREPARE_S))
     if found.collect(lambda: Objective.of(config.objective, precision=config.engine.precision)):
         found.notes.extend(notes_on_unread(config.objective))
     if devices:
@@ -166,7 +179,7 @@ def preflight(
         found.collect(lambda: require_compiler("cuda" if devices.on_gpu else "cpu"))
     found.collect(lambda: check_copies(config.tracking))
     if checkpoint:
-        digest = digest_of(manifests) if manifests else tars.digest if tars else ""
+        digest = digest_of(manifests, filters) if manifests else tars.digest if tars else ""
         _resumes(config, checkpoint, digest, found, note_steps=note_steps)
     else:
         found.collect(lambda: _weights(config, found))
@@ -202,6 +215,8 @@ def evaluation(config: Config, found: Findings, *, prepare_tasks: bool) -> None:
         has_local, head = objective.local > 0, objective.labels
         found.notes.extend(tasks.prepare(settings, has_local=has_local, head=head, seconds=tasks.PREPARE_S))
         found.notes.extend(on_benchmarks.prepare(*on_benchmarks.copies_of_run(settings)))
+    else:  # The preparation reads the filter, too.
+        tasks.evaluation_filter(settings)
 
 
 def _of_run(config: Config, found: Findings) -> Checkpoint | None:
@@ -267,6 +282,23 @@ def _datasets(config: Config, found: Findings) -> list[Manifest]:
     return [each for each in manifests if each] if all(manifests) else []
 
 
+def _filters(config: Config, found: Findings) -> Filters | None:
+    """Returns the filters of the packed datasets, and notes what they leave out. If one cannot be used, adds a problem
+    and returns None.
+    """
+    filters: list[DatasetFilter | None] = []
+    for (key, address), dataset in zip(config.data.filters_by_key.items(), config.data.datasets, strict=True):
+        each = found.collect(partial(opened_filter, address, dataset.url, key)) if address else None
+        if address and not each:
+            return None
+        if each:
+            found.notes.append(
+                f"{key} (digest {each.digest[:16]}) leaves out {each.describe()}, of {masked_url(dataset.url)}."
+            )
+        filters.append(each)
+    return tuple(filters)
+
+
 def _manifest(url: str, key: str) -> Manifest:
     try:
         return read_manifest(url)
@@ -281,14 +313,14 @@ def _datasets_in(folder: Path) -> list[str]:
     return [str(each.parent) for each in islice(sorted(folder.glob(f"*/{MANIFEST}")), 4)]
 
 
-def _contrast(config: Config, manifests: Sequence[Manifest], found: Findings) -> None:
+def _contrast(config: Config, manifests: Sequence[Manifest], filters: Filters, found: Findings) -> None:
     """Checks that every batch has several samples, because a contrastive loss compares a sample with other samples.
 
     If only the last batch of every epoch has a single sample, this is a note and not a problem. The local loss with
     scope "image" compares only within one image, so a single sample suffices for it. With `data.drop_last`, the
     function also checks that the samples fill at least one batch.
     """
-    samples, batch = sum(manifest.samples for manifest in manifests), config.global_batch
+    samples, batch = sum(used_samples(manifests, filters)), config.global_batch
     objective = config.objective
     parts = active_parts(objective.weights)
     # The loss of a label compares no samples, except the CCC.

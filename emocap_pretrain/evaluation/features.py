@@ -62,7 +62,8 @@ class SentenceMaps:
     Attributes:
         texts: The sentences, in the order of the examples.
         owner: The row in `Features` of the example of each sentence.
-        place: The index of each sentence among the local sentences of its caption.
+        place: The index of each sentence among the local sentences of the first caption, as they are stored
+            (`Example.local_places`).
         weights: The weight of each patch of the example for each sentence (`LocalAlignment.attention`). The patches are
             in the order of the rows of their grid.
     """
@@ -141,7 +142,7 @@ class _Sentence(NamedTuple):
 
     Attributes:
         row: The row of its example in the batch.
-        place: The index of the sentence among the local sentences of the first caption of the example.
+        place: The index of the sentence among the local sentences of the first caption, as they are stored.
         text: The sentence.
     """
 
@@ -286,7 +287,7 @@ class Extraction:
         if not self.with_maps:
             return []
         return [
-            _Sentence(row, place, text)
+            _Sentence(row, place if example.local_places is None else example.local_places[place], text)
             for row, example in enumerate(examples)
             for caption in example.captions[:1]
             for place, text in enumerate(caption.local)

@@ -1,8 +1,9 @@
 """Computes attention maps of some samples of a dataset, for a picture: each face with sentences about it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from emocap_shards.dataset_filter import DatasetFilter
 from emocap_shards.decode import decode_image
 from emocap_shards.errors import ShardsError
 
@@ -39,7 +40,9 @@ def looked_at(model: EmotionModel, name: str, image: ImageSource, sentences: Seq
     return MappedFace(name, tuple((sentence, model.attention_map(image, sentence)) for sentence in sentences))
 
 
-def samples(model: EmotionModel, url: str, count: int, sentences: Sequence[str] = ()) -> list[MappedFace]:
+def samples(
+    model: EmotionModel, url: str, count: int, sentences: Sequence[str] = (), filter_: DatasetFilter | None = None
+) -> list[MappedFace]:
     """Returns the attention maps of the first samples of a dataset.
 
     Args:
@@ -48,12 +51,13 @@ def samples(model: EmotionModel, url: str, count: int, sentences: Sequence[str] 
         count: The number of samples that are read. Samples without a sentence are left out.
         sentences: The sentences, which are the same for all samples. If there are none, each sample has the first
             `SENTENCES` local sentences of its first caption.
+        filter_: The filter of the dataset; None uses all samples.
 
     Raises:
         ConfigError: If the model has no maps.
         ShardsError: If the dataset cannot be read, or an image cannot be decoded.
     """
-    source = PackedSource(url)
+    source = PackedSource(url, filter=filter_)
     examples = source.examples(range(min(count, len(source))))
     found: list[MappedFace] = []
     for example in examples:
@@ -65,15 +69,18 @@ def samples(model: EmotionModel, url: str, count: int, sentences: Sequence[str] 
     return found
 
 
-def of_run(embedder: Embedder, url: str) -> list[MappedFace]:
+def of_run(
+    embedder: Embedder, url: str, filter_: Callable[[], DatasetFilter | None] = lambda: None
+) -> list[MappedFace]:
     """Returns the attention maps of the first `FACES` samples with their own sentences; none if the model has no maps.
 
-    A run calls this function at its end, and so does `emocap evaluate --thumbnails`. A picture that cannot be made must
+    A run calls this function at its end, and so does `emocap evaluate --thumbnails`. `filter_` opens the filter of the
+    dataset. A picture that cannot be made must
     not end a run. So a `ConfigError` or a `ShardsError` is swallowed here on purpose, without a message, and the result
     is empty.
     """
     try:
-        return samples(EmotionModel(embedder), url, FACES) if embedder.has_maps else []
+        return samples(EmotionModel(embedder), url, FACES, filter_=filter_()) if embedder.has_maps else []
     except (
         ConfigError,
         ShardsError,

@@ -204,7 +204,7 @@ def scored(keys: Sequence[str], maps: SentenceMaps, regions: Mapping[str, FaceRe
 
 
 def _named(face: FaceRegions, place: int) -> str | None:
-    return face.local[place] if place < len(face.local) else None
+    return face.local[place] if 0 <= place < len(face.local) else None
 
 
 def _scores(found: Scored, groups: Sequence[str | None]) -> list[Score]:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from emocap_shards.dataset_filter import DatasetFilter
 from emocap_shards.inspecting.wording import counted
 from emocap_shards.store import open_store
 
@@ -21,6 +22,7 @@ from emocap_pretrain.evaluation.task import LearningTask, LocalLossTask, SplitNa
 from emocap_pretrain.evaluation.tasks import (
     NEED_A_HEAD,
     check_maps,
+    evaluation_filter,
     require_head,
     sources_of,
     splits_of,
@@ -35,6 +37,7 @@ _log = logging.getLogger(__name__)
 
 # Captions have counts of their own.
 _LABELS: frozenset[TargetKind] = frozenset(("class", "numbers", "units", "question"))
+BY_FILTER = "by the filter"
 _NAMED = 3  # Number of examples without vectors that a warning names.
 
 
@@ -59,9 +62,20 @@ def evaluate(settings: EvaluationConfig, embedder: Embedder, world: RankGroup, *
         StoreError: If the address of the cache is wrong (`extraction`), on all ranks.
     """
     tasks = tasks_of(settings)
-    results = run(tasks, sources_of(settings, tasks), extraction(settings, embedder), world, by=settings.by)
+    # Rank 0 reads the filter for all ranks: that reads all indexes of the dataset.
+    filter_ = world.run_on_main(lambda: evaluation_filter(settings))
+    sources = sources_of(settings, tasks, filter_)
+    results = run(tasks, sources, extraction(settings, embedder), world, by=settings.by)
     with_bounds = world.run_on_main(lambda: tuple(map(with_intervals, results)))
-    return tuple(replace(each, url=url) for each in with_bounds)
+    return tuple(_of_dataset(each, url, filter_) for each in with_bounds)
+
+
+def _of_dataset(result: TaskResult, url: str, filter_: DatasetFilter | None) -> TaskResult:
+    if filter_ is None:
+        return replace(result, url=url)
+    count = len(filter_.left_out)
+    left_out = ((BY_FILTER, count), *result.left_out) if count else result.left_out
+    return replace(result, url=url, left_out=left_out, filter_digest=filter_.digest)
 
 
 def extraction(settings: EvaluationConfig, embedder: Embedder) -> Extraction:

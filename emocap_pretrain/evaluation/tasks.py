@@ -9,6 +9,7 @@ task.
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+from emocap_shards.dataset_filter import DatasetFilter
 from emocap_shards.inspecting.wording import counted
 
 from emocap_pretrain.checkpoint.manifest import Checkpoint
@@ -17,7 +18,7 @@ from emocap_pretrain.config.fields import ImageCrop
 from emocap_pretrain.config.objective import LabelConfig
 from emocap_pretrain.config.schema import EvaluationConfig
 from emocap_pretrain.config.stored import filled
-from emocap_pretrain.data.datasets import CutTexts
+from emocap_pretrain.data.datasets import CutTexts, opened_filter
 from emocap_pretrain.data.tokenizer import Tokenizer
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.evaluation.choice import Choice
@@ -152,14 +153,20 @@ def prepare(
     """
     tasks = tasks_of(settings)
     check_maps(tasks, settings.crop or crop, has_local=has_local)
-    sources = sources_of(settings, tasks) if settings.url else {}
+    filter_ = evaluation_filter(settings)
+    sources = sources_of(settings, tasks, filter_) if settings.url else {}
     _check_labels(settings, sources, seconds)
     if head is not None:
         require_head(tasks, head)
         for task in tasks:
             if isinstance(task, FineTunedClasses) and sources:
                 check_head_classes(head, task.settings, sources["test"], seconds=seconds)
-    notes = _check_captions(tasks, sources)
+    notes = (
+        []
+        if filter_ is None
+        else [f"evaluation.filter (digest {filter_.digest[:16]}) leaves out {filter_.describe()}."]
+    )
+    notes += _check_captions(tasks, sources)
     return notes + [
         note for task in tasks if sources for note in task.prepare(splits_of(task, sources), seconds=seconds)
     ]
@@ -193,8 +200,26 @@ def require_matrix(settings: EvaluationConfig) -> None:
         raise ConfigError(f"--picture: {', '.join(task.name for task in tasks)} gives no confusion matrix to draw.")
 
 
-def sources_of(settings: EvaluationConfig, tasks: Sequence[Task]) -> dict[SplitName, ExampleSource]:
+def evaluation_filter(settings: EvaluationConfig) -> DatasetFilter | None:
+    """Reads the filter of the dataset at `evaluation.url`; None if the settings name none. One rank calls it.
+
+    Raises:
+        ConfigError, ShardsError: If the filter cannot be used or does not fit the dataset (`opened_filter`).
+    """
+    if settings.filter is None or settings.url is None:
+        return None
+    return opened_filter(settings.filter, settings.url, "evaluation.filter")
+
+
+def sources_of(
+    settings: EvaluationConfig, tasks: Sequence[Task], filter_: DatasetFilter | None = None
+) -> dict[SplitName, ExampleSource]:
     """Returns the sources of all splits that the tasks need, by the name of the split.
+
+    Args:
+        settings: The datasets.
+        tasks: The tasks.
+        filter_: The filter of the split `test`; the other splits have none.
 
     Raises:
         ConfigError: If a task needs a split for which the settings name no dataset.
@@ -214,7 +239,7 @@ def sources_of(settings: EvaluationConfig, tasks: Sequence[Task]) -> dict[SplitN
                     f"evaluation.{key}: {task.name} needs the split {split!r}; give its dataset, or leave {task.name} "
                     "out of evaluation.tasks."
                 )
-            found[split] = PackedSource(url, settings.group)
+            found[split] = PackedSource(url, settings.group, filter=filter_ if split == "test" else None)
     return found
 
 
@@ -255,12 +280,12 @@ def _check_captions(tasks: Sequence[Task], sources: Mapping[SplitName, ExampleSo
     needing = ", ".join(task.name for task in tasks if task.parts or isinstance(task, MapTask))
     if not needing or not isinstance(test, PackedSource) or not test.without_caption:
         return []
-    if test.without_caption == len(test):
+    if test.without_caption == test.stored:
         raise ConfigError(
-            f"evaluation.url: the {counted(len(test), 'sample')} of {test.address} have labels and no caption, which "
+            f"evaluation.url: the {counted(test.stored, 'sample')} of {test.address} have labels and no caption, which "
             f"{needing} needs; leave it out of evaluation.tasks, or give a dataset with captions."
         )
-    share = f"{test.without_caption:,} of the {len(test):,} samples of {test.address}"
+    share = f"{test.without_caption:,} of the {test.stored:,} samples of {test.address}"
     return [f"{needing}: {share} have no caption and are left out."]
 
 

@@ -244,6 +244,8 @@ class TaskResult:
         left_out: Pairs of a reason and the number of samples that have no result for this reason.
         domain: Whether the scores are zero-shot; None if the task has no prompts.
         series: Curves, such as over the number of training examples.
+        filter_digest: The digest of the filter without whose samples and sentences the dataset was scored; empty if it
+            was scored as a whole.
         outcomes: What was found for each sample. Like the next two attributes, it is not stored in documents, and not
             compared by `==`.
         scored_samples: The samples to which the rows of `outcomes` refer; None if there are no outcomes.
@@ -260,6 +262,7 @@ class TaskResult:
     left_out: tuple[tuple[str, Count], ...] = ()
     domain: Domain | None = None
     series: tuple[Series, ...] = ()
+    filter_digest: Annotated[str, Field(max_length=64)] = ""
     outcomes: Annotated[tuple[Outcomes, ...], Field(exclude=True)] = field(default=(), compare=False, repr=False)
     scored_samples: Annotated[Samples | None, Field(exclude=True)] = field(default=None, compare=False, repr=False)
     found: Annotated[tuple[FoundExample, ...], Field(exclude=True)] = field(default=(), compare=False, repr=False)
@@ -273,11 +276,12 @@ class TaskResult:
         return {f"{self._prefix}/{score.name}": score.value for score in self.scores}
 
     def tags(self) -> dict[str, str]:
-        """Returns the tags that MLflow stores beside the scores: `TASK/domain`, or `BENCHMARK/TASK/domain`.
+        """Returns the tags that MLflow stores beside the scores, such as `TASK/domain` or `BENCHMARK/TASK/domain`.
 
-        The result is empty if the task has no prompts.
+        A task without prompts has no domain, and a dataset that was scored as a whole has no `TASK/filter`.
         """
-        return {f"{self._prefix}/domain": self.domain.kind} if self.domain else {}
+        domain = {f"{self._prefix}/domain": self.domain.kind} if self.domain else {}
+        return domain | ({f"{self._prefix}/filter": self.filter_digest} if self.filter_digest else {})
 
     @property
     def _prefix(self) -> str:
@@ -287,7 +291,8 @@ class TaskResult:
         """Returns the result as rows of a table, each of which is a pair of a name and a value.
 
         The order is: each score with its baseline; whether the scores are zero-shot, if the task has prompts; the
-        classes without samples, if there are any; the dataset; the samples that were left out, by the reason.
+        classes without samples, if there are any; the dataset; its filter, if there is one; the samples that were left
+        out, by the reason.
 
         Args:
             before_training: The result of the same task before training. If it is given, the row of a score shows its
@@ -307,6 +312,7 @@ class TaskResult:
             *domain,
             *without,
             ("evaluated on", f"{counted(self.samples, 'sample')} of {self.url}"),
+            *([("filter", self.filter_digest[:16])] if self.filter_digest else []),
             *left_out,
         ]
 

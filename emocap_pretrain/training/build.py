@@ -20,7 +20,7 @@ from emocap_pretrain.captions.flat import divided
 from emocap_pretrain.config.batch_split import batch_split
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.data.batch import Batch
-from emocap_pretrain.data.datasets import open_stream, tokenizer_of, train_tokenizer
+from emocap_pretrain.data.datasets import Filters, open_stream, tokenizer_of, train_tokenizer
 from emocap_pretrain.data.loader import Collate
 from emocap_pretrain.data.parts import active_parts
 from emocap_pretrain.data.tokenizer import Tokenizer, Vocabulary
@@ -72,7 +72,13 @@ def open_tars(config: Config) -> TarSamples | None:
 
 
 def build_stream(
-    config: Config, tars: TarSamples | None, info: RankInfo, start: Cursor, *, balance: ClassBalance | None = None
+    config: Config,
+    tars: TarSamples | None,
+    info: RankInfo,
+    start: Cursor,
+    *,
+    balance: ClassBalance | None = None,
+    filters: Filters = (),
 ) -> SampleStream:
     """Returns the stream of the samples that this rank reads. Nothing is opened.
 
@@ -82,13 +88,14 @@ def build_stream(
         info: The rank that reads.
         start: The cursor at which the stream begins.
         balance: The classes of the samples, if `data.balance` is set.
+        filters: The filters of the datasets (`open_filters`).
 
     Raises:
         PlanError: If there are fewer tars than loader processes of all ranks.
     """
     data, batch = config.data, config.global_batch
     if tars is None or data.webdataset is None:
-        return open_stream(data, info, start, global_batch=batch, seed=config.seed, balance=balance)
+        return open_stream(data, info, start, global_batch=batch, seed=config.seed, balance=balance, filters=filters)
     require_tars(len(tars.tars), info.world_size, max(1, data.workers))
     return WebDatasetStream(
         source=tars,
@@ -103,10 +110,10 @@ def build_stream(
     )
 
 
-def first_tokenizer(config: Config, tars: TarSamples | None) -> Tokenizer:
+def first_tokenizer(config: Config, tars: TarSamples | None, filters: Filters = ()) -> Tokenizer:
     """Trains a tokenizer on the captions of the first samples (`tokenizer_of`). One rank calls it."""
     vocabulary = config.model.text.vocabulary
-    return tokenizer_of(tars.captions(), vocabulary) if tars else train_tokenizer(config.data, vocabulary)
+    return tokenizer_of(tars.captions(), vocabulary) if tars else train_tokenizer(config.data, vocabulary, filters)
 
 
 def build_collate(config: Config, tokenizer: Tokenizer) -> Collate:

@@ -11,6 +11,7 @@ tracked twice count once in the tracker.
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -337,7 +338,8 @@ def evaluate_checkpoint(
     restored = everyone.run_on_main(lambda: restore(config.url, step=step, config=config))
     embedder = Embedder.of(restored, device)
     results = evaluated(config, embedder, everyone) if known is None else known
-    maps = look.of_run(embedder, url) if with_maps and everyone.is_main else []
+    opened = partial(tasks.evaluation_filter, config.evaluation)
+    maps = look.of_run(embedder, url, opened) if with_maps and everyone.is_main else []
     return EvaluatedCheckpoint(restored.weights, results, maps)
 
 

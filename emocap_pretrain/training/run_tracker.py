@@ -18,7 +18,7 @@ from emocap_pretrain.checkpoint.layout import steps_listed
 from emocap_pretrain.checkpoint.manifest import Checkpoint
 from emocap_pretrain.checkpoint.state import state_of
 from emocap_pretrain.config.schema import Config
-from emocap_pretrain.data.datasets import cut_captions, cut_texts, training_data
+from emocap_pretrain.data.datasets import Filters, cut_captions, cut_texts, training_data
 from emocap_pretrain.data.loader import Collate
 from emocap_pretrain.data.parts import PROMPT_PART
 from emocap_pretrain.data.tokenizer import Tokenizer
@@ -48,6 +48,7 @@ def open_tracker(
     found: Checkpoint | None,
     saved: list[Row],
     warm_start: Parent | None = None,
+    filters: Filters = (),
 ) -> Tracker:
     """Returns MLflow's tracker on rank 0, and a `MemoryTracker` on the other ranks. This is a collective.
 
@@ -64,6 +65,7 @@ def open_tracker(
             ranks but rank 0.
         warm_start: The checkpoint of another run with whose weights a new run begins. It is recorded in `run.json`,
             and not used if the run exists already.
+        filters: The filters of the datasets (`open_filters`).
     """
     folder = RunFolder(attempt.store)
     begun: list[Tracker] = []  # Only rank 0 adds its tracker: a tracker holds threads and cannot be broadcast.
@@ -98,10 +100,10 @@ def open_tracker(
         if known is None:
             folder.write_run(config, begun[0].run_id, parent=parent, warm_start=began_with)
             digest = stream.source.digest if isinstance(stream, WebDatasetStream) else ""
-            data = training_data(config.data, config.stored()["data"], tars_digest=digest)
+            data = training_data(config.data, config.stored()["data"], filters, tars_digest=digest)
             begun[0].log_datasets(data)
             _preview(begun[0], stream, collate, of=pictures.subject(config.name, data))
-            _count_cut_texts(begun[0], config, stream, collate.tokenizer)
+            _count_cut_texts(begun[0], config, stream, collate.tokenizer, filters)
         return begun[0].run_id
 
     shared = world.run_on_main(begin)
@@ -146,7 +148,9 @@ def _preview(tracker: Tracker, stream: SampleStream, collate: Collate, *, of: st
         tracker.log_picture("pictures/samples.png", path)
 
 
-def _count_cut_texts(tracker: Tracker, config: Config, stream: SampleStream, tokenizer: Tokenizer) -> None:
+def _count_cut_texts(
+    tracker: Tracker, config: Config, stream: SampleStream, tokenizer: Tokenizer, filters: Filters
+) -> None:
     """Logs and tracks the share of the texts that are cut.
 
     A text is cut if it has more tokens than `model.text.lengths` allows. The texts are the captions of the first
@@ -156,7 +160,7 @@ def _count_cut_texts(tracker: Tracker, config: Config, stream: SampleStream, tok
     if isinstance(stream, WebDatasetStream):
         samples, cut = cut_texts(stream.source.captions(), tokenizer, lengths)
     else:
-        samples, cut = cut_captions(config.data.datasets, tokenizer, lengths)
+        samples, cut = cut_captions(config.data.datasets, tokenizer, lengths, filters)
     cut += cut_prompts(config.evaluation, tokenizer, lengths.by_part[PROMPT_PART.name])
     cure = "; model.text.lengths says how many tokens are read" if any(each.cut for each in cut) else ""
     if any(each.texts for each in cut):  # A training on labels has none.

@@ -34,7 +34,7 @@ from emocap_pretrain.config.batch_split import batch_split
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.data.balancing import read_balance
 from emocap_pretrain.data.batch import Batch
-from emocap_pretrain.data.datasets import data_digest_of, foreign_data
+from emocap_pretrain.data.datasets import Filters, data_digest_of, foreign_data, open_filters
 from emocap_pretrain.data.labels import count_classes
 from emocap_pretrain.data.loader import LoadedBatch, batches, shared_memory_free, shrink_to_fit_and_warn
 from emocap_pretrain.data.quarantine import Quarantine
@@ -311,7 +311,9 @@ def open_session(config: Config, world: RankGroup, attempt: Attempt, opening: Ra
     store = attempt.store
     # Rank 0 lists tars once, so that all ranks divide the same list.
     tars = opening.run_on_main(lambda: open_tars(config))
-    data_digest = tars.digest if tars else data_digest_of(config.data)
+    # So does it read filters, because that may take minutes, and all ranks must draw from the same samples.
+    filters = opening.run_on_main(lambda: open_filters(config.data))
+    data_digest = tars.digest if tars else data_digest_of(config.data, filters)
     run_id = opening.run_on_main(lambda: RunFolder(store).run_id(config))
     guard = Guard.open(config.health, store, opening)
     quarantine = Quarantine.open(store, world, config.data.error_budget)
@@ -326,19 +328,20 @@ def open_session(config: Config, world: RankGroup, attempt: Attempt, opening: Ra
                 rows = _unsent_rows(found.folder / UNSENT_FILE) if world.is_main else []
             # Only a new run needs the source of its first weights. Rank 0 alone opens it, when it is first needed.
             starting_point = StartingPoint(config.model)
-            tokenizer = _open_tokenizer(config, opening, starting_point, found.folder if found else None, tars)
+            saved = found.folder if found else None
+            tokenizer = _open_tokenizer(config, opening, starting_point, saved, tars, filters)
             # A run counts its classes once, so that a resumed run has the same weights of classes.
             class_counts = (
                 state.class_counts
                 if state
-                else opening.run_on_main(lambda: count_classes(config.data, config.objective.labels))
+                else opening.run_on_main(lambda: count_classes(config.data, config.objective.labels, filters))
             )
             engine, weights = _open_engine(config, world, opening, tokenizer, starting_point, found, class_counts)
         # The data continue at the checkpoint's cursor, on any number of ranks and loader processes.
         start = Cursor.from_json(state.cursor) if state else Cursor()
         # The classes follow from the data, whose digest is that of the checkpoint, so they are not stored.
-        balance = opening.run_on_main(lambda: read_balance(config.data))
-        stream = build_stream(config, tars, world.info, start, balance=balance)
+        balance = opening.run_on_main(lambda: read_balance(config.data, filters))
+        stream = build_stream(config, tars, world.info, start, balance=balance, filters=filters)
         if world.is_main and (note := note_on_fresh_pass(config.data, start)):
             log.warning("%s", note)
         collate = build_collate(config, tokenizer)
@@ -353,7 +356,7 @@ def open_session(config: Config, world: RankGroup, attempt: Attempt, opening: Ra
         checkpoint = found.checkpoint if found else None
         # A run that has begun has its parent in `run.json`, and the parent's checkpoint may be deleted.
         parent = None if found else opening.run_on_main(lambda: starting_point.parent)
-        tracker = open_tracker(config, opening, attempt, run_id, stream, collate, checkpoint, rows, parent)
+        tracker = open_tracker(config, opening, attempt, run_id, stream, collate, checkpoint, rows, parent, filters)
         if weights:
             opening.run_on_main(lambda: store.put(WEIGHTS_REPORT, weights.encode()))
             tracker.log_text(WEIGHTS_REPORT, weights)
@@ -456,12 +459,17 @@ def _require_same_data(
 
 
 def _open_tokenizer(
-    config: Config, world: RankGroup, start: StartingPoint, saved: Path | None, tars: TarSamples | None
+    config: Config,
+    world: RankGroup,
+    start: StartingPoint,
+    saved: Path | None,
+    tars: TarSamples | None,
+    filters: Filters,
 ) -> Tokenizer:
     if saved:
         return Tokenizer.from_json((saved / TOKENIZER).read_text(encoding="utf-8"))
 
     def read() -> str:
-        return start.tokenizer(lambda: first_tokenizer(config, tars)).to_json()
+        return start.tokenizer(lambda: first_tokenizer(config, tars, filters)).to_json()
 
     return Tokenizer.from_json(world.run_on_main(read))

@@ -110,9 +110,11 @@ def resolved(file: FilterFile, store: Store, manifest: Manifest, *, where: str) 
     # The exclusions of a sample follow one another. A number for each key needs less memory than its exclusions do.
     places: dict[bytes, int] = {}
     effects: list[_Effect] = []
+    shared: dict[_Effect, _Effect] = {}
     for key, exclusions in groupby(file.exclusions, attrgetter("key")):
         places[key.encode()] = len(effects)
-        effects.append(_effect(tuple(exclusions)))
+        effect = _effect(tuple(exclusions))
+        effects.append(shared.setdefault(effect, effect))
     is_known = bytearray(len(effects))
     left_out, without_caption = list[int](), 0
     shorter, texts = list[int](), list[UnusedText]()

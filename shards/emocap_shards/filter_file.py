@@ -16,10 +16,12 @@ numbers and its texts are bounded.
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from io import BytesIO
+from itertools import groupby
 from typing import Any, Literal, cast, get_args
 
 import orjson
@@ -37,13 +39,13 @@ MOST_FILE_BYTES, MOST_EXCLUSIONS = 1 << 31, 1 << 24
 MOST_CAPTIONS = MOST_SENTENCES = 1 << 15
 _MOST_LINE_BYTES, _MOST_HEADER_BYTES = 1 << 14, 1 << 20
 _MOST_ORIGINS, _LONGEST_NAME, _LONGEST_TEXT = 4096, 80, 1000
-_MOST_KEY = 1024
+_MOST_KEY, _MOST_SHARED = 1024, 1 << 16
 _REASON = "reason"
 _FIELDS = {"key", "part", "caption", "sentence", "captions", "origin", _REASON}
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
+class FilterOrigin:
     """Says by what exclusions were made.
 
     Attributes:
@@ -94,18 +96,18 @@ class FilterFile:
 
     Example:
         ```python
-        origin = Origin("agreement", "emocap check", below=0.5)
+        origin = FilterOrigin("agreement", "emocap check", below=0.5)
         found = [Exclusion("0000-00001801", 0, "local", sentence=2, reason="The mouth is closed.")]
         write_filter("check.jsonl", FilterFile.of(read_manifest(url).digest, [origin], found))
         ```
     """
 
     dataset: str
-    origins: tuple[Origin, ...]
+    origins: tuple[FilterOrigin, ...]
     exclusions: tuple[Exclusion, ...]
 
     @classmethod
-    def of(cls, dataset: str, origins: Sequence[Origin], exclusions: Iterable[Exclusion]) -> "FilterFile":
+    def of(cls, dataset: str, origins: Sequence[FilterOrigin], exclusions: Iterable[Exclusion]) -> "FilterFile":
         """Sorts the origins and the exclusions, and leaves out repetitions. Origins without an exclusion are kept.
 
         Raises:
@@ -116,13 +118,17 @@ class FilterFile:
         kept = sorted(set(origins), key=_origin_order)
         places = {origin: place for place, origin in enumerate(kept)}
         numbers = [places[origin] for origin in origins]
-        exclusions = tuple(exclusions)
-        if any(not 0 <= each.origin < len(numbers) for each in exclusions):
-            raise FilterError("an exclusion of the filter has an origin that does not exist.")
-        found = {replace(each, origin=numbers[each.origin]) for each in exclusions}
+        found: list[Exclusion] = []
+        for each in exclusions:
+            if not 0 <= each.origin < len(numbers):
+                raise FilterError("an exclusion of the filter has an origin that does not exist.")
+            number = numbers[each.origin]
+            found.append(each if number == each.origin else replace(each, origin=number))
+        found.sort(key=_order)
         # The bytes are checked by the reader, so there is one place that knows the bounds.
-        made = cls(dataset, tuple(kept), tuple(sorted(found, key=_order)))
-        return cls.load(made.dump(), where="the filter")
+        data = cls(dataset, tuple(kept), tuple(each for each, _ in groupby(found))).dump()
+        del found
+        return cls.load(data, where="the filter")
 
     @classmethod
     def merged(cls, files: Sequence["FilterFile"]) -> "FilterFile":
@@ -154,11 +160,20 @@ class FilterFile:
         """The SHA-256 that the last line of the file has. It identifies the filter."""
         return hashlib.sha256(self._body).hexdigest()
 
+    def counts(self) -> tuple[Counter[ExcludedPart], ...]:
+        """Returns for each origin how many samples, captions and parts of captions it excludes, by `Exclusion.part`."""
+        found = tuple(Counter[ExcludedPart]() for _ in self.origins)
+        for each in self.exclusions:
+            found[each.origin][each.part] += 1
+        return found
+
     @property
-    def _body(self) -> bytes:
-        lines = [_line({"filter": VERSION, "dataset": self.dataset, "origins": [_of_origin(o) for o in self.origins]})]
-        lines.extend(_line(_of_exclusion(each)) for each in self.exclusions)
-        return b"".join(lines)
+    def _body(self) -> bytearray:
+        origins = [_of_origin(each) for each in self.origins]
+        body = bytearray(_line({"filter": VERSION, "dataset": self.dataset, "origins": origins}))
+        for each in self.exclusions:  # A list of all lines would need ten times the memory.
+            body += _line(_of_exclusion(each))
+        return body
 
     def dump(self) -> bytes:
         """Returns the bytes of the file.
@@ -167,7 +182,8 @@ class FilterFile:
             FilterError: If a text cannot be written as UTF-8.
         """
         body = self._body
-        return body + _last_line(hashlib.sha256(body).hexdigest())
+        body += _last_line(hashlib.sha256(body).hexdigest())
+        return bytes(body)
 
     @classmethod
     def load(cls, data: bytes, *, where: str) -> "FilterFile":
@@ -253,7 +269,7 @@ def _last_line(digest: str) -> bytes:
     return _line({"sha256": digest})
 
 
-def _of_origin(origin: Origin) -> dict[str, Any]:
+def _of_origin(origin: FilterOrigin) -> dict[str, Any]:
     value: dict[str, Any] = {"name": origin.name, "made_by": origin.made_by}
     value |= {} if origin.below is None else {"below": origin.below}
     return value | ({"about": origin.about} if origin.about else {})
@@ -269,7 +285,7 @@ def _of_exclusion(each: Exclusion) -> dict[str, Any]:
     return value | ({_REASON: each.reason} if each.reason else {})
 
 
-def _origin_order(origin: Origin) -> tuple[str, str, float, str]:
+def _origin_order(origin: FilterOrigin) -> tuple[str, str, float, str]:
     return origin.name, origin.made_by, -1.0 if origin.below is None else origin.below, origin.about
 
 
@@ -285,11 +301,11 @@ def _firsts(lengths: Iterable[int]) -> Iterator[int]:
         first += length
 
 
-def _origins(head: dict[str, Any], where: str) -> Iterator[Origin]:
+def _origins(head: dict[str, Any], where: str) -> Iterator[FilterOrigin]:
     values = head.get("origins")
     if not isinstance(values, list) or len(cast("list[Any]", values)) > _MOST_ORIGINS:
         raise _damaged(where, f"its origins are not a list of at most {_MOST_ORIGINS}")
-    before: Origin | None = None
+    before: FilterOrigin | None = None
     for value in cast("list[Any]", values):
         fields = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
         below, about = fields.get("below"), fields.get("about", "")
@@ -298,7 +314,7 @@ def _origins(head: dict[str, Any], where: str) -> Iterator[Origin]:
         is_number = below is None or (type(below) in {int, float} and math.isfinite(below))
         if not is_named or not is_number or not isinstance(about, str) or len(about) > _LONGEST_TEXT:
             raise _damaged(where, f"{short(value)} is not an origin with a name and what it was made by")
-        origin = Origin(fields["name"], fields["made_by"], None if below is None else float(below), about)
+        origin = FilterOrigin(fields["name"], fields["made_by"], None if below is None else float(below), about)
         if before is not None and _origin_order(origin) <= _origin_order(before):
             raise _damaged(where, "its origins are not sorted")
         yield (before := origin)
@@ -314,12 +330,16 @@ def _digest_of(head: dict[str, Any], where: str) -> str:
 def _exclusions(lines: BytesIO, end: int, origins: int, where: str) -> Iterator[Exclusion]:
     """Yields the exclusions of the lines up to position `end`."""
     number, order, before = 1, None, None
+    texts: dict[str, str] = {}  # Equal reasons are one object, as long as there are not too many different ones.
     while lines.tell() < end:
         number += 1
         place = f"{where}, line {number}"
         if number > MOST_EXCLUSIONS:
             raise _damaged(where, f"it has more than {MOST_EXCLUSIONS:,} exclusions")
-        each = _exclusion(_parsed(lines.readline(_MOST_LINE_BYTES), place), origins, place)
+        value = _parsed(lines.readline(_MOST_LINE_BYTES), place)
+        if isinstance(reason := value.get(_REASON), str) and len(texts) < _MOST_SHARED:
+            value[_REASON] = texts.setdefault(reason, reason)
+        each = _exclusion(value, origins, place)
         now = _order(each)
         if order is not None and now <= order:
             raise _damaged(place, "the line does not come after the one before it in the order of the file")

@@ -12,7 +12,7 @@ from emocap_shards.annotation import used_captions
 from emocap_shards.cursor import Cursor
 from emocap_shards.dataset_filter import DatasetFilter, open_filter
 from emocap_shards.errors import FilterError, PlanError
-from emocap_shards.filter_file import Exclusion, FilterFile, Origin, read_filter, write_filter
+from emocap_shards.filter_file import Exclusion, FilterFile, FilterOrigin, read_filter, write_filter
 from emocap_shards.inspecting.label_values import label_column, label_values
 from emocap_shards.library import MixtureDataset
 from emocap_shards.manifest import read_manifest
@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from shard_cases import records
 
 SAMPLES = 30
-CHECK, PERSON = Origin("agreement", "emocap check", below=0.5), Origin("not a face", "anna")
+CHECK, PERSON = FilterOrigin("agreement", "emocap check", below=0.5), FilterOrigin("not a face", "anna")
 SECOND = Caption("Glad again.", ("Brows up.", "Lips apart."), "Glad, with raised brows.")
 
 
@@ -180,7 +180,7 @@ def test_the_bytes_depend_on_the_exclusions_alone_and_a_merge_is_their_union(one
 
 def test_a_merge_renumbers_origins_and_refuses_other_datasets_and_contradictions():
     one = FilterFile.of("0" * 64, [CHECK], [Exclusion("a", 0)])
-    two = FilterFile.of("0" * 64, [PERSON, Origin("agreement", "emocap check", below=0.25)], [Exclusion("a", 0)])
+    two = FilterFile.of("0" * 64, [PERSON, FilterOrigin("agreement", "emocap check", below=0.25)], [Exclusion("a", 0)])
     both = FilterFile.merged([two, one])
     assert [both.origins[each.origin] for each in both.exclusions] == [CHECK, PERSON]
     assert [origin.below for origin in both.origins] == [0.25, 0.5, None]

@@ -84,6 +84,6 @@ def test_an_unknown_setting_may_have_a_dot_in_its_name(tiny_config: Config) -> N
 def test_entries_of_a_mixture_get_their_defaults(tiny_config: Config) -> None:
     tree = tiny_config.stored()
     tree["data"]["url"], tree["data"]["mix"] = None, [{"url": "/a"}, {"url": "/b", "weight": 2.0}]
-    defaults = {"weight": None, "balance": True}
+    defaults = {"weight": None, "balance": True, "filter": None}
     found = stored.current(tree)["data"]["mix"]
     assert found == [{**defaults, "url": "/a"}, {**defaults, "url": "/b", "weight": 2.0}]
