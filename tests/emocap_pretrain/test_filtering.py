@@ -16,6 +16,7 @@ from emocap_shards.stream import Stream
 from filter_files import filter_for
 from pretrain_fakes import FakeRuntime, changed, stand_alone
 
+from emocap_pretrain.cli.evaluated_model import with_settings
 from emocap_pretrain.config.data import DataConfig
 from emocap_pretrain.config.schema import Config, EvaluationConfig
 from emocap_pretrain.config.stored import current, differences, dump
@@ -199,6 +200,14 @@ def test_every_score_is_that_of_the_packed_filter_and_results_name_the_filter(
     shown = called("evaluate", finished_run.url, "--data", faces, "--filter", place).stdout
     assert digest[:16] in shown
     assert "5 x by the filter" in shown
+
+
+def test_the_filter_of_a_stored_config_is_used_only_with_its_own_dataset_and_permission(tiny_config: Config) -> None:
+    config = changed(tiny_config, evaluation__filter="/stored.jsonl")
+    assert with_settings(config, {}, may_read=True).evaluation.filter == "/stored.jsonl"
+    for changes, wanted in (({"url": "a"}, None), ({"url": "a", "filter": "own.jsonl"}, "own.jsonl")):
+        for may_read in (True, False):
+            assert with_settings(config, changes, may_read=may_read).evaluation.filter == wanted
 
 
 def test_examples_know_the_place_of_a_sentence_among_those_that_are_stored(faces: str, place: str) -> None:
