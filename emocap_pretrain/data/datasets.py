@@ -95,7 +95,7 @@ def check_filtered_texts(data: DataConfig, filters: Filters, *, seconds: float |
         seconds: Reading of a dataset stops after this time; None reads all samples of which texts are left out.
 
     Raises:
-        FilterError: If a sample does not have such a text, or has another number of captions than the filter says.
+        FilterError: If a sample does not have such a text, or has no caption that is used.
         ShardsError: If a dataset cannot be read.
     """
     for place, dataset in enumerate(data.datasets):

@@ -73,16 +73,6 @@ class DatasetSource:
             len(each.left_out) for each in self.filters if each
         )
 
-    @property
-    def left_out(self) -> dict[str, int]:
-        """Returns how many samples and texts the filters leave out, by kind."""
-        found = [each for each in self.filters if each]
-        counts = {
-            "samples of the filter": sum(len(each.left_out) for each in found),
-            "sentences or captions of the filter": sum(len(each.shorter) for each in found),
-        }
-        return {kind: count for kind, count in counts.items() if count}
-
     def rows(self) -> Iterator[SourceRow | BadRow]:
         for encoded in self.encoded():
             if isinstance(encoded, DamagedSample):
