@@ -2,15 +2,17 @@
 
 import argparse
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
 from benchmarks.harness.machine import Occasion, occasion
 from benchmarks.harness.record import Measurement
-from benchmarks.harness.suite import Command, Report, Suite, count
+from benchmarks.harness.suite import Command, Report, Suite, count, counts
 from emocap_pretrain.errors import EmocapError
 
-from . import extraction, models, report
+from . import alignment, extraction, models, report
+from .alignment_copies import AlignmentPlan
 
 
 def _models_options(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +39,20 @@ def _report_options(parser: argparse.ArgumentParser) -> None:
     add("--benchmark", action="append", required=True, metavar="NAME=FOLDER", help="a copy; can be repeated")
     add("--cache", required=True, help="folder of the cached vectors")
     add("--task", action="append", default=[], help="a task; can be repeated (all that a benchmark allows)")
+
+
+def _alignment_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("photographs", type=Path, help="folder of photographs; the person comes before the first _ of a file's name")
+    add("landmarks", type=Path, help="the landmarks of the photographs (launch/landmarks.py)")
+    add("copies", type=Path, help="folder into which the synthetic copies are written")
+    add("--seeds", type=counts, default=(1, 2, 3), help="each cuts out all photographs anew, with other errors (1,2,3)")
+    add("--finder", metavar="PYTHON", help="a Python with mediapipe for the landmarks of the copies (exact places)")
+
+
+def _alignment(options: argparse.Namespace, about: Occasion) -> Iterator[Measurement]:
+    plan = AlignmentPlan(options.photographs, options.landmarks, options.copies, options.seeds, options.finder)
+    return alignment.measure(plan, about)
 
 
 def _occasion(options: argparse.Namespace) -> Occasion:
@@ -66,11 +82,18 @@ SUITE = Suite(
             options=_report_options,
             rounds=3,
         ),
+        "alignment": Command(
+            help="how often a check is wrong about the way in which faces were cut out",
+            measure=_alignment,
+            options=_alignment_options,
+            rounds=None,
+        ),
     },
     reports=(
         Report(name="models", whats=(models.WHAT,), markdown=models.markdown),
         Report(name="extraction", whats=(extraction.WHAT,)),
         Report(name="cached-report", whats=(report.WHAT,)),
+        Report(name="alignment", whats=(alignment.WHAT,), markdown=alignment.markdown),
     ),
     page="evaluation-benchmarks.md",
     errors=(EmocapError,),

@@ -12,15 +12,15 @@ image beyond its edge, decide nothing, but the message for the user has their nu
   box around the face, and the box was cut out without turning the image.
 - `whole`: the face is small in the image, or the sizes of the images differ.
 
-The bounds were chosen on crops of photographs of one half of 102 persons, and the rates of wrong answers in
-docs/evaluation.md were measured on the other half. No copy of a benchmark was available for this.
+The bounds were chosen on crops of photographs of 51 of 102 persons. `python benchmarks evaluation alignment` measures
+how often an answer is wrong (docs/evaluation-benchmarks.md). No copy of a benchmark was available for this.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from emocap_shards.decode import decode_image
@@ -43,11 +43,32 @@ EYES = ((33, 133), (263, 362))  # The corners of both eyes in the face mesh, the
 _MOST_BYTES = 1 << 28
 _CORNER_PX, _DARK = 3, 2  # A corner is without picture if all of its values are at most this.
 
-# The bounds for one image, and those for the values of a copy.
-SMALL, LARGE = 0.255, 0.28  # A face is small below the first distance between the eyes, and large from the second one.
-UPRIGHT_DEG, TILTED_DEG = 1.25, 3.2
-SAME_ROLL_DEG, OTHER_ROLL_DEG = 2.2, 3.2
-SAME_PLACE = 0.015
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """Holds the bounds between the kinds. Values between two bounds decide nothing.
+
+    Attributes:
+        small: A face is small, as in a whole photograph, if the distance between its eyes (`SeenImage.apart`) is below.
+        large: A face fills its image from this distance on.
+        upright_deg: One head is upright, as if a tool had turned it, up to this angle.
+        tilted_deg: One head is tilted from this angle on.
+        same_roll_deg: All heads of a copy are upright if the spread of their angles is at most this one.
+        other_roll_deg: The heads of a copy differ in their tilt from this spread on.
+        same_place: The eyes are at the same place in all images of a copy if the spread of the points between them is
+            at most this share of the image.
+    """
+
+    small: float = 0.255
+    large: float = 0.28
+    upright_deg: float = 1.25
+    tilted_deg: float = 3.2
+    same_roll_deg: float = 2.2
+    other_roll_deg: float = 3.2
+    same_place: float = 0.015
+
+
+BOUNDS = Bounds()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,18 +94,18 @@ class SeenImage:
     roll_deg: float = 0.0
 
 
-def kind_of_image(image: SeenImage) -> Kind | None:
+def kind_of_image(image: SeenImage, bounds: Bounds = BOUNDS) -> Kind | None:
     """Returns how the face of one image was cut out; None if this one image does not show it, or has no known eyes.
 
     A head that is upright by chance looks like an aligned one, so single images are often taken for aligned.
     """
     if image.apart is None:
         return None
-    if image.apart < LARGE:
-        return "whole" if image.apart < SMALL else None
-    if abs(image.roll_deg) <= UPRIGHT_DEG:
+    if image.apart < bounds.large:
+        return "whole" if image.apart < bounds.small else None
+    if abs(image.roll_deg) <= bounds.upright_deg:
         return "landmarks"
-    return "box" if abs(image.roll_deg) >= TILTED_DEG else None
+    return "box" if abs(image.roll_deg) >= bounds.tilted_deg else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +116,7 @@ class Judgement:
     why: str
 
 
-def judge(images: Sequence[SeenImage]) -> Judgement:
+def judge(images: Sequence[SeenImage], bounds: Bounds = BOUNDS) -> Judgement:
     """Returns how the faces of a copy were cut out, judged by some of its images (`look`).
 
     If fewer than `FEWEST` images have known eyes, only the sizes of the images are compared.
@@ -104,7 +125,7 @@ def judge(images: Sequence[SeenImage]) -> Judgement:
         return Judgement(None, "no image could be opened")
     found = [each for each in images if each.apart is not None]
     if len(found) >= FEWEST:
-        return _by_eyes(found, len(images))
+        return _by_eyes(found, len(images), bounds)
     (size, most), *_ = Counter((each.width_px, each.height_px) for each in images).most_common()
     if len(images) >= FEWEST and most < len(images) / 2:
         return Judgement("whole", f"only {most} of {len(images)} images have the most frequent size")
@@ -113,20 +134,42 @@ def judge(images: Sequence[SeenImage]) -> Judgement:
     return Judgement(None, f"{seen}; only the places of the eyes tell more (--landmarks)")
 
 
-def _by_eyes(images: Sequence[SeenImage], looked: int) -> Judgement:
-    apart = float(np.median([each.apart or 0.0 for each in images]))
-    roll_deg = _spread(np.array([each.roll_deg for each in images])[:, None])
-    place = _spread(np.array([each.middle for each in images]))
+class EyeSpread(NamedTuple):
+    """Holds what the eyes in the images of a copy show.
+
+    Attributes:
+        apart: The median distance between the eyes (`SeenImage.apart`).
+        roll_deg: How much the tilt of the heads differs: a standard deviation of which outliers are no part.
+        place: How much the point between the eyes differs, in the direction in which it differs more; a share of the
+            width or of the height.
+    """
+
+    apart: float
+    roll_deg: float
+    place: float
+
+
+def eye_spread(images: Sequence[SeenImage]) -> EyeSpread:
+    """Returns what the eyes in the images of a copy show. Every image must have known eyes."""
+    return EyeSpread(
+        float(np.median([each.apart or 0.0 for each in images])),
+        _spread(np.array([each.roll_deg for each in images])[:, None]),
+        _spread(np.array([each.middle for each in images])),
+    )
+
+
+def _by_eyes(images: Sequence[SeenImage], looked: int, bounds: Bounds) -> Judgement:
+    apart, roll_deg, place = eye_spread(images)
     why = (
         f"in {len(images)} of {looked} images with a face, the eyes are apart by {apart:.0%} of the image; their "
         f"places differ by {place:.1%}, and their tilt by {roll_deg:.1f} degrees"
     )
-    if apart < LARGE:
-        return Judgement("whole" if apart < SMALL else None, why)
-    if roll_deg <= SAME_ROLL_DEG and place <= SAME_PLACE:
+    if apart < bounds.large:
+        return Judgement("whole" if apart < bounds.small else None, why)
+    if roll_deg <= bounds.same_roll_deg and place <= bounds.same_place:
         return Judgement("landmarks", why)
     # The places of the eyes alone do not tell a box from landmarks: they also differ between heads that look aside.
-    return Judgement("box" if roll_deg >= OTHER_ROLL_DEG else None, why)
+    return Judgement("box" if roll_deg >= bounds.other_roll_deg else None, why)
 
 
 def _spread(values: np.ndarray) -> float:

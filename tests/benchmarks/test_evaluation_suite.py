@@ -4,14 +4,20 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from emocap_shards.writer import write_shards
+from PIL import Image
 
-from benchmarks.evaluation import extraction, models, report
+from benchmarks.evaluation import alignment, extraction, models, report
+from benchmarks.evaluation.crops import landmarks_of
 from benchmarks.evaluation.suite import SUITE
 from benchmarks.harness import record
 from benchmarks.harness.suite import run
-from emocap_pretrain.captions.rendered.dataset import records
+from emocap_pretrain.benchmarks.alignment import BOUNDS
+from emocap_pretrain.captions.rendered.dataset import records, sample_face
+from emocap_pretrain.captions.rendered.regions import areas
+from emocap_pretrain.captions.rendered.render import render
 from emocap_pretrain.evaluation import result_file
 
 FAKES = Path(__file__).parents[1] / "emocap_pretrain"
@@ -72,3 +78,61 @@ def test_a_report_from_the_cache_is_timed_and_a_failure_says_why(
     assert run(SUITE, ["report", *words, "--benchmark", f"raf_db={tmp_path}", "--out", str(tmp_path)]) == 1
     assert "emocap evaluate ended with code 2: " in capsys.readouterr().err
     assert json.loads((tmp_path / "cached-report.jsonl").read_text())["what"] == report.WHAT
+
+
+def photographs(root: Path, persons: int) -> tuple[str, str]:
+    """Writes two rendered faces of each person and the file of their landmarks, and returns both paths."""
+    names, landmarks = [], []
+    (root / "faces").mkdir(parents=True)
+    for number in range(2 * persons):
+        face = sample_face(3, number)
+        found = {name: [np.reshape(part, (-1, 2)) / 1000 * 96 for part in parts] for name, parts in areas(face).items()}
+        every = np.concatenate([part for name in ("eyebrows", "chin", "cheeks") for part in found[name]])
+        right, left = (eye.mean(0) for eye in found["eyes"])
+        points = landmarks_of(np.stack([left, right]))
+        points[[0, 1], :2], points[[61, 291], :2] = (every.min(0), every.max(0)), found["mouth"][0].mean(0)
+        points[(points == 0).all(1)] = points[61]
+        names.append(f"{number // 2:03}_{number % 2}.png")
+        landmarks.append(points)
+        Image.fromarray(render(face, 96)).save(root / "faces" / names[-1])
+    np.savez(root / "faces.npz", name=names, landmarks=np.stack(landmarks))
+    return str(root / "faces"), str(root / "faces.npz")
+
+
+def test_answers_about_how_faces_were_cut_out_are_recorded_for_the_second_half_of_persons(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, number in (("COPIES", 10), ("DRAWS", 5), ("COPIES_EACH", 2)):
+        monkeypatch.setattr(alignment, name, number)
+    words = [*photographs(tmp_path, 24), str(tmp_path / "copies"), "--seeds", "4,5", "--out", str(tmp_path)]
+    assert run(SUITE, ["alignment", *words]) == 0
+    lines = record.read(tmp_path / "alignment.jsonl")
+    found = {
+        (line.contender, line.setting["kind"], line.setting["images"], line.setting["landmarks"]): line
+        for line in lines
+    }
+    assert len(found) == len(lines) == 4 * 9
+    for kind, verdict in {"official": "equal", "box": "different", "whole": "different"}.items():
+        line = found[alignment.PACKAGE, kind, 20, "exact"]
+        assert line.more is not None
+        assert line.more["verdicts"] == [verdict] * 2
+        assert line.more["persons"] == {"chosen": 12, "measured": 12}
+        assert line.more["right"] > 0.8
+        assert line.repetitions == 2
+        alone = found[alignment.PACKAGE, kind, 1, "exact"].more or {}
+        low, high = alone["intervals"]["right"]
+        assert low <= alone["right"] <= high
+        assert alone["right"] + alone["wrong"] + alone["unknown"] == pytest.approx(1, abs=1e-5)
+        blind = found[alignment.PACKAGE, kind, 100, "none"].more or {}
+        assert blind["right"] == (kind == "whole")
+    chosen = (found[alignment.CHOSEN, "box", 50, "exact"].more or {})["bounds"]
+    assert chosen.keys() == alignment.asdict(BOUNDS).keys()
+    assert chosen != alignment.asdict(BOUNDS)
+    table = alignment.markdown(lines).splitlines()
+    assert table[2].startswith("| aligned by landmarks, 100 px | bounds of the package | ")
+    assert len(table) == 2 + 4 * 2
+    assert run(SUITE, ["alignment", *photographs(tmp_path / "few", 2), *words[2:]]) == 1
+    assert run(SUITE, ["alignment", *words[:2], str(tmp_path / "others"), "--finder", sys.executable, *words[3:]]) == 1
+    few, no_finder = capsys.readouterr().err.splitlines()
+    assert "has photographs of 2 persons with landmarks, and 4 are needed" in few
+    assert "it must be a Python with mediapipe" in no_finder

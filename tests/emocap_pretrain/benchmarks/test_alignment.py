@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from alignment_cases import crops, landmarks_of
 from cli_calls import called
 from PIL import Image
 
+from benchmarks.evaluation.crops import crops, landmarks_of
 from emocap_pretrain.benchmarks.alignment import (
     FEWEST,
     Kind,

@@ -4,11 +4,17 @@ The caller gives the places of the eyes, the mouth and the box in the original i
 places, as a tool makes errors when it finds a face.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 from PIL import Image
+
+from emocap_pretrain.benchmarks.alignment import EYES
+from emocap_pretrain.data.landmarks import POINTS
+
+Crop: TypeAlias = tuple[Image.Image, np.ndarray]
+"""An image, and the positions of the middles of both eyes in it [2, 2]; the one on the left of the image first."""
 
 OFFICIAL_PX, BOX_PX = 100, 112
 
@@ -40,7 +46,7 @@ def crops(
     box: np.ndarray,
     random: np.random.Generator,
     jitter: float = 1.0,
-) -> Mapping[str, tuple[Image.Image, np.ndarray]]:
+) -> Mapping[str, Crop]:
     """Returns the crops of one photograph by their kind, each with the positions of the eyes in the crop [2, 2].
 
     The head is first turned by a random angle (a standard deviation of 8 degrees), as heads in photographs are.
@@ -71,7 +77,7 @@ def crops(
     corners = np.array([[box[0], box[1]], [box[2], box[1]], [box[2], box[3]], [box[0], box[3]]])
     eyes, mouth, corners = _moved(turn, eyes), _moved(turn, mouth[None])[0], _moved(turn, corners)
     apart = float(np.linalg.norm(eyes[1] - eyes[0]))
-    found: dict[str, tuple[Image.Image, np.ndarray]] = {}
+    found: dict[str, Crop] = {}
 
     seen = np.vstack([eyes, mouth]) + random.normal(0, 0.015 * apart * jitter, (3, 2))
     template = np.array([[0.30, 0.36], [0.70, 0.36], [0.50, 0.78]]) * OFFICIAL_PX
@@ -99,7 +105,8 @@ def _similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
 
     A similarity turns, scales and shifts. It is returned as a 2 x 3 matrix.
     """
-    rows, values = [], []
+    rows: list[Sequence[float]] = []
+    values: list[float] = []
     for (x, y), (u, v) in zip(source, target, strict=True):
         rows += [[x, -y, 1, 0], [y, x, 0, 1]]
         values += [u, v]
@@ -107,9 +114,7 @@ def _similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     return np.array([[a, -b, tx], [b, a, ty]])
 
 
-def _made(
-    image: Image.Image, turn: np.ndarray, crop: np.ndarray, size: tuple[int, int], eyes: np.ndarray
-) -> tuple[Image.Image, np.ndarray]:
+def _made(image: Image.Image, turn: np.ndarray, crop: np.ndarray, size: tuple[int, int], eyes: np.ndarray) -> Crop:
     """Returns the image after `turn` and then `crop`, and the positions of the eyes in the result.
 
     `turn` and `crop` are 2 x 3 matrices. `eyes` are the positions of the eyes after `turn` and before `crop`.
@@ -118,13 +123,13 @@ def _made(
     return _warped(image, both, size), _moved(crop, eyes)
 
 
-def landmarks_of(eyes: np.ndarray) -> np.ndarray[Any, Any]:
+def landmarks_of(eyes: np.ndarray) -> np.ndarray:
     """Returns the 478 landmarks of the face mesh for two eyes: the corners of the eyes, and zero for all others.
 
     `eyes` are the positions of the middles of the eyes [2, 2].
     """
-    points = np.zeros((478, 3), np.float32)
+    points = np.zeros((POINTS, 3), np.float32)
     half = np.array([np.linalg.norm(eyes[1] - eyes[0]) * 0.2, 0.0])
-    for middle, (outer, inner), side in zip(eyes, ((33, 133), (263, 362)), (-1, 1), strict=True):
+    for middle, (outer, inner), side in zip(eyes, EYES, (-1, 1), strict=True):
         points[outer, :2], points[inner, :2] = middle + side * half, middle - side * half
     return points
