@@ -44,10 +44,10 @@ FILE_NAMES = {
 SEQUENCES = {"ck_plus": ("Emotion/S{person:03}/001/S{person:03}_001_00000011_emotion.txt", "S{person:03}")}
 
 
-def image(path: Path, side: int = 8) -> Path:
+def image(path: Path, side: int = 8, grey: int = 127) -> Path:
     """Writes an image of a few pixels, in the format of its suffix."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("L", (side, side), 127).save(path)
+    Image.new("L", (side, side), grey).save(path)
     return path
 
 
@@ -131,9 +131,10 @@ def _cases(card: Card, layout: Layout) -> list[tuple[str, dict[str, str], Any]]:
     target = card.target
     if isinstance(target, NumbersTarget):
         names = target.names
+        # About one example in ten of a training split is held out for choices, and a choice needs two.
         return [
             ("", dict.fromkeys(names, text), tuple((name, float(text)) for name in sorted(names)))
-            for text in ("0.5", "-1")
+            for text in (f"{number / 20 - 1:.2f}" for number in range(40))
         ]
     if isinstance(layout, Table) and layout.votes:
         return [(code, {**dict.fromkeys(layout.votes, "0"), code: "9"}, name) for code, name in layout.codes.items()]
@@ -201,7 +202,7 @@ def _arrays(card: Card, layout: Arrays, root: Path) -> Expected:
     for split, folder in layout.folders.items():
         expected[split] = Counter()
         for number, (code, values, found) in enumerate(_cases(card, layout)):
-            image(root / folder / layout.media.replace("{stem}", str(number)))
+            image(root / folder / layout.media.replace("{stem}", str(number)), grey=6 * number % 256)
             for name, template in layout.arrays.items():
                 path = root / folder / template.replace("{stem}", str(number))
                 path.parent.mkdir(parents=True, exist_ok=True)

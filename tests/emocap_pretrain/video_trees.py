@@ -101,11 +101,13 @@ def _lists(card: Card, layout: Table, root: Path) -> None:
 def _labels_of_frames(layout: FrameLabels, root: Path) -> None:
     for place, (split, files) in enumerate(layout.files.items()):
         for video in range(12):
-            name = f"{split}_{video}" if layout.form == "rows" else f"{video + 1:03d}"
+            # Of the 600 clips of AFEW-VA, every 25th: in each fold, one of those to train on is held out for choices.
+            name = f"{split}_{video}" if layout.form == "rows" else f"{25 * video + 1:03d}"
             values = [_values(layout, video + frame) for frame in range(3)]
             if layout.form == "afew_va":
                 frames = {
-                    f"{number:05d}": dict(zip(layout.names, each, strict=True)) for number, each in enumerate(values)
+                    f"{number:05d}": {"landmarks": [[4.0, 4.0]] * 68, **dict(zip(layout.names, each, strict=True))}
+                    for number, each in enumerate(values)
                 }
                 a_text(root / f"{name}/{name}.json", json.dumps({"frames": frames}))
                 a_frame_folder(root / name, [f"{number:05d}.png" for number in range(3)])
