@@ -12,15 +12,16 @@ from emocap_pretrain.evaluation import result_file
 from emocap_pretrain.run_folder.results import TaskResult
 
 WHAT = "score of an evaluated model"
+MEDIAN_RANK = "median_rank"  # The beginning of the names of scores that are numbers and no shares.
+_TEXTS = {"": "the global text", "summary_": "the summary", "whole_": "the whole text"}
+_FOUND = {"recall_at_1": "R@1", "recall_at_5": "R@5", MEDIAN_RANK: "median rank"}
 # The scores in the table, with their titles; the record has all.
 SHOWN = {
     "uar": "UAR",
     "war": "WAR",
     "auc": "AUC",
     "uar_16": "UAR with 16 examples",
-    "recall_at_5_image_to_text": "R@5 of the global text",
-    "recall_at_5_summary_image_to_text": "R@5 of the summary",
-    "recall_at_5_whole_image_to_text": "R@5 of the whole text",
+    **{f"{score}_{part}image_to_text": f"{_FOUND[score]} of {_TEXTS[part]}" for part in _TEXTS for score in _FOUND},
     "attention": "in the region",
     "attention_difference": "in the region, less another sentence",
 }
@@ -93,10 +94,11 @@ def markdown(lines: Sequence[Measurement]) -> str:
 
 
 def _cell(line: Measurement, name: str) -> str:
-    """Returns a score in percent with its interval; empty if the task has no such score."""
+    """Returns a score in percent, or a rank, with its interval; empty if the task has no such score."""
     more = line.more or {}
     value, interval = more["scores"].get(name), more["intervals"].get(name)
     if value is None:
         return ""
-    text = f"{100 * value:.1f}"
-    return text if interval is None else f"{text} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+    is_rank = name.startswith(MEDIAN_RANK)
+    shown = [f"{each:,.0f}" if is_rank else f"{100 * each:.1f}" for each in (value, *(interval or ()))]
+    return f"{shown[0]} [{shown[1]}, {shown[2]}]" if interval else shown[0]

@@ -11,7 +11,7 @@ from benchmarks.harness.record import Measurement
 from benchmarks.harness.suite import Command, Report, Suite, count, counts
 from emocap_pretrain.errors import EmocapError
 
-from . import alignment, extraction, models, report
+from . import alignment, extraction, models, report, retrieval
 from .alignment_copies import AlignmentPlan
 
 
@@ -55,6 +55,11 @@ def _alignment(options: argparse.Namespace, about: Occasion) -> Iterator[Measure
     return alignment.measure(plan, about)
 
 
+def _retrieval_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("sizes", type=retrieval.Size.parsed, nargs="+", help="FACESxCAPTIONS, such as 100000x100000")
+    parser.add_argument("--width", type=count, default=8, help="numbers of a vector (8)")
+
+
 def _occasion(options: argparse.Namespace) -> Occasion:
     return occasion(torch.cuda.get_device_name() if getattr(options, "device", "cpu") == "cuda" else None)
 
@@ -88,11 +93,18 @@ SUITE = Suite(
             options=_alignment_options,
             rounds=None,
         ),
+        "retrieval": Command(
+            help="memory and time of retrieval among many faces and captions",
+            measure=lambda options, about: retrieval.measure(options.sizes, options.width, about),
+            options=_retrieval_options,
+            rounds=None,
+        ),
     },
     reports=(
         Report(name="models", whats=(models.WHAT,), markdown=models.markdown),
         Report(name="extraction", whats=(extraction.WHAT,)),
         Report(name="cached-report", whats=(report.WHAT,)),
+        Report(name="retrieval", whats=(retrieval.WHAT,), markdown=retrieval.markdown),
         Report(name="alignment", whats=(alignment.WHAT,), markdown=alignment.markdown),
     ),
     page="evaluation-benchmarks.md",

@@ -9,7 +9,7 @@ import pytest
 from emocap_shards.writer import write_shards
 from PIL import Image
 
-from benchmarks.evaluation import alignment, extraction, models, report
+from benchmarks.evaluation import alignment, extraction, models, report, retrieval
 from benchmarks.evaluation.crops import landmarks_of
 from benchmarks.evaluation.suite import SUITE
 from benchmarks.harness import record
@@ -19,6 +19,7 @@ from emocap_pretrain.captions.rendered.dataset import records, sample_face
 from emocap_pretrain.captions.rendered.regions import areas
 from emocap_pretrain.captions.rendered.render import render
 from emocap_pretrain.evaluation import result_file
+from emocap_pretrain.run_folder.results import Score, TaskResult
 
 FAKES = Path(__file__).parents[1] / "emocap_pretrain"
 sys.path.insert(0, str(FAKES))
@@ -48,6 +49,21 @@ def test_the_scores_of_files_of_results_are_recorded_and_shown_by_model(tmp_path
     assert table[2].startswith(f"| faces, guess, UAR | {100 * uar:.1f} [")
     assert table[3].startswith(f"| faces, guess, WAR | {100 * war:.1f} [")
     assert run(SUITE, ["models", str(tmp_path / "none.json"), "--out", str(tmp_path)]) == 1
+
+
+def test_recalls_are_shown_in_percent_and_median_ranks_as_numbers(tmp_path: Path) -> None:
+    scores = (
+        Score("recall_at_1_summary_image_to_text", "", 0.0165).within((0.01, 0.02)),
+        Score("median_rank_summary_image_to_text", "", 1159.0, is_share=False).within((1040.0, 1201.5)),
+        Score("median_rank_whole_image_to_text", "", 3.0, is_share=False),
+    )
+    result_file.save(str(tmp_path / "a.json"), file_of("a", TaskResult("retrieval", 9, scores, url="faces")))
+    assert run(SUITE, ["models", str(tmp_path / "a.json"), "--out", str(tmp_path)]) == 0
+    assert models.markdown(record.read(tmp_path / "models.jsonl")).splitlines()[2:] == [
+        "| faces, retrieval, R@1 of the summary | 1.7 [1.0, 2.0] |",
+        "| faces, retrieval, median rank of the summary | 1,159 [1,040, 1,202] |",
+        "| faces, retrieval, median rank of the whole text | 3 |",
+    ]
 
 
 def test_the_extraction_is_recorded_beside_the_bare_tower(tmp_path: Path) -> None:
@@ -136,3 +152,23 @@ def test_answers_about_how_faces_were_cut_out_are_recorded_for_the_second_half_o
     few, no_finder = capsys.readouterr().err.splitlines()
     assert "has photographs of 2 persons with landmarks, and 4 are needed" in few
     assert "it must be a Python with mediapipe" in no_finder
+
+
+@pytest.mark.slow
+def test_the_memory_of_retrieval_is_recorded_by_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(SUITE, ["retrieval", "60x20", "90x90", "--width", "4", "--out", str(tmp_path)]) == 0
+    lines = record.read(tmp_path / "retrieval.jsonl")
+    assert [line.setting for line in lines] == [
+        {"faces": 60, "captions": 20, "width": 4},
+        {"faces": 90, "captions": 90, "width": 4},
+    ]
+    for line in lines:
+        assert line.more is not None
+        assert line.median >= 0
+        assert line.more["before_mib"] > 10
+    text = retrieval.markdown(lines)
+    assert text.splitlines()[2].startswith("| 60 x 20 | 4 | ")
+    assert "Extrapolated, not measured: 1,000,000 x 1,000,000 with vectors of 4 numbers" in text
+    with pytest.raises(SystemExit):
+        run(SUITE, ["retrieval", "20x60", "--out", str(tmp_path)])
+    assert "20x60 must be FACESxCAPTIONS, with at most as many captions as faces" in capsys.readouterr().err
