@@ -17,8 +17,9 @@ from benchmarks.harness.record import Measurement, grouped, measured
 from benchmarks.harness.tables import table
 from emocap_pretrain.benchmarks.alignment import BOUNDS, Bounds, Kind, SeenImage, eye_spread, judge, kind_of_image
 from emocap_pretrain.evaluation.intervals import percentiles
+from emocap_pretrain.faces.landmarks import MESH
 
-from .alignment_copies import TRUTH, AlignmentPlan, People, halves, mediapipe, seen_copies
+from .alignment_copies import TRUTH, AlignmentPlan, People, halves, seen_copies
 
 WHAT = "answers about how faces were cut out"
 PACKAGE, CHOSEN = "bounds of the package", "bounds of the rule"
@@ -28,6 +29,7 @@ TITLES: Mapping[str, str] = {
     "whole": "whole photographs with margins",
     "original": "the photographs as they are",
 }
+POINTS = {"mediapipe": "landmarks found", "exact": "exact landmarks", "none": "no landmarks"}
 ANSWERS = ("right", "wrong", "unknown")
 SIZES = (1, 20, 50, 100)  # Numbers of images from which an answer comes; 1 is a single image and no copy.
 COPIES = 1000  # Number of copies that are drawn for a rate.
@@ -47,17 +49,17 @@ def measure(plan: AlignmentPlan, occasion: Occasion) -> Iterator[Measurement]:
 
     Raises:
         ConfigError: If there are too few persons or too many photographs, or landmarks cannot be found.
-        DataError: If the file of landmarks, or a copy that exists already, cannot be read.
+        DataError: If the file of landmarks cannot be read.
     """
     first, second = halves(plan)
-    tool = "exact" if plan.finder is None else "mediapipe"
-    used = {**versions(("numpy", "pillow")), "mediapipe": None if plan.finder is None else mediapipe(plan.finder)}
-    tuned = [seen_copies(plan, first, "chosen", seed) for seed in plan.seeds]
+    tool = "mediapipe" if plan.find else "exact"
+    used = {**versions(("numpy", "pillow")), "landmarks": MESH.digest()[:16] if plan.find else None}
+    copies = seen_copies(plan, {"chosen": first, "measured": second})
+    tuned, seen = ([copies[half, seed] for seed in plan.seeds] for half in ("chosen", "measured"))
     bounds = {
         PACKAGE: BOUNDS,
         CHOSEN: chosen_bounds({kind: _images([of[kind].people for of in tuned]) for kind in TRUTH}),
     }
-    seen = [seen_copies(plan, second, "measured", seed) for seed in plan.seeds]
     shared = {
         "persons": {"chosen": len({each.person for each in first}), "measured": len({each.person for each in second})},
         "half": "every second person in the order of names, from the second one, is measured",
@@ -169,7 +171,7 @@ def markdown(lines: Sequence[Measurement]) -> str:
     for (kind, which), those in grouped(lines, lambda line: (line.setting["kind"], line.contender)).items():
         cells = {(line.setting["images"], line.setting["landmarks"]): _cell(line) for line in those}
         rows.append([TITLES[kind], which, *(cells.get(column, "") for column in columns)])
-    titles = [f"{'one image' if images == 1 else f'copy of {images}'}, {tool}" for images, tool in columns]
+    titles = [f"{'one image' if images == 1 else f'copy of {images}'}, {POINTS[tool]}" for images, tool in columns]
     return table(["how the faces were cut out", "answers by", *titles], rows)
 
 

@@ -4,6 +4,7 @@ The kinds of copies are those of `crops`, and "original": the photographs as the
 """
 
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.harness.machine import REPOSITORY
 from emocap_pretrain.benchmarks import catalogue
 from emocap_pretrain.benchmarks.alignment import EYES, LOOKED, Kind, SeenImage, look
 from emocap_pretrain.benchmarks.check import check
@@ -25,6 +25,7 @@ TRUTH: Mapping[str, Kind] = {"official": "landmarks", "box": "box", "whole": "wh
 
 MOUTH = (61, 291)  # The corners of the mouth in the face mesh.
 FEWEST_PERSONS = 4
+LANDMARKS = "landmarks.npz"
 
 People = Sequence[Sequence[SeenImage]]
 """What is known about the images of each person."""
@@ -36,18 +37,18 @@ class AlignmentPlan:
 
     Attributes:
         photographs: A folder of photographs. The name of a file begins with its person, up to the first underscore.
-        landmarks: The landmarks of the photographs (launch/landmarks.py).
-        copies: The folder into which the synthetic copies are written. A complete copy is not written again.
+        landmarks: The landmarks of the photographs (`emocap landmarks`).
+        copies: The folder into which the synthetic copies are written.
         seeds: For each seed, all photographs are cut out anew, with other errors.
-        finder: A Python interpreter that has mediapipe, with which launch/landmarks.py finds the landmarks of the
-            copies. With None, the places of the eyes are exact, which those of a user never are.
+        find: Whether `emocap landmarks` finds the landmarks of the copies. Otherwise the places of the eyes are exact,
+            which those of a user never are.
     """
 
     photographs: Path
     landmarks: Path
     copies: Path
     seeds: tuple[int, ...]
-    finder: str | None
+    find: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,15 +77,15 @@ def halves(plan: AlignmentPlan) -> tuple[Sequence[Photograph], Sequence[Photogra
         ConfigError: If there are too few persons, or a half has more photographs than the check opens.
         DataError: If the file of landmarks cannot be read.
     """
-    names, landmarks = read_landmarks(plan.landmarks)
-    points = {name: each for name, each in zip(names, landmarks, strict=True) if np.isfinite(each[:, :2]).all()}
+    read = read_landmarks(plan.landmarks)
+    points = {name: each for name, each in zip(read.names, read.points, strict=True) if np.isfinite(each[:, :2]).all()}
     files = sorted(path for path in plan.photographs.iterdir() if path.name in points)
     found = [Photograph(path, path.name.partition("_")[0], points[path.name]) for path in files]
     place = {person: number for number, person in enumerate(dict.fromkeys(each.person for each in found))}
     if len(place) < FEWEST_PERSONS:
         raise ConfigError(
             f"{plan.photographs} has photographs of {len(place)} persons with landmarks, and {FEWEST_PERSONS} are "
-            "needed: give a folder of photographs such as 001_neutral.jpg, and the file that launch/landmarks.py has "
+            "needed: give a folder of photographs such as 001_neutral.jpg, and the file that `emocap landmarks` has "
             "written for it."
         )
     first, second = ([each for each in found if place[each.person] % 2 == half] for half in (0, 1))
@@ -94,29 +95,28 @@ def halves(plan: AlignmentPlan) -> tuple[Sequence[Photograph], Sequence[Photogra
 
 
 def seen_copies(
-    plan: AlignmentPlan, photographs: Sequence[Photograph], folder: str, seed: int
-) -> Mapping[str, SeenCopy]:
-    """Writes a copy of each kind into `folder` of this seed, and returns what is known about it, by its kind.
+    plan: AlignmentPlan, photographs: Mapping[str, Sequence[Photograph]]
+) -> Mapping[tuple[str, int], Mapping[str, SeenCopy]]:
+    """Writes the copies of all halves, seeds and kinds, and returns what is known about them.
+
+    Args:
+        plan: What is cut out.
+        photographs: The photographs of each half, by its name.
+
+    Returns:
+        The copies by their kind, for each name of a half and each seed.
 
     Raises:
         ConfigError: If landmarks cannot be found.
-        DataError: If a copy that exists already is damaged.
     """
-    return {
-        kind: _seen(plan.finder, plan.copies / f"seed-{seed}" / folder / kind, photographs, made)
-        for kind, made in _made(photographs, seed).items()
-    }
-
-
-def _seen(finder: str | None, root: Path, photographs: Sequence[Photograph], made: Sequence[Crop]) -> SeenCopy:
-    paths, landmarks = _written(root, made), root / "landmarks.npz"
-    if not landmarks.exists():
-        _find(finder, landmarks, paths, made)
-    people: dict[str, list[SeenImage]] = {each.person: [] for each in photographs}
-    for each, image in zip(photographs, look(paths, root, landmarks), strict=True):
-        people[each.person].append(image)
-    alignment = check(catalogue.card("raf_db"), root, landmarks=landmarks).alignment
-    return SeenCopy(list(people.values()), alignment.verdict if alignment else "unchecked")
+    made = {(half, seed): _made(those, seed) for half, those in photographs.items() for seed in plan.seeds}
+    roots = {at: {kind: plan.copies / f"seed-{at[1]}" / at[0] / kind for kind in TRUTH} for at in made}
+    for at, kinds in made.items():
+        for kind, those in kinds.items():
+            _write(roots[at][kind], those)
+    if plan.find:
+        _find(plan.copies, [root for kinds in roots.values() for root in kinds.values()])
+    return {at: {kind: _seen(root, photographs[at[0]]) for kind, root in kinds.items()} for at, kinds in roots.items()}
 
 
 def _made(photographs: Sequence[Photograph], seed: int) -> dict[str, list[Crop]]:
@@ -135,44 +135,45 @@ def _made(photographs: Sequence[Photograph], seed: int) -> dict[str, list[Crop]]
     return found
 
 
-def _written(root: Path, made: Sequence[Crop]) -> list[Path]:
-    """Writes a copy in the layout of RAF-DB's authors, if it is not there yet, and returns the paths of its images."""
-    names = [f"{'train' if number % 2 else 'test'}_{number:05d}" for number in range(len(made))]
-    paths = [root / "Image" / "aligned" / f"{name}_aligned.jpg" for name in names]
+def _write(root: Path, made: Sequence[Crop]) -> None:
+    """Writes a copy in the layout of RAF-DB's authors, and the exact landmarks of its images."""
+    paths = _paths(root, len(made))
+    paths[0].parent.mkdir(parents=True, exist_ok=True)
+    for path, (image, _) in zip(paths, made, strict=True):
+        image.save(path, quality=95)
     labels = root / "EmoLabel" / "list_patition_label.txt"
-    if not labels.exists():  # It is written last.
-        paths[0].parent.mkdir(parents=True, exist_ok=True)
-        for path, (image, _) in zip(paths, made, strict=True):
-            image.save(path, quality=95)
-        labels.parent.mkdir(exist_ok=True)
-        labels.write_text("".join(f"{name}.jpg {number % 7 + 1}\n" for number, name in enumerate(names)))
-    return paths
+    labels.parent.mkdir(exist_ok=True)
+    lines = (f"{path.stem.removesuffix('_aligned')}.jpg {number % 7 + 1}\n" for number, path in enumerate(paths))
+    labels.write_text("".join(lines))
+    names = [path.relative_to(root).as_posix() for path in paths]
+    np.savez(root / LANDMARKS, name=names, landmarks=np.stack([landmarks_of(eyes) for _, eyes in made]))
 
 
-def _find(finder: str | None, out: Path, paths: Sequence[Path], made: Sequence[Crop]) -> None:
-    """Writes the file of landmarks of a copy."""
-    if finder is None:
-        names = [path.relative_to(out.parent).as_posix() for path in paths]
-        np.savez(out, name=names, landmarks=np.stack([landmarks_of(eyes) for _, eyes in made]))
-        return
-    _printed(finder, str(REPOSITORY / "launch" / "landmarks.py"), str(out.parent), str(out))
+def _paths(root: Path, images: int) -> list[Path]:
+    """Returns the paths of the images of a copy; every second one is in the split train."""
+    names = (f"{'train' if number % 2 else 'test'}_{number:05d}_aligned.jpg" for number in range(images))
+    return [root / "Image" / "aligned" / name for name in names]
 
 
-def mediapipe(finder: str) -> str:
-    """Returns the version of mediapipe that an interpreter has.
-
-    Raises:
-        ConfigError: If it has none.
-    """
-    return _printed(finder, "-c", "from importlib.metadata import version; print(version('mediapipe'))").strip()
-
-
-def _printed(finder: str, *words: str) -> str:
-    try:
-        done = subprocess.run([finder, *words], check=False, capture_output=True, text=True)
-    except OSError as error:
-        raise ConfigError(f"{finder} cannot be started: {error.strerror or error}.") from error
+def _find(folder: Path, roots: Sequence[Path]) -> None:
+    """Finds the landmarks of all images in a folder, and writes those of each copy in place of the exact ones."""
+    out = folder / LANDMARKS
+    words = [sys.executable, "-m", "emocap_pretrain.cli", "landmarks", str(folder), "--out", str(out), "--force"]
+    done = subprocess.run(words, check=False, capture_output=True, text=True)
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ConfigError(f"{finder} ended with code {done.returncode}: {last}; it must be a Python with mediapipe.")
-    return done.stdout
+        raise ConfigError(f"emocap landmarks ended with code {done.returncode}: {done.stderr.strip()}")
+    read = read_landmarks(out)
+    for root in roots:
+        within = f"{root.relative_to(folder).as_posix()}/"
+        rows = [row for row, name in enumerate(read.names) if name.startswith(within)]
+        names = [read.names[row].removeprefix(within) for row in rows]
+        np.savez(root / LANDMARKS, name=names, landmarks=read.points[rows])
+
+
+def _seen(root: Path, photographs: Sequence[Photograph]) -> SeenCopy:
+    paths, landmarks = _paths(root, len(photographs)), root / LANDMARKS
+    people: dict[str, list[SeenImage]] = {each.person: [] for each in photographs}
+    for each, image in zip(photographs, look(paths, root, landmarks), strict=True):
+        people[each.person].append(image)
+    alignment = check(catalogue.card("raf_db"), root, landmarks=landmarks).alignment
+    return SeenCopy(list(people.values()), alignment.verdict if alignment else "unchecked")

@@ -44,14 +44,14 @@ def _report_options(parser: argparse.ArgumentParser) -> None:
 def _alignment_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("photographs", type=Path, help="folder of photographs; the person comes before the first _ of a file's name")
-    add("landmarks", type=Path, help="the landmarks of the photographs (launch/landmarks.py)")
+    add("landmarks", type=Path, help="the landmarks of the photographs (`emocap landmarks`)")
     add("copies", type=Path, help="folder into which the synthetic copies are written")
     add("--seeds", type=counts, default=(1, 2, 3), help="each cuts out all photographs anew, with other errors (1,2,3)")
-    add("--finder", metavar="PYTHON", help="a Python with mediapipe for the landmarks of the copies (exact places)")
+    add("--find", action="store_true", help="find the landmarks of the copies with `emocap landmarks` (exact places)")
 
 
 def _alignment(options: argparse.Namespace, about: Occasion) -> Iterator[Measurement]:
-    plan = AlignmentPlan(options.photographs, options.landmarks, options.copies, options.seeds, options.finder)
+    plan = AlignmentPlan(options.photographs, options.landmarks, options.copies, options.seeds, options.find)
     return alignment.measure(plan, about)
 
 

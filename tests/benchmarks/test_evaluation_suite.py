@@ -1,15 +1,17 @@
 """Tests that the suite `evaluation` records scores, the speed of extraction, and the time of a report."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from emocap_shards.writer import write_shards
 from PIL import Image
 
-from benchmarks.evaluation import alignment, extraction, models, report, retrieval
+from benchmarks.evaluation import alignment, alignment_copies, extraction, models, report, retrieval
 from benchmarks.evaluation.crops import landmarks_of
 from benchmarks.evaluation.suite import SUITE
 from benchmarks.harness import record
@@ -148,10 +150,38 @@ def test_answers_about_how_faces_were_cut_out_are_recorded_for_the_second_half_o
     assert table[2].startswith("| aligned by landmarks, 100 px | bounds of the package | ")
     assert len(table) == 2 + 4 * 2
     assert run(SUITE, ["alignment", *photographs(tmp_path / "few", 2), *words[2:]]) == 1
-    assert run(SUITE, ["alignment", *words[:2], str(tmp_path / "others"), "--finder", sys.executable, *words[3:]]) == 1
-    few, no_finder = capsys.readouterr().err.splitlines()
-    assert "has photographs of 2 persons with landmarks, and 4 are needed" in few
-    assert "it must be a Python with mediapipe" in no_finder
+    assert "has photographs of 2 persons with landmarks, and 4 are needed" in capsys.readouterr().err
+
+
+def test_landmarks_that_are_found_take_the_place_of_the_exact_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, number in (("COPIES", 2), ("DRAWS", 2), ("COPIES_EACH", 2)):
+        monkeypatch.setattr(alignment, name, number)
+
+    real = subprocess.run
+
+    def found(words: list[str], **options: Any) -> Any:
+        """Stands for `emocap landmarks`: the eyes of all images are at the places of an aligned face of 100 pixels."""
+        if "landmarks" not in words:
+            return real(words, **options)
+        names = [path.relative_to(words[4]).as_posix() for path in sorted(Path(words[4]).rglob("*.jpg"))]
+        points = landmarks_of(np.array([[30.0, 36.0], [70.0, 36.0]]))
+        np.savez(words[6], name=names, landmarks=np.stack([points] * len(names)))
+        return subprocess.CompletedProcess(words, 0 if len(names) == 2 * 4 * 24 else 2, "", "no environment")
+
+    monkeypatch.setattr(alignment_copies.subprocess, "run", found)
+    words = [str(tmp_path / "copies"), "--find", "--out", str(tmp_path), "--seeds"]
+    faces = photographs(tmp_path, 12)
+    assert run(SUITE, ["alignment", *faces, *words, "4,5"]) == 0
+    lines = record.read(tmp_path / "alignment.jsonl")
+    by_box = [
+        line.more or {} for line in lines if line.setting == {"kind": "box", "images": 20, "landmarks": "mediapipe"}
+    ]
+    assert [(each["right"], each["wrong"]) for each in by_box] == [(0, 1), (0, 1)]
+    assert by_box[0]["verdicts"] == ["unchecked"] * 2  # 12 faces are too few for the check.
+    assert run(SUITE, ["alignment", *faces, str(tmp_path / "others"), *words[1:], "4"]) == 1
+    assert "emocap landmarks ended with code 2: no environment" in capsys.readouterr().err
 
 
 @pytest.mark.slow
