@@ -28,7 +28,7 @@ FEWEST_PERSONS = 4
 LANDMARKS = "landmarks.npz"
 
 People = Sequence[Sequence[SeenImage]]
-"""What is known about the images of each person."""
+"""The images of each person, as the check sees them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,14 +22,14 @@ WHAT = "memory of retrieval beyond its vectors and texts"
 MILLION = 1_000_000
 
 
-class Size(NamedTuple):
+class RetrievalSize(NamedTuple):
     """The number of faces and the number of distinct captions; each face has one caption."""
 
     faces: int
     captions: int
 
     @classmethod
-    def parsed(cls, text: str) -> "Size":
+    def parsed(cls, text: str) -> "RetrievalSize":
         """Reads a size such as "1000x200" from the command line."""
         found = re.fullmatch(r"(\d+)x(\d+)", text)
         if not found or not 2 <= int(found[2]) <= int(found[1]):
@@ -37,7 +37,7 @@ class Size(NamedTuple):
         return cls(int(found[1]), int(found[2]))
 
 
-def measure(sizes: Sequence[Size], width: int, occasion: Occasion) -> Iterator[Measurement]:
+def measure(sizes: Sequence[RetrievalSize], width: int, occasion: Occasion) -> Iterator[Measurement]:
     """Yields one record for each size: how far the peak of the memory lies above the memory before the task began.
 
     Args:
@@ -67,7 +67,7 @@ def measure(sizes: Sequence[Size], width: int, occasion: Occasion) -> Iterator[M
         )
 
 
-def _measured_here(size: Size, width: int) -> dict[str, float]:
+def _measured_here(size: RetrievalSize, width: int) -> dict[str, float]:
     """Runs the task in this process.
 
     Returns:
@@ -146,4 +146,4 @@ def _nanoseconds(line: Measurement) -> float:
 
 if __name__ == "__main__":
     _faces, _captions, _width = map(int, sys.argv[1:])
-    print(json.dumps(_measured_here(Size(_faces, _captions), _width)))  # noqa: T201 - the result for the parent
+    print(json.dumps(_measured_here(RetrievalSize(_faces, _captions), _width)))  # noqa: T201 - the result for the parent

@@ -56,7 +56,9 @@ def _alignment(options: argparse.Namespace, about: Occasion) -> Iterator[Measure
 
 
 def _retrieval_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("sizes", type=retrieval.Size.parsed, nargs="+", help="FACESxCAPTIONS, such as 100000x100000")
+    parser.add_argument(
+        "sizes", type=retrieval.RetrievalSize.parsed, nargs="+", help="FACESxCAPTIONS, such as 100000x100000"
+    )
     parser.add_argument("--width", type=count, default=8, help="numbers of a vector (8)")
 
 
