@@ -13,6 +13,7 @@ from emocap_pretrain.errors import EmocapError
 
 from . import alignment, extraction, models, report, retrieval
 from .alignment_copies import AlignmentPlan
+from .report_copies import MadeCopies
 
 
 def _models_options(parser: argparse.ArgumentParser) -> None:
@@ -36,9 +37,17 @@ def _extraction(options: argparse.Namespace, about: Occasion) -> Iterator[Measur
 def _report_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", required=True, help="a model as `emocap evaluate` takes it")
-    add("--benchmark", action="append", required=True, metavar="NAME=FOLDER", help="a copy; can be repeated")
+    add("--benchmark", action="append", default=[], metavar="NAME=FOLDER", help="a copy; can be repeated")
+    add("--make", type=Path, metavar="FOLDER", help="write copies of random images there, and evaluate them too")
+    add("--train", type=count, default=1000, help="images for training of each such copy (1000)")
+    add("--scored", type=count, default=300, help="images of each other split of such a copy (300)")
     add("--cache", required=True, help="folder of the cached vectors")
     add("--task", action="append", default=[], help="a task; can be repeated (all that a benchmark allows)")
+
+
+def _report(options: argparse.Namespace, about: Occasion) -> Iterator[Measurement]:
+    made = MadeCopies(options.make, options.train, options.scored) if options.make else None
+    return report.measure(options.model, options.benchmark, options.cache, options.task, options.rounds, about, made)
 
 
 def _alignment_options(parser: argparse.ArgumentParser) -> None:
@@ -83,9 +92,7 @@ SUITE = Suite(
         ),
         "report": Command(
             help="seconds of a report of many benchmarks from cached vectors",
-            measure=lambda options, about: report.measure(
-                options.model, options.benchmark, options.cache, options.task, options.rounds, about
-            ),
+            measure=_report,
             options=_report_options,
             rounds=3,
         ),

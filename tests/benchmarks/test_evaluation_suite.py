@@ -13,14 +13,18 @@ from PIL import Image
 
 from benchmarks.evaluation import alignment, alignment_copies, extraction, models, report, retrieval
 from benchmarks.evaluation.crops import landmarks_of
+from benchmarks.evaluation.report_copies import MadeCopies
 from benchmarks.evaluation.suite import SUITE
 from benchmarks.harness import record
 from benchmarks.harness.suite import run
 from emocap_pretrain.benchmarks.alignment import BOUNDS
+from emocap_pretrain.benchmarks.reading.choice import fitting
+from emocap_pretrain.benchmarks.reading.layout_reader import Problem
 from emocap_pretrain.captions.rendered.dataset import records, sample_face
 from emocap_pretrain.captions.rendered.regions import areas
 from emocap_pretrain.captions.rendered.render import render
 from emocap_pretrain.evaluation import result_file
+from emocap_pretrain.evaluation.on_benchmarks import BenchmarkCopy
 from emocap_pretrain.run_folder.results import Score, TaskResult
 
 FAKES = Path(__file__).parents[1] / "emocap_pretrain"
@@ -91,11 +95,42 @@ def test_a_report_from_the_cache_is_timed_and_a_failure_says_why(
     assert run(SUITE, ["report", *words, *good, "--out", str(tmp_path)]) == 0
     (line,) = record.read(tmp_path / "cached-report.jsonl")
     assert line.setting == {"benchmarks": 1, "tasks": "linear_probe"}
-    assert line.more == {"results": 1, "samples": {"raf_db/linear_probe": 14}}
+    assert line.more is not None
+    assert (line.more["results"], line.more["samples"]) == (1, {"raf_db/linear_probe": 14})
+    assert line.more["cpu_s"] > 0
     assert list((tmp_path / "cache").rglob("*.safetensors"))
     assert run(SUITE, ["report", *words, "--benchmark", f"raf_db={tmp_path}", "--out", str(tmp_path)]) == 1
     assert "emocap evaluate ended with code 2: " in capsys.readouterr().err
     assert json.loads((tmp_path / "cached-report.jsonl").read_text())["what"] == report.WHAT
+    assert run(SUITE, ["report", *words, "--out", str(tmp_path)]) == 1
+    assert "no copy is given: add --benchmark NAME=FOLDER or --make FOLDER." in capsys.readouterr().err
+
+
+def test_copies_of_random_images_are_read_as_copies_of_their_benchmarks(tmp_path: Path) -> None:
+    made = MadeCopies(tmp_path, train=30, others=16)
+    copies = made.write()
+    names = [each.partition("=")[0] for each in copies]
+    assert names == [
+        "affectnet_7",
+        "affectnet_8",
+        "caer_s",
+        "ferplus",
+        "ferplus_most",
+        "raf_db",
+        "raf_db_compound",
+        "sfew",
+    ]
+    for each in map(BenchmarkCopy.parsed, copies):
+        _, reader = fitting(each.card, each.root)
+        for split in each.card.splits:
+            found = list(reader.items(each.root, split, None))
+            assert len(found) == (30 if split == "train" else 16)
+            problems = [item.kind for item in found if isinstance(item, Problem)]
+            assert all(kind.startswith("left out: ") for kind in problems), problems
+    folder = Path(copies[0].partition("=")[2])
+    (folder / "train").rename(folder / "moved")
+    assert made.write() == copies
+    assert not (folder / "train").exists()  # A copy that exists is not written again.
 
 
 def photographs(root: Path, persons: int) -> tuple[str, str]:
