@@ -14,6 +14,7 @@ derives the visible states of the regions.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -131,16 +132,39 @@ def head(landmarks: Landmarks) -> Head:
     )
 
 
+def _inner_brow(face: Head, side: Side) -> PerFace:
+    return face.height(*side.brow_inner) - face.height(*side.eye)
+
+
+def _middle_brow(face: Head, side: Side) -> PerFace:
+    return face.height(*side.brow_middle) - face.height(*side.eye)
+
+
+def _outer_brow(face: Head, side: Side) -> PerFace:
+    return face.height(*side.brow_outer) - face.height(*side.eye)
+
+
+def _aperture(face: Head, side: Side) -> PerFace:
+    """Returns the gap between the lids, divided by the length of the eye."""
+    outer, inner = side.eye
+    return _distance(face.at(*side.upper_lid), face.at(*side.lower_lid)) / _distance(face.at(outer), face.at(inner))
+
+
+def _lower_lid(face: Head, side: Side) -> PerFace:
+    """Returns the height of the lower lids above the eye corners. A squint lifts the lids; a lowered gaze does not."""
+    return face.height(*side.lower_lid) - face.height(*side.eye)
+
+
 def _brow_inner(face: Head) -> PerFace:
-    return face.both(lambda side: face.height(*side.brow_inner) - face.height(*side.eye))
+    return face.both(lambda side: _inner_brow(face, side))
 
 
 def _brow_middle(face: Head) -> PerFace:
-    return face.both(lambda side: face.height(*side.brow_middle) - face.height(*side.eye))
+    return face.both(lambda side: _middle_brow(face, side))
 
 
 def _brow_outer(face: Head) -> PerFace:
-    return face.both(lambda side: face.height(*side.brow_outer) - face.height(*side.eye))
+    return face.both(lambda side: _outer_brow(face, side))
 
 
 def _brow_slant(face: Head) -> PerFace:
@@ -153,18 +177,11 @@ def _brow_gap(face: Head) -> PerFace:
 
 
 def _eye_aperture(face: Head) -> PerFace:
-    """Returns the gap between the lids, divided by the length of the eye."""
-
-    def aperture(side: Side) -> PerFace:
-        outer, inner = side.eye
-        return _distance(face.at(*side.upper_lid), face.at(*side.lower_lid)) / _distance(face.at(outer), face.at(inner))
-
-    return face.both(aperture)
+    return face.both(lambda side: _aperture(face, side))
 
 
 def _lower_lid_lift(face: Head) -> PerFace:
-    """Returns the height of the lower lids above the eye corners. A squint lifts the lids; a lowered gaze does not."""
-    return face.both(lambda side: face.height(*side.lower_lid) - face.height(*side.eye))
+    return face.both(lambda side: _lower_lid(face, side))
 
 
 def _mouth_width(face: Head) -> PerFace:
@@ -232,6 +249,39 @@ MEASURES: Mapping[str, Callable[[Head], PerFace]] = {
     "jaw_drop": _jaw_drop,
 }
 
+# The measures that one half of the face has, by the names that they have for both halves.
+_ONE_SIDED: Mapping[str, Callable[[Head, Side], PerFace]] = {
+    "brow_inner": _inner_brow,
+    "brow_middle": _middle_brow,
+    "brow_outer": _outer_brow,
+    "brow_slant": lambda face, side: _inner_brow(face, side) - _outer_brow(face, side),
+    "eye_aperture": _aperture,
+    "lower_lid_lift": _lower_lid,
+    "corner_curve": lambda face, side: face.height(side.lip_corner) - face.height(*UPPER_LIP_INNER, *LOWER_LIP_INNER),
+    "corner_lift": lambda face, side: (
+        face.height(side.lip_corner) - (face.height(*UPPER_LIP_INNER, *LOWER_LIP_INNER) + face.height(NOSE_BASE)) / 2
+    ),
+}
+AHEAD = "_ahead"  # The end of the names of the measures that compare one half with the other.
+
+
+def measure_side(landmarks: Landmarks, side: Literal["left", "right"]) -> Measurements:
+    """Returns the measures of one half of the face, from the subject's point of view.
+
+    For each measure such as "brow_inner", "brow_inner_ahead" is its value less the value of the other half. "turn_deg"
+    is how far this half is turned away from the camera, negative if it is the nearer one. "yaw_deg" and "pitch_deg"
+    are those of `measure`. NaN as there.
+    """
+    face = head(landmarks)
+    own, other = (LEFT, RIGHT) if side == "left" else (RIGHT, LEFT)
+    turn_deg = face.yaw_deg if side == "left" else -face.yaw_deg
+    seen = (np.abs(face.yaw_deg) <= MAX_YAW_DEG) & (np.abs(face.pitch_deg) <= MAX_PITCH_DEG)
+    values: dict[str, PerFace] = {}
+    for name, function in _ONE_SIDED.items():
+        values[name] = np.where(seen, function(face, own), np.nan)
+        values[f"{name}{AHEAD}"] = values[name] - function(face, other)
+    return {**values, "yaw_deg": face.yaw_deg, "pitch_deg": face.pitch_deg, "turn_deg": turn_deg}
+
 
 def measure(landmarks: Landmarks) -> Measurements:
     """Returns every measure of `MEASURES`, and the "yaw_deg" and "pitch_deg" of the head.
@@ -247,6 +297,7 @@ def measure(landmarks: Landmarks) -> Measurements:
 
 
 # How far the mouth opens is not corrected for the pose, although both correlate: people tilt their heads back to laugh.
+_POSE = frozenset({"yaw_deg", "pitch_deg", "turn_deg"})
 _FREE_OF_POSE = frozenset({"mouth_opening", "jaw_drop"})
 _GRID = np.linspace(0, 1, 101)  # The shares at which the quantiles of a measure are stored.
 _MIN_FACES = 20  # The fewest faces whose quantiles are computed.
@@ -259,7 +310,8 @@ class Reference:
     Attributes:
         quantiles: Quantiles of the measure at 0, 1, ... 100 %, after the effect of the head's pose was removed.
         per_pitch_deg: Change of the measure for each degree of pitch.
-        per_turn_deg: Change of the measure for each degree of yaw to either side.
+        per_turn_deg: Change of the measure for each degree of yaw to either side; for a measure of one half of the
+            face, for each degree by which this half is turned away.
     """
 
     quantiles: tuple[float, ...]
@@ -267,7 +319,7 @@ class Reference:
     per_turn_deg: float
 
     def upright(self, values: PerFace, *, pitch_deg: PerFace, turn_deg: PerFace) -> PerFace:
-        """Returns the values without the effect of the pose; `turn_deg` is the absolute value of the yaw."""
+        """Returns the values without the effect of the pose; `turn_deg` is the result of `_turn_deg`."""
         return values - self.per_pitch_deg * pitch_deg - self.per_turn_deg * turn_deg
 
 
@@ -284,14 +336,14 @@ class Population:
         Raises:
             ValueError: If fewer than `_MIN_FACES` faces have a value of some measure.
         """
-        return cls({name: _fit(name, measurements) for name in MEASURES})
+        return cls({name: _fit(name, measurements) for name in measurements if name not in _POSE})
 
     def ranks(self, measurements: Measurements) -> Measurements:
         """Returns, for each measure, the rank of each face: the fraction of the population with smaller values.
 
         NaN stays NaN.
         """
-        pitch_deg, turn_deg = measurements["pitch_deg"], np.abs(measurements["yaw_deg"])
+        pitch_deg, turn_deg = measurements["pitch_deg"], _turn_deg(measurements)
         # Interpolation between the quantiles turns a value into the share below it. Values outside of the population's
         # range get 0 or 1.
         return {
@@ -304,6 +356,11 @@ class Population:
         }
 
 
+def _turn_deg(measurements: Measurements) -> PerFace:
+    """Returns how far each half was turned away if the halves were measured apart, otherwise the absolute yaw."""
+    return measurements["turn_deg"] if "turn_deg" in measurements else np.abs(measurements["yaw_deg"])
+
+
 def _fit(name: str, measurements: Measurements) -> Reference:
     known = np.isfinite(measurements[name]) & np.isfinite(measurements["pitch_deg"])
     if known.sum() < _MIN_FACES:
@@ -314,7 +371,7 @@ def _fit(name: str, measurements: Measurements) -> Reference:
     # What the rotation in `head` leaves of the effect of the pose is fitted by least squares, linear in pitch and turn
     # with a constant, and is removed before the quantiles are computed.
     values, pitch_deg = measurements[name][known], measurements["pitch_deg"][known]
-    turn_deg = np.abs(measurements["yaw_deg"][known])
+    turn_deg = _turn_deg(measurements)[known]
     slopes = np.zeros(2)
     if name not in _FREE_OF_POSE:
         design = np.stack([pitch_deg, turn_deg, np.ones_like(pitch_deg)], axis=1)
