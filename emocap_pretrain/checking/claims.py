@@ -352,3 +352,8 @@ def _softened(items: Sequence[Item], at: int) -> bool:
         if items[place].names.get("degree", ("",))[0] == "high" and items[place].is_a("degree"):
             return place > 0 and items[place - 1].text == "not"
     return False
+
+
+def claim_values(sentence: str) -> tuple[tuple[str, str, bool], ...]:
+    """Returns the movement, the side and the negation of each claim, by which captions of one image are compared."""
+    return tuple((claim.movement, claim.side, claim.negated) for claim in find_claims(sentence))

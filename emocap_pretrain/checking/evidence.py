@@ -3,10 +3,11 @@
 A movement has a gauge (`population.py`), whose rank in a population is the share of faces that show less of the
 movement. The evidence is
 
-    evidence = clip(1/2 + (rank - (1 - share)) / (2 * RAMP), 0, 1)
+    evidence = clip(1/2 + (rank - (1 - share)) / (2 * width), 0, 1)
 
 `share` is the assumed share of the faces of the population on which the movement is visible. So the evidence is 1/2 on
-the face from which on the movement would be visible, and it reaches 0 and 1 at `RAMP` below and above this rank.
+the face from which on the movement would be visible. `width` is `RAMP`; above this face it is at most `share`, so that
+the evidence is 1 on the face with the strongest movement.
 
 A rank says nothing without its population: where half of all faces smile, a smile of median strength has the rank 0.75,
 and where one of ten faces smiles, the rank 0.95. `share` cannot be known without labels. The ramp is wide for this
@@ -14,7 +15,7 @@ reason: a population with other base rates shifts the evidence, and seldom turns
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float
@@ -59,12 +60,16 @@ class Evidence:
         value: In [0, 1]; None if the movement cannot be judged on this face.
         rank: Share of the faces of the population that show less of the movement; None if `value` is None.
         gauge: The gauge of the rank; None if `value` is None.
+        subject: What the gauge measures, such as "the eyebrows", if it is not the movement that was asked for.
+        is_opposite: Whether `rank` is that of the opposite movement.
         why_not: If `value` is None, a clause that says why, such as "the mouth is open".
     """
 
     value: float | None
     rank: float | None = None
     gauge: Gauge | None = None
+    subject: str = ""
+    is_opposite: bool = False
     why_not: str = ""
 
 
@@ -97,9 +102,9 @@ class MeasuredFace:
         if MOVEMENTS[movement].at_rest:
             return self._at_rest(MOVEMENTS[movement].region, side)
         if movement in OPPOSITES:
-            return _against(self.of(OPPOSITES[movement], side))
+            return _against(self.of(OPPOSITES[movement], side), OPPOSITES[movement])
         if movement in ANY_OF:
-            return _strongest([self.of(each, side) for each in ANY_OF[movement]])
+            return _strongest({each: self.of(each, side) for each in ANY_OF[movement]})
         if movement not in GAUGES:
             return Evidence(None, why_not="nothing measures this movement reliably")
         return self._gauged(movement, side)
@@ -154,12 +159,16 @@ class MeasuredFace:
         return None if accepts(self.whole) else Evidence(None, why_not=why_not)
 
     def _at_rest(self, region: str, side: str) -> Evidence:
-        """Returns the evidence that no movement of a region is visible: that against the strongest one."""
+        """Returns the evidence that no movement of a region is visible, from the one for which most speaks.
+
+        Of several gauges one is often above its median, so only evidence above 1/2 speaks against rest.
+        """
         names = [name for name in GAUGES if MOVEMENTS[name].region == region]
-        found = [each for each in (self.of(name, side) for name in names) if each.value is not None]
+        found = {name: each for name in names if (each := self.of(name, side)).value is not None}
         if not found:
             return Evidence(None, why_not="nothing measures this region on this face")
-        return _against(max(found, key=_value))
+        strongest = max(found, key=lambda name: _value(found[name]))
+        return replace(_against(found[strongest], strongest), value=min(1.0, 2 - 2 * _value(found[strongest])))
 
 
 def measured_face(landmarks: Float[np.ndarray, "478 3"], population: FacePopulation) -> MeasuredFace:
@@ -176,7 +185,7 @@ def _first(measurements: Measurements) -> dict[str, float]:
 
 _SMILING = 0.7  # The rank of the lip corners from which on a wide mouth is rather a smile.
 _OPEN = 0.6  # The rank of the opening of the mouth from which on lips and their corners are not compared.
-_OBLIQUE = 0.8  # The rank of the slant of the eyebrows from which on their inner ends are raised.
+_OBLIQUE = 0.5  # The rank of the slant of the eyebrows from which on their inner ends may be raised.
 
 # A rank that is NaN passes: then the measure itself is NaN, or does not need it.
 _GATES: Mapping[str, tuple[Callable[[Mapping[str, float]], bool], str]] = {
@@ -185,7 +194,7 @@ _GATES: Mapping[str, tuple[Callable[[Mapping[str, float]], bool], str]] = {
     "lips_stretched": (lambda ranks: not ranks["corner_lift"] > _SMILING, "a smile makes the mouth wide too"),
     "brows_drawn_together": (
         lambda ranks: not ranks["brow_slant"] > _OBLIQUE,
-        "the inner ends of the eyebrows are raised, and the distance between them is not measured reliably",
+        "the inner ends of the eyebrows are not low, and the distance between them is not measured reliably",
     ),
 }
 
@@ -196,7 +205,8 @@ def evidence_of(rank: float, share: float) -> float:
     >>> evidence_of(0.75, 0.25), evidence_of(0.3, 0.25), evidence_of(1.0, 0.25)
     (0.5, 0.0, 1.0)
     """
-    return float(np.clip(0.5 + (rank - (1 - share)) / (2 * RAMP), 0, 1))
+    above = rank - (1 - share)
+    return float(np.clip(0.5 + above / (2 * (min(RAMP, share) if above > 0 else RAMP)), 0, 1))
 
 
 def _arrays(ranks: Mapping[str, float]) -> dict[str, PerFace]:
@@ -207,14 +217,21 @@ def _value(evidence: Evidence) -> float:
     return evidence.value if evidence.value is not None else 0.0
 
 
-def _against(evidence: Evidence) -> Evidence:
+def _against(evidence: Evidence, movement: str) -> Evidence:
     if evidence.value is None:
         return evidence
-    return Evidence(1 - evidence.value, evidence.rank, evidence.gauge)
+    subject = evidence.subject or _subject(movement)
+    return replace(evidence, value=1 - evidence.value, subject=subject, is_opposite=True)
 
 
-def _strongest(found: Sequence[Evidence]) -> Evidence:
+def _strongest(found: Mapping[str, Evidence]) -> Evidence:
     """Returns the strongest evidence; an unknown one counts unless another one is more likely than not."""
-    strongest = max(found, key=_value)
-    unknown = [each for each in found if each.value is None]
-    return unknown[0] if unknown and _value(strongest) < 0.5 else strongest
+    name = max(found, key=lambda each: _value(found[each]))
+    unknown = [each for each in found.values() if each.value is None]
+    if unknown and _value(found[name]) < 0.5:
+        return unknown[0]
+    return replace(found[name], subject=found[name].subject or _subject(name))
+
+
+def _subject(movement: str) -> str:
+    return f"the {MOVEMENTS[movement].many}"

@@ -15,6 +15,7 @@ from jaxtyping import Float
 
 from emocap_pretrain.captions.face_mesh.geometry import (
     AHEAD,
+    MEASURES,
     PerFace,
     Population,
     Reference,
@@ -56,21 +57,21 @@ class Gauge:
 # The shares and the choice of measures were found with the first half of rendered faces; docs/checking.md has the
 # results on the other half. Movements without an entry are not measured reliably (docs/checking.md says why).
 GAUGES: Mapping[str, Gauge] = {
-    "inner_brows_raised": Gauge({"brow_slant": 1}, 0.45, "higher", "lower", sided=True),
+    "inner_brows_raised": Gauge({"brow_slant": 1}, 0.5, "higher", "lower", sided=True),
     "outer_brows_raised": Gauge({"brow_outer": 1, "brow_middle": 1}, 0.3, "higher", "lower", sided=True),
     "brows_raised": Gauge({"brow_inner": 1, "brow_middle": 1, "brow_outer": 1}, 0.3, "higher", "lower", sided=True),
-    "brows_lowered": Gauge({"brow_inner": -1}, 0.3, "lower", "higher", sided=True),
+    "brows_lowered": Gauge({"brow_inner": -1}, 0.25, "lower", "higher", sided=True),
     "brows_drawn_together": Gauge({"brow_inner": -1}, 0.3, "lower", "higher", sided=True),
-    "eyes_widened": Gauge({"eye_aperture": 1}, 0.35, "wider open", "less open", sided=True),
-    "eyes_closed": Gauge({"eye_aperture": -1}, 0.15, "less open", "wider open", sided=True),
-    "lids_lowered": Gauge({"eye_aperture": -1}, 0.25, "less open", "wider open", sided=True),
-    "eyes_narrowed": Gauge({"eye_aperture": -1, "lower_lid_lift": 1}, 0.35, "narrower", "wider", sided=True),
-    "lids_tightened": Gauge({"eye_aperture": -1, "lower_lid_lift": 1}, 0.35, "narrower", "wider", sided=True),
+    "eyes_widened": Gauge({"eye_aperture": 1}, 0.4, "wider open", "less open", sided=True),
+    "eyes_closed": Gauge({"eye_aperture": -1}, 0.1, "less open", "wider open", sided=True),
+    "lids_lowered": Gauge({"eye_aperture": -1}, 0.3, "less open", "wider open", sided=True),
+    "eyes_narrowed": Gauge({"eye_aperture": -1, "lower_lid_lift": 1}, 0.5, "narrower", "wider", sided=True),
+    "lids_tightened": Gauge({"eye_aperture": -1, "lower_lid_lift": 1}, 0.5, "narrower", "wider", sided=True),
     "eyes_pushed_by_cheeks": Gauge({"corner_lift": 1, "lower_lid_lift": 1}, 0.2, "more", "less", sided=True),
     "cheeks_raised": Gauge({"corner_lift": 1, "lower_lid_lift": 1}, 0.2, "more", "less", sided=True),
-    "lip_corners_raised": Gauge({"corner_lift": 1, "mouth_width": 1}, 0.25, "higher", "lower", sided=True),
+    "lip_corners_raised": Gauge({"corner_lift": 1, "mouth_width": 1}, 0.35, "higher", "lower", sided=True),
     "lip_corners_lowered": Gauge({"corner_curve": -1, "corner_lift": -1}, 0.25, "lower", "higher", sided=True),
-    "lips_stretched": Gauge({"mouth_width": 1}, 0.2, "wider", "narrower"),
+    "lips_stretched": Gauge({"mouth_width": 1}, 0.3, "wider", "narrower"),
     "lips_puckered": Gauge({"mouth_width": -1, "lip_thickness": 1}, 0.2, "narrower", "wider"),
     "lips_pressed": Gauge({"lip_thickness": -1, "mouth_opening": -1}, 0.25, "thinner", "thicker"),
     "lips_parted": Gauge({"mouth_opening": 1}, 0.45, "wider open", "less open"),
@@ -124,9 +125,9 @@ class FacePopulation:
             "version": VERSION,
             "source": self.source,
             "faces": self.faces,
-            "whole": {name: asdict(reference) for name, reference in self.whole.references.items()},
-            "sides": {name: asdict(reference) for name, reference in self.sides.references.items()},
-            "gauges": dict(self.gauges),
+            "whole": {name: _rounded(asdict(reference)) for name, reference in self.whole.references.items()},
+            "sides": {name: _rounded(asdict(reference)) for name, reference in self.sides.references.items()},
+            "gauges": _rounded(self.gauges),
         }
 
     @classmethod
@@ -144,7 +145,8 @@ class FacePopulation:
                 {name: _reference(each) for name, each in stored[key].items()} for key in ("whole", "sides")
             )
             gauges = {name: _quantiles(values) for name, values in stored["gauges"].items()}
-            if missing := set(GAUGES) - set(gauges):
+            sided = {f"{name}/side" for name, gauge in GAUGES.items() if gauge.sided}
+            if missing := {*GAUGES, *sided, *MEASURES} - {*gauges, *whole}:
                 raise ValueError(f"it lacks {min(missing)}")
             return cls(str(stored["source"]), int(stored["faces"]), Population(whole), Population(sides), gauges)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -152,6 +154,13 @@ class FacePopulation:
 
     def rank(self, gauge: str, value: float) -> float:
         return float(np.interp(value, self.gauges[gauge], _GRID))
+
+
+def _rounded(values: Any) -> Any:
+    """Returns JSON values with six significant digits, which are finer than the landmarks."""
+    if isinstance(values, Mapping):
+        return {key: _rounded(value) for key, value in values.items()}
+    return float(f"{values:.6g}") if isinstance(values, float) else [_rounded(value) for value in values]
 
 
 def _reference(stored: Mapping[str, Any]) -> Reference:
