@@ -110,14 +110,16 @@ def _movements(part: Item, action: Item) -> Iterator[str]:
 
 
 _BETWEEN = ("light", "adverb", "degree", "side")  # What may lie between an attribute and its noun.
+_LEVEL_NOUNS = frozenset({"intensity", "level", "strength"})
 _UNKNOWN_BETWEEN = 2  # So many unknown words may lie between a verb or attribute and its part ("a sceptical eyebrow").
 
 
 def _parts_of(items: Sequence[Item], at: int) -> Sequence[int]:
     """Returns the indices of the parts of the face to which an action is attached."""
     item = items[at]
-    if item.is_a("degree") and at + 1 < len(items) and items[at + 1].is_a("direct"):
-        return ()  # "a wide smile"
+    ahead = items[at + 1] if at + 1 < len(items) else None
+    if ahead is not None and item.is_a("degree") and (ahead.is_a("direct") or ahead.text in _LEVEL_NOUNS):
+        return ()  # "a wide smile", "at low intensity"
     following, has_object = _following(items, at)
     if following is not None:
         return (following,)
@@ -244,9 +246,6 @@ def _degree(items: Sequence[Item], at: int) -> Degree | None:
         if not (level or item.is_a("end", "comma", "code", "adverb", "light") or item.text == "at"):
             break
     return None
-
-
-_LEVEL_NOUNS = frozenset({"intensity", "level", "strength"})
 
 
 def _belongs_ahead(items: Sequence[Item], place: int) -> bool:
