@@ -22,13 +22,13 @@ from emocap_pretrain.checking.movements import MOVEMENTS
 from emocap_pretrain.checking.population import FacePopulation
 
 _EXPECTED = {Degree.LOW: 1.5, Degree.MID: 1.0, Degree.HIGH: 0.6}
-"""By how much a stated degree changes the share of faces that are expected to show the movement so strongly."""
+"""The factor by which a stated degree changes the share of faces that are expected to show the movement so strongly."""
 
-_STRONGEST = 0.25
+_STRONGEST = 0.5
 """The share, of the faces that show a movement, on which it is too strong to be called slight."""
 
 AGREES = 0.5
-"""From this score on, a claim agrees rather than disagrees."""
+"""The least score with which a claim agrees."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +96,7 @@ def judged(claim: Claim, measured: MeasuredFace | None) -> tuple[float | None, s
     if evidence.value is None:
         return None, f"it cannot be judged, because {evidence.why_not}"
     score = _with_degree(claim.degree, evidence)
-    return round(1 - score if claim.negated else score, 4), _measured(evidence)
+    return round(1 - score if claim.negated else score, 4), _measured(claim, evidence)
 
 
 def said(claim: Claim) -> str:
@@ -123,13 +123,13 @@ def _with_degree(degree: Degree | None, evidence: Evidence) -> float:
     return expected * (1 - above / 2)
 
 
-def _measured(evidence: Evidence) -> str:
+def _measured(claim: Claim, evidence: Evidence) -> str:
     """Returns a clause such as "it is measured lower than on 78 of 100 faces"."""
     if evidence.rank is None or evidence.gauge is None:
         return "this follows from the movements of its parts"
     more = round(100 * evidence.rank)
-    named = evidence.subject or "it"
-    verb = "are" if evidence.subject else "is"
+    is_plural = " are " in f"{MOVEMENTS[claim.movement].clause(claim.side)} "
+    named = f"{evidence.subject or ('they are' if is_plural else 'it is')} measured"
     if more >= 50:
-        return f"{named} {verb} measured {evidence.gauge.more} than on {more} of 100 faces"
-    return f"{named} {verb} measured {evidence.gauge.less} than on {100 - more} of 100 faces"
+        return f"{named} {evidence.gauge.more} than on {more} of 100 faces"
+    return f"{named} {evidence.gauge.less} than on {100 - more} of 100 faces"

@@ -19,7 +19,7 @@ from functools import lru_cache
 from itertools import islice
 
 from emocap_pretrain.captions.grammar.action_units import Degree
-from emocap_pretrain.checking.items import Item, find_items, item_at, normalized
+from emocap_pretrain.checking.items import SentenceItem, find_items, item_at, normalized
 from emocap_pretrain.checking.movements import CODES, MOVEMENTS, SAID_BY
 
 
@@ -80,7 +80,7 @@ _LETTER_DEGREES = {"a": Degree.LOW, "b": Degree.LOW, "c": Degree.MID, "d": Degre
 """The degree of each letter of intensity of FACS, as in AU12B."""
 
 
-def _raw_claims(items: Sequence[Item]) -> Iterator[tuple[int, Claim]]:
+def _raw_claims(items: Sequence[SentenceItem]) -> Iterator[tuple[int, Claim]]:
     """Yields the index of the item that makes each claim, and the claim before negation is considered."""
     for at, item in enumerate(items):
         if item.is_a("code"):
@@ -103,7 +103,7 @@ def _raw_claims(items: Sequence[Item]) -> Iterator[tuple[int, Claim]]:
                     )
 
 
-def _movements(part: Item, action: Item) -> Iterator[str]:
+def _movements(part: SentenceItem, action: SentenceItem) -> Iterator[str]:
     for name in action.actions:
         if movement := SAID_BY.get((part.part or "", name)):
             yield movement
@@ -114,7 +114,7 @@ _LEVEL_NOUNS = frozenset({"intensity", "level", "strength"})
 _UNKNOWN_BETWEEN = 2  # So many unknown words may lie between a verb or attribute and its part ("a sceptical eyebrow").
 
 
-def _parts_of(items: Sequence[Item], at: int) -> Sequence[int]:
+def _parts_of(items: Sequence[SentenceItem], at: int) -> Sequence[int]:
     """Returns the indices of the parts of the face to which an action is attached."""
     item = items[at]
     ahead = items[at + 1] if at + 1 < len(items) else None
@@ -135,11 +135,11 @@ def _parts_of(items: Sequence[Item], at: int) -> Sequence[int]:
     return before
 
 
-def _fits(items: Sequence[Item], part: int, action: int) -> bool:
+def _fits(items: Sequence[SentenceItem], part: int, action: int) -> bool:
     return next(_movements(items[part], items[action]), None) is not None
 
 
-def _following(items: Sequence[Item], at: int) -> tuple[int | None, bool]:
+def _following(items: Sequence[SentenceItem], at: int) -> tuple[int | None, bool]:
     """Returns the part that follows an action as its noun or object, and whether there is another object."""
     unknown, article, crossed = 0, False, False
     for place, item in enumerate(items[at + 1 :], at + 1):
@@ -158,13 +158,13 @@ def _following(items: Sequence[Item], at: int) -> tuple[int | None, bool]:
     return None, article or unknown > 0
 
 
-def _joins_attributes(items: Sequence[Item], place: int) -> bool:
+def _joins_attributes(items: Sequence[SentenceItem], place: int) -> bool:
     """Returns whether another attribute follows a comma or "and", as in "raised and slightly furrowed brows"."""
     ahead = next((each for each in items[place + 1 :] if not each.is_a("degree", "adverb")), None)
     return ahead is not None and bool(ahead.actions)
 
 
-def _passive(items: Sequence[Item], at: int) -> bool:
+def _passive(items: Sequence[SentenceItem], at: int) -> bool:
     """Returns whether the action is a participle whose subject precedes it, as in "eyebrows raised in a question"."""
     if not re.search(r"(ed|en|t|wn)$", items[at].text):
         return False
@@ -172,7 +172,7 @@ def _passive(items: Sequence[Item], at: int) -> bool:
     return before is not None and (before.part is not None or before.is_a("copula", "join") or bool(before.actions))
 
 
-def _after_preposition(items: Sequence[Item], at: int) -> int | None:
+def _after_preposition(items: Sequence[SentenceItem], at: int) -> int | None:
     """Returns the part after a preposition that follows an action, as in "a furrow appears between the brows"."""
     governed = False
     for place in range(at + 1, min(at + 7, len(items))):
@@ -185,7 +185,7 @@ def _after_preposition(items: Sequence[Item], at: int) -> int | None:
     return None
 
 
-def _preceding(items: Sequence[Item], at: int) -> Sequence[int]:
+def _preceding(items: Sequence[SentenceItem], at: int) -> Sequence[int]:
     """Returns the subject of an action: the nearest part before it without a preposition, and what is joined to it.
 
     A part after a preposition is the subject only if it is the only one that fits.
@@ -206,7 +206,7 @@ def _preceding(items: Sequence[Item], at: int) -> Sequence[int]:
     return [each for each in governed if _fits(items, each, at)][:1]
 
 
-def _governed(items: Sequence[Item], place: int) -> bool:
+def _governed(items: Sequence[SentenceItem], place: int) -> bool:
     for item in reversed(items[:place]):
         if item.is_a("preposition"):
             return True
@@ -215,7 +215,7 @@ def _governed(items: Sequence[Item], place: int) -> bool:
     return False
 
 
-def _joined(items: Sequence[Item], place: int, at: int) -> Sequence[int]:
+def _joined(items: Sequence[SentenceItem], place: int, at: int) -> Sequence[int]:
     """Returns the part at `place`, and before it those that are joined to it by commas and "and"."""
     found = [place]
     for before in range(place - 1, -1, -1):
@@ -228,7 +228,7 @@ def _joined(items: Sequence[Item], place: int, at: int) -> Sequence[int]:
     return found
 
 
-def _degree(items: Sequence[Item], at: int) -> Degree | None:
+def _degree(items: Sequence[SentenceItem], at: int) -> Degree | None:
     """Returns the degree that is stated directly before or after an action, in it, or as "at strong intensity"."""
     for item in reversed(items[max(0, at - 4) : at]):
         if item.is_a("degree"):
@@ -248,7 +248,7 @@ def _degree(items: Sequence[Item], at: int) -> Degree | None:
     return None
 
 
-def _belongs_ahead(items: Sequence[Item], place: int) -> bool:
+def _belongs_ahead(items: Sequence[SentenceItem], place: int) -> bool:
     """Returns whether a word of degree belongs to what follows: "raised slightly parted" does not occur, lists do."""
     ahead = items[place + 1] if place + 1 < len(items) else None
     return ahead is not None and (bool(ahead.actions) or ahead.part is not None)
@@ -257,7 +257,7 @@ def _belongs_ahead(items: Sequence[Item], place: int) -> bool:
 _OTHER_SIDE = {"viewer_left": "right", "viewer_right": "left"}
 
 
-def _side(items: Sequence[Item], part: int, at: int) -> str:
+def _side(items: Sequence[SentenceItem], part: int, at: int) -> str:
     """Returns the side that is stated for a part whose action is the item `at`; "" if none is."""
     inside = re.findall(r"\b(left|right|both|one|each)\b", items[part].text)
     if inside:
@@ -270,7 +270,7 @@ def _side(items: Sequence[Item], part: int, at: int) -> str:
     return _side_after(items, part) or _side_after(items, at) or _side_first(items)
 
 
-def _side_after(items: Sequence[Item], place: int) -> str:
+def _side_after(items: Sequence[SentenceItem], place: int) -> str:
     """Returns a side such as that of "on the left side", which follows the item directly."""
     after = items[place + 1 : place + 5]
     if after and (after[0].text in {"on", "to", "at"} or after[0].is_a("copula")):
@@ -282,7 +282,7 @@ def _side_after(items: Sequence[Item], place: int) -> str:
     return ""
 
 
-def _side_first(items: Sequence[Item]) -> str:
+def _side_first(items: Sequence[SentenceItem]) -> str:
     """Returns the side with which a sentence begins, as in "on the left side, the eyebrow is raised"."""
     if not items or items[0].text not in {"on", "to", "at"}:
         return ""
@@ -291,16 +291,16 @@ def _side_first(items: Sequence[Item]) -> str:
     return named[0] if named and not any(item.part for item in items[:comma]) else ""
 
 
-def _named(item: Item) -> str:
+def _named(item: SentenceItem) -> str:
     name = item.names["side"][0]
     return _OTHER_SIDE.get(name, name)
 
 
-def _ends_clause(item: Item) -> bool:
+def _ends_clause(item: SentenceItem) -> bool:
     return item.is_a("end", "stop")
 
 
-def _hypothetical(items: Sequence[Item]) -> set[int]:
+def _hypothetical(items: Sequence[SentenceItem]) -> set[int]:
     """Returns the indices of the items that are not claimed: those after "as if" and the like, in the same clause."""
     found = set[int]()
     inside = False
@@ -314,7 +314,7 @@ def _hypothetical(items: Sequence[Item]) -> set[int]:
     return found
 
 
-def _negated(items: Sequence[Item]) -> set[int]:
+def _negated(items: Sequence[SentenceItem]) -> set[int]:
     """Returns the indices of the items in the scope of a negation."""
     found = set[int]()
     for at, item in enumerate(items):
@@ -331,7 +331,7 @@ def _negated(items: Sequence[Item]) -> set[int]:
     return found
 
 
-def _scope(items: Sequence[Item], at: int) -> Iterator[int]:
+def _scope(items: Sequence[SentenceItem], at: int) -> Iterator[int]:
     """Yields the indices that a negation negates: up to the end of the clause, and through a list with "or"."""
     end = next((place for place in range(at + 1, len(items)) if _ends_clause(items[place])), len(items))
     listed = any(item.text in {"or", "nor"} for item in items[at + 1 : end])
@@ -345,7 +345,7 @@ def _scope(items: Sequence[Item], at: int) -> Iterator[int]:
         yield place
 
 
-def _softened(items: Sequence[Item], at: int) -> bool:
+def _softened(items: Sequence[SentenceItem], at: int) -> bool:
     """Returns whether the claim is one like "not fully closed": a weak movement rather than none."""
     for place in range(at - 1, max(-1, at - 3), -1):
         if items[place].names.get("degree", ("",))[0] == "high" and items[place].is_a("degree"):

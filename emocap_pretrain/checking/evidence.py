@@ -60,7 +60,8 @@ class Evidence:
         value: In [0, 1]; None if the movement cannot be judged on this face.
         rank: Share of the faces of the population that show less of the movement; None if `value` is None.
         gauge: The gauge of the rank; None if `value` is None.
-        subject: What the gauge measures, such as "the eyebrows", if it is not the movement that was asked for.
+        subject: What the gauge measures, with its verb, such as "the eyebrows are", if it is not the movement that was
+            asked for.
         is_opposite: Whether `rank` is that of the opposite movement.
         why_not: If `value` is None, a clause that says why, such as "the mouth is open".
     """
@@ -234,4 +235,4 @@ def _strongest(found: Mapping[str, Evidence]) -> Evidence:
 
 
 def _subject(movement: str) -> str:
-    return f"the {MOVEMENTS[movement].many}"
+    return f"the {MOVEMENTS[movement].many} {'is' if MOVEMENTS[movement].singular else 'are'}"

@@ -35,7 +35,7 @@ def normalized(sentence: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class SentenceItem:
     """Holds an expression of the sentence. `names` has the names of all patterns that match it, by their kinds."""
 
     text: str
@@ -53,9 +53,9 @@ class Item:
         return self.names["part"][0] if "part" in self.names else None
 
 
-def find_items(text: str) -> Sequence[Item]:
+def find_items(text: str) -> Sequence[SentenceItem]:
     """Divides a normalized sentence into items; at each place the longest expression of the vocabulary counts."""
-    found: list[Item] = []
+    found: list[SentenceItem] = []
     place = 0
     while place < len(text):
         item = item_at(text, place)
@@ -64,13 +64,13 @@ def find_items(text: str) -> Sequence[Item]:
     return found
 
 
-def item_at(text: str, place: int) -> Item:
+def item_at(text: str, place: int) -> SentenceItem:
     end = text.find(" ", place)
     word = text[place : end if end >= 0 else len(text)]
     if word in ",;:.!?()":
-        return Item(word, {"comma" if word == "," else "end": (word,)})
+        return SentenceItem(word, {"comma" if word == "," else "end": (word,)})
     if match := re.fullmatch(r"au_(\d+)_([a-z]*)", word):
-        return Item(word, {"code": match.groups()})
+        return SentenceItem(word, {"code": match.groups()})
     longest, names = len(word), dict[str, tuple[str, ...]]()
     for pattern in VOCABULARY:
         match = pattern.regex.match(text, place)
@@ -79,4 +79,4 @@ def item_at(text: str, place: int) -> Item:
             longest, names = length, {}
         if match and length == longest:
             names[pattern.kind] = (*names.get(pattern.kind, ()), pattern.name)
-    return Item(text[place : place + longest], names or {"word": (word,)})
+    return SentenceItem(text[place : place + longest], names or {"word": (word,)})
