@@ -10,7 +10,7 @@ Under torchrun or srun, all ranks run a command together: each computes its shar
 import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -197,7 +197,7 @@ def score_command(
                 return
             _show(found, as_json=as_json)
             if save:
-                result_file.save(save, _saved(found, model, data, document))
+                result_file.save(save, _saved(found, model, data, captioner, document))
             if captions:
                 lines = (json.dumps(each, ensure_ascii=False) for each in found.captions)
                 write_text("--captions", captions, "".join(f"{line}\n" for line in lines))
@@ -331,13 +331,17 @@ def _trained(
     return folder, document, model, language
 
 
-def _saved(found: "CaptionScores", model: str, data: str, document: "CaptionerDocument") -> "ResultFile":
+def _saved(
+    found: "CaptionScores", model: str, data: str, captioner: Path, document: "CaptionerDocument"
+) -> "ResultFile":
     from emocap_shards.mask import masked_url
 
     from emocap_pretrain.evaluation.result_file import EvaluatedModel, ResultFile
     from emocap_pretrain.generation.report import task_result
 
-    of = EvaluatedModel(Path(model).name[:200], masked_url(model), digest=document.model)
+    # Several captioners may use one model, and are compared with each other.
+    name = f"{Path(model).name[:90]}, captioner {captioner.name[:90]}"
+    of = EvaluatedModel(name, masked_url(model), digest=document.model)
     return ResultFile.of(of, [task_result(found, masked_url(data))], {})
 
 
@@ -373,8 +377,8 @@ def _show(found: "CaptionScores", *, as_json: bool) -> None:
     from emocap_pretrain.generation.scoring import FLOORS
 
     if as_json:
-        tree: dict[str, Any] = asdict(found)
-        say_json({name: value for name, value in tree.items() if name != "captions"})
+        tree: dict[str, Any] = asdict(replace(found, captions=()))
+        say_json({name: value for name, value in tree.items() if name not in {"captions", "outcomes", "samples"}})
         return
     columns = ("metric", "captioner", "95 % interval", *FLOORS.values())
     rows = [

@@ -27,8 +27,9 @@ from emocap_pretrain.evaluation.prompt_set import expanded
 from emocap_pretrain.evaluation.task import SplitName
 from emocap_pretrain.inference.classes import class_cosines, class_embeddings
 from emocap_pretrain.inference.embedder import Embedder
-from emocap_pretrain.run_folder.outcomes import AnswerOutcomes, answers_digest
+from emocap_pretrain.run_folder.outcomes import AnswerOutcomes
 from emocap_pretrain.run_folder.results import Baseline, Domain, Score, TaskResult
+from emocap_pretrain.run_folder.samples import answers_digest
 
 NO_QUESTIONS = "multiple_choice needs questions, which only benchmarks have: leave it out."
 

@@ -12,11 +12,14 @@ import numpy as np
 
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.evaluation.outcome_scores import folds_of, keys_of, metrics_of, with_intervals
-from emocap_pretrain.evaluation.paired import Difference, differences, holm, mismatches
+from emocap_pretrain.evaluation.paired import Difference, differences, holm
+from emocap_pretrain.evaluation.pairing import caveats, mismatches
 from emocap_pretrain.evaluation.result_file import EvaluatedModel, ResultFile, SavedFace
 from emocap_pretrain.evaluation.subgroups import LEAST, MOST_GROUPS, Subgroups, subgroups
-from emocap_pretrain.run_folder.outcomes import Outcomes, ProbabilityOutcomes, Samples, ShotOutcomes
+from emocap_pretrain.run_folder.outcome_sums import LossOutcomes
+from emocap_pretrain.run_folder.outcomes import Outcomes, ProbabilityOutcomes, ShotOutcomes
 from emocap_pretrain.run_folder.results import Score, TaskResult
+from emocap_pretrain.run_folder.samples import Samples
 
 _ALIKE = ("crop", "colours", "ensemble")  # Settings that change what a model sees, or how its prompts count.
 TOLERANCE = 1e-6  # Relative to the score; sums in another order differ by less.
@@ -243,14 +246,15 @@ def groups_by(result: TaskResult, by: Sequence[str] | None = None, *, least: int
     Returns:
         The groups of each entry of `result.outcomes` and each label. Entries whose queries are texts, and entries of
             which the result states no score, have no groups. Nor have means over draws of training examples, whose
-            draws an interval of groups would leave out, and calibration errors, which are larger in small groups.
+            draws an interval of groups would leave out, calibration errors, which are larger in small groups, and
+            losses, whose batches hold all groups.
 
     Raises:
         ConfigError: If a label has too many values.
     """
     found: list[Subgroups] = []
     for outcomes, samples in _outcomes(result):
-        if isinstance(outcomes, ShotOutcomes | ProbabilityOutcomes):
+        if isinstance(outcomes, ShotOutcomes | ProbabilityOutcomes | LossOutcomes):
             continue
         is_share = {score.name: score.is_share for score in result.scores}
         main = next((name for name in metrics_of(outcomes) if name in is_share), None)
@@ -319,12 +323,16 @@ def _remarks(
 ) -> tuple[str, ...]:
     """Returns which settings of the evaluations differ, of those that change what a model sees or how prompts count.
 
+    Other differences that do not prevent a comparison (`caveats`) follow.
+
     A pair of results may still be compared: the difference is then also one of these settings.
     """
     # The ensemble combines prompts. Files of earlier versions do not say which part of an image was read.
     relevant = _ALIKE if first.domain and other.domain else _ALIKE[:-1]
     values = [(name, settings.get(name), others.get(name)) for name in relevant]
-    return tuple(f"evaluation.{name} is {two}, not {one}" for name, one, two in values if one and two and one != two)
+    found = [f"evaluation.{name} is {two}, not {one}" for name, one, two in values if one and two and one != two]
+    pairs = zip(first.outcomes, other.outcomes, strict=False)
+    return (*found, *(each for one, another in pairs for each in caveats(one, another)))
 
 
 def _row(name: str, results: Sequence[TaskResult | None], changes: Sequence[Mapping[str, Difference]]) -> ScoreRow:

@@ -26,6 +26,7 @@ from emocap_pretrain.data.transform import BICUBIC, Resize
 from emocap_pretrain.errors import DataError
 from emocap_pretrain.evaluation.examples import Example, ExampleSource, LeftOut
 from emocap_pretrain.evaluation.feature_cache import FeatureCache
+from emocap_pretrain.evaluation.loss_values import LossValues
 from emocap_pretrain.inference.embedder import Crop, Embedder
 from emocap_pretrain.inference.images import READERS, UNREADABLE, reason
 from emocap_pretrain.ranks.group import RankGroup
@@ -93,8 +94,8 @@ class Features:
             caption part with patches.
         left_out: The examples without vectors, with reasons. All other fields leave them out.
         maps: The attention maps of the local sentences; None if no task needs them, or there is no sentence.
-        local_loss: The local loss in batches of faces (`local_loss.py`), and that of a model that gives all pairs the
-            same score; None if no task needs it, the model was not trained with local sentences, or there is none.
+        local_loss: The local loss in batches of faces (`local_loss.py`); None if no task needs it, the model was not
+            trained with local sentences, or there is none.
     """
 
     keys: tuple[str, ...]
@@ -107,7 +108,7 @@ class Features:
     patches: Float[Tensor, "examples embedding"] | None = None
     left_out: tuple[LeftOut, ...] = ()
     maps: SentenceMaps | None = None
-    local_loss: tuple[float, float] | None = None
+    local_loss: LossValues | None = None
 
     def __len__(self) -> int:
         return len(self.keys)

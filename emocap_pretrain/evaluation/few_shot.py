@@ -19,8 +19,9 @@ from emocap_pretrain.evaluation.features import Features
 from emocap_pretrain.evaluation.probe import fitted
 from emocap_pretrain.evaluation.task import SplitName
 from emocap_pretrain.inference.embedder import Embedder
-from emocap_pretrain.run_folder.outcomes import ShotOutcomes, answers_digest
+from emocap_pretrain.run_folder.outcomes import ShotOutcomes
 from emocap_pretrain.run_folder.results import Baseline, Score, Series, TaskResult
+from emocap_pretrain.run_folder.samples import answers_digest
 
 SHOTS = (1, 2, 4, 8, 16)
 MOST_VALID_SHOTS = 4  # The protocol of CoOp: min(shots, 4) examples of each class to choose on.

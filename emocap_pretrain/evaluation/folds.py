@@ -9,8 +9,9 @@ from itertools import accumulate, chain
 import numpy as np
 
 from emocap_pretrain.evaluation.confusion import SCORES_FOLLOW
-from emocap_pretrain.run_folder.outcomes import Outcomes, Samples, joined
+from emocap_pretrain.run_folder.outcomes import Outcomes, joined
 from emocap_pretrain.run_folder.results import Baseline, ClassValues, ConfusionMatrix, Score, Series, TaskResult
+from emocap_pretrain.run_folder.samples import Samples
 
 
 def mean_of_folds(results: Sequence[TaskResult]) -> TaskResult:

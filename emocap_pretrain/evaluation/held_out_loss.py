@@ -8,6 +8,9 @@ The loss of an anchor grows with the number of candidates, so it depends on the 
 have the same number of faces, in the order of the dataset, and titles contain this number. The baseline is the loss of
 a model that knows nothing, which is the logarithm of this number: such a model gives all candidates the same score.
 
+What each face adds to the loss is kept for a test between models (`loss_values.py`): the losses of its own anchors, and
+how it changes those of the other faces of its batch. The loss is the mean of these values.
+
 The loss of the local part compares each sentence with all patches of all images of a batch. The vectors that all tasks
 share hold only the mean of the patches of an image, so `local_loss.py` computes it, with the sharpness and the scope of
 the model's training, and in the same batches.
@@ -19,8 +22,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from emocap_kernels import contrastive_loss
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from emocap_pretrain.benchmarks.card import TargetKind
@@ -31,10 +33,14 @@ from emocap_pretrain.errors import ConfigError, DataError
 from emocap_pretrain.evaluation.examples import ExampleSource
 from emocap_pretrain.evaluation.features import Features, PartFeatures
 from emocap_pretrain.evaluation.local_loss import batches_of
+from emocap_pretrain.evaluation.loss_values import LossValues, direction_values
 from emocap_pretrain.evaluation.task import SplitName
 from emocap_pretrain.inference.embedder import Embedder
+from emocap_pretrain.run_folder.outcome_sums import LossOutcomes
 from emocap_pretrain.run_folder.results import Baseline, Score, TaskResult
+from emocap_pretrain.run_folder.samples import answers_digest
 
+MOST_VALUES = 1_000_000  # A result with more faces times parts has no values of faces, which need about 20 bytes each.
 NO_CAPTION, INCOMPLETE = "faces without a caption", "faces of the last, incomplete batch"
 _COMPARED = tuple(part for part in PARTS if part.aligned_with == "image")
 _WITH_PATCHES = tuple(part for part in PARTS if part.aligned_with == "patches")
@@ -79,48 +85,88 @@ class HeldOutLoss:
         if not batches:
             raise self._too_few()
         rows, scored = len(batches[0]), sum(map(len, batches))
-        losses = {
-            part.name: (self._loss(embedder, part, test, batches), math.log(rows))
-            for part in _COMPARED
-            if part.name in test.parts
-        }
+        losses = {part.name: self._loss(embedder, part, test, batches) for part in _COMPARED if part.name in test.parts}
         if test.local_loss:
-            losses |= {part.name: self._finite(part, *test.local_loss) for part in _WITH_PATCHES}
+            losses |= {part.name: test.local_loss for part in _WITH_PATCHES}
+        for name, each in losses.items():
+            if not math.isfinite(each.loss):
+                raise DataError(f"the {name} loss on {self.settings.url} is {each.loss}; the weights may be damaged.")
+        weights = _weights(embedder, tuple(losses))
         counts = ((NO_CAPTION, len(test) - len(faces)), (INCOMPLETE, len(faces) - scored))
         return TaskResult(
             task=self.name,
             samples=scored,
-            scores=tuple(_scores(losses, _weights(embedder, tuple(losses)), rows)),
+            scores=tuple(_scores(losses, weights, rows)),
             left_out=tuple((reason, count) for reason, count in counts if count),
+            outcomes=_outcomes(losses, weights),
         )
 
-    def _loss(self, embedder: Embedder, part: Part, test: Features, batches: Sequence[Sequence[int]]) -> float:
-        """Returns the mean loss of one part over batches of faces."""
+    def _loss(self, embedder: Embedder, part: Part, test: Features, batches: Sequence[Sequence[int]]) -> LossValues:
+        """Returns the loss of one part over batches of faces."""
         texts, vectors = _texts_of_faces(embedder, part, test, self.settings.batch)
         known = embedder.objective is None or embedder.objective.known_positives
-        losses: list[float] = []
-        for batch in batches:
-            ids = _ids(embedder, part, [texts[face] for face in batch]) if known else None
+        values: list[float] = []
+        pairs: list[tuple[str, list[str]]] = []
+        for number, batch in enumerate(batches):
             rows = torch.tensor(batch)
-            found = contrastive_loss(test.images[rows].double(), vectors[rows].double(), embedder.model.scale, ids=ids)
-            losses.append(float(found.loss))
-        return self._finite(part, sum(losses) / len(losses))[0]
-
-    def _finite(self, part: Part, loss: float, ignorant: float = 0.0) -> tuple[float, float]:
-        """Returns the loss of a part and that of a model that knows nothing.
-
-        Raises:
-            DataError: If the loss is not finite.
-        """
-        if not math.isfinite(loss):
-            raise DataError(f"the {part.name} loss on {self.settings.url} is {loss}; the weights may be damaged.")
-        return loss, ignorant
+            ids = _ids(embedder, part, [texts[face] for face in batch]) if known else torch.arange(len(batch))
+            found = face_values(test.images[rows].double(), vectors[rows].double(), embedder.model.scale, ids)
+            values += found.tolist()
+            firsts = {each: place for place, each in reversed(list(enumerate(ids.tolist())))}
+            pairs += [
+                (f"{number} {test.keys[face]}", [texts[face], f"{firsts[own]}"])
+                for face, own in zip(batch, ids.tolist(), strict=True)
+            ]
+        rows = tuple(face for batch in batches for face in batch)
+        loss = math.fsum(values) / len(values)
+        return LossValues(loss, math.log(len(batches[0])), rows, tuple(values), answers_digest(pairs))
 
     def _too_few(self) -> ConfigError:
         return ConfigError(
             f"evaluation.url={self.settings.url} has fewer than two samples with captions, and a contrastive loss "
             f"needs others to choose from: give a larger dataset, or leave {self.name} out of evaluation.tasks."
         )
+
+
+def face_values(
+    images: Float64[Tensor, "rows embedding"],
+    texts: Float64[Tensor, "rows embedding"],
+    scale: float,
+    ids: Int[Tensor, " rows"],
+) -> Float64[Tensor, " rows"]:
+    """Returns the values of the faces of a batch (`direction_values`). Texts with equal ids are positives."""
+    rows = torch.arange(len(ids))
+
+    def values(anchors: Tensor, candidates: Tensor) -> Float64[Tensor, " rows"]:
+        def score(block: Tensor) -> Float64[Tensor, "block rows"]:
+            return scale * anchors[block] @ candidates.T
+
+        def positive(block: Tensor) -> Bool[Tensor, "block rows"]:
+            return ids[block, None] == ids
+
+        return direction_values(score, positive, anchors=rows, candidates=rows, samples=len(rows))
+
+    return (values(images, texts) + values(texts, images)) / 2
+
+
+def _outcomes(losses: Mapping[str, LossValues], weights: Mapping[str, float]) -> tuple[LossOutcomes, ...]:
+    """Returns the values of the faces of each part; nothing if there are too many.
+
+    A part of which a batch has no text has values of fewer faces, and is left out. The total then has no values.
+    """
+    (rows, *_) = (each.rows for each in losses.values())
+    whole = {name: each for name, each in losses.items() if each.rows == rows}
+    if len(whole) * len(rows) > MOST_VALUES:
+        return ()
+    return (
+        LossOutcomes(
+            rows,
+            tuple(whole),
+            tuple(weights[name] for name in whole) if len(whole) == len(losses) else (),
+            tuple(each.values for each in whole.values()),
+            tuple(each.about for each in whole.values()),
+        ),
+    )
 
 
 def _texts_of_faces(
@@ -170,15 +216,17 @@ def _weights(embedder: Embedder, parts: Sequence[str]) -> dict[str, float]:
     return found if any(found.values()) else dict.fromkeys(parts, 1 / len(parts))
 
 
-def _scores(losses: Mapping[str, tuple[float, float]], weights: Mapping[str, float], rows: int) -> list[Score]:
-    """Returns the total and the loss of each part. `losses` has the loss of a model that knows nothing, too."""
+def _scores(losses: Mapping[str, LossValues], weights: Mapping[str, float], rows: int) -> list[Score]:
+    """Returns the total and the loss of each part, beside the loss of a model that knows nothing."""
 
     def score(name: str, title: str, value: float, ignorant: float) -> Score:
         baseline = Baseline("knows nothing", ignorant)
         return Score(name, f"{title}, batches of {rows}", value, baseline, is_share=False, lower_is_better=True)
 
-    total, ignorant = (sum(weights[part] * each[place] for part, each in losses.items()) for place in (0, 1))
-    return [
-        score("loss", "held-out loss", total, ignorant),
-        *(score(f"loss_{part}", f"held-out loss of the {part} part", *each) for part, each in losses.items()),
+    total = sum(weights[part] * each.loss for part, each in losses.items())
+    ignorant = sum(weights[part] * each.ignorant for part, each in losses.items())
+    of_parts = [
+        score(f"loss_{part}", f"held-out loss of the {part} part", each.loss, each.ignorant)
+        for part, each in losses.items()
     ]
+    return [score("loss", "held-out loss", total, ignorant), *of_parts]

@@ -17,6 +17,8 @@ _ENTRIES = 1 << 22  # Number of weights that are in memory at the same time, 32 
 
 Weights = Float[np.ndarray, "draws examples"]
 """The number of times that each example occurs in each draw."""
+Metric = Callable[[Weights], Float[np.ndarray, " draws"]]
+"""A function that computes a score of each draw."""
 
 
 def bootstrap(

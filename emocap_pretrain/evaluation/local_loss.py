@@ -5,8 +5,9 @@ fit into memory, so tasks never see them: a rank computes the patches of one bat
 keeps only the loss. The image tower therefore reads these images a second time. A batch is computed by one rank as a
 whole, so the losses do not depend on the number of ranks.
 
-The loss is `region_contrastive_loss` with the scope, the sharpness and the ignored patches of the model's training, and
-without mining (docs/method.md, section 2). It is computed in float64 on the CPU.
+The loss is that of docs/method.md, section 2, with the scope, the sharpness and the ignored patches of the model's
+training, and without mining. It is computed in float64 on the CPU, as the mean of what each face adds to it
+(`loss_values.py`), which a test between models needs.
 """
 
 import math
@@ -14,27 +15,23 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
-from typing import Literal, NamedTuple
+from itertools import chain
+from typing import Literal
 
 import numpy as np
 import torch
-from emocap_kernels import region_contrastive_loss
-from jaxtyping import Bool, Float
+from emocap_kernels import region_attention, region_contrastive_loss
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from emocap_pretrain.data.parts import PROMPT_PART
 from emocap_pretrain.evaluation.examples import Example, ExampleSource
 from emocap_pretrain.evaluation.features import BatchFeatures, Extraction
+from emocap_pretrain.evaluation.loss_values import LossValues, direction_values, jackknife_values
 from emocap_pretrain.inference.embedder import Crop
 from emocap_pretrain.inference.images import READERS
 from emocap_pretrain.ranks.group import RankGroup
-
-
-class LocalLoss(NamedTuple):
-    """Holds the mean over batches of the local loss, and of that of a model that gives all pairs the same score."""
-
-    loss: float
-    ignorant: float
+from emocap_pretrain.run_folder.samples import answers_digest
 
 
 def local_loss(
@@ -44,7 +41,7 @@ def local_loss(
     world: RankGroup,
     *,
     most_rows: int,
-) -> LocalLoss | None:
+) -> LossValues | None:
     """Returns the local loss of a split on rank 0; None on the other ranks. This is a collective.
 
     Of each face the first caption counts. Faces without a caption are left out, and those without a local sentence are
@@ -67,18 +64,25 @@ def local_loss(
         return None
     batches = world.run_on_main(lambda: batches_of(_captioned(collected or ()), most_rows))
 
-    def losses() -> list[LocalLoss | None]:
+    def losses() -> list[LossValues | None]:
         with ThreadPoolExecutor(READERS, "emocap-read") as readers:
             of_batch = partial(_of_batch, extraction, source, readers)
             return [of_batch(numbers) for numbers in batches[world.rank :: world.world_size]]
 
     shares = world.collect_on_main(losses)
-    # The order does not matter: `fsum` rounds once.
     found = [each for share in shares or () for each in share if each]
     if not found:
         return None
-    loss, ignorant = (math.fsum(column) / len(found) for column in zip(*found, strict=True))
-    return LocalLoss(loss, ignorant)
+    # The order does not matter: `fsum` rounds once.
+    loss, ignorant = (math.fsum(column) / len(found) for column in zip(*(each[:2] for each in found), strict=True))
+    found.sort(key=lambda each: each.rows)
+    return LossValues(
+        loss,
+        ignorant,
+        tuple(chain.from_iterable(each.rows for each in found)),
+        tuple(chain.from_iterable(each.values for each in found)),
+        answers_digest((f"{each.rows[0]}", [each.about]) for each in found),
+    )
 
 
 def batches_of(faces: Sequence[int], most: int) -> list[Sequence[int]]:
@@ -108,29 +112,35 @@ def _captioned(collected: Sequence[BatchFeatures]) -> list[int]:
 
 def _of_batch(
     extraction: Extraction, source: ExampleSource, readers: Executor, numbers: Sequence[int]
-) -> LocalLoss | None:
+) -> LossValues | None:
     chosen = set(numbers)
     read = source.examples(range(numbers[0], numbers[-1] + 1))
     examples = [each for number, each in enumerate(read, numbers[0]) if number in chosen and isinstance(each, Example)]
     sentences = [(row, text) for row, each in enumerate(examples) for text in each.captions[0].local]
     if not sentences:
         return None
+    about = answers_digest(
+        (example.key, [_scope(extraction), *(text for owner, text in sentences if owner == row)])
+        for row, example in enumerate(examples)
+    )
     path, cache = "", extraction.cache
     if cache:
         contents = list(readers.map(_digest, examples))
-        how = [extraction.crop, str(extraction.resize), f"local loss {extraction.embedder.local} {_scope(extraction)}"]
+        local = f"local losses {extraction.embedder.local} {_scope(extraction)}"
+        how = [extraction.crop, str(extraction.resize), local]
         path = cache.path(contents, [*how, *(f"{row}: {text}" for row, text in sentences)])
-        if kept := cache.read(path):
-            return LocalLoss(*kept["losses"].tolist())
-    found = _computed(extraction, readers, examples, sentences)
-    if cache:
-        cache.write(path, {"losses": np.array(found)})
-    return found
+    kept = cache.read(path) if cache else None
+    values = kept["values"] if kept else _computed(extraction, readers, examples, sentences)
+    if cache and not kept:
+        cache.write(path, {"values": values})
+    ignorant = _ignorant([row for row, _ in sentences], len(examples), _scope(extraction))
+    return LossValues(math.fsum(values) / len(values), ignorant, tuple(numbers), tuple(values.tolist()), about)
 
 
 def _computed(
     extraction: Extraction, readers: Executor, examples: Sequence[Example], sentences: Sequence[tuple[int, str]]
-) -> LocalLoss:
+) -> Float64[np.ndarray, " faces"]:
+    """Returns what each face of a batch adds to the loss."""
     embedder = extraction.embedder
     local = embedder.local
     assert local is not None, "the caller has asked whether the model has maps"
@@ -140,17 +150,61 @@ def _computed(
         for at in range(0, len(words), extraction.batch)
     ]
     patches, kept = _patches(extraction, readers, examples)
-    owner = torch.tensor([row for row, _ in sentences])
-    found = region_contrastive_loss(
-        patches.double(),
-        torch.cat(vectors).double(),
-        owner,
-        embedder.model.local_scale,
-        sharpness=local.sharpness,
-        scope=_scope(extraction),
-        patch_mask=kept,
+    owner, texts = torch.tensor([row for row, _ in sentences]), torch.cat(vectors).double()
+    scale = embedder.model.local_scale
+    if _scope(extraction) == "batch":
+        return values_between_images(
+            patches.double(), texts, owner, scale, sharpness=local.sharpness, kept=kept
+        ).numpy()
+
+    def of_image(row: int) -> float:
+        own = texts[owner == row]
+        alone = torch.zeros(len(own), dtype=torch.int64)
+        mask = None if kept is None else kept[row, None]
+        image = patches[row, None].double()
+        return float(region_contrastive_loss(image, own, alone, scale, scope="image", patch_mask=mask).loss)
+
+    anchors = owner.unique()
+    losses = torch.tensor([of_image(row) for row in anchors.tolist()], dtype=torch.float64)
+    return jackknife_values(losses, anchors, samples=len(examples)).numpy()
+
+
+def values_between_images(
+    patches: Float64[Tensor, "images patches embedding"],
+    sentences: Float64[Tensor, "sentences embedding"],
+    owner: Int64[Tensor, " sentences"],
+    scale: float,
+    *,
+    sharpness: float,
+    kept: Bool[Tensor, "images patches"] | None = None,
+) -> Float64[Tensor, " images"]:
+    """Returns what each image of a batch adds to the local loss of scope `batch` (`direction_values`).
+
+    Images without a sentence are no anchors. The arguments are those of `region_contrastive_loss`.
+    """
+    rows: list[Tensor] = []
+    first = torch.zeros(len(sentences), dtype=torch.int64)
+    for number, image in enumerate(patches):
+        mask = None if kept is None else kept[number, None]
+        weights = region_attention(image[None], sentences, first, sharpness=sharpness, patch_mask=mask)
+        rows.append(scale * (weights * (sentences @ image.T)).sum(1))
+    scores, images, anchors = torch.stack(rows), torch.arange(len(patches)), owner.unique()
+    own = owner == images[:, None]
+    to_sentences = direction_values(
+        lambda block: scores[anchors[block]],
+        lambda block: own[anchors[block]],
+        anchors=anchors,
+        candidates=owner,
+        samples=len(images),
     )
-    return LocalLoss(float(found.loss), _ignorant(owner.tolist(), len(examples), _scope(extraction)))
+    to_images = direction_values(
+        lambda block: scores.T[block],
+        lambda block: own.T[block],
+        anchors=owner,
+        candidates=images,
+        samples=len(images),
+    )
+    return (to_sentences + to_images) / 2
 
 
 def _patches(

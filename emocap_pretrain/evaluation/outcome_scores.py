@@ -5,7 +5,7 @@ result of its task. Each score is a function of the number of times that each sa
 bootstrap, a test of two models and a division into groups use the same formula.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,8 +14,10 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from emocap_pretrain.evaluation.calibration_error import errors
+from emocap_pretrain.evaluation.corpus_scores import metrics_of_sums
 from emocap_pretrain.evaluation.crossed_draws import crossed_scores, right_of
 from emocap_pretrain.evaluation.intervals import (
+    Metric,
     Weights,
     areas,
     class_sums,
@@ -26,6 +28,7 @@ from emocap_pretrain.evaluation.intervals import (
     percentiles,
     shares,
 )
+from emocap_pretrain.run_folder.outcome_sums import CaptionOutcomes, LossOutcomes, RegionOutcomes
 from emocap_pretrain.run_folder.outcomes import (
     AnswerOutcomes,
     ClassOutcomes,
@@ -33,15 +36,13 @@ from emocap_pretrain.run_folder.outcomes import (
     Outcomes,
     ProbabilityOutcomes,
     RankOutcomes,
-    Samples,
     ShotOutcomes,
     UnitOutcomes,
     columns,
     tables,
 )
 from emocap_pretrain.run_folder.results import TaskResult, metric_name
-
-Metric = Callable[[Weights], Float[np.ndarray, " draws"]]
+from emocap_pretrain.run_folder.samples import Samples
 
 RECALLS = (1, 5, 10)  # The k of the recalls; further ones in a result are not compared.
 MOST_ENTRIES = 100_000  # A result with more has intervals only where its task or a comparison computes them.
@@ -98,6 +99,8 @@ def metrics_of(outcomes: Outcomes, folds: Int[np.ndarray, " entries"] | None = N
             found = _of_shots(outcomes)
         case ProbabilityOutcomes():
             found = _of_probabilities(outcomes)
+        case CaptionOutcomes() | RegionOutcomes() | LossOutcomes():
+            found = metrics_of_sums(outcomes)
     if folds is None:
         return dict(found)
     return {name: over_folds(metric, folds) for name, metric in found.items()}
@@ -161,7 +164,7 @@ def is_right_of(outcomes: Outcomes) -> np.ndarray:
             return np.array(outcomes.truth) == np.array(outcomes.predicted)
         case AnswerOutcomes():
             return np.array(outcomes.is_right)
-        case RankOutcomes() | NumberOutcomes() | UnitOutcomes() | ShotOutcomes() | ProbabilityOutcomes():
+        case _:
             raise AssertionError(outcomes.kind)
 
 

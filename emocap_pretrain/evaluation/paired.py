@@ -6,19 +6,18 @@ scipy is imported within a function, because its import takes time and most comm
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from emocap_pretrain.evaluation.calibration_error import debiased_errors
+from emocap_pretrain.evaluation.corpus_scores import TOTAL_LOSS
 from emocap_pretrain.evaluation.crossed_draws import crossed_scores
-from emocap_pretrain.evaluation.intervals import Weights, draws, percentiles
+from emocap_pretrain.evaluation.intervals import Metric, Weights, draws, percentiles
 from emocap_pretrain.evaluation.outcome_scores import (
-    Metric,
     calibration_name,
-    entries,
     folds_of,
     groups_of,
     is_right_of,
@@ -26,17 +25,13 @@ from emocap_pretrain.evaluation.outcome_scores import (
     metrics_of,
     part,
 )
+from emocap_pretrain.evaluation.pairing import has_same_total
 from emocap_pretrain.run_folder.outcomes import (
-    AnswerOutcomes,
-    ClassOutcomes,
-    NumberOutcomes,
     Outcomes,
     ProbabilityOutcomes,
-    RankOutcomes,
-    Samples,
     ShotOutcomes,
-    UnitOutcomes,
 )
+from emocap_pretrain.run_folder.samples import Samples
 
 DRAWS = 4000  # The smallest p of a paired bootstrap is about 2 / DRAWS, so it must be small also after a correction.
 SMALLEST_P = 2 / (DRAWS + 1)
@@ -78,50 +73,6 @@ class Difference:
         return self.p if self.p_holm is None else self.p_holm
 
 
-def mismatches(one: tuple[Outcomes, Samples], other: tuple[Outcomes, Samples]) -> list[str]:
-    """Returns the reasons why two outcomes do not belong to the same samples, each with the number of samples.
-
-    The result is empty if they belong to the same samples. A sample with another true value counts as another sample.
-    Outcomes of different kinds have this as their only reason.
-
-    Args:
-        one: The outcomes of the first model, with their samples.
-        other: The outcomes of the other model, with their samples.
-    """
-    if one[0].kind != other[0].kind:
-        return [f"the kinds of outcomes differ: {one[0].kind} and {other[0].kind}"]
-    ours, theirs = (dict(zip(keys_of(*each), _truths(each[0]), strict=True)) for each in (one, other))
-    found = [
-        (len(entries(one[0])) - len(ours), "of the first occur more than once"),
-        (len(entries(other[0])) - len(theirs), "of the other occur more than once"),
-        (len(ours.keys() - theirs.keys()), "only in the first"),
-        (len(theirs.keys() - ours.keys()), "only in the other"),
-        (sum(ours[key] != theirs[key] for key in ours.keys() & theirs.keys()), "with another true value"),
-    ]
-    reasons = [f"{count:,} {what}" for count, what in found if count]
-    # Other samples also have other answers, which need not be said.
-    return reasons or [*_choices(one[0], other[0])]
-
-
-def _choices(one: Outcomes, other: Outcomes) -> Iterator[str]:
-    """Yields how the answers differ among which two models have chosen, as far as outcomes of one kind know it."""
-    classes = _classes(one), _classes(other)
-    if set(classes[0]) != set(classes[1]):
-        yield f"the classes to choose from differ: {len(classes[0]):,} and {len(classes[1]):,}"
-    if isinstance(one, ShotOutcomes) and isinstance(other, ShotOutcomes):
-        ours, theirs = (dict(zip(each.shots, each.chosen, strict=True)) for each in (one, other))
-        if any(ours[shots] != theirs[shots] for shots in ours.keys() & theirs.keys()):
-            yield "the probes were trained on other examples"
-    if isinstance(one, RankOutcomes) and isinstance(other, RankOutcomes):
-        counts = (one.candidates, other.candidates)
-        if all(counts) and counts[0] != counts[1]:
-            yield f"the numbers of candidates differ: {counts[0]:,} and {counts[1]:,}"
-    if isinstance(one, RankOutcomes | AnswerOutcomes) and isinstance(other, RankOutcomes | AnswerOutcomes):
-        answers = (one.answers, other.answers)
-        if all(answers) and answers[0] != answers[1]:
-            yield "the answers to choose from, or the right ones, differ"
-
-
 def differences(
     one: tuple[Outcomes, Samples], other: tuple[Outcomes, Samples], names: Collection[str] | None = None
 ) -> dict[str, Difference]:
@@ -149,6 +100,8 @@ def differences(
         return _of_draws(pair[0], pair[1], groups, folds, names)
     ours, theirs = (metrics_of(outcomes, folds) for outcomes in pair)
     compared = [name for name in ours if name in theirs and (names is None or name in names)]
+    if not has_same_total(*pair):
+        compared = [name for name in compared if name != TOTAL_LOSS]
     everything = np.ones((1, len(groups)))
     values = {name: float(theirs[name](everything)[0] - ours[name](everything)[0]) for name in compared}
     tests = dict.fromkeys(compared, "paired bootstrap")
@@ -242,23 +195,3 @@ def holm(ps: Sequence[float]) -> list[float]:
 def has_groups(groups: Sequence[str | None]) -> bool:
     """Returns whether at least one person or clip has several samples."""
     return any(count > 1 for group, count in Counter(groups).items() if group is not None)
-
-
-def _classes(outcomes: Outcomes) -> Sequence[str]:
-    match outcomes:
-        case ClassOutcomes() | ShotOutcomes() | ProbabilityOutcomes():
-            return outcomes.classes
-        case RankOutcomes() | NumberOutcomes() | AnswerOutcomes() | UnitOutcomes():
-            return ()
-
-
-def _truths(outcomes: Outcomes) -> Sequence[object]:
-    match outcomes:
-        case NumberOutcomes():
-            return list(zip(*outcomes.truth, strict=True))
-        case UnitOutcomes():
-            return list(zip(*outcomes.shown, strict=True))
-        case ClassOutcomes() | ShotOutcomes() | ProbabilityOutcomes():
-            return [outcomes.classes[number] for number in outcomes.truth]
-        case RankOutcomes() | AnswerOutcomes():
-            return [None] * len(entries(outcomes))

@@ -20,12 +20,12 @@ is, the map of a sentence lies in its region no more than these maps do.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import numpy as np
 from emocap_shards.inspecting.wording import counted
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from emocap_pretrain.benchmarks.card import TargetKind
 from emocap_pretrain.config.schema import EvaluationConfig
@@ -35,10 +35,12 @@ from emocap_pretrain.data.regions import FaceRegions, check_header, coverage, ha
 from emocap_pretrain.errors import ConfigError, DataError
 from emocap_pretrain.evaluation.examples import ExampleSource
 from emocap_pretrain.evaluation.features import Features, SentenceMaps
-from emocap_pretrain.evaluation.intervals import LEVEL, draws
+from emocap_pretrain.evaluation.outcome_scores import metrics_of, with_intervals
 from emocap_pretrain.evaluation.task import SplitName
 from emocap_pretrain.inference.embedder import Embedder
+from emocap_pretrain.run_folder.outcome_sums import RegionOutcomes
 from emocap_pretrain.run_folder.results import Baseline, Score, TaskResult
+from emocap_pretrain.run_folder.samples import Samples, answers_digest
 
 MEASURES: Mapping[str, str] = {
     "attention": "attention in the region",
@@ -50,6 +52,11 @@ MEASURES: Mapping[str, str] = {
 Measures = Float[np.ndarray, "measures"]
 COVERED = "sentences of faces with several regions"
 """The sentences that have the map of another sentence as a floor: the own map of the others has a score alone."""
+
+MOST_NUMBERS = (
+    5_000_000  # A result with more keeps no outcomes. Ten regions need 110 numbers for each face, about 1 kB.
+)
+DIGITS = 9  # Decimals of the sums in outcomes.
 
 NO_FILE, NO_REGION = "faces without known regions", "local sentences without a known region"
 NO_MAP = "local sentences whose map or region is empty"
@@ -89,6 +96,7 @@ class Scored:
         ceiling: The largest share of a patch that the region of each sentence covers. No map can have a larger value in
             the pointing game, or more of its weight in the region.
         left_out: Number of sentences, or of faces, that are left out, by the reason.
+        about: A digest of the sentences about each face that are scored, with their regions.
     """
 
     owner: Int[np.ndarray, " sentences"]
@@ -99,6 +107,7 @@ class Scored:
     areas: Float[np.ndarray, " sentences"]
     ceiling: Float[np.ndarray, " sentences"]
     left_out: tuple[tuple[str, int], ...]
+    about: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,11 +148,18 @@ class RegionGrounding:
         found = scored(test.keys, test.maps, read_regions(self._url, set(test.keys)))
         if not found.names:
             raise ConfigError(f"{self.settings.url}: no local sentence has a known region.")
-        # Persons or clips are drawn as wholes, like in the other tasks.
-        groups = test.groups or (None,) * len(test)
-        return TaskResult(
-            self.name, len(np.unique(found.owner)), tuple(_scores(found, groups)), left_out=found.left_out
+        outcomes = outcomes_of(found, test.maps.weights.shape[1])
+        result = TaskResult(
+            self.name,
+            len(outcomes.rows),
+            tuple(_scores(found, outcomes)),
+            left_out=found.left_out,
+            outcomes=(outcomes,),
+            scored_samples=Samples(test.keys, test.groups),
         )
+        # Persons or clips are drawn as wholes, like in the other tasks.
+        result = with_intervals(result, most=None)
+        return result if count_of(outcomes) <= MOST_NUMBERS else replace(result, outcomes=(), scored_samples=None)
 
     @property
     def _url(self) -> str:
@@ -169,6 +185,7 @@ def scored(keys: Sequence[str], maps: SentenceMaps, regions: Mapping[str, FaceRe
     for number, row in enumerate(maps.owner.tolist()):
         of_face.setdefault(row, []).append(number)
     rows: list[tuple[int, str, Measures, Measures, float, float]] = []
+    texts: dict[str, list[str]] = {}
     faces = unnamed = empty = 0
     for row, numbers in of_face.items():
         face = regions.get(keys[row])
@@ -188,6 +205,7 @@ def scored(keys: Sequence[str], maps: SentenceMaps, regions: Mapping[str, FaceRe
                 mean = np.mean(shuffled, axis=0) if shuffled else np.full(len(MEASURES), np.nan)
                 own = measures(weights[number], covered)
                 rows.append((row, name, own, mean, float(covered.mean()), float(covered.max())))
+                texts.setdefault(keys[row], []).append(f"{name}: {maps.texts[number]}")
     counts = ((NO_FILE, faces), (NO_REGION, unnamed), (NO_MAP, empty))
     names = tuple(sorted({name for _, name, *_ in rows}))
     owner, region, own, shuffled, areas, ceiling = zip(*rows, strict=True) if rows else [()] * 6
@@ -200,6 +218,7 @@ def scored(keys: Sequence[str], maps: SentenceMaps, regions: Mapping[str, FaceRe
         areas=np.array(areas),
         ceiling=np.array(ceiling),
         left_out=tuple((reason, count) for reason, count in counts if count),
+        about=answers_digest(texts.items()),
     )
 
 
@@ -207,82 +226,74 @@ def _named(face: FaceRegions, place: int) -> str | None:
     return face.local[place] if 0 <= place < len(face.local) else None
 
 
-def _scores(found: Scored, groups: Sequence[str | None]) -> list[Score]:
+def outcomes_of(found: Scored, patches: int) -> RegionOutcomes:
+    """Returns the sums of the measures over the sentences of each image about each region.
+
+    Args:
+        found: The measures.
+        patches: The number of patches of a map.
+    """
+    rows, owner = np.unique(found.owner, return_inverse=True)
+    shape = (len(found.names), len(rows))
+
+    def sums(values: Float[np.ndarray, " sentences"]) -> tuple[tuple[float, ...], ...]:
+        total = np.zeros(shape)
+        np.add.at(total, (found.region, owner), values)
+        return tuple(map(tuple, total.round(DIGITS).tolist()))
+
+    def of_measures(values: Float[np.ndarray, "sentences measures"]) -> tuple[tuple[float, ...], ...]:
+        return tuple(column for each in np.nan_to_num(values).T for column in sums(each))
+
+    def counts(is_counted: Bool[np.ndarray, " sentences"]) -> tuple[tuple[int, ...], ...]:
+        return tuple(tuple(map(int, column)) for column in sums(is_counted.astype(float)))
+
+    has_control = np.isfinite(found.shuffled[:, 0])
+    return RegionOutcomes(
+        tuple(rows.tolist()),
+        found.names,
+        tuple(MEASURES),
+        patches,
+        counts(np.ones(len(owner), dtype=bool)),
+        counts(has_control),
+        of_measures(found.own),
+        of_measures(found.shuffled),
+        of_measures(found.own - found.shuffled),
+        found.about,
+    )
+
+
+def count_of(outcomes: RegionOutcomes) -> int:
+    """Returns how many numbers outcomes hold."""
+    return sum(len(column) for name in outcomes.TABLES for column in getattr(outcomes, name))
+
+
+def _scores(found: Scored, outcomes: RegionOutcomes) -> list[Score]:
     """Returns the scores of each measure: its mean over the regions, and its mean in each single region.
 
     A mean over the regions counts each region equally, however many sentences are about it. The baseline of these
     scores is the floor of the uniform map. The mean over the regions is followed by the second floor, which is
     the same mean for the maps of other sentences, and by the mean difference between the two maps. These two scores are
     missing if no face has sentences about several regions.
-
-    Args:
-        found: The measures.
-        groups: The person or clip of each example, for the intervals.
     """
-    values = np.stack([found.own, found.shuffled, found.own - found.shuffled], axis=1)
-    found_means = means_of_regions(values, found, groups)
+    whole = np.ones((1, len(outcomes.rows)))
+    values = {name: float(metric(whole)[0]) for name, metric in metrics_of(outcomes).items()}
+    regions = range(len(found.names))
     areas, ceilings = (
-        means_of_regions(each[:, None], found)[0][:, 0].tolist() for each in (found.areas, found.ceiling)
+        [float(each[found.region == number].mean()) for number in regions] for each in (found.areas, found.ceiling)
     )
 
-    def score(name: str, title: str, at: tuple[int, int, int], baseline: Baseline | None = None) -> Score:
-        value, low, high = (float(each[at]) for each in found_means)
-        return Score(name, title, value, baseline, is_share=not name.endswith("_difference")).within((low, high))
+    def score(name: str, title: str, baseline: Baseline | None = None) -> Score:
+        return Score(name, title, values[name], baseline, is_share=not name.endswith("_difference"))
 
     scores: list[Score] = []
-    for column, (name, title) in enumerate(MEASURES.items()):
-        note = "" if name == "average_precision" else f"at most {ceilings[-1]:.1%}"
-        scores.append(score(name, title, (-1, 0, column), Baseline("uniform map", areas[-1], note)))
-        if np.isfinite(found.shuffled).any():
-            scores.append(score(f"{name}_shuffled", f"{title}, other sentence, {COVERED}", (-1, 1, column)))
-            scores.append(score(f"{name}_difference", f"{title}, difference, {COVERED}", (-1, 2, column)))
+    for name, title in MEASURES.items():
+        note = "" if name == "average_precision" else f"at most {np.mean(ceilings):.1%}"
+        scores.append(score(name, title, Baseline("uniform map", float(np.mean(areas)), note)))
+        if f"{name}_shuffled" in values:
+            scores.append(score(f"{name}_shuffled", f"{title}, other sentence, {COVERED}"))
+            scores.append(score(f"{name}_difference", f"{title}, difference, {COVERED}"))
     for number, region in enumerate(found.names):
         note = counted(int((found.region == number).sum()), "sentence")
-        for column, (name, title) in enumerate(MEASURES.items()):
-            uniform = Baseline("uniform map", areas[number], note)
-            scores.append(score(f"{name}/{region}", f"{region}: {title}", (number, 0, column), uniform))
+        for name, title in MEASURES.items():
+            scores.append(score(f"{name}/{region}", f"{region}: {title}", Baseline("uniform map", areas[number], note)))
     return scores
-
-
-def means_of_regions(
-    values: Float[np.ndarray, "sentences ..."], found: Scored, groups: Sequence[str | None] | None = None
-) -> tuple[Float[np.ndarray, "rows ..."], ...]:
-    """Returns the mean of the values in each region, and in the last row the mean of these means.
-
-    NaN values are left out. A region that has only NaN values has the mean NaN, and is left out of the last row.
-
-    Args:
-        values: The values of each sentence.
-        found: Says to which image and to which region each sentence belongs.
-        groups: The person or clip of each image; an image with None is drawn alone. Without `groups`, no intervals are
-            computed.
-
-    Returns:
-        The means; with `groups`, also the lower and the upper bounds of their 95 % bootstrap intervals, for which whole
-        persons, clips or images are drawn.
-    """
-    kept = np.isfinite(values)
-    filled = np.where(kept, values, 0.0)
-    images = int(found.owner.max()) + 1 if groups is None else len(groups)
-    shape = (images, len(found.names), *values.shape[1:])
-    sums, counts = np.zeros(shape), np.zeros(shape)
-    np.add.at(sums, (found.owner, found.region), filled)
-    np.add.at(counts, (found.owner, found.region), kept)
-
-    def means(weights: Float[np.ndarray, "draws images"]) -> Float[np.ndarray, "draws rows ..."]:
-        total, number = (np.tensordot(weights, each, axes=1) for each in (sums, counts))
-        of_regions = np.where(number > 0, total / np.maximum(number, 1e-12), np.nan)
-        known = np.isfinite(of_regions)
-        mean = np.where(known, of_regions, 0).sum(1) / np.maximum(known.sum(1), 1)
-        mean = np.where(known.any(1), mean, np.nan)
-        return np.concatenate([of_regions, mean[:, None]], axis=1)
-
-    whole = means(np.ones((1, images)))[0]
-    if groups is None:
-        return (whole,)
-    drawn = np.concatenate([means(weights) for weights in draws(groups)])
-    bounds = [np.full(whole.shape, np.nan) for _ in range(2)]
-    some = np.isfinite(drawn).any(0)
-    for bound, level in zip(bounds, ((1 - LEVEL) / 2, (1 + LEVEL) / 2), strict=True):
-        bound[some] = np.nanquantile(drawn[:, some], level, axis=0)
-    return whole, *bounds

@@ -20,8 +20,9 @@ from pydantic import Field, StringConstraints
 
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.run_folder.documents import Moment
-from emocap_pretrain.run_folder.outcomes import FoundExample, Key, Name, Outcomes, RankOutcomes, Samples
+from emocap_pretrain.run_folder.outcomes import FoundExample, Outcomes, RankOutcomes
 from emocap_pretrain.run_folder.results import Count, TaskResult
+from emocap_pretrain.run_folder.samples import Key, Name, Samples
 from emocap_pretrain.run_folder.storage import DocumentKind, Unreadable, read
 
 LIMIT_BYTES = 1 << 26  # Classes need about 20 bytes for each face; the ranks of all caption parts a further 160.
@@ -208,7 +209,8 @@ class ResultFile:
         )
 
 
-RESULT_FILE = DocumentKind(ResultFile, limit_bytes=LIMIT_BYTES, indent=None)
+# Schema 2 has further kinds of outcomes: those of captions, of attention maps and of losses.
+RESULT_FILE = DocumentKind(ResultFile, (lambda body: body, lambda body: body), limit_bytes=LIMIT_BYTES, indent=None)
 
 
 def load(address: str) -> ResultFile:

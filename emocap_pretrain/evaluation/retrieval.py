@@ -33,8 +33,9 @@ from emocap_pretrain.evaluation.examples import ExampleSource
 from emocap_pretrain.evaluation.features import Features, PartFeatures
 from emocap_pretrain.evaluation.task import SplitName
 from emocap_pretrain.inference.embedder import Embedder
-from emocap_pretrain.run_folder.outcomes import Candidate, FoundExample, RankOutcomes, answers_digest
+from emocap_pretrain.run_folder.outcomes import Candidate, FoundExample, RankOutcomes
 from emocap_pretrain.run_folder.results import Baseline, Score, TaskResult
+from emocap_pretrain.run_folder.samples import answers_digest
 
 NEAREST = (1, 5, 10)  # The k of the reported recalls. Their scores' names contain them, so they are a stored format.
 ENTRIES = 1 << 20  # Number of cosines that are in memory at the same time, 8 MiB in float64.

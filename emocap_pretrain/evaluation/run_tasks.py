@@ -30,8 +30,8 @@ from emocap_pretrain.evaluation.tasks import (
 )
 from emocap_pretrain.inference.embedder import Embedder
 from emocap_pretrain.ranks.group import RankGroup
-from emocap_pretrain.run_folder.outcomes import Samples
 from emocap_pretrain.run_folder.results import TaskResult
+from emocap_pretrain.run_folder.samples import Samples
 
 _log = logging.getLogger(__name__)
 

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from emocap_pretrain.config.fields import label_text
-from emocap_pretrain.evaluation.intervals import bootstrap
-from emocap_pretrain.evaluation.outcome_scores import Metric, folds_of, groups_of, metrics_of, part
-from emocap_pretrain.run_folder.outcomes import ClassOutcomes, Outcomes, Samples
+from emocap_pretrain.evaluation.intervals import Metric, bootstrap
+from emocap_pretrain.evaluation.outcome_scores import folds_of, groups_of, metrics_of, part
+from emocap_pretrain.run_folder.outcomes import ClassOutcomes, Outcomes
 from emocap_pretrain.run_folder.results import Score
+from emocap_pretrain.run_folder.samples import Samples
 
 LEAST = 20
 PERMUTATIONS = 1000

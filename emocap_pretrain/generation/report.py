@@ -30,4 +30,12 @@ def task_result(found: CaptionScores, url: str) -> TaskResult:
             )
             scores.append(above.within(metric.intervals[floor]))
     left_out = {**({_KNOWN: found.known} if found.known else {}), **found.left_out}
-    return TaskResult(TASK, found.images, tuple(scores), url=url, left_out=tuple(left_out.items()))
+    return TaskResult(
+        TASK,
+        found.images,
+        tuple(scores),
+        url=url,
+        left_out=tuple(left_out.items()),
+        outcomes=(found.outcomes,),
+        scored_samples=found.samples,
+    )

@@ -13,6 +13,7 @@ The score of each floor is subtracted from the captioner's score. The 95 % inter
 bootstrap over persons: a draw contains the same images for the captioner and for the floor.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,10 +23,14 @@ from jaxtyping import Float, Int64
 from emocap_pretrain.errors import DataError
 from emocap_pretrain.evaluation.features import in_turn
 from emocap_pretrain.evaluation.intervals import bootstrap
+from emocap_pretrain.evaluation.outcome_scores import groups_of, metrics_of
+from emocap_pretrain.evaluation.paired import Difference, differences
 from emocap_pretrain.generation.captioner import Captioner
-from emocap_pretrain.generation.metrics import METRICS, CaptionMetric, Measured, need_libraries
+from emocap_pretrain.generation.metrics import TITLES, measured, need_libraries
 from emocap_pretrain.generation.patches import PatchFiles
 from emocap_pretrain.ranks.group import ALONE, RankGroup
+from emocap_pretrain.run_folder.outcome_sums import CaptionOutcomes
+from emocap_pretrain.run_folder.samples import Samples
 
 BATCH = 128
 FLOORS: Mapping[str, str] = {
@@ -100,6 +105,8 @@ class CaptionScores:
         metrics: The result of each metric.
         captions: One mapping for each scored image: its `key`, its `references`, the caption of the `captioner`, and
             the caption of each floor by the name of the floor.
+        outcomes: What each caption of the captioner adds to the scores, for a comparison with other captioners.
+        samples: The scored images and their persons, to which the outcomes refer.
     """
 
     images: int
@@ -108,6 +115,8 @@ class CaptionScores:
     left_out: Mapping[str, int]
     metrics: tuple[MetricResult, ...]
     captions: tuple[Mapping[str, object], ...]
+    outcomes: CaptionOutcomes
+    samples: Samples
 
 
 def score(
@@ -157,18 +166,21 @@ def score(
     written["random_image"] = [train.images[row].captions[0] for row in random]
     written["nearest_image"] = [train.images[row].captions[0] for row in nearest]
     written["without_image"] = [constant] * len(images)
-    persons = [image.person for image in images]
-    references = [image.captions for image in images]
+    keys, references = [image.key for image in images], [image.captions for image in images]
+    samples = Samples(tuple(keys), tuple(image.person for image in images))
+    outcomes = {name: measured(texts, references, keys) for name, texts in written.items()}
     return CaptionScores(
         images=len(images),
-        persons=len(set(persons)),
+        persons=len(set(samples.groups)),
         known=unseen.known,
         left_out=test.left_out,
-        metrics=compared(written, references, persons),
+        metrics=compared(outcomes, samples),
         captions=tuple(
             {"key": image.key, "references": image.captions, **{name: texts[row] for name, texts in written.items()}}
             for row, image in enumerate(images)
         ),
+        outcomes=outcomes["captioner"],
+        samples=samples,
     )
 
 
@@ -187,41 +199,36 @@ def _captions(
     return found
 
 
-def compared(
-    written: Mapping[str, Sequence[str]], references: Sequence[Sequence[str]], persons: Sequence[str]
-) -> tuple[MetricResult, ...]:
+def compared(written: Mapping[str, CaptionOutcomes], samples: Samples) -> tuple[MetricResult, ...]:
     """Returns the results of all metrics: the scores, and the captioner's differences from each floor.
 
+    The differences are those of a comparison of two models (`evaluation/paired.py`).
+
     Args:
-        written: By the name "captioner" the captioner's caption of each image, and by the name of each floor the
-            floor's caption of each image.
-        references: The references of each image.
-        persons: The person of each image.
+        written: What is measured of the captioner's captions by the name "captioner", and of the captions of each floor
+            by the name of the floor.
+        samples: The images with their persons.
     """
-    return tuple(_compared(metric, written, references, persons) for metric in METRICS)
+    whole, groups = np.ones((1, len(samples))), groups_of(written["captioner"], samples)
+    metrics = {name: metrics_of(each) for name, each in written.items()}
+    floors = [name for name in written if name != "captioner"]
+    above = {name: differences((written[name], samples), (written["captioner"], samples)) for name in floors}
 
+    def result(name: str, title: str) -> MetricResult:
+        def found(floor: str) -> Difference:
+            return above[floor][name]
 
-def _compared(
-    metric: CaptionMetric,
-    written: Mapping[str, Sequence[str]],
-    references: Sequence[Sequence[str]],
-    persons: Sequence[str],
-) -> MetricResult:
-    measured = {name: metric.measure(texts, references) for name, texts in written.items()}
-    ours = measured.pop("captioner")
+        return MetricResult(
+            name=name,
+            title=title,
+            value=float(metrics["captioner"][name](whole)[0]),
+            interval=bootstrap(metrics["captioner"][name], groups),
+            floors={floor: float(metrics[floor][name](whole)[0]) for floor in floors},
+            differences={floor: found(floor).value for floor in floors},
+            intervals={floor: found(floor).interval or (math.nan, math.nan) for floor in floors},
+        )
 
-    def interval_over(floor: Measured) -> tuple[float, float]:
-        return bootstrap(lambda weights: ours.draws(weights) - floor.draws(weights), persons)
-
-    return MetricResult(
-        name=metric.name,
-        title=metric.title,
-        value=ours.score(),
-        interval=bootstrap(ours.draws, persons),
-        floors={name: floor.score() for name, floor in measured.items()},
-        differences={name: ours.score() - floor.score() for name, floor in measured.items()},
-        intervals={name: interval_over(floor) for name, floor in measured.items()},
-    )
+    return tuple(result(name, title) for name, title in TITLES.items())
 
 
 def nearest_images(images: PatchFiles, among: PatchFiles) -> Int64[np.ndarray, " images"]:

@@ -8,54 +8,17 @@ writes them into a file of their own (`evaluation/result_file.py`).
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainSerializer
+from pydantic import Field
 
-# Somebody else may have written a file with outcomes, so texts and numbers have bounds.
-Key = Annotated[str, Field(max_length=1024)]
-Name = Annotated[str, Field(max_length=200)]
-Number = Annotated[float, Field(allow_inf_nan=False, ge=-1e12, le=1e12)]
-Probability = Annotated[float, Field(allow_inf_nan=False, ge=0, le=1)]
-Index = Annotated[int, Field(ge=0, le=1 << 40)]
-Rows = Annotated[
-    tuple[Index, ...], PlainSerializer(lambda rows: [] if _are_all(rows) else list(rows), return_type=list[int])
-]
-"""The rows of samples. A document holds no numbers if they are those of all samples in their order."""
+from emocap_pretrain.run_folder.outcome_sums import CaptionOutcomes, LossOutcomes, RegionOutcomes
+from emocap_pretrain.run_folder.samples import Index, Key, Name, Number, Probability, Rows, check_lengths, fill_rows
 
 Classes = Annotated[tuple[Name, ...], Field(min_length=1, max_length=1000)]
-
-
-@dataclass(frozen=True, slots=True)
-class Samples:
-    """Describes the samples of a scored split. Outcomes refer to a sample by its row, which is its index in `keys`.
-
-    Attributes:
-        keys: A name of each sample that is the same in every evaluation of the same dataset.
-        groups: The person or clip of each sample; None for a sample whose person or clip is unknown. Empty if this
-            holds for all samples.
-        folds: The fold of each sample, counted from 0; empty if there is only one fold.
-        labels: By the name of a label, such as the age, its value for each sample; None for a sample without the label.
-            The samples can be divided by these labels.
-
-    Raises:
-        ValueError: If the lengths differ.
-    """
-
-    keys: tuple[Key, ...]
-    groups: tuple[Key | None, ...] = ()
-    folds: tuple[Annotated[int, Field(ge=0, lt=1000)], ...] = ()
-    labels: Mapping[Name, tuple[Number | Name | None, ...]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        columns = {"groups": self.groups or self.keys, "folds": self.folds or self.keys, **self.labels}
-        check_lengths(len(self.keys), **columns)
-
-    def __len__(self) -> int:
-        return len(self.keys)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +45,7 @@ class ClassOutcomes:
     kind: Literal["class"] = "class"
 
     def __post_init__(self) -> None:
-        _fill_rows(self, len(self.truth))
+        fill_rows(self, len(self.truth))
         check_lengths(len(self.rows), truth=self.truth, predicted=self.predicted, margins=self.margins or self.truth)
         if max((*self.truth, *self.predicted), default=-1) >= len(self.classes):
             raise ValueError(f"the number of a class is not below {len(self.classes)}, the number of classes")
@@ -119,7 +82,7 @@ class RankOutcomes:
         if self.keys and self.rows:
             raise ValueError("a query is either a sample or a text, so there cannot be both rows and keys")
         if not self.keys:
-            _fill_rows(self, len(self.ranks))
+            fill_rows(self, len(self.ranks))
         check_lengths(len(self.ranks), **({"keys": self.keys} if self.keys else {"rows": self.rows}))
 
 
@@ -145,7 +108,7 @@ class NumberOutcomes:
 
     def __post_init__(self) -> None:
         check_lengths(len(self.names), truth=self.truth, predicted=self.predicted)
-        _fill_rows(self, len(self.truth[0]) if self.truth else 0)
+        fill_rows(self, len(self.truth[0]) if self.truth else 0)
         for column in (*self.truth, *self.predicted):
             check_lengths(len(self.rows), numbers=column)
 
@@ -170,7 +133,7 @@ class AnswerOutcomes:
     kind: Literal["answer"] = "answer"
 
     def __post_init__(self) -> None:
-        _fill_rows(self, len(self.is_right))
+        fill_rows(self, len(self.is_right))
         check_lengths(len(self.rows), is_right=self.is_right)
 
 
@@ -200,7 +163,7 @@ class UnitOutcomes:
 
     def __post_init__(self) -> None:
         check_lengths(len(self.units), shown=self.shown, found=self.found, scores=self.scores or self.units)
-        _fill_rows(self, len(self.shown[0]) if self.shown else 0)
+        fill_rows(self, len(self.shown[0]) if self.shown else 0)
         for column in (*self.shown, *self.found, *self.scores):
             check_lengths(len(self.rows), units=column)
 
@@ -233,7 +196,7 @@ class ShotOutcomes:
     kind: Literal["shots"] = "shots"
 
     def __post_init__(self) -> None:
-        _fill_rows(self, len(self.truth))
+        fill_rows(self, len(self.truth))
         check_lengths(len(self.rows), truth=self.truth)
         check_lengths(len(set(self.shots)), shots=self.shots, right=self.right, chosen=self.chosen)
         if max(self.truth, default=-1) >= len(self.classes):
@@ -273,7 +236,7 @@ class ProbabilityOutcomes:
     kind: Literal["probabilities"] = "probabilities"
 
     def __post_init__(self) -> None:
-        _fill_rows(self, len(self.truth))
+        fill_rows(self, len(self.truth))
         columns = {"predicted": self.predicted, "confidences": self.confidences, "losses": self.losses or self.truth}
         check_lengths(len(self.rows), truth=self.truth, **columns)
         if max((*self.truth, *self.predicted), default=-1) >= len(self.classes):
@@ -281,7 +244,16 @@ class ProbabilityOutcomes:
 
 
 Outcomes = Annotated[
-    ClassOutcomes | RankOutcomes | NumberOutcomes | AnswerOutcomes | UnitOutcomes | ShotOutcomes | ProbabilityOutcomes,
+    ClassOutcomes
+    | RankOutcomes
+    | NumberOutcomes
+    | AnswerOutcomes
+    | UnitOutcomes
+    | ShotOutcomes
+    | ProbabilityOutcomes
+    | CaptionOutcomes
+    | RegionOutcomes
+    | LossOutcomes,
     Field(discriminator="kind"),
 ]
 
@@ -317,16 +289,6 @@ class FoundExample:
     rank: Annotated[int, Field(ge=1, le=1 << 40)]
 
 
-def answers_digest(queries: Iterable[tuple[str, Iterable[str]]]) -> str:
-    """Returns a digest of the right answers of queries. It depends neither on the order of queries nor of answers.
-
-    Args:
-        queries: The name of each query, and its right answers.
-    """
-    found = sorted((query, sorted(answers)) for query, answers in queries)
-    return hashlib.blake2b(repr(found).encode(errors="surrogatepass"), digest_size=12).hexdigest()
-
-
 def columns(outcomes: Outcomes) -> tuple[str, ...]:
     """Returns the names of the attributes that have one value for each entry.
 
@@ -337,7 +299,7 @@ def columns(outcomes: Outcomes) -> tuple[str, ...]:
             return ("rows", "truth", "predicted", *(["margins"] if outcomes.margins else []))
         case RankOutcomes():
             return ("ranks", "keys" if outcomes.keys else "rows")
-        case NumberOutcomes() | UnitOutcomes():
+        case NumberOutcomes() | UnitOutcomes() | CaptionOutcomes() | RegionOutcomes() | LossOutcomes():
             return ("rows",)
         case AnswerOutcomes():
             return ("rows", "is_right")
@@ -356,6 +318,8 @@ def tables(outcomes: Outcomes) -> tuple[str, ...]:
             return ("shown", "found", "scores")
         case ShotOutcomes():
             return ("right",)
+        case CaptionOutcomes() | RegionOutcomes() | LossOutcomes():
+            return outcomes.TABLES
         case ClassOutcomes() | RankOutcomes() | AnswerOutcomes() | ProbabilityOutcomes():
             return ()
 
@@ -400,25 +364,3 @@ def _with_common_scores(parts: Sequence[Outcomes]) -> Sequence[Outcomes]:
     if units and not all(part.scores for part in units):
         return [replace(part, scores=()) for part in units]
     return parts
-
-
-def _are_all(rows: Sequence[int]) -> bool:
-    """Returns whether rows are those of the first samples in their order."""
-    return all(row == place for place, row in enumerate(rows))
-
-
-def _fill_rows(outcomes: Outcomes, count: int) -> None:
-    """Gives outcomes without rows those of the first `count` samples. Their dataclass is frozen."""
-    if not outcomes.rows:
-        object.__setattr__(outcomes, "rows", tuple(range(count)))
-
-
-def check_lengths(wanted: int, **columns: Sequence[object]) -> None:
-    """Checks that columns have the wanted number of entries.
-
-    Raises:
-        ValueError: If one of them has another number. The message contains the name of the column.
-    """
-    for name, column in columns.items():
-        if len(column) != wanted:
-            raise ValueError(f"{name} has {len(column)} entries, and should have {wanted}")

@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal, cast
 from emocap_shards.inspecting.wording import counted
 from pydantic import Field
 
-from emocap_pretrain.run_folder.outcomes import FoundExample, Number, Outcomes, Samples, check_lengths
+from emocap_pretrain.run_folder.outcomes import FoundExample, Outcomes
+from emocap_pretrain.run_folder.samples import Number, Samples, check_lengths
 
 # Types of fields. pydantic checks their bounds when a document is read, and not when a value is made in code.
 Share = Annotated[float, Field(ge=0, le=1)]

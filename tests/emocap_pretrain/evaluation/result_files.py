@@ -8,8 +8,9 @@ import numpy as np
 
 from emocap_pretrain.evaluation.classification import LabelledRows, scored
 from emocap_pretrain.evaluation.result_file import EvaluatedModel, ResultFile, SavedFace, SavedMap
-from emocap_pretrain.run_folder.outcomes import Candidate, FoundExample, RankOutcomes, Samples
+from emocap_pretrain.run_folder.outcomes import Candidate, FoundExample, RankOutcomes
 from emocap_pretrain.run_folder.results import Score, Series, TaskResult
+from emocap_pretrain.run_folder.samples import Samples
 
 CLASSES = ("neutral", "happiness", "surprise", "sadness")
 

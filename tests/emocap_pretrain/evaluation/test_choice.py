@@ -16,10 +16,10 @@ from emocap_pretrain.evaluation import tasks
 from emocap_pretrain.evaluation.choice import Choice
 from emocap_pretrain.evaluation.features import Features
 from emocap_pretrain.evaluation.on_benchmarks import BenchmarkCopy, evaluate
-from emocap_pretrain.evaluation.paired import mismatches
+from emocap_pretrain.evaluation.pairing import mismatches
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.ranks.info import Rank
-from emocap_pretrain.run_folder.outcomes import Samples
+from emocap_pretrain.run_folder.samples import Samples
 
 WORDS = ("anger", "fear", "joy", "sadness")
 TASK = Choice(EvaluationConfig(url="faces"))

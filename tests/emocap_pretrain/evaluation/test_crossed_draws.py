@@ -10,9 +10,11 @@ from sklearn.metrics import recall_score
 from emocap_pretrain.evaluation.crossed_draws import crossed_scores, right_of
 from emocap_pretrain.evaluation.intervals import draws
 from emocap_pretrain.evaluation.outcome_scores import metrics_of, part, with_intervals
-from emocap_pretrain.evaluation.paired import SMALLEST_P, differences, mismatches
-from emocap_pretrain.run_folder.outcomes import Samples, ShotOutcomes, joined
+from emocap_pretrain.evaluation.paired import SMALLEST_P, differences
+from emocap_pretrain.evaluation.pairing import mismatches
+from emocap_pretrain.run_folder.outcomes import ShotOutcomes, joined
 from emocap_pretrain.run_folder.results import Score, TaskResult
+from emocap_pretrain.run_folder.samples import Samples
 
 CLASSES = ("joy", "fear", "calm")
 

@@ -16,7 +16,7 @@ from emocap_pretrain.config.schema import Config
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.evaluation.result_file import load
 from emocap_pretrain.inference.embedder import Embedder
-from emocap_pretrain.run_folder.outcomes import Samples
+from emocap_pretrain.run_folder.samples import Samples
 
 OF = samples(30)
 

@@ -18,6 +18,9 @@ from emocap_pretrain.data.parts import Part
 from emocap_pretrain.errors import ConfigError, DataError
 from emocap_pretrain.evaluation.features import Features, PartFeatures
 from emocap_pretrain.evaluation.held_out_loss import INCOMPLETE, NO_CAPTION, HeldOutLoss
+from emocap_pretrain.evaluation.loss_values import LossValues
+from emocap_pretrain.evaluation.outcome_scores import metrics_of
+from emocap_pretrain.run_folder.outcome_sums import LossOutcomes
 from emocap_pretrain.run_folder.results import TaskResult
 
 SCALE, WIDTH = 14.3, 5
@@ -111,10 +114,15 @@ def test_each_loss_is_the_mean_over_batches_of_the_formula_with_equal_captions_a
     assert part.title == "held-out loss of the global part, batches of 4"
     assert part.text() == f"{wanted:.4g}  (knows nothing 1.386)"
     assert not total.is_share
+    (outcomes,) = found.outcomes
+    assert isinstance(outcomes, LossOutcomes)
+    assert (outcomes.rows, outcomes.parts, outcomes.weights) == (tuple(owners), ("global",), (1.0,))
+    again = {name: float(metric(np.ones((1, 8)))[0]) for name, metric in metrics_of(outcomes).items()}
+    assert again == pytest.approx(values(found), abs=1e-12)
 
 
 def test_the_local_part_is_added_with_its_weight_and_its_own_baseline() -> None:
-    features = replace(features_of(9, **{"global": part_of(OWNERS, CAPTIONS, 1)}), local_loss=(2.5, 3.0))
+    features = replace(features_of(9, **{"global": part_of(OWNERS, CAPTIONS, 1)}), local_loss=LossValues(2.5, 3.0))
     objective = ObjectiveConfig.model_validate({"global": 0.5, "local": 2.0})
     found = result_of(features, objective=objective)
     scores = values(found)
@@ -124,7 +132,27 @@ def test_the_local_part_is_added_with_its_weight_and_its_own_baseline() -> None:
         [0.5 * math.log(4) + 6.0, math.log(4), 3.0]
     )
     with pytest.raises(DataError, match=r"the local loss on .*faces is nan; the weights may be damaged"):
-        result_of(replace(features, local_loss=(math.nan, 3.0)))
+        result_of(replace(features, local_loss=LossValues(math.nan, 3.0)))
+
+
+def test_the_texts_the_positives_and_the_batches_decide_whether_two_losses_are_comparable() -> None:
+    def about(features: Features, **changes: Any) -> tuple[str, ...]:
+        (outcomes,) = result_of(features, **changes).outcomes
+        assert isinstance(outcomes, LossOutcomes)
+        return outcomes.about
+
+    features = features_of(9, **{"global": part_of(OWNERS, CAPTIONS, 1)})
+    first = about(features)
+    # Other vectors are another model on the same texts.
+    assert about(features_of(9, **{"global": part_of(OWNERS, CAPTIONS, 7)})) == first
+    assert about(features, batch=8) != first
+    assert about(features, objective=ObjectiveConfig.model_validate({"known_positives": False})) != first
+    assert about(features_of(9, **{"global": part_of(OWNERS, ["z", *CAPTIONS[1:]], 1)})) != first
+    # A local part of fewer faces is left out of the values, and so is the total.
+    local = LossValues(2.5, 3.0, (0, 1), (2.0, 3.0), "x")
+    (outcomes,) = result_of(replace(features, local_loss=local)).outcomes
+    assert isinstance(outcomes, LossOutcomes)
+    assert (outcomes.parts, outcomes.weights) == (("global",), ())
 
 
 def test_the_last_incomplete_batch_is_left_out_and_a_small_dataset_is_one_batch() -> None:

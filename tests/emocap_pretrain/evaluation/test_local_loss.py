@@ -23,7 +23,8 @@ from emocap_pretrain.evaluation import run_tasks
 from emocap_pretrain.evaluation.examples import Example, LeftOut, PackedSource
 from emocap_pretrain.evaluation.feature_cache import FeatureCache
 from emocap_pretrain.evaluation.features import Extraction
-from emocap_pretrain.evaluation.local_loss import LocalLoss, batches_of, local_loss
+from emocap_pretrain.evaluation.local_loss import batches_of, local_loss
+from emocap_pretrain.evaluation.loss_values import LossValues
 from emocap_pretrain.inference.alignment import LocalAlignment
 from emocap_pretrain.inference.embedder import Embedder
 from emocap_pretrain.ranks.group import RankGroup
@@ -128,7 +129,7 @@ def test_a_model_that_gives_all_pairs_one_score_has_the_loss_of_the_baseline(
 
 def test_two_ranks_find_the_loss_of_one_to_the_bit(tiny_config: Config, faces: str) -> None:
     wanted = on_ranks(ALONE, tiny_config, faces)
-    assert isinstance(wanted, LocalLoss)
+    assert isinstance(wanted, LossValues)
     assert on_gloo(2, on_ranks, tiny_config, faces) == [wanted, None]
 
 

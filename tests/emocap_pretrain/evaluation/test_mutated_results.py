@@ -16,6 +16,7 @@ from result_files import classified, file_of, found_texts, mapped, samples, with
 from emocap_pretrain.evaluation import intervals, paired, subgroups
 from emocap_pretrain.evaluation.outcome_scores import metrics_of
 from emocap_pretrain.evaluation.result_file import RESULT_FILE
+from emocap_pretrain.run_folder.outcome_sums import CaptionOutcomes, LossOutcomes, RegionOutcomes
 from emocap_pretrain.run_folder.outcomes import (
     AnswerOutcomes,
     ClassOutcomes,
@@ -73,6 +74,26 @@ def _probabilities() -> TaskResult:
     return TaskResult("temperature_scaling", 12, scores, url="faces", outcomes=(outcomes,), scored_samples=OF)
 
 
+def _captions() -> TaskResult:
+    outcomes = CaptionOutcomes((), ((1,) * 12,) * 10, ("cider",), ((0.5,) * 12,), "ab")
+    scores = (Score("bleu", "BLEU-4", 1.0), Score("cider", "CIDEr-D", 0.5, is_share=False))
+    return TaskResult("captions", 12, scores, url="faces", outcomes=(outcomes,), scored_samples=OF)
+
+
+def _regions() -> TaskResult:
+    counts, halves = ((1,) * 12,), ((0.5,) * 12,)
+    outcomes = RegionOutcomes((), ("eyes",), ("attention",), 9, counts, counts, halves, halves, ((0.0,) * 12,), "ab")
+    scores = (Score("attention", "attention", 0.5), Score("attention/eyes", "eyes", 0.5))
+    return TaskResult("maps", 12, scores, url="faces", outcomes=(outcomes,), scored_samples=OF)
+
+
+def _losses() -> TaskResult:
+    outcomes = LossOutcomes((), ("global", "local"), (1.0, 0.5), ((2.0,) * 12, (1.0,) * 12), ("ab", "cd"))
+    values = {"loss": 2.5, "loss_global": 2.0, "loss_local": 1.0}
+    scores = tuple(Score(name, name, value, is_share=False, lower_is_better=True) for name, value in values.items())
+    return TaskResult("losses", 12, scores, url="faces", outcomes=(outcomes,), scored_samples=OF)
+
+
 def _texts() -> TaskResult:
     outcomes = RankOutcomes("to_face", (1, 5, 9), keys=("a", "b", "c"))
     scores = (Score("recall_at_5_to_face", "recall", 2 / 3),)
@@ -83,6 +104,7 @@ def _texts() -> TaskResult:
 def _body(name: str, seed: int) -> dict[str, Any]:
     classes = classified(OF, 0.5, seed=seed, task="zero_shot", benchmark="raf_db")
     others = (_numbers(), _answers(), _texts(), _units(), _two_classes(), _probes(), _probabilities())
+    others += (_captions(), _regions(), _losses())
     results = (with_extras(classes), found_texts(OF, seed=seed), *others)
     file = file_of(name, *results, thumbnails={OF.keys[0]: "/9j/AAAA"}, faces=[mapped(OF.keys[0])])
     return json.loads(RESULT_FILE.dump(file))

@@ -10,19 +10,19 @@ from torchmetrics.functional.regression import concordance_corrcoef, mean_square
 
 from emocap_pretrain.evaluation.intervals import bootstrap, draws
 from emocap_pretrain.evaluation.outcome_scores import metrics_of, part, with_intervals
-from emocap_pretrain.evaluation.paired import Difference, differences, holm, mcnemar, mismatches
+from emocap_pretrain.evaluation.paired import Difference, differences, holm, mcnemar
+from emocap_pretrain.evaluation.pairing import mismatches
 from emocap_pretrain.run_folder.outcomes import (
     AnswerOutcomes,
     ClassOutcomes,
     NumberOutcomes,
     Outcomes,
     RankOutcomes,
-    Samples,
     UnitOutcomes,
-    answers_digest,
     joined,
 )
 from emocap_pretrain.run_folder.results import Score
+from emocap_pretrain.run_folder.samples import Samples, answers_digest
 
 RANDOM = np.random.default_rng(7)
 OF = samples(60)

@@ -13,9 +13,11 @@ from emocap_pretrain.evaluation import calibration_error, paired
 from emocap_pretrain.evaluation.calibration_error import debiased_errors, errors, probabilities
 from emocap_pretrain.evaluation.intervals import draws
 from emocap_pretrain.evaluation.outcome_scores import metrics_of, with_intervals
-from emocap_pretrain.evaluation.paired import differences, mismatches
-from emocap_pretrain.run_folder.outcomes import ProbabilityOutcomes, Samples
+from emocap_pretrain.evaluation.paired import differences
+from emocap_pretrain.evaluation.pairing import mismatches
+from emocap_pretrain.run_folder.outcomes import ProbabilityOutcomes
 from emocap_pretrain.run_folder.results import Score, TaskResult
+from emocap_pretrain.run_folder.samples import Samples
 
 Confidences = Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]]
 

@@ -23,15 +23,19 @@ from emocap_pretrain.config.schema import Config, EvaluationConfig
 from emocap_pretrain.data.regions import REGIONS_FILE, FaceRegions, write_regions
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.evaluation import look, run_tasks, tasks
+from emocap_pretrain.evaluation.comparison import ModelResults, check
 from emocap_pretrain.evaluation.examples import Example, PackedSource
 from emocap_pretrain.evaluation.features import Extraction, SentenceMaps, joined
-from emocap_pretrain.evaluation.region_grounding import RegionGrounding, means_of_regions, measures, scored
+from emocap_pretrain.evaluation.outcome_scores import metrics_of, with_intervals
+from emocap_pretrain.evaluation.region_grounding import RegionGrounding, measures, outcomes_of, scored
+from emocap_pretrain.evaluation.result_file import EvaluatedModel
 from emocap_pretrain.inference.alignment import LocalAlignment
 from emocap_pretrain.inference.embedder import Embedder
 from emocap_pretrain.inference.model import EmotionModel
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.ranks.info import Rank
 from emocap_pretrain.run_folder.results import Score, TaskResult
+from emocap_pretrain.run_folder.samples import Samples
 
 ALONE = RankGroup(Rank(), "cpu", None)
 LEFT, RIGHT = (0, 0, 500, 0, 500, 1000, 0, 1000), (500, 0, 1000, 0, 1000, 1000, 500, 1000)
@@ -91,12 +95,20 @@ def test_what_cannot_be_scored_is_counted():
 def test_the_mean_counts_each_region_equally_and_a_draw_holds_whole_images():
     left = [0.5, 0.0, 0.5, 0.0]
     maps = maps_of(left, left, left, left, owner=[0, 1, 2, 2], place=[0, 0, 0, 1])
-    found = scored(["a", "b", "c"], maps, dict.fromkeys("abc", FACE))
-    means, low, high = means_of_regions(found.own[:, :1], found, ("one", "one", None))
-    assert means[:, 0] == pytest.approx([1, 0, 0.5], abs=0.01)
+    outcomes = outcomes_of(scored(["a", "b", "c"], maps, dict.fromkeys("abc", FACE)), 4)
+    names = ("attention/eyes", "attention/mouth", "attention")
+    found = {name: float(metrics_of(outcomes)[name](np.ones((1, 3)))[0]) for name in names}
+    assert found == pytest.approx(dict(zip(names, (1, 0, 0.5), strict=True)), abs=0.01)
+    scores = tuple(Score(name, name, value) for name, value in found.items())
+    of = Samples(("a", "b", "c"), ("one", "one", None))
+    result = with_intervals(TaskResult("maps", 3, scores, outcomes=(outcomes,), scored_samples=of))
     # Some draws hold only the first person, who has no sentence about the mouth.
-    assert low[:, 0] == pytest.approx([1, 0, 0.5], abs=0.01)
-    assert high[:, 0] == pytest.approx([1, 0, 1], abs=0.01)
+    bounds = [score.interval for score in result.scores]
+    assert bounds == [pytest.approx(each, abs=0.01) for each in ((1, 1), (0, 0), (0.5, 1))]
+    # What is compared between models does not depend on the maps.
+    others = scored(["a", "b", "c"], replace(maps, weights=maps.weights.roll(1, dims=1)), dict.fromkeys("abc", FACE))
+    assert outcomes_of(others, 4).about == outcomes.about
+    assert scored(["a", "b", "d"], maps, dict.fromkeys("abd", FACE)).about != outcomes.about
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +139,9 @@ def test_a_model_of_random_weights_is_evaluated_on_rendered_faces(
     (result,) = run_tasks.evaluate(settings, embedder, ALONE, url="faces")
     scores = by_name(result)
     assert result.samples == 24
+    # The scores follow from what is kept for each face, to the digits that a comparison needs.
+    check(ModelResults(EvaluatedModel("a"), (result,)))
+    assert {"attention", "pointing_difference", "average_precision/mouth"} <= metrics_of(result.outcomes[0]).keys()
     for name in ("attention", "average_precision"):
         baseline = scores[name].baseline
         assert baseline is not None

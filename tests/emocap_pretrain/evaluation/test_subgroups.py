@@ -6,7 +6,8 @@ from result_files import classified, samples
 
 from emocap_pretrain.evaluation.outcome_scores import part
 from emocap_pretrain.evaluation.subgroups import named, subgroups
-from emocap_pretrain.run_folder.outcomes import AnswerOutcomes, ClassOutcomes, RankOutcomes, Samples
+from emocap_pretrain.run_folder.outcomes import AnswerOutcomes, ClassOutcomes, RankOutcomes
+from emocap_pretrain.run_folder.samples import Samples
 
 
 def test_a_model_that_is_worse_for_one_group_has_a_significant_difference() -> None:

@@ -27,7 +27,7 @@ from emocap_pretrain.evaluation.outcome_scores import with_intervals
 from emocap_pretrain.evaluation.unit_detection import UnitDetection, sentences
 from emocap_pretrain.ranks.group import RankGroup
 from emocap_pretrain.ranks.info import Rank
-from emocap_pretrain.run_folder.outcomes import Samples
+from emocap_pretrain.run_folder.samples import Samples
 
 TASK = UnitDetection(EvaluationConfig(url="faces"))
 UNITS = list(sentences())

@@ -62,6 +62,20 @@ def test_score_shows_the_captioner_beside_its_floors(captioner, run_url, unseen,
         tree["metrics"][0]["floors"]["nearest_image"],
     )
     assert above["value"] == tree["metrics"][0]["differences"]["random_image"]
+    # Two captioners of one model on the same images are compared, and those of other references are not.
+    (pair,) = printed("compare", saved, saved)["tasks"]
+    tested = {row["score"]: row["differences"][1] for row in pair["rows"] if row["differences"][1]}
+    assert {name: (each["value"], each["p"]) for name, each in tested.items()} == dict.fromkeys(
+        ("bleu", "meteor", "rouge_l", "cider"), (0.0, 1.0)
+    )
+    body = json.loads(saved.read_text())
+    body["tasks"][0]["outcomes"][0]["references"] = "others"
+    (tmp_path / "others.json").write_text(json.dumps(body))
+    done = called("compare", saved, tmp_path / "others.json")
+    assert done.exit_code == 1
+    assert "B is not compared with A, because the samples differ: the references of the images differ" in " ".join(
+        done.stdout.split()
+    )
     said = called(*words).stdout
     assert "over nearest image" in said
     assert "8 images of 8 persons." in said

@@ -9,9 +9,18 @@ from gloo_ranks import on_gloo
 
 from emocap_pretrain.errors import DataError
 from emocap_pretrain.generation.captioner import Captioner
+from emocap_pretrain.generation.metrics import measured
 from emocap_pretrain.generation.patches import PatchSettings, computed_patches
 from emocap_pretrain.generation.projector import Projector
 from emocap_pretrain.generation.scoring import FLOORS, Unseen, compared, nearest_images, score
+from emocap_pretrain.run_folder.samples import Samples
+
+
+def compared_texts(written, references, persons):
+    keys = list(map(str, range(len(persons))))
+    outcomes = {name: measured(texts, references, keys) for name, texts in written.items()}
+    return compared(outcomes, Samples(tuple(keys), tuple(persons)))
+
 
 PERSONS = [f"person {number // 2}" for number in range(24)]
 
@@ -78,7 +87,7 @@ def test_a_floor_of_equal_captions_has_no_difference_and_better_captions_are_abo
     truth = [image.captions for image in patches.images]
     perfect = [captions[0] for captions in truth]
     wrong = perfect[1:] + perfect[:1]
-    for result in compared({"captioner": perfect, "same": perfect, "wrong": wrong}, truth, PERSONS):
+    for result in compared_texts({"captioner": perfect, "same": perfect, "wrong": wrong}, truth, PERSONS):
         assert result.differences["same"] == 0
         assert result.intervals["same"] == (0, 0)
         assert result.intervals["wrong"][0] > 0
@@ -92,9 +101,9 @@ def test_intervals_are_over_persons(patches):
     truth = [image.captions for image in patches.images]
     wrong = [captions[0] for captions in truth[1:] + truth[:1]]
     half = [truth[row][0] if row % 2 else wrong[row] for row in range(24)]
-    once = compared({"captioner": half, "floor": wrong}, truth, [str(row) for row in range(24)])
-    twice = compared({"captioner": half * 2, "floor": wrong * 2}, truth * 2, [str(row) for row in range(24)] * 2)
-    alone = compared({"captioner": half * 2, "floor": wrong * 2}, truth * 2, [str(row) for row in range(48)])
+    once = compared_texts({"captioner": half, "floor": wrong}, truth, [str(row) for row in range(24)])
+    twice = compared_texts({"captioner": half * 2, "floor": wrong * 2}, truth * 2, [str(row) for row in range(24)] * 2)
+    alone = compared_texts({"captioner": half * 2, "floor": wrong * 2}, truth * 2, [str(row) for row in range(48)])
     for each, same, narrow in zip(once, twice, alone, strict=True):
         width, widened, narrower = (np.ptp(result.intervals["floor"]) for result in (each, same, narrow))
         assert widened == pytest.approx(width, rel=0.3)
