@@ -83,11 +83,11 @@ def maps_of_two(
     """
     owner = np.repeat(np.arange(faces), random.integers(1, 7, faces))
     region, own = random.choice(4, len(owner), p=(0.6, 0.2, 0.1, 0.1)), np.arange(len(owner))
-    found: list[RegionOutcomes] = []
+    has_control, found = random.random(len(owner)) < 0.8, list[RegionOutcomes]()
     for more in (0.0, gain):
         of_face = random.normal(0, 0.15, faces)[owner]
         values = np.clip(0.5 + more + of_face + random.normal(0, 0.1, (3, len(owner))), 0, 1).T
-        controls = np.where(random.random(len(owner)) < 0.8, 0.3, np.nan)[:, None] + 0 * values
+        controls = np.where(has_control[:, None], random.normal(0.3, 0.05, values.shape), np.nan)
         areas = np.full(len(owner), 0.2)
         names = ("brow", "eyes", "mouth", "nose")
         found.append(outcomes_of(Scored(own if alone else owner, region, names, values, controls, areas, areas, ()), 9))

@@ -8,6 +8,7 @@ import pytest
 from result_files import classified, file_of, found_texts, mapped, samples, with_extras
 
 from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.evaluation.comparison import ModelResults, compare
 from emocap_pretrain.evaluation.result_file import LIMIT_BYTES, RESULT_FILE, load, save
 from emocap_pretrain.run_folder.documents import REPORT
 from emocap_pretrain.run_folder.outcomes import ClassOutcomes
@@ -42,6 +43,20 @@ def test_a_file_of_the_first_schema_is_read() -> None:
     assert [task.result.task for task in found.tasks] == ["guess", "search"]
     assert [len(each) for each in found.samples] == [6]
     assert json.loads(FIRST_SCHEMA.read_text(encoding="utf-8"))["schema"] == 1
+
+
+def test_a_file_of_the_second_schema_is_read_and_its_scores_are_compared() -> None:
+    found = load(str(FIRST_SCHEMA.with_name("results_schema_2.json")))
+    kinds = [each.outcomes[0].kind for each in found.tasks]
+    assert kinds == ["captions", "regions", "losses"]
+    model = ModelResults.of(found)
+    rows = [row for task in compare([model, model]).tasks for row in task.rows if row.differences[1]]
+    names = {row.first.name for row in rows}
+    assert names == {"bleu", "cider", "attention", "attention/eyes", "loss", "loss_global", "loss_local"}
+    newer = json.loads(RESULT_FILE.dump(FILE))
+    newer["tasks"][0]["outcomes"][0]["kind"] = "a kind of a later version"
+    with pytest.raises(ValueError, match=f"a newer version wrote it, as schema {RESULT_FILE.schema + 1}: .*kind"):
+        RESULT_FILE.of({**newer, "schema": RESULT_FILE.schema + 1})
 
 
 def test_reports_do_not_contain_what_was_found_for_each_sample() -> None:
