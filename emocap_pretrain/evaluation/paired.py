@@ -13,7 +13,6 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from emocap_pretrain.evaluation.calibration_error import debiased_errors
-from emocap_pretrain.evaluation.corpus_scores import TOTAL_LOSS
 from emocap_pretrain.evaluation.crossed_draws import crossed_scores
 from emocap_pretrain.evaluation.intervals import Metric, Weights, draws, percentiles
 from emocap_pretrain.evaluation.outcome_scores import (
@@ -25,7 +24,7 @@ from emocap_pretrain.evaluation.outcome_scores import (
     metrics_of,
     part,
 )
-from emocap_pretrain.evaluation.pairing import has_same_total
+from emocap_pretrain.evaluation.pairing import incomparable
 from emocap_pretrain.run_folder.outcomes import (
     Outcomes,
     ProbabilityOutcomes,
@@ -100,8 +99,7 @@ def differences(
         return _of_draws(pair[0], pair[1], groups, folds, names)
     ours, theirs = (metrics_of(outcomes, folds) for outcomes in pair)
     compared = [name for name in ours if name in theirs and (names is None or name in names)]
-    if not has_same_total(*pair):
-        compared = [name for name in compared if name != TOTAL_LOSS]
+    compared = [name for name in compared if name not in incomparable(*pair)]
     everything = np.ones((1, len(groups)))
     values = {name: float(theirs[name](everything)[0] - ours[name](everything)[0]) for name in compared}
     tests = dict.fromkeys(compared, "paired bootstrap")

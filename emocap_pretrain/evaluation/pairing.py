@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
+from emocap_pretrain.evaluation.corpus_scores import TOTAL_LOSS
 from emocap_pretrain.evaluation.outcome_scores import entries, keys_of
 from emocap_pretrain.run_folder.outcome_sums import CaptionOutcomes, LossOutcomes, RegionOutcomes
 from emocap_pretrain.run_folder.outcomes import (
@@ -18,6 +19,8 @@ from emocap_pretrain.run_folder.outcomes import (
 from emocap_pretrain.run_folder.samples import Samples
 
 Name = TypeVar("Name", str, int)
+
+_OTHER_BATCHES = "the {} part has other batches, texts or positives"
 
 
 def mismatches(one: tuple[Outcomes, Samples], other: tuple[Outcomes, Samples]) -> list[str]:
@@ -62,8 +65,9 @@ def _choices(one: Outcomes, other: Outcomes) -> Iterator[str]:
             if one.candidates and other.candidates and one.candidates != other.candidates:
                 yield f"the numbers of candidates differ: {one.candidates:,} and {other.candidates:,}"
         case LossOutcomes(), LossOutcomes():
-            for name in _differ(one.parts, one.about, other.parts, other.about):
-                yield f"the batches, texts or positives of the {name} part differ"
+            differing = _differ(one.parts, one.about, other.parts, other.about)
+            if len(differing) == len(set(one.parts) & set(other.parts)):  # Otherwise single parts are compared.
+                yield from (_OTHER_BATCHES.format(name) for name in differing)
         case _:
             pass
 
@@ -93,16 +97,18 @@ def caveats(one: Outcomes, other: Outcomes) -> Iterator[str]:
     """Yields what else differs between two outcomes on the same samples, which does not prevent a comparison."""
     if isinstance(one, RegionOutcomes) and isinstance(other, RegionOutcomes) and one.patches != other.patches:
         yield f"a map has {other.patches:,} patches, not {one.patches:,}"
-    if not has_same_total(one, other):
-        yield "the total loss has other parts or weights, so only single parts are compared"
+    for reason in incomparable(one, other).values():
+        yield f"{reason}, so it is not compared"
 
 
-def has_same_total(one: Outcomes, other: Outcomes) -> bool:
-    """Returns whether two total losses are sums of the same parts with the same weights; True for other outcomes."""
+def incomparable(one: Outcomes, other: Outcomes) -> dict[str, str]:
+    """Returns the names of scores that both outcomes have and that are not compared, each with the reason."""
     if not isinstance(one, LossOutcomes) or not isinstance(other, LossOutcomes):
-        return True
+        return {}
+    differing = _differ(one.parts, one.about, other.parts, other.about)
+    found = {f"{TOTAL_LOSS}_{name}": _OTHER_BATCHES.format(name) for name in differing}
     ours, theirs = (dict(zip(each.parts, each.weights, strict=False)) for each in (one, other))
-    return ours == theirs
+    return found if not found and ours == theirs else {**found, TOTAL_LOSS: "the total loss has other parts or weights"}
 
 
 def _classes(outcomes: Outcomes) -> Sequence[str]:
