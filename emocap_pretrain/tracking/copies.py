@@ -93,7 +93,7 @@ class WandbCopy:
     def __init__(self, project: str, run: TrackedRun, *, run_id: str) -> None:
         # At a terminal W&B asks for a key that is missing. Without a limit, all ranks would wait for an answer.
         os.environ.setdefault("WANDB_LOGIN_TIMEOUT", "20")
-        import wandb  # pyright: ignore[reportMissingImports] - an optional extra
+        import wandb
 
         self._wandb: Any = wandb
         # The console, code, the command line and the list of packages stay here: all of them may contain secrets.

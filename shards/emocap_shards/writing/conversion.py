@@ -165,7 +165,7 @@ def _reads_heic() -> bool:
     """Returns whether pillow-heif is installed. If it is, Pillow then knows the format HEIF in this process."""
     if find_spec("pillow_heif") is None:
         return False
-    import pillow_heif  # pyright: ignore[reportMissingImports] - an optional extra
+    import pillow_heif
 
     # Of a file, only its primary image is used. The processes of a pack already use all cores.
     pillow_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False, decode_threads=1)

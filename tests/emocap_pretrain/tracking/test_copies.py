@@ -229,9 +229,10 @@ def test_ranks_on_other_hosts_get_the_key_of_wandb_and_the_dashboard_of_ray_does
 
 
 def test_wandb_records_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.setenv("WANDB_LOGIN_TIMEOUT", "20")  # The test restores the variable.
+    for name in ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(name, str(tmp_path))
     monkeypatch.chdir(tmp_path)
     main = MemoryTracker(run_id="0123456789")
     tracker = with_copies(main, run_of(wandb="faces"), first_step=0)
@@ -243,5 +244,6 @@ def test_wandb_records_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (file,) = tmp_path.rglob("run-0123456789.wandb")
     data = file.read_bytes()
     assert b"optimizer.lr" in data
+    assert b"loss" in data
     assert b"open-sesame" not in data
     assert b"wandb_records" not in data  # The command line of this process, with the option -k.
