@@ -1,7 +1,7 @@
 """Checks the GPUs of this host, their driver against torch's CUDA, and NCCL."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import pynvml
@@ -46,8 +46,24 @@ def check_gpus(inputs: DoctorInputs) -> Iterator[CheckResult]:
     yield judged(gpu_facts(), device=inputs.cluster.device)
 
 
-def check_nccl(inputs: DoctorInputs) -> Iterator[CheckResult]:
-    """Sums a tensor over all GPUs of this host with NCCL, and compares the result."""
+def nccl_sums(count: int) -> Sequence[float]:
+    """Gives the GPU with index `i` a tensor of the value `i + 1`, sums them with NCCL, and returns the sum on each GPU.
+
+    Raises:
+        RuntimeError: If NCCL or CUDA fails. torch raises it for all of their errors.
+    """
+    parts = [torch.full((1 << 20,), float(each + 1), device=f"cuda:{each}") for each in range(count)]
+    nccl.all_reduce(parts)
+    return [float(each.mean().item()) for each in parts]
+
+
+def check_nccl(inputs: DoctorInputs, *, sums_of: Callable[[int], Sequence[float]] = nccl_sums) -> Iterator[CheckResult]:
+    """Sums a tensor over all GPUs of this host with NCCL, and compares the result.
+
+    Args:
+        inputs: Says whether the run uses GPUs.
+        sums_of: Returns the sum on each GPU for a number of GPUs, as `nccl_sums` does.
+    """
     if inputs.cluster.device == "cpu":
         yield skipped("cluster.device=cpu uses no GPU")
         return
@@ -60,10 +76,8 @@ def check_nccl(inputs: DoctorInputs) -> Iterator[CheckResult]:
     version = ".".join(map(str, nccl.version()))
     count = torch.cuda.device_count()
     try:
-        parts = [torch.full((1 << 20,), float(each + 1), device=f"cuda:{each}") for each in range(count)]
-        nccl.all_reduce(parts)
-        sums = [float(each.mean().item()) for each in parts]
-    except RuntimeError as error:  # torch raises it for all errors of NCCL and CUDA.
+        sums = sums_of(count)
+    except RuntimeError as error:
         first = str(error).partition("\n")[0]
         yield fail(f"NCCL {version} fails: {first}", _NCCL_CURE)
         return

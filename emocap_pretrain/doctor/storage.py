@@ -4,7 +4,7 @@ import os
 import secrets
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,14 +40,19 @@ def check_disk(inputs: DoctorInputs) -> Iterator[CheckResult]:
         yield _cache(Path(inputs.data.cache), inputs.data.cache_gb)
 
 
-def check_datasets(inputs: DoctorInputs) -> Iterator[CheckResult]:
-    """Reads the manifest and a bounded number of bytes of each dataset, and reports the speed."""
+def check_datasets(inputs: DoctorInputs, *, clock: Callable[[], float] = time.monotonic) -> Iterator[CheckResult]:
+    """Reads the manifest and a bounded number of bytes of each dataset, and reports the speed.
+
+    Args:
+        inputs: The datasets, and the largest number of bytes to read from each.
+        clock: Returns seconds; it is called before and after the bytes of a dataset are read.
+    """
     if not inputs.datasets:
         tars = inputs.data is not None and inputs.data.webdataset is not None
         yield skipped("`emocap pretrain --dry-run` reads the tars of data.webdataset" if tars else "give a config")
     for key, url in inputs.datasets.items():
         try:
-            yield _dataset(key, url, inputs.probe_bytes)
+            yield _dataset(key, url, inputs.probe_bytes, clock)
         except ShardsError as error:
             yield fail(f"{key}: {error}", _NO_ACCESS if "://" in url else f"set {key} to a packed dataset")
 
@@ -91,12 +96,12 @@ def _cache(folder: Path, limit_gb: float) -> CheckResult:
     return ok(text)
 
 
-def _dataset(key: str, url: str, most_bytes: int) -> CheckResult:
+def _dataset(key: str, url: str, most_bytes: int, clock: Callable[[], float]) -> CheckResult:
     store = _soon(url)
     manifest = Manifest.load(store.read(MANIFEST), url=url)
-    began = time.monotonic()
+    began = clock()
     read = _read(store, manifest, most_bytes)
-    rate = read / max(time.monotonic() - began, 1e-6)
+    rate = read / max(clock() - began, 1e-6)
     samples = rate * manifest.samples / manifest.total_bytes
     text = f"{key}: {size(read)} at {size(rate)}/s, about {counted(round(samples), 'sample')}/s"
     if rate < SLOW_BYTES_PER_S:

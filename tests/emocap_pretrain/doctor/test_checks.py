@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from emocap_shards.store import open_store
 
 from emocap_pretrain.config.data import DataConfig
 from emocap_pretrain.config.schema import ClusterConfig, TrackingConfig
@@ -203,12 +204,39 @@ def test_architectures_run_on_capabilities(
     assert gpus.supports(architectures, capability) is runs
 
 
-def test_a_build_of_torch_without_nccl_fails_where_there_are_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    if torch.distributed.is_nccl_available():
-        pytest.skip("this build of torch has NCCL")
-    assert only(gpus.check_nccl(DoctorInputs())).status == "skipped"
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets torch report two GPUs and NCCL, whatever this host has."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert only(gpus.check_nccl(DoctorInputs())).status == "fail"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
+    monkeypatch.setattr(gpus.nccl, "version", lambda: (2, 27, 5))
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_an_nccl_that_is_missing_fails_or_sums_wrongly_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(count: int) -> list[float]:
+        raise RuntimeError(f"NCCL Error 2: unhandled system error on {count} GPUs\nand more")
+
+    def found(sums_of: Callable[[int], list[float]]) -> CheckResult:
+        return only(gpus.check_nccl(DoctorInputs(), sums_of=sums_of))
+
+    assert found(lambda _: [3.0, 3.0]).text == "NCCL 2.27.5, a sum over 2 GPUs is right"
+    assert (found(breaks).status, found(breaks).text) == (
+        "fail",
+        "NCCL 2.27.5 fails: NCCL Error 2: unhandled system error on 2 GPUs",
+    )
+    wrong = found(lambda _: [3.0, 0.0])
+    assert wrong.status == "fail"
+    assert "wrong sums: [3.0, 0.0], where 3.0 is right" in wrong.text
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: False)
+    missing = found(lambda _: pytest.fail("a build without NCCL was used"))
+    assert (missing.status, "has no NCCL" in missing.text) == ("fail", True)
+
+
+def test_nccl_is_not_checked_on_a_host_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert only(gpus.check_nccl(DoctorInputs())).status == "skipped"
 
 
 @pytest.mark.gpu
@@ -290,6 +318,49 @@ def test_a_cache_that_exceeds_its_disk_is_a_warning(tmp_path: Path) -> None:
 def test_a_dataset_is_read_and_its_speed_is_measured(faces: str) -> None:
     found = only(storage.check_datasets(DoctorInputs(datasets={"data.url": faces}, probe_bytes=4096)))
     assert found.text.startswith("data.url: 4.1 kB at ")
+
+
+@pytest.mark.parametrize(("place", "advice"), [("folder", "to a faster disk"), ("memory://slow", "in the same region")])
+def test_a_store_that_reads_less_than_20_mb_in_a_second_is_a_warning(
+    place: str, advice: str, faces: str, tmp_path: Path
+) -> None:
+    url = place if "://" in place else str(tmp_path / place)
+    for file in Path(faces).iterdir():
+        open_store(url).put(file.name, file.read_bytes())
+
+    def found(took_s: float) -> CheckResult:
+        inputs = DoctorInputs(datasets={"data.url": url}, probe_bytes=20_000)
+        return only(storage.check_datasets(inputs, clock=iter([5.0, 5.0 + took_s]).__next__))
+
+    enough, slow = found(0.9e-3), found(1.1e-3)
+    assert (enough.status, slow.status) == ("ok", "warn")
+    assert "20 kB at 18.2 MB/s" in slow.text
+    assert advice in slow.cure
+
+
+class OtherBytes:
+    """Stands for a store that returns other bytes than were written, or ignores conditions."""
+
+    def __init__(self, *, wrong: bool) -> None:
+        self.inner, self.wrong = open_store("memory://doctor/other"), wrong
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.inner, name)
+
+    def read(self, path: str) -> bytes:
+        return self.inner.read(path)[int(self.wrong) :]
+
+    def honours_conditions(self) -> bool:
+        return False
+
+
+def test_a_run_folder_that_changes_bytes_fails_and_one_that_ignores_conditions_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for wrong, status, words in ((True, "fail", "returns other bytes"), (False, "warn", "ignores conditions")):
+        monkeypatch.setattr(storage, "_soon", lambda _, wrong=wrong: OtherBytes(wrong=wrong))
+        result = only(storage.check_run_folder(DoctorInputs(url="memory://doctor/other")))
+        assert (result.status, words in result.text) == (status, True), result.text
 
 
 def test_a_dataset_that_lacks_a_shard_or_a_part_of_it_fails(faces: str, tmp_path: Path) -> None:
