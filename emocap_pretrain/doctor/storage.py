@@ -22,7 +22,8 @@ SLOW_BYTES_PER_S = 20e6
 SPAN = 8 << 20
 PROBE = bytes(1 << 20)
 _NO_ACCESS = (
-    "check the URL, the credentials (AWS_ACCESS_KEY_ID, AWS_PROFILE or the machine's role) and AWS_ENDPOINT_URL"
+    "check the URL, the credentials (AWS_ACCESS_KEY_ID, AWS_PROFILE or the machine's role; FSSPEC_S3_ANON=true for a "
+    "public bucket) and AWS_ENDPOINT_URL"
 )
 
 

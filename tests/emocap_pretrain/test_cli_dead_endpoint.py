@@ -5,7 +5,9 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import fsspec.config
 import pytest
 from emocap_shards.errors import StoreError
 from emocap_shards.store import RetryConfig, Store, open_store, retry
@@ -110,3 +112,36 @@ def test_missing_credentials_name_the_setting_for_a_public_bucket(monkeypatch: p
     done = CliRunner().invoke(app, ["inspect", "s3://bucket/faces-of-nobody"])
     assert done.exit_code == 2
     assert "for a public bucket set FSSPEC_S3_ANON=true" in done.stderr
+
+
+class PublicBucket(BaseHTTPRequestHandler):
+    """Answers as a public bucket of S3: it refuses every signature, and gives the object `x` without one."""
+
+    refused = b"<Error><Code>%s</Code><Message>Denied</Message></Error>"
+    code = b"AccessDenied"
+
+    def do_GET(self) -> None:
+        signed = "Authorization" in self.headers or "Signature" in self.path
+        body = self.refused % self.code if signed else b"public"
+        self.send_response(403 if signed else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.mark.parametrize("code", [b"AccessDenied", b"InvalidAccessKeyId"])
+def test_a_refusal_of_s3_names_the_setting_for_a_public_bucket_which_works(
+    code: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler = type("Handler", (PublicBucket,), {"code": code})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        with pytest.raises(StoreError, match=rf"{code.decode()} \(403\).*for a public bucket set FSSPEC_S3_ANON=true"):
+            open_store(f"s3://bucket/refusing-{code.decode()}").read("x")
+        # fsspec reads the variable FSSPEC_S3_ANON into this dictionary when it is imported.
+        monkeypatch.setitem(fsspec.config.conf, "s3", {"anon": "true"})
+        assert open_store(f"s3://bucket/anonymous-{code.decode()}").read("x") == b"public"
+        server.shutdown()

@@ -183,12 +183,13 @@ def reason(error: BaseException) -> str:
 def cure(error: BaseException) -> str:
     """Returns advice for the user about an error."""
     status, code = answer(error)
-    if isinstance(error, NoCredentialsError):
-        return f"{_CREDENTIALS}; for a public bucket set FSSPEC_S3_ANON=true"
-    if code in _KEYS or status == 401 or isinstance(error, PartialCredentialsError):
-        return _CREDENTIALS
+    # These three classes are those of S3; a refusal of a web server is none of them.
+    is_s3 = isinstance(error, ClientError | NoCredentialsError | PartialCredentialsError)
+    public = "; for a public bucket set FSSPEC_S3_ANON=true" if is_s3 else ""
+    if code in _KEYS or status == 401 or isinstance(error, NoCredentialsError | PartialCredentialsError):
+        return f"{_CREDENTIALS}{public}"
     if status == 403:
-        return "these credentials do not allow that: check them, the bucket's name and its policy"
+        return f"these credentials do not allow that: check them, the bucket's name and its policy{public}"
     if is_no_bucket(error):
         return "make the bucket, or correct its name in the URL"
     return "check endpoint, credentials and bucket"

@@ -220,12 +220,13 @@ def test_a_missing_key_of_wandb_is_refused_before_a_start(tmp_path: Path, monkey
     check_copies(settings)
 
 
-def test_ranks_on_other_hosts_get_the_key_of_wandb_and_the_dashboard_of_ray_does_not(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("name", ["WANDB_API_KEY", "FSSPEC_S3_ANON", "FSSPEC_S3_SECRET"])
+def test_ranks_on_other_hosts_get_credentials_and_the_dashboard_of_ray_does_not(
+    name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    assert "WANDB_API_KEY" in chosen(SECRET)
-    assert "WANDB_API_KEY" not in chosen(OPEN)
+    monkeypatch.setenv(name, "0" * 40)
+    assert name in chosen(SECRET)
+    assert name not in chosen(OPEN)
 
 
 def test_wandb_records_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
