@@ -113,6 +113,11 @@ def _collected(images: Iterable[_Image | None], source: Path) -> PublishedImages
     if not kept:
         raise DataError(f"{source} has no images.")
     rows, names, pixels, usage, emotions, votes = zip(*kept, strict=True)
+    if missing := [each for each in _FOLDERS if each not in usage]:
+        raise DataError(
+            f"{source} has no image of the usage {' or '.join(missing)}, so it is a part of FER2013: give the whole "
+            "one, whose table has 35,887 rows."
+        )
     return PublishedImages(rows, names, np.stack(pixels), usage, emotions, votes, len(found) - len(kept))
 
 

@@ -10,6 +10,7 @@ from cli_calls import called
 from emocap_shards.annotation import load_annotation
 from emocap_shards.library import Library
 from landmark_cases import crowd
+from pages import ROOT, shown_on
 from PIL import Image
 
 from emocap_pretrain.captions.ferplus.__main__ import main
@@ -85,6 +86,35 @@ def test_ferplus_has_the_votes_as_labels_and_leaves_out_images_without_a_face(ta
         assert not captions
         assert given == labels(dict(zip(VOTE_NAMES, votes[number].tolist(), strict=True)))
     assert Counter(EMOTIONS) == Counter(VOTE_NAMES[:8])
+
+
+def test_the_guide_begins_with_labels_and_its_first_commands_can_be_followed(tables, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RANK", raising=False)
+    commands = [each.words for each in shown_on(ROOT / "docs/guide.md")]
+    first = next(number for number, words in enumerate(commands) if words[1] == "import")
+    assert not any("landmarks" in " ".join(words) for words in commands[:first])
+    imported, trained, *_ = commands[first:]
+    done = called(*imported[1:])
+    assert done.exit_code == 0, done.output
+    done = called("pretrain", ROOT / trained[2], *trained[3:], "--dry-run")
+    assert (done.exit_code, done.stderr) == (0, ""), done.output
+    assert "emotion: cross-entropy of 8 classes" in done.stdout
+
+
+@pytest.mark.parametrize("missing", [("PublicTest",), ("PublicTest", "PrivateTest")])
+def test_a_table_without_a_split_is_refused_in_one_line_before_anything_is_written(tables, tmp_path, missing):
+    table, new, *_ = tables
+    for file in (table, new):
+        lines = file.read_text().splitlines()
+        file.write_text("\n".join(line for line in lines if not any(usage in line for usage in missing)))
+    for words in (("fer2013", table), ("ferplus", table, new)):
+        done = called("import", *words, tmp_path / "out")
+        assert done.exit_code == 1
+        (line,) = done.stderr.splitlines()
+        assert f"fer2013.csv has no image of the usage {' or '.join(missing)}" in line
+        assert "35,887 rows" in line
+        assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("by_row", [False, True], ids=["names of FER+", "rows of the table"])
