@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
+from emocap_shards.inspecting.wording import wrapped
 from emocap_shards.mask import MASK, remember
 from emocap_shards.store import open_store
 from rich.text import Text
@@ -60,7 +61,7 @@ RANK_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "DO_NOT_TRACK": "1", "TOR
 # Prefixes of the environment variables that ranks on other nodes get too. OPEN ones are visible on Ray's dashboard;
 # SECRET ones are sent only with the function that the ranks call.
 OPEN = ("NCCL_", "GLOO_", "TORCH_")
-SECRET = ("AWS_", "MLFLOW_", "WANDB_", "HF_", "EMOCAP_")
+SECRET = ("AWS_", "FSSPEC_", "MLFLOW_", "WANDB_", "HF_", "EMOCAP_")
 REFUSAL = "this will not run"  # First words of a problem that a dry run finds.
 # Why an attempt without a failure ended, by the value of `emocap_cluster.restarts.End`.
 WHY = {"drained": "a node was taken away", "growing": "there was room for more ranks"}
@@ -74,8 +75,10 @@ def command(
     ] = False,
     full: Annotated[bool, typer.Option("--full", help="For --dry-run: print the resolved config too.")] = False,
     step_seconds: Annotated[
-        float | None,
-        typer.Option(min=1e-6, metavar="SECONDS", help="For --dry-run: measured seconds of a step of one rank alone."),
+        str | None,
+        typer.Option(
+            metavar="SECONDS|RUN", help="For --dry-run: measured seconds of a step of one rank, or a run's url."
+        ),
     ] = None,
     fabric: Annotated[
         str | None,
@@ -100,10 +103,12 @@ def command(
         loaded = load_config(config, overrides or [])
         if dry_run:
             from emocap_pretrain.dry_run.fabric import fabric_of
+            from emocap_pretrain.dry_run.measured import measured_step
             from emocap_pretrain.dry_run.outlook import Assumptions
 
+            step = measured_step(step_seconds) if step_seconds else None
             network = fabric_of(fabric) if fabric else None
-            _dry_run(loaded, Assumptions(network, step_seconds, node_mtbf_days, price), full=full)
+            _dry_run(loaded, Assumptions(network, step, node_mtbf_days, price), full=full)
         elif launched():
             _as_rank(loaded)
         else:
@@ -155,7 +160,7 @@ def _dry_run(config: Config, assumed: "Assumptions", *, full: bool) -> None:
     if plan:
         sys.stdout.write(shown(plan.text(full=full)) + "\n")
     for note in checked.notes:
-        sys.stdout.write(f"note            {shown(note)}\n")
+        sys.stdout.write("\n".join(wrapped(shown(note), f"{'note':<16}")) + "\n")
     for line in checked.table_lines():
         sys.stdout.write(f"{shown(line)}\n")
     for problem in dict.fromkeys([*found.problems, *checked.problems]):

@@ -3,7 +3,6 @@
 `emocap_pretrain.doctor` makes the checks. This module derives their inputs from a config and formats their results.
 """
 
-import textwrap
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from emocap_shards.errors import ShardsError
+from emocap_shards.inspecting.wording import wrapped
 
 from emocap_pretrain.cli import options
 from emocap_pretrain.cli.tables import plain
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from emocap_pretrain.doctor import CheckResult, DoctorInputs
 
 LOCK = Path(__file__).parents[2] / "requirements.lock"  # Only a checkout has it; an installed package does not.
-WIDTH = 80
 _STATUS, _NAME = 9, 15  # Widths of the first two columns.
 
 
@@ -139,20 +138,9 @@ def lines(name: str, result: "CheckResult") -> list[str]:
     found, cure = plain(result.text), plain(result.cure)
     first = f"{result.status:<{_STATUS}}{name:<{_NAME}}"
     return [
-        *_wrapped(found, first, left),
-        *(_wrapped(cure, f"{left}-> ", f"{left}   ") if cure else []),
+        *wrapped(found, first),
+        *(wrapped(cure, f"{left}-> ") if cure else []),
     ]
-
-
-def _wrapped(text: str, first: str, further: str) -> list[str]:
-    return textwrap.wrap(
-        text,
-        WIDTH,
-        initial_indent=first,
-        subsequent_indent=further,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
 
 
 def _summary(counts: Counter[str]) -> str:

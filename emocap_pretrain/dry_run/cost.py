@@ -5,11 +5,10 @@ assumed to be proportional to the rows of a rank. This is too optimistic for a f
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 
 from emocap_pretrain.dry_run.failures import goodput
-from emocap_pretrain.dry_run.outlook import Outlook, Row, duration
+from emocap_pretrain.dry_run.outlook import Outlook, Row, digits
 from emocap_pretrain.dry_run.step import Speed, step_time
 
 NODES = (1, 4, 16)
@@ -17,7 +16,7 @@ HOUR_S = 3600.0
 
 
 def cost_rows(outlook: Outlook, *, steps: int, global_batch: int, price: float, device: str) -> list[Row]:
-    """Returns a row of `--dry-run` for each number of nodes: the duration of the run, and its cost.
+    """Returns the rows of `--dry-run` about the cost: a table with a line for each number of nodes, and what it says.
 
     The time that failures cost is included. The start, evaluations and waiting for data are not.
 
@@ -29,23 +28,26 @@ def cost_rows(outlook: Outlook, *, steps: int, global_batch: int, price: float, 
         device: What a rank uses, such as "GPU".
     """
     if outlook.speed is None:
-        return [("cost", "unknown here: give --step-seconds, of one rank alone")]
-    rows = list(_lines(outlook, outlook.speed, steps, global_batch, price, device))
+        return [("cost", "unknown, because the time of a step is unknown (above)")]
+    lines = [_cells(outlook, outlook.speed, nodes, steps, global_batch, price) for nodes in NODES]
+    table = [("nodes", f"{device}s", "hours", "cost"), *lines]
+    # The last cell of a line may be a sentence, which does not widen its column.
+    widths = [max(len(cells[column]) for cells in table if len(cells) == len(table[0])) for column in range(4)]
+    rows = ["  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=False)) for cells in table]
+    rows.append(f"at {price:g} for an hour of a {device}; with failures, without evaluations")
     return [("" if number else "cost", row) for number, row in enumerate(rows)]
 
 
-def _lines(outlook: Outlook, speed: Speed, steps: int, global_batch: int, price: float, device: str) -> Iterator[str]:
-    for nodes in NODES:
-        ranks = nodes * outlook.fabric.ranks_per_node
-        where = f"{nodes} node{'s' if nodes > 1 else ''}, {ranks} {device}{'s' if ranks > 1 else ''}"
-        if ranks > global_batch:
-            yield f"{where}: more ranks than the {global_batch} samples of a batch"
-            continue
-        seconds = run_s(outlook, speed, ranks, steps=steps, global_batch=global_batch)
-        if math.isinf(seconds):
-            yield f"{where}: failures would leave no time for new work"
-            continue
-        yield f"{where}: {duration(seconds)}, cost {seconds / HOUR_S * ranks * price:,.2f}"
+def _cells(outlook: Outlook, speed: Speed, nodes: int, steps: int, global_batch: int, price: float) -> tuple[str, ...]:
+    """Returns the cells of a line: nodes, devices, hours and cost; or nodes, devices, and why there is no result."""
+    ranks = nodes * outlook.fabric.ranks_per_node
+    first = (str(nodes), f"{ranks:,}")
+    if ranks > global_batch:
+        return *first, f"more ranks than the {global_batch} samples of a batch"
+    hours = run_s(outlook, speed, ranks, steps=steps, global_batch=global_batch) / HOUR_S
+    if math.isinf(hours):
+        return *first, "failures would leave no time for new work"
+    return *first, digits(hours), f"{hours * ranks * price:,.2f}"
 
 
 def run_s(outlook: Outlook, speed: Speed, ranks: int, *, steps: int, global_batch: int) -> float:

@@ -7,10 +7,11 @@
 import math
 from dataclasses import dataclass
 
-from emocap_shards.inspecting.wording import counted
+from emocap_shards.inspecting.wording import counted, size
 
 from emocap_pretrain.dry_run.fabric import FABRICS, Fabric
 from emocap_pretrain.dry_run.failures import FailureModel, daly, goodput
+from emocap_pretrain.dry_run.measured import MeasuredStep
 from emocap_pretrain.dry_run.step import Speed, StepTime, breaks_at, efficiency, step_time
 from emocap_pretrain.dry_run.workload import FLOAT, Workload, gradients, vectors
 
@@ -22,6 +23,11 @@ COPIED_BYTES_PER_S, STORED_BYTES_PER_S = 10e9, 200e6
 # The numbers of ranks at which the forecast looks for an efficiency below 0.5.
 SCALES = (8, 16, 32, 64, 128, 256, 512, 1024)
 
+UNKNOWN_STEP = (
+    "unknown here: give --step-seconds, which is the metric time/step_s in MLflow of a run on one rank, or the folder "
+    "of a run, such as --step-seconds runs/faces"
+)
+
 Row = tuple[str, str]
 
 
@@ -31,13 +37,13 @@ class Assumptions:
 
     Attributes:
         fabric: The network.
-        step_s: Measured seconds of a step on a single rank, with as many rows as each rank of the run has.
+        step: The measured time of a step on a single rank.
         node_mtbf_days: Mean time between failures of one node.
         price: Price of one device for an hour, in any currency.
     """
 
     fabric: Fabric | None = None
-    step_s: float | None = None
+    step: MeasuredStep | None = None
     node_mtbf_days: float | None = None
     price: float | None = None
 
@@ -47,7 +53,7 @@ class Assumptions:
 
         If so, `--dry-run` prints the forecast of failures also for a job on one node.
         """
-        return any(given is not None for given in (self.fabric, self.step_s, self.node_mtbf_days))
+        return any(given is not None for given in (self.fabric, self.step, self.node_mtbf_days))
 
     @property
     def mtbf_days(self) -> float:
@@ -98,18 +104,20 @@ class Outlook:
         )
 
     def rows(self) -> list[Row]:
-        """Returns the rows that `--dry-run` prints, each as a name and a text of at most 63 characters.
+        """Returns the rows that `--dry-run` prints, each as a name and a text.
 
-        The names are printed in a column of 16 characters, so a row fits into a terminal of 80 columns. The rows about
+        The rows about
         failures are left out for a job on one node, unless the user has given one of the `Assumptions`: the network,
         the measured time of a step, or the mean time between failures.
         """
         head = ("forecast", f"a model, not a measurement: {self.fabric.words}")
+        words = self.assumed.step.words(self.work.rows) if self.assumed.step else ""
         step = step_time(self.work, self.ranks, self.speed, self.fabric) if self.speed else None
         rows = [
             head,
-            ("step", self._step(step) if step else "unknown here: give --step-seconds, of one rank alone"),
-            self._network(),
+            *([("measured", words)] if words else []),
+            ("step", self._step(step) if step else UNKNOWN_STEP),
+            ("network", self._network()),
         ]
         if self.speed:
             rows.append(("weak scaling", self._weak_scaling(self.speed)))
@@ -127,9 +135,11 @@ class Outlook:
         shares = ", ".join(f"{name} {part / step.total_s:.0%}" for name, part in parts.items())
         return f"{duration(step.total_s)}, {rate:,.0f} samples/s; {shares}"
 
-    def _network(self) -> Row:
+    def _network(self) -> str:
+        if self.ranks == 1:
+            return "none, because there is one rank"
         texts, weights = (each(self.work, self.ranks, self.fabric).bytes for each in (vectors, gradients))
-        return "network", f"vectors {size(texts)}, gradients {size(weights)} to each rank a step"
+        return f"{f'vectors {size(texts)}, ' if texts else ''}gradients {size(weights)} to each rank a step"
 
     def _weak_scaling(self, speed: Speed) -> str:
         kept = efficiency(self.work, self.ranks, speed, self.fabric)
@@ -165,14 +175,10 @@ def duration(seconds: float) -> str:
         return "never"
     for unit, length in (("days", DAY_S), ("h", 3600.0), ("min", 60.0), ("s", 1.0)):
         if seconds >= 2 * length:
-            return f"{_digits(seconds / length)} {unit}"
-    return f"{_digits(seconds * 1e3)} ms"
+            return f"{digits(seconds / length)} {unit}"
+    return f"{digits(seconds * 1e3)} ms"
 
 
-def size(number: float) -> str:
-    """Returns a number of bytes as a text in MB or GB."""
-    return f"{_digits(number / 1e9)} GB" if number >= 1e9 else f"{_digits(number / 1e6)} MB"
-
-
-def _digits(value: float) -> str:
+def digits(value: float) -> str:
+    """Returns a number with two significant digits, or as a whole number if it is 10 or more."""
     return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"

@@ -14,9 +14,10 @@ import yaml
 from emocap_kernels.backend import BackendChoice
 from emocap_kernels.errors import NotSupportedError
 from emocap_shards.errors import ShardsError
-from emocap_shards.inspecting.wording import counted
+from emocap_shards.inspecting.wording import counted, size, wrapped
 from emocap_shards.manifest import Manifest, read_manifest
 from emocap_shards.mask import masked_url
+from emocap_shards.store import open_store
 
 from emocap_pretrain.config.batch_split import BatchSplit, batch_split
 from emocap_pretrain.config.schema import Config
@@ -29,6 +30,7 @@ from emocap_pretrain.dry_run.step import Speed
 from emocap_pretrain.dry_run.trained import trained_rows
 from emocap_pretrain.dry_run.workload import Workload
 from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.logs import shown
 from emocap_pretrain.training.objective import Objective, vector_dtype
 
 # The assumed rate of an unknown device: that of an H100 in bfloat16 for a GPU (True), and of one CPU core in float32.
@@ -82,7 +84,8 @@ class RunPlan:
             *self._outlook().rows(),
             *self._cost(),
         )
-        lines = "\n".join(f"{name:<16}{value}" for name, value in rows)
+        # Secrets are masked before the rows are broken into lines.
+        lines = "\n".join(line for name, value in rows for line in wrapped(shown(value), f"{name:<16}"))
         if not full:
             return lines
         resolved = yaml.safe_dump(self.config.stored(), sort_keys=False, allow_unicode=True)
@@ -167,8 +170,8 @@ class RunPlan:
         half = self.config.engine.precision != "fp32"
         name = torch.cuda.get_device_name() if self.on_gpu and torch.cuda.is_available() else ""
         flops = device_flops(name, half=half)
-        if self.assumed.step_s is not None:
-            return Speed.of_step(self.assumed.step_s, work, flops or LOSS_FLOPS_PER_S[self.on_gpu])
+        if self.assumed.step:
+            return Speed.of_step(self.assumed.step.of_rows(work.rows), work, flops or LOSS_FLOPS_PER_S[self.on_gpu])
         return None if flops is None else Speed(work.rows * self.memory.row_flops / flops, flops, 0.0)
 
     def _data(self) -> list[tuple[str, str]]:
@@ -194,8 +197,8 @@ class RunPlan:
             *(("filter", f"leaves out {each.describe()}") for each in self.filters if each),
             *self._mixture(),
             ("each rank", f"about {counted(samples // self.ranks, 'sample')} in an epoch"),
-            ("shuffle", f"{counted(window, 'sample')} together"),
-            ("windows", self._windows(samples, window)),
+            ("shuffle", f"{counted(window, 'sample')} together{', the whole data' if window == samples else ''}"),
+            *self._windows(samples, window),
             ("length", self._length(samples)),
         ]
 
@@ -206,11 +209,18 @@ class RunPlan:
         epochs = self.config.steps / max(1, math.floor(batches) if self.config.data.drop_last else math.ceil(batches))
         return f"{counted(self.config.steps, 'step')}, {epochs:.1f} epochs" if epochs else "0 steps, no training"
 
-    def _windows(self, samples: int, window: int) -> str:
+    def _windows(self, samples: int, window: int) -> list[tuple[str, str]]:
+        """Returns the rows about the cache, which keeps two windows of the shuffle. Local datasets have no cache."""
+        if all(open_store(source.url).is_near for source in self.config.data.datasets):
+            return []
         two_windows = 2 * sum(manifest.total_bytes for manifest in self.manifests) * window / samples
         data = self.config.data
-        cache = f"a cache of {data.cache_gb:g} GB in {data.cache}" if data.cache_gb else "no cache"
-        return f"two of them have {two_windows / 1e9:.3g} GB, and each node holds its share of that; {cache}"
+        if not data.cache_gb:
+            return [("cache", "none, so each epoch reads the data from the store again")]
+        return [
+            ("cache", f"at most {data.cache_gb:g} GB on each node, in {data.cache}"),
+            ("", f"two windows have {size(two_windows)}; each node keeps its share of them"),
+        ]
 
     def _mixture(self) -> list[tuple[str, str]]:
         if len(self.manifests) == 1:
@@ -228,7 +238,7 @@ def _under(name: str, lines: Sequence[str]) -> list[tuple[str, str]]:
 
 def _described(manifest: Manifest) -> str:
     stock = f"{counted(manifest.samples, 'sample')} in {counted(len(manifest.shards), 'shard')}"
-    return f"{stock}, {manifest.total_bytes / 1e6:,.0f} MB"
+    return f"{stock}, {size(manifest.total_bytes)}"
 
 
 def _datasets(config: Config) -> tuple[tuple[Manifest, ...], Filters]:

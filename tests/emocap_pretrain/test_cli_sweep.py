@@ -11,6 +11,8 @@ import yaml
 from cli_calls import called
 from hypothesis import given
 from hypothesis import strategies as st
+from pages import ROOT, shown_on
+from PIL import Image
 from tiny_run import tiny
 
 from emocap_pretrain.cli.app import app
@@ -153,3 +155,33 @@ def test_finished_runs_are_compared_and_not_trained_again(finished_run: Config, 
     shown = called("sweep", recipe, "optimizer.lr=1e-3,2e-3", "--table").stdout
     assert "1 of 2 runs are done" in shown
     assert "zero_shot/uar" in shown
+
+
+def test_each_run_of_the_sweeps_on_the_page_about_rates_can_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page sweeps the config that `emocap init` writes for folders of classes. Its longer sweeps are never run."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RANK", raising=False)
+    for number in range(110):
+        file = tmp_path / "faces" / ("fear" if number % 2 else "joy") / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (24, 24), (number, 100, 100)).save(file)
+    first = called("init", "faces", "--out", "faces.yaml", "--weights", "packages").stdout.partition("next")[2]
+    assert called(*shlex.split(first.partition("emocap pretrain")[0])[1:]).exit_code == 0
+    sweeps = [each.words for each in shown_on(ROOT / "docs/rates-and-freezing.md") if each.words[1] == "sweep"]
+    # `members_of` loads the config of each run. One run for each frozen depth is checked as before a start.
+    runs: dict[str, tuple[str, ...]] = {}
+    for words in sweeps:
+        for member in members_of(Path(words[2]), [word for word in words[3:] if not word.startswith("--")]):
+            depth = next((each for each in member.overrides if each.startswith("model.image.freeze=")), "as it is")
+            runs[depth] = member.overrides
+    assert runs.keys() == {"as it is", *(f"model.image.freeze={depth}" for depth in ("0", "4", "8", "all"))}
+    trained: list[str] = []
+    for depth, overrides in runs.items():
+        done = called("pretrain", "faces.yaml", *overrides, "--dry-run")
+        assert (done.exit_code, done.stderr) == (0, ""), f"{depth}: {done.output}"
+        (image,) = (line for line in done.stdout.splitlines() if "image tower: " in line)
+        trained.append(image.partition("image tower: ")[2])
+    assert trained[-1].startswith("frozen")
+    assert len(set(trained)) == 5, "each depth trains another number of parameters"

@@ -1,6 +1,35 @@
-"""Formats numbers for people."""
+"""Formats numbers and lines for people."""
+
+import textwrap
 
 from emocap_shards.inspecting.counters import Counts
+
+WIDTH = 80  # Columns of a usual terminal.
+
+
+def wrapped(text: str, first: str = "", further: str | None = None) -> list[str]:
+    """Breaks a text into lines of at most 80 characters. A word that is longer than a line, such as a URL, is kept.
+
+    A text that may contain secrets is masked before, because a mask would not find the parts of a secret.
+
+    Args:
+        text: The text. If it fits into one line, it is not changed.
+        first: What the first line begins with.
+        further: What the other lines begin with; by default as many blanks as `first` has characters.
+
+    >>> [len(line) for line in wrapped("word " * 20, "data  ")]
+    [75, 35]
+    """
+    if len(first) + len(text) <= WIDTH:
+        return [(first + text).rstrip()]
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=first,
+        subsequent_indent=" " * len(first) if further is None else further,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def number(value: float) -> str:

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 from cli_calls import called
+from emocap_shards.inspecting.wording import WIDTH
 
-from emocap_pretrain.cli.doctor import WIDTH, inputs_of, lines
+from emocap_pretrain.cli.doctor import inputs_of, lines
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.doctor import CHECKS, CheckResult
 

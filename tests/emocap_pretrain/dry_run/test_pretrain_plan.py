@@ -1,18 +1,29 @@
+import re
+from pathlib import Path
+
 import pytest
 import torch
 import yaml
+from emocap_shards.store import open_store
 from pretrain_fakes import changed
 
 from emocap_pretrain.config.schema import Config
 from emocap_pretrain.dry_run.fabric import fabric_of
+from emocap_pretrain.dry_run.measured import MeasuredStep, measured_step
 from emocap_pretrain.dry_run.outlook import Assumptions
 from emocap_pretrain.dry_run.plan import RunPlan
 from emocap_pretrain.errors import ConfigError
+from emocap_pretrain.run_folder.attempts import Attempt
+from emocap_pretrain.run_folder.documents import Status
 
 
 def rows(config: Config, ranks: int, *, on_gpu: bool = False, assumed: Assumptions | None = None) -> dict[str, str]:
-    plan = RunPlan.of(config, ranks, on_gpu=on_gpu, assumed=assumed).text()
-    return {line[:16].strip(): line[16:] for line in plan.splitlines()}
+    """Returns the rows of the plan by their names, each as one line."""
+    found, name = dict[str, str](), ""
+    for line in RunPlan.of(config, ranks, on_gpu=on_gpu, assumed=assumed).text().splitlines():
+        name = line[:16].strip() or name
+        found[name] = f"{found.get(name, '')} {line[16:]}".strip()
+    return found
 
 
 def test_the_plan_names_devices_and_the_split_of_the_batch(tiny_config):
@@ -34,8 +45,16 @@ def test_the_plan_names_the_data_and_how_often_it_is_seen(tiny_config):
     assert found["each rank"].startswith("about 12 samples in an epoch")
     assert found["length"] == "4 steps, 1.3 epochs"
     assert found["shuffle"] == "12 samples together"
-    assert found["windows"].startswith("two of them have ")
-    assert found["windows"].endswith(f"a cache of 32 GB in {tiny_config.data.cache}")
+    assert "cache" not in found, "data on a disk are not copied"
+
+
+def test_the_plan_names_the_cache_of_data_in_a_store(tiny_config, faces):
+    for file in Path(faces).iterdir():
+        open_store("memory://plan").put(file.name, file.read_bytes())
+    config = changed(tiny_config, data__url="memory://plan")
+    said = f"at most 32 GB on each node, in {config.data.cache} two windows have "
+    assert re.match(re.escape(said) + r"[\d.]+ kB; each node keeps its share of them$", rows(config, 1)["cache"])
+    assert rows(changed(config, data__cache_gb=0), 1)["cache"].startswith("none, so each epoch")
 
 
 def test_the_plan_names_the_shares_of_a_mixture(tiny_config, faces):
@@ -102,7 +121,9 @@ def test_data_that_cannot_be_read_from_here_are_not_an_error(tiny_config, tmp_pa
 def test_the_forecast_says_what_it_needs_if_the_device_is_unknown(tiny_config):
     found = rows(tiny_config, 2)
     assert found["forecast"] == "a model, not a measurement: processes on one machine, gloo"
-    assert found["step"] == "unknown here: give --step-seconds, of one rank alone"
+    assert found["step"].startswith("unknown here: give --step-seconds, which is the metric time/step_s in MLflow of")
+    assert found["network"].startswith("vectors ")
+    assert rows(tiny_config, 1)["network"] == "none, because there is one rank"
     assert not {"failures", "save", "goodput"} & found.keys()
 
 
@@ -117,7 +138,7 @@ def test_failures_of_nodes_are_forecast_for_several_nodes_or_on_request(tiny_con
 
 
 def test_a_measured_step_gives_the_whole_forecast(tiny_config):
-    assumed = Assumptions(step_s=0.5, fabric=fabric_of("2,10,1"), node_mtbf_days=4)
+    assumed = Assumptions(step=MeasuredStep(0.5), fabric=fabric_of("2,10,1"), node_mtbf_days=4)
     found = rows(tiny_config, 8, assumed=assumed)
     assert found["step"].startswith("50")
     assert "16 samples/s; towers " in found["step"]
@@ -130,12 +151,43 @@ def test_a_measured_step_gives_the_whole_forecast(tiny_config):
 
 @pytest.mark.parametrize(
     ("assumed", "lines"),
-    [(Assumptions(), 3), (Assumptions(step_s=0.5), 7), (Assumptions(step_s=0.5, fabric=fabric_of("eth100")), 7)],
+    [
+        (Assumptions(), 5),
+        (Assumptions(step=MeasuredStep(0.5)), 7),
+        (Assumptions(step=MeasuredStep(0.5), fabric=fabric_of("eth100")), 7),
+    ],
 )
-def test_the_forecast_fits_a_terminal_of_80_columns(tiny_config, assumed, lines):
-    _, _, forecast = RunPlan.of(tiny_config, 8, on_gpu=True, assumed=assumed).text().partition("\nforecast")
+def test_the_plan_fits_a_terminal_of_80_columns(tiny_config, assumed, lines):
+    plan = RunPlan.of(tiny_config, 8, on_gpu=True, assumed=assumed).text()
+    _, _, forecast = plan.partition("\nforecast")
     assert len(forecast.splitlines()) == lines
-    assert all(len(line) <= 80 for line in f"forecast{forecast}".splitlines())
+    assert all(len(line) <= 80 for line in plan.splitlines())
+
+
+def written_run(folder: str, *, ranks: int, samples_per_s: float | None) -> str:
+    attempt = Attempt.begin(open_store(folder), ranks=ranks)
+    attempt.write_status(Status(at=1.0, step=3, ranks=ranks, samples_per_s=samples_per_s))
+    return folder
+
+
+def test_the_time_of_a_step_is_read_from_the_folder_of_a_run(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    alone = measured_step(written_run("alone", ranks=1, samples_per_s=40.0))
+    found = rows(tiny_config, 2, assumed=Assumptions(step=alone))
+    assert found["measured"] == "alone: 40 samples/s on one rank, so 0.1 s for 4 rows"
+    assert found["step"].startswith("103 ms, ")
+    shared = measured_step(written_run("shared", ranks=2, samples_per_s=40.0))
+    assert shared.of_rows(4) == 0.2
+    assert "an upper bound" in shared.words(4)
+    assert measured_step("0.25").of_rows(4) == 0.25
+
+
+@pytest.mark.parametrize(("text", "words"), [("0", "at least"), ("nan", "at least"), ("absent", "no run was ever")])
+def test_what_has_no_speed_is_refused(text, words, tmp_path):
+    with pytest.raises(ConfigError, match=f"--step-seconds={text}.*{words}"):
+        measured_step(text)
+    with pytest.raises(ConfigError, match="has not logged its speed yet"):
+        measured_step(written_run(str(tmp_path / "new"), ranks=1, samples_per_s=None))
 
 
 def test_more_ranks_than_samples_are_refused(tiny_config):
