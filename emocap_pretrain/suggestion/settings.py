@@ -20,10 +20,14 @@ _UNEVEN = 3.0  # If the most frequent class is this many times as frequent as th
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Holds some settings at the top of a config, and the comment above them."""
+    """Holds some settings at the top of a config, the comment above them, and commands that the comment names.
+
+    Each command is a comment of one line, so that it can be copied.
+    """
 
     comment: str
     settings: Tree
+    commands: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,7 @@ def written(blocks: Iterable[Block]) -> str:
         comment = "\n".join(
             textwrap.wrap(block.comment, WIDTH, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
         )
+        comment = "\n".join([*([comment] if comment else []), *(f"#   {line}" for line in block.commands)])
         settings = yaml.dump(block.settings, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=WIDTH)
         parts.append(f"{comment}\n{settings}" if comment else settings)
     return "\n".join(parts)

@@ -47,8 +47,9 @@ def shape(line: str) -> str:
 
 def require_output(shown: Shown, output: str) -> None:
     """Checks that the lines that a page shows occur in the output in this order. A line `...` matches any lines."""
-    # Pages have relative paths, and commands print absolute ones.
-    found = iter(map(shape, output.replace(f"{Path.cwd()}/", "").splitlines()))
+    # Pages have relative paths, and commands print absolute ones. A printed command may have several lines, which
+    # `shown_on` has joined in the page too.
+    found = iter(map(shape, output.replace(f"{Path.cwd()}/", "").replace("\\\n", "").splitlines()))
     for line in shown.output:
         if line.strip() in {"", "..."} or LAUNCHER.match(line):
             continue

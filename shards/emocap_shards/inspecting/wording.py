@@ -1,6 +1,8 @@
 """Formats numbers and lines for people."""
 
+import shlex
 import textwrap
+from collections.abc import Sequence
 
 from emocap_shards.inspecting.counters import Counts
 
@@ -30,6 +32,33 @@ def wrapped(text: str, first: str = "", further: str | None = None) -> list[str]
         break_long_words=False,
         break_on_hyphens=False,
     )
+
+
+def command_lines(words: Sequence[str], first: str) -> list[str]:
+    """Returns a shell command that can be copied, in lines of at most 80 characters that end in a backslash.
+
+    It is broken before options only, so a command with long paths may have a longer line.
+
+    Args:
+        words: The words of the command, without quotes.
+        first: What the first line begins with. The other lines begin with two blanks more than it has characters.
+
+    >>> command_lines(["emocap", "pack", "a b", "out", "--label", "x" * 60], "next  ")[0]
+    "next  emocap pack 'a b' out \\\\"
+    """
+    parts: list[list[str]] = [[]]
+    for word in words:
+        if word.startswith("--"):
+            parts.append([])
+        parts[-1].append(word)
+    lines = [first + shlex.join(parts[0])]
+    for part in map(shlex.join, parts[1:]):
+        if len(lines[-1]) + len(part) + len("  \\") <= WIDTH:
+            lines[-1] += f" {part}"
+        else:
+            lines[-1] += " \\"
+            lines.append(" " * (len(first) + 2) + part)
+    return lines
 
 
 def number(value: float) -> str:

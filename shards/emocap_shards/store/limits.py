@@ -1,7 +1,7 @@
 """Defines for how long failed requests to a store are retried, and how many requests run at the same time."""
 
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from emocap_shards.errors import StoreError
 
@@ -41,6 +41,16 @@ class RetryConfig:
     def attempt_s(self, size_bytes: int) -> float:
         """Returns the longest time for one attempt of a request that transfers this many bytes."""
         return self.connect_timeout_s + self.read_timeout_s + size_bytes / max(1.0, self.slowest_bytes_per_s)
+
+    @classmethod
+    def within(cls, deadline_s: float) -> "RetryConfig":
+        """Returns `of_environment` with a deadline of at most so many seconds, for a user who waits for the result.
+
+        Raises:
+            StoreError: As in `of_environment`.
+        """
+        given = cls.of_environment()
+        return replace(given, deadline_s=min(given.deadline_s, deadline_s))
 
     @classmethod
     def of_environment(cls) -> "RetryConfig":

@@ -230,6 +230,16 @@ def test_what_cannot_be_translated_is_one_line(words: str, told: str) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("csv", [False, True])
+def test_the_commands_in_comments_can_be_copied_however_long_they_are(csv: bool) -> None:
+    places = [f"s3://a-bucket-with-a-long-name/{'folder-' * 12}{number}/faces.tar" for number in range(2)]
+    kind = "--dataset-type csv --csv-separator ';'" if csv else ""
+    text = translate(parse(f"{DATA} --train-data {'::'.join(places)} {kind}"))
+    commands = [shlex.split(line.lstrip("# ")) for line in text.splitlines() if line.startswith("#   emocap pack ")]
+    assert [words[2] for words in commands] == places
+    assert [words[-1] for words in commands] == ["semicolon" if csv else "--number-keys"] * 2
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(
