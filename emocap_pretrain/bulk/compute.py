@@ -24,6 +24,7 @@ from emocap_pretrain.bulk.scorers import (
     ModelSource,
     PredictionScorer,
     Prompts,
+    RowScorer,
     Scorer,
     digest_of,
 )
@@ -63,7 +64,7 @@ class PartComputation:
     batch_size: int = BATCH
     sampling: Sampling = Sampling()  # noqa: RUF009 - a frozen value
 
-    def compute(self, works: Iterable[Work], scorer: Scorer, report: Callable[[Advance], object]) -> None:
+    def compute(self, works: Iterable[Work], scorer: Scorer | RowScorer, report: Callable[[Advance], object]) -> None:
         """Computes parts, and calls `report` after each batch.
 
         The images of a part are already read while the last batches of the previous part are computed.
@@ -138,7 +139,7 @@ class Computation(PartComputation):
 _Row = tuple[OutputPart, Picture, Content]
 
 
-def computed_part(computation: PartComputation, scorer: Scorer, work: Work) -> Advance:
+def computed_part(computation: PartComputation, scorer: Scorer | RowScorer, work: Work) -> Advance:
     """Computes one part, and returns the sum of the advances of its batches."""
     advances: list[Advance] = []
     computation.compute([work], scorer, advances.append)
@@ -159,10 +160,20 @@ def _batches(rows: Iterable[_Row], size: int) -> Iterator[list[_Row]]:
         yield batch
 
 
-def _write(batch: list[_Row], scorer: Scorer, writer: PartWriter) -> None:
+def _write(batch: list[_Row], scorer: Scorer | RowScorer, writer: PartWriter) -> None:
     crops = [crop for _, _, crop in batch if isinstance(crop, np.ndarray)]
-    reasons = [crop if isinstance(crop, DataError) else None for _, _, crop in batch]
-    writer.add([picture for _, picture, _ in batch], reasons, scorer.columns(crops) if crops else {})
+    if isinstance(scorer, RowScorer):
+        found = scorer.rows([picture for _, picture, crop in batch if isinstance(crop, np.ndarray)], crops)
+        counts, columns, empty = iter(found.counts), found.columns, found.reason
+    else:
+        counts, columns, empty = iter([1] * len(crops)), scorer.columns(crops) if crops else {}, ""
+    pictures: list[Picture] = []
+    reasons: list[DataError | None] = []
+    for _, picture, crop in batch:
+        count = 0 if isinstance(crop, DataError) else next(counts)
+        pictures += [picture] * max(1, count)
+        reasons += [None] * count or [crop if isinstance(crop, DataError) else DataError(empty)]
+    writer.add(pictures, reasons, columns)
 
 
 def _advance(batch: list[_Row]) -> Advance:

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from emocap_pretrain.bulk.pictures import Cropper
+from emocap_pretrain.bulk.pictures import Cropper, Picture
 from emocap_pretrain.bulk.sentences import SentenceColumnConfig
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.inference.classes import Classification, LabelPrediction, class_cosines, class_embeddings
@@ -54,6 +54,34 @@ class Scorer(Protocol):
 
     def columns(self, crops: Sequence[Crop]) -> Columns:
         """Returns the values of each field for the images of one batch."""
+        ...
+
+
+class FoundRows(NamedTuple):
+    """Holds the rows of some images, of which each has any number.
+
+    Attributes:
+        counts: Number of rows of each image.
+        columns: The values of each field for all rows, in the order of the images.
+        reason: What is said of an image without rows, which gets a row with this error.
+    """
+
+    counts: Sequence[int]
+    columns: Columns
+    reason: str
+
+
+@runtime_checkable
+class RowScorer(Protocol):
+    """Computes any number of rows from each image, such as one for each face."""
+
+    @property
+    def cropper(self) -> Cropper: ...
+    @property
+    def fields(self) -> Sequence[Field]: ...
+
+    def rows(self, pictures: Sequence[Picture], crops: Sequence[Crop]) -> FoundRows:
+        """Returns the rows of the readable pictures of one batch; `crops` holds their pixels."""
         ...
 
 

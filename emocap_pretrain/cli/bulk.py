@@ -193,7 +193,7 @@ def _run(request: _Request, verb: str, prompts: "Prompts | None", *, prefer_head
 
     out = output_place(request.out)
     kind = joining.format_of(out, request.kind)
-    sampling = _sampling(request)
+    sampling = sampling_of(request.fps, request.every)
     if request.workers is not None and not request.ray:
         raise ConfigError("--workers is the number of workers on Ray: add --ray, or leave it out.")
     found = open_input(request.source, image=request.image, image_root=request.image_root)
@@ -347,12 +347,17 @@ def on_ray(
             bar.show(advance)
 
 
-def _sampling(request: _Request) -> "Sampling":
+def sampling_of(fps: float | None, every: int | None) -> "Sampling":
+    """Returns which frames of videos are read.
+
+    Raises:
+        ConfigError: If both options are given.
+    """
     from emocap_pretrain.data.videos import Sampling
 
-    if request.fps is not None and request.every is not None:
+    if fps is not None and every is not None:
         raise ConfigError("--fps and --every both choose the frames of a video: give one of them.")
-    return Sampling(1.0 if request.fps is None else request.fps, request.every)
+    return Sampling(1.0 if fps is None else fps, every)
 
 
 def _state(request: _Request, computation: "Computation", model: "EmotionModel", digest: str) -> dict[str, Any]:

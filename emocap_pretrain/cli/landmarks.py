@@ -47,7 +47,8 @@ def command(
     with errors_as_lines(debug=debug):
         from emocap_pretrain.data.landmarks import read_landmarks
         from emocap_pretrain.faces.images import open_images
-        from emocap_pretrain.faces.landmarks import MESH, LandmarkComputation
+        from emocap_pretrain.faces.landmarks import LandmarkComputation
+        from emocap_pretrain.faces.processes import MEDIAPIPE
 
         place = output_place(out)
         if place.suffix != ".npz":
@@ -62,8 +63,13 @@ def command(
             processes=1 if ray else workers or len(os.sched_getaffinity(0)),
         )
         if not ray:
-            MESH.python(console.print)  # Before the bar, whose rate would count the installation.
-        state = {"command": "landmarks", "program": MESH.digest(), "input": found.digest, "part_images": part_images}
+            MEDIAPIPE.python(console.print)  # Before the bar, whose rate would count the installation.
+        state = {
+            "command": "landmarks",
+            "program": MEDIAPIPE.digest(),
+            "input": found.digest,
+            "part_images": part_images,
+        }
 
         def compute(works: "Iterator[Work]", bar: BulkBar) -> None:
             if ray:

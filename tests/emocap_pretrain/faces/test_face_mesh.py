@@ -5,7 +5,7 @@ import pytest
 from cli_calls import called
 from emocap_shards.library import Library
 
-from emocap_pretrain.captions.ferplus import mesh
+from emocap_pretrain.captions.face_mesh import mesh
 from emocap_pretrain.captions.rendered import regions
 from emocap_pretrain.captions.rendered.dataset import sample_face
 from emocap_pretrain.data.landmarks import read_landmarks

@@ -10,7 +10,7 @@ from PIL import Image
 
 from emocap_pretrain.data.landmarks import read_landmarks
 from emocap_pretrain.errors import ConfigError, DataError
-from emocap_pretrain.faces import find_mesh, landmarks
+from emocap_pretrain.faces import mediapipe_program, processes
 from emocap_pretrain.faces.environment import IsolatedEnvironment
 from emocap_pretrain.faces.landmarks import LandmarkScorer
 
@@ -18,7 +18,7 @@ from emocap_pretrain.faces.landmarks import LandmarkScorer
 PROGRAM = """
 import os, sys
 sys.path.insert(0, {folder!r})
-import find_mesh, numpy as np
+import mediapipe_program, numpy as np
 
 def find(image):
     middle = image[image.shape[0] // 2, image.shape[1] // 2, 0]
@@ -26,16 +26,17 @@ def find(image):
         sys.exit("out of memory")
     return np.full((478, 3), middle / 255) if middle else None
 
-sys.stdout.buffer.write(find_mesh.READY)
-sys.stdout.buffer.flush()
-find_mesh.answer_all(sys.stdin.buffer, sys.stdout.buffer, find)
+def answer(image):
+    return mediapipe_program.found_in(image, find).tobytes()
+
+mediapipe_program.answer_all(sys.stdin.buffer, sys.stdout.buffer, answer)
 """
 
 
 @pytest.fixture
 def command(tmp_path):
     program = tmp_path / "program.py"
-    program.write_text(PROGRAM.format(folder=str(Path(find_mesh.__file__).parent)))
+    program.write_text(PROGRAM.format(folder=str(Path(mediapipe_program.__file__).parent)))
     return [sys.executable, str(program)]
 
 
@@ -47,11 +48,11 @@ def test_the_median_of_the_passes_is_in_pixels_of_the_image():
     image = grey(90)
     shares = iter([0.25, 0.5, 0.5])
 
-    answer = find_mesh.found_in(image, lambda _square: np.full((478, 3), next(shares)))
+    answer = mediapipe_program.found_in(image, lambda _square: np.full((478, 3), next(shares)))
 
     # A pass with the margin m sees a square of side 12 (1 + 2 m) whose corner lies above and left of the image.
     expected = []
-    for margin, share in zip(find_mesh.MARGINS, (0.25, 0.5, 0.5), strict=True):
+    for margin, share in zip(mediapipe_program.MARGINS, (0.25, 0.5, 0.5), strict=True):
         side = round(12 * (1 + 2 * margin))
         corner = np.array([(side - 12) // 2, (side - 10) // 2, 0])
         expected.append(share * side - corner)
@@ -61,8 +62,8 @@ def test_the_median_of_the_passes_is_in_pixels_of_the_image():
 
 def test_a_single_pass_has_no_spread_and_no_face_has_no_landmarks():
     shares = iter([None, np.full((478, 3), 0.5), None])
-    one = find_mesh.found_in(grey(90), lambda _square: next(shares))
-    none = find_mesh.found_in(grey(90), lambda _square: None)
+    one = mediapipe_program.found_in(grey(90), lambda _square: next(shares))
+    none = mediapipe_program.found_in(grey(90), lambda _square: None)
     assert one[0] == 1
     assert np.isnan(one[1])
     assert np.isfinite(one[2:]).all()
@@ -70,13 +71,14 @@ def test_a_single_pass_has_no_spread_and_no_face_has_no_landmarks():
     assert np.isnan(none[1:]).all()
 
 
-@pytest.mark.parametrize("processes", [1, 3])
-def test_answers_have_the_order_of_the_images_with_any_number_of_processes(command, processes):
+@pytest.mark.parametrize("count", [1, 3])
+def test_answers_have_the_order_of_the_images_with_any_number_of_processes(command, count):
     values = [30, 0, 200, 100, 50, 7, 0, 90]
-    with LandmarkScorer(command, processes) as scorer:
+    with LandmarkScorer(command, count) as scorer:
         found = scorer.columns([grey(value) for value in values])
     alone = [
-        find_mesh.found_in(grey(v), lambda _square, v=v: np.full((478, 3), v / 255) if v else None) for v in values
+        mediapipe_program.found_in(grey(v), lambda _square, v=v: np.full((478, 3), v / 255) if v else None)
+        for v in values
     ]
     np.testing.assert_array_equal(found["landmarks"], np.stack(alone)[:, 2:])
     assert list(found["passes"]) == [3, 0, 3, 3, 3, 3, 0, 3]
@@ -99,7 +101,7 @@ def test_a_process_that_cannot_start_is_an_error():
 def mesh(command, monkeypatch):
     """Lets the command use the program of the test."""
     monkeypatch.setattr(IsolatedEnvironment, "python", lambda _self, _say: Path(command[0]))
-    monkeypatch.setattr(landmarks, "_PROGRAM", command[1])
+    monkeypatch.setattr(processes, "_PROGRAM", command[1])
 
 
 def images_in(folder, count):
