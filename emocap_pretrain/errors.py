@@ -8,7 +8,10 @@
     │   ├── Superseded     a newer attempt of the run has taken over, or the run's folder was deleted
     │   └── RolledBack     the loss guard has refused an update: the run returns to its newest checkpoint
     ├── CheckpointError    a checkpoint is absent, damaged or of another run, or could not be saved
-    └── TrackingError      MLflow cannot be used, or has not accepted all results
+    ├── TrackingError      MLflow cannot be used, or has not accepted all results
+    └── CaptioningError    captions of faces cannot be asked for or stored; the answers so far are kept
+        ├── EndpointStopped    no request to the endpoint can succeed, for example because the key was revoked
+        └── NoAnswer           the endpoint has not answered for one face; the next start asks again
 
 Each message is one line that says what is wrong, where, and what to do.
 
@@ -71,3 +74,15 @@ class TrackingError(EmocapError):
     Training raises this error only when it opens the tracker. Metrics that MLflow does not accept later wait in a queue
     (the spool) until MLflow accepts them.
     """
+
+
+class CaptioningError(EmocapError):
+    """Captions of faces cannot be asked for or stored. The answers so far are kept, and the same command resumes."""
+
+
+class EndpointStopped(CaptioningError):  # noqa: N818
+    """No further request to an endpoint can succeed, for example because the key was revoked."""
+
+
+class NoAnswer(CaptioningError):  # noqa: N818
+    """An endpoint has not answered for one face, or has refused the request. The next start asks for it again."""

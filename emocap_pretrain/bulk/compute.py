@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from emocap_pretrain.bulk.inputs import BulkInput
-from emocap_pretrain.bulk.part_files import PartWriter, name_of, schema_of, writing_to
+from emocap_pretrain.bulk.new_file import writing_to
+from emocap_pretrain.bulk.part_files import PartWriter, name_of, schema_of
 from emocap_pretrain.bulk.parts import OutputPart
 from emocap_pretrain.bulk.pictures import Content, Picture, crop_of, prefetched
 from emocap_pretrain.bulk.scorers import (

@@ -18,7 +18,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 from emocap_shards.errors import StoreError
 
-from emocap_pretrain.bulk.part_files import writing_to
+from emocap_pretrain.bulk.new_file import writing_to
 from emocap_pretrain.bulk.scorers import SIZE, Field
 from emocap_pretrain.errors import ConfigError
 

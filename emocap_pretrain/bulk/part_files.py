@@ -1,16 +1,12 @@
-"""Writes the file of one part. The file gets its name only when it is complete and on the disk."""
+"""Writes the file of one part."""
 
-import errno
-import os
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from emocap_shards.errors import StoreError
 
 from emocap_pretrain.bulk.pictures import Picture
 from emocap_pretrain.bulk.scorers import Columns, Field
@@ -30,37 +26,6 @@ def schema_of(fields: Sequence[Field], *, videos: bool) -> Any:
 
 def name_of(number: int) -> str:
     return f"part-{number:06d}.parquet"
-
-
-@contextmanager
-def disk_errors(path: Path) -> Generator[None]:
-    """Turns an `OSError` of the `with` block, which writes to `path`, into a `StoreError` with advice."""
-    try:
-        yield
-    except OSError as error:
-        cure = "free some space" if error.errno in {errno.ENOSPC, errno.EDQUOT} else "correct this"
-        said = error.strerror or error
-        raise StoreError(f"{path} cannot be written ({said}): {cure}, and start the same command again.") from error
-
-
-@contextmanager
-def writing_to(path: Path) -> Generator[Path]:
-    """Yields the path of a temporary file beside `path`, and renames the file to `path` at the end of the block.
-
-    Before the file is renamed, its bytes are flushed to the disk. If the block raises an error, the file is deleted.
-
-    Raises:
-        StoreError: If the disk is full, or the file cannot be written for another reason.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with disk_errors(path):
-            yield temporary
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class PartWriter:

@@ -14,7 +14,8 @@ from typing import Any, cast
 
 from emocap_shards.local_files import locked, open_regular
 
-from emocap_pretrain.bulk.part_files import disk_errors, name_of, writing_to
+from emocap_pretrain.bulk.new_file import disk_errors, writing_to
+from emocap_pretrain.bulk.part_files import name_of
 from emocap_pretrain.bulk.parts import OutputPart
 from emocap_pretrain.errors import ConfigError
 

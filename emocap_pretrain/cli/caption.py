@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from emocap_pretrain.cli import tables
+from emocap_pretrain.cli import caption_faces, tables
 from emocap_pretrain.cli.bulk import (
     Batch,
     BulkBar,
@@ -51,7 +51,11 @@ if TYPE_CHECKING:
     from emocap_pretrain.inference.model import EmotionModel
     from emocap_pretrain.ranks.group import RankGroup
 
-app = typer.Typer(cls=Group, help="Train, score and use a model that writes captions of images.", no_args_is_help=True)
+app = typer.Typer(
+    cls=Group,
+    help="Caption faces with the model of an endpoint; train, score and use a captioner of your own.",
+    no_args_is_help=True,
+)
 Data = Annotated[str, typer.Argument(metavar="DATA", help="A packed dataset with captions.")]
 Language = Annotated[
     str,
@@ -61,6 +65,9 @@ Language = Annotated[
 ]
 Folder = Annotated[Path, typer.Option("--captioner", metavar="FOLDER", help="Folder of the trained captioner.")]
 Tracking = Annotated[str | None, typer.Option(metavar="URI", help="Record this in the captioner's run on MLflow.")]
+
+
+app.command("faces", cls=Command)(caption_faces.faces_command)
 
 
 @app.command("train", cls=Command)

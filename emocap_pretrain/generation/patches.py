@@ -25,7 +25,7 @@ from emocap_shards.store import open_store
 from jaxtyping import Float, Float16
 from torch import Tensor
 
-from emocap_pretrain.bulk.part_files import writing_to
+from emocap_pretrain.bulk.new_file import writing_to
 from emocap_pretrain.config.fields import label_text
 from emocap_pretrain.data.parts import PARTS
 from emocap_pretrain.data.transform import channels_first

@@ -118,12 +118,12 @@ def retry_after_s(error: BaseException) -> float:
     header.
     """
     if isinstance(error, Refusal):
-        return _seconds(error.retry_after)
+        return header_seconds(error.retry_after)
     response: dict[str, Any] = getattr(error, "response", None) or {} if isinstance(error, ClientError) else {}
-    return _seconds(str(response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("retry-after", "")))
+    return header_seconds(str(response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("retry-after", "")))
 
 
-def _seconds(text: str) -> float:
+def header_seconds(text: str) -> float:
     """Returns the number of seconds that a header contains, or the seconds until the date that it contains.
 
     The result is 0 for a date in the past and for any other text.
