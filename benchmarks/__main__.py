@@ -55,6 +55,12 @@ def _loader() -> Suite:
     return SUITE
 
 
+def _captioning() -> Suite:
+    from benchmarks.captioning.suite import SUITE
+
+    return SUITE
+
+
 SUITES: Mapping[str, Callable[[], Suite]] = {
     "kernels": _kernels,
     "shards": _shards,
@@ -64,6 +70,7 @@ SUITES: Mapping[str, Callable[[], Suite]] = {
     "generation": _generation,
     "evaluation": _evaluation,
     "loader": _loader,
+    "captioning": _captioning,
 }
 
 

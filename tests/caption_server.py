@@ -124,6 +124,8 @@ class CaptionServer:
             if self._latency_s:
                 await asyncio.sleep(self._latency_s)
             return await self._sent(request, asked, reply)
+        except ConnectionResetError:  # The client was killed.
+            return web.Response()
         finally:
             self.at_once -= 1
 
