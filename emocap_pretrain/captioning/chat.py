@@ -261,14 +261,16 @@ class _Reply:
 async def open_endpoint(address: EndpointAddress, *, concurrency: int) -> AsyncGenerator[ChatEndpoint]:
     """Yields an endpoint with at most `concurrency` connections, on the running event loop.
 
-    HTTPS_PROXY and NO_PROXY are obeyed. aiohttp's own support for them would also send passwords of ~/.netrc.
+    HTTPS_PROXY and NO_PROXY are obeyed, except for this host, so that no face leaves it without encryption. aiohttp's
+    own support for them would also send passwords of ~/.netrc.
     """
     parts = urlsplit(address.url)
+    is_direct = _is_loopback(parts.hostname or "") or proxy_bypass(parts.hostname or "")
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=concurrency),
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT_S),
-        proxy=None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme),
+        proxy=None if is_direct else getproxies().get(parts.scheme),
         headers={"Accept-Encoding": "identity", "User-Agent": "emocap_pretrain"},
         auto_decompress=False,
     ) as session:

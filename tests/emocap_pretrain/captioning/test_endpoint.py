@@ -227,6 +227,14 @@ def test_plain_http_is_allowed_on_this_host_and_where_the_user_says_so() -> None
     )
 
 
+def test_requests_to_this_host_pass_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    answers, _ = asyncio.run(_answers(ANSWERS))
+    assert answers[0].caption is not None
+
+
 def test_prices_belong_together() -> None:
     with pytest.raises(ConfigError, match="belong together"):
         TokenPrices(prompt=1.0)
