@@ -4,6 +4,7 @@ The package `captioning` does the work. This module converts the options, and sh
 """
 
 import shlex
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -148,7 +149,7 @@ def faces_command(  # noqa: PLR0913, PLR0917 - one argument for each option
             schema=schema,
         )
         if _caption(request):
-            raise typer.Exit(STOPPED)
+            sys.exit(STOPPED)
 
 
 def _folder(out: Path) -> Path:

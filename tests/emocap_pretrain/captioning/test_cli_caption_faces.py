@@ -55,7 +55,11 @@ def test_a_folder_of_faces_becomes_a_dataset(tmp_path: Path) -> None:
         assert done.exit_code == 0, done.stderr
         again = called("caption", "faces", photos, tmp_path / "out", "--endpoint", url, "--model", "m", *prices)
         assert "0 of them from this start" in again.stdout
-    assert len(_asked(tmp_path / "log")) == 6
+        assert len(_asked(tmp_path / "log")) == 6
+        words = ("caption", "faces", photos, tmp_path / "cheap", "--endpoint", url, "--model", "m", *prices)
+        cheap = called(*words, "--most-cost", 0.001)
+        assert cheap.exit_code == 75
+        assert "stopped at --most-cost 0.001: the same command with more resumes." in cheap.stdout
     assert f"images go to {url}/chat/completions (model m), without labels." in done.stdout
     assert "6 faces with captions, 6 of them from this start" in done.stdout
     assert "left out (left_out.jsonl): 1 x the row cannot be read" in done.stdout
