@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,7 +13,7 @@ SERVER = REPOSITORY / "tests" / "caption_server.py"
 
 
 @contextmanager
-def served(log: Path, latency_s: float, pieces: int) -> Iterator[str]:
+def served(log: Path, latency_s: float, pieces: int) -> Generator[str]:
     """Yields the URL of a server that answers every request after `latency_s` seconds, in `pieces` events."""
     command = [sys.executable, str(SERVER), str(log), "--latency-s", str(latency_s), "--pieces", str(pieces)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
