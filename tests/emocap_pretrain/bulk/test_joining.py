@@ -13,7 +13,7 @@ import pytest
 from bulk_fakes import FakeScorer, a_computation, an_image, computed, images_in, works_of
 from emocap_shards.errors import StoreError
 
-from emocap_pretrain.bulk import joining, part_files
+from emocap_pretrain.bulk import joining, new_file
 from emocap_pretrain.bulk.inputs import open_input
 from emocap_pretrain.bulk.joining import PartTables, format_of, join
 from emocap_pretrain.bulk.part_files import PartWriter, schema_of
@@ -123,7 +123,7 @@ def test_a_full_disk_leaves_no_output_and_keeps_the_parts(parts, tmp_path, monke
     def full(*_arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(part_files.os, "fsync", full)
+    monkeypatch.setattr(new_file.os, "fsync", full)
     with pytest.raises(StoreError, match="No space left on device"):
         join(parts, tmp_path / "o.parquet", "parquet", ABOUT)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["faces", "parts"]
