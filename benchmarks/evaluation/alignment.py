@@ -17,7 +17,7 @@ from benchmarks.harness.record import Measurement, grouped, measured
 from benchmarks.harness.tables import table
 from emocap_pretrain.benchmarks.alignment import BOUNDS, Bounds, Kind, SeenImage, eye_spread, judge, kind_of_image
 from emocap_pretrain.evaluation.intervals import percentiles
-from emocap_pretrain.faces.landmarks import MESH
+from emocap_pretrain.faces.processes import MEDIAPIPE
 
 from .alignment_copies import TRUTH, AlignmentPlan, People, halves, seen_copies
 
@@ -53,7 +53,7 @@ def measure(plan: AlignmentPlan, occasion: Occasion) -> Iterator[Measurement]:
     """
     first, second = halves(plan)
     tool = "mediapipe" if plan.find else "exact"
-    used = {**versions(("numpy", "pillow")), "landmarks": MESH.digest()[:16] if plan.find else None}
+    used = {**versions(("numpy", "pillow")), "landmarks": MEDIAPIPE.digest()[:16] if plan.find else None}
     copies = seen_copies(plan, {"chosen": first, "measured": second})
     tuned, seen = ([copies[half, seed] for seed in plan.seeds] for half in ("chosen", "measured"))
     bounds = {
