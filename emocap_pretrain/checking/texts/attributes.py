@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from emocap_pretrain.captions.grammar.words import read
+from emocap_pretrain.checking.texts.emotions import named_emotions
 from emocap_pretrain.checking.texts.phrases import FaultCategory, PhraseCheck, read_categories, read_toml
 
 _CATEGORIES = read_categories("attributes.toml")
@@ -62,7 +63,7 @@ class CapitalizedNames:
         parts = re.sub(r"['\u2019]s$", "", word).split("-")
         if any(part.islower() for part in parts) or all(part.lower() in self.ordinary for part in parts):
             return True
-        return any(other.found(word) for other in self.others)
+        return bool(named_emotions(word)) or any(other.found(word) for other in self.others)
 
 
 def attribute_check(
@@ -93,5 +94,5 @@ def attribute_check(
 def _ordinary_words() -> frozenset[str]:
     """Returns all words of the grammar of captions and of the vocabularies in this folder, in lower case."""
     texts = [*map(str, map(read, ("words.toml", "looks.toml")))]
-    texts += [str(read_toml(name)) for name in ("attributes.toml", "emotions.toml", "movements.toml", "names.toml")]
+    texts += [str(read_toml(name)) for name in ("attributes.toml", "movements.toml", "names.toml")]
     return frozenset(re.findall(r"[^\W\d_]+", " ".join(texts).lower()))

@@ -31,9 +31,11 @@ _WEIGHTS = {"hint": 0.3, "low": 0.6, "mid": 1.0, "high": 1.0}
 _OPPOSITE_DEGREES = 0.5  # The agreement of a mild and an intense emotion of the same class.
 _VALENCE_BESIDE = 0.3  # The weight of a valence in a text that also names an emotion.
 _OTHER_OF_EQUAL_VALENCE = 0.6  # The agreement of boredom and sadness.
-_REACH = 6  # Words between a denial and the emotion that it denies.
+_REACH = 9  # Words between a denial and the emotion that it denies.
 _NEAR = 120  # Characters before an emotion in which a denial is looked for.
-_LIST_ITEM = 2  # The most words of an item in a list of denied emotions.
+_LIST = re.compile(
+    r"\s*(?:,\s*)?(?:(?:or|nor|and|even)\s+)*(?:any\s+|a\s+|the\s+)?", re.IGNORECASE
+)  # Between two items of a list.
 _BEFORE = 3  # Words before an emotion that can say how strong it is.
 _STEM = 5  # Letters that the forms of one word share.
 _CLAUSE = re.compile(r"[,.;:!?]|\b(?:with|while|although|though|whereas|but|as)\b", re.IGNORECASE)
@@ -135,13 +137,16 @@ def named_emotions(text: str) -> tuple[NamedEmotion, ...]:
     found: list[NamedEmotion] = []
     last = 0
     for match, meaning in _matches(text):
+        between = text[last : match.start()]
+        # A denial reaches over a whole list, such as "no sign of joy, sadness or anger".
+        listed = bool(found) and found[-1].denied and _LIST.fullmatch(between) is not None
         found.append(
             NamedEmotion(
                 words=match.group(),
                 classes=meaning.classes,
                 valence=meaning.valence,
-                degree=_degree(match, text[last : match.start()]),
-                denied=_is_denied(text, match),
+                degree=_degree(match, between),
+                denied=listed or _is_denied(text, match),
                 is_valence=meaning.section == "valence",
             )
         )
@@ -206,19 +211,14 @@ def _is_denied(text: str, match: re.Match[str]) -> bool:
         for each in lexicon.denials.finditer(before)
         if not any(begin <= each.start() and each.end() <= end for begin, end in friends)
     ]
-    return any(_reaches(before[each.end() :], text[match.end() :]) for each in denials[-2:])
+    return any(_reaches(before[each.end() :]) for each in denials[-2:])
 
 
-def _reaches(between: str, after: str) -> bool:
-    """Returns whether a denial reaches over the words `between` it and an emotion; `after` is the text after both."""
-    if len(between.split()) > _REACH or re.search(r"[.;:!?]", between) or _lexicon().ends.search(between):
+def _reaches(between: str) -> bool:
+    """Returns whether a denial reaches over the words `between` it and an emotion."""
+    if len(between.split()) > _REACH or re.search(r"[,.;:!?]", between):
         return False
-    if "," not in between:
-        return True
-    # A comma ends the denial, except in a list whose last item follows "or" or "nor".
-    rest = between + re.split(r"[.;:!?]", after)[0]
-    items = between.split(",")[1:]
-    return all(len(item.split()) <= _LIST_ITEM for item in items) and bool(re.search(r"\bn?or\b", rest))
+    return not _lexicon().ends.search(between)
 
 
 def agreement(first: Sequence[NamedEmotion], second: Sequence[NamedEmotion]) -> float | None:
@@ -236,19 +236,19 @@ def agreement(first: Sequence[NamedEmotion], second: Sequence[NamedEmotion]) -> 
 
 
 def _denial(first: Sequence[NamedEmotion], second: Sequence[NamedEmotion]) -> float:
-    """Returns the greatest weight of an emotion of `second` that `first` denies."""
+    """Returns the share of the emotions that `second` names and `first` denies, in [0, 1]."""
     affirmed = {name for each in first if not each.denied for name in each.classes}
-    return max(
-        (
-            each.weight
-            for no in first
-            for each in second
-            if no.denied and not each.denied and no.classes & each.classes
-            # "Not furious, but annoyed" denies a degree and not the emotion.
-            if not each.classes & affirmed and not (no.degree == "high" and each.degree != "high")
-        ),
-        default=0.0,
-    )
+    named = [each for each in second if not each.denied and not each.is_valence]
+    denied = [
+        each
+        for each in named
+        if not each.classes & affirmed
+        # "Not furious, but annoyed" denies a degree and not the emotion.
+        and any(
+            no.classes & each.classes and (no.degree != "high" or each.degree == "high") for no in first if no.denied
+        )
+    ]
+    return sum(each.weight for each in denied) / sum(each.weight for each in named) if denied else 0.0
 
 
 def _share(first: Sequence[NamedEmotion], second: Sequence[NamedEmotion]) -> float:

@@ -50,7 +50,7 @@ def _faults(findings: Sequence[CaptionFinding]) -> set[tuple[str, str, int | Non
 
 
 def test_rendered_captions_have_no_fault() -> None:
-    for index in range(150):
+    for index in range(80):
         face = sample_face(7, index)
         findings = _findings(rendered_caption(face), emotion=face.emotion)
         assert _faults(findings) == set(), face
@@ -175,6 +175,12 @@ def test_every_word_of_the_grammar_for_an_emotion_is_known_by_its_class() -> Non
     ("text", "expected"),
     [
         ("The person is not angry but sad.", {"angry": True, "sad": False}),
+        ("No clear signs of joy, fear or disgust are visible.", {"joy": True, "fear": True, "disgust": True}),
+        (
+            "There are no emotions such as joy, fear, or anger.",
+            {"no emotions": False, "joy": True, "fear": True, "anger": True},
+        ),
+        ("There is no gesture that indicates joy, and the person looks sad.", {"joy": True, "sad": False}),
         ("The face shows no trace of fear, anger or disgust.", {"fear": True, "anger": True, "disgust": True}),
         ("The person is not angry, just sad.", {"angry": True, "sad": False}),
         ("The person cannot hide the joy.", {"joy": False}),
