@@ -1,8 +1,8 @@
 """Writes and reads checks.jsonl, the file of the findings of a dataset.
 
 Its first line says what was checked: the version of the format, the dataset and its digest, the checks, and the
-population of faces. Every other line is a finding with the key of its sample. An interrupted run leaves
-checks.jsonl.part, to which the same run continues.
+population of faces. Every other line is a finding, with the key and the number of captions of its sample. An
+interrupted run leaves checks.jsonl.part, to which the same run continues.
 """
 
 import hashlib
@@ -28,7 +28,8 @@ def lines_of(faces: Iterable[CaptionedFace], checks: Sequence[CaptionCheck]) -> 
     for face in faces:
         for check in checks:
             for finding in check.findings(face):
-                yield json.dumps({"key": face.key, **asdict(finding)}, ensure_ascii=False) + "\n"
+                line = {"key": face.key, "captions": len(face.captions), **asdict(finding)}
+                yield json.dumps(line, ensure_ascii=False) + "\n"
 
 
 @dataclass(slots=True)

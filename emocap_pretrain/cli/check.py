@@ -48,13 +48,24 @@ def command(
         Path | None, typer.Option(metavar="JSON", help="Write the population of the faces of NPZ.")
     ] = None,
     only: Annotated[list[str] | None, typer.Option(help="Name of a check to make; can be repeated.")] = None,
+    below: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CHECK=SCORE",
+            help="Leave out what this check gives a lower score; can be repeated. Needs --filter.",
+        ),
+    ] = None,
+    filter_: Annotated[
+        str | None, typer.Option("--filter", metavar="FILE", help="Write the filter file of --below.")
+    ] = None,
     worst: Annotated[int, typer.Option(help="Findings with the lowest scores to print for each check.", min=0)] = 3,
     debug: Debug = False,
 ) -> None:
     """Check captions against the measured faces and against rules for texts.
 
     Give landmarks only if the captions were not written from these landmarks. Nothing in the dataset is changed. With
-    --out, the same command resumes an interrupted one.
+    --out, the same command resumes an interrupted one. The file of --filter says which sentences are not used; emocap
+    pack, pretrain and evaluate read it.
     """
     with errors_as_lines(debug=debug), ExitStack() as closing:
         from emocap_pretrain.checking.faces import TrustedLandmarks
@@ -64,8 +75,12 @@ def command(
         if save_population:
             _save(save_population, found, landmarks)
         folder = out or Path(closing.enter_context(TemporaryDirectory()))
-        summary = _checked(data, found, _chosen(people, only), people, _folder(folder), worst)
+        checks = _chosen(people, only)
+        thresholds = _thresholds(below, filter_, [check.name for check in checks])
+        summary = _checked(data, found, checks, people, _folder(folder), worst)
         _show(summary, people)
+        if filter_:
+            _write_filter(filter_, data, folder, thresholds)
         if out:
             console.print(f"{out}/checks.jsonl has all findings.")
 
@@ -114,6 +129,48 @@ def _chosen(people: "FacePopulation | None", only: list[str] | None) -> "tuple[C
             needs = "; it needs --landmarks" if name == "agreement" else ""
             raise ConfigError(f"--only {name}: there is no such check{needs}. There are {', '.join(names)}.")
     return tuple(check for check in checks if not only or check.name in only)
+
+
+def _thresholds(below: list[str] | None, filter_: str | None, checks: list[str]) -> dict[str, float]:
+    """Returns the thresholds by the names of the checks.
+
+    Raises:
+        ConfigError: If only one of the two options is given, a check is not made, or a score is not one.
+    """
+    if bool(below) != bool(filter_):
+        raise ConfigError("--below and --filter belong together: --below agreement=0.2 --filter filter.jsonl.")
+    found: dict[str, float] = {}
+    for text in below or ():
+        name, _, number = text.partition("=")
+        if name not in checks:
+            raise ConfigError(f"--below {text}: the check is not made; there are {', '.join(checks)}.")
+        try:
+            found[name] = float(number)
+        except ValueError:
+            found[name] = -1.0
+        if not 0 < found[name] <= 1:
+            raise ConfigError(f"--below {text}: write a score above 0 and up to 1, such as {name}=0.2.")
+    return found
+
+
+def _write_filter(address: str, data: str, folder: Path, thresholds: dict[str, float]) -> None:
+    from emocap_shards.filter_file import write_filter
+    from emocap_shards.manifest import read_manifest
+    from emocap_shards.printable import printable
+    from emocap_shards.store import open_store
+
+    from emocap_pretrain.checking.findings_file import FINDINGS_FILE, read_findings
+    from emocap_pretrain.checking.thresholds import filtered
+
+    file = filtered(read_manifest(open_store(data)).digest, read_findings(folder / FINDINGS_FILE), thresholds)
+    write_filter(address, file)
+    console.print(printable(f"{address}: {counted(len(file.exclusions), 'exclusion')}."), markup=False)
+    for origin, counts in zip(file.origins, file.counts(), strict=True):
+        parts = ", ".join(f"{number:,} {_PLURALS[part]}" for part, number in sorted(counts.items()))
+        console.print(f"  {origin.name} below {origin.below:g}: {parts or 'none'}.")
+
+
+_PLURALS = {"caption": "captions", "global": "global", "summary": "summaries", "local": "local sentences"}
 
 
 def _folder(folder: Path) -> Path:

@@ -5,6 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cli_calls import called
+from emocap_shards.annotation import load_annotation
+from emocap_shards.filter_file import read_filter
+from emocap_shards.library import Library
 from emocap_shards.writer import write_shards
 from landmark_cases import crowd
 
@@ -45,7 +48,8 @@ def test_check_writes_all_findings_and_prints_a_table(data: str, tmp_path: Path)
     judged = {each["key"] for each in agreement if each["score"] is not None}
     assert {"0000-00000003", "0000-00000004"}.isdisjoint(judged)  # No face was found, or its detections differ.
     assert len(judged) == FACES - 2
-    assert set(findings[0]) == {"key", "check", "part", "caption", "sentence", "region", "score", "reason"}
+    parts = {"check", "part", "caption", "sentence", "region", "score", "reason"}
+    assert set(findings[0]) == {"key", "captions", *parts}
 
 
 def test_an_interrupted_check_resumes_to_the_same_file(
@@ -104,3 +108,47 @@ def test_wrong_values_are_refused_in_one_line(data: str, tmp_path: Path) -> None
     ):
         code, output = check(*arguments)
         assert (code, words in output) == (expected, True), output
+
+
+def test_thresholds_make_a_filter_that_pack_honours(data: str, tmp_path: Path) -> None:
+    file, out = tmp_path / "filter.jsonl", tmp_path / "out"
+    options = ("--only", "agreement", "--out", out, "--filter", file)
+    code, output = check(data, "--landmarks", tmp_path / "faces.npz", *options, "--below", "agreement=0.3")
+    assert code == 0, output
+    _, *findings = [json.loads(line) for line in (out / "checks.jsonl").read_text().splitlines()]
+    low = [each for each in findings if each["score"] is not None and each["score"] < 0.3]
+    wanted = {(each["key"], each["part"], each["sentence"]) for each in low}
+    found = read_filter(str(file))
+    assert {(each.key, each.part, each.sentence) for each in found.exclusions} == wanted
+    assert len(found.exclusions) == len(wanted) < len(low)  # Some sentences have several wrong claims.
+    worst = min(low, key=lambda each: each["score"])
+    assert worst["reason"] in {each.reason for each in found.exclusions}
+    assert found.origins[0].below == 0.3
+
+    packed = called("pack", data, tmp_path / "packed", "--filter", file)
+    assert packed.exit_code == 0, packed.output
+    before, after = (sentences(where) for where in (data, str(tmp_path / "packed")))
+    left_out = {(key, sentence) for key, part, sentence in wanted if part == "local"}
+    kept = {key: [text for n, text in enumerate(texts) if (key, n) not in left_out] for key, texts in before.items()}
+    assert after == kept
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--below", "parts=0.5"), "belong together"),
+        (("--below", "agreement=0.5", "--filter", "f"), "the check is not made"),
+        (("--below", "parts", "--filter", "f"), "parts=0.2"),
+        (("--below", "parts=1.5", "--filter", "f"), "above 0 and up to 1"),
+    ],
+)
+def test_wrong_thresholds_are_refused_in_one_line(data: str, options: tuple[str, ...], told: str) -> None:
+    code, output = check(data, *options)
+    assert code == 2
+    assert told in " ".join(output.split())
+
+
+def sentences(url: str) -> dict[str, list[str]]:
+    """Returns the local sentences of each sample."""
+    samples = Library.open(url).fetch(np.arange(FACES), direct=True)
+    return {sample.key: list(load_annotation(sample.annotation)[0][0].local) for sample in samples}
