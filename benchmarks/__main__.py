@@ -61,6 +61,12 @@ def _captioning() -> Suite:
     return SUITE
 
 
+def _checking() -> Suite:
+    from benchmarks.checking.suite import SUITE
+
+    return SUITE
+
+
 SUITES: Mapping[str, Callable[[], Suite]] = {
     "kernels": _kernels,
     "shards": _shards,
@@ -71,6 +77,7 @@ SUITES: Mapping[str, Callable[[], Suite]] = {
     "evaluation": _evaluation,
     "loader": _loader,
     "captioning": _captioning,
+    "checking": _checking,
 }
 
 

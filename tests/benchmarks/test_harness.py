@@ -116,7 +116,7 @@ def test_records_in_the_docs_give_tables_and_the_pages_hold_them(name):
 
 def test_an_unknown_suite_is_one_line(capsys):
     assert main(["engine", "measure"]) == 2
-    suites = "kernels, shards, cluster, inference, finetune, generation, evaluation, loader"
+    suites = "kernels, shards, cluster, inference, finetune, generation, evaluation, loader, captioning, checking"
     assert capsys.readouterr().err == f"error: the first word must be a suite: {suites}.\n"
 
 
