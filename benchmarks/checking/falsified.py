@@ -77,7 +77,8 @@ def _written(face: CaptionedFace, plan: FalsifiedPlan) -> list[WrittenClaim]:
     labels = {int(found[1]): float(value) for name, value in face.labels.items() if (found := _UNIT.fullmatch(name))}
     if not labels or not face.captions:
         raise DataError(
-            f"{plan.data}: the sample {face.key} has no caption or no labels AU1, AU2, ...; give a dataset of `emocap synth`."
+            f"{plan.data}: the sample {face.key} has no caption or no labels AU1, AU2, ...; "
+            "give a dataset of `emocap synth`."
         )
     # A unit without activity has the label 0.
     truth = TrueUnits.symmetric({unit: value for unit, value in labels.items() if value})
