@@ -104,7 +104,7 @@ def _population(faces: Faces, landmarks: np.ndarray) -> FacePopulation:
 
 
 def voted_emotion(votes: Votes) -> str:
-    """Returns the emotion of `SHOWN` or `ABSENT` that at least eight of the ten people voted for; "" if there is none."""
+    """Returns the emotion of `SHOWN` or `ABSENT` with at least eight of the ten votes; "" if there is none."""
     return next((name for name in (*SHOWN, *ABSENT) if votes[name] >= _VOTES), "")
 
 

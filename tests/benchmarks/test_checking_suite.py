@@ -18,7 +18,7 @@ from emocap_pretrain.captions.rendered.dataset import records
 from emocap_pretrain.checking.agreement import AgreementCheck
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "emocap_pretrain/checking"))
-from mesh_fixture import people, rendered  # noqa: E402
+from mesh_fixture import people, rendered
 
 FIRST = 10  # The index of the first face of the fixture.
 
