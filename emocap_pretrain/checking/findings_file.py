@@ -9,11 +9,13 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from heapq import heappush, heappushpop
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
+
+from emocap_shards.inspecting.findings import CheckedDataset, CheckTally
 
 from emocap_pretrain.checking.agreement import AGREES
 from emocap_pretrain.checking.check import CaptionCheck, CaptionedFace
@@ -150,11 +152,31 @@ class FindingsSummary:
         else:
             heappushpop(heap, entry)
 
+    def table(self) -> tuple[CheckTally, ...]:
+        """Returns the counts, sorted by check and region."""
+        return tuple(
+            CheckTally(check, region, each.agree, each.disagree, each.abstain, each.mean)
+            for (check, region), each in sorted(self.tallies.items())
+        )
+
     def worst(self, check: str) -> list[dict[str, Any]]:
         """Returns the findings of a check with the lowest scores, the lowest first."""
         return [
             finding for _, _, finding in sorted(self._worst.get(check, ()), key=lambda entry: (-entry[0], -entry[1]))
         ]
+
+
+def dataset_of(path: Path) -> str:
+    """Returns the digest of the dataset whose findings a file holds.
+
+    Raises:
+        DataError: If the file cannot be read, or is of another version.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            return str(_head(path, file)["digest"])
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise _unreadable(path, error) from error
 
 
 def read_findings(path: Path) -> Iterator[dict[str, Any]]:
@@ -165,10 +187,40 @@ def read_findings(path: Path) -> Iterator[dict[str, Any]]:
     """
     try:
         with path.open(encoding="utf-8") as file:
-            about = json.loads(file.readline())
-            if about.get("version") != VERSION:
-                raise DataError(f"{path} has the version {about.get('version')}, and this program reads {VERSION}.")
+            _head(path, file)
             for line in file:
                 yield json.loads(line)
     except (OSError, ValueError, AttributeError) as error:
-        raise DataError(f"{path} cannot be read as a file of `emocap check` ({error}).") from error
+        raise _unreadable(path, error) from error
+
+
+def checked(path: Path, keys: Collection[str]) -> CheckedDataset:
+    """Returns the findings of a file for the page of a dataset, with the reasons of the low scores of some samples.
+
+    Args:
+        path: The file.
+        keys: Keys of the samples whose reasons are kept.
+
+    Raises:
+        DataError: If the file cannot be read, or is of another version.
+    """
+    summary = FindingsSummary(0)
+    notes: dict[str, list[str]] = {}
+    for finding in read_findings(path):
+        summary.add(finding)
+        if finding["key"] in keys and finding["score"] is not None and finding["score"] < AGREES:
+            notes.setdefault(finding["key"], []).append(
+                f"{finding['check']} {finding['score']:.2f}: {finding['reason']}"
+            )
+    return CheckedDataset(summary.table(), {key: tuple(found) for key, found in notes.items()})
+
+
+def _head(path: Path, file: TextIO) -> dict[str, Any]:
+    about = json.loads(file.readline())
+    if about.get("version") != VERSION:
+        raise DataError(f"{path} has the version {about.get('version')}, and this program reads {VERSION}.")
+    return about
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path} cannot be read as a file of `emocap check` ({error}).")

@@ -15,6 +15,7 @@ import typer
 from emocap_shards.errors import ManifestError, StoreError
 from emocap_shards.inspecting.wording import counted
 from emocap_shards.manifest import MANIFEST
+from rich.console import RenderableType
 from tqdm import tqdm
 
 from emocap_pretrain.cli.files import check_writable, write_text
@@ -25,6 +26,8 @@ from emocap_pretrain.errors import ConfigError, DataError
 from emocap_pretrain.terminal import console, errors_as_lines
 
 if TYPE_CHECKING:
+    from emocap_shards.inspecting.findings import CheckTally
+
     from emocap_pretrain.checking.check import CaptionCheck
     from emocap_pretrain.checking.faces import TrustedLandmarks
     from emocap_pretrain.checking.findings_file import FindingsSummary
@@ -241,21 +244,24 @@ def _about(
 
 
 def _show(summary: "FindingsSummary", people: "FacePopulation | None") -> None:
-    rows = [
-        (
-            check,
-            region or "-",
-            f"{tally.agree:,}",
-            f"{tally.disagree:,}",
-            f"{tally.abstain:,}",
-            "-" if tally.mean is None else f"{tally.mean:.2f}",
-        )
-        for (check, region), tally in sorted(summary.tallies.items())
-    ]
-    columns = ("check", "region", "agree", "disagree", "abstain", "mean score")
-    console.print(grid("Findings", columns, rows, left=2), soft_wrap=False)
+    tallies = summary.table()
+    console.print(findings_table(tallies), soft_wrap=False)
     if people:
         console.print(f"Faces are compared with {counted(people.faces, 'face')}: {people.source}.")
-    for check in dict.fromkeys(check for check, _ in summary.tallies):
+    for check in dict.fromkeys(each.check for each in tallies):
         for finding in summary.worst(check):
             console.print(plain(f"{finding['key']}, {check} {finding['score']:.2f}: {finding['reason']}", 200))
+
+
+def findings_table(tallies: "Iterable[CheckTally]") -> RenderableType:
+    """Returns the counts of findings as a table for the terminal."""
+    rows = [
+        (
+            each.check,
+            each.region or "-",
+            *(f"{count:,}" for count in (each.agree, each.disagree, each.abstain)),
+            "-" if each.mean is None else f"{each.mean:.2f}",
+        )
+        for each in tallies
+    ]
+    return grid("Findings", ("check", "region", "agree", "disagree", "abstain", "mean score"), rows, left=2)

@@ -13,11 +13,13 @@ import typer
 from emocap_shards.dataset_filter import DatasetFilter
 from emocap_shards.errors import ManifestError, StoreError
 from emocap_shards.filter_file import FilterFile, read_filter
+from emocap_shards.inspecting.findings import CheckedDataset
 from emocap_shards.inspecting.summary import LOOK_AT, SECONDS, Summary, summarise
 from emocap_shards.inspecting.wording import counted
 from emocap_shards.manifest import MANIFEST
 from tqdm import tqdm
 
+from emocap_pretrain.cli.check import findings_table
 from emocap_pretrain.cli.files import check_writable, write_text
 from emocap_pretrain.cli.inspect_report import show, show_filter
 from emocap_pretrain.cli.options import Debug
@@ -40,6 +42,10 @@ def command(
     filter_: Annotated[
         str | None, typer.Option("--filter", metavar="FILE", help="Filter file: print what it leaves out, by reason.")
     ] = None,
+    checks: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="checks.jsonl of emocap check: show its findings, also on the page."),
+    ] = None,
     html: Annotated[Path | None, typer.Option(help="Write the summary with example faces to this HTML file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
     debug: Debug = False,
@@ -52,12 +58,14 @@ def command(
         summary = _summary(url, None if whole else look_at, None if whole else seconds)
         cut = _cut(url, loaded) if loaded else None
         filtered = _filtered(filter_, url) if filter_ else None
+        checked = _checked(checks, summary) if checks else None
         if html:
             from emocap_shards.inspecting.page import page
 
-            write_text("--html", html, page(summary))
+            write_text("--html", html, page(summary, checked))
         if as_json:
             more = {"filter": _filter_tree(*filtered)} if filtered else {}
+            more |= {"checks": [asdict(each) for each in checked.tallies]} if checked else {}
             say_json(summary.to_json() | ({"cut": cut[1]} if cut else {}) | more)
         else:
             show(summary)
@@ -65,6 +73,8 @@ def command(
                 console.print(cut[0], markup=False)
             if filtered:
                 show_filter(*filtered)
+            if checked:
+                console.print(findings_table(checked.tallies), soft_wrap=False)
             if html:
                 console.print(f"The page is {html}.")
 
@@ -88,6 +98,22 @@ def _filtered(address: str, url: str) -> tuple[FilterFile, DatasetFilter]:
 
     found = opened_filter(address, url, "--filter")
     return read_filter(address), found
+
+
+def _checked(path: Path, summary: Summary) -> CheckedDataset:
+    """Returns the findings of a file, with the reasons of low scores for the faces of the summary.
+
+    Raises:
+        ConfigError: If the file is about another dataset.
+        DataError: If the file cannot be read.
+    """
+    from emocap_pretrain.checking.findings_file import checked, dataset_of
+
+    if dataset_of(path) != summary.stock.digest:
+        raise ConfigError(
+            f"--checks {path}: it is about another dataset, or another state of it; check this one again."
+        )
+    return checked(path, {face.key for face in summary.faces})
 
 
 def _filter_tree(file: FilterFile, found: DatasetFilter) -> dict[str, Any]:

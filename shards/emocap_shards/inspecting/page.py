@@ -4,6 +4,7 @@ import base64
 from typing import Any
 
 from emocap_shards.inspecting.faces import SheetFace
+from emocap_shards.inspecting.findings import MOST_NOTES, CheckedDataset
 from emocap_shards.inspecting.html import rendered, shared_style
 from emocap_shards.inspecting.plots import HEIGHT, WIDTH, balance, histogram
 from emocap_shards.inspecting.summary import Summary
@@ -14,8 +15,8 @@ _CLASSES, _NUMBERS, _WORDS, _TEXTS = 24, 60, 40, 8
 _CAPTIONS, _SENTENCES, _CHARACTERS, _LABELS, _CLASSES_BESIDE = 3, 12, 600, 60, 4
 
 
-def page(summary: Summary) -> str:
-    """Returns the summary as an HTML page.
+def page(summary: Summary, checked: CheckedDataset | None = None) -> str:
+    """Returns the summary as an HTML page, with the findings of checks if there are any.
 
     Text from the data is escaped, and long text is cut. Such text cannot run as a script, because the
     Content-Security-Policy of the page forbids all scripts. The policy also forbids that the page loads anything from
@@ -29,10 +30,10 @@ def page(summary: Summary) -> str:
         "share_once": share_once,
         "share_repeated": share_repeated,
     }
-    return rendered(("emocap_shards", "inspecting"), "page.html", shared_style(), _values(summary), filters)
+    return rendered(("emocap_shards", "inspecting"), "page.html", shared_style(), _values(summary, checked), filters)
 
 
-def _values(summary: Summary) -> dict[str, Any]:
+def _values(summary: Summary, checked: CheckedDataset | None) -> dict[str, Any]:
     """Returns the variables of the template."""
     parts = summary.parts
     per_image = [
@@ -53,7 +54,8 @@ def _values(summary: Summary) -> dict[str, Any]:
         "balances": [balance(name, counts, _CLASSES) for name, counts in summary.text_labels.items()],
         "numbers": [histogram(name, spread) for name, spread in list(summary.number_labels.items())[:_NUMBERS]],
         "repeats": {name: part.texts for name, part in parts.items()} | {"complete caption": summary.captions},
-        "cards": [_card(face) for face in summary.faces],
+        "cards": [_card(face, checked) for face in summary.faces],
+        "tallies": checked.tallies if checked else (),
         "most_words": _WORDS,
         "most_texts": _TEXTS,
         "plot_width": WIDTH,
@@ -61,10 +63,13 @@ def _values(summary: Summary) -> dict[str, Any]:
     }
 
 
-def _card(face: SheetFace) -> dict[str, Any]:
+def _card(face: SheetFace, checked: CheckedDataset | None) -> dict[str, Any]:
     """Returns the variables with which the template shows one face."""
     labels = list(face.labels.items())[:_LABELS]
+    notes = checked.notes.get(face.key, ()) if checked else ()
     return {
+        "notes": [_cut(note) for note in notes[:MOST_NOTES]],
+        "further_notes": max(0, len(notes) - MOST_NOTES),
         "shard": face.shard,
         "key": face.key,
         "source": "data:image/jpeg;base64," + base64.b64encode(face.jpeg).decode(),

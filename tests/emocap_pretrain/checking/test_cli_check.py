@@ -1,3 +1,4 @@
+import html
 import json
 from itertools import islice
 from pathlib import Path
@@ -131,6 +132,28 @@ def test_thresholds_make_a_filter_that_pack_honours(data: str, tmp_path: Path) -
     left_out = {(key, sentence) for key, part, sentence in wanted if part == "local"}
     kept = {key: [text for n, text in enumerate(texts) if (key, n) not in left_out] for key, texts in before.items()}
     assert after == kept
+
+
+def test_inspect_shows_findings_by_region_and_beside_the_faces(data: str, tmp_path: Path) -> None:
+    assert check(data, "--landmarks", tmp_path / "faces.npz", "--only", "agreement", "--out", tmp_path)[0] == 0
+    _, *findings = [json.loads(line) for line in (tmp_path / "checks.jsonl").read_text().splitlines()]
+    done = called("inspect", data, "--checks", tmp_path / "checks.jsonl", "--html", tmp_path / "page.html", "--json")
+    assert done.exit_code == 0, done.output
+    page = html.unescape((tmp_path / "page.html").read_text())
+    low = [each for each in findings if each["score"] is not None and each["score"] < 0.5]
+    shown = [each for each in low if f"agreement {each['score']:.2f}: {each['reason']}" in page]
+    assert len(low) > 10
+    assert len(shown) >= 0.9 * len(low)  # A face shows six of its findings.
+    tallies = json.loads(done.stdout)["checks"]
+    eyebrows = next(each for each in tallies if each["region"] == "eyebrows")
+    scores = [each["score"] for each in findings if each["region"] == "eyebrows"]
+    assert eyebrows["disagree"] == sum(score is not None and score < 0.5 for score in scores)
+    assert eyebrows["abstain"] == scores.count(None)
+
+    write_shards(records(3, pixels=32), str(tmp_path / "other"))
+    refused = called("inspect", tmp_path / "other", "--checks", tmp_path / "checks.jsonl")
+    assert refused.exit_code == 2
+    assert "about another dataset" in " ".join(refused.output.split())
 
 
 @pytest.mark.parametrize(
