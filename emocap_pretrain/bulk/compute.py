@@ -5,11 +5,12 @@ does not depend on which parts already exist, or on how many processes compute t
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -86,17 +87,28 @@ class PartComputation:
             part, picture, content = row
             return part, picture, crop_of(content, scorer.cropper)
 
-        rows = prefetched(pictures, cropped, ahead=2 * self.batch_size)
-        for part, found in groupby(rows, lambda row: row[0]):
-            with writing_to(Path(self.folder, name_of(part.number))) as path:
-                writer = PartWriter(path, schema)
-                try:
-                    for batch in _batches(found, self.batch_size):
-                        _write(batch, scorer, writer)
-                        report(_advance(batch))
-                    writer.close()
-                finally:
-                    writer.abandon()
+        # Closed here also after an error; otherwise the garbage collector may do it in one of the reading threads.
+        with closing(prefetched(pictures, cropped, ahead=2 * self.batch_size)) as rows:
+            for part, found in groupby(rows, lambda row: row[0]):
+                self._compute_part(part, found, scorer, schema, report)
+
+    def _compute_part(
+        self,
+        part: OutputPart,
+        found: Iterable["_Row"],
+        scorer: Scorer | RowScorer,
+        schema: Any,
+        report: Callable[[Advance], object],
+    ) -> None:
+        with writing_to(Path(self.folder, name_of(part.number))) as path:
+            writer = PartWriter(path, schema)
+            try:
+                for batch in _batches(found, self.batch_size):
+                    _write(batch, scorer, writer)
+                    report(_advance(batch))
+                writer.close()
+            finally:
+                writer.abandon()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

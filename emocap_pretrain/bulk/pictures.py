@@ -1,6 +1,6 @@
 """Defines the pictures that an input provides, and prefetches them in threads."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count, takewhile
@@ -67,7 +67,7 @@ def _pixels(content: Path | LocalFile | bytes) -> Crop:
     return decode_image(content.read() if isinstance(content, LocalFile) else content)
 
 
-def prefetched(items: Iterator[Item], act: Callable[[Item], Item], *, ahead: int) -> Iterator[Item]:
+def prefetched(items: Iterator[Item], act: Callable[[Item], Item], *, ahead: int) -> Generator[Item]:
     """Yields `act(item)` for each item in order. Threads call `next(items)` and `act` in advance.
 
     A single thread iterates over `items`, so `items` may decode a video or wait for a store. `items` must not yield

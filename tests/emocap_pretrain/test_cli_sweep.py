@@ -168,6 +168,7 @@ def test_each_run_of_the_sweeps_on_the_page_about_rates_can_start(
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (24, 24), (number, 100, 100)).save(file)
     first = called("init", "faces", "--out", "faces.yaml", "--weights", "packages").stdout.partition("next")[2]
+    first = first.replace("\\\n", " ")  # Long commands are printed on several lines.
     assert called(*shlex.split(first.partition("emocap pretrain")[0])[1:]).exit_code == 0
     sweeps = [each.words for each in shown_on(ROOT / "docs/rates-and-freezing.md") if each.words[1] == "sweep"]
     # `members_of` loads the config of each run. One run for each frozen depth is checked as before a start.

@@ -142,7 +142,7 @@ def test_a_run_with_a_filter_is_described_resumes_and_refuses_another_filter(
     stand_alone()
     config = changed(tiny_config, data__filter=place, evaluation__filter=place, checkpoint__every_steps=1)
     digest = open_filter(place, faces).digest[:16]
-    assert f"filter          leaves out {DESCRIBED}" in RunPlan.of(config, 1, on_gpu=False).text()
+    assert f"filter leaves out {DESCRIBED}" in " ".join(RunPlan.of(config, 1, on_gpu=False).text().split())
     found = preflight(config)
     assert found.problems == []
     assert f"data.filter (digest {digest}) leaves out {DESCRIBED}, of {faces}." in found.notes

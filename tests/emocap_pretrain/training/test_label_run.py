@@ -196,7 +196,7 @@ def test_wrong_labels_are_one_line_before_the_start(
 def test_the_plan_names_the_losses_and_what_is_trained(
     new_run: Callable[..., Config], classes: tuple[str, ...]
 ) -> None:
-    text = RunPlan.of(new_run("planned", cluster__ranks=1), 1, on_gpu=False).text()
+    text = " ".join(RunPlan.of(new_run("planned", cluster__ranks=1), 1, on_gpu=False).text().split())
     assert f"emotion: cross-entropy of {len(classes)} classes, balanced by effective numbers" in text
     assert "valence: 1 - CCC of the global batch" in text
     assert "text tower: frozen" in text

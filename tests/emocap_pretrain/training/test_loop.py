@@ -208,7 +208,7 @@ def test_a_crash_between_the_last_checkpoint_and_the_report_costs_the_evaluation
 ) -> None:
     config = new_run(steps=2, evaluation__url=faces)
     with monkeypatch.context() as crashing:
-        crashing.setattr(conclusion.tasks, "evaluate", crash)
+        crashing.setattr(conclusion.run_tasks, "evaluate", crash)
         with pytest.raises(Crash):
             pretrain(config, FakeRuntime())
     runtime = FakeRuntime()

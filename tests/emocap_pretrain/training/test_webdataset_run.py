@@ -136,7 +136,7 @@ def test_the_check_before_a_start_says_what_is_not_promised_and_refuses_what_can
     assert found.problems == []
     assert found.notes[0].startswith("data.webdataset streams 4 tars as they are: a run that resumes within an epoch")
     assert "1 of the first 24 samples" in found.notes[1]
-    plan = RunPlan.of(config, 1, on_gpu=False).text()
+    plan = " ".join(RunPlan.of(config, 1, on_gpu=False).text().split())
     assert f"tars at {tars}; an epoch has 24 samples, as stated" in plan
     # On Ray, the number of ranks is known only when a session opens.
     with pytest.raises(PlanError, match="4 tars are too few for 2 ranks with 3 loader processes each"):
