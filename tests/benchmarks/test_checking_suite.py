@@ -35,8 +35,8 @@ def _claim(text: str) -> WrittenClaim:
 def test_sentences_about_odd_rendered_faces_are_recorded_by_kind_and_region(tmp_path: Path) -> None:
     points, _ = rendered()
     names = [f"0005-{FIRST + number:08d}.jpg" for number in range(len(points))]
-    _landmarks(tmp_path / "faces.npz", names, points)
-    write_shards(records(16, seed=5, pixels=224, start=FIRST), str(tmp_path / "data"), samples_per_shard=8)
+    _landmarks(tmp_path / "faces.npz", names, points * (32 / 224))
+    write_shards(records(16, seed=5, pixels=32, start=FIRST), str(tmp_path / "data"), samples_per_shard=8)
     words = [str(tmp_path / "data"), "--landmarks", str(tmp_path / "faces.npz"), "--out", str(tmp_path)]
     assert main(["checking", "falsified", *words]) == 0
     lines = record.read(tmp_path / "checking.jsonl")
