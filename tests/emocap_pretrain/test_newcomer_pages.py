@@ -41,8 +41,9 @@ LAUNCHER = re.compile(r"Starting with Ray|step \d+/\d+|.* without a restart|host
 
 
 def shape(line: str) -> str:
-    """Returns a line of output without numbers, boxes and bars."""
-    return " ".join(re.sub(r"[\u2500-\u259f]", " ", re.sub(r"\d[\d,.:]*", "0", line)).split())
+    """Returns a line of output without numbers, units of bytes, boxes and bars."""
+    numbers = re.sub(r"\d[\d,.:]*( [kM]B\b)?", "0", line)
+    return " ".join(re.sub(r"[\u2500-\u259f]", " ", numbers).split())
 
 
 def require_output(shown: Shown, output: str) -> None:

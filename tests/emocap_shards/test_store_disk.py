@@ -1,5 +1,6 @@
 import os
 import resource
+import shutil
 import uuid
 
 import pytest
@@ -63,3 +64,42 @@ def test_a_missing_local_folder_is_not_a_missing_object(tmp_path, s3):
         store.get_file("x", tmp_path / "nowhere" / "back")
     with pytest.raises(StoreError, match=r"no such local file, '.*/nothing'; check its path"):
         store.put_file("x", tmp_path / "nothing")
+
+
+def test_what_another_process_deletes_during_a_listing_is_absent(tmp_path, monkeypatch):
+    """A rank lists the checkpoints while another one deletes an old checkpoint."""
+    store = open_store(tmp_path)
+    for path in ("a/1", "b/1", "b/2", "c/deep/1", "d/1"):
+        store.put(path, b"123")
+    stat, scandir = os.stat, os.scandir
+
+    def deleting_stat(path, *arguments, **options):
+        if str(path) == f"{tmp_path}/b/1":
+            (tmp_path / "b" / "1").unlink(missing_ok=True)
+        return stat(path, *arguments, **options)
+
+    def deleting_scandir(path):
+        if str(path) == f"{tmp_path}/c/deep":
+            shutil.rmtree(tmp_path / "c")
+        return scandir(path)
+
+    with monkeypatch.context() as deleting:
+        deleting.setattr(os, "stat", deleting_stat)
+        deleting.setattr(os, "scandir", deleting_scandir)
+        assert [entry.path for entry in store.list()] == ["a/1", "b/2", "d/1"]
+    assert store.list("gone") == []
+
+
+def test_a_folder_that_may_not_be_listed_is_an_error_and_not_empty(tmp_path, monkeypatch):
+    store = open_store(tmp_path)
+    store.put("closed/1", b"1")
+    scandir = os.scandir
+
+    def refusing(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(StoreError, match=r"cannot list '' in .*permission denied"):
+        store.list()

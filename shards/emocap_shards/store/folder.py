@@ -7,8 +7,9 @@ object only if it is absent, and `flock` lets only one process at a time compare
 import hashlib
 import os
 import shutil
+import stat
 import uuid
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import groupby
@@ -111,10 +112,7 @@ class FolderStore:
     def list(self, prefix: str = "") -> list[Entry]:
         with self._as_store_error("list", prefix):
             top = self._at(prefix) if prefix else Path(self.root)
-            # Hidden files are unfinished writes, locks and probes.
-            files = (path for path in top.rglob("*") if path.is_file() and not path.name.startswith("."))
-            entries = (Entry(path.relative_to(self.root).as_posix(), path.stat().st_size) for path in files)
-            return sorted(entries, key=lambda entry: entry.path)
+            return sorted(_entries(top, self.root), key=lambda entry: entry.path)
 
     def exists(self, path: str) -> bool:
         with self._as_store_error("find", path):
@@ -200,6 +198,30 @@ class FolderStore:
             raise NotFound(message, path=path) from error
         except OSError as error:
             raise StoreError(f"cannot {verb} {path!r} in {self.root}: {local_trouble(error)}.") from error
+
+
+def _entries(top: Path, root: str) -> Iterator[Entry]:
+    """Yields the files below a folder that are not hidden; hidden ones are unfinished writes, locks and probes.
+
+    Another process may delete files and folders meanwhile, such as old checkpoints. These are absent then, as in the
+    listing of an object store.
+    """
+    for folder, _, names in os.walk(top, onerror=_unless_deleted):
+        for name in names:
+            if name.startswith("."):
+                continue
+            path = os.path.join(folder, name)  # noqa: PTH118 - os.walk yields texts
+            try:
+                status = os.stat(path)  # noqa: PTH116
+            except FileNotFoundError:  # It was deleted, or is a link to nothing.
+                continue
+            if stat.S_ISREG(status.st_mode):
+                yield Entry(Path(path).relative_to(root).as_posix(), status.st_size)
+
+
+def _unless_deleted(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
 
 
 @contextmanager
