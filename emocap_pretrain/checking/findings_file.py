@@ -66,8 +66,8 @@ class FindingsWriter:
                 os.truncate(self._part, stored["bytes"])
                 self.done = int(stored["samples"])
                 return self.done
-        except (OSError, ValueError, KeyError, TypeError):
-            pass  # Nothing of this work exists yet.
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            pass  # Nothing of this work exists yet, or the note of its progress is damaged: it begins anew.
         self._part.write_text(head, encoding="utf-8")
         self._note(digest)
         return 0

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from emocap_pretrain.bulk.parts import OutputPart
     from emocap_pretrain.bulk.scorers import ModelSource, Prompts, Scorer
     from emocap_pretrain.data.videos import Sampling
+    from emocap_pretrain.faces.detection import FaceComputation
+    from emocap_pretrain.faces.landmarks import LandmarkComputation
     from emocap_pretrain.inference.model import EmotionModel
     from emocap_pretrain.ranks.group import RankGroup
 
@@ -345,6 +347,40 @@ def on_ray(
         resources = WorkerResources.of(cluster.nodes(), workers=workers, use_gpus=use_gpus)
         for advance in map_items(start, works, resources, env=run.chosen(run.SECRET)):
             bar.show(advance)
+
+
+def write_from_processes(
+    output: Output,
+    found: "BulkInput",
+    computation: "LandmarkComputation | FaceComputation",
+    state: dict[str, Any],
+    *,
+    ray: bool,
+    workers: int | None,
+) -> None:
+    """Writes what the processes of MediaPipe find, computed by this process or on a Ray cluster.
+
+    `state` holds the options that decide the output; the program, the input and the size of the parts are added.
+
+    Raises:
+        ConfigError: If the environment of MediaPipe cannot be made, or `Output.write` refuses the output.
+        DataError: If a process ends.
+        StoreError: If a file cannot be written.
+    """
+    from emocap_pretrain.faces.processes import MEDIAPIPE, program_digest
+
+    if not ray:
+        MEDIAPIPE.python(console.print)  # Before the bar, whose rate would count the installation.
+    state = {**state, "program": program_digest(), "input": found.digest, "part_images": output.part_images}
+
+    def compute(works: "Iterator[Work]", bar: BulkBar) -> None:
+        if ray:
+            on_ray(computation.started, works, workers, bar, use_gpus=False)
+        else:
+            with computation.scorer() as scorer:
+                computation.compute(works, scorer, bar.show)
+
+    output.write(found, "finding", state, state, compute)
 
 
 def sampling_of(fps: float | None, every: int | None) -> "Sampling":

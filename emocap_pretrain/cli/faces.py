@@ -1,14 +1,12 @@
 """Defines `emocap faces`, which finds faces in photographs and videos, and cuts them out."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from emocap_pretrain.cli.bulk import (
-    BulkBar,
     Every,
     Force,
     Fps,
@@ -16,17 +14,14 @@ from emocap_pretrain.cli.bulk import (
     ImageRoot,
     Output,
     PartImages,
-    on_ray,
     output_place,
     sampling_of,
+    write_from_processes,
 )
 from emocap_pretrain.cli.options import Debug, OnRay
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.logs import show_logs
-from emocap_pretrain.terminal import console, errors_as_lines
-
-if TYPE_CHECKING:
-    from emocap_pretrain.bulk.compute import Work
+from emocap_pretrain.terminal import errors_as_lines
 
 _BATCH = 16  # Images that the processes get together; a photograph of 12 megapixels has 36 MB.
 
@@ -68,7 +63,6 @@ def command(  # noqa: PLR0913, PLR0917 - one argument for each option
         from emocap_pretrain.faces.alignment import VERSIONS
         from emocap_pretrain.faces.detection import FaceComputation, FaceCut
         from emocap_pretrain.faces.images import open_images
-        from emocap_pretrain.faces.processes import MEDIAPIPE
 
         place = output_place(out)
         if place.suffix != ".parquet":
@@ -88,9 +82,6 @@ def command(  # noqa: PLR0913, PLR0917 - one argument for each option
         )
         state = {
             "command": "faces",
-            "program": MEDIAPIPE.digest(),
-            "input": found.digest,
-            "part_images": part_images,
             "alignment": VERSIONS[align],
             "pixels": pixels,
             "format": encoding,
@@ -98,14 +89,5 @@ def command(  # noqa: PLR0913, PLR0917 - one argument for each option
             "fps": sampling.fps if found.has_videos else None,
             "every": sampling.every if found.has_videos else None,
         }
-        if not ray:
-            MEDIAPIPE.python(console.print)  # Before the bar, whose rate would count the installation.
-
-        def compute(works: "Iterator[Work]", bar: BulkBar) -> None:
-            if ray:
-                on_ray(computation.started, works, workers, bar, use_gpus=False)
-            else:
-                with computation.scorer() as scorer:
-                    computation.compute(works, scorer, bar.show)
-
-        Output(out, "parquet", part_images, force=force).write(found, "finding", state, state, compute)
+        output = Output(out, "parquet", part_images, force=force)
+        write_from_processes(output, found, computation, state, ray=ray, workers=workers)

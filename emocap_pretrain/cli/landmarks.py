@@ -1,21 +1,17 @@
 """Defines `emocap landmarks`, which finds the landmarks of the faces in many images."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from emocap_shards.inspecting.wording import counted
 
-from emocap_pretrain.cli.bulk import BulkBar, Force, Image, ImageRoot, Output, PartImages, on_ray, output_place
+from emocap_pretrain.cli.bulk import Force, Image, ImageRoot, Output, PartImages, output_place, write_from_processes
 from emocap_pretrain.cli.options import Debug, OnRay
 from emocap_pretrain.errors import ConfigError
 from emocap_pretrain.logs import show_logs
 from emocap_pretrain.terminal import console, errors_as_lines
-
-if TYPE_CHECKING:
-    from emocap_pretrain.bulk.compute import Work
 
 _BATCH = 64  # Images that the processes get together.
 
@@ -48,7 +44,6 @@ def command(
         from emocap_pretrain.data.landmarks import read_landmarks
         from emocap_pretrain.faces.images import open_images
         from emocap_pretrain.faces.landmarks import LandmarkComputation
-        from emocap_pretrain.faces.processes import MEDIAPIPE
 
         place = output_place(out)
         if place.suffix != ".npz":
@@ -62,22 +57,7 @@ def command(
             batch_size=_BATCH,
             processes=1 if ray else workers or len(os.sched_getaffinity(0)),
         )
-        if not ray:
-            MEDIAPIPE.python(console.print)  # Before the bar, whose rate would count the installation.
-        state = {
-            "command": "landmarks",
-            "program": MEDIAPIPE.digest(),
-            "input": found.digest,
-            "part_images": part_images,
-        }
-
-        def compute(works: "Iterator[Work]", bar: BulkBar) -> None:
-            if ray:
-                on_ray(computation.started, works, workers, bar, use_gpus=False)
-            else:
-                with computation.scorer() as scorer:
-                    computation.compute(works, scorer, bar.show)
-
-        Output(out, "npz", part_images, force=force).write(found, "finding", state, state, compute)
+        output = Output(out, "npz", part_images, force=force)
+        write_from_processes(output, found, computation, {"command": "landmarks"}, ray=ray, workers=workers)
         faces = read_landmarks(place).faces
         console.print(f"A face was found in {counted(faces, 'image')}.")

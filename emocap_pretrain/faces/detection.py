@@ -3,10 +3,9 @@
 import hashlib
 import io
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple, Self, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -14,10 +13,9 @@ from jaxtyping import Float32, UInt8
 from PIL import Image
 
 from emocap_pretrain.bulk.compute import Advance, PartComputation, Work, computed_part
-from emocap_pretrain.bulk.pictures import Cropper, Picture
+from emocap_pretrain.bulk.pictures import Picture
 from emocap_pretrain.bulk.scorers import Columns, Field, FoundRows, vector_field
 from emocap_pretrain.faces.alignment import AlignmentName, aligned
-from emocap_pretrain.faces.landmarks import WholeImage
 from emocap_pretrain.faces.mediapipe_program import COUNT, POINTS
 from emocap_pretrain.faces.processes import ImageProcesses, program
 from emocap_pretrain.faces.quality import FaceQuality, quality
@@ -63,23 +61,13 @@ class FaceCut:
     encoding: Encoding = "png"
 
 
-class FaceScorer(AbstractContextManager["FaceScorer"]):
+class FaceScorer(ImageProcesses[list[DetectedFace]]):
     """Implements `bulk.scorers.RowScorer`: one row for each face of an image, the largest first."""
 
     def __init__(self, command: Sequence[str], processes: int, cut: FaceCut) -> None:
         """Starts the processes (`ImageProcesses`)."""
-        self._processes = ImageProcesses(command, _faces, processes)
+        super().__init__(command, _faces, processes)
         self._cut = cut
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._processes.__exit__(*error)
-
-    @property
-    def cropper(self) -> Cropper:
-        return WholeImage()
 
     @property
     def fields(self) -> Sequence[Field]:
@@ -94,7 +82,7 @@ class FaceScorer(AbstractContextManager["FaceScorer"]):
         ]
 
     def rows(self, pictures: Sequence[Picture], crops: Sequence[Crop]) -> FoundRows:
-        answers = self._processes.ask(crops)
+        answers = self.ask(crops)
         columns: dict[str, list[Any]] = {field.name: [] for field in self.fields}
         for picture, crop, faces in zip(pictures, crops, answers, strict=True):
             for number, face in enumerate(faces):

@@ -1,46 +1,26 @@
 """Finds the landmarks of the one face that each image shows."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from typing import Self
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float32
 
 from emocap_pretrain.bulk.compute import Advance, PartComputation, Work, computed_part
-from emocap_pretrain.bulk.pictures import Cropper
 from emocap_pretrain.bulk.scorers import Columns, Field, vector_field
 from emocap_pretrain.faces.mediapipe_program import POINTS
 from emocap_pretrain.faces.processes import ImageProcesses, program
 from emocap_pretrain.inference.embedder import Crop
 
 
-class WholeImage:
-    """Implements `Cropper`: images are read as they are."""
-
-    def square(self, image: Crop) -> Crop:
-        return image
-
-
-class LandmarkScorer(AbstractContextManager["LandmarkScorer"]):
+class LandmarkScorer(ImageProcesses[Float32[np.ndarray, " answer"]]):
     """Implements `bulk.scorers.Scorer`: the columns `landmarks`, `passes` and `spread` (`mediapipe_program.py`)."""
 
     def __init__(self, command: Sequence[str], processes: int) -> None:
         """Starts the processes (`ImageProcesses`)."""
-        self._processes = ImageProcesses(command, _mesh, processes)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._processes.__exit__(*error)
-
-    @property
-    def cropper(self) -> Cropper:
-        return WholeImage()
+        super().__init__(command, _mesh, processes)
 
     @property
     def fields(self) -> Sequence[Field]:
@@ -51,7 +31,7 @@ class LandmarkScorer(AbstractContextManager["LandmarkScorer"]):
         ]
 
     def columns(self, crops: Sequence[Crop]) -> Columns:
-        answers = np.stack(self._processes.ask(crops))
+        answers = np.stack(self.ask(crops))
         return {"landmarks": answers[:, 2:], "passes": answers[:, 0].astype(np.int32), "spread": answers[:, 1]}
 
 

@@ -1,5 +1,6 @@
 """Runs `mediapipe_program.py` in several processes, in an environment of their own."""
 
+import hashlib
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from typing import IO, Generic, Self, TypeVar
 import numpy as np
 from emocap_shards.mask import masked
 
+from emocap_pretrain.bulk.pictures import Cropper
 from emocap_pretrain.errors import DataError
 from emocap_pretrain.faces import mediapipe_program
 from emocap_pretrain.faces.environment import IsolatedEnvironment
@@ -22,6 +24,11 @@ _PROGRAM = mediapipe_program.__file__
 _LAST_BYTES = 2000  # Of what a process printed before it ended.
 
 Answer = TypeVar("Answer")
+
+
+def program_digest() -> str:
+    """Returns a digest of the program, of its packages with their versions, and of the version of Python."""
+    return hashlib.sha256(MEDIAPIPE.digest().encode() + Path(_PROGRAM).read_bytes()).hexdigest()
 
 
 def program(*arguments: str) -> list[str]:
@@ -97,6 +104,13 @@ class ImageProcess(Generic[Answer]):
                     stream.close()
 
 
+class WholeImage:
+    """Implements `Cropper`: images are read as they are."""
+
+    def square(self, image: Crop) -> Crop:
+        return image
+
+
 class ImageProcesses(Generic[Answer]):
     """Asks several processes about many images."""
 
@@ -123,6 +137,11 @@ class ImageProcesses(Generic[Answer]):
 
     def __exit__(self, *error: object) -> None:
         self._all.close()
+
+    @property
+    def cropper(self) -> Cropper:
+        """Returns what leaves images as they are, for scorers of `bulk`."""
+        return WholeImage()
 
     def ask(self, images: Sequence[Crop]) -> list[Answer]:
         """Returns the answer to each image.

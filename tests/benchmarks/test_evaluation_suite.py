@@ -197,7 +197,7 @@ def test_landmarks_that_are_found_take_the_place_of_the_exact_ones(
     real = subprocess.run
 
     def found(words: list[str], **options: Any) -> Any:
-        """Stands for `emocap landmarks`: the eyes of all images are at the places of an aligned face of 100 pixels."""
+        """Takes the place of `emocap landmarks`: all eyes are those of an aligned face of 100 pixels."""
         if "landmarks" not in words:
             return real(words, **options)
         names = [path.relative_to(words[4]).as_posix() for path in sorted(Path(words[4]).rglob("*.jpg"))]

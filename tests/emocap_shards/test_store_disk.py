@@ -88,6 +88,8 @@ def test_what_another_process_deletes_during_a_listing_is_absent(tmp_path, monke
         deleting.setattr(os, "scandir", deleting_scandir)
         assert [entry.path for entry in store.list()] == ["a/1", "b/2", "d/1"]
     assert store.list("gone") == []
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert [entry.path for entry in store.list()] == ["a/1", "b/2", "d/1"]
 
 
 def test_a_folder_that_may_not_be_listed_is_an_error_and_not_empty(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ Every guarantee comes from one call of the file system: `rename` replaces an obj
 object only if it is absent, and `flock` lets only one process at a time compare a version and write.
 """
 
+import errno
 import hashlib
 import os
 import shutil
@@ -24,6 +25,7 @@ from emocap_shards.store.landing import landing
 from emocap_shards.store.protocol import DOCUMENT_BYTES, Entry, checked, too_large
 
 _CHUNK_BYTES = 1 << 30
+_ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}  # Deleted, or a link to nothing or to itself.
 _LOCK_WAIT_S = 60.0  # A lock is held for as long as it takes to write a small object.
 
 
@@ -213,7 +215,9 @@ def _entries(top: Path, root: str) -> Iterator[Entry]:
             path = os.path.join(folder, name)  # noqa: PTH118 - os.walk yields texts
             try:
                 status = os.stat(path)  # noqa: PTH116
-            except FileNotFoundError:  # It was deleted, or is a link to nothing.
+            except OSError as error:
+                if error.errno not in _ABSENT:
+                    raise
                 continue
             if stat.S_ISREG(status.st_mode):
                 yield Entry(Path(path).relative_to(root).as_posix(), status.st_size)

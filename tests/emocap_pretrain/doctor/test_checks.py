@@ -339,7 +339,7 @@ def test_a_store_that_reads_less_than_20_mb_in_a_second_is_a_warning(
 
 
 class OtherBytes:
-    """Stands for a store that returns other bytes than were written, or ignores conditions."""
+    """Imitates a store that returns other bytes than were written, or ignores conditions."""
 
     def __init__(self, *, wrong: bool) -> None:
         self.inner, self.wrong = open_store("memory://doctor/other"), wrong
